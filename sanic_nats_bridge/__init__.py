@@ -1,0 +1,11 @@
+"""A live edge for NATS in any Sanic app: browsers follow subjects over WebSocket or Server-Sent Events."""
+
+from importlib.metadata import version
+
+from .errors import BridgeError, CloseCode, SettingsError
+from .extension import NatsBridge
+from .session import Session
+
+__all__ = ["BridgeError", "CloseCode", "NatsBridge", "Session", "SettingsError", "__version__"]
+
+__version__ = version("sanic-nats-bridge")

@@ -1,0 +1,165 @@
+"""Everything the bridge can refuse, as one tree; a code, an HTTP status and a close code for each.
+
+    BridgeError
+    ├── CommandInvalid            command.invalid
+    │   └── MediaTypeUnsupported  command.invalid, but HTTP 415
+    ├── CommandUnsupported        command.unsupported
+    ├── SubjectInvalid            subject.invalid
+    ├── SubjectForbidden          subject.forbidden
+    ├── NotSubscribed             subject.not_subscribed
+    ├── SizeLimit                 limit.size
+    ├── SubscriptionLimit         limit.subscriptions
+    ├── SessionUnknown            session.unknown
+    ├── WorkerFull                limit.sessions
+    ├── NatsRefused               nats.refused
+    └── InternalError             internal
+
+``SettingsError`` stands apart: it is the operator's, stops the start, and never reaches a client.
+"""
+
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import ClassVar
+
+__all__ = [
+    "BridgeError",
+    "CloseCode",
+    "CommandInvalid",
+    "CommandUnsupported",
+    "InternalError",
+    "MediaTypeUnsupported",
+    "NatsRefused",
+    "NotSubscribed",
+    "SessionUnknown",
+    "SettingsError",
+    "SizeLimit",
+    "SubjectForbidden",
+    "SubjectInvalid",
+    "SubscriptionLimit",
+    "WorkerFull",
+]
+
+
+class CloseCode(IntEnum):
+    """Why the bridge ends a session: the WebSocket close codes of RFC 6455, section 7.4."""
+
+    GOING_AWAY = 1001
+    TOO_BIG = 1009
+    INTERNAL = 1011
+    TRY_AGAIN_LATER = 1013
+
+    @property
+    def reconnect(self) -> bool:
+        """Whether a client that comes back may expect to be served."""
+        return self is not CloseCode.TOO_BIG
+
+    @property
+    def spread(self) -> bool:
+        """Whether the client is told how long to wait, because many others leave with it."""
+        return self in (CloseCode.GOING_AWAY, CloseCode.TRY_AGAIN_LATER)
+
+
+class BridgeError(Exception):
+    """What a client is told when something is refused.
+
+    ``message`` is for people and shows no internals; ``subjects`` are those that it concerns.
+    """
+
+    code: ClassVar[str]
+    http_status: ClassVar[int]
+    close_code: ClassVar[CloseCode | None] = None
+
+    def __init__(self, message: str, subjects: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.subjects = tuple(subjects)
+
+
+class CommandInvalid(BridgeError):
+    """Not a command: broken JSON, a missing or mistyped field, an action nobody knows."""
+
+    code = "command.invalid"
+    http_status = 400
+
+
+class MediaTypeUnsupported(CommandInvalid):
+    """A POST whose body is not declared as JSON."""
+
+    http_status = 415
+
+
+class CommandUnsupported(BridgeError):
+    """An action, a field or a kind of frame that the protocol reserves for later."""
+
+    code = "command.unsupported"
+    http_status = 400
+
+
+class SubjectInvalid(BridgeError):
+    """A pattern outside the grammar of `subjects`."""
+
+    code = "subject.invalid"
+    http_status = 400
+
+
+class SubjectForbidden(BridgeError):
+    """A pattern that the operator has not opened."""
+
+    code = "subject.forbidden"
+    http_status = 403
+
+
+class NotSubscribed(BridgeError):
+    """An unsubscribe of what the session does not hold."""
+
+    code = "subject.not_subscribed"
+    http_status = 409
+
+
+class SizeLimit(BridgeError):
+    """A command larger than ``max_command_bytes``."""
+
+    code = "limit.size"
+    http_status = 413
+    close_code = CloseCode.TOO_BIG
+
+
+class SubscriptionLimit(BridgeError):
+    """More patterns than ``max_subscriptions``."""
+
+    code = "limit.subscriptions"
+    http_status = 429
+
+
+class SessionUnknown(BridgeError):
+    """No session of that id lives here."""
+
+    code = "session.unknown"
+    http_status = 404
+
+
+class WorkerFull(BridgeError):
+    """``max_sessions`` are open. It passes, so an event stream hears it in a 200 and a ``close``."""
+
+    code = "limit.sessions"
+    http_status = 200
+    close_code = CloseCode.TRY_AGAIN_LATER
+
+
+class NatsRefused(BridgeError):
+    """The NATS server does not let the bridge subscribe to that pattern."""
+
+    code = "nats.refused"
+    http_status = 403
+
+
+class InternalError(BridgeError):
+    """A fault of the bridge; what it was stands in the operator's log."""
+
+    code = "internal"
+    http_status = 500
+    close_code = CloseCode.INTERNAL
+
+
+class SettingsError(ValueError):
+    """A setting that the bridge cannot start with; the message is one line and names it."""

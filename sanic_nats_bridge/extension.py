@@ -1,0 +1,128 @@
+"""``NatsBridge``: the one place where all parts are put together, and tied to an app's life."""
+
+import asyncio
+import logging
+import os
+from typing import Any, Unpack
+
+from sanic import Blueprint, Sanic
+from sanic_ext.extensions.base import Extension
+from sanic_routing.exceptions import NotFound
+
+from .errors import CloseCode, SettingsError
+from .hub import Hub
+from .nats_link import NatsClient, NatsLink
+from .permissions import Permissions
+from .routes.commands import add_command_routes
+from .routes.events import add_event_route
+from .routes.websocket import add_websocket_route
+from .session import Session
+from .sessions import Sessions
+from .settings import SettingKeywords, Settings
+
+__all__ = ["NatsBridge"]
+
+logger = logging.getLogger("sanic.root.nats_bridge")
+
+
+class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __init_subclass__
+    """A Sanic extension through which browsers follow NATS subjects.
+
+    Put one on an app, before anything uses ``app.ext``::
+
+        app.extend(extensions=[NatsBridge(subscribe=["orders.>"])])
+
+    The app's own code gets it by injection (a handler argument annotated ``NatsBridge``) or as
+    ``app.ctx.nats_bridge``. The app is told of ``natsbridge.session.opened`` (context: ``session``),
+    ``natsbridge.session.closed`` (``session`` and ``code``, a WebSocket close code) and
+    ``natsbridge.link.connected`` by Sanic signals.
+
+    Raises:
+        SettingsError: A setting is unknown, or its value is wrong.
+    """
+
+    name = "natsbridge"
+
+    def __init__(self, **settings: Unpack[SettingKeywords]) -> None:
+        self._keywords = dict(settings)
+        Settings.resolve(self._keywords, {})
+        self._link: NatsLink | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def client(self) -> NatsClient | None:
+        """The live nats-py client, for publishing and requests; ``None`` while there is none.
+
+        Read it each time: it changes when the connection is made anew. Subscriptions made on it go
+        with it; make them in a handler of the signal ``natsbridge.link.connected``.
+        """
+        return None if self._link is None else self._link.client
+
+    def startup(self, bootstrap: Any) -> None:
+        """Called by sanic-ext, in the main process and in each worker: registers, opens nothing."""
+        if self._link is not None:
+            raise SettingsError("One NatsBridge serves one app; give each app its own")
+        self.settings = Settings.resolve(self._keywords, self.app.config)
+        self._link = NatsLink(self.settings)
+        self._hub = Hub(self._link, linger=self.settings.linger, headers=self.settings.headers)
+        self._sessions = Sessions(self.settings, self._hub, Permissions(self.settings.subscribe))
+        self._sessions.on_opened = self._session_opened
+        self._sessions.on_closed = self._session_closed
+        self._link.on_connected = self._link_connected
+        self.app.ctx.nats_bridge = self
+        self._add_routes()
+        self.app.register_listener(self._start, "before_server_start")
+        self.app.register_listener(self._stop, "before_server_stop")
+        if not self.settings.subscribe and "SANIC_WORKER_IDENTIFIER" not in os.environ:
+            logger.warning("NatsBridge setting 'subscribe' is empty: no subject may be followed")
+
+    def label(self) -> str:
+        """What sanic-ext shows at the start."""
+        return self.settings.prefix or "/"
+
+    def _add_routes(self) -> None:
+        blueprint = Blueprint("natsbridge", url_prefix=self.settings.prefix)
+        add_websocket_route(blueprint, self._sessions)
+        add_event_route(blueprint, self._sessions)
+        add_command_routes(blueprint, self._sessions)
+        self.app.blueprint(blueprint)
+
+    async def _start(self, app: Sanic[Any, Any]) -> None:
+        if app.asgi:
+            raise SettingsError("NatsBridge runs in Sanic's own server only, not under an ASGI server")
+        app.ext.dependency(self)
+        assert self._link is not None
+        self._link.start(self._hub)
+
+    async def _stop(self, app: Sanic[Any, Any]) -> None:
+        assert self._link is not None
+        self._sessions.close_all(CloseCode.GOING_AWAY, "The server is going away")
+        await self._link.stop()
+
+    # Signals
+
+    def _session_opened(self, session: Session) -> None:
+        self._signal("natsbridge.session.opened", session=session)
+
+    def _session_closed(self, session: Session, code: int) -> None:
+        self._signal("natsbridge.session.closed", session=session, code=code)
+
+    def _link_connected(self) -> None:
+        self._signal("natsbridge.link.connected")
+
+    def _signal(self, event: str, **context: Any) -> None:
+        """Dispatch a signal, where it has handlers, without waiting for them."""
+        try:
+            self.app.signal_router.get(event)
+        except NotFound:
+            return
+        task = asyncio.create_task(self._dispatch(event, context))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _dispatch(self, event: str, context: dict[str, Any]) -> None:
+        try:
+            await self.app.dispatch(event, context=context, inline=True)
+        except Exception:
+            # Sanic logs it only in debug mode.
+            logger.exception("A handler of the signal %s has failed", event)

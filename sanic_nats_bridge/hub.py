@@ -1,0 +1,299 @@
+"""The shared hub of NATS subscriptions: one for each pattern, however many sessions follow it.
+
+Rules of this module:
+
+1. It runs in one event loop, and nothing on the way of a message awaits. A message is put into the
+   batch of this turn of the loop; `Hub.flush`, at the turn's end, writes once to each subscriber.
+2. Who gets a batch never changes while it holds messages: whatever adds or removes a subscriber, or
+   writes a frame whose place among the messages matters, flushes first.
+3. An interest is claimed by each session that holds it, and by each command that waits for it; the
+   last claim given up starts its linger, after which NATS hears UNSUB.
+"""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from enum import Enum
+from typing import Protocol
+
+from . import wire
+from .errors import BridgeError, NatsRefused
+from .wire import Delivery, Form
+
+__all__ = ["Hub", "Interest", "Link", "LinkWatcher", "State", "Subscriber"]
+
+
+class Link(Protocol):
+    """What the hub needs of the connection to NATS."""
+
+    def subscribe(self, pattern: str, sink: "Interest") -> int | None:
+        """Send SUB; returns its number, or ``None`` while NATS is away."""
+
+    def unsubscribe(self, sid: int) -> None:
+        """Send UNSUB."""
+
+
+class Subscriber(Protocol):
+    """What the hub needs of a session."""
+
+    @property
+    def form(self) -> Form:
+        """Which shape of bytes it takes."""
+
+    def write(self, data: bytes) -> None:
+        """Hand bytes to the client's socket. Must not raise."""
+
+    def activated(self, pattern: str) -> None:
+        """NATS has taken the subscription after the client had been told that it had not yet."""
+
+    def ended(self, pattern: str, error: BridgeError) -> None:
+        """The hub has ended the subscription."""
+
+
+class LinkWatcher(Protocol):
+    """Who is told how the connection to NATS fares, at the right place among the messages."""
+
+    def nats_lost(self) -> None:
+        """The connection has ended; the interests still show how far they had come."""
+
+    def nats_returned(self) -> None:
+        """A new connection stands, and no message of it has been delivered."""
+
+    def nats_connected(self) -> None:
+        """NATS has answered for every live pattern."""
+
+
+class State(Enum):
+    """How far an interest is known to the NATS server."""
+
+    AWAY = "away"  # there is no connection
+    PENDING = "pending"  # SUB was sent
+    LIVE = "live"  # and the server has answered
+    REFUSED = "refused"  # the server has refused; no longer in the hub
+
+
+class Interest:
+    """One pattern and who follows it."""
+
+    def __init__(self, pattern: str) -> None:
+        # Set once.
+        self.pattern = pattern
+        self.wildcard = "*" in pattern or ">" in pattern
+        self.shuns_reserved = pattern[0] in "*>"
+        self.head = wire.message_head(pattern, wildcard=self.wildcard)
+        # Changed by the hub alone.
+        self.state = State.AWAY
+        self.settled = asyncio.Event()
+        self.sid: int | None = None
+        self.claims = 0
+        self.subscribers: dict[Subscriber, None] = {}
+        self.linger: asyncio.TimerHandle | None = None
+
+
+class Hub:
+    """Pattern → interest; and the fan-out."""
+
+    def __init__(self, link: Link, *, linger: float, headers: Iterable[str] = ()) -> None:
+        self._link = link
+        self._linger = linger
+        self._headers = frozenset(headers)
+        self._interests: dict[str, Interest] = {}
+        self._batch: list[tuple[Interest, Delivery]] = []
+        self._unanswered: set[Interest] = set()
+        self._watcher: LinkWatcher | None = None
+        self.connected = False
+        self.unreadable = 0
+
+    def watch(self, watcher: LinkWatcher) -> None:
+        """Tell the watcher how the connection fares."""
+        self._watcher = watcher
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The patterns that NATS was, or shall be, asked for."""
+        return tuple(self._interests)
+
+    # Commands
+
+    def claim(self, patterns: Sequence[str]) -> list[Interest]:
+        """The interests in these patterns, made where there are none; each to be attached or released."""
+        return [self._claim(pattern) for pattern in patterns]
+
+    async def confirm(self, interests: Sequence[Interest], seconds: float) -> None:
+        """Wait until NATS has answered for these claimed interests, or is away, or the time is over.
+
+        Raises:
+            NatsRefused: The server has refused some of them.
+        """
+        pending = [interest for interest in interests if interest.state is State.PENDING]
+        if pending:
+            try:
+                async with asyncio.timeout(seconds):
+                    for interest in pending:
+                        await interest.settled.wait()
+            except TimeoutError:
+                pass
+        refused = [interest.pattern for interest in interests if interest.state is State.REFUSED]
+        if refused:
+            raise _refusal(refused)
+
+    def release(self, interests: Iterable[Interest]) -> None:
+        """Give claims up."""
+        for interest in interests:
+            interest.claims -= 1
+            if not interest.claims and interest.state is not State.REFUSED:
+                loop = asyncio.get_running_loop()
+                interest.linger = loop.call_later(self._linger, self._forget, interest)
+
+    def attach(self, subscriber: Subscriber, interests: Iterable[Interest]) -> None:
+        """Deliver to the subscriber from here on; the claims are its own now."""
+        self.flush()
+        for interest in interests:
+            interest.subscribers[subscriber] = None
+
+    def detach(self, subscriber: Subscriber, interests: Iterable[Interest]) -> None:
+        """Deliver nothing more to the subscriber, and give its claims up."""
+        self.flush()
+        held = [interest for interest in interests if subscriber in interest.subscribers]
+        for interest in held:
+            del interest.subscribers[subscriber]
+        self.release(held)
+
+    def _claim(self, pattern: str) -> Interest:
+        interest = self._interests.get(pattern)
+        if interest is None:
+            interest = self._interests[pattern] = Interest(pattern)
+        if interest.sid is None:
+            self._ask(interest)
+        if interest.linger is not None:
+            interest.linger.cancel()
+            interest.linger = None
+        interest.claims += 1
+        return interest
+
+    def _ask(self, interest: Interest) -> None:
+        interest.settled.clear()
+        interest.sid = self._link.subscribe(interest.pattern, interest)
+        interest.state = State.AWAY if interest.sid is None else State.PENDING
+        if interest.state is State.PENDING and not self.connected:
+            self._unanswered.add(interest)
+
+    def _forget(self, interest: Interest) -> None:
+        del self._interests[interest.pattern]
+        if interest.sid is not None:
+            self._link.unsubscribe(interest.sid)
+        self._answered(interest)
+
+    # Messages
+
+    def dispatch(self, interest: Interest, subject: bytes, headers: bytes, payload: bytes) -> None:
+        """Put a message into the batch of this turn of the event loop."""
+        if not interest.subscribers:
+            return
+        if interest.shuns_reserved and subject[0] in b"$_":
+            return
+        try:
+            text = subject.decode()
+        except UnicodeDecodeError:
+            self.unreadable += 1
+            return
+        shown = wire.header_fields(headers, self._headers) if headers and self._headers else b""
+        if not self._batch:
+            asyncio.get_running_loop().call_soon(self.flush)
+        self._batch.append((interest, Delivery(interest.head, text, shown, payload)))
+
+    def flush(self) -> None:
+        """Write the batch: once to each subscriber, the same bytes to all that get the same messages."""
+        if not self._batch:
+            return
+        batch, self._batch = self._batch, []
+        by_interest: dict[Interest, list[int]] = {}
+        for index, (interest, _) in enumerate(batch):
+            by_interest.setdefault(interest, []).append(index)
+        if len(by_interest) == 1:
+            (interest,) = by_interest
+            _write(interest.subscribers, [delivery for _, delivery in batch])
+            return
+        for followed, subscribers in _by_followed(by_interest).items():
+            indexes = sorted(index for interest in followed for index in by_interest[interest])
+            _write(subscribers, [batch[index][1] for index in indexes])
+
+    # The link's side
+
+    def confirmed(self, interest: Interest) -> None:
+        """The NATS server has the subscription."""
+        interest.state = State.LIVE
+        interest.settled.set()
+        if self.connected:
+            for subscriber in tuple(interest.subscribers):
+                subscriber.activated(interest.pattern)
+        self._answered(interest)
+
+    def refused(self, interest: Interest) -> None:
+        """The NATS server does not have the subscription, or has it no longer."""
+        self.flush()
+        interest.state = State.REFUSED
+        interest.settled.set()
+        if interest.linger is not None:
+            interest.linger.cancel()
+        del self._interests[interest.pattern]
+        for subscriber in tuple(interest.subscribers):
+            subscriber.ended(interest.pattern, _refusal([interest.pattern]))
+        interest.subscribers.clear()
+        self._answered(interest)
+
+    def link_up(self) -> None:
+        """Ask the new connection for every interest that is still claimed."""
+        if self._watcher is not None:
+            self._watcher.nats_returned()
+        for interest in tuple(self._interests.values()):
+            if interest.claims:
+                self._ask(interest)
+        self._answered(None)
+
+    def link_down(self) -> None:
+        """The connection has ended: nothing is subscribed any more."""
+        self.flush()
+        self._unanswered.clear()
+        self.connected = False
+        if self._watcher is not None:
+            self._watcher.nats_lost()
+        for interest in self._interests.values():
+            interest.state = State.AWAY
+            interest.sid = None
+            interest.settled.set()
+
+    def _answered(self, interest: Interest | None) -> None:
+        if interest is not None:
+            if interest not in self._unanswered:
+                return
+            self._unanswered.discard(interest)
+        if not self._unanswered and not self.connected:
+            self.connected = True
+            if self._watcher is not None:
+                self._watcher.nats_connected()
+
+
+def _by_followed(hit: Iterable[Interest]) -> dict[tuple[Interest, ...], list[Subscriber]]:
+    """Subscribers by which of these interests they follow."""
+    followed: dict[Subscriber, list[Interest]] = {}
+    for interest in hit:
+        for subscriber in interest.subscribers:
+            followed.setdefault(subscriber, []).append(interest)
+    groups: dict[tuple[Interest, ...], list[Subscriber]] = {}
+    for subscriber, interests in followed.items():
+        groups.setdefault(tuple(interests), []).append(subscriber)
+    return groups
+
+
+def _write(subscribers: Iterable[Subscriber], deliveries: Sequence[Delivery]) -> None:
+    joined: dict[Form, bytes] = {}
+    for subscriber in subscribers:
+        data = joined.get(subscriber.form)
+        if data is None:
+            data = joined[subscriber.form] = wire.join(deliveries, subscriber.form)
+        subscriber.write(data)
+
+
+def _refusal(patterns: Sequence[str]) -> NatsRefused:
+    names = ", ".join(f"'{pattern}'" for pattern in patterns)
+    return NatsRefused(f"NATS does not let this server follow {names}", patterns)

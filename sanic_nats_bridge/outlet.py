@@ -1,0 +1,139 @@
+"""How bytes leave to one client: straight to the transport of Sanic's own server.
+
+The transport's write buffer is the client's queue, and every frame of a session leaves by its one
+outlet: Sanic's ``send`` waits while more than 64 KiB are buffered, and direct writes would overtake
+it. The only file that touches private parts of Sanic: ``WebsocketImplProtocol.io_proto`` and
+``HttpProtocol._time``.
+"""
+
+import asyncio
+import contextlib
+import math
+import socket
+from typing import Any, Final, Protocol, cast
+
+from sanic import Request, Websocket
+
+from . import wire
+from .protocol import Close, Frame
+from .wire import Form
+
+__all__ = ["CLOSED_WITHOUT_CODE", "EventStreamOutlet", "Outlet", "WebSocketOutlet"]
+
+CLOSED_WITHOUT_CODE: Final = 1006  # RFC 6455, section 7.1.5
+
+_LOST_AFTER_SECONDS: Final = 20
+_CLOSE_SECONDS: Final = 5.0
+_HIGH_WATER_BYTES: Final = 2**30
+_SANIC_WATER_BYTES: Final = {"high": 65_536, "low": 16_384}
+
+
+class Outlet(Protocol):
+    """What a session needs of the way to its client."""
+
+    quiet: bool
+    """Nothing was written since somebody last set it."""
+
+    @property
+    def form(self) -> Form:
+        """Which shape of bytes it takes."""
+
+    def write(self, data: bytes) -> None:
+        """Write bytes that are already in the outlet's form; never waits, never raises."""
+
+    def send(self, frame: Frame, retry: int | None = None) -> None:
+        """Write one frame."""
+
+    def keep(self) -> None:
+        """Keep the server from taking the connection for idle."""
+
+    def finish(self, close: Close) -> None:
+        """Write the last frame, then end the connection as its transport does."""
+
+
+class _TransportOutlet:
+    form: Form
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self.quiet = False
+        # Above this mark Sanic's own frames (pong, close) would wait behind ours.
+        transport.set_write_buffer_limits(high=_HIGH_WATER_BYTES)
+        _bound_silence(transport)
+
+    def write(self, data: bytes) -> None:
+        if self._transport.is_closing():
+            return
+        self.quiet = False
+        self._transport.write(data)
+
+    def send(self, frame: Frame, retry: int | None = None) -> None:
+        self.write(wire.encode_frame(frame, self.form, retry))
+
+
+class WebSocketOutlet(_TransportOutlet):
+    """The way to a client of ``/stream``."""
+
+    form = Form.WEBSOCKET
+
+    def __init__(self, websocket: Websocket) -> None:
+        self._websocket = cast(Any, websocket)
+        super().__init__(self._websocket.io_proto.transport)
+        self._closing: asyncio.Task[None] | None = None
+
+    def keep(self) -> None:
+        """Nothing to do: Sanic has no timeouts for WebSockets."""
+
+    def finish(self, close: Close) -> None:
+        """Write the last frame, and begin the closing handshake."""
+        self.send(close)
+        # The handler reads on, so that the closing handshake (RFC 6455, section 7.1) can end in order.
+        self._closing = asyncio.create_task(self._websocket.close(close.code, close.reason))
+        asyncio.get_running_loop().call_later(_CLOSE_SECONDS, self._transport.abort)
+
+    @property
+    def close_code(self) -> int:
+        """The code that the connection was closed with."""
+        return int(self._websocket.ws_proto.close_code or 0) or CLOSED_WITHOUT_CODE
+
+
+class EventStreamOutlet(_TransportOutlet):
+    """The way to a client of ``/events``, once its response has begun."""
+
+    form = Form.EVENT_STREAM
+
+    def __init__(self, request: Request) -> None:
+        transport = cast(Any, request.transport)
+        super().__init__(transport)
+        self._protocol = transport.get_protocol()
+        self._finished = asyncio.Event()
+        self.keep()
+
+    def keep(self) -> None:
+        """Keep Sanic from taking the stream for idle."""
+        # Sanic cancels a response when RESPONSE_TIMEOUT has passed since its protocol last sent;
+        # what is written straight to the transport does not count there.
+        self._protocol._time = math.inf
+
+    def finish(self, close: Close) -> None:
+        """Write the last frame, and have the handler end the stream."""
+        self.send(close, close.retry if isinstance(close.retry, int) else None)
+        self._finished.set()
+
+    @property
+    def close_code(self) -> int:
+        """1006: the client of an event stream leaves without a code."""
+        return CLOSED_WITHOUT_CODE
+
+    async def wait_finished(self) -> None:
+        """Wait until the session has ended, then hand the connection back to Sanic as it was."""
+        await self._finished.wait()
+        self._transport.set_write_buffer_limits(**_SANIC_WATER_BYTES)
+
+
+def _bound_silence(transport: asyncio.Transport) -> None:
+    """Have the kernel give the connection up when nothing sent is acknowledged (RFC 5482)."""
+    connection = transport.get_extra_info("socket")
+    if hasattr(socket, "TCP_USER_TIMEOUT") and connection is not None:
+        with contextlib.suppress(OSError):  # a Unix socket has no such option
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _LOST_AFTER_SECONDS * 1000)

@@ -1,0 +1,1 @@
+"""The doors: what Sanic hands in, and what goes back."""

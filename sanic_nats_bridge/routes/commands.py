@@ -1,0 +1,101 @@
+"""``/subscribe`` and ``/unsubscribe``: commands by POST, chiefly for sessions on an event stream."""
+
+import logging
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+from sanic import Blueprint, HTTPResponse, Request
+from sanic_ext import openapi
+
+from ..errors import BridgeError, CommandInvalid, InternalError, MediaTypeUnsupported, SizeLimit
+from ..protocol import Action, Command, Reply, decode_command, encode, failure, identify
+from ..sessions import Sessions
+
+__all__ = ["add_command_routes", "refused"]
+
+logger = logging.getLogger("sanic.root.nats_bridge")
+
+_HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+_STATUSES: Final = {
+    200: "The command was carried out",
+    400: "Not a valid command, or a subject is not valid",
+    403: "A subject is not allowed, or NATS refused it",
+    404: "No such session",
+    409: "Not subscribed",
+    413: "The body is too large",
+    415: "The body is not declared as JSON",
+    429: "Too many subscriptions",
+}
+
+
+def add_command_routes(blueprint: Blueprint, sessions: Sessions) -> None:
+    """Serve commands by POST on the blueprint."""
+
+    async def subscribe(request: Request) -> HTTPResponse:
+        return await _command(request, sessions, "subscribe")
+
+    async def unsubscribe(request: Request) -> HTTPResponse:
+        return await _command(request, sessions, "unsubscribe")
+
+    for handler, summary in ((subscribe, "Follow subjects in a session"), (unsubscribe, "Follow subjects no longer")):
+        _document(handler, summary)
+        blueprint.add_route(handler, f"/{handler.__name__}", methods=["POST"], name=handler.__name__, stream=True)
+
+
+def refused(error: BridgeError, reply: Reply) -> HTTPResponse:
+    """The response that tells of an error; its body is the failed reply."""
+    return _response(reply, error.http_status)
+
+
+async def _command(request: Request, sessions: Sessions, action: Action) -> HTTPResponse:
+    body = b""
+    try:
+        body = await _body(request, sessions.settings.max_command_bytes)
+        command = decode_command(body, action)
+        if not isinstance(command.session, str):
+            raise CommandInvalid("Not a valid command: 'session' is missing")
+        return _response(await sessions.find(command.session).handle(command), 200)
+    except BridgeError as error:
+        return refused(error, failure(error, action, identify(body)))
+    except Exception:
+        logger.exception("Fault in a command")
+        fault = InternalError("Internal error")
+        return refused(fault, failure(fault, action, identify(body)))
+
+
+async def _body(request: Request, max_bytes: int) -> bytes:
+    """The body, read no further than the limit: Sanic itself would take 100 MB."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise MediaTypeUnsupported("The body must be application/json")
+    body = b""
+    stream: Any = request.stream
+    while (part := await stream.read()) is not None:
+        body += part
+        if len(body) > max_bytes:
+            raise SizeLimit(f"A command is at most {max_bytes} bytes")
+    return body
+
+
+def _response(reply: Reply, status: int) -> HTTPResponse:
+    return HTTPResponse(encode(reply), status, dict(_HEADERS), "application/json")
+
+
+def _document(handler: Callable[..., Any], summary: str) -> None:
+    reply = {"application/json": {"schema": _schema(Reply)}}
+    openapi.definition(
+        summary=summary,
+        tag="NATS bridge",
+        body={"application/json": {"schema": _schema(Command)}},
+        response=[
+            openapi.definitions.Response(reply, status=status, description=text) for status, text in _STATUSES.items()
+        ],
+    )(handler)
+
+
+def _schema(struct: type[msgspec.Struct]) -> dict[str, Any]:
+    """The JSON schema of a struct without nested ones, as it is where it is used."""
+    schema: dict[str, Any]
+    (schema,) = msgspec.json.schema_components([struct])[1].values()
+    return schema

@@ -1,0 +1,82 @@
+"""``/stream``: commands up, frames down, one JSON object in each text frame."""
+
+import logging
+
+from sanic import Blueprint, Request, Websocket
+from sanic.exceptions import WebsocketClosed
+from sanic_ext import openapi
+
+from ..errors import BridgeError, CloseCode, CommandUnsupported, InternalError, WorkerFull
+from ..outlet import WebSocketOutlet
+from ..protocol import Command, Reply, decode_command, failure, identify
+from ..session import Session
+from ..sessions import Sessions
+
+__all__ = ["add_websocket_route"]
+
+logger = logging.getLogger("sanic.root.nats_bridge")
+
+
+def add_websocket_route(blueprint: Blueprint, sessions: Sessions) -> None:
+    """Serve WebSockets on the blueprint."""
+
+    async def stream(request: Request, ws: Websocket) -> None:
+        outlet = WebSocketOutlet(ws)
+        try:
+            session = sessions.open(outlet)
+        except WorkerFull as error:
+            outlet.finish(sessions.refusal(error))
+            await _read_to_the_end(ws)
+            return
+        try:
+            await _serve(session, ws, sessions.settings.max_command_bytes)
+        except WebsocketClosed:
+            pass
+        except Exception:
+            logger.exception("Fault in a WebSocket session")
+            session.close(CloseCode.INTERNAL, "Internal error")
+        finally:
+            session.gone(outlet.close_code)
+
+    openapi.exclude()(stream)
+    blueprint.add_websocket_route(stream, "/stream", name="stream")
+
+
+async def _serve(session: Session, ws: Websocket, max_bytes: int) -> None:
+    # Ends by cancellation: Sanic's recv() raises CancelledError when the client has closed.
+    while not session.closed:
+        received = await ws.recv()
+        if received is None or session.closed:
+            continue
+        data = received.encode() if isinstance(received, str) else bytes(received)
+        if len(data) > max_bytes:
+            session.close(CloseCode.TOO_BIG, f"A command is at most {max_bytes} bytes")
+        elif isinstance(received, str):
+            session.send(await _answer(session, data))
+        else:
+            session.send(failure(CommandUnsupported("Binary frames are not supported")))
+    await _read_to_the_end(ws)
+
+
+async def _answer(session: Session, data: bytes) -> Reply:
+    try:
+        command = decode_command(data)
+    except BridgeError as error:
+        return failure(error, id=identify(data))
+    return await _carried_out(session, command)
+
+
+async def _carried_out(session: Session, command: Command) -> Reply:
+    try:
+        return await session.handle(command)
+    except BridgeError as error:
+        return failure(error, command.action, command.id)
+    except Exception:
+        logger.exception("Fault in a command")
+        return failure(InternalError("Internal error"), command.action, command.id)
+
+
+async def _read_to_the_end(ws: Websocket) -> None:
+    """Let the client's Close arrive behind what it had sent before; the outlet bounds the wait."""
+    while True:
+        await ws.recv()

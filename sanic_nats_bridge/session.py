@@ -1,0 +1,223 @@
+"""One browser connection with its subscriptions, on either transport."""
+
+import asyncio
+import random
+import secrets
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+from . import wire
+from .errors import BridgeError, CloseCode, NotSubscribed, SessionUnknown
+from .hub import Hub, Interest, State
+from .outlet import Outlet
+from .permissions import Admission
+from .protocol import Close, Command, Frame, Gap, Heartbeat, NatsState, Reply, Status, Unsubscribed, Welcome
+from .settings import Settings
+from .wire import Form
+
+__all__ = ["Session", "SessionHome", "farewell", "jittered"]
+
+_HEARTBEATS: Final = {form: wire.encode_frame(Heartbeat(), form) for form in Form}
+
+
+class SessionHome(Protocol):
+    """What a session needs of the worker that it lives in."""
+
+    @property
+    def settings(self) -> Settings:
+        """The bridge's options."""
+
+    @property
+    def hub(self) -> Hub:
+        """Where the session's subscriptions are."""
+
+    @property
+    def admission(self) -> Admission:
+        """Who judges the session's commands."""
+
+    @property
+    def nats(self) -> NatsState:
+        """How the connection to NATS is."""
+
+    def left(self, session: "Session", code: int) -> None:
+        """The session has ended, with this WebSocket close code."""
+
+
+class Session:
+    """One browser connection. Handlers of the bridge's signals get it; they only read it."""
+
+    def __init__(self, home: SessionHome, outlet: Outlet) -> None:
+        # Set once.
+        self.id: Final = secrets.token_urlsafe(24)
+        self.form: Final = outlet.form
+        self.write = outlet.write
+        self._home = home
+        self._hub = home.hub
+        self._outlet = outlet
+        self._one_at_a_time = asyncio.Lock()
+        # Changed in the event loop alone.
+        self.closed = False
+        self._interests: dict[str, Interest] = {}
+        self._unconfirmed: set[str] = set()
+        self._holes: dict[str, None] = {}
+        self._pulse: asyncio.TimerHandle | None = None
+
+    @property
+    def subscriptions(self) -> tuple[str, ...]:
+        """The patterns that the session follows."""
+        return tuple(self._interests)
+
+    def send(self, frame: Frame) -> None:
+        """Write a frame to the client, behind everything that was written before."""
+        if not self.closed:
+            self._outlet.send(frame)
+
+    def begin(self) -> None:
+        """Write the first frame, and keep the connection alive from here on."""
+        settings = self._home.settings
+        heartbeat = int(settings.heartbeat) if settings.heartbeat.is_integer() else settings.heartbeat
+        welcome = Welcome(session=self.id, heartbeat=heartbeat, nats=self._home.nats)
+        self._outlet.send(welcome, jittered(settings.retry) if self.form is Form.EVENT_STREAM else None)
+        self._beat()
+
+    # Commands
+
+    async def handle(self, command: Command) -> Reply:
+        """Carry one command out, after those that came before it.
+
+        The reply must be written before the event loop turns: then it stands before the first message.
+
+        Raises:
+            BridgeError: It was refused, and nothing has changed.
+        """
+        async with self._one_at_a_time:
+            if self.closed:
+                raise SessionUnknown("No such session")
+            if command.action == "subscribe":
+                return await self._subscribe(command)
+            if command.action == "unsubscribe":
+                return self._unsubscribe(command)
+            return Reply(id=command.id, action="ping", success=True, message="pong")
+
+    async def _subscribe(self, command: Command) -> Reply:
+        patterns = self._home.admission.admit(_patterns(command), self._interests)
+        interests = self._hub.claim([pattern for pattern in patterns if pattern not in self._interests])
+        try:
+            await self._hub.confirm(interests, self._home.settings.confirm_timeout)
+            if self.closed:
+                raise SessionUnknown("No such session")
+        except BaseException:
+            self._hub.release(interests)
+            raise
+        self._hub.attach(self, interests)
+        self._interests |= {interest.pattern: interest for interest in interests}
+        waiting = {pattern for pattern in patterns if self._interests[pattern].state is not State.LIVE}
+        self._unconfirmed |= waiting
+        return Reply(
+            id=command.id,
+            action="subscribe",
+            success=True,
+            message=f"Successfully connected to events: {_quoted(patterns)}",
+            subjects=patterns,
+            active=not waiting,
+        )
+
+    def _unsubscribe(self, command: Command) -> Reply:
+        patterns = self._home.admission.valid(_patterns(command))
+        missing = [pattern for pattern in patterns if pattern not in self._interests]
+        if missing:
+            raise NotSubscribed(f"Not subscribed to: {_quoted(missing)}", missing)
+        self._hub.detach(self, [self._drop(pattern) for pattern in patterns])
+        return Reply(
+            id=command.id,
+            action="unsubscribe",
+            success=True,
+            message=f"Successfully disconnected from events: {_quoted(patterns)}",
+            subjects=patterns,
+        )
+
+    def _drop(self, pattern: str) -> Interest:
+        self._unconfirmed.discard(pattern)
+        self._holes.pop(pattern, None)
+        return self._interests.pop(pattern)
+
+    # What the hub and the connection to NATS bring
+
+    def activated(self, pattern: str) -> None:
+        """NATS has taken a subscription after the client was told that it had not."""
+        if pattern in self._unconfirmed:
+            self._unconfirmed.discard(pattern)
+            if not self._unconfirmed:
+                self.send(Status(nats="connected"))
+
+    def ended(self, pattern: str, error: BridgeError) -> None:
+        """The hub has ended a subscription."""
+        self._drop(pattern)
+        self.send(Unsubscribed(subjects=[pattern], code=error.code, message=error.message))
+
+    def note_holes(self) -> None:
+        """Remember which subscriptions miss messages from here on."""
+        for pattern, interest in self._interests.items():
+            if interest.state is not State.AWAY and pattern not in self._unconfirmed:
+                self._holes[pattern] = None
+
+    def tell_holes(self) -> None:
+        """Tell the client which subscriptions have missed messages up to here."""
+        if self._holes:
+            self.send(Gap(subjects=list(self._holes), lost=None, reason="nats_reconnect"))
+            self._holes.clear()
+
+    def tell_connected(self, status: bytes) -> None:
+        """Tell the client that every subscription is live."""
+        self._unconfirmed.clear()
+        self.write(status)
+
+    # The end
+
+    def close(self, code: CloseCode, reason: str) -> None:
+        """End the session: the client hears why, and nothing more."""
+        if not self.closed:
+            self._leave(code)
+            self._outlet.finish(farewell(code, reason, self._home.settings.retry))
+
+    def gone(self, code: int) -> None:
+        """The client has ended the connection, with this WebSocket close code."""
+        if not self.closed:
+            self._leave(code)
+
+    def _leave(self, code: int) -> None:
+        self.closed = True
+        if self._pulse is not None:
+            self._pulse.cancel()
+        self._hub.detach(self, list(self._interests.values()))
+        self._interests.clear()
+        self._home.left(self, code)
+
+    def _beat(self) -> None:
+        # Twice in each interval: then there is at most one interval between two frames.
+        if self._outlet.quiet:
+            self.write(_HEARTBEATS[self.form])
+        self._outlet.quiet = True
+        self._outlet.keep()
+        loop = asyncio.get_running_loop()
+        self._pulse = loop.call_later(self._home.settings.heartbeat / 2, self._beat)
+
+
+def farewell(code: CloseCode, reason: str, retry: float) -> Close:
+    """The last frame of a session that the bridge ends; ``retry`` is in seconds."""
+    if not code.spread:
+        return Close(code=code, reason=reason, reconnect=code.reconnect)
+    return Close(code=code, reason=reason, reconnect=code.reconnect, retry=jittered(retry))
+
+
+def jittered(seconds: float) -> int:
+    """Milliseconds between once and twice that long, so that many do not come back at one moment."""
+    return int(random.uniform(1, 2) * seconds * 1000)
+
+
+def _patterns(command: Command) -> list[str]:
+    return command.subjects if isinstance(command.subjects, list) else []
+
+
+def _quoted(patterns: Sequence[str]) -> str:
+    return ", ".join(f"'{pattern}'" for pattern in patterns)

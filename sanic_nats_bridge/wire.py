@@ -1,0 +1,175 @@
+"""One message, or one frame, as the bytes that leave for a client: a WebSocket frame or an event.
+
+A server's WebSocket frame is not masked (RFC 6455, section 5.1), and a chunk of an event stream has
+no address either, so the same bytes serve every client: they are built once, with their headers.
+"""
+
+import base64
+import json
+from collections.abc import Iterable
+from enum import Enum
+from typing import Final, NoReturn
+
+import msgspec
+
+from .protocol import Frame, encode, event_name
+
+__all__ = ["Delivery", "Form", "encode_frame", "encode_payload", "header_fields", "join", "message_head"]
+
+
+class Form(Enum):
+    """The two shapes in which a frame leaves."""
+
+    WEBSOCKET = "websocket"
+    EVENT_STREAM = "event stream"
+
+
+_FIN_TEXT: Final = 0x81
+
+_raw_decoder = msgspec.json.Decoder(msgspec.Raw)
+
+
+class Delivery:
+    """One NATS message under one pattern, encoded once in each form, when that is first needed."""
+
+    __slots__ = ("_event", "_head", "_headers", "_json", "_payload", "_subject", "_websocket")
+
+    def __init__(self, head: bytes, subject: str, headers: bytes, payload: bytes) -> None:
+        """``head`` is what every message of the pattern has in common, ``headers`` a JSON object or empty."""
+        self._head = head
+        self._subject = subject
+        self._headers = headers
+        self._payload = payload
+        self._json: bytes | None = None
+        self._websocket: bytes | None = None
+        self._event: bytes | None = None
+
+    def encoded(self, form: Form) -> bytes:
+        """The bytes to write to a client of that form."""
+        if form is Form.WEBSOCKET:
+            if self._websocket is None:
+                self._websocket = websocket_frame(self._as_json())
+            return self._websocket
+        if self._event is None:
+            self._event = event_chunk(self._as_json())
+        return self._event
+
+    def _as_json(self) -> bytes:
+        if self._json is None:
+            data, encoding = encode_payload(self._payload)
+            headers = b',"headers":' + self._headers if self._headers else b""
+            self._json = b'%b,"subject":%b%b,"data":%b%b}' % (
+                self._head,
+                encode_string(self._subject),
+                headers,
+                data,
+                encoding,
+            )
+        return self._json
+
+
+def message_head(pattern: str, *, wildcard: bool) -> bytes:
+    """The opening of a `message` frame, up to its subject."""
+    named = b',"pattern":' + encode_string(pattern) if wildcard else b""
+    return b'{"type":"message"' + named
+
+
+def join(deliveries: Iterable[Delivery], form: Form) -> bytes:
+    """What arrived in one turn of the event loop, as one write."""
+    return b"".join([delivery.encoded(form) for delivery in deliveries])
+
+
+def encode_frame(frame: Frame, form: Form, retry: int | None = None) -> bytes:
+    """Any frame but a message. ``retry`` (milliseconds) goes before it on an event stream."""
+    if form is Form.WEBSOCKET:
+        return websocket_frame(encode(frame))
+    return event_chunk(encode(frame), event_name(frame), retry)
+
+
+def encode_payload(payload: bytes) -> tuple[bytes, bytes]:
+    """A payload as the JSON of `message.data`, and the ``encoding`` member that tells how, or nothing.
+
+    JSON is embedded as it stands: checked, never rebuilt, so that numbers keep their digits.
+    """
+    if not payload:
+        return b"null", b""
+    try:
+        text = None if payload.isascii() else payload.decode()
+    except UnicodeDecodeError:
+        return b'"%b"' % base64.b64encode(payload), b',"encoding":"base64"'
+    if _is_json(payload):
+        return _on_one_line(payload), b""
+    return encode_string(payload.decode() if text is None else text), b',"encoding":"text"'
+
+
+def header_fields(block: bytes, names: frozenset[str]) -> bytes:
+    """The allowed headers of a NATS header block (ADR-4) as a JSON object, or nothing.
+
+    Never raises: whoever publishes may put any bytes there.
+    """
+    fields: dict[str, list[str]] = {}
+    for line in block.split(b"\r\n")[1:]:
+        name, colon, value = line.partition(b":")
+        key = name.decode("utf-8", "replace")
+        if colon and key in names:
+            fields.setdefault(key, []).append(value.strip().decode("utf-8", "replace"))
+    return msgspec.json.encode(fields) if fields else b""
+
+
+def websocket_frame(payload: bytes) -> bytes:
+    """An unfragmented, unmasked text frame (RFC 6455, section 5.2)."""
+    size = len(payload)
+    if size < 126:
+        return bytes((_FIN_TEXT, size)) + payload
+    if size < 0x10000:
+        return b"\x81\x7e" + size.to_bytes(2) + payload
+    return b"\x81\x7f" + size.to_bytes(8) + payload
+
+
+def event_chunk(data: bytes, event: str | None = None, retry: int | None = None) -> bytes:
+    """One event (WHATWG HTML, server-sent events) in one chunk (RFC 9112, section 7.1).
+
+    ``data`` is JSON on one line: nothing in it could end the event or start a field.
+    """
+    fields = b"" if retry is None else b"retry: %d\n" % retry
+    if event is not None:
+        fields += b"event: %b\n" % event.encode()
+    size = len(fields) + len(data) + len(b"data: \n\n")
+    return b"%x\r\n%bdata: %b\n\n\r\n" % (size, fields, data)
+
+
+def encode_string(text: str) -> bytes:
+    """A JSON string."""
+    return msgspec.json.encode(text)
+
+
+def _on_one_line(document: bytes) -> bytes:
+    # In valid JSON a raw line end can only stand between tokens.
+    if b"\n" in document or b"\r" in document:
+        return document.replace(b"\r", b" ").replace(b"\n", b" ")
+    return document
+
+
+def _is_json(document: bytes) -> bool:
+    """Whether UTF-8 text is JSON (RFC 8259), nested no deeper than the decoder follows."""
+    try:
+        _raw_decoder.decode(document)
+    except RecursionError:
+        return False
+    except msgspec.DecodeError:
+        # It refuses two things that the grammar allows: escaped lone surrogates, as browsers write
+        # for a cut emoji, and numbers beyond the range of a double.
+        return _is_unusual_json(document)
+    return True
+
+
+def _is_unusual_json(document: bytes) -> bool:
+    try:
+        json.loads(document.decode(), parse_int=str, parse_float=str, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")

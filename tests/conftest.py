@@ -1,0 +1,34 @@
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from sanic_nats_bridge.testing import NatsServer
+
+from .support import Bridge, Publisher, running
+
+
+@pytest.fixture(scope="session")
+def shared_nats() -> Iterator[NatsServer]:
+    """A nats-server for the tests that do not harm it; whoever uses it subscribes to subjects of its own."""
+    with NatsServer() as server:
+        yield server
+
+
+@pytest.fixture
+def nats_server() -> Iterator[NatsServer]:
+    """A nats-server for one test."""
+    with NatsServer() as server:
+        yield server
+
+
+@pytest.fixture
+async def bridge(shared_nats: NatsServer) -> AsyncIterator[Bridge]:
+    """An app with a bridge that opens everything, served in this event loop, connected to NATS."""
+    async with running(servers=shared_nats.url, subscribe=[">"], linger=0.1) as served:
+        yield served
+
+
+@pytest.fixture
+async def publisher(shared_nats: NatsServer) -> AsyncIterator[Publisher]:
+    async with Publisher.connected(shared_nats) as publisher:
+        yield publisher
