@@ -1,0 +1,51 @@
+# make run     serve the example app at http://127.0.0.1:5001 (ARGS="--port 5002 --workers 2")
+# make test    run the tests, browser included (ARGS="-k session")
+# make check   formatting, lint and types
+# make format  format the code
+# Each sets up what it needs, in .venv and by apt-get where it may.
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+# Each "command:package" of Debian; what has the command is not installed again.
+TEST_PACKAGES := chromium:chromium nginx:nginx-light
+
+.PHONY: run test check format clean
+.DEFAULT_GOAL := run
+
+run: $(VENV)/.run
+	exec $(BIN)/python -m example_app $(ARGS)
+
+test: $(VENV)/.dev
+	@.ci/packages $(TEST_PACKAGES)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/.run: $(VENV)/.made pyproject.toml setup.cfg
+	$(BIN)/pip install --quiet --editable '.[server]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.made pyproject.toml setup.cfg
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.run
+
+# Debian's python3 has no ensurepip without python3-venv.
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || .ci/packages ensurepip:python3-venv
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@

@@ -1,0 +1,61 @@
+"""``python -m example_app``: serve the page, with a nats-server of its own unless one is named."""
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sanic import Sanic
+from sanic.worker.loader import AppLoader
+
+from sanic_nats_bridge.testing import NatsServer
+
+from .app import create_app
+
+# Sanic's default of 100 makes browsers wait when many come at once, as after a restart.
+BACKLOG = 4096
+
+
+def main() -> None:
+    """Serve until Ctrl-C or SIGTERM."""
+    options = _options()
+    with _nats(options.nats) as url:
+        # Workers are processes of their own and find it in their environment.
+        os.environ["NATS_URL"] = url
+        loader = AppLoader(factory=create_app)
+        app = loader.load()
+        single = options.workers == 1
+        app.prepare(
+            host=options.host, port=options.port, workers=options.workers, single_process=single, backlog=BACKLOG
+        )
+        if single:
+            Sanic.serve_single(app)
+        else:
+            Sanic.serve(primary=app, app_loader=loader)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m example_app", description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=5001)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument(
+        "--nats",
+        metavar="URL",
+        default=os.environ.get("NATS_URL"),
+        help="a nats-server that runs already (default: $NATS_URL, else one is started and ended with the app)",
+    )
+    return parser.parse_args()
+
+
+@contextmanager
+def _nats(url: str | None) -> Iterator[str]:
+    if url:
+        yield url
+        return
+    with NatsServer(jetstream=True) as server:
+        yield server.url
+
+
+if __name__ == "__main__":
+    main()

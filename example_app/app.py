@@ -1,0 +1,52 @@
+"""The app: the bridge without a prefix, the page at ``/``, the test publisher."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from sanic import HTTPResponse, Request, Sanic, file
+from sanic.response import BaseHTTPResponse
+
+from sanic_nats_bridge import NatsBridge
+
+from .publisher import publish_forever
+
+_STATIC = Path(__file__).parent / "static"
+_SECURITY_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def create_app() -> Sanic[Any, Any]:
+    """Make the app; called once in each process."""
+    app: Sanic[Any, Any] = Sanic("example_app")
+    bridge = NatsBridge(
+        servers=os.environ.get("NATS_URL", "nats://127.0.0.1:4222"),
+        prefix="",
+        # Everything may be followed, so that one can play. An app of one's own must not: whoever
+        # reaches the page would read whatever its services say to each other over NATS.
+        subscribe=[">"],
+    )
+    app.extend(extensions=[bridge])  # type: ignore[list-item]  # Sanic takes instances, its stub does not
+    app.static("/static", _STATIC, name="static")
+    app.add_route(index, "/")
+    app.register_middleware(add_security_headers, "response")
+    if _is_first_worker():
+        app.add_task(publish_forever(bridge))
+    return app
+
+
+async def index(_: Request) -> HTTPResponse:
+    """The page."""
+    return await file(_STATIC / "index.html")
+
+
+def add_security_headers(_: Request, response: BaseHTTPResponse) -> None:
+    """Let the page load, and connect to, nothing but its own origin."""
+    response.headers.update(_SECURITY_HEADERS)
+
+
+def _is_first_worker() -> bool:
+    return os.environ.get("SANIC_WORKER_IDENTIFIER", "Srv 0") == "Srv 0"
