@@ -1,0 +1,94 @@
+"""What the documents say is what the code does."""
+
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from sanic_nats_bridge import CloseCode, errors
+from sanic_nats_bridge.protocol import Close, Gap, Heartbeat, Reply, Status, Unsubscribed, Welcome
+from sanic_nats_bridge.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def rows(text: str, heading: str) -> list[list[str]]:
+    """The cells of the first table below the heading."""
+    table = re.search(r"(?:^\|.*\n)+", text.partition(f"\n## {heading}\n")[2], re.MULTILINE)
+    assert table is not None
+    lines = table.group().strip().splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_every_setting_is_in_the_table_once() -> None:
+    named = [name for row in rows(README, "Settings") for name in re.findall(r"`(\w+)`", row[0])]
+    assert sorted(named) == sorted(option.name for option in fields(Settings))
+
+
+def test_the_defaults_in_the_table_are_those_of_the_code() -> None:
+    shown = {re.findall(r"`(\w+)`", row[0])[0]: row[1].strip("`").replace(",", "") for row in rows(README, "Settings")}
+    for option in fields(Settings):
+        if option.name not in shown:  # stands in a row with others
+            continue
+        default: Any = option.default
+        if default is None or default == ():
+            assert shown[option.name] in ("\u2013", "none"), option.name
+        elif isinstance(default, tuple):
+            assert [shown[option.name]] == list(default)
+        elif isinstance(default, bool | str):
+            assert shown[option.name] == str(default)
+        else:
+            assert float(shown[option.name]) == default, option.name
+
+
+def test_each_frame_in_the_protocol_is_one_of_the_code() -> None:
+    frames = Welcome | Reply | Gap | Unsubscribed | Status | Heartbeat | Close
+    shown = [line for block in blocks(PROTOCOL, "json") for line in block.splitlines() if '"type"' in line]
+    kinds = {json.loads(line)["type"] for line in shown}
+    assert kinds == {"welcome", "reply", "message", "gap", "unsubscribed", "status", "heartbeat", "close"}
+    for line in shown:
+        if json.loads(line)["type"] != "message":
+            frame = msgspec.json.decode(line, type=frames)
+            assert json.loads(msgspec.json.encode(frame)) == json.loads(line)
+
+
+def test_each_code_in_the_protocol_has_the_http_status_of_the_code() -> None:
+    stated = {}
+    for cells in rows(PROTOCOL, "Codes"):
+        for code in re.findall(r"`([a-z]+(?:\.[a-z_]+)?)`", cells[0]):
+            stated[code] = int(cells[1][:3])
+    known = {
+        error.code: error.http_status
+        for error in vars(errors).values()
+        if isinstance(error, type) and issubclass(error, errors.BridgeError) and error is not errors.BridgeError
+        if error not in (errors.MediaTypeUnsupported, errors.WorkerFull)
+    }
+    assert stated == known
+
+
+def test_each_close_code_in_the_protocol_is_one_of_the_code() -> None:
+    text = PROTOCOL.partition("| Close code |")[2].partition("\n\n")[0]
+    stated = {int(code): verdict == "yes" for code, verdict in re.findall(r"\| (\d{4}) \|.*\| (yes|no)\b", text)}
+    assert stated == {int(code): code.reconnect for code in CloseCode}
+
+
+@pytest.mark.parametrize("source", blocks(README, "python"))
+def test_the_python_in_the_readme_compiles(source: str) -> None:
+    compile(source, "README.md", "exec")
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/protocol.md", "docs/design.md", "CHANGELOG.md"])
+def test_links_between_the_documents_lead_somewhere(document: str) -> None:
+    path = ROOT / document
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", path.read_text()):
+        assert (path.parent / target).exists(), target
