@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import os
-from typing import Any, Unpack
+from typing import Any, Final, Unpack
 
 from sanic import Blueprint, Sanic
 from sanic_ext.extensions.base import Extension
@@ -23,6 +23,8 @@ from .settings import SettingKeywords, Settings
 __all__ = ["NatsBridge"]
 
 logger = logging.getLogger("sanic.root.nats_bridge")
+
+_LAST_SIGNALS_SECONDS: Final = 1.0
 
 
 class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __init_subclass__
@@ -98,6 +100,10 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         assert self._link is not None
         self._sessions.close_all(CloseCode.GOING_AWAY, "The server is going away")
         await self._link.stop()
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=_LAST_SIGNALS_SECONDS)
+            for task in late:
+                task.cancel()
 
     # Signals
 

@@ -9,23 +9,21 @@ Messages of the bridge's own subscriptions are taken over in nats-py's read loop
 for each subscription, and the order across subscriptions stays. What runs there must not raise, or
 the loop would end. Private names of nats-py that are used: ``_ps``, ``_reading_task``, ``_sid``,
 ``_pongs``, ``_pongs_received``, ``_pings_outstanding``, ``_transport``, ``_close``, ``_process_msg``,
-``_process_ping``, ``_process_err``, ``_process_info``; the bound on its version is in setup.cfg.
+``_process_ping``, ``_process_err``, ``_process_info``; the bound on its version is in pyproject.toml.
 """
 
 import asyncio
 import contextlib
 import json
 import logging
-import random
-from collections.abc import Callable, Iterator, Sequence
-from itertools import cycle
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol, TypeAlias, cast
-from urllib.parse import SplitResult, urlsplit
 
 import nats.errors
 from nats.aio.client import Client
 
 from .nats_parser import MalformedLineError, Parser
+from .nats_servers import Server, ServerPool
 from .settings import Settings
 
 __all__ = ["LinkListener", "NatsClient", "NatsLink"]
@@ -36,10 +34,10 @@ NatsClient: TypeAlias = Client
 logger = logging.getLogger("sanic.root.nats_bridge")
 
 _MAX_OUTSTANDING_PINGS: Final = 2
-_RETRY_SECONDS: Final = (0.05, 2.0)
+_SECOND_TRY_SECONDS: Final = 0.05
 _STOP_SECONDS: Final = 2.0
 
-_DENIED: Final = b"-ERR 'Permissions Violation for Subscription to \""
+_DENIED: Final = "-ERR 'Permissions Violation for Subscription to "
 _TOO_MANY: Final = "maximum subscriptions exceeded"
 _CAUSED_BY_SUBJECT: Final = ("maximum control line", "invalid subject", "parser error", "protocol operation")
 
@@ -153,11 +151,12 @@ class _Connection(Client):
             waiter.set_result(True)
 
     async def _error(self, line: bytes) -> None:
-        text = line.decode("utf-8", "replace").lower()
-        if line.startswith(_DENIED):
-            denied = line.removeprefix(_DENIED).partition(b'"')[0].decode("utf-8", "replace")
-            if self._refuse([sid for sid, (pattern, _) in self._followed.items() if pattern == denied]):
+        written = line.decode("utf-8", "replace")
+        if written.startswith(_DENIED):
+            denied = [sid for sid, (pattern, _) in self._followed.items() if _names(written, pattern)]
+            if self._refuse(denied):
                 return
+        text = written.lower()
         # What comes before a PONG is about the SUB before its PING.
         unconfirmed = [waiter.sid for waiter in self._pongs if isinstance(waiter, _Confirmation)][:1]
         if _TOO_MANY in text and self._refuse(unconfirmed):
@@ -192,7 +191,7 @@ class NatsLink:
         self._settings = settings
         self._connection: _Connection | None = None
         self._supervisor: asyncio.Task[None] | None = None
-        self._discovered: dict[str, SplitResult] = {}
+        self._servers = ServerPool(settings.servers)
 
     @property
     def client(self) -> Client | None:
@@ -233,14 +232,14 @@ class NatsLink:
                 self.on_connected()
             await connection.over.wait()
             self._connection = None
-            self._discovered |= {uri.netloc: urlsplit(uri.geturl()) for uri in connection.discovered_servers}
+            self._servers.discover(uri.geturl() for uri in connection.discovered_servers)
             logger.warning("Lost NATS: %s", _words(connection.last_error or connection.cause or EOFError()))
             listener.link_down()
             await _closed(connection)
 
     async def _connect(self, listener: LinkListener) -> _Connection:
         told = False
-        for server, pause in zip(cycle(self._servers()), _pauses(len(self._servers())), strict=False):
+        for server, pause in self._servers.attempts():
             connection = _Connection(listener)
             try:
                 async with asyncio.timeout(self._settings.connect_timeout):
@@ -249,37 +248,18 @@ class NatsLink:
                 await _closed(connection)
                 if not told:
                     reason = _words(connection.cause or error)
-                    logger.warning("NATS is away (%s: %s); trying until it is there", _address(server), reason)
+                    logger.warning("NATS is away (%s: %s); trying until it is there", server.address, reason)
                     told = True
                 await asyncio.sleep(pause)
             except BaseException:
                 await _closed(connection)
                 raise
             else:
-                logger.info("Connected to NATS at %s", _address(server))
+                logger.info("Connected to NATS at %s", server.address)
                 return connection
-        raise AssertionError("there is always a next server")
+        raise AssertionError("there is always a next attempt")
 
-    def _configured(self) -> list[SplitResult]:
-        return [urlsplit(url if "://" in url else f"nats://{url}") for url in self._settings.servers]
-
-    def _servers(self) -> list[SplitResult]:
-        configured = self._configured()
-        known = {server.netloc.rpartition("@")[2] for server in configured}
-        credentials = configured[0].netloc.rpartition("@")[0]
-        discovered = [
-            server._replace(netloc=f"{credentials}@{netloc}" if credentials else netloc)
-            for netloc, server in self._discovered.items()
-            if netloc not in known
-        ]
-        return random.sample(configured, len(configured)) + random.sample(discovered, len(discovered))
-
-    def _verified_name(self, server: SplitResult) -> str | None:
-        """The name to look for in the certificate of a server that only the cluster has told of."""
-        configured = self._configured()
-        return None if server in configured else configured[0].hostname
-
-    def _options(self, server: SplitResult) -> dict[str, Any]:
+    def _options(self, server: Server) -> dict[str, Any]:
         settings = self._settings
         optional = {
             "user": settings.user,
@@ -288,10 +268,10 @@ class NatsLink:
             "user_credentials": settings.credentials,
             "nkeys_seed": settings.nkeys_seed,
             "tls": settings.tls_context(),
-            "tls_hostname": settings.tls_hostname or self._verified_name(server),
+            "tls_hostname": settings.tls_hostname or server.verified_name,
         }
         return {name: value for name, value in optional.items() if value is not None} | {
-            "servers": server.geturl(),
+            "servers": server.url,
             "name": settings.name,
             "inbox_prefix": settings.inbox_prefix,
             "tls_handshake_first": settings.tls_handshake_first,
@@ -301,27 +281,19 @@ class NatsLink:
             "allow_reconnect": False,
             # nats-py tries a server once more than this before it gives the list up.
             "max_reconnect_attempts": 1,
-            "reconnect_time_wait": _RETRY_SECONDS[0],
+            "reconnect_time_wait": _SECOND_TRY_SECONDS,
         }
+
+
+def _names(denial: str, pattern: str) -> bool:
+    # The server quotes it as Go does.
+    quoted = pattern.replace("\\", "\\\\").replace('"', '\\"')
+    return denial.startswith(f'{_DENIED}"{quoted}"')
 
 
 async def _closed(connection: _Connection) -> None:
     with contextlib.suppress(Exception):
         await asyncio.wait_for(connection.close(), _STOP_SECONDS)
-
-
-def _pauses(servers: int) -> Iterator[float]:
-    """Seconds to wait after each attempt: short within a round, longer from round to round, with jitter."""
-    least, most = _RETRY_SECONDS
-    ceiling = least
-    while True:
-        yield from (least for _ in range(servers - 1))
-        ceiling = min(most, ceiling * 2)
-        yield random.uniform(ceiling / 2, ceiling)
-
-
-def _address(server: SplitResult) -> str:
-    return f"{server.hostname}:{server.port or 4222}"
 
 
 def _words(error: BaseException) -> str:

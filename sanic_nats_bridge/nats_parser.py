@@ -74,6 +74,8 @@ class Parser:
             if stop + 2 > len(data):
                 self._missing = stop + 2 - len(data)
                 return position
+            if data[stop : stop + 2] != b"\r\n":
+                raise MalformedLineError("a payload of another size than announced")
             headers = data[start : start + header_size]
             payload = data[start + header_size : stop]
             position = stop + 2
@@ -89,12 +91,18 @@ def _arguments(line: bytes) -> tuple[int, bytes, bytes, int, int]:
     """Number of the subscription, subject, reply subject, size of the headers, size of all, of one line."""
     verb, *words = line.split(b" ")
     try:
-        header_size = int(words.pop(-2)) if verb == b"HMSG" else 0
-        size = int(words.pop())
+        header_size = _count(words.pop(-2)) if verb == b"HMSG" else 0
+        size = _count(words.pop())
         subject, sid, *reply = words
-        number = int(sid)
+        number = _count(sid)
     except (ValueError, IndexError):
         raise MalformedLineError("not a message line") from None
-    if not 0 <= header_size <= size or len(reply) > 1:
+    if verb not in (b"MSG", b"HMSG") or not subject or header_size > size or len(reply) > 1:
         raise MalformedLineError("not a message line")
     return number, subject, reply[0] if reply else b"", header_size, size
+
+
+def _count(digits: bytes) -> int:
+    if not digits.isdigit():
+        raise ValueError("not a number")
+    return int(digits)

@@ -93,8 +93,10 @@ class WebSocketOutlet(_TransportOutlet):
 
     @property
     def close_code(self) -> int:
-        """The code that the connection was closed with."""
-        return int(self._websocket.ws_proto.close_code or 0) or CLOSED_WITHOUT_CODE
+        """The code that the client has closed with."""
+        # Its own `close_code` is not there before the connection has ended.
+        received = self._websocket.ws_proto.close_rcvd
+        return CLOSED_WITHOUT_CODE if received is None else int(received.code)
 
 
 class EventStreamOutlet(_TransportOutlet):

@@ -48,7 +48,7 @@ class Admission:
             SubjectInvalid: One is outside the grammar.
         """
         if len(patterns) > self._max:
-            raise SubscriptionLimit(f"At most {self._max} subjects for a session")
+            raise SubscriptionLimit(f"At most {self._max} subjects for a session", patterns)
         return [subjects.validate(pattern) for pattern in dict.fromkeys(patterns)]
 
     def admit(self, patterns: Sequence[str], held: Collection[str] = ()) -> list[str]:

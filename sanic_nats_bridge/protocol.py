@@ -199,12 +199,12 @@ def failure(
 
 def _checked(command: Command, path_action: Action | None) -> Command:
     action = command.action if command.action is not UNSET else path_action or "subscribe"
+    if path_action is not None and action != path_action:
+        raise CommandInvalid(f"Not a valid command: the action is not '{path_action}'")
     if action in _RESERVED_ACTIONS:
         raise CommandUnsupported(f"Not supported here: the action '{action}'")
     if action not in _ACTIONS:
         raise CommandInvalid("Not a valid command: unknown action")
-    if path_action is not None and action != path_action:
-        raise CommandInvalid(f"Not a valid command: the action is not '{path_action}'")
     if action != "ping" and not command.subjects:
         raise CommandInvalid("Not a valid command: 'subjects' is missing or empty")
     return msgspec.structs.replace(command, action=action)

@@ -8,7 +8,8 @@ from typing import Final, Protocol
 
 from . import wire
 from .errors import BridgeError, CloseCode, NotSubscribed, SessionUnknown
-from .hub import Hub, Interest, State
+from .hub import Hub
+from .interest import Interest, State
 from .outlet import Outlet
 from .permissions import Admission
 from .protocol import Close, Command, Frame, Gap, Heartbeat, NatsState, Reply, Status, Unsubscribed, Welcome
@@ -101,9 +102,10 @@ class Session:
 
     async def _subscribe(self, command: Command) -> Reply:
         patterns = self._home.admission.admit(_patterns(command), self._interests)
+        held = [self._interests[pattern] for pattern in patterns if pattern in self._interests]
         interests = self._hub.claim([pattern for pattern in patterns if pattern not in self._interests])
         try:
-            await self._hub.confirm(interests, self._home.settings.confirm_timeout)
+            await self._hub.confirm([*held, *interests], self._home.settings.confirm_timeout)
             if self.closed:
                 raise SessionUnknown("No such session")
         except BaseException:
@@ -128,6 +130,8 @@ class Session:
         if missing:
             raise NotSubscribed(f"Not subscribed to: {_quoted(missing)}", missing)
         self._hub.detach(self, [self._drop(pattern) for pattern in patterns])
+        for pattern in patterns:
+            self._confirm(pattern)
         return Reply(
             id=command.id,
             action="unsubscribe",
@@ -137,28 +141,33 @@ class Session:
         )
 
     def _drop(self, pattern: str) -> Interest:
-        self._unconfirmed.discard(pattern)
         self._holes.pop(pattern, None)
         return self._interests.pop(pattern)
+
+    def _confirm(self, pattern: str) -> None:
+        """Nothing is left to be said of this subscription; tell the client when that was the last."""
+        if pattern in self._unconfirmed:
+            self._unconfirmed.discard(pattern)
+            if not self._unconfirmed and self._home.nats == "connected":
+                self.send(Status(nats="connected"))
 
     # What the hub and the connection to NATS bring
 
     def activated(self, pattern: str) -> None:
         """NATS has taken a subscription after the client was told that it had not."""
-        if pattern in self._unconfirmed:
-            self._unconfirmed.discard(pattern)
-            if not self._unconfirmed:
-                self.send(Status(nats="connected"))
+        self._confirm(pattern)
 
     def ended(self, pattern: str, error: BridgeError) -> None:
         """The hub has ended a subscription."""
         self._drop(pattern)
         self.send(Unsubscribed(subjects=[pattern], code=error.code, message=error.message))
+        self._confirm(pattern)
 
     def note_holes(self) -> None:
         """Remember which subscriptions miss messages from here on."""
         for pattern, interest in self._interests.items():
-            if interest.state is not State.AWAY and pattern not in self._unconfirmed:
+            told_live = interest.state is State.PENDING and pattern not in self._unconfirmed
+            if interest.state is State.LIVE or told_live:
                 self._holes[pattern] = None
 
     def tell_holes(self) -> None:

@@ -12,6 +12,7 @@ It runs the ``nats-server`` that stands beside this Python or on ``PATH``; the e
 import contextlib
 import ctypes
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -54,7 +55,11 @@ class NatsServer:
         self._ports: tuple[int, int] | None = None
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(
@@ -117,6 +122,9 @@ class NatsServer:
     def pause(self) -> None:
         """Stop the server in its tracks (SIGSTOP): connections stay open, nothing answers."""
         self._signal(signal.SIGSTOP)
+        if self._process is not None:
+            # Its threads stop one after another.
+            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         """Let a paused server go on."""

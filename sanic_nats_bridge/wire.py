@@ -14,7 +14,18 @@ import msgspec
 
 from .protocol import Frame, encode, event_name
 
-__all__ = ["Delivery", "Form", "encode_frame", "encode_payload", "header_fields", "join", "message_head"]
+__all__ = [
+    "Delivery",
+    "Form",
+    "encode_frame",
+    "encode_payload",
+    "encode_string",
+    "event_chunk",
+    "header_fields",
+    "join",
+    "message_head",
+    "websocket_frame",
+]
 
 
 class Form(Enum):

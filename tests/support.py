@@ -19,6 +19,9 @@ from websockets.asyncio.client import ClientConnection, connect
 from sanic_nats_bridge import NatsBridge
 from sanic_nats_bridge.testing import NatsServer
 
+# Otherwise Sanic prepares its classes for the first app of the process alone.
+Sanic.test_mode = True
+
 WAIT_SECONDS = 10.0
 """How long a fact is waited for before a test fails; never how long something must take."""
 

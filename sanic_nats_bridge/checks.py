@@ -1,0 +1,168 @@
+"""What the value of a setting must be; each check returns it as the settings hold it.
+
+All raise ``ValueError``: what is wrong, to be read behind the name of the setting. None repeats a
+value that may be a secret.
+"""
+
+import json
+import os
+import re
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from .errors import SubjectInvalid
+from .permissions import CONTROL_TOKEN
+from .subjects import validate
+
+__all__ = [
+    "flag",
+    "header_names",
+    "inbox_prefix",
+    "path_prefix",
+    "patterns",
+    "readable_file",
+    "seconds",
+    "server_urls",
+    "text",
+    "tls_context",
+    "whole",
+    "words",
+]
+
+_SCHEMES: Final = ("nats", "tls", "ws", "wss")
+_HEADER_NAME: Final = re.compile(r"[!-9;-~]+")  # ADR-4: printable ASCII without the colon
+_PREFIX: Final = re.compile(r"(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._~-]+)*")
+_MAX_SECONDS: Final = 86_400
+_UNPRINTABLE: Final = re.compile(r"[\s\x00-\x1f\x7f]")
+
+
+def text(value: Any) -> str:
+    """A text that is not empty."""
+    if not isinstance(value, str) or not value:
+        raise ValueError("must be a text that is not empty")
+    return value
+
+
+def flag(value: Any) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
+    return value
+
+
+def words(value: Any) -> tuple[str, ...]:
+    """A list of texts; one text holds them as JSON, or separated by blanks."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.lstrip().startswith("[") else value.split()
+        except ValueError:
+            raise ValueError("is not a JSON list") from None
+    if not isinstance(value, list | tuple | set | frozenset) or not all(isinstance(word, str) for word in value):
+        raise ValueError("must be a list of texts")
+    return tuple(value)
+
+
+def server_urls(value: Any) -> tuple[str, ...]:
+    """URLs of NATS servers, all of one kind."""
+    servers = words(value)
+    if not servers:
+        raise ValueError("must name at least one NATS server")
+    if not all(_is_server(server) for server in servers):
+        raise ValueError("must be NATS URLs such as nats://127.0.0.1:4222")
+    if len({server.partition("://")[0] in ("ws", "wss") for server in servers}) > 1:
+        raise ValueError("must not mix WebSocket URLs with others")
+    return servers
+
+
+def _is_server(url: str) -> bool:
+    try:
+        parts = urlsplit(url if "://" in url else f"nats://{url}")
+        address = parts.scheme in _SCHEMES and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return address and not _UNPRINTABLE.search(url) and parts.path in ("", "/") and not parts.query + parts.fragment
+
+
+def patterns(value: Any) -> tuple[str, ...]:
+    """Patterns that may be opened to clients."""
+    patterns = words(value)
+    for pattern in patterns:
+        try:
+            validate(pattern)
+        except SubjectInvalid:
+            raise ValueError(f"holds what is not a valid subject: {pattern!a}") from None
+        if pattern.partition(".")[0] == CONTROL_TOKEN:
+            raise ValueError(f"must not open the bridge's own subjects: {pattern!a}")
+    return patterns
+
+
+def header_names(value: Any) -> tuple[str, ...]:
+    """Names of NATS headers."""
+    names = words(value)
+    if not all(_HEADER_NAME.fullmatch(name) for name in names):
+        raise ValueError("must be names of NATS headers")
+    return names
+
+
+def path_prefix(value: Any) -> str:
+    """A path without a slash at its end, or nothing."""
+    if not isinstance(value, str) or not _PREFIX.fullmatch(value):
+        raise ValueError("must be empty or a path such as /nats, without a slash at its end")
+    return value
+
+
+def seconds(least: float) -> Callable[[Any], float]:
+    """A check for a duration of at least ``least`` seconds, at most a day."""
+
+    def check(value: Any) -> float:
+        number = not isinstance(value, bool) and isinstance(value, int | float)
+        if not number or not least <= value <= _MAX_SECONDS:
+            raise ValueError(f"must be a number of seconds, from {least} to {_MAX_SECONDS}")
+        return float(value)
+
+    return check
+
+
+def whole(least: int) -> Callable[[Any], int]:
+    """A check for a whole number of at least ``least``."""
+
+    def check(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"must be a whole number, at least {least}")
+        return value
+
+    return check
+
+
+def readable_file(value: Any) -> str:
+    """The path of a file that is there."""
+    path = os.fspath(value) if isinstance(value, Path) else text(value)
+    try:
+        there = Path(path).is_file()
+    except (OSError, ValueError):
+        there = False
+    if not there:
+        # What it says instead may be the secret itself.
+        raise ValueError("must be the path of a file that is there")
+    return path
+
+
+def inbox_prefix(value: Any) -> str:
+    """A subject without wildcards."""
+    try:
+        prefix = validate(text(value))
+    except SubjectInvalid:
+        prefix = "*"
+    if "*" in prefix or ">" in prefix:
+        raise ValueError("must be a valid subject without wildcards")
+    return prefix
+
+
+def tls_context(value: Any) -> ssl.SSLContext:
+    """An ``ssl.SSLContext``."""
+    if not isinstance(value, ssl.SSLContext):
+        raise ValueError("must be an ssl.SSLContext; in the configuration use tls_ca, tls_cert and tls_key")
+    return value

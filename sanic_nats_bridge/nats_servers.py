@@ -1,0 +1,77 @@
+"""Which NATS server to try next, and how long to wait before it."""
+
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Final
+from urllib.parse import SplitResult, urlsplit
+
+__all__ = ["Server", "ServerPool"]
+
+_LEAST_PAUSE_SECONDS: Final = 0.05
+_MOST_PAUSE_SECONDS: Final = 2.0
+_DEFAULT_PORT: Final = 4222
+
+
+@dataclass(frozen=True)
+class Server:
+    """One server to connect to."""
+
+    url: str
+    """Where it is, credentials included; not for logs."""
+
+    verified_name: str | None = None
+    """The name to look for in its certificate, where that is not the one in the URL."""
+
+    @property
+    def address(self) -> str:
+        """Host and port."""
+        parts = urlsplit(self.url)
+        return f"{parts.hostname}:{parts.port or _DEFAULT_PORT}"
+
+
+class ServerPool:
+    """The servers that the operator has named, and those of their cluster that they have told of."""
+
+    def __init__(self, configured: Iterable[str]) -> None:
+        self._configured = [_split(url) for url in configured]
+        self._discovered: dict[str, SplitResult] = {}
+
+    def discover(self, urls: Iterable[str]) -> None:
+        """Note the servers of the cluster."""
+        known = {_host(server) for server in self._configured}
+        self._discovered |= {_host(server): server for server in map(_split, urls) if _host(server) not in known}
+
+    def attempts(self) -> Iterator[tuple[Server, float]]:
+        """Servers to try, without end, each with the seconds to wait when it fails.
+
+        The named ones come first; the waits are short within a round, and grow from round to round.
+        """
+        named = [Server(server.geturl()) for server in self._configured]
+        told_of = [self._as_configured(server) for server in self._discovered.values()]
+        servers = random.sample(named, len(named)) + random.sample(told_of, len(told_of))
+        yield from zip(cycle(servers), _pauses(len(servers)), strict=False)
+
+    def _as_configured(self, server: SplitResult) -> Server:
+        # A server says neither the credentials nor the name that its certificate is made out to.
+        first = self._configured[0]
+        credentials = first.netloc.rpartition("@")[0]
+        netloc = f"{credentials}@{_host(server)}" if credentials else _host(server)
+        return Server(server._replace(netloc=netloc).geturl(), first.hostname)
+
+
+def _split(url: str) -> SplitResult:
+    return urlsplit(url if "://" in url else f"nats://{url}")
+
+
+def _host(server: SplitResult) -> str:
+    return server.netloc.rpartition("@")[2]
+
+
+def _pauses(servers: int) -> Iterator[float]:
+    ceiling = _LEAST_PAUSE_SECONDS
+    while True:
+        yield from (_LEAST_PAUSE_SECONDS for _ in range(servers - 1))
+        ceiling = min(_MOST_PAUSE_SECONDS, ceiling * 2)
+        yield random.uniform(ceiling / 2, ceiling)

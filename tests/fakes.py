@@ -1,0 +1,166 @@
+"""Stand-ins for the two neighbours of the hub and of a session: the link to NATS, and the way to a client."""
+
+import asyncio
+import json
+from typing import Any
+
+from sanic_nats_bridge import subjects, wire
+from sanic_nats_bridge.errors import BridgeError
+from sanic_nats_bridge.hub import Hub
+from sanic_nats_bridge.interest import Interest
+from sanic_nats_bridge.protocol import Close, Frame
+from sanic_nats_bridge.wire import Form
+
+
+class FakeLink:
+    """A NATS server as the hub sees it; the test decides when it answers, unless it ``confirms`` by itself.
+
+    ``faults`` holds what a timer of the event loop would have swallowed.
+    """
+
+    def __init__(self, *, confirms: bool = False) -> None:
+        self.confirms = confirms
+        self.up = False
+        self.sent: list[tuple[str, str]] = []
+        self.faults: list[str] = []
+        self.standing: dict[int, Interest] = {}
+        self._last = 0
+        self._hub: Hub | None = None
+
+    @classmethod
+    def with_hub(cls, *, confirms: bool = False, linger: float = 0.01, **options: Any) -> tuple["FakeLink", Hub]:
+        link = cls(confirms=confirms)
+        link._hub = Hub(link, linger=linger, **options)
+        link.come_back()
+        return link, link._hub
+
+    @property
+    def hub(self) -> Hub:
+        assert self._hub is not None
+        return self._hub
+
+    @property
+    def patterns(self) -> list[str]:
+        return [interest.pattern for interest in self.standing.values()]
+
+    def subscribe(self, pattern: str, sink: Interest) -> int | None:
+        if not self.up:
+            return None
+        if pattern in self.patterns:
+            self._fault(f"a second subscription for {pattern}")
+        self.sent.append(("SUB", pattern))
+        self._last += 1
+        self.standing[self._last] = sink
+        if self.confirms:
+            asyncio.get_running_loop().call_soon(self._confirm, self._last)
+        return self._last
+
+    def unsubscribe(self, sid: int) -> None:
+        if sid not in self.standing:
+            self._fault(f"an unsubscribe of the unknown number {sid}")
+        self.sent.append(("UNSUB", self.standing.pop(sid).pattern))
+
+    def confirm(self, *patterns: str) -> None:
+        for sid in self._sids(patterns):
+            self._confirm(sid)
+
+    def refuse(self, *patterns: str) -> None:
+        for sid in self._sids(patterns):
+            self.hub.refused(self.standing.pop(sid))
+
+    def lose(self) -> None:
+        self.up = False
+        self.standing.clear()
+        self.hub.link_down()
+
+    def come_back(self) -> None:
+        self.up = True
+        self.hub.link_up()
+
+    def deliver(self, subject: str | bytes, payload: bytes = b"1", headers: bytes = b"") -> None:
+        """Hand a message to the hub under each standing pattern, as a server without taboos would."""
+        raw = subject.encode() if isinstance(subject, str) else subject
+        text = raw.decode("utf-8", "replace")
+        unreserved = "x" + text[1:] if subjects.is_reserved(text) else text
+        for interest in tuple(self.standing.values()):
+            if interest.pattern == text or subjects.matches(interest.pattern, unreserved):
+                self.hub.dispatch(interest, raw, headers, payload)
+
+    def _confirm(self, sid: int) -> None:
+        if sid in self.standing:
+            self.hub.confirmed(self.standing[sid])
+
+    def _sids(self, patterns: tuple[str, ...]) -> list[int]:
+        return [sid for pattern in patterns for sid, sink in self.standing.items() if sink.pattern == pattern]
+
+    def _fault(self, text: str) -> None:
+        self.faults.append(text)
+        raise AssertionError(text)
+
+
+class _Recorder:
+    """Keeps each write; reads them back as frames."""
+
+    def __init__(self, form: Form = Form.WEBSOCKET) -> None:
+        self.form = form
+        self.writes: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self.writes.append(data)
+
+    @property
+    def frames(self) -> list[dict[str, Any]]:
+        return read_websocket_frames(b"".join(self.writes))
+
+    @property
+    def types(self) -> list[str]:
+        return [frame["type"] for frame in self.frames]
+
+    @property
+    def data(self) -> list[Any]:
+        """The payloads of the messages."""
+        return [frame["data"] for frame in self.frames if frame["type"] == "message"]
+
+
+class FakeSubscriber(_Recorder):
+    def __init__(self, form: Form = Form.WEBSOCKET) -> None:
+        super().__init__(form)
+        self.told: list[tuple[str, str]] = []
+
+    def activated(self, pattern: str) -> None:
+        self.told.append(("activated", pattern))
+
+    def ended(self, pattern: str, error: BridgeError) -> None:
+        self.told.append((error.code, pattern))
+
+
+class FakeOutlet(_Recorder):
+    quiet = False
+    finished: Close | None = None
+
+    def write(self, data: bytes) -> None:
+        self.quiet = False
+        super().write(data)
+
+    def send(self, frame: Frame, retry: int | None = None) -> None:
+        self.write(wire.encode_frame(frame, self.form, retry))
+
+    def keep(self) -> None:
+        pass
+
+    def finish(self, close: Close) -> None:
+        self.send(close)
+        self.finished = close
+
+
+def read_websocket_frames(data: bytes) -> list[dict[str, Any]]:
+    """The JSON objects of unmasked text frames (RFC 6455, section 5.2)."""
+    frames = []
+    while data:
+        assert data[0] == 0x81
+        extended = {126: 2, 127: 8}.get(data[1], 0)
+        size = int.from_bytes(data[2 : 2 + extended]) if extended else data[1]
+        start = 2 + extended
+        frames.append(json.loads(data[start : start + size]))
+        data = data[start + size :]
+    return frames

@@ -1,0 +1,78 @@
+import re
+
+import pytest
+
+from sanic_nats_bridge import errors
+from sanic_nats_bridge.errors import BridgeError, CloseCode, SettingsError
+
+# The table of the protocol, as far as the bridge has a use for it. WorkerFull has no row there: it
+# passes, so a client hears of it in a 200 and a close, never as a code.
+TABLE = {
+    "CommandInvalid": ("command.invalid", 400, None),
+    "MediaTypeUnsupported": ("command.invalid", 415, None),
+    "CommandUnsupported": ("command.unsupported", 400, None),
+    "SubjectInvalid": ("subject.invalid", 400, None),
+    "SubjectForbidden": ("subject.forbidden", 403, None),
+    "NatsRefused": ("nats.refused", 403, None),
+    "SessionUnknown": ("session.unknown", 404, None),
+    "NotSubscribed": ("subject.not_subscribed", 409, None),
+    "SizeLimit": ("limit.size", 413, 1009),
+    "SubscriptionLimit": ("limit.subscriptions", 429, None),
+    "WorkerFull": ("limit.sessions", 200, 1013),
+    "InternalError": ("internal", 500, 1011),
+}
+
+DRAWN = re.compile(r"(?m)^(?P<indent>[ │]*)[├└]── (?P<name>\w+) +(?P<code>[\w.]+)(?:, but HTTP (?P<status>\d+))?$")
+
+
+def subtree(parent: type[BridgeError]) -> dict[str, tuple[type[BridgeError], type[BridgeError]]]:
+    """Name → the class and its parent, of all below."""
+    found: dict[str, tuple[type[BridgeError], type[BridgeError]]] = {}
+    for child in parent.__subclasses__():
+        found |= {child.__name__: (child, parent)} | subtree(child)
+    return found
+
+
+REAL = subtree(BridgeError)
+
+
+def test_the_tree_in_the_docstring_is_the_real_one() -> None:
+    drawn, path = {}, {0: "BridgeError"}
+    for line in DRAWN.finditer(errors.__doc__ or ""):
+        depth = len(line["indent"]) // 4
+        path[depth] = line["name"]
+        drawn[line["name"]] = (path[depth - 1], line["code"])
+        assert REAL[line["name"]][0].http_status == int(line["status"] or TABLE[line["name"]][1])
+    assert drawn == {name: (parent.__name__, error.code) for name, (error, parent) in REAL.items()}
+
+
+def test_every_error_has_the_codes_of_the_protocol() -> None:
+    real = {name: (error.code, error.http_status, error.close_code) for name, (error, _) in REAL.items()}
+    assert real == TABLE
+
+
+def test_every_error_is_exported() -> None:
+    assert {*REAL, "BridgeError", "CloseCode", "SettingsError"} == set(errors.__all__)
+
+
+@pytest.mark.parametrize("error", [error for error, _ in REAL.values()], ids=REAL)
+def test_an_error_carries_its_message_and_its_subjects(error: type[BridgeError]) -> None:
+    refusal = error("Not so", ["a", "b"])
+    assert (str(refusal), refusal.message, refusal.subjects) == ("Not so", "Not so", ("a", "b"))
+    assert error("Not so").subjects == ()
+
+
+def test_the_operators_error_is_none_that_a_client_could_be_told() -> None:
+    assert issubclass(SettingsError, ValueError)
+    assert not issubclass(SettingsError, BridgeError)
+
+
+@pytest.mark.parametrize(
+    ("code", "reconnect", "spread"), [(1001, True, True), (1009, False, False), (1011, True, False), (1013, True, True)]
+)
+def test_a_close_code_says_whether_to_come_back_and_whether_to_wait(code: int, reconnect: bool, spread: bool) -> None:
+    assert (CloseCode(code).reconnect, CloseCode(code).spread) == (reconnect, spread)
+
+
+def test_there_is_no_other_close_code() -> None:
+    assert {code.value for code in CloseCode} == {1001, 1009, 1011, 1013}

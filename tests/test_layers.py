@@ -1,0 +1,170 @@
+import ast
+import re
+import tomllib
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from importlib.util import resolve_name
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from nats.aio.client import Client
+
+import sanic_nats_bridge
+from sanic_nats_bridge import nats_link
+
+PACKAGE = "sanic_nats_bridge"
+ROOT = Path(sanic_nats_bridge.__file__).parent
+
+FLOORS = {
+    "errors": 0,
+    "protocol": 0,
+    "subjects": 0,
+    "permissions": 0,
+    "checks": 0,
+    "settings": 0,
+    "wire": 0,
+    "nats_parser": 0,
+    "nats_servers": 0,
+    "nats_link": 1,
+    "outlet": 1,
+    "interest": 2,
+    "hub": 2,
+    "session": 2,
+    "sessions": 2,
+    "routes": 3,
+    "routes.commands": 3,
+    "routes.events": 3,
+    "routes.websocket": 3,
+    "extension": 4,
+    "": 5,  # the front: what the package itself exports
+}
+BESIDE = {"testing"}
+
+ALLOWED_IN = {
+    "asyncio": {name for name, floor in FLOORS.items() if floor > 0},
+    "nats": {"nats_link"},
+    "sanic": {"outlet", "extension", *(name for name in FLOORS if name.startswith("routes."))},
+}
+ALLOWED_IN["sanic_ext"] = ALLOWED_IN["sanic_routing"] = ALLOWED_IN["sanic"]
+
+FOREIGN_PRIVATE = {"outlet": {"_time"}}
+"""Private names of other libraries, or of other modules, by where they are used; nats-py's apart."""
+
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").removesuffix("."): path
+    for path in ROOT.rglob("*.py")
+}
+TREES = {name: ast.parse(path.read_text(), str(path)) for name, path in FILES.items()}
+
+
+def imported(name: str) -> Iterator[str]:
+    """Full names of the modules that a module imports, wherever in it."""
+    parent = f"{PACKAGE}.{name}".removesuffix(".")
+    if FILES[name].name != "__init__.py":
+        parent = parent.rpartition(".")[0]
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            source = resolve_name("." * node.level + (node.module or ""), parent)
+            inner = [f"{source}.{alias.name}" for alias in node.names]
+            modules = [module for module in inner if module.removeprefix(f"{PACKAGE}.") in FILES]
+            yield from modules or [source]
+
+
+def own_imports(name: str) -> set[str]:
+    found = {module for module in imported(name) if module.split(".")[0] == PACKAGE}
+    return {module.removeprefix(PACKAGE).removeprefix(".") for module in found}
+
+
+def foreign_imports(name: str) -> set[str]:
+    return {module.split(".")[0] for module in imported(name)} - {PACKAGE}
+
+
+def attributes(name: str) -> set[str]:
+    """The attributes that a module reads, writes or calls, on whatever object."""
+    return {node.attr for node in ast.walk(TREES[name]) if isinstance(node, ast.Attribute)}
+
+
+def own_names(name: str) -> set[str]:
+    """What a module defines: functions, classes, variables, and attributes of ``self``."""
+    found = set()
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
+            found.add(node.attr)
+    return found
+
+
+def is_private(attribute: str) -> bool:
+    # What begins with an underscore in a named tuple is public, by its documentation.
+    return attribute.startswith("_") and not attribute.endswith("__") and attribute not in dir(NamedTuple("T", []))
+
+
+def test_every_module_has_its_floor() -> None:
+    assert set(FILES) == FLOORS.keys() | BESIDE
+
+
+@pytest.mark.parametrize("name", FLOORS)
+def test_imports_run_downward_only(name: str) -> None:
+    upward = {other for other in own_imports(name) if other in BESIDE or FLOORS[other] > FLOORS[name]}
+    assert not upward
+
+
+def test_imports_make_no_circle() -> None:
+    TopologicalSorter({name: own_imports(name) for name in FILES}).prepare()
+
+
+@pytest.mark.parametrize("library", ALLOWED_IN)
+def test_a_library_is_imported_only_where_it_belongs(library: str) -> None:
+    assert {name for name in FLOORS if library in foreign_imports(name)} <= ALLOWED_IN[library]
+
+
+@pytest.mark.parametrize("name", [name for name in FLOORS if name.startswith("routes")])
+def test_the_doors_know_sessions_and_never_what_is_behind(name: str) -> None:
+    assert not own_imports(name) & {"hub", "nats_link"}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_stands_beside_imports_nothing_of_the_package(name: str) -> None:
+    assert not own_imports(name)
+    assert not foreign_imports(name) & ALLOWED_IN.keys() - {"asyncio"}
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name != "nats_link"])
+def test_private_parts_of_others_are_touched_only_where_it_is_said(name: str) -> None:
+    foreign = {attribute for attribute in attributes(name) if is_private(attribute)} - own_names(name)
+    assert foreign == FOREIGN_PRIVATE.get(name, set())
+
+
+def test_the_inside_of_sanics_websocket_is_touched_in_the_outlet_only() -> None:
+    assert {name for name in FILES if attributes(name) & {"io_proto", "ws_proto"}} == {"outlet"}
+
+
+def test_the_link_lists_every_private_name_of_nats_py_that_it_uses() -> None:
+    used = {name for name in attributes("nats_link") | own_names("nats_link") if is_private(name)}
+    listed = re.search(r"Private names of nats-py that are used: (.*?);", nats_link.__doc__ or "", re.DOTALL)
+    assert listed is not None
+    of_nats_py = vars(Client()).keys() | set(dir(Client))
+    assert set(re.findall(r"``(\w+)``", listed[1])) == used & of_nats_py
+    assert not used - own_names("nats_link") - of_nats_py
+
+
+def test_nats_py_is_held_to_the_version_whose_private_names_are_used() -> None:
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
+    assert any(re.fullmatch(r"nats-py>=2\.\d+\.\d+,<2\.\d+", needed) for needed in project["dependencies"])
+
+
+def test_the_link_says_truly_where_the_bound_on_nats_py_stands() -> None:
+    said = re.search(r"the bound on its version is in (\S+)\.\s", nats_link.__doc__ or "")
+    assert said is not None
+    assert "nats-py>=" in (ROOT.parent / said[1]).read_text()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_module_is_over_300_lines(name: str) -> None:
+    assert len(FILES[name].read_text().splitlines()) <= 300

@@ -1,0 +1,95 @@
+import gc
+import weakref
+
+import pytest
+
+from sanic_nats_bridge.errors import CloseCode, SessionUnknown, WorkerFull
+from sanic_nats_bridge.session import Session
+
+from .fakes import FakeOutlet
+from .support import until
+from .test_session import Worker, act
+
+
+async def test_a_full_worker_refuses_one_more_until_one_leaves() -> None:
+    worker = Worker(max_sessions=2)
+    (first, _), _ = worker.open(), worker.open()
+    outlet = FakeOutlet()
+    with pytest.raises(WorkerFull) as refusal:
+        worker.sessions.open(outlet)
+    assert (outlet.writes, len(worker.sessions)) == ([], 2)
+    close = worker.sessions.refusal(refusal.value)
+    assert (close.code, close.reconnect) == (1013, True)
+    first.gone(1000)
+    worker.open()
+    assert len(worker.sessions) == 2
+
+
+async def test_every_session_has_an_unguessable_id_of_its_own() -> None:
+    worker = Worker()
+    ids = {worker.open()[0].id for _ in range(500)}
+    assert len(ids) == 500
+    assert min(map(len, ids)) >= 22
+
+
+async def test_a_session_is_found_by_its_id_as_long_as_it_is_open() -> None:
+    worker = Worker()
+    session, _ = worker.open()
+    assert worker.sessions.find(session.id) is session
+    session.gone(1000)
+    for unknown in (session.id, "", "x"):
+        with pytest.raises(SessionUnknown):
+            worker.sessions.find(unknown)
+
+
+async def test_whoever_listens_hears_of_each_session_once_and_with_its_code() -> None:
+    worker = Worker()
+    heard: list[tuple[str, int | None]] = []
+    worker.sessions.on_opened = lambda session: heard.append((session.id, None))
+    worker.sessions.on_closed = lambda session, code: heard.append((session.id, code))
+    session, _ = worker.open()
+    session.close(CloseCode.INTERNAL, "test")
+    session.gone(1006)
+    assert heard == [(session.id, None), (session.id, 1011)]
+
+
+async def test_every_session_is_closed_with_the_code() -> None:
+    worker = Worker()
+    outlets = [worker.open()[1] for _ in range(3)]
+    worker.sessions.close_all(CloseCode.GOING_AWAY, "test")
+    assert len(worker.sessions) == 0
+    assert [outlet.types for outlet in outlets] == [["welcome", "close"]] * 3
+    closes = [outlet.frames[-1] for outlet in outlets]
+    assert {(close["code"], close["reconnect"]) for close in closes} == {(1001, True)}
+    assert all(close["retry"] >= 0 for close in closes)
+
+
+@pytest.mark.parametrize("ending", ["gone", "close"])
+async def test_all_that_a_session_held_is_given_back(ending: str) -> None:
+    worker = Worker()
+
+    async def live() -> weakref.ref[Session]:
+        session, _ = worker.open()
+        await act(session, "subscribe", "a", "b.>")
+        if ending == "gone":
+            session.gone(1006)
+        else:
+            session.close(CloseCode.GOING_AWAY, "test")
+        return weakref.ref(session)
+
+    remains = await live()
+    await until(lambda: worker.hub.patterns == ())
+    gc.collect()
+    assert remains() is None
+    assert worker.link.patterns == []
+
+
+async def test_what_another_session_follows_stays_when_one_leaves() -> None:
+    worker = Worker()
+    (leaver, _), (stayer, outlet) = worker.open(), worker.open()
+    for session in (leaver, stayer):
+        await act(session, "subscribe", "a")
+    leaver.gone(1006)
+    worker.link.deliver("a")
+    await until(lambda: outlet.data == [1])
+    assert worker.link.sent == [("SUB", "a")]
