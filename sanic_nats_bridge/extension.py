@@ -6,6 +6,7 @@ import os
 from typing import Any, Final, Unpack
 
 from sanic import Blueprint, Sanic
+from sanic_ext import openapi
 from sanic_ext.extensions.base import Extension
 from sanic_routing.exceptions import NotFound
 
@@ -88,6 +89,10 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         add_event_route(blueprint, self._sessions)
         add_command_routes(blueprint, self._sessions)
         self.app.blueprint(blueprint)
+        for route in blueprint.routes:
+            # OpenAPI knows a WebSocket by the wrapper that Sanic puts around its handler.
+            if route.extra.websocket:
+                openapi.exclude()(route.handler)
 
     async def _start(self, app: Sanic[Any, Any]) -> None:
         if app.asgi:

@@ -2,19 +2,22 @@
 
 The transport's write buffer is the client's queue, and every frame of a session leaves by its one
 outlet: Sanic's ``send`` waits while more than 64 KiB are buffered, and direct writes would overtake
-it. The only file that touches private parts of Sanic: ``WebsocketImplProtocol.io_proto`` and
-``HttpProtocol._time``.
+it. The only file that touches private parts of Sanic: ``io_proto``, ``ws_proto`` and
+``process_events`` of its WebSocket, and ``HttpProtocol._time``.
 """
 
 import asyncio
 import contextlib
 import math
 import socket
+import time
+from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
 from sanic import Request, Websocket
 
 from . import wire
+from .errors import CloseCode
 from .protocol import Close, Frame
 from .wire import Form
 
@@ -24,6 +27,8 @@ CLOSED_WITHOUT_CODE: Final = 1006  # RFC 6455, section 7.1.5
 
 _LOST_AFTER_SECONDS: Final = 20
 _CLOSE_SECONDS: Final = 5.0
+_INVALID_DATA: Final = 1007
+_FAULTS_OF_THE_CLIENT: Final = (1002, _INVALID_DATA, CloseCode.TOO_BIG)
 _HIGH_WATER_BYTES: Final = 2**30
 _SANIC_WATER_BYTES: Final = {"high": 65_536, "low": 16_384}
 
@@ -33,6 +38,9 @@ class Outlet(Protocol):
 
     quiet: bool
     """Nothing was written since somebody last set it."""
+
+    on_failure: Callable[[int], None] | None
+    """Called when the server gives the connection up, with the close code; the client knows already."""
 
     @property
     def form(self) -> Form:
@@ -57,6 +65,7 @@ class _TransportOutlet:
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         self.quiet = False
+        self.on_failure: Callable[[int], None] | None = None
         # Above this mark Sanic's own frames (pong, close) would wait behind ours.
         transport.set_write_buffer_limits(high=_HIGH_WATER_BYTES)
         _bound_silence(transport)
@@ -80,6 +89,11 @@ class WebSocketOutlet(_TransportOutlet):
         self._websocket = cast(Any, websocket)
         super().__init__(self._websocket.io_proto.transport)
         self._closing: asyncio.Task[None] | None = None
+        self._protocol = self._websocket.ws_proto
+        self._fail = self._protocol.fail
+        self._protocol.fail = self._failed
+        self._process_events = self._websocket.process_events
+        self._websocket.process_events = self._process_valid_events
 
     def keep(self) -> None:
         """Nothing to do: Sanic has no timeouts for WebSockets."""
@@ -95,8 +109,24 @@ class WebSocketOutlet(_TransportOutlet):
     def close_code(self) -> int:
         """The code that the client has closed with."""
         # Its own `close_code` is not there before the connection has ended.
-        received = self._websocket.ws_proto.close_rcvd
+        received = self._protocol.close_rcvd
         return CLOSED_WITHOUT_CODE if received is None else int(received.code)
+
+    def _failed(self, code: int, reason: str = "") -> None:
+        """Say why in a frame of ours too, where Sanic or `websockets` fails the connection."""
+        if code != CLOSED_WITHOUT_CODE:
+            reconnect = code not in _FAULTS_OF_THE_CLIENT
+            self.send(Close(code=int(code), reason=reason, reconnect=reconnect))
+            if self.on_failure is not None:
+                self.on_failure(int(code))
+        self._fail(code, reason)
+
+    async def _process_valid_events(self, events: Any) -> None:
+        try:
+            await self._process_events(events)
+        except UnicodeDecodeError:
+            # Sanic lets it go unseen, and never reads again (RFC 6455, section 8.1: fail with 1007).
+            self._websocket.fail_connection(_INVALID_DATA, "A text frame must be UTF-8")
 
 
 class EventStreamOutlet(_TransportOutlet):
@@ -121,6 +151,7 @@ class EventStreamOutlet(_TransportOutlet):
         """Write the last frame, and have the handler end the stream."""
         self.send(close, close.retry if isinstance(close.retry, int) else None)
         self._finished.set()
+        asyncio.get_running_loop().call_later(_CLOSE_SECONDS, self._abort_if_stuck)
 
     @property
     def close_code(self) -> int:
@@ -131,6 +162,11 @@ class EventStreamOutlet(_TransportOutlet):
         """Wait until the session has ended, then hand the connection back to Sanic as it was."""
         await self._finished.wait()
         self._transport.set_write_buffer_limits(**_SANIC_WATER_BYTES)
+        self._protocol._time = time.monotonic()
+
+    def _abort_if_stuck(self) -> None:
+        if self._transport.get_write_buffer_size() > 0:
+            self._transport.abort()
 
 
 def _bound_silence(transport: asyncio.Transport) -> None:

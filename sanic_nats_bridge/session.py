@@ -55,6 +55,7 @@ class Session:
         self._home = home
         self._hub = home.hub
         self._outlet = outlet
+        outlet.on_failure = self.gone
         self._one_at_a_time = asyncio.Lock()
         # Changed in the event loop alone.
         self.closed = False
@@ -196,6 +197,7 @@ class Session:
 
     def _leave(self, code: int) -> None:
         self.closed = True
+        self._outlet.on_failure = None
         if self._pulse is not None:
             self._pulse.cancel()
         self._hub.detach(self, list(self._interests.values()))

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Any
 
 from sanic_nats_bridge import subjects, wire
@@ -137,6 +138,7 @@ class FakeSubscriber(_Recorder):
 class FakeOutlet(_Recorder):
     quiet = False
     finished: Close | None = None
+    on_failure: Callable[[int], None] | None = None
 
     def write(self, data: bytes) -> None:
         self.quiet = False

@@ -1,8 +1,8 @@
 """``/subscribe`` and ``/unsubscribe``: commands by POST, chiefly for sessions on an event stream."""
 
 import logging
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeAlias
 
 import msgspec
 from sanic import Blueprint, HTTPResponse, Request
@@ -15,6 +15,8 @@ from ..sessions import Sessions
 __all__ = ["add_command_routes", "refused"]
 
 logger = logging.getLogger("sanic.root.nats_bridge")
+
+_Handler: TypeAlias = Callable[[Request], Coroutine[Any, Any, HTTPResponse]]
 
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 _STATUSES: Final = {
@@ -39,8 +41,8 @@ def add_command_routes(blueprint: Blueprint, sessions: Sessions) -> None:
         return await _command(request, sessions, "unsubscribe")
 
     for handler, summary in ((subscribe, "Follow subjects in a session"), (unsubscribe, "Follow subjects no longer")):
-        _document(handler, summary)
-        blueprint.add_route(handler, f"/{handler.__name__}", methods=["POST"], name=handler.__name__, stream=True)
+        name = handler.__name__
+        blueprint.add_route(_documented(handler, summary), f"/{name}", methods=["POST"], name=name, stream=True)
 
 
 def refused(error: BridgeError, reply: Reply) -> HTTPResponse:
@@ -82,12 +84,13 @@ def _response(reply: Reply, status: int) -> HTTPResponse:
     return HTTPResponse(encode(reply), status, dict(_HEADERS), "application/json")
 
 
-def _document(handler: Callable[..., Any], summary: str) -> None:
+def _documented(handler: _Handler, summary: str) -> _Handler:
+    command = _schema(Command) | {"required": ["session", "subjects"]}
     reply = {"application/json": {"schema": _schema(Reply)}}
-    openapi.definition(
+    return openapi.definition(
         summary=summary,
         tag="NATS bridge",
-        body={"application/json": {"schema": _schema(Command)}},
+        body={"application/json": {"schema": command}},
         response=[
             openapi.definitions.Response(reply, status=status, description=text) for status, text in _STATUSES.items()
         ],

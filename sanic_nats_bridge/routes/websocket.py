@@ -4,7 +4,6 @@ import logging
 
 from sanic import Blueprint, Request, Websocket
 from sanic.exceptions import WebsocketClosed
-from sanic_ext import openapi
 
 from ..errors import BridgeError, CloseCode, CommandUnsupported, InternalError, WorkerFull
 from ..outlet import WebSocketOutlet
@@ -38,7 +37,6 @@ def add_websocket_route(blueprint: Blueprint, sessions: Sessions) -> None:
         finally:
             session.gone(outlet.close_code)
 
-    openapi.exclude()(stream)
     blueprint.add_websocket_route(stream, "/stream", name="stream")
 
 

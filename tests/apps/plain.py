@@ -1,0 +1,50 @@
+"""One app and its bridge for each argument, in one process: ``python -m tests.apps.plain '{"prefix": "/a"}' …``.
+
+An argument holds the bridge's settings as JSON. The ports are the first line of the output; what
+follows are the sessions that end, with their close codes.
+"""
+
+import asyncio
+import json
+import socket
+import sys
+from typing import Any
+
+from sanic import HTTPResponse, Request, Sanic
+from sanic.response import json as as_json
+
+from sanic_nats_bridge import NatsBridge, Session
+
+
+def prepared(number: int, settings: Any) -> int:
+    app: Sanic[Any, Any] = Sanic(f"plain_{number}", configure_logging=False)
+    bridge = NatsBridge(**settings)
+    extensions: list[Any] = [bridge]
+    app.extend(extensions=extensions)
+
+    @app.get("/facts")
+    async def facts(request: Request) -> HTTPResponse:
+        return as_json({"sessions": len(bridge._sessions), "tasks": len(asyncio.all_tasks())})
+
+    @app.signal("natsbridge.session.closed")
+    async def closed(session: Session, code: int) -> None:
+        sys.stdout.write(f"closed {code}\n")
+        sys.stdout.flush()
+
+    listener = socket.socket()
+    listener.bind(("0.0.0.0", 0))
+    listener.listen(1024)
+    port: int = listener.getsockname()[1]
+    app.prepare(sock=listener, single_process=True, access_log=False, motd=False)
+    return port
+
+
+def main() -> None:
+    ports = [prepared(number, json.loads(settings)) for number, settings in enumerate(sys.argv[1:])]
+    sys.stdout.write(json.dumps(ports) + "\n")
+    sys.stdout.flush()
+    Sanic.serve_single()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""Apps in processes of their own, for tests that measure them or serve them differently."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .support import WAIT_SECONDS
+
+PROJECT = Path(__file__).parents[1]
+
+
+@dataclass
+class AppProcess:
+    """A running ``tests.apps.plain``."""
+
+    process: Process
+    ports: list[int]
+
+    @property
+    def folder(self) -> Path:
+        return Path(f"/proc/{self.process.pid}")
+
+    @property
+    def open_files(self) -> int:
+        return sum(1 for _ in (self.folder / "fd").iterdir())
+
+    @property
+    def resident_bytes(self) -> int:
+        (line,) = (line for line in (self.folder / "status").read_text().splitlines() if line.startswith("VmRSS:"))
+        return int(line.split()[1]) * 1024
+
+    async def line(self, seconds: float = WAIT_SECONDS) -> str:
+        assert self.process.stdout is not None
+        async with asyncio.timeout(seconds):
+            return (await self.process.stdout.readline()).decode().strip()
+
+
+@contextlib.asynccontextmanager
+async def app_process(*bridges: Mapping[str, Any], wrapper: tuple[str, ...] = ()) -> AsyncIterator[AppProcess]:
+    """Serve an app for each of these bridges' settings, all in one process."""
+    command = (*wrapper, sys.executable, "-m", "tests.apps.plain", *map(json.dumps, bridges))
+    process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=DEVNULL, cwd=PROJECT)
+    app = AppProcess(process, [])
+    try:
+        app.ports = json.loads(await app.line())
+        yield app
+    finally:
+        await ended(process)
+
+
+@contextlib.asynccontextmanager
+async def managed_process(configuration: Mapping[str, str]) -> AsyncIterator[int]:
+    """Serve ``tests.apps.managed`` by the ``sanic`` command; its port."""
+    port = free_port()
+    command = (sys.executable, "-m", "sanic", "tests.apps.managed:app", "--port", str(port), "--workers", "1")
+    environment = os.environ | {f"SANIC_{name}": value for name, value in configuration.items()}
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=DEVNULL, stderr=DEVNULL, cwd=PROJECT, env=environment, start_new_session=True
+    )
+    try:
+        await listening(port)
+        yield port
+    finally:
+        await ended(process)
+        # Workers that have outlived their manager.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+async def listening(port: int) -> None:
+    """Wait until the port takes connections."""
+    async with asyncio.timeout(WAIT_SECONDS):
+        while True:
+            with contextlib.suppress(ConnectionRefusedError):
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.close()
+                return await writer.wait_closed()
+            await asyncio.sleep(0.01)
+
+
+async def ended(process: Process) -> None:
+    """End the process, and let asyncio see that it has ended."""
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+    try:
+        async with asyncio.timeout(WAIT_SECONDS):
+            await process.communicate()
+    except TimeoutError:
+        process.kill()
+        await process.communicate()

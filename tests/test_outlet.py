@@ -1,0 +1,139 @@
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from sanic_nats_bridge import Session
+from sanic_nats_bridge.testing import NatsServer
+
+from .support import Bridge, Publisher, running, until
+from .support_process import app_process, ended
+from .support_raw import UPGRADE, client_frame, raw_connection, session_of, sessions
+
+HEARTBEAT: Final = 0.5
+SERVER, CLIENT = "192.0.2.1", "192.0.2.2"  # RFC 5737: documentation only
+
+HOLD_OPEN = """
+import socket, sys
+connection = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+connection.sendall(sys.argv[3].encode())
+while b'"welcome"' not in connection.recv(65536):
+    pass
+print("welcome", flush=True)
+while connection.recv(65536):
+    pass
+"""
+
+
+def transport_of(session: Session) -> Any:
+    return session._outlet._transport  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("door", ["websocket", "events"])
+async def test_the_kernel_gives_up_a_client_that_acknowledges_nothing(bridge: Bridge, door: str) -> None:
+    async with getattr(bridge, door)() as client:
+        connection = transport_of(session_of(bridge, client.session)).get_extra_info("socket")
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 20_000
+
+
+def network(process: str) -> Path:
+    return Path(f"/proc/{process}/ns/net").readlink()
+
+
+async def in_namespace(process: Process, *command: str) -> None:
+    """Run a command in the network of that process."""
+    entered = await asyncio.create_subprocess_exec("nsenter", "-t", str(process.pid), "-n", *command, stderr=PIPE)
+    _, error = await entered.communicate()
+    assert entered.returncode == 0, error.decode()
+
+
+@contextlib.asynccontextmanager
+async def own_network() -> AsyncIterator[Process]:
+    """A process with a network of its own, which ends with it."""
+    holder = await asyncio.create_subprocess_exec("unshare", "--net", "sleep", "infinity")
+    try:
+        await until(lambda: network(str(holder.pid)) != network("self"))
+        yield holder
+    finally:
+        await ended(holder)
+
+
+@pytest.mark.timeout(120)
+async def test_half_open_clients_are_given_up() -> None:
+    assert os.geteuid() == 0, "needs root for network namespaces"
+    assert shutil.which("ip"), "needs iproute2"
+    async with (
+        own_network() as client_net,
+        app_process({"heartbeat": HEARTBEAT}, wrapper=("unshare", "--net")) as app,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        pair = ("veth0", "type", "veth", "peer", "name", "veth1", "netns", str(client_net.pid))
+        await in_namespace(app.process, "ip", "link", "add", *pair)
+        for holder, link, address in ((app.process, "veth0", SERVER), (client_net, "veth1", CLIENT)):
+            await in_namespace(holder, "ip", "address", "add", f"{address}/30", "dev", link)
+            await in_namespace(holder, "ip", "link", "set", link, "up")
+        for request in (f"GET /nats/stream HTTP/1.1\r\n{UPGRADE}\r\n", "GET /nats/events HTTP/1.1\r\nHost: x\r\n\r\n"):
+            command = (sys.executable, "-c", HOLD_OPEN, SERVER, str(app.ports[0]), request)
+            client = await asyncio.create_subprocess_exec(
+                "nsenter", "-t", str(client_net.pid), "-n", *command, stdout=PIPE
+            )
+            stack.push_async_callback(ended, client)
+            assert client.stdout is not None
+            assert await client.stdout.readline() == b"welcome\n"
+        await in_namespace(client_net, "ip", "link", "set", "veth1", "down")
+        # 20 s without an acknowledgement, the heartbeat before it, and the kernel's next try behind it.
+        assert [await app.line(HEARTBEAT + 25) for _ in range(2)] == ["closed 1006"] * 2
+
+
+async def test_replies_and_messages_keep_their_order_behind_a_full_buffer(bridge: Bridge, publisher: Publisher) -> None:
+    big, late = publisher.subject("big"), publisher.subject("late")
+    async with raw_connection(bridge.port, f"GET /nats/stream HTTP/1.1\r\n{UPGRADE}\r\n", limit=2**16) as (
+        reader,
+        writer,
+    ):
+        await reader.readuntil(b'"nats":"connected"}')
+        (session,) = sessions(bridge)
+        writer.write(client_frame(b'{"subjects":["%b"]}' % big.encode()))
+        await until(lambda: session.subscriptions == (big,))
+        while transport_of(session).get_write_buffer_size() < 500_000:
+            await publisher.send(big, b"x" * 1_000_000)
+            await asyncio.sleep(0.05)
+        writer.write(client_frame(b'{"subjects":["%b"]}' % late.encode()))
+        writer.write(client_frame(b"payload", opcode=9))
+        await until(lambda: late in session.subscriptions)
+        await publisher.send(late, b'"late"')
+        received = b""
+        while b'"data":"late"' not in received:
+            received = received[-100_000:] + await reader.read(2**20)
+        assert 0 < received.rindex(b'"active":true') < received.rindex(b'"data":"late"')
+        assert received.rindex(b"xxx") < received.rindex(b'"active":true')
+
+
+@pytest.mark.parametrize(
+    "request_head",
+    [f"GET /nats/stream HTTP/1.1\r\n{UPGRADE}\r\n", "GET /nats/events HTTP/1.1\r\nHost: localhost\r\n\r\n"],
+    ids=["websocket", "events"],
+)
+async def test_a_client_that_has_stopped_reading_does_not_hold_up_the_end_of_the_server(
+    shared_nats: NatsServer, publisher: Publisher, request_head: str
+) -> None:
+    subject = publisher.subject("big")
+    async with contextlib.AsyncExitStack() as stack:
+        async with running(servers=shared_nats.url, subscribe=[">"]) as bridge:
+            reader, _ = await stack.enter_async_context(raw_connection(bridge.port, request_head, limit=2**16))
+            await reader.readuntil(b'"nats":"connected"}')
+            (session,) = sessions(bridge)
+            status, _ = await bridge.post("/subscribe", {"session": session.id, "subjects": [subject]})
+            assert status == 200
+            while transport_of(session).get_write_buffer_size() < 500_000:
+                await publisher.send(subject, b"x" * 1_000_000)
+                await asyncio.sleep(0.05)
+        assert not len(sessions(bridge))
