@@ -10,8 +10,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-# Each "command:package" of Debian; what has the command is not installed again.
-TEST_PACKAGES := chromium:chromium nginx:nginx-light
+# What the tests need of the system, each with a command or library by which its presence is seen:
+# a browser and what Playwright's driver needs to steer it, a proxy, a network that can be cut.
+TEST_PACKAGES := chromium:chromium libatomic.so.1:libatomic1 nginx:nginx-light ip:iproute2
 
 .PHONY: run test check format clean
 .DEFAULT_GOAL := run

@@ -74,7 +74,11 @@ class _TransportOutlet:
         if self._transport.is_closing():
             return
         self.quiet = False
-        self._transport.write(data)
+        try:
+            self._transport.write(data)
+        except RuntimeError:
+            # Sanic half-closes a WebSocket some turns of the loop before it closes it.
+            return
 
     def send(self, frame: Frame, retry: int | None = None) -> None:
         self.write(wire.encode_frame(frame, self.form, retry))

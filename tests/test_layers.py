@@ -168,3 +168,9 @@ def test_the_link_says_truly_where_the_bound_on_nats_py_stands() -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_no_module_is_over_300_lines(name: str) -> None:
     assert len(FILES[name].read_text().splitlines()) <= 300
+
+
+def test_every_module_has_a_test_module() -> None:
+    tested = {path.stem for path in Path(__file__).parent.glob("test_*.py")}
+    modules = {name for name in FILES if name not in ("", "routes")}
+    assert {f"test_{name.replace('.', '_')}" for name in modules} - tested == set()

@@ -1,0 +1,77 @@
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sanic_nats_bridge import checks
+
+GOOD: list[tuple[Callable[[Any], Any], Any, Any]] = [
+    (checks.text, "x", "x"),
+    (checks.flag, False, False),
+    (checks.words, "a  b\tc", ("a", "b", "c")),
+    (checks.words, '["a b", "c"]', ("a b", "c")),
+    (checks.words, ["a b"], ("a b",)),
+    (checks.words, "", ()),
+    (checks.server_urls, "127.0.0.1", ("127.0.0.1",)),
+    (checks.server_urls, "nats://a tls://b:1", ("nats://a", "tls://b:1")),
+    (checks.server_urls, ["wss://a/"], ("wss://a/",)),
+    (checks.patterns, "> a.*", (">", "a.*")),
+    (checks.patterns, ["$KV.bucket.>"], ("$KV.bucket.>",)),
+    (checks.header_names, ["traceparent"], ("traceparent",)),
+    (checks.path_prefix, "", ""),
+    (checks.path_prefix, "/a/b-c.d", "/a/b-c.d"),
+    (checks.seconds(0), 0, 0.0),
+    (checks.seconds(0.5), 86_400, 86_400.0),
+    (checks.whole(1), 1, 1),
+    (checks.readable_file, Path(__file__), __file__),
+    (checks.inbox_prefix, "_INBOX.bridge", "_INBOX.bridge"),
+]
+
+BAD: list[tuple[Callable[[Any], Any], Any]] = [
+    (checks.words, '["a"'),
+    (checks.words, [1]),
+    (checks.server_urls, []),
+    (checks.server_urls, "nats://a ws://b"),
+    (checks.server_urls, "http://a"),
+    (checks.patterns, ["a..b"]),
+    (checks.patterns, ["_NATSBRIDGE.>"]),
+    (checks.header_names, ["a:b"]),
+    (checks.path_prefix, "/a/"),
+    (checks.path_prefix, "/a/../b"),
+    (checks.seconds(0.5), 0.4),
+    (checks.seconds(0), 10**400),
+    (checks.seconds(0), float("nan")),
+    (checks.whole(1), True),
+    (checks.whole(1), 0),
+    (checks.inbox_prefix, "a.>"),
+    (checks.tls_context, True),
+]
+
+
+def label(value: Any) -> str | None:
+    return getattr(value, "__name__", None)
+
+
+@pytest.mark.parametrize(("check", "value", "kept"), GOOD, ids=label)
+def test_a_good_value_is_kept_in_one_shape(check: Callable[[Any], Any], value: Any, kept: Any) -> None:
+    assert check(value) == kept
+
+
+@pytest.mark.parametrize(("check", "value"), BAD, ids=label)
+def test_a_wrong_value_is_refused_in_words_that_follow_the_settings_name(
+    check: Callable[[Any], Any], value: Any
+) -> None:
+    with pytest.raises(ValueError, match=r"^(must|holds|is not) [^\n]+$"):
+        check(value)
+
+
+def test_a_value_that_may_be_a_secret_is_not_repeated() -> None:
+    with pytest.raises(ValueError, match=r"^must be the path of a file that is there$"):
+        checks.readable_file("SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY")
+
+
+def test_a_tls_context_is_taken_as_it_is() -> None:
+    context = ssl.create_default_context()
+    assert checks.tls_context(context) is context

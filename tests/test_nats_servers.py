@@ -1,0 +1,58 @@
+from itertools import islice
+
+from sanic_nats_bridge.nats_servers import Server, ServerPool
+
+MEMBERS = ["nats://10.0.0.1:4222", "nats://10.0.0.2:4223"]
+
+
+def first(pool: ServerPool, count: int) -> list[Server]:
+    return [server for server, _ in islice(pool.attempts(), count)]
+
+
+def test_every_named_server_is_tried_before_one_is_tried_again() -> None:
+    pool = ServerPool(["nats://a:1", "b:2", "tls://c"])
+    tried = [server.url for server in first(pool, 6)]
+    assert set(tried[:3]) == {"nats://a:1", "nats://b:2", "tls://c"}
+    assert tried[3:] == tried[:3]
+
+
+def test_the_order_differs_from_time_to_time() -> None:
+    pool = ServerPool([f"nats://host:{port}" for port in range(1, 30)])
+    assert len({first(pool, 1)[0].url for _ in range(50)}) > 1
+
+
+def test_servers_of_the_cluster_come_after_the_named_ones() -> None:
+    pool = ServerPool(["nats://seed:4222"])
+    pool.discover(MEMBERS)
+    servers = [server.url for server in first(pool, 3)]
+    assert servers[0] == "nats://seed:4222"
+    assert set(servers[1:]) == set(MEMBERS)
+
+
+def test_a_named_server_that_the_cluster_tells_of_is_not_tried_twice() -> None:
+    pool = ServerPool(["nats://user:secret@10.0.0.1:4222"])
+    pool.discover([*MEMBERS, *MEMBERS])
+    assert len({server.url for server in first(pool, 6)}) == 2
+
+
+def test_what_the_cluster_tells_of_gets_the_credentials_and_the_name_of_the_first_named() -> None:
+    pool = ServerPool(["tls://user:secret@nats.example.com"])
+    pool.discover(["tls://10.0.0.1:4222"])
+    assert first(pool, 2) == [
+        Server("tls://user:secret@nats.example.com"),
+        Server("tls://user:secret@10.0.0.1:4222", "nats.example.com"),
+    ]
+
+
+def test_an_address_shows_no_credentials() -> None:
+    assert Server("nats://user:secret@host:1").address == "host:1"
+    assert Server("nats://token@host").address == "host:4222"
+
+
+def test_waits_are_short_within_a_round_and_grow_from_round_to_round_to_a_limit() -> None:
+    pauses = [pause for _, pause in islice(ServerPool(["a", "b"]).attempts(), 40)]
+    within, between = pauses[0::2], pauses[1::2]
+    assert set(within) == {0.05}
+    assert all(0.05 <= pause <= 2 for pause in between)
+    assert all(pause >= 1 for pause in between[6:])
+    assert len(set(between[6:])) > 1
