@@ -3,7 +3,7 @@
 The transport's write buffer is the client's queue, and every frame of a session leaves by its one
 outlet: Sanic's ``send`` waits while more than 64 KiB are buffered, and direct writes would overtake
 it. The only file that touches private parts of Sanic: ``io_proto``, ``ws_proto`` and
-``process_events`` of its WebSocket, and ``HttpProtocol._time``.
+``process_events`` of its WebSocket, ``HttpProtocol._time`` and ``_callback_check_timeouts``.
 """
 
 import asyncio
@@ -92,6 +92,8 @@ class WebSocketOutlet(_TransportOutlet):
     def __init__(self, websocket: Websocket) -> None:
         self._websocket = cast(Any, websocket)
         super().__init__(self._websocket.io_proto.transport)
+        # Does nothing for a WebSocket, but would keep a closed connection in memory for half a minute.
+        self._websocket.io_proto._callback_check_timeouts.cancel()
         self._closing: asyncio.Task[None] | None = None
         self._protocol = self._websocket.ws_proto
         self._fail = self._protocol.fail

@@ -132,7 +132,7 @@ class Session:
             raise NotSubscribed(f"Not subscribed to: {_quoted(missing)}", missing)
         self._hub.detach(self, [self._drop(pattern) for pattern in patterns])
         for pattern in patterns:
-            self._confirm(pattern)
+            self._settle(pattern)
         return Reply(
             id=command.id,
             action="unsubscribe",
@@ -145,7 +145,7 @@ class Session:
         self._holes.pop(pattern, None)
         return self._interests.pop(pattern)
 
-    def _confirm(self, pattern: str) -> None:
+    def _settle(self, pattern: str) -> None:
         """Nothing is left to be said of this subscription; tell the client when that was the last."""
         if pattern in self._unconfirmed:
             self._unconfirmed.discard(pattern)
@@ -156,13 +156,13 @@ class Session:
 
     def activated(self, pattern: str) -> None:
         """NATS has taken a subscription after the client was told that it had not."""
-        self._confirm(pattern)
+        self._settle(pattern)
 
     def ended(self, pattern: str, error: BridgeError) -> None:
         """The hub has ended a subscription."""
         self._drop(pattern)
         self.send(Unsubscribed(subjects=[pattern], code=error.code, message=error.message))
-        self._confirm(pattern)
+        self._settle(pattern)
 
     def note_holes(self) -> None:
         """Remember which subscriptions miss messages from here on."""

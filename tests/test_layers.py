@@ -48,7 +48,7 @@ ALLOWED_IN = {
 }
 ALLOWED_IN["sanic_ext"] = ALLOWED_IN["sanic_routing"] = ALLOWED_IN["sanic"]
 
-FOREIGN_PRIVATE = {"outlet": {"_time"}}
+FOREIGN_PRIVATE = {"outlet": {"_callback_check_timeouts", "_time"}}
 """Private names of other libraries, or of other modules, by where they are used; nats-py's apart."""
 
 FILES = {
