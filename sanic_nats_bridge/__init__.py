@@ -2,10 +2,10 @@
 
 from importlib.metadata import version
 
-from .errors import BridgeError, CloseCode, SettingsError
+from .errors import CloseCode, SettingsError
 from .extension import NatsBridge
 from .session import Session
 
-__all__ = ["BridgeError", "CloseCode", "NatsBridge", "Session", "SettingsError", "__version__"]
+__all__ = ["CloseCode", "NatsBridge", "Session", "SettingsError", "__version__"]
 
 __version__ = version("sanic-nats-bridge")

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from .errors import SubjectInvalid
 from .permissions import CONTROL_TOKEN
-from .subjects import validate
+from .subjects import is_reserved, validate
 
 __all__ = [
     "flag",
@@ -151,13 +151,14 @@ def readable_file(value: Any) -> str:
 
 
 def inbox_prefix(value: Any) -> str:
-    """A subject without wildcards."""
+    """A subject without wildcards, of those that no wildcard in first place matches."""
     try:
         prefix = validate(text(value))
     except SubjectInvalid:
         prefix = "*"
-    if "*" in prefix or ">" in prefix:
-        raise ValueError("must be a valid subject without wildcards")
+    # A client that may follow everything must not see the replies to the app.
+    if "*" in prefix or ">" in prefix or not is_reserved(prefix):
+        raise ValueError("must be a valid subject without wildcards that begins with '_'")
     return prefix
 
 

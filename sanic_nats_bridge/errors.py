@@ -10,7 +10,6 @@
     ├── SizeLimit                 limit.size
     ├── SubscriptionLimit         limit.subscriptions
     ├── SessionUnknown            session.unknown
-    ├── WorkerFull                limit.sessions
     ├── NatsRefused               nats.refused
     └── InternalError             internal
 
@@ -36,7 +35,6 @@ __all__ = [
     "SubjectForbidden",
     "SubjectInvalid",
     "SubscriptionLimit",
-    "WorkerFull",
 ]
 
 
@@ -136,14 +134,6 @@ class SessionUnknown(BridgeError):
 
     code = "session.unknown"
     http_status = 404
-
-
-class WorkerFull(BridgeError):
-    """``max_sessions`` are open. It passes, so an event stream hears it in a 200 and a ``close``."""
-
-    code = "limit.sessions"
-    http_status = 200
-    close_code = CloseCode.TRY_AGAIN_LATER
 
 
 class NatsRefused(BridgeError):

@@ -10,9 +10,10 @@ from sanic_ext import openapi
 from sanic_ext.extensions.base import Extension
 from sanic_routing.exceptions import NotFound
 
-from .errors import CloseCode, SettingsError
+from .errors import SettingsError
 from .hub import Hub
-from .nats_link import NatsClient, NatsLink
+from .nats_connection import NatsClient
+from .nats_link import NatsLink
 from .permissions import Permissions
 from .routes.commands import add_command_routes
 from .routes.events import add_event_route
@@ -99,12 +100,16 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
             raise SettingsError("NatsBridge runs in Sanic's own server only, not under an ASGI server")
         app.ext.dependency(self)
         assert self._link is not None
+        self._sessions.going_away = None
         self._link.start(self._hub)
 
     async def _stop(self, app: Sanic[Any, Any]) -> None:
         assert self._link is not None
-        self._sessions.close_all(CloseCode.GOING_AWAY, "The server is going away")
-        await self._link.stop()
+        try:
+            self._sessions.close_all("The server is going away")
+        finally:
+            await self._link.stop()
+            self._hub.close()
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=_LAST_SIGNALS_SECONDS)
             for task in late:

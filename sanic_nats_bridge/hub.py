@@ -94,19 +94,22 @@ class Hub:
         interest = self._interests.get(pattern)
         if interest is None:
             interest = self._interests[pattern] = Interest(pattern)
-        if interest.sid is None:
-            self._ask(interest)
         if interest.linger is not None:
             interest.linger.cancel()
             interest.linger = None
         interest.claims += 1
+        if interest.sid is None:
+            self._ask(interest)
         return interest
 
     def _ask(self, interest: Interest) -> None:
-        interest.settled.clear()
         interest.sid = self._link.subscribe(interest.pattern, interest)
-        interest.state = State.AWAY if interest.sid is None else State.PENDING
-        if interest.state is State.PENDING and not self.connected:
+        if interest.sid is None:
+            interest.state = State.AWAY
+            return
+        interest.state = State.PENDING
+        interest.settled.clear()
+        if not self.connected:
             self._unanswered.add(interest)
 
     def _forget(self, interest: Interest) -> None:
@@ -193,6 +196,14 @@ class Hub:
             interest.state = State.AWAY
             interest.sid = None
             interest.settled.set()
+
+    def close(self) -> None:
+        """Forget every interest; the connection is gone, and so are the subscribers."""
+        self.link_down()
+        for interest in self._interests.values():
+            if interest.linger is not None:
+                interest.linger.cancel()
+        self._interests.clear()
 
     def _answered(self, interest: Interest | None) -> None:
         if interest is not None:

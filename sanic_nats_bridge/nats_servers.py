@@ -37,11 +37,21 @@ class ServerPool:
     def __init__(self, configured: Iterable[str]) -> None:
         self._configured = [_split(url) for url in configured]
         self._discovered: dict[str, SplitResult] = {}
+        self._ceiling = _LEAST_PAUSE_SECONDS
 
     def discover(self, urls: Iterable[str]) -> None:
-        """Note the servers of the cluster."""
+        """Note the servers of the cluster, as the last one that we were connected to knew them."""
         known = {_host(server) for server in self._configured}
-        self._discovered |= {_host(server): server for server in map(_split, urls) if _host(server) not in known}
+        self._discovered = {_host(server): server for server in map(_split, urls) if _host(server) not in known}
+
+    def pause(self) -> float:
+        """Seconds to wait after a round of failures, or after a connection that did not last."""
+        self._ceiling = min(_MOST_PAUSE_SECONDS, self._ceiling * 2)
+        return random.uniform(self._ceiling / 2, self._ceiling)
+
+    def relax(self) -> None:
+        """All is well: the next waits are short again."""
+        self._ceiling = _LEAST_PAUSE_SECONDS
 
     def attempts(self) -> Iterator[tuple[Server, float]]:
         """Servers to try, without end, each with the seconds to wait when it fails.
@@ -51,7 +61,8 @@ class ServerPool:
         named = [Server(server.geturl()) for server in self._configured]
         told_of = [self._as_configured(server) for server in self._discovered.values()]
         servers = random.sample(named, len(named)) + random.sample(told_of, len(told_of))
-        yield from zip(cycle(servers), _pauses(len(servers)), strict=False)
+        for number, server in enumerate(cycle(servers), 1):
+            yield server, _LEAST_PAUSE_SECONDS if number % len(servers) else self.pause()
 
     def _as_configured(self, server: SplitResult) -> Server:
         # A server says neither the credentials nor the name that its certificate is made out to.
@@ -67,11 +78,3 @@ def _split(url: str) -> SplitResult:
 
 def _host(server: SplitResult) -> str:
     return server.netloc.rpartition("@")[2]
-
-
-def _pauses(servers: int) -> Iterator[float]:
-    ceiling = _LEAST_PAUSE_SECONDS
-    while True:
-        yield from (_LEAST_PAUSE_SECONDS for _ in range(servers - 1))
-        ceiling = min(_MOST_PAUSE_SECONDS, ceiling * 2)
-        yield random.uniform(ceiling / 2, ceiling)

@@ -40,7 +40,7 @@ class Outlet(Protocol):
     """Nothing was written since somebody last set it."""
 
     on_failure: Callable[[int], None] | None
-    """Called when the server gives the connection up, with the close code; the client knows already."""
+    """Called when the server gives the connection up, with the close code; ``None``: nobody cares any more."""
 
     @property
     def form(self) -> Form:
@@ -73,12 +73,12 @@ class _TransportOutlet:
     def write(self, data: bytes) -> None:
         if self._transport.is_closing():
             return
-        self.quiet = False
         try:
             self._transport.write(data)
         except RuntimeError:
             # Sanic half-closes a WebSocket some turns of the loop before it closes it.
             return
+        self.quiet = False
 
     def send(self, frame: Frame, retry: int | None = None) -> None:
         self.write(wire.encode_frame(frame, self.form, retry))
@@ -120,11 +120,9 @@ class WebSocketOutlet(_TransportOutlet):
 
     def _failed(self, code: int, reason: str = "") -> None:
         """Say why in a frame of ours too, where Sanic or `websockets` fails the connection."""
-        if code != CLOSED_WITHOUT_CODE:
-            reconnect = code not in _FAULTS_OF_THE_CLIENT
-            self.send(Close(code=int(code), reason=reason, reconnect=reconnect))
-            if self.on_failure is not None:
-                self.on_failure(int(code))
+        if code != CLOSED_WITHOUT_CODE and self.on_failure is not None:
+            self.on_failure(int(code))
+            self.send(Close(code=int(code), reason=reason, reconnect=code not in _FAULTS_OF_THE_CLIENT))
         self._fail(code, reason)
 
     async def _process_valid_events(self, events: Any) -> None:
@@ -143,6 +141,7 @@ class EventStreamOutlet(_TransportOutlet):
     def __init__(self, request: Request) -> None:
         transport = cast(Any, request.transport)
         super().__init__(transport)
+        self._request = request
         self._protocol = transport.get_protocol()
         self._finished = asyncio.Event()
         self.keep()
@@ -171,12 +170,13 @@ class EventStreamOutlet(_TransportOutlet):
         self._protocol._time = time.monotonic()
 
     def _abort_if_stuck(self) -> None:
-        if self._transport.get_write_buffer_size() > 0:
+        # Sanic takes the stream from a request that it is done with; then the connection serves another.
+        if self._request.stream is not None:
             self._transport.abort()
 
 
 def _bound_silence(transport: asyncio.Transport) -> None:
-    """Have the kernel give the connection up when nothing sent is acknowledged (RFC 5482)."""
+    """Have the kernel give the connection up when nothing sent is acknowledged, or taken (RFC 5482)."""
     connection = transport.get_extra_info("socket")
     if hasattr(socket, "TCP_USER_TIMEOUT") and connection is not None:
         with contextlib.suppress(OSError):  # a Unix socket has no such option

@@ -16,7 +16,7 @@ from .protocol import Close, Command, Frame, Gap, Heartbeat, NatsState, Reply, S
 from .settings import Settings
 from .wire import Form
 
-__all__ = ["Session", "SessionHome", "farewell", "jittered"]
+__all__ = ["Session", "SessionHome", "farewell"]
 
 _HEARTBEATS: Final = {form: wire.encode_frame(Heartbeat(), form) for form in Form}
 
@@ -79,7 +79,7 @@ class Session:
         settings = self._home.settings
         heartbeat = int(settings.heartbeat) if settings.heartbeat.is_integer() else settings.heartbeat
         welcome = Welcome(session=self.id, heartbeat=heartbeat, nats=self._home.nats)
-        self._outlet.send(welcome, jittered(settings.retry) if self.form is Form.EVENT_STREAM else None)
+        self._outlet.send(welcome, _jittered(settings.retry) if self.form is Form.EVENT_STREAM else None)
         self._beat()
 
     # Commands
@@ -218,10 +218,10 @@ def farewell(code: CloseCode, reason: str, retry: float) -> Close:
     """The last frame of a session that the bridge ends; ``retry`` is in seconds."""
     if not code.spread:
         return Close(code=code, reason=reason, reconnect=code.reconnect)
-    return Close(code=code, reason=reason, reconnect=code.reconnect, retry=jittered(retry))
+    return Close(code=code, reason=reason, reconnect=code.reconnect, retry=_jittered(retry))
 
 
-def jittered(seconds: float) -> int:
+def _jittered(seconds: float) -> int:
     """Milliseconds between once and twice that long, so that many do not come back at one moment."""
     return int(random.uniform(1, 2) * seconds * 1000)
 

@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from . import wire
-from .errors import BridgeError, CloseCode, SessionUnknown, WorkerFull
+from .errors import CloseCode, SessionUnknown
 from .hub import Hub
 from .outlet import Outlet
 from .permissions import Admission, Permissions
 from .protocol import Close, NatsState, Status
-from .session import Session, jittered
+from .session import Session, farewell
 from .settings import Settings
 from .wire import Form
 
@@ -26,6 +26,7 @@ class Sessions:
         self.hub: Final = hub
         self.admission: Final = Admission(permissions, settings.max_subscriptions)
         self.nats: NatsState = "disconnected"
+        self.going_away: str | None = None
         self.on_opened: Callable[[Session], None] | None = None
         self.on_closed: Callable[[Session, int], None] | None = None
         self._sessions: dict[str, Session] = {}
@@ -37,25 +38,15 @@ class Sessions:
     def __iter__(self) -> Iterator[Session]:
         return iter(tuple(self._sessions.values()))
 
-    def require_room(self) -> None:
-        """Let one more session in.
-
-        Raises:
-            WorkerFull: ``max_sessions`` are open already.
-        """
-        if len(self._sessions) >= self.settings.max_sessions:
-            raise WorkerFull("This server is full; come back later")
-
-    def open(self, outlet: Outlet) -> Session:
-        """A new session, which has been welcomed.
-
-        Raises:
-            WorkerFull: ``max_sessions`` are open already.
-        """
-        self.require_room()
+    def open(self, outlet: Outlet) -> Session | None:
+        """A new session, which has been welcomed; ``None`` where there is no room, as the client was told."""
+        refusal = self._refusal()
+        if refusal is not None:
+            outlet.finish(refusal)
+            return None
         session = Session(self, outlet)
-        self._sessions[session.id] = session
         session.begin()
+        self._sessions[session.id] = session
         if self.on_opened is not None:
             self.on_opened(session)
         return session
@@ -77,16 +68,19 @@ class Sessions:
         if self.on_closed is not None:
             self.on_closed(session, code)
 
-    def close_all(self, code: CloseCode, reason: str) -> None:
-        """End every session."""
+    def close_all(self, reason: str) -> None:
+        """End every session, and let none in: the server is going away."""
+        self.going_away = reason
         for session in self:
-            session.close(code, reason)
+            session.close(CloseCode.GOING_AWAY, reason)
 
-    def refusal(self, error: BridgeError) -> Close:
-        """The only frame of a connection that does not become a session; its ``retry`` is long."""
-        code = error.close_code or CloseCode.INTERNAL
-        retry = jittered(self.settings.retry * _FULL_RETRY_FACTOR)
-        return Close(code=code, reason=error.message, reconnect=code.reconnect, retry=retry)
+    def _refusal(self) -> Close | None:
+        if self.going_away is not None:
+            return farewell(CloseCode.GOING_AWAY, self.going_away, self.settings.retry)
+        if len(self._sessions) >= self.settings.max_sessions:
+            reason = "This server is full; come back later"
+            return farewell(CloseCode.TRY_AGAIN_LATER, reason, self.settings.retry * _FULL_RETRY_FACTOR)
+        return None
 
     def nats_lost(self) -> None:
         """The connection to NATS has ended."""

@@ -6,6 +6,7 @@ no address either, so the same bytes serve every client: they are built once, wi
 
 import base64
 import json
+import re
 from collections.abc import Iterable
 from enum import Enum
 from typing import Final, NoReturn
@@ -36,6 +37,7 @@ class Form(Enum):
 
 
 _FIN_TEXT: Final = 0x81
+_ESCAPED_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 _raw_decoder = msgspec.json.Decoder(msgspec.Raw)
 
@@ -168,13 +170,13 @@ def _is_json(document: bytes) -> bool:
     except RecursionError:
         return False
     except msgspec.DecodeError:
-        # It refuses two things that the grammar allows: escaped lone surrogates, as browsers write
-        # for a cut emoji, and numbers beyond the range of a double.
-        return _is_unusual_json(document)
+        # It refuses what the grammar allows: an escaped surrogate alone, as browsers write for a cut
+        # emoji. `json` has the last word, where there is one: it takes fifty times as long.
+        return _ESCAPED_SURROGATE.search(document) is not None and _is_json_to_the_letter(document)
     return True
 
 
-def _is_unusual_json(document: bytes) -> bool:
+def _is_json_to_the_letter(document: bytes) -> bool:
     try:
         json.loads(document.decode(), parse_int=str, parse_float=str, parse_constant=_refuse)
     except (ValueError, RecursionError):

@@ -45,7 +45,8 @@ BAD: list[tuple[Callable[[Any], Any], Any]] = [
     (checks.seconds(0), float("nan")),
     (checks.whole(1), True),
     (checks.whole(1), 0),
-    (checks.inbox_prefix, "a.>"),
+    (checks.inbox_prefix, "_a.>"),
+    (checks.inbox_prefix, "inbox"),
     (checks.tls_context, True),
 ]
 

@@ -5,8 +5,7 @@ import pytest
 from sanic_nats_bridge import errors
 from sanic_nats_bridge.errors import BridgeError, CloseCode, SettingsError
 
-# The table of the protocol, as far as the bridge has a use for it. WorkerFull has no row there: it
-# passes, so a client hears of it in a 200 and a close, never as a code.
+# The table of the protocol, as far as the bridge has a use for it.
 TABLE = {
     "CommandInvalid": ("command.invalid", 400, None),
     "MediaTypeUnsupported": ("command.invalid", 415, None),
@@ -18,7 +17,6 @@ TABLE = {
     "NotSubscribed": ("subject.not_subscribed", 409, None),
     "SizeLimit": ("limit.size", 413, 1009),
     "SubscriptionLimit": ("limit.subscriptions", 429, None),
-    "WorkerFull": ("limit.sessions", 200, 1013),
     "InternalError": ("internal", 500, 1011),
 }
 

@@ -254,3 +254,21 @@ async def test_nothing_is_left_when_the_app_has_stopped(nats_server: NatsServer)
         assert len(sessions) == 0
     await until(lambda: nats_server.monitor("/connz")["num_connections"] == 0)
     await until(lambda: asyncio.all_tasks() == before)
+
+
+async def test_an_app_that_is_served_again_starts_anew(nats_server: NatsServer) -> None:
+    app: App = Sanic(f"test_{uuid4().hex}", configure_logging=False)
+    bridge = NatsBridge(servers=nats_server.url, subscribe=["a"], linger=60)
+    extensions: list[Any] = [bridge]
+    app.extend(extensions=extensions)
+    for _ in range(2):
+        async with served(app) as port, Publisher.connected(nats_server) as publisher:
+            await until(lambda: bridge._hub.connected)
+            async with Bridge(app, bridge, port).websocket() as websocket:
+                assert websocket.welcome["nats"] == "connected"
+                await websocket.follow("a")
+                assert nats_server.subscriptions() == ["a"]
+                await publisher.send("a", b"1")
+                assert await websocket.data(1) == [1]
+        assert bridge._hub.patterns == ()
+        assert not bridge._hub.connected

@@ -338,6 +338,7 @@ class Races(RuleBasedStateMachine):
     def open(self) -> None:
         outlet = FakeOutlet()
         session = self.sessions.open(outlet)
+        assert session is not None
         self.outlets[session], self.expected[session] = outlet, set()
 
     def run(self, step: Any, *arguments: Any) -> None:
@@ -437,7 +438,7 @@ class Races(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
-            self.run(self.sessions.close_all, CloseCode.GOING_AWAY, "test")
+            self.run(self.sessions.close_all, "test")
             for seconds in (TIMEOUT, LINGER):
                 self.loop.now += seconds
                 self.run(lambda: None)

@@ -11,7 +11,7 @@ import pytest
 from nats.aio.client import Client
 
 import sanic_nats_bridge
-from sanic_nats_bridge import nats_link
+from sanic_nats_bridge import nats_connection
 
 PACKAGE = "sanic_nats_bridge"
 ROOT = Path(sanic_nats_bridge.__file__).parent
@@ -26,6 +26,7 @@ FLOORS = {
     "wire": 0,
     "nats_parser": 0,
     "nats_servers": 0,
+    "nats_connection": 1,
     "nats_link": 1,
     "outlet": 1,
     "interest": 2,
@@ -33,6 +34,7 @@ FLOORS = {
     "session": 2,
     "sessions": 2,
     "routes": 3,
+    "routes.replies": 3,
     "routes.commands": 3,
     "routes.events": 3,
     "routes.websocket": 3,
@@ -43,7 +45,7 @@ BESIDE = {"testing"}
 
 ALLOWED_IN = {
     "asyncio": {name for name, floor in FLOORS.items() if floor > 0},
-    "nats": {"nats_link"},
+    "nats": {"nats_connection"},
     "sanic": {"outlet", "extension", *(name for name in FLOORS if name.startswith("routes."))},
 }
 ALLOWED_IN["sanic_ext"] = ALLOWED_IN["sanic_routing"] = ALLOWED_IN["sanic"]
@@ -126,7 +128,7 @@ def test_a_library_is_imported_only_where_it_belongs(library: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in FLOORS if name.startswith("routes")])
 def test_the_doors_know_sessions_and_never_what_is_behind(name: str) -> None:
-    assert not own_imports(name) & {"hub", "nats_link"}
+    assert not own_imports(name) & {"hub", "nats_link", "nats_connection"}
 
 
 @pytest.mark.parametrize("name", BESIDE)
@@ -135,7 +137,7 @@ def test_what_stands_beside_imports_nothing_of_the_package(name: str) -> None:
     assert not foreign_imports(name) & ALLOWED_IN.keys() - {"asyncio"}
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name != "nats_link"])
+@pytest.mark.parametrize("name", [name for name in FILES if name != "nats_connection"])
 def test_private_parts_of_others_are_touched_only_where_it_is_said(name: str) -> None:
     foreign = {attribute for attribute in attributes(name) if is_private(attribute)} - own_names(name)
     assert foreign == FOREIGN_PRIVATE.get(name, set())
@@ -146,12 +148,12 @@ def test_the_inside_of_sanics_websocket_is_touched_in_the_outlet_only() -> None:
 
 
 def test_the_link_lists_every_private_name_of_nats_py_that_it_uses() -> None:
-    used = {name for name in attributes("nats_link") | own_names("nats_link") if is_private(name)}
-    listed = re.search(r"Private names of nats-py that are used: (.*?);", nats_link.__doc__ or "", re.DOTALL)
+    used = {name for name in attributes("nats_connection") | own_names("nats_connection") if is_private(name)}
+    listed = re.search(r"Private names of nats-py that are used: (.*?);", nats_connection.__doc__ or "", re.DOTALL)
     assert listed is not None
     of_nats_py = vars(Client()).keys() | set(dir(Client))
     assert set(re.findall(r"``(\w+)``", listed[1])) == used & of_nats_py
-    assert not used - own_names("nats_link") - of_nats_py
+    assert not used - own_names("nats_connection") - of_nats_py
 
 
 def test_nats_py_is_held_to_the_version_whose_private_names_are_used() -> None:
@@ -160,7 +162,7 @@ def test_nats_py_is_held_to_the_version_whose_private_names_are_used() -> None:
 
 
 def test_the_link_says_truly_where_the_bound_on_nats_py_stands() -> None:
-    said = re.search(r"the bound on its version is in (\S+)\.\s", nats_link.__doc__ or "")
+    said = re.search(r"the bound on its version is in (\S+)\.\s", nats_connection.__doc__ or "")
     assert said is not None
     assert "nats-py>=" in (ROOT.parent / said[1]).read_text()
 

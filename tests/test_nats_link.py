@@ -1,6 +1,5 @@
 import asyncio
 import contextlib
-import inspect
 import json
 import socket
 import subprocess
@@ -10,11 +9,11 @@ from typing import Any
 
 import nats.errors
 import pytest
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from sanic_nats_bridge.nats_link import NatsClient, NatsLink
+from sanic_nats_bridge.nats_connection import NatsClient
+from sanic_nats_bridge.nats_link import NatsLink
 from sanic_nats_bridge.settings import Settings
 from sanic_nats_bridge.testing import NatsServer
 
@@ -520,43 +519,69 @@ def tls(folder: Path, *, first: bool = False) -> str:
 # The ground
 
 
-async def test_the_private_names_of_nats_py_are_as_the_link_takes_them(nats_server: NatsServer) -> None:
-    client: Any = Client()
-    assert (client._sid, client._pongs, client._pongs_received, client._pings_outstanding) == (0, [], 0, 0)
-    assert client._transport is client._reading_task is None
-    await client.connect(nats_server.url)
+async def test_a_fault_of_the_listener_does_not_end_the_link(
+    nats_server: NatsServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Faulty(Listener):
+        def link_up(self) -> None:
+            super().link_up()
+            raise RuntimeError("a fault in what follows")
+
+        def link_down(self) -> None:
+            super().link_down()
+            raise RuntimeError("a fault in what follows")
+
+    link, listener = NatsLink(Settings.resolve({"servers": nats_server.url}, {})), Faulty()
+    link.start(listener)
     try:
-        assert isinstance(client._reading_task, asyncio.Task)
-        assert callable(client._transport.write)
-        ping: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        client._pongs.append(ping)
-        client._transport.write(b"PING\r\n")
-        assert await asyncio.wait_for(ping, 5)
-        assert client._pongs == []
-        assert client._pongs_received >= 1
+        await until(lambda: listener.told == ["up"])
+        nats_server.restart()
+        await until(lambda: listener.told == ["up", "down", "up"])
     finally:
-        await client.close()
+        await link.stop()
+    assert [record.message for record in caplog.records].count("Fault in what follows the connection to NATS") == 3
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters"),
-    [
-        ("_close", ["status", "do_cbs"]),
-        ("_process_msg", ["sid", "subject", "reply", "data", "headers"]),
-        ("_process_err", ["err_msg"]),
-        ("_process_ping", []),
-        ("_process_info", ["info", "initial_connection"]),
-    ],
-)
-def test_the_private_methods_of_nats_py_take_what_the_link_hands_them(name: str, parameters: list[str]) -> None:
-    method = getattr(Client, name)
-    assert inspect.iscoroutinefunction(method)
-    assert list(inspect.signature(method).parameters)[1:] == parameters
+async def test_a_server_that_drops_each_connection_is_tried_at_leisure() -> None:
+    connections: list[asyncio.StreamWriter] = []
+
+    async def greet_and_drop(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
+        writer.write(b'INFO {"max_payload":1024}\r\n')
+        await reader.readuntil(b"PING\r\n")
+        writer.write(b"PONG\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(greet_and_drop, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        link, listener = NatsLink(Settings.resolve({"servers": f"nats://127.0.0.1:{port}"}, {})), Listener()
+        link.start(listener)
+        await until(lambda: listener.told.count("down") == 3)
+        await asyncio.sleep(1)
+        await link.stop()
+    # Without a wait there would be a thousand.
+    assert len(connections) < 10
 
 
-@pytest.mark.parametrize(("name", "parameters"), [("parse", ["data"]), ("reset", [])])
-def test_nats_py_uses_of_its_parser_what_ours_has(name: str, parameters: list[str]) -> None:
-    client: Any = Client()
-    assert list(inspect.signature(getattr(client._ps, name)).parameters) == parameters
-    used = {line.split("_ps.")[1].partition("(")[0] for line in inspect.getsource(Client).split("\n") if "_ps." in line}
-    assert used == {"parse", "reset"}
+async def test_a_queue_subscription_of_the_app_that_is_denied_ends_no_other() -> None:
+    config = 'authorization { users: [{user: u, password: p, permissions: {subscribe: {deny: ["orders.> jobs"]}}}] }'
+    with NatsServer(config=config) as server:
+        async with linked(server, user="u", password="p") as linked_up:
+            assert await linked_up.ask("orders.>") == {"orders.>": "confirmed"}
+            await linked_up.client.subscribe("orders.>", queue="jobs")
+            assert await linked_up.ask("marker") == {"marker": "confirmed"}
+            assert linked_up.listener.answers["orders.>"] == "confirmed"
+            await linked_up.client.publish("orders.1", b"1")
+            await until(lambda: linked_up.listener.payloads == [b"1"])
+
+
+async def test_one_subscription_of_the_app_too_many_harms_no_other() -> None:
+    with NatsServer(config="max_subscriptions: 2") as server:
+        async with linked(server) as linked_up:
+            await linked_up.ask("a", "b")
+            client = linked_up.client
+            await client.subscribe("c")
+            await client.publish("a", b"1")
+            await until(lambda: linked_up.listener.payloads == [b"1"])
+            assert linked_up.link.client is client
+            assert linked_up.listener.told == ["up"]

@@ -56,3 +56,17 @@ def test_waits_are_short_within_a_round_and_grow_from_round_to_round_to_a_limit(
     assert all(0.05 <= pause <= 2 for pause in between)
     assert all(pause >= 1 for pause in between[6:])
     assert len(set(between[6:])) > 1
+
+
+def test_a_wait_is_short_again_when_all_has_been_well() -> None:
+    pool = ServerPool(["a"])
+    assert max(pool.pause() for _ in range(10)) > 1
+    pool.relax()
+    assert pool.pause() <= 0.1
+
+
+def test_what_the_cluster_no_longer_tells_of_is_forgotten() -> None:
+    pool = ServerPool(["nats://seed:4222"])
+    pool.discover(MEMBERS)
+    pool.discover(MEMBERS[:1])
+    assert {server.url for server in first(pool, 6)} == {"nats://seed:4222", MEMBERS[0]}

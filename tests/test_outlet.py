@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from sanic import Request, Sanic
 
 from sanic_nats_bridge import Session
 from sanic_nats_bridge.testing import NatsServer
@@ -151,3 +152,58 @@ async def test_a_write_to_a_half_closed_transport_is_left_out(bridge: Bridge) ->
         transport.write_eof()
         assert not transport.is_closing()
         session.write(b"\x81\x00")
+
+
+async def test_what_waits_goes_out_before_the_close_of_a_connection_that_fails(
+    bridge: Bridge, publisher: Publisher
+) -> None:
+    subject = publisher.subject("a")
+    async with raw_connection(bridge.port, f"GET /nats/stream HTTP/1.1\r\n{UPGRADE}\r\n") as (reader, writer):
+        await reader.readuntil(b'"nats":"connected"}')
+        writer.write(client_frame(b'{"subjects":["%b"]}' % subject.encode()))
+        await reader.readuntil(b'"active":true}')
+        hub = bridge.extension._hub
+        (interest,) = hub._interests.values()
+        (session,) = sessions(bridge)
+        hub.dispatch(interest, subject.encode(), b"", b"1")
+        websocket: Any = session._outlet
+        websocket._websocket.fail_connection(1002, "test")
+        received = await reader.read()
+    message, close = received.index(b'"data":1}'), received.index(b'"type":"close","code":1002')
+    assert message < close < received.index(b"\x88")
+
+
+async def test_there_is_one_close_frame_however_a_refused_client_goes_on(nats_server: NatsServer) -> None:
+    async with (
+        running(servers=nats_server.url, max_sessions=1) as bridge,
+        bridge.websocket(),
+        raw_connection(bridge.port, f"GET /nats/stream HTTP/1.1\r\n{UPGRADE}\r\n") as (reader, writer),
+    ):
+        received = await reader.readuntil(b"\x88")
+        writer.write(b"\xff" * 64)
+        received += await reader.read()
+    assert received.count(b'"type":"close"') == 1
+
+
+async def test_the_next_response_on_the_connection_of_a_finished_stream_is_not_cut(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sanic_nats_bridge.outlet._CLOSE_SECONDS", 0.2)
+
+    def prepare(app: Sanic[Any, Any]) -> None:
+        @app.get("/slow")
+        async def slow(request: Request) -> None:
+            response = await request.respond()
+            for _ in range(6):
+                await response.send("x" * 1000)
+                await asyncio.sleep(0.1)
+
+    async with (
+        running(servers=nats_server.url, max_sessions=1, prepare=prepare) as bridge,
+        bridge.websocket(),
+        raw_connection(bridge.port, "GET /nats/events HTTP/1.1\r\nHost: x\r\n\r\n") as (reader, writer),
+    ):
+        assert b"1013" in await reader.readuntil(b"\r\n0\r\n\r\n")
+        writer.write(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+        received = await reader.readuntil(b"\r\n0\r\n\r\n")
+    assert received.count(b"x" * 1000) == 6

@@ -13,7 +13,7 @@ from sanic_nats_bridge import NatsBridge
 from sanic_nats_bridge.testing import NatsServer
 
 from .support import Bridge, EventClient, Publisher, WebSocketClient, running, until
-from .support_raw import kept_connection, session_of, sessions
+from .support_raw import kept_connection, raw_connection, session_of, sessions
 
 SIZE = 70_000
 
@@ -246,3 +246,13 @@ def test_the_reusable_test_client_of_sanic_reaches_the_bridge(app: Sanic[Any, An
         for _ in range(2):
             _, response = client.post("/nats/unsubscribe", json=UNKNOWN)
             assert (response.status, response.json["code"]) == (404, "session.unknown")
+
+
+async def test_a_body_that_cannot_be_read_is_the_clients_fault(
+    bridge: Bridge, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = "POST /nats/subscribe HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    async with raw_connection(bridge.port, f"{head}Transfer-Encoding: chunked\r\n\r\nzz\r\n") as (reader, _):
+        assert (await reader.readline()).startswith(b"HTTP/1.1 400 ")
+        assert b'"code":"command.invalid"' in await reader.readuntil(b"}")
+    assert [record for record in caplog.records if "nats_bridge" in record.name] == []

@@ -25,7 +25,9 @@ class Worker:
 
     def open(self) -> tuple[Session, FakeOutlet]:
         outlet = FakeOutlet()
-        return self.sessions.open(outlet), outlet
+        session = self.sessions.open(outlet)
+        assert session is not None
+        return session, outlet
 
 
 async def act(session: Session, action: Action, *patterns: str) -> Reply:

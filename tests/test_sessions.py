@@ -3,7 +3,7 @@ import weakref
 
 import pytest
 
-from sanic_nats_bridge.errors import CloseCode, SessionUnknown, WorkerFull
+from sanic_nats_bridge.errors import CloseCode, SessionUnknown
 from sanic_nats_bridge.session import Session
 
 from .fakes import FakeOutlet
@@ -15,11 +15,11 @@ async def test_a_full_worker_refuses_one_more_until_one_leaves() -> None:
     worker = Worker(max_sessions=2)
     (first, _), _ = worker.open(), worker.open()
     outlet = FakeOutlet()
-    with pytest.raises(WorkerFull) as refusal:
-        worker.sessions.open(outlet)
-    assert (outlet.writes, len(worker.sessions)) == ([], 2)
-    close = worker.sessions.refusal(refusal.value)
-    assert (close.code, close.reconnect) == (1013, True)
+    assert worker.sessions.open(outlet) is None
+    assert len(worker.sessions) == 2
+    (close,) = outlet.frames
+    assert (close["type"], close["code"], close["reconnect"]) == ("close", 1013, True)
+    assert close["retry"] >= 5_000
     first.gone(1000)
     worker.open()
     assert len(worker.sessions) == 2
@@ -56,7 +56,7 @@ async def test_whoever_listens_hears_of_each_session_once_and_with_its_code() ->
 async def test_every_session_is_closed_with_the_code() -> None:
     worker = Worker()
     outlets = [worker.open()[1] for _ in range(3)]
-    worker.sessions.close_all(CloseCode.GOING_AWAY, "test")
+    worker.sessions.close_all("test")
     assert len(worker.sessions) == 0
     assert [outlet.types for outlet in outlets] == [["welcome", "close"]] * 3
     closes = [outlet.frames[-1] for outlet in outlets]
@@ -93,3 +93,12 @@ async def test_what_another_session_follows_stays_when_one_leaves() -> None:
     worker.link.deliver("a")
     await until(lambda: outlet.data == [1])
     assert worker.link.sent == [("SUB", "a")]
+
+
+async def test_nobody_is_let_in_any_more_when_all_have_been_closed() -> None:
+    worker = Worker()
+    worker.sessions.close_all("test")
+    outlet = FakeOutlet()
+    assert worker.sessions.open(outlet) is None
+    (close,) = outlet.frames
+    assert (close["type"], close["code"], close["reason"], close["reconnect"]) == ("close", 1001, "test", True)

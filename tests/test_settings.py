@@ -285,7 +285,7 @@ def set_up(names_of_apps: list[str]) -> Any:
         ("password", "007.50", "007.50"),
         ("user", "False", "False"),
         ("name", "1_000", "1_000"),
-        ("inbox_prefix", "7", "7"),
+        ("inbox_prefix", "_7", "_7"),
         ("subscribe", "orders.> test.*", ("orders.>", "test.*")),
         ("subscribe", '["orders.>", "test.*"]', ("orders.>", "test.*")),
         ("subscribe", "0042", ("0042",)),

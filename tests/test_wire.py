@@ -365,3 +365,11 @@ def test_no_header_block_brings_the_reader_down(block: bytes) -> None:
     fields = wire.header_fields(block, ALLOWED)
     if fields:
         assert msgspec.json.decode(fields, type=dict[str, list[str]]).keys() <= ALLOWED
+
+
+def test_text_that_only_begins_like_json_is_not_read_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("the slow way")
+
+    monkeypatch.setattr("sanic_nats_bridge.wire.json.loads", read)
+    assert wire.encode_payload(b"[1,2,3") == (b'"[1,2,3"', b',"encoding":"text"')

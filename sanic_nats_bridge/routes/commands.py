@@ -1,24 +1,22 @@
 """``/subscribe`` and ``/unsubscribe``: commands by POST, chiefly for sessions on an event stream."""
 
-import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeAlias
 
 import msgspec
 from sanic import Blueprint, HTTPResponse, Request
+from sanic.exceptions import SanicException
 from sanic_ext import openapi
 
-from ..errors import BridgeError, CommandInvalid, InternalError, MediaTypeUnsupported, SizeLimit
-from ..protocol import Action, Command, Reply, decode_command, encode, failure, identify
+from ..errors import BridgeError, CommandInvalid, MediaTypeUnsupported, SizeLimit
+from ..protocol import Action, Command, Reply, decode_command, failure, identify
 from ..sessions import Sessions
+from .replies import outcome, reply_response
 
-__all__ = ["add_command_routes", "refused"]
-
-logger = logging.getLogger("sanic.root.nats_bridge")
+__all__ = ["add_command_routes"]
 
 _Handler: TypeAlias = Callable[[Request], Coroutine[Any, Any, HTTPResponse]]
 
-_HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 _STATUSES: Final = {
     200: "The command was carried out",
     400: "Not a valid command, or a subject is not valid",
@@ -45,25 +43,19 @@ def add_command_routes(blueprint: Blueprint, sessions: Sessions) -> None:
         blueprint.add_route(_documented(handler, summary), f"/{name}", methods=["POST"], name=name, stream=True)
 
 
-def refused(error: BridgeError, reply: Reply) -> HTTPResponse:
-    """The response that tells of an error; its body is the failed reply."""
-    return _response(reply, error.http_status)
-
-
 async def _command(request: Request, sessions: Sessions, action: Action) -> HTTPResponse:
-    body = b""
     try:
         body = await _body(request, sessions.settings.max_command_bytes)
-        command = decode_command(body, action)
-        if not isinstance(command.session, str):
-            raise CommandInvalid("Not a valid command: 'session' is missing")
-        return _response(await sessions.find(command.session).handle(command), 200)
     except BridgeError as error:
-        return refused(error, failure(error, action, identify(body)))
-    except Exception:
-        logger.exception("Fault in a command")
-        fault = InternalError("Internal error")
-        return refused(fault, failure(fault, action, identify(body)))
+        return reply_response(failure(error, action), error.http_status)
+    return reply_response(*await outcome(_carry_out(sessions, body, action), action, identify(body)))
+
+
+async def _carry_out(sessions: Sessions, body: bytes, action: Action) -> Reply:
+    command = decode_command(body, action)
+    if not isinstance(command.session, str):
+        raise CommandInvalid("Not a valid command: 'session' is missing")
+    return await sessions.find(command.session).handle(command)
 
 
 async def _body(request: Request, max_bytes: int) -> bytes:
@@ -73,15 +65,14 @@ async def _body(request: Request, max_bytes: int) -> bytes:
         raise MediaTypeUnsupported("The body must be application/json")
     body = b""
     stream: Any = request.stream
-    while (part := await stream.read()) is not None:
-        body += part
-        if len(body) > max_bytes:
-            raise SizeLimit(f"A command is at most {max_bytes} bytes")
+    try:
+        while (part := await stream.read()) is not None:
+            body += part
+            if len(body) > max_bytes:
+                raise SizeLimit(f"A command is at most {max_bytes} bytes")
+    except SanicException:
+        raise CommandInvalid("Not a valid command: the body cannot be read") from None
     return body
-
-
-def _response(reply: Reply, status: int) -> HTTPResponse:
-    return HTTPResponse(encode(reply), status, dict(_HEADERS), "application/json")
 
 
 def _documented(handler: _Handler, summary: str) -> _Handler:

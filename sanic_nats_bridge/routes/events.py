@@ -4,22 +4,18 @@ What is wrong for good is an HTTP error, which stops an EventSource for ever; wh
 in a stream with status 200, for it gives up on any other.
 """
 
-import logging
 from typing import Final
 
 from sanic import Blueprint, HTTPResponse, Request
 from sanic_ext import openapi
 
-from ..errors import BridgeError, InternalError, WorkerFull
+from ..errors import BridgeError
 from ..outlet import EventStreamOutlet
-from ..protocol import Command, Reply, failure, query_command
-from ..session import Session
+from ..protocol import Command, failure, query_command
 from ..sessions import Sessions
-from .commands import refused
+from .replies import outcome, reply_response
 
 __all__ = ["add_event_route"]
-
-logger = logging.getLogger("sanic.root.nats_bridge")
 
 _CONTENT_TYPE: Final = "text/event-stream; charset=utf-8"
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -34,7 +30,7 @@ def add_event_route(blueprint: Blueprint, sessions: Sessions) -> None:
             if command is not None:
                 sessions.admission.admit(command.subjects or [])
         except BridgeError as error:
-            return refused(error, failure(error, "subscribe"))
+            return reply_response(failure(error, "subscribe"), error.http_status)
         if request.method == "HEAD":
             return HTTPResponse(b"", 200, dict(_HEADERS), _CONTENT_TYPE)
         response = await request.respond(headers=dict(_HEADERS), content_type=_CONTENT_TYPE)
@@ -49,25 +45,14 @@ def add_event_route(blueprint: Blueprint, sessions: Sessions) -> None:
 
 async def _stream(request: Request, sessions: Sessions, command: Command | None) -> None:
     outlet = EventStreamOutlet(request)
-    try:
-        session = sessions.open(outlet)
-    except WorkerFull as error:
-        outlet.finish(sessions.refusal(error))
+    session = sessions.open(outlet)
+    if session is None:
         await outlet.wait_finished()
         return
     try:
         if command is not None:
-            session.send(await _answer(session, command))
+            reply, _ = await outcome(session.handle(command), "subscribe")
+            session.send(reply)
         await outlet.wait_finished()
     finally:
         session.gone(outlet.close_code)
-
-
-async def _answer(session: Session, command: Command) -> Reply:
-    try:
-        return await session.handle(command)
-    except BridgeError as error:
-        return failure(error, command.action)
-    except Exception:
-        logger.exception("Fault in the subscriptions of an event stream")
-        return failure(InternalError("Internal error"), command.action)

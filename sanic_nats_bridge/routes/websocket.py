@@ -5,11 +5,12 @@ import logging
 from sanic import Blueprint, Request, Websocket
 from sanic.exceptions import WebsocketClosed
 
-from ..errors import BridgeError, CloseCode, CommandUnsupported, InternalError, WorkerFull
+from ..errors import BridgeError, CloseCode, CommandUnsupported
 from ..outlet import WebSocketOutlet
-from ..protocol import Command, Reply, decode_command, failure, identify
+from ..protocol import Reply, decode_command, failure, identify
 from ..session import Session
 from ..sessions import Sessions
+from .replies import outcome
 
 __all__ = ["add_websocket_route"]
 
@@ -21,10 +22,8 @@ def add_websocket_route(blueprint: Blueprint, sessions: Sessions) -> None:
 
     async def stream(request: Request, ws: Websocket) -> None:
         outlet = WebSocketOutlet(ws)
-        try:
-            session = sessions.open(outlet)
-        except WorkerFull as error:
-            outlet.finish(sessions.refusal(error))
+        session = sessions.open(outlet)
+        if session is None:
             await _read_to_the_end(ws)
             return
         try:
@@ -61,17 +60,8 @@ async def _answer(session: Session, data: bytes) -> Reply:
         command = decode_command(data)
     except BridgeError as error:
         return failure(error, id=identify(data))
-    return await _carried_out(session, command)
-
-
-async def _carried_out(session: Session, command: Command) -> Reply:
-    try:
-        return await session.handle(command)
-    except BridgeError as error:
-        return failure(error, command.action, command.id)
-    except Exception:
-        logger.exception("Fault in a command")
-        return failure(InternalError("Internal error"), command.action, command.id)
+    reply, _ = await outcome(session.handle(command), command.action, command.id)
+    return reply
 
 
 async def _read_to_the_end(ws: Websocket) -> None:

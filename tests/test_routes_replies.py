@@ -1,0 +1,45 @@
+import json
+import logging
+
+import pytest
+
+from sanic_nats_bridge.errors import NatsRefused
+from sanic_nats_bridge.protocol import Reply
+from sanic_nats_bridge.routes.replies import outcome, reply_response
+
+
+async def answer(result: Reply | Exception) -> Reply:
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+async def test_a_reply_passes_as_it_is() -> None:
+    reply = Reply(success=True, message="fine")
+    assert await outcome(answer(reply)) == (reply, 200)
+
+
+async def test_a_refusal_becomes_a_failed_reply_with_its_status(caplog: pytest.LogCaptureFixture) -> None:
+    reply, status = await outcome(answer(NatsRefused("not that", ["a"])), "subscribe", 7)
+    assert status == 403
+    assert reply == Reply(
+        id=7, action="subscribe", success=False, code="nats.refused", message="not that", subjects=("a",)
+    )
+    assert caplog.records == []
+
+
+async def test_a_fault_is_logged_and_shown_to_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    reply, status = await outcome(answer(LookupError("secret")), "unsubscribe", "x")
+    assert (status, reply.code, reply.id) == (500, "internal", "x")
+    assert "secret" not in reply.message
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    assert record.exc_info is not None
+
+
+def test_a_reply_as_a_response_is_json_that_nobody_keeps() -> None:
+    response = reply_response(Reply(success=True, message="fine"), 200)
+    assert response.content_type == "application/json"
+    assert dict(response.headers) == {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+    assert response.body is not None
+    assert json.loads(response.body) == {"type": "reply", "success": True, "message": "fine"}
