@@ -24,6 +24,7 @@ logger = logging.getLogger("sanic.root.nats_bridge")
 _MAX_OUTSTANDING_PINGS: Final = 2
 _SECOND_TRY_SECONDS: Final = 0.05
 _STOP_SECONDS: Final = 2.0
+_CANCEL_AGAIN_SECONDS: Final = 0.1
 _STEADY_SECONDS: Final = 5.0
 
 
@@ -58,10 +59,12 @@ class NatsLink:
 
     async def stop(self) -> None:
         """Drain the connection, close it, and connect no more."""
-        if self._supervisor is not None:
-            self._supervisor.cancel()
-            await asyncio.gather(self._supervisor, return_exceptions=True)
-            self._supervisor = None
+        supervisor, self._supervisor = self._supervisor, None
+        while supervisor is not None and not supervisor.done():
+            # One cancellation is not enough: `asyncio.wait_for`, which nats-py uses, loses one that
+            # meets the end of what it waits for (bpo-37658, until Python 3.12).
+            supervisor.cancel()
+            await asyncio.wait({supervisor}, timeout=_CANCEL_AGAIN_SECONDS)
         connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(Exception):

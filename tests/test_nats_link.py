@@ -585,3 +585,21 @@ async def test_one_subscription_of_the_app_too_many_harms_no_other() -> None:
             await until(lambda: linked_up.listener.payloads == [b"1"])
             assert linked_up.link.client is client
             assert linked_up.listener.told == ["up"]
+
+
+async def test_stop_ends_also_when_a_cancellation_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = asyncio.Event()
+
+    async def lose_the_first(*_: Any, **__: Any) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        lost.set()
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr("sanic_nats_bridge.nats_connection.Connection.open", lose_the_first)
+    link = NatsLink(Settings.resolve({"connect_timeout": 120}, {}))
+    link.start(Listener())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await link.stop()
+    assert lost.is_set()
