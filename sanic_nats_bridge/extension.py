@@ -1,11 +1,13 @@
 """``NatsBridge``: the one place where all parts are put together, and tied to an app's life."""
 
 import asyncio
+import contextlib
 import logging
 import os
 from typing import Any, Final, Unpack
 
 from sanic import Blueprint, Sanic
+from sanic.exceptions import SanicException
 from sanic_ext import openapi
 from sanic_ext.extensions.base import Extension
 from sanic_routing.exceptions import NotFound
@@ -98,7 +100,8 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
     async def _start(self, app: Sanic[Any, Any]) -> None:
         if app.asgi:
             raise SettingsError("NatsBridge runs in Sanic's own server only, not under an ASGI server")
-        app.ext.dependency(self)
+        with contextlib.suppress(SanicException):  # the app may do without sanic-ext's injection
+            app.ext.dependency(self)
         assert self._link is not None
         self._sessions.going_away = None
         self._link.start(self._hub)

@@ -272,3 +272,22 @@ async def test_an_app_that_is_served_again_starts_anew(nats_server: NatsServer) 
                 assert await websocket.data(1) == [1]
         assert bridge._hub.patterns == ()
         assert not bridge._hub.connected
+
+
+async def test_it_does_without_the_other_extensions(nats_server: NatsServer) -> None:
+    app: App = Sanic(f"test_{uuid4().hex}", configure_logging=False)
+    bridge = NatsBridge(servers=nats_server.url, subscribe=["a"])
+    extensions: list[Any] = [bridge]
+    app.extend(extensions=extensions, built_in_extensions=False)
+    async with served(app) as port:
+        await until(lambda: bridge._hub.connected)
+        async with Bridge(app, bridge, port).websocket() as websocket:
+            await websocket.follow("a")
+
+
+async def test_it_refuses_to_run_where_it_cannot_write_to_the_socket() -> None:
+    app: App = Sanic(f"test_{uuid4().hex}", configure_logging=False)
+    extensions: list[Any] = [NatsBridge(subscribe=["a"])]
+    app.extend(extensions=extensions)
+    with pytest.raises(SettingsError, match="Sanic's own server only"):
+        await app.asgi_client.get("/")

@@ -1,5 +1,6 @@
 """``/stream``: commands up, frames down, one JSON object in each text frame."""
 
+import contextlib
 import logging
 
 from sanic import Blueprint, Request, Websocket
@@ -66,5 +67,6 @@ async def _answer(session: Session, data: bytes) -> Reply:
 
 async def _read_to_the_end(ws: Websocket) -> None:
     """Let the client's Close arrive behind what it had sent before; the outlet bounds the wait."""
-    while True:
-        await ws.recv()
+    with contextlib.suppress(WebsocketClosed):
+        while True:
+            await ws.recv()
