@@ -222,9 +222,15 @@ async def served(app: Sanic[Any, Any]) -> AsyncIterator[int]:
         yield port
     finally:
         await server.before_stop()
-        await server.close()
-        for connection in tuple(server.connections):
-            connection.close_if_idle()
-        await until(lambda: not server.connections)
+        closing = server.close()
+        await until(lambda: _closed_where_idle(server))
+        await closing
         await server.after_stop()
         Sanic._app_registry.pop(app.name, None)
+
+
+def _closed_where_idle(server: Any) -> bool:
+    # From Python 3.12 on a server that is closed waits for its last connection.
+    for connection in tuple(server.connections):
+        connection.close_if_idle()
+    return not server.connections

@@ -480,8 +480,9 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("certificates")
     request = "openssl req -x509 -days 2 -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1"
     signed = "-CA ca.pem -CAkey ca.key -addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=CA:FALSE"
+    # From Python 3.13 on authorities must say what they may sign (RFC 5280).
     for arguments in (
-        "-subj /CN=test-ca -keyout ca.key -out ca.pem",
+        "-subj /CN=test-ca -keyout ca.key -out ca.pem -addext keyUsage=critical,keyCertSign",
         f"-subj /CN=nats -keyout server.key -out server.pem {signed}",
     ):
         subprocess.run(f"{request} {arguments}".split(), cwd=folder, check=True, capture_output=True)

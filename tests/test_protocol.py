@@ -11,7 +11,7 @@ from sanic_nats_bridge import protocol
 from sanic_nats_bridge.errors import CommandInvalid, CommandUnsupported, SubjectForbidden
 from sanic_nats_bridge.protocol import Action, Command, Frame, Reply, decode_command, identify, query_command
 
-DEEP = b"[" * 2_000 + b"]" * 2_000
+DEEP = b"[" * 20_000 + b"]" * 20_000  # deeper than the decoder follows on any Python
 
 
 def dumped(value: Any) -> bytes:

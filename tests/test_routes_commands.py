@@ -121,7 +121,7 @@ BODIES: dict[str, tuple[bytes | Iterable[bytes], str, int, str]] = {
     "no body": (b"", "application/json", 400, "command.invalid"),
     "a list": (b"[]", "application/json", 400, "command.invalid"),
     "not UTF-8": (b'{"session": "\xff"}', "application/json", 400, "command.invalid"),
-    "2,000 levels": (b'{"x":' + b"[" * 2_000 + b"]" * 2_000 + b"}", "application/json", 400, "command.invalid"),
+    "20,000 levels": (b'{"x":' + b"[" * 20_000 + b"]" * 20_000 + b"}", "application/json", 400, "command.invalid"),
     "too long": (b" " * SIZE, "application/json", 413, "limit.size"),
     "2 MiB": (b" " * 2**21, "application/json", 413, "limit.size"),
     "too long without a length": ([b" " * 10_000] * 7, "application/json", 413, "limit.size"),
