@@ -1,4 +1,4 @@
-"""Everything the bridge can refuse, as one tree; a code, an HTTP status and a close code for each.
+"""Everything the bridge can refuse, as one tree: each with its code, its HTTP status, and any close code.
 
     BridgeError
     ├── CommandInvalid            command.invalid
@@ -60,7 +60,8 @@ class CloseCode(IntEnum):
 class BridgeError(Exception):
     """What a client is told when something is refused.
 
-    ``message`` is for people and shows no internals; ``subjects`` are those that it concerns.
+    ``message`` is for people and shows no internals; ``subjects`` are those that it concerns. Where
+    it has a ``close_code`` it ends the session.
     """
 
     code: ClassVar[str]

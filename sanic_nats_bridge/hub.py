@@ -72,7 +72,8 @@ class Hub:
         """Give claims up."""
         for interest in interests:
             interest.claims -= 1
-            if not interest.claims and interest.state is not State.REFUSED:
+            # One that was refused, or closed, is here no longer.
+            if not interest.claims and self._interests.get(interest.pattern) is interest:
                 loop = asyncio.get_running_loop()
                 interest.linger = loop.call_later(self._linger, self._forget, interest)
 

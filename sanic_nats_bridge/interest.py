@@ -66,9 +66,8 @@ class Interest:
     def __init__(self, pattern: str) -> None:
         # Set once.
         self.pattern = pattern
-        self.wildcard = "*" in pattern or ">" in pattern
         self.shuns_reserved = pattern[0] in "*>"
-        self.head = wire.message_head(pattern, wildcard=self.wildcard)
+        self.head = wire.message_head(pattern, wildcard="*" in pattern or ">" in pattern)
         # Changed by the hub alone.
         self.state = State.AWAY
         self.settled = asyncio.Event()

@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol, TypeAlias, cast
 
 import nats.errors
 from nats.aio.client import Client
+from nats.aio.transport import WebSocketTransport
 
 from .nats_parser import MalformedLineError, Parser
 
@@ -64,6 +65,7 @@ class Connection(Client):
         self._listener = listener
         self._followed: dict[int, tuple[str, Any]] = {}
         self._slow: set[int] = set()
+        self._draining: asyncio.Task[None] | None = None
         self._ps: Any = Parser(self)
 
     async def open(self, **options: Any) -> None:
@@ -102,6 +104,13 @@ class Connection(Client):
         with contextlib.suppress(RuntimeError):
             if self._transport is not None:
                 self._transport.write(line)
+        # nats-py's WebSocket transport only queues what is written.
+        if isinstance(self._transport, WebSocketTransport) and (self._draining is None or self._draining.done()):
+            self._draining = asyncio.create_task(self._drain_transport(self._transport))
+
+    async def _drain_transport(self, transport: WebSocketTransport) -> None:
+        with contextlib.suppress(Exception):  # the read loop hears of it too
+            await transport.drain()  # type: ignore[no-untyped-call]
 
     def message(self, sid: int, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> bool:
         """Hand a message to the listener; ``False`` where its subscription is not the bridge's. Never raises."""
@@ -196,6 +205,8 @@ class Connection(Client):
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:
         self.over.set()
+        # What is still in the buffer of the read loop comes too late.
+        self._followed.clear()
         await super()._close(status, do_cbs)
 
 

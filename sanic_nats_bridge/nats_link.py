@@ -24,7 +24,7 @@ logger = logging.getLogger("sanic.root.nats_bridge")
 _MAX_OUTSTANDING_PINGS: Final = 2
 _SECOND_TRY_SECONDS: Final = 0.05
 _STOP_SECONDS: Final = 2.0
-_CANCEL_AGAIN_SECONDS: Final = 0.1
+_CANCEL_AGAIN_SECONDS: Final = 1.0
 _STEADY_SECONDS: Final = 5.0
 
 

@@ -102,7 +102,7 @@ class WebSocketOutlet(_TransportOutlet):
         self._websocket.process_events = self._process_valid_events
 
     def keep(self) -> None:
-        """Nothing to do: Sanic has no timeouts for WebSockets."""
+        """Nothing to do: Sanic takes no WebSocket for idle, it pings."""
 
     def finish(self, close: Close) -> None:
         """Write the last frame, and begin the closing handshake."""

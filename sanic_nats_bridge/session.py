@@ -184,6 +184,10 @@ class Session:
 
     # The end
 
+    def fail(self, error: BridgeError) -> None:
+        """End the session for an error that no reply can mend."""
+        self.close(error.close_code or CloseCode.INTERNAL, error.message)
+
     def close(self, code: CloseCode, reason: str) -> None:
         """End the session: the client hears why, and nothing more."""
         if not self.closed:

@@ -1,10 +1,12 @@
 """`python -m example_app` as a process, as `make run` starts it."""
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -14,16 +16,9 @@ from typing import Self
 
 from sanic_nats_bridge.testing import NatsServer
 
-from .support import WAIT_SECONDS
+from .support import WAIT_SECONDS, alive, free_port
 
 ROOT = Path(__file__).parent.parent
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def descendants(pid: int) -> set[int]:
@@ -35,13 +30,12 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
-def alive(pid: int) -> bool:
-    """Whether the process runs; one that is dead and not yet waited for does not."""
+def name_of(pid: int) -> str:
+    """The name of a process, if it still runs."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:
-        return False
-    return state != "Z"
+        return ""
 
 
 def publish(server: NatsServer, subject: str, payload: bytes) -> None:
@@ -75,46 +69,39 @@ class ExampleApp:
     def start(self) -> None:
         command = [sys.executable, "-m", "example_app", "--port", str(self.port), *self._arguments]
         environment = {name: value for name, value in os.environ.items() if name != "NATS_URL"} | self._environment
-        # Sanic's manager may kill its whole process group, which must not be that of the tests.
-        self.process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + 3 * WAIT_SECONDS
-        while not self._answers():
-            assert self.process.poll() is None, self.output()
-            assert time.monotonic() < deadline, "the example app does not answer"
-            time.sleep(0.05)
+        with tempfile.TemporaryFile() as log:
+            # Sanic's manager may kill its whole process group, which must not be that of the tests.
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+            deadline = time.monotonic() + 3 * WAIT_SECONDS
+            while not self._answers():
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    self.end(signal.SIGKILL)
+                    log.seek(0)
+                    raise AssertionError(f"the example app does not answer: {log.read().decode()}")
+                time.sleep(0.05)
 
     def end(self, number: signal.Signals) -> int:
-        """Send the signal; returns the exit status."""
+        """Send the signal; returns the exit status. Nothing but the nats-server may be left then."""
         if self.process.poll() is None:
             self.process.send_signal(number)
-        status = self.process.wait(3 * WAIT_SECONDS)
-        if self.process.stdout is not None:
-            self.process.stdout.close()
-        return status
+        try:
+            return self.process.wait(3 * WAIT_SECONDS)
+        finally:
+            # Sanic's workers outlive a killed main process.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
 
     def restart(self, number: signal.Signals) -> None:
-        family = descendants(self.process.pid)
+        """End it by the signal, and start it again on the same port."""
+        family = self.family()
         self.end(number)
         deadline = time.monotonic() + WAIT_SECONDS
-        while any(alive(pid) for pid in family) and time.monotonic() < deadline:
-            for pid in family:
-                # Sanic's workers outlive a killed main process.
-                if alive(pid):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.05)
+        while any(alive(pid) for pid in family):
+            assert time.monotonic() < deadline, "the example app does not end"
+            time.sleep(0.02)
         self.start()
-
-    def output(self) -> str:
-        """What the app has printed; it must have ended."""
-        assert self.process.stdout is not None
-        return self.process.stdout.read().decode()
 
     def family(self) -> set[int]:
         """All processes of the app."""
@@ -122,7 +109,7 @@ class ExampleApp:
 
     def nats_servers(self) -> set[int]:
         """Those that are a nats-server."""
-        return {pid for pid in self.family() if Path(f"/proc/{pid}/comm").read_text().startswith("nats-server")}
+        return {pid for pid in self.family() if name_of(pid) == "nats-server"}
 
     def _answers(self) -> bool:
         try:

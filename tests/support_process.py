@@ -5,7 +5,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator, Mapping
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .support import WAIT_SECONDS
+from .support import WAIT_SECONDS, free_port
 
 PROJECT = Path(__file__).parents[1]
 
@@ -74,13 +73,6 @@ async def managed_process(configuration: Mapping[str, str]) -> AsyncIterator[int
         # Workers that have outlived their manager.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 async def listening(port: int) -> None:

@@ -11,8 +11,8 @@ from websockets.asyncio.client import connect
 
 from sanic_nats_bridge.testing import NatsServer
 
-from .support import WAIT_SECONDS
-from .support_example import ExampleApp, alive
+from .support import WAIT_SECONDS, alive
+from .support_example import ExampleApp
 
 
 @pytest.fixture(scope="module")

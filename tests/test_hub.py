@@ -453,3 +453,12 @@ TestRaces = Races.TestCase
 TestRaces.settings = settings(
     max_examples=150, stateful_step_count=40, deadline=None, database=None, phases=[Phase.generate, Phase.shrink]
 )
+
+
+async def test_a_claim_that_is_given_up_after_the_end_leaves_nothing() -> None:
+    _, hub = FakeLink.with_hub(linger=0)
+    interests = hub.claim(["a"])
+    hub.close()
+    hub.release(interests)
+    assert interests[0].linger is None
+    assert (hub.patterns, hub.connected) == ((), False)

@@ -4,20 +4,20 @@ from sanic_nats_bridge.interest import Interest, State
 
 
 @pytest.mark.parametrize(
-    ("pattern", "wildcard", "shuns_reserved", "head"),
+    ("pattern", "shuns_reserved", "head"),
     [
-        ("orders.new", False, False, b'{"type":"message"'),
-        ("orders.*", True, False, b'{"type":"message","pattern":"orders.*"'),
-        ("*.new", True, True, b'{"type":"message","pattern":"*.new"'),
-        (">", True, True, b'{"type":"message","pattern":">"'),
-        ('say."hi"', False, False, b'{"type":"message"'),
-        ('"hi".*', True, False, b'{"type":"message","pattern":"\\"hi\\".*"'),
-        ("$KV.>", True, False, b'{"type":"message","pattern":"$KV.>"'),
+        ("orders.new", False, b'{"type":"message"'),
+        ("orders.*", False, b'{"type":"message","pattern":"orders.*"'),
+        ("*.new", True, b'{"type":"message","pattern":"*.new"'),
+        (">", True, b'{"type":"message","pattern":">"'),
+        ('say."hi"', False, b'{"type":"message"'),
+        ('"hi".*', False, b'{"type":"message","pattern":"\\"hi\\".*"'),
+        ("$KV.>", False, b'{"type":"message","pattern":"$KV.>"'),
     ],
 )
-def test_what_a_pattern_says_of_its_messages(pattern: str, wildcard: bool, shuns_reserved: bool, head: bytes) -> None:
+def test_what_a_pattern_says_of_its_messages(pattern: str, shuns_reserved: bool, head: bytes) -> None:
     interest = Interest(pattern)
-    assert (interest.wildcard, interest.shuns_reserved, interest.head) == (wildcard, shuns_reserved, head)
+    assert (interest.shuns_reserved, interest.head) == (shuns_reserved, head)
 
 
 def test_a_new_interest_is_nobodys_and_unknown_to_nats() -> None:

@@ -1,7 +1,6 @@
 import asyncio
 import contextlib
 import json
-import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from sanic_nats_bridge.nats_link import NatsLink
 from sanic_nats_bridge.settings import Settings
 from sanic_nats_bridge.testing import NatsServer
 
-from .support import Publisher, until
+from .support import Publisher, free_port, until
 
 
 class Listener:
@@ -264,8 +263,9 @@ async def test_wrong_credentials_are_tried_again_at_leisure_and_shown_nowhere(
     with NatsServer(config="authorization: {user: right, password: right}") as server:
         wrong = f"nats://in-url:hush-url@127.0.0.1:{server.port}"
         async with linked(server, servers=wrong, connected=False):
-            await asyncio.sleep(1.5)
-            assert 2 <= server.monitor("/varz")["total_connections"] <= 15
+            await until(lambda: server.monitor("/varz")["total_connections"] >= 2)
+            await asyncio.sleep(1)
+            assert server.monitor("/varz")["total_connections"] <= 15
         async with linked(server, user="someone", password="hush-setting", connected=False):
             await until(lambda: caplog.text.count("NATS is away") == 2)
     assert "authorization" in caplog.text.lower()
@@ -361,6 +361,7 @@ async def test_whatever_a_publisher_sends_the_link_and_the_apps_own_subscription
         assert (await own_marker.next_msg(5)).data == b"after"
         with contextlib.suppress(nats.errors.TimeoutError):
             await own.next_msg(0.01)
+        assert len(bridge.listener.messages) == 2, "the server did not let it through"
         assert bridge.link.client is client
         assert bridge.listener.told == ["up"]
         assert "Lost NATS" not in caplog.text
@@ -423,13 +424,6 @@ async def test_the_app_can_ask_and_answer_requests(nats_server: NatsServer) -> N
 
 
 # Which server, and by which right
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-    return port
 
 
 @pytest.fixture
@@ -564,19 +558,22 @@ async def test_a_server_that_drops_each_connection_is_tried_at_leisure() -> None
     assert len(connections) < 10
 
 
-async def test_a_queue_subscription_of_the_app_that_is_denied_ends_no_other() -> None:
+async def test_a_queue_subscription_of_the_app_that_is_denied_ends_no_other(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     config = 'authorization { users: [{user: u, password: p, permissions: {subscribe: {deny: ["orders.> jobs"]}}}] }'
     with NatsServer(config=config) as server:
         async with linked(server, user="u", password="p") as linked_up:
             assert await linked_up.ask("orders.>") == {"orders.>": "confirmed"}
             await linked_up.client.subscribe("orders.>", queue="jobs")
             assert await linked_up.ask("marker") == {"marker": "confirmed"}
+            assert 'subscription to "orders.>" using queue "jobs"' in caplog.text
             assert linked_up.listener.answers["orders.>"] == "confirmed"
             await linked_up.client.publish("orders.1", b"1")
             await until(lambda: linked_up.listener.payloads == [b"1"])
 
 
-async def test_one_subscription_of_the_app_too_many_harms_no_other() -> None:
+async def test_one_subscription_of_the_app_too_many_harms_no_other(caplog: pytest.LogCaptureFixture) -> None:
     with NatsServer(config="max_subscriptions: 2") as server:
         async with linked(server) as linked_up:
             await linked_up.ask("a", "b")
@@ -584,6 +581,7 @@ async def test_one_subscription_of_the_app_too_many_harms_no_other() -> None:
             await client.subscribe("c")
             await client.publish("a", b"1")
             await until(lambda: linked_up.listener.payloads == [b"1"])
+            assert "maximum subscriptions exceeded" in caplog.text
             assert linked_up.link.client is client
             assert linked_up.listener.told == ["up"]
 
@@ -604,3 +602,19 @@ async def test_stop_ends_also_when_a_cancellation_is_lost(monkeypatch: pytest.Mo
     async with asyncio.timeout(5):
         await link.stop()
     assert lost.is_set()
+
+
+@pytest.mark.filterwarnings("ignore:parameter 'timeout' of type:DeprecationWarning")  # nats-py's call of aiohttp
+async def test_nats_over_websocket_is_asked_at_once_too() -> None:
+    port = free_port()
+    with NatsServer(config=f'websocket {{listen: "127.0.0.1:{port}", no_tls: true}}') as server:
+        # With so long between pings nothing else would send what waits.
+        async with linked(server, servers=f"ws://127.0.0.1:{port}", ping_interval=600) as bridge:
+            assert await bridge.ask("a", "b") == {"a": "confirmed", "b": "confirmed"}
+            sid = bridge.link.subscribe("c", "c")
+            assert sid is not None
+            bridge.link.unsubscribe(sid)
+            await until(lambda: server.subscriptions() == ["a", "b"])
+            async with Publisher.connected(server) as publisher:
+                await publisher.send("a", b"1")
+            await until(lambda: bridge.listener.payloads == [b"1"])

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from .support import Bridge, Publisher
-from .support_process import ended, free_port, listening
+from .support import Bridge, Publisher, free_port
+from .support_process import ended, listening
 
 CONFIG = """
 daemon off;

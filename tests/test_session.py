@@ -52,12 +52,12 @@ async def test_heartbeats_go_out_while_nothing_else_does() -> None:
 
 
 async def test_no_heartbeat_goes_out_between_frequent_messages() -> None:
-    worker = Worker(heartbeat=2)
+    worker = Worker(heartbeat=4)
     session, outlet = worker.open()
     await act(session, "subscribe", "a")
     for _ in range(30):
         worker.link.deliver("a")
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.08)
     assert outlet.data == [1] * 30
     assert "heartbeat" not in outlet.types
 

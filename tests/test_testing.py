@@ -10,15 +10,7 @@ import pytest
 
 from sanic_nats_bridge.testing import NatsServer, NatsServerError
 
-from .support import Publisher, until
-
-
-def alive(pid: int | None) -> bool:
-    """Whether the process runs; one that its parent has not waited for does not."""
-    try:
-        return state(Path(f"/proc/{pid}/stat").read_text()) != "Z"
-    except FileNotFoundError:
-        return False
+from .support import Publisher, alive, until
 
 
 def state(stat: str) -> str:

@@ -6,7 +6,7 @@ import logging
 from sanic import Blueprint, Request, Websocket
 from sanic.exceptions import WebsocketClosed
 
-from ..errors import BridgeError, CloseCode, CommandUnsupported
+from ..errors import BridgeError, CommandUnsupported, InternalError, SizeLimit
 from ..outlet import WebSocketOutlet
 from ..protocol import Reply, decode_command, failure, identify
 from ..session import Session
@@ -33,7 +33,7 @@ def add_websocket_route(blueprint: Blueprint, sessions: Sessions) -> None:
             pass
         except Exception:
             logger.exception("Fault in a WebSocket session")
-            session.close(CloseCode.INTERNAL, "Internal error")
+            session.fail(InternalError("Internal error"))
         finally:
             session.gone(outlet.close_code)
 
@@ -48,7 +48,7 @@ async def _serve(session: Session, ws: Websocket, max_bytes: int) -> None:
             continue
         data = received.encode() if isinstance(received, str) else bytes(received)
         if len(data) > max_bytes:
-            session.close(CloseCode.TOO_BIG, f"A command is at most {max_bytes} bytes")
+            session.fail(SizeLimit(f"A command is at most {max_bytes} bytes"))
         elif isinstance(received, str):
             session.send(await _answer(session, data))
         else:
