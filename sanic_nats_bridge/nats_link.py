@@ -100,7 +100,7 @@ class NatsLink:
                 self._servers.relax()
 
     async def _connect(self, listener: LinkListener) -> Connection:
-        told = False
+        told: set[str] = set()
         for server, pause in self._servers.attempts():
             connection = Connection(listener)
             try:
@@ -108,10 +108,11 @@ class NatsLink:
                     await connection.open(**self._options(server))
             except Exception as error:
                 await _closed(connection)
-                if not told:
-                    reason = connection.cause or str(error) or type(error).__name__
+                # Each reason once: that of a refused login is often behind a reset connection.
+                reason = str(connection.cause or error) or type(error).__name__
+                if reason not in told:
                     logger.warning("NATS is away (%s: %s); trying until it is there", server.address, reason)
-                    told = True
+                    told.add(reason)
                 await asyncio.sleep(pause)
             except BaseException:
                 await _closed(connection)
