@@ -5,6 +5,7 @@ import contextlib
 import json
 import socket
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,7 +99,7 @@ class Bridge:
             return response.status, await response.json()
 
 
-class _Frames:
+class _Frames(ABC):
     """Reads frames, and sorts them."""
 
     welcome: dict[str, Any]
@@ -125,8 +126,8 @@ class _Frames:
         assert {frame["type"] for frame in frames} == {"message"}, frames
         return [frame["data"] for frame in frames]
 
-    async def _read(self) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    async def _read(self) -> dict[str, Any]: ...
 
 
 class WebSocketClient(_Frames):

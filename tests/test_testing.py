@@ -77,7 +77,6 @@ async def test_a_paused_server_answers_when_it_is_resumed() -> None:
         assert await works(server)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc for the states of the threads")
 def test_every_thread_of_the_server_stands_still_when_pause_returns() -> None:
     with NatsServer() as server:
         for _ in range(50):
