@@ -4,6 +4,7 @@ All raise ``ValueError``: what is wrong, to be read behind the name of the setti
 value that may be a secret.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -152,14 +153,12 @@ def readable_file(value: Any) -> str:
 
 def inbox_prefix(value: Any) -> str:
     """A subject without wildcards, of those that no wildcard in first place matches."""
-    try:
-        prefix = validate(text(value))
-    except SubjectInvalid:
-        prefix = "*"
-    # A client that may follow everything must not see the replies to the app.
-    if "*" in prefix or ">" in prefix or not is_reserved(prefix):
-        raise ValueError("must be a valid subject without wildcards that begins with '_'")
-    return prefix
+    prefix = text(value)
+    with contextlib.suppress(SubjectInvalid):
+        # A client that may follow everything must not see the replies to the app.
+        if is_reserved(validate(prefix)) and "*" not in prefix and ">" not in prefix:
+            return prefix
+    raise ValueError("must be a valid subject without wildcards that begins with '_'")
 
 
 def tls_context(value: Any) -> ssl.SSLContext:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from . import wire
 from .errors import NatsRefused
 from .interest import Interest, Link, LinkWatcher, State, Subscriber
+from .subjects import is_reserved
 from .wire import Delivery, Form
 
 __all__ = ["Hub"]
@@ -125,12 +126,12 @@ class Hub:
         """Put a message into the batch of this turn of the event loop."""
         if not interest.subscribers:
             return
-        if interest.shuns_reserved and subject[0] in b"$_":
-            return
         try:
             text = subject.decode()
         except UnicodeDecodeError:
             self.unreadable += 1
+            return
+        if interest.shuns_reserved and is_reserved(text):
             return
         shown = wire.header_fields(headers, self._headers) if headers and self._headers else b""
         if not self._batch:

@@ -81,7 +81,7 @@ class Connection(Client):
 
     @property
     def lost_by(self) -> str:
-        """Why the connection has ended, or could not be made, for the log."""
+        """Why the connection has ended, for the log."""
         reason = self.last_error or self.cause
         return _words(reason) if reason else "the connection has ended"
 

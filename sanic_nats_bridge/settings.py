@@ -97,10 +97,10 @@ class Settings:
             SettingsError: An unknown name, a value that its check refuses, or two that do not fit.
         """
         options = {option.name: option.metadata["check"] for option in fields(cls)}
-        for name in (*keywords, *_configured(config)):
+        values = _configured(config) | dict(keywords)
+        for name in values:
             if name not in options:
                 raise SettingsError(f"NatsBridge has no setting '{name}'")
-        values = _configured(config) | dict(keywords)
         checked = {name: _checked(name, value, options[name]) for name, value in values.items() if value is not None}
         settings = cls(**checked)
         settings._check_together()

@@ -52,6 +52,19 @@ def alive(pid: int | None) -> bool:
     return state != "Z"
 
 
+def subscribed(*subjects: str) -> dict[str, Any]:
+    """The reply, but for its id, to a subscribe that NATS has taken."""
+    quoted = ", ".join(f"'{subject}'" for subject in subjects)
+    return {
+        "type": "reply",
+        "action": "subscribe",
+        "success": True,
+        "message": f"Successfully connected to events: {quoted}",
+        "subjects": list(subjects),
+        "active": True,
+    }
+
+
 @dataclass
 class Bridge:
     """A served app and its bridge."""

@@ -12,7 +12,7 @@ from sanic_testing.reusable import ReusableClient  # type: ignore[import-untyped
 from sanic_nats_bridge import NatsBridge
 from sanic_nats_bridge.testing import NatsServer
 
-from .support import Bridge, EventClient, Publisher, WebSocketClient, running, until
+from .support import Bridge, EventClient, Publisher, WebSocketClient, running, subscribed, until
 from .support_raw import kept_connection, raw_connection, session_of, sessions
 
 SIZE = 70_000
@@ -30,18 +30,7 @@ async def test_a_post_subscribes_and_unsubscribes_a_session(
 ) -> None:
     subject, end = publisher.subject("a"), publisher.subject("end")
     command = {"session": client.session, "subjects": [subject], "id": "4"}
-    assert await bridge.post("/subscribe", command) == (
-        200,
-        {
-            "type": "reply",
-            "id": "4",
-            "action": "subscribe",
-            "success": True,
-            "message": f"Successfully connected to events: '{subject}'",
-            "subjects": [subject],
-            "active": True,
-        },
-    )
+    assert await bridge.post("/subscribe", command) == (200, subscribed(subject) | {"id": "4"})
     await publisher.send(subject, b"1")
     assert await client.data(1) == [1]
     assert await bridge.post("/unsubscribe", command | {"action": "unsubscribe"}) == (

@@ -14,7 +14,7 @@ from sseclient import SSEClient
 
 from sanic_nats_bridge.testing import NatsServer
 
-from .support import WAIT_SECONDS, Bridge, Publisher, running, until
+from .support import WAIT_SECONDS, Bridge, Publisher, running, subscribed, until
 from .support_raw import kept_connection, raw_connection, reset, sessions
 
 HEADERS = {
@@ -74,14 +74,7 @@ async def test_streams_are_told_different_retries(bridge: Bridge) -> None:
 async def test_only_messages_have_no_event_name(bridge: Bridge, publisher: Publisher) -> None:
     subject = publisher.subject("a")
     async with bridge.events(subject) as client:
-        assert client.reply == {
-            "type": "reply",
-            "action": "subscribe",
-            "success": True,
-            "message": f"Successfully connected to events: '{subject}'",
-            "subjects": [subject],
-            "active": True,
-        }
+        assert client.reply == subscribed(subject)
         await publisher.send(subject, b"1")
         assert await client.frame() == {"type": "message", "subject": subject, "data": 1}
         assert client.events == ["welcome", "reply", "message"]
