@@ -22,6 +22,7 @@ __all__ = [
     "flag",
     "header_names",
     "inbox_prefix",
+    "one_of",
     "path_prefix",
     "patterns",
     "readable_file",
@@ -115,14 +116,25 @@ def path_prefix(value: Any) -> str:
     return value
 
 
-def seconds(least: float) -> Callable[[Any], float]:
-    """A check for a duration of at least ``least`` seconds, at most a day."""
+def seconds(least: float, most: float = _MAX_SECONDS) -> Callable[[Any], float]:
+    """A check for a duration of ``least`` to ``most`` seconds, a day by default."""
 
     def check(value: Any) -> float:
         number = not isinstance(value, bool) and isinstance(value, int | float)
-        if not number or not least <= value <= _MAX_SECONDS:
-            raise ValueError(f"must be a number of seconds, from {least} to {_MAX_SECONDS}")
+        if not number or not least <= value <= most:
+            raise ValueError(f"must be a number of seconds, from {least} to {most}")
         return float(value)
+
+    return check
+
+
+def one_of(*words: str) -> Callable[[Any], str]:
+    """A check for one of these words."""
+
+    def check(value: Any) -> str:
+        if not isinstance(value, str) or value not in words:
+            raise ValueError(f"must be one of {', '.join(words)}")
+        return value
 
     return check
 

@@ -70,7 +70,12 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
             raise SettingsError("One NatsBridge serves one app; give each app its own")
         self.settings = Settings.resolve(self._keywords, self.app.config)
         self._link = NatsLink(self.settings)
-        self._hub = Hub(self._link, linger=self.settings.linger, headers=self.settings.headers)
+        self._hub = Hub(
+            self._link,
+            linger=self.settings.linger,
+            headers=self.settings.headers,
+            flush_interval=self.settings.flush_interval,
+        )
         self._sessions = Sessions(self.settings, self._hub, Permissions(self.settings.subscribe))
         self._sessions.on_opened = self._session_opened
         self._sessions.on_closed = self._session_closed

@@ -25,9 +25,11 @@ __all__ = ["Hub"]
 class Hub:
     """Pattern → interest; and the fan-out."""
 
-    def __init__(self, link: Link, *, linger: float, headers: Iterable[str] = ()) -> None:
+    def __init__(self, link: Link, *, linger: float, headers: Iterable[str] = (), flush_interval: float = 0) -> None:
         self._link = link
         self._linger = linger
+        self._flush_interval = flush_interval
+        self._flush_due = False
         self._headers = frozenset(headers)
         self._interests: dict[str, Interest] = {}
         self._batch: list[tuple[Interest, Delivery]] = []
@@ -134,9 +136,21 @@ class Hub:
         if interest.shuns_reserved and is_reserved(text):
             return
         shown = wire.header_fields(headers, self._headers) if headers and self._headers else b""
-        if not self._batch:
-            asyncio.get_running_loop().call_soon(self.flush)
-        self._batch.append((interest, Delivery(interest.head, text, shown, payload)))
+        if not self._flush_due:
+            self._flush_due = True
+            self._schedule_flush()
+        self._batch.append((interest, Delivery(interest.pattern, interest.head, text, shown, payload)))
+
+    def _schedule_flush(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._flush_interval:
+            loop.call_later(self._flush_interval, self._flush_in_time)
+        else:
+            loop.call_soon(self._flush_in_time)
+
+    def _flush_in_time(self) -> None:
+        self._flush_due = False
+        self.flush()
 
     def flush(self) -> None:
         """Write the batch: once to each subscriber, the same bytes to all that get the same messages."""
@@ -232,11 +246,18 @@ def _by_followed(hit: Iterable[Interest]) -> dict[tuple[Interest, ...], list[Sub
 
 def _write(subscribers: Iterable[Subscriber], deliveries: Sequence[Delivery]) -> None:
     joined: dict[Form, bytes] = {}
+    slow: list[Subscriber] = []
     for subscriber in subscribers:
+        if not subscriber.keeps_up:
+            slow.append(subscriber)
+            continue
         data = joined.get(subscriber.form)
         if data is None:
             data = joined[subscriber.form] = wire.join(deliveries, subscriber.form)
         subscriber.write(data)
+    # Last, for it may end a session.
+    for subscriber in slow:
+        subscriber.leave_out(deliveries)
 
 
 def _refusal(patterns: Sequence[str]) -> NatsRefused:

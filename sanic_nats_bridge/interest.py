@@ -1,12 +1,13 @@
 """One pattern and who follows it; and what the hub needs of its neighbours."""
 
 import asyncio
+from collections.abc import Sequence
 from enum import Enum
 from typing import Protocol
 
 from . import wire
 from .errors import BridgeError
-from .wire import Form
+from .wire import Delivery, Form
 
 __all__ = ["Interest", "Link", "LinkWatcher", "State", "Subscriber"]
 
@@ -24,9 +25,15 @@ class Link(Protocol):
 class Subscriber(Protocol):
     """What the hub needs of a session."""
 
+    keeps_up: bool
+    """The client takes what it is given; otherwise messages are left out."""
+
     @property
     def form(self) -> Form:
         """Which shape of bytes it takes."""
+
+    def leave_out(self, deliveries: Sequence[Delivery]) -> None:
+        """Deal with messages that come while it does not keep up."""
 
     def write(self, data: bytes) -> None:
         """Hand bytes to the client's socket. Must not raise."""

@@ -90,7 +90,7 @@ class Gap(Struct, kw_only=True, frozen=True, tag="gap"):
 
     subjects: Sequence[str]
     lost: int | None
-    reason: Literal["nats_reconnect"]
+    reason: Literal["nats_reconnect", "slow_consumer"]
 
 
 class Unsubscribed(Struct, kw_only=True, frozen=True, tag="unsubscribed"):

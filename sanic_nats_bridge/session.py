@@ -10,15 +10,17 @@ from . import wire
 from .errors import BridgeError, CloseCode, NotSubscribed, SessionUnknown
 from .hub import Hub
 from .interest import Interest, State
-from .outlet import Outlet
+from .left_out import LeftOut
+from .outlet import CLOSE_SECONDS, Outlet
 from .permissions import Admission
-from .protocol import Close, Command, Frame, Gap, Heartbeat, NatsState, Reply, Status, Unsubscribed, Welcome
+from .protocol import Close, Command, Frame, Gap, NatsState, Reply, Status, Unsubscribed, Welcome
+from .pulse import Pulse
 from .settings import Settings
-from .wire import Form
+from .wire import Delivery, Form
 
 __all__ = ["Session", "SessionHome", "farewell"]
 
-_HEARTBEATS: Final = {form: wire.encode_frame(Heartbeat(), form) for form in Form}
+_TOO_SLOW: Final = "Too slow: more waits for this client than may"
 
 
 class SessionHome(Protocol):
@@ -51,18 +53,20 @@ class Session:
         # Set once.
         self.id: Final = secrets.token_urlsafe(24)
         self.form: Final = outlet.form
-        self.write = outlet.write
+        self.write: Final = outlet.write
         self._home = home
         self._hub = home.hub
         self._outlet = outlet
-        outlet.on_failure = self.gone
+        outlet.watcher = self
         self._one_at_a_time = asyncio.Lock()
         # Changed in the event loop alone.
         self.closed = False
+        self.keeps_up = True
         self._interests: dict[str, Interest] = {}
         self._unconfirmed: set[str] = set()
         self._holes: dict[str, None] = {}
-        self._pulse: asyncio.TimerHandle | None = None
+        self._pulse: Pulse | None = None
+        self._left_out: LeftOut | None = None
 
     @property
     def subscriptions(self) -> tuple[str, ...]:
@@ -80,7 +84,7 @@ class Session:
         heartbeat = int(settings.heartbeat) if settings.heartbeat.is_integer() else settings.heartbeat
         welcome = Welcome(session=self.id, heartbeat=heartbeat, nats=self._home.nats)
         self._outlet.send(welcome, _jittered(settings.retry) if self.form is Form.EVENT_STREAM else None)
-        self._beat()
+        self._pulse = Pulse(self._outlet, settings)
 
     # Commands
 
@@ -93,6 +97,7 @@ class Session:
             BridgeError: It was refused, and nothing has changed.
         """
         async with self._one_at_a_time:
+            await self.caught_up()
             if self.closed:
                 raise SessionUnknown("No such session")
             if command.action == "subscribe":
@@ -152,6 +157,38 @@ class Session:
             if not self._unconfirmed and self._home.nats == "connected":
                 self.send(Status(nats="connected"))
 
+    # A client that does not keep up
+
+    def filled(self) -> None:
+        """More waits for the client than may: its messages are left out from here on."""
+        if not self.closed:
+            self.keeps_up = False
+            self._left_out = LeftOut(self.form, self._home.settings.kept_bytes)
+
+    def leave_out(self, deliveries: Sequence[Delivery]) -> None:
+        """Deal with messages that come while the client does not keep up."""
+        if self._home.settings.overflow == "close":
+            self.close(CloseCode.TRY_AGAIN_LATER, _TOO_SLOW, self._home.settings.write_timeout)
+        elif self._left_out is not None:
+            self._left_out.add(deliveries)
+
+    def drained(self) -> None:
+        """The client has caught up: tell it what it has missed, and go on."""
+        left_out, self._left_out = self._left_out, None
+        if left_out is None or self.closed:
+            return
+        self.keeps_up = True
+        left_out.over.set()
+        gaps = [wire.encode_frame(_gap(pattern, lost), self.form) for pattern, lost in left_out.lost]
+        kept = [delivery.encoded(self.form) for delivery in left_out.kept]
+        if gaps or kept:
+            self.write(b"".join(gaps + kept))
+
+    async def caught_up(self) -> None:
+        """Wait until the client keeps up, or is gone: what it asks for would wait behind all the rest."""
+        while self._left_out is not None:
+            await self._left_out.over.wait()
+
     # What the hub and the connection to NATS bring
 
     def activated(self, pattern: str) -> None:
@@ -161,6 +198,8 @@ class Session:
     def ended(self, pattern: str, error: BridgeError) -> None:
         """The hub has ended a subscription."""
         self._drop(pattern)
+        if self._left_out is not None and (lost := self._left_out.take(pattern)):
+            self.send(_gap(pattern, lost))
         self.send(Unsubscribed(subjects=[pattern], code=error.code, message=error.message))
         self._settle(pattern)
 
@@ -188,11 +227,11 @@ class Session:
         """End the session for an error that no reply can mend."""
         self.close(error.close_code or CloseCode.INTERNAL, error.message)
 
-    def close(self, code: CloseCode, reason: str) -> None:
-        """End the session: the client hears why, and nothing more."""
+    def close(self, code: CloseCode, reason: str, seconds: float | None = None) -> None:
+        """End the session: the client hears why, and nothing more; it has so many seconds to take that."""
         if not self.closed:
             self._leave(code)
-            self._outlet.finish(farewell(code, reason, self._home.settings.retry))
+            self._outlet.finish(farewell(code, reason, self._home.settings.retry), seconds or CLOSE_SECONDS)
 
     def gone(self, code: int) -> None:
         """The client has ended the connection, with this WebSocket close code."""
@@ -201,21 +240,15 @@ class Session:
 
     def _leave(self, code: int) -> None:
         self.closed = True
-        self._outlet.on_failure = None
+        self._outlet.watcher = None
         if self._pulse is not None:
-            self._pulse.cancel()
+            self._pulse.stop()
+        if self._left_out is not None:
+            self._left_out.over.set()
+            self._left_out = None
         self._hub.detach(self, list(self._interests.values()))
         self._interests.clear()
         self._home.left(self, code)
-
-    def _beat(self) -> None:
-        # Twice in each interval: then there is at most one interval between two frames.
-        if self._outlet.quiet:
-            self.write(_HEARTBEATS[self.form])
-        self._outlet.quiet = True
-        self._outlet.keep()
-        loop = asyncio.get_running_loop()
-        self._pulse = loop.call_later(self._home.settings.heartbeat / 2, self._beat)
 
 
 def farewell(code: CloseCode, reason: str, retry: float) -> Close:
@@ -223,6 +256,10 @@ def farewell(code: CloseCode, reason: str, retry: float) -> Close:
     if not code.spread:
         return Close(code=code, reason=reason, reconnect=code.reconnect)
     return Close(code=code, reason=reason, reconnect=code.reconnect, retry=_jittered(retry))
+
+
+def _gap(pattern: str, lost: int) -> Gap:
+    return Gap(subjects=[pattern], lost=lost, reason="slow_consumer")
 
 
 def _jittered(seconds: float) -> int:

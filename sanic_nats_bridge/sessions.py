@@ -6,7 +6,7 @@ from typing import Final
 from . import wire
 from .errors import CloseCode, SessionUnknown
 from .hub import Hub
-from .outlet import Outlet
+from .outlet import CLOSE_SECONDS, Outlet
 from .permissions import Admission, Permissions
 from .protocol import Close, NatsState, Status
 from .session import Session, farewell
@@ -42,7 +42,7 @@ class Sessions:
         """A new session, which has been welcomed; ``None`` where there is no room, as the client was told."""
         refusal = self._refusal()
         if refusal is not None:
-            outlet.finish(refusal)
+            outlet.finish(refusal, CLOSE_SECONDS)
             return None
         session = Session(self, outlet)
         session.begin()

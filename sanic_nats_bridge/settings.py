@@ -40,6 +40,10 @@ class SettingKeywords(TypedDict, total=False):
     max_subscriptions: int
     max_sessions: int
     max_command_bytes: int
+    max_pending_bytes: int
+    overflow: str
+    write_timeout: float
+    flush_interval: float
     name: str
     user: str | None
     password: str | None
@@ -72,6 +76,10 @@ class Settings:
     max_subscriptions: int = _option(128, checks.whole(1))
     max_sessions: int = _option(10_000, checks.whole(1))
     max_command_bytes: int = _option(65_536, checks.whole(64))
+    max_pending_bytes: int = _option(1_048_576, checks.whole(1024))
+    overflow: str = _option("gap", checks.one_of("gap", "latest", "close"))
+    write_timeout: float = _option(20.0, checks.seconds(0.1))
+    flush_interval: float = _option(0.0, checks.seconds(0, 1))
 
     name: str = _option("sanic-nats-bridge", checks.text)
     user: str | None = _option(None, checks.text)
@@ -112,6 +120,16 @@ class Settings:
         if self.tls and (self.tls_ca or self.tls_cert):
             raise SettingsError("NatsBridge setting 'tls' excludes 'tls_ca', 'tls_cert' and 'tls_key'")
         self.tls_context()
+
+    @property
+    def high_water_bytes(self) -> int:
+        """How much may wait in a client's buffer before its messages are left out."""
+        return self.max_pending_bytes - self.kept_bytes
+
+    @property
+    def kept_bytes(self) -> int:
+        """How much is kept of what a client cannot be given yet: the other half of what may wait for it."""
+        return self.max_pending_bytes // 2 if self.overflow == "latest" else 0
 
     def tls_context(self) -> ssl.SSLContext | None:
         """The TLS context for NATS; ``None`` leaves it to the URL and to what the server asks for.

@@ -8,7 +8,7 @@ import base64
 import json
 import re
 from collections.abc import Iterable
-from enum import Enum
+from enum import IntEnum
 from typing import Final, NoReturn
 
 import msgspec
@@ -18,10 +18,11 @@ from .protocol import Frame, encode, event_name
 __all__ = [
     "Delivery",
     "Form",
+    "chunk",
     "encode_frame",
     "encode_payload",
     "encode_string",
-    "event_chunk",
+    "event_text",
     "header_fields",
     "join",
     "message_head",
@@ -29,11 +30,14 @@ __all__ = [
 ]
 
 
-class Form(Enum):
-    """The two shapes in which a frame leaves."""
+class Form(IntEnum):
+    """The shapes in which a frame leaves; of integers, whose hash is that of C."""
 
-    WEBSOCKET = "websocket"
-    EVENT_STREAM = "event stream"
+    WEBSOCKET = 0  # RFC 6455, section 5
+    EVENT_STREAM = 1  # events, each in a chunk
+    # For servers that put their own framing around what they are given.
+    JSON_LINES = 2
+    EVENTS = 3
 
 
 _FIN_TEXT: Final = 0x81
@@ -45,27 +49,24 @@ _raw_decoder = msgspec.json.Decoder(msgspec.Raw)
 class Delivery:
     """One NATS message under one pattern, encoded once in each form, when that is first needed."""
 
-    __slots__ = ("_event", "_head", "_headers", "_json", "_payload", "_subject", "_websocket")
+    __slots__ = ("_encoded", "_head", "_headers", "_json", "_payload", "pattern", "subject")
 
-    def __init__(self, head: bytes, subject: str, headers: bytes, payload: bytes) -> None:
+    def __init__(self, pattern: str, head: bytes, subject: str, headers: bytes, payload: bytes) -> None:
         """``head`` is what every message of the pattern has in common, ``headers`` a JSON object or empty."""
+        self.pattern = pattern
+        self.subject = subject
         self._head = head
-        self._subject = subject
         self._headers = headers
         self._payload = payload
         self._json: bytes | None = None
-        self._websocket: bytes | None = None
-        self._event: bytes | None = None
+        self._encoded: dict[Form, bytes] = {}
 
     def encoded(self, form: Form) -> bytes:
         """The bytes to write to a client of that form."""
-        if form is Form.WEBSOCKET:
-            if self._websocket is None:
-                self._websocket = websocket_frame(self._as_json())
-            return self._websocket
-        if self._event is None:
-            self._event = event_chunk(self._as_json())
-        return self._event
+        data = self._encoded.get(form)
+        if data is None:
+            data = self._encoded[form] = _framed(self._as_json(), form)
+        return data
 
     def _as_json(self) -> bytes:
         if self._json is None:
@@ -73,7 +74,7 @@ class Delivery:
             headers = b',"headers":' + self._headers if self._headers else b""
             self._json = b'%b,"subject":%b%b,"data":%b%b}' % (
                 self._head,
-                encode_string(self._subject),
+                encode_string(self.subject),
                 headers,
                 data,
                 encoding,
@@ -94,9 +95,16 @@ def join(deliveries: Iterable[Delivery], form: Form) -> bytes:
 
 def encode_frame(frame: Frame, form: Form, retry: int | None = None) -> bytes:
     """Any frame but a message. ``retry`` (milliseconds) goes before it on an event stream."""
+    return _framed(encode(frame), form, event_name(frame), retry)
+
+
+def _framed(document: bytes, form: Form, event: str | None = None, retry: int | None = None) -> bytes:
     if form is Form.WEBSOCKET:
-        return websocket_frame(encode(frame))
-    return event_chunk(encode(frame), event_name(frame), retry)
+        return websocket_frame(document)
+    if form is Form.JSON_LINES:
+        return document + b"\n"
+    written = event_text(document, event, retry)
+    return chunk(written) if form is Form.EVENT_STREAM else written
 
 
 def encode_payload(payload: bytes) -> tuple[bytes, bytes]:
@@ -139,16 +147,20 @@ def websocket_frame(payload: bytes) -> bytes:
     return b"\x81\x7f" + size.to_bytes(8) + payload
 
 
-def event_chunk(data: bytes, event: str | None = None, retry: int | None = None) -> bytes:
-    """One event (WHATWG HTML, server-sent events) in one chunk (RFC 9112, section 7.1).
+def event_text(data: bytes, event: str | None = None, retry: int | None = None) -> bytes:
+    """One event (WHATWG HTML, server-sent events).
 
     ``data`` is JSON on one line: nothing in it could end the event or start a field.
     """
     fields = b"" if retry is None else b"retry: %d\n" % retry
     if event is not None:
         fields += b"event: %b\n" % event.encode()
-    size = len(fields) + len(data) + len(b"data: \n\n")
-    return b"%x\r\n%bdata: %b\n\n\r\n" % (size, fields, data)
+    return b"%bdata: %b\n\n" % (fields, data)
+
+
+def chunk(data: bytes) -> bytes:
+    """A chunk of a response whose length is not known (RFC 9112, section 7.1)."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 def encode_string(text: str) -> bytes:

@@ -2,15 +2,16 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 from sanic_nats_bridge import subjects, wire
 from sanic_nats_bridge.errors import BridgeError
 from sanic_nats_bridge.hub import Hub
 from sanic_nats_bridge.interest import Interest
+from sanic_nats_bridge.outlet import OutletWatcher
 from sanic_nats_bridge.protocol import Close, Frame
-from sanic_nats_bridge.wire import Form
+from sanic_nats_bridge.wire import Delivery, Form
 
 
 class FakeLink:
@@ -105,9 +106,11 @@ class _Recorder:
     def __init__(self, form: Form = Form.WEBSOCKET) -> None:
         self.form = form
         self.writes: list[bytes] = []
+        self.written = 0
 
     def write(self, data: bytes) -> None:
         self.writes.append(data)
+        self.written += len(data)
 
     @property
     def frames(self) -> list[dict[str, Any]]:
@@ -126,7 +129,12 @@ class _Recorder:
 class FakeSubscriber(_Recorder):
     def __init__(self, form: Form = Form.WEBSOCKET) -> None:
         super().__init__(form)
+        self.keeps_up = True
+        self.left_out: list[Delivery] = []
         self.told: list[tuple[str, str]] = []
+
+    def leave_out(self, deliveries: Sequence[Delivery]) -> None:
+        self.left_out += deliveries
 
     def activated(self, pattern: str) -> None:
         self.told.append(("activated", pattern))
@@ -136,13 +144,12 @@ class FakeSubscriber(_Recorder):
 
 
 class FakeOutlet(_Recorder):
-    quiet = False
-    finished: Close | None = None
-    on_failure: Callable[[int], None] | None = None
+    """The test decides how much waits for the client."""
 
-    def write(self, data: bytes) -> None:
-        self.quiet = False
-        super().write(data)
+    watcher: OutletWatcher | None = None
+    pending = 0
+    finished: Close | None = None
+    aborted = False
 
     def send(self, frame: Frame, retry: int | None = None) -> None:
         self.write(wire.encode_frame(frame, self.form, retry))
@@ -150,9 +157,12 @@ class FakeOutlet(_Recorder):
     def keep(self) -> None:
         pass
 
-    def finish(self, close: Close) -> None:
+    def finish(self, close: Close, seconds: float) -> None:
         self.send(close)
         self.finished = close
+
+    def abort(self) -> None:
+        self.aborted = True
 
 
 def read_websocket_frames(data: bytes) -> list[dict[str, Any]]:

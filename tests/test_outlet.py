@@ -98,11 +98,14 @@ async def test_half_open_clients_are_given_up() -> None:
         assert [await app.line(HEARTBEAT + 25) for _ in range(2)] == ["closed 1006"] * 2
 
 
-async def test_replies_and_messages_keep_their_order_behind_a_full_buffer(bridge: Bridge, publisher: Publisher) -> None:
+async def test_replies_and_messages_keep_their_order_behind_a_full_buffer(
+    shared_nats: NatsServer, publisher: Publisher
+) -> None:
     big, late = publisher.subject("big"), publisher.subject("late")
-    async with raw_connection(bridge.port, f"GET /nats/stream HTTP/1.1\r\n{UPGRADE}\r\n", limit=2**16) as (
-        reader,
-        writer,
+    upgrade = f"GET /nats/stream HTTP/1.1\r\n{UPGRADE}\r\n"
+    async with (
+        running(servers=shared_nats.url, subscribe=[">"], max_pending_bytes=2**24) as bridge,
+        raw_connection(bridge.port, upgrade, limit=2**16) as (reader, writer),
     ):
         await reader.readuntil(b'"nats":"connected"}')
         (session,) = sessions(bridge)
@@ -188,7 +191,7 @@ async def test_there_is_one_close_frame_however_a_refused_client_goes_on(nats_se
 async def test_the_next_response_on_the_connection_of_a_finished_stream_is_not_cut(
     nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sanic_nats_bridge.outlet._CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr("sanic_nats_bridge.sessions.CLOSE_SECONDS", 0.2)
 
     def prepare(app: Sanic[Any, Any]) -> None:
         @app.get("/slow")

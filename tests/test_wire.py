@@ -51,7 +51,7 @@ subject_texts = st.text(max_size=30) | st.sampled_from(["a\u2028b", "\ufeffa", '
 
 
 def delivery(payload: bytes, subject: str = "a.b", pattern: str = "", headers: bytes = b"") -> Delivery:
-    return Delivery(wire.message_head(pattern, wildcard=bool(pattern)), subject, headers, payload)
+    return Delivery(pattern, wire.message_head(pattern, wildcard=bool(pattern)), subject, headers, payload)
 
 
 def run(parser: Generator[None, None, Frame]) -> Frame:
@@ -152,8 +152,8 @@ def test_any_other_frame_is_an_event_of_its_type(retry: int | None) -> None:
 
 
 def test_an_event_is_written_field_by_field() -> None:
-    assert body(wire.event_chunk(b"{}", "close", 5)) == b"retry: 5\nevent: close\ndata: {}\n\n"
-    assert body(wire.event_chunk(b"{}")) == b"data: {}\n\n"
+    assert wire.event_text(b"{}", "close", 5) == b"retry: 5\nevent: close\ndata: {}\n\n"
+    assert wire.event_text(b"{}") == b"data: {}\n\n"
 
 
 def test_what_is_joined_comes_out_one_by_one() -> None:

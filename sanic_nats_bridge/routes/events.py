@@ -10,9 +10,9 @@ from sanic import Blueprint, HTTPResponse, Request
 from sanic_ext import openapi
 
 from ..errors import BridgeError
-from ..outlet import EventStreamOutlet
 from ..protocol import Command, failure, query_command
 from ..sessions import Sessions
+from ..transport_outlets import EventStreamOutlet
 from .replies import outcome, reply_response
 
 __all__ = ["add_event_route"]
@@ -44,7 +44,7 @@ def add_event_route(blueprint: Blueprint, sessions: Sessions) -> None:
 
 
 async def _stream(request: Request, sessions: Sessions, command: Command | None) -> None:
-    outlet = EventStreamOutlet(request)
+    outlet = EventStreamOutlet(request, sessions.settings)
     session = sessions.open(outlet)
     if session is None:
         await outlet.wait_finished()

@@ -7,10 +7,10 @@ from sanic import Blueprint, Request, Websocket
 from sanic.exceptions import WebsocketClosed
 
 from ..errors import BridgeError, CommandUnsupported, InternalError, SizeLimit
-from ..outlet import WebSocketOutlet
 from ..protocol import Reply, decode_command, failure, identify
 from ..session import Session
 from ..sessions import Sessions
+from ..transport_outlets import WebSocketOutlet
 from .replies import outcome
 
 __all__ = ["add_websocket_route"]
@@ -22,7 +22,7 @@ def add_websocket_route(blueprint: Blueprint, sessions: Sessions) -> None:
     """Serve WebSockets on the blueprint."""
 
     async def stream(request: Request, ws: Websocket) -> None:
-        outlet = WebSocketOutlet(ws)
+        outlet = WebSocketOutlet(ws, sessions.settings)
         session = sessions.open(outlet)
         if session is None:
             await _read_to_the_end(ws)
@@ -46,6 +46,7 @@ async def _serve(session: Session, ws: Websocket, max_bytes: int) -> None:
         received = await ws.recv()
         if received is None or session.closed:
             continue
+        await session.caught_up()
         data = received.encode() if isinstance(received, str) else bytes(received)
         if len(data) > max_bytes:
             session.fail(SizeLimit(f"A command is at most {max_bytes} bytes"))
