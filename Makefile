@@ -2,6 +2,8 @@
 # make test    run the tests, browser included (ARGS="-k session")
 # make check   formatting, lint and types
 # make format  format the code
+# make bench   measure against nats-server's own WebSocket port and others (ARGS="steady burst --rounds 3")
+# make bench-panini  the same with Panini's gateway beside them
 # Each sets up what it needs, in .venv and by apt-get where it may.
 
 SHELL := /bin/bash
@@ -14,7 +16,7 @@ ARGS ?=
 # a browser and what Playwright's driver needs to steer it, a proxy, a network that can be cut.
 TEST_PACKAGES := chromium:chromium libatomic.so.1:libatomic1 nginx:nginx-light ip:iproute2
 
-.PHONY: run test check format clean
+.PHONY: run test check format bench bench-panini clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.run
@@ -33,8 +35,14 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-panini: $(VENV)/.bench .bench/panini/.made
+	$(BIN)/python -m benchmarks --with panini $(ARGS)
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .bench
 
 $(VENV)/.run: $(VENV)/.made pyproject.toml setup.cfg
 	$(BIN)/pip install --quiet --editable '.[server]'
@@ -43,6 +51,16 @@ $(VENV)/.run: $(VENV)/.made pyproject.toml setup.cfg
 $(VENV)/.dev: $(VENV)/.made pyproject.toml setup.cfg
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/.run
+
+$(VENV)/.bench: $(VENV)/.made pyproject.toml setup.cfg
+	$(BIN)/pip install --quiet --editable '.[bench]'
+	@touch $@ $(VENV)/.run
+
+# Panini needs another version of nats-py, and names neither aiohttp nor packaging, which it imports.
+.bench/panini/.made: $(VENV)/.made
+	$(BIN)/python -m venv --clear .bench/panini
+	.bench/panini/bin/pip install --quiet 'panini==0.8.4' 'aiohttp>=3.11' packaging
+	@touch $@
 
 # Debian's python3 has no ensurepip without python3-venv.
 $(VENV)/.made:

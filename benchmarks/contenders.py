@@ -1,0 +1,111 @@
+"""What is compared: how each server is started, and in which dialect it is spoken to."""
+
+import contextlib
+import json
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from sanic_nats_bridge.testing import NatsServer
+
+from .processes import PROJECT, Server, python_server, server
+
+__all__ = ["CONTENDERS", "DEFAULT_CONTENDERS", "Contender", "Standing"]
+
+_PANINI: Final = PROJECT / ".bench/panini/bin/python"
+"""In an environment of its own: it needs another version of nats-py."""
+
+
+class Standing(NamedTuple):
+    """A server that takes clients, and the broker behind it: for nats-server both are one process."""
+
+    server: Server
+    broker: Server
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One of those that are compared.
+
+    Attributes:
+        dialect: A key of `DIALECTS`.
+        start: Starts it, with this event loop (``uvloop`` or ``asyncio``) and these settings of the bridge.
+        keeps_order: It promises the order of messages across the subscriptions of a client.
+        scenes: Those in which it can take part; empty: all.
+    """
+
+    name: str
+    title: str
+    dialect: str
+    start: Callable[[str, Mapping[str, Any]], AbstractContextManager[Standing]]
+    keeps_order: bool = True
+    scenes: tuple[str, ...] = ()
+
+
+@contextlib.contextmanager
+def _bridge(loop: str, settings: Mapping[str, Any]) -> Iterator[Standing]:
+    with NatsServer() as broker:
+        options = {"servers": broker.url, "subscribe": [">"], **settings}
+        with python_server("bridge", json.dumps(options), loop) as running:
+            yield Standing(running, _process(broker))
+
+
+@contextlib.contextmanager
+def _plain(loop: str, settings: Mapping[str, Any]) -> Iterator[Standing]:
+    with NatsServer() as broker, python_server("plain", json.dumps({"servers": broker.url}), loop) as running:
+        yield Standing(running, _process(broker))
+
+
+@contextlib.contextmanager
+def _bare(loop: str, settings: Mapping[str, Any]) -> Iterator[Standing]:
+    with NatsServer() as broker, python_server("bare", json.dumps({"servers": broker.url})) as running:
+        yield Standing(running, _process(broker))
+
+
+@contextlib.contextmanager
+def _nats(loop: str, settings: Mapping[str, Any]) -> Iterator[Standing]:
+    port = _free_port()
+    # It is not told of a browser (User-Agent), and so need not cut its frames at 4,096 bytes: in its favour.
+    with NatsServer(config=f'websocket {{ listen: "127.0.0.1:{port}", no_tls: true }}') as broker:
+        process = _process(broker)
+        yield Standing(process._replace(port=port), process)
+
+
+@contextlib.contextmanager
+def _panini(loop: str, settings: Mapping[str, Any]) -> Iterator[Standing]:
+    if not _PANINI.exists():
+        raise RuntimeError("Panini is not installed: make bench-panini")
+    with NatsServer() as broker:
+        command = [str(_PANINI), "-m", "benchmarks.servers.panini", json.dumps({"servers": broker.url})]
+        with server(command) as running:
+            yield Standing(running, _process(broker))
+
+
+def _process(broker: NatsServer) -> Server:
+    assert broker.pid is not None
+    return Server(broker.pid, broker.port)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+CONTENDERS: Final = {
+    contender.name: contender
+    for contender in (
+        Contender("bridge-ws", "the bridge by WebSocket", "bridge-ws", _bridge),
+        Contender("bridge-sse", "the bridge by Server-Sent Events", "bridge-sse", _bridge),
+        Contender("nats-ws", "nats-server's own WebSocket port", "nats-ws", _nats),
+        Contender("plain-sanic", "a Sanic app that loops over its WebSockets", "plain", _plain, keeps_order=False),
+        Contender(
+            "bare-write", "the floor: a loop of bare writes", "plain", _bare, scenes=("steady", "growth-clients")
+        ),
+        Contender("panini", "the Panini framework's gateway, asyncio", "plain", _panini, keeps_order=False),
+    )
+}
+
+DEFAULT_CONTENDERS: Final = ["bridge-ws", "bridge-sse", "nats-ws", "plain-sanic"]
