@@ -103,8 +103,6 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
                 openapi.exclude()(route.handler)
 
     async def _start(self, app: Sanic[Any, Any]) -> None:
-        if app.asgi:
-            raise SettingsError("NatsBridge runs in Sanic's own server only, not under an ASGI server")
         with contextlib.suppress(SanicException):  # the app may do without sanic-ext's injection
             app.ext.dependency(self)
         assert self._link is not None

@@ -11,7 +11,9 @@ Rules of this module:
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
+from typing import Final
 
 from . import wire
 from .errors import NatsRefused
@@ -20,6 +22,8 @@ from .subjects import is_reserved
 from .wire import Delivery, Form
 
 __all__ = ["Hub"]
+
+_number: Final = attrgetter("number")
 
 
 class Hub:
@@ -32,7 +36,8 @@ class Hub:
         self._flush_due = False
         self._headers = frozenset(headers)
         self._interests: dict[str, Interest] = {}
-        self._batch: list[tuple[Interest, Delivery]] = []
+        self._hit: list[Interest] = []
+        self._numbered = 0
         self._unanswered: set[Interest] = set()
         self._watcher: LinkWatcher | None = None
         self.connected = False
@@ -128,18 +133,23 @@ class Hub:
         """Put a message into the batch of this turn of the event loop."""
         if not interest.subscribers:
             return
-        try:
-            text = subject.decode()
-        except UnicodeDecodeError:
-            self.unreadable += 1
-            return
-        if interest.shuns_reserved and is_reserved(text):
-            return
+        text = interest.pattern
+        if interest.source.wildcard:
+            try:
+                text = subject.decode()
+            except UnicodeDecodeError:
+                self.unreadable += 1
+                return
+            if interest.shuns_reserved and is_reserved(text):
+                return
         shown = wire.header_fields(headers, self._headers) if headers and self._headers else b""
         if not self._flush_due:
             self._flush_due = True
             self._schedule_flush()
-        self._batch.append((interest, Delivery(interest.pattern, interest.head, text, shown, payload)))
+        if not interest.batch:
+            self._hit.append(interest)
+        self._numbered += 1
+        interest.batch.append(Delivery(interest.source, text, shown, payload, self._numbered))
 
     def _schedule_flush(self) -> None:
         loop = asyncio.get_running_loop()
@@ -154,19 +164,23 @@ class Hub:
 
     def flush(self) -> None:
         """Write the batch: once to each subscriber, the same bytes to all that get the same messages."""
-        if not self._batch:
+        if not self._hit:
             return
-        batch, self._batch = self._batch, []
-        by_interest: dict[Interest, list[int]] = {}
-        for index, (interest, _) in enumerate(batch):
-            by_interest.setdefault(interest, []).append(index)
-        if len(by_interest) == 1:
-            (interest,) = by_interest
-            _write(interest.subscribers, [delivery for _, delivery in batch])
-            return
-        for followed, subscribers in _by_followed(by_interest).items():
-            indexes = sorted(index for interest in followed for index in by_interest[interest])
-            _write(subscribers, [batch[index][1] for index in indexes])
+        hit, self._hit = self._hit, []
+        self._numbered = 0
+        batches = {interest: interest.batch for interest in hit}
+        for interest in hit:
+            interest.batch = []
+        several = _following_several(hit) if len(hit) > 1 else {}
+        for interest, batch in batches.items():
+            followers: Iterable[Subscriber] = interest.subscribers
+            if several:
+                followers = [each for each in followers if each not in several]
+            _write(followers, batch)
+        for followed, subscribers in _by_followed(several).items():
+            merged = [delivery for interest in followed for delivery in batches[interest]]
+            merged.sort(key=_number)
+            _write(subscribers, merged)
 
     # The link's side
 
@@ -232,14 +246,22 @@ class Hub:
                 self._watcher.nats_connected()
 
 
-def _by_followed(hit: Iterable[Interest]) -> dict[tuple[Interest, ...], list[Subscriber]]:
-    """Subscribers by which of these interests they follow."""
-    followed: dict[Subscriber, list[Interest]] = {}
+def _following_several(hit: Iterable[Interest]) -> dict[Subscriber, list[Interest]]:
+    """Which of these interests a subscriber follows, for all that follow more than one."""
+    first: dict[Subscriber, Interest] = {}
+    several: dict[Subscriber, list[Interest]] = {}
     for interest in hit:
         for subscriber in interest.subscribers:
-            followed.setdefault(subscriber, []).append(interest)
+            other = first.setdefault(subscriber, interest)
+            if other is not interest:
+                several.setdefault(subscriber, [other]).append(interest)
+    return several
+
+
+def _by_followed(several: Mapping[Subscriber, list[Interest]]) -> dict[tuple[Interest, ...], list[Subscriber]]:
+    """Subscribers by which interests they follow."""
     groups: dict[tuple[Interest, ...], list[Subscriber]] = {}
-    for subscriber, interests in followed.items():
+    for subscriber, interests in several.items():
         groups.setdefault(tuple(interests), []).append(subscriber)
     return groups
 

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Protocol
 
-from . import wire
 from .errors import BridgeError
-from .wire import Delivery, Form
+from .wire import Delivery, Form, Source
 
 __all__ = ["Interest", "Link", "LinkWatcher", "State", "Subscriber"]
 
@@ -74,8 +73,9 @@ class Interest:
         # Set once.
         self.pattern = pattern
         self.shuns_reserved = pattern[0] in "*>"
-        self.head = wire.message_head(pattern, wildcard="*" in pattern or ">" in pattern)
+        self.source = Source(pattern)
         # Changed by the hub alone.
+        self.batch: list[Delivery] = []
         self.state = State.AWAY
         self.settled = asyncio.Event()
         self.sid: int | None = None

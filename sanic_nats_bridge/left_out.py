@@ -1,7 +1,7 @@
 """What a client is not given while it is over its limit, and what it is told of it."""
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Final
 
 from .wire import Delivery, Form
@@ -19,28 +19,25 @@ class LeftOut:
     def __init__(self, form: Form, kept_bytes: int) -> None:
         self.over: Final = asyncio.Event()
         self._form = form
-        self._keeps = kept_bytes > 0
+        self._kept_bytes = kept_bytes
         self._room = kept_bytes
-        self._kept: dict[tuple[str, str], Delivery] = {}
+        # Bytes, not deliveries: those hold what they were made of too.
+        self._kept: dict[tuple[str, str], bytes] = {}
         self._lost: dict[str, int] = {}
 
     def add(self, deliveries: Iterable[Delivery]) -> None:
         """Leave these messages out."""
         for delivery in deliveries:
-            if not self._keeps:
-                self._count(delivery)
-                continue
-            key = (delivery.pattern, delivery.subject)
-            self._lose(self._kept.pop(key, None))
-            self._kept[key] = delivery
-            self._room -= self._size(delivery)
-            while self._room < 0:
-                self._lose(self._kept.pop(next(iter(self._kept))))
+            pattern = delivery.source.pattern
+            if self._kept_bytes:
+                self._keep((pattern, delivery.subject), delivery.encoded(self._form))
+            else:
+                self._lost[pattern] = self._lost.get(pattern, 0) + 1
 
     def take(self, pattern: str) -> int:
         """How many of a subscription that has ended were left out; there is nothing more of it here."""
         for key in [key for key in self._kept if key[0] == pattern]:
-            self._lose(self._kept.pop(key))
+            self._lose(key)
         return self._lost.pop(pattern, 0)
 
     @property
@@ -49,17 +46,19 @@ class LeftOut:
         return self._lost.items()
 
     @property
-    def kept(self) -> Iterator[Delivery]:
+    def kept(self) -> Iterable[bytes]:
         """The messages that it gets after all, in the order of their arrival."""
-        return iter(self._kept.values())
+        return self._kept.values()
 
-    def _lose(self, delivery: Delivery | None) -> None:
-        if delivery is not None:
-            self._room += self._size(delivery)
-            self._count(delivery)
+    def _keep(self, key: tuple[str, str], message: bytes) -> None:
+        if key in self._kept:
+            self._lose(key)
+        self._kept[key] = message
+        self._room -= len(message)
+        # One that has no room at all takes the place of no other.
+        while self._room < 0:
+            self._lose(key if len(message) > self._kept_bytes else next(iter(self._kept)))
 
-    def _count(self, delivery: Delivery) -> None:
-        self._lost[delivery.pattern] = self._lost.get(delivery.pattern, 0) + 1
-
-    def _size(self, delivery: Delivery) -> int:
-        return len(delivery.encoded(self._form))
+    def _lose(self, key: tuple[str, str]) -> None:
+        self._room += len(self._kept.pop(key))
+        self._lost[key[0]] = self._lost.get(key[0], 0) + 1

@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol, TypeAlias, cast
 
 import nats.errors
 from nats.aio.client import Client
-from nats.aio.transport import WebSocketTransport
+from nats.aio.transport import TcpTransport, WebSocketTransport
 
 from .nats_parser import MalformedLineError, Parser
 
@@ -28,6 +28,7 @@ NatsClient: TypeAlias = Client
 # Below "sanic.root", so that its lines appear in Sanic's log and follow its settings.
 logger = logging.getLogger("sanic.root.nats_bridge")
 
+_READ_BYTES: Final = 512 * 1024
 _DENIAL: Final = re.compile(
     r"""-ERR 'Permissions Violation for Subscription to (?P<pattern>"(?:[^"\\]|\\.)*")(?: \(sid "(?P<sid>\d+)"\))?'"""
 )
@@ -55,6 +56,20 @@ class _Confirmation:
         self.sid = sid
 
 
+class _Transport(TcpTransport):
+    """Reads in larger portions than nats-py: what comes in one turn of the loop leaves in one write for each client."""
+
+    async def connect(self, uri: Any, buffer_size: int, connect_timeout: int) -> None:
+        await super().connect(uri, _READ_BYTES, connect_timeout)
+
+    async def read(self, buffer_size: int) -> Any:
+        return await super().read(_READ_BYTES)
+
+    def __bool__(self) -> bool:
+        # nats-py makes a transport of its own where there is none that is connected.
+        return True
+
+
 class Connection(Client):
     """One connection to one server, from its CONNECT until it ends."""
 
@@ -63,7 +78,9 @@ class Connection(Client):
         self.over = asyncio.Event()
         self.cause: Exception | None = None
         self._listener = listener
-        self._followed: dict[int, tuple[str, Any]] = {}
+        self.dispatch = listener.dispatch
+        self.sinks: dict[bytes, Any] = {}
+        self._patterns: dict[int, str] = {}
         self._slow: set[int] = set()
         self._draining: asyncio.Task[None] | None = None
         self._ps: Any = Parser(self)
@@ -74,6 +91,8 @@ class Connection(Client):
         Raises:
             Exception: Whatever nats-py or the network has to say; `cause` is nearer to the reason.
         """
+        if not options["servers"].startswith("ws"):
+            self._transport = _Transport()  # type: ignore[no-untyped-call]
         await self.connect(error_cb=self._note_error, **options)
         # Whatever ends a connection ends its read loop, an exception in it included.
         assert self._reading_task is not None
@@ -89,15 +108,20 @@ class Connection(Client):
         """Send SUB, and a PING whose PONG says that the server has taken it."""
         # Written at once and together: nats-py's own PING overtakes a SUB that waits for its flusher.
         self._sid += 1
-        self._followed[self._sid] = (pattern, sink)
+        self._patterns[self._sid] = pattern
+        self.sinks[b"%d" % self._sid] = sink
         self._pongs.append(cast(Any, _Confirmation(self._sid)))
         self._send(b"SUB %b %d\r\nPING\r\n" % (pattern.encode(), self._sid))
         return self._sid
 
     def unfollow(self, sid: int) -> None:
         """Send UNSUB; what is still under way is left out."""
-        if self._followed.pop(sid, None):
+        if self._forget(sid) is not None:
             self._send(b"UNSUB %d\r\n" % sid)
+
+    def _forget(self, sid: int) -> Any:
+        self._patterns.pop(sid, None)
+        return self.sinks.pop(b"%d" % sid, None)
 
     def _send(self, line: bytes) -> None:
         # A transport that is closing raises, on uvloop; what was to be sent is asked for again.
@@ -112,18 +136,14 @@ class Connection(Client):
         with contextlib.suppress(Exception):  # the read loop hears of it too
             await transport.drain()  # type: ignore[no-untyped-call]
 
-    def message(self, sid: int, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> bool:
-        """Hand a message to the listener; ``False`` where its subscription is not the bridge's. Never raises."""
-        followed = self._followed.get(sid)
-        if followed is None:
-            return False
-        self.stats["in_msgs"] += 1
-        self.stats["in_bytes"] += len(payload)
-        try:
-            self._listener.dispatch(followed[1], subject, headers, payload)
-        except Exception:
-            logger.exception("A message from NATS could not be delivered")
-        return True
+    def undelivered(self, error: Exception) -> None:
+        """Log that the listener has failed on a message."""
+        logger.error("A message from NATS could not be delivered", exc_info=error)
+
+    def received(self, messages: int, size: int) -> None:
+        """Count what came for the bridge as nats-py counts what comes for the app."""
+        self.stats["in_msgs"] += messages
+        self.stats["in_bytes"] += size
 
     async def foreign_message(self, sid: int, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
         """Hand a message to nats-py, for a subscription of the app. Never raises."""
@@ -155,8 +175,9 @@ class Connection(Client):
         self._pings_outstanding = 0
         waiter = self._pongs.pop(0) if self._pongs else None
         if isinstance(waiter, _Confirmation):
-            if waiter.sid in self._followed:
-                self._listener.confirmed(self._followed[waiter.sid][1])
+            sink = self.sinks.get(b"%d" % waiter.sid)
+            if sink is not None:
+                self._listener.confirmed(sink)
         # A future that its waiter has given up would raise.
         elif waiter is not None and not waiter.done():
             waiter.set_result(True)
@@ -184,11 +205,12 @@ class Connection(Client):
             return []
         if denial["sid"]:
             return [int(denial["sid"])]
-        return [sid for sid, (pattern, _) in self._followed.items() if _quoted(pattern) == denial["pattern"]]
+        return [sid for sid, pattern in self._patterns.items() if _quoted(pattern) == denial["pattern"]]
 
     def _refuse(self, sids: Sequence[int]) -> bool:
-        refused = {sid: self._followed[sid][1] for sid in sids if sid in self._followed}
-        for sid, sink in refused.items():
+        refused = [sid for sid in sids if sid in self._patterns]
+        for sid in refused:
+            sink = self.sinks[b"%d" % sid]
             self.unfollow(sid)
             self._listener.refused(sink)
         return bool(refused)
@@ -206,7 +228,8 @@ class Connection(Client):
     async def _close(self, status: int, do_cbs: bool = True) -> None:
         self.over.set()
         # What is still in the buffer of the read loop comes too late.
-        self._followed.clear()
+        self.sinks.clear()
+        self._patterns.clear()
         await super()._close(status, do_cbs)
 
 

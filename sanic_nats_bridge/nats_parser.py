@@ -5,10 +5,12 @@ It stands in for nats-py's parser, which takes some bytes that any publisher may
 Here only what the server itself could not have sent ends the connection.
 """
 
-from typing import Final, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol
 
 __all__ = ["MalformedLineError", "Operations", "Parser"]
 
+_MAX_DIGITS: Final = 19  # of 64 bits
 _MAX_LINE_BYTES: Final = 1024 * 1024  # INFO names every server of a cluster
 
 
@@ -19,14 +21,25 @@ class MalformedLineError(ValueError):
 class Operations(Protocol):
     """Who acts on what was read."""
 
-    def message(self, sid: int, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> bool:
-        """Take a message; ``False`` where it is not one of the bridge's subscriptions."""
+    @property
+    def sinks(self) -> Mapping[bytes, Any]:
+        """The bridge's own subscriptions, by their numbers as the server writes them."""
+
+    @property
+    def dispatch(self) -> Callable[[Any, bytes, bytes, bytes], None]:
+        """Takes a message for one of them: sink, subject, headers, payload."""
+
+    def undelivered(self, error: Exception) -> None:
+        """Hear that `dispatch` has raised."""
 
     async def foreign_message(self, sid: int, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
         """Take a message of another subscription on the same connection."""
 
     async def control(self, line: bytes) -> None:
         """Act on a line without a payload: PING, PONG, +OK, -ERR, INFO."""
+
+    def received(self, messages: int, size: int) -> None:
+        """Hear how many messages came for `sinks`, and of how many bytes."""
 
 
 class Parser:
@@ -60,49 +73,58 @@ class Parser:
 
     async def _operate(self, data: bytes) -> int:
         """Act on what is whole; returns where the rest begins, and notes how much that lacks at least."""
-        operations = self._operations
-        position = 0
+        # One frame and no function of ours for each message: this loop is most of what one costs before its write.
+        operations, dispatch = self._operations, self._operations.dispatch
+        position = messages = taken = 0
         while (end := data.find(b"\r\n", position)) >= 0:
-            kind = data[position : position + 4]
-            if kind != b"MSG " and kind != b"HMSG":
+            words = data[position:end].split(b" ")
+            if words[0] != b"MSG" and words[0] != b"HMSG":
                 await operations.control(data[position:end])
                 position = end + 2
                 continue
-            sid, subject, reply, header_size, size = _arguments(data[position:end])
+            header_size = _header_size(words) if words[0] == b"HMSG" else 0
+            size = words[-1]
+            if not 4 <= len(words) <= 5 or not words[1] or not size.isdigit() or len(size) > _MAX_DIGITS:
+                raise MalformedLineError("not a message line")
             start = end + 2
-            stop = start + size
+            stop = start + int(size)
             if stop + 2 > len(data):
                 self._missing = stop + 2 - len(data)
-                return position
-            if data[stop : stop + 2] != b"\r\n":
+                break
+            if data[stop : stop + 2] != b"\r\n" or start + header_size > stop:
                 raise MalformedLineError("a payload of another size than announced")
-            headers = data[start : start + header_size]
-            payload = data[start + header_size : stop]
+            sink = operations.sinks.get(words[2])
             position = stop + 2
-            if not operations.message(sid, subject, reply, headers, payload):
-                await operations.foreign_message(sid, subject, reply, headers, payload)
-        if len(data) - position > _MAX_LINE_BYTES:
-            raise MalformedLineError("a line without an end")
-        self._missing = 1
+            headers = data[start : start + header_size] if header_size else b""
+            payload = data[start + header_size : stop]
+            if sink is None:
+                await self._pass_on(words, headers, payload)
+                continue
+            try:
+                dispatch(sink, words[1], headers, payload)
+            except Exception as error:
+                operations.undelivered(error)
+            messages += 1
+            taken += len(payload)
+        else:
+            if len(data) - position > _MAX_LINE_BYTES:
+                raise MalformedLineError("a line without an end")
+            self._missing = 1
+        if messages:
+            operations.received(messages, taken)
         return position
 
+    async def _pass_on(self, words: list[bytes], headers: bytes, payload: bytes) -> None:
+        reply = words[3] if len(words) == 5 else b""
+        await self._operations.foreign_message(_count(words[2]), words[1], reply, headers, payload)
 
-def _arguments(line: bytes) -> tuple[int, bytes, bytes, int, int]:
-    """Number of the subscription, subject, reply subject, size of the headers, size of all, of one line."""
-    verb, *words = line.split(b" ")
-    try:
-        header_size = _count(words.pop(-2)) if verb == b"HMSG" else 0
-        size = _count(words.pop())
-        subject, sid, *reply = words
-        number = _count(sid)
-    except (ValueError, IndexError):
-        raise MalformedLineError("not a message line") from None
-    if verb not in (b"MSG", b"HMSG") or not subject or header_size > size or len(reply) > 1:
-        raise MalformedLineError("not a message line")
-    return number, subject, reply[0] if reply else b"", header_size, size
+
+def _header_size(words: list[bytes]) -> int:
+    """Take the size of the headers out of the words of a line, which are then as those of a plain message."""
+    return _count(words.pop(-2) if len(words) > 4 else b"")
 
 
 def _count(digits: bytes) -> int:
-    if not digits.isdigit():
-        raise ValueError("not a number")
+    if not digits.isdigit() or len(digits) > _MAX_DIGITS:
+        raise MalformedLineError("not a message line")
     return int(digits)

@@ -14,6 +14,7 @@ __all__ = ["Pulse"]
 
 _HEARTBEATS: Final = {form: wire.encode_frame(Heartbeat(), form) for form in Form}
 _CHECKS_IN_WRITE_TIMEOUT: Final = 4
+_NOTHING: Final = -1  # waits for the client
 
 
 class Pulse:
@@ -26,7 +27,7 @@ class Pulse:
         self._settings = settings
         self._period = min(settings.heartbeat / 2, settings.write_timeout / _CHECKS_IN_WRITE_TIMEOUT)
         self._written = outlet.written
-        self._taken = outlet.written - outlet.pending
+        self._taken = _NOTHING
         self._quiet_beats = 0
         self._idle_beats = 0
         self._schedule()
@@ -54,7 +55,7 @@ class Pulse:
             self._idle_beats += 1
         else:
             self._idle_beats = 0
-            self._taken = taken
+            self._taken = taken if pending else _NOTHING
         return self._idle_beats >= math.ceil(self._settings.write_timeout / self._period)
 
     def _break_silence(self, pending: int) -> None:

@@ -16,7 +16,7 @@ from .permissions import Admission
 from .protocol import Close, Command, Frame, Gap, NatsState, Reply, Status, Unsubscribed, Welcome
 from .pulse import Pulse
 from .settings import Settings
-from .wire import Delivery, Form
+from .wire import Delivery
 
 __all__ = ["Session", "SessionHome", "farewell"]
 
@@ -48,6 +48,11 @@ class SessionHome(Protocol):
 
 class Session:
     """One browser connection. Handlers of the bridge's signals get it; they only read it."""
+
+    __slots__ = (
+        "__weakref__", "_holes", "_home", "_hub", "_interests", "_left_out", "_one_at_a_time", "_outlet", "_pulse",
+        "_unconfirmed", "closed", "form", "id", "keeps_up", "write",
+    )  # fmt: skip
 
     def __init__(self, home: SessionHome, outlet: Outlet) -> None:
         # Set once.
@@ -83,7 +88,7 @@ class Session:
         settings = self._home.settings
         heartbeat = int(settings.heartbeat) if settings.heartbeat.is_integer() else settings.heartbeat
         welcome = Welcome(session=self.id, heartbeat=heartbeat, nats=self._home.nats)
-        self._outlet.send(welcome, _jittered(settings.retry) if self.form is Form.EVENT_STREAM else None)
+        self._outlet.send(welcome, _jittered(settings.retry))
         self._pulse = Pulse(self._outlet, settings)
 
     # Commands
@@ -180,9 +185,9 @@ class Session:
         self.keeps_up = True
         left_out.over.set()
         gaps = [wire.encode_frame(_gap(pattern, lost), self.form) for pattern, lost in left_out.lost]
-        kept = [delivery.encoded(self.form) for delivery in left_out.kept]
-        if gaps or kept:
-            self.write(b"".join(gaps + kept))
+        told = b"".join([*gaps, *left_out.kept])
+        if told:
+            self.write(told)
 
     async def caught_up(self) -> None:
         """Wait until the client keeps up, or is gone: what it asks for would wait behind all the rest."""

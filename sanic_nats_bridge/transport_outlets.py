@@ -2,57 +2,70 @@
 
 The transport's write buffer is the client's queue, and every frame of a session leaves by its one
 outlet: Sanic's ``send`` waits while the buffer is full, and direct writes would overtake it. The only
-file that touches private parts of Sanic's server: ``io_proto``, ``ws_proto``, ``pings``, ``ping_timeout``
-and ``process_events`` of its WebSocket; ``_can_write``, ``_time`` and ``_callback_check_timeouts`` of
-its protocols.
+file that touches private parts of Sanic's server: ``io_proto``, ``ws_proto``, ``assembler``,
+``recv_cancel``, ``keepalive_ping_task`` and ``process_events`` of its WebSocket; ``_can_write``,
+``_time`` and ``_callback_check_timeouts`` of its protocols.
 """
 
 import asyncio
 import contextlib
 import math
 import socket
+import sys
 import time
-from typing import Any, Final, cast
+from typing import Any, ClassVar, Final, cast
 
 from sanic import Request, Websocket
 
 from . import wire
 from .errors import CloseCode
+from .inbox import Inbox
 from .outlet import CLOSED_WITHOUT_CODE, OutletWatcher
 from .protocol import Close, Frame
 from .settings import Settings
 from .wire import Form
 
-__all__ = ["EventStreamOutlet", "WebSocketOutlet"]
+__all__ = ["EventStreamOutlet", "WebSocketOutlet", "bound_silence"]
 
+_PING: Final = b"\x89\x00"
 _INVALID_DATA: Final = 1007
 _FAULTS_OF_THE_CLIENT: Final = (1002, _INVALID_DATA, CloseCode.TOO_BIG)
 _LOW_WATER: Final = 4
 _SANIC_WATER_BYTES: Final = {"high": 65_536, "low": 16_384}
 
 
-class _WriteGate(asyncio.Event):
-    """What Sanic's protocol clears and sets as the transport's buffer passes its marks."""
+class _WriteGate:
+    """Stands in for the event that Sanic's protocol clears and sets as the transport's buffer passes its marks."""
+
+    __slots__ = ("_drained", "_outlet")
 
     def __init__(self, outlet: "_TransportOutlet") -> None:
-        super().__init__()
-        super().set()
         self._outlet = outlet
+        self._drained: asyncio.Event | None = None
+
+    def is_set(self) -> bool:
+        return self._drained is None
+
+    async def wait(self) -> None:
+        if self._drained is not None:
+            await self._drained.wait()
 
     def clear(self) -> None:
-        super().clear()
-        if self._outlet.watcher is not None:
-            self._outlet.watcher.filled()
+        if self._drained is None:
+            self._drained = asyncio.Event()
+            self._outlet.filled()
 
     def set(self) -> None:
-        was_full = not self.is_set()
-        super().set()
-        if was_full and self._outlet.watcher is not None:
-            self._outlet.watcher.drained()
+        drained, self._drained = self._drained, None
+        if drained is not None:
+            drained.set()
+            self._outlet.drained()
 
 
 class _TransportOutlet:
-    form: Form
+    __slots__ = ("_transport", "watcher", "written")
+
+    form: ClassVar[Form]
 
     def __init__(self, protocol: Any, settings: Settings) -> None:
         self._transport: asyncio.Transport = protocol.transport
@@ -61,7 +74,7 @@ class _TransportOutlet:
         protocol._can_write = _WriteGate(self)
         high = settings.high_water_bytes
         self._transport.set_write_buffer_limits(high=high, low=high // _LOW_WATER)
-        _bound_silence(self._transport, settings.write_timeout)
+        bound_silence(self._transport, settings.write_timeout)
 
     @property
     def pending(self) -> int:
@@ -83,19 +96,37 @@ class _TransportOutlet:
     def abort(self) -> None:
         self._transport.abort()
 
+    def filled(self) -> None:
+        if self.watcher is not None:
+            self.watcher.filled()
+
+    def drained(self) -> None:
+        if self.watcher is not None:
+            self.watcher.drained()
+
 
 class WebSocketOutlet(_TransportOutlet):
     """The way to a client of ``/stream``."""
+
+    __slots__ = (
+        "_answered", "_closing", "_fail", "_inbox", "_pinged_at", "_process_events", "_protocol", "_websocket"
+    )  # fmt: skip
 
     form = Form.WEBSOCKET
 
     def __init__(self, websocket: Websocket, settings: Settings) -> None:
         self._websocket = cast(Any, websocket)
+        self._inbox = Inbox(self._websocket.io_proto.transport)
         super().__init__(self._websocket.io_proto, settings)
         # Does nothing for a WebSocket, but would keep a closed connection in memory for half a minute.
         self._websocket.io_proto._callback_check_timeouts.cancel()
-        # Sanic would close a slow client, whose pong comes behind all that waits for it: `keep` judges instead.
-        self._ping_timeout, self._websocket.ping_timeout = self._websocket.ping_timeout, None
+        # It would close a slow client, whose pong comes behind all that waits for it: `keep` pings instead.
+        if self._websocket.keepalive_ping_task is not None:
+            self._websocket.keepalive_ping_task.cancel()
+            self._websocket.keepalive_ping_task = None
+        self._pinged_at = asyncio.get_running_loop().time()
+        self._answered = True
+        self._websocket.assembler = self._websocket.recv_cancel = self._inbox
         self._closing: asyncio.Task[None] | None = None
         self._protocol = self._websocket.ws_proto
         self._fail = self._protocol.fail
@@ -103,14 +134,42 @@ class WebSocketOutlet(_TransportOutlet):
         self._process_events = self._websocket.process_events
         self._websocket.process_events = self._process_valid_events
 
+    async def recv(self) -> str | bytes | None:
+        """The next message of the client.
+
+        Raises:
+            WebsocketClosed: It has closed.
+        """
+        return await self._inbox.get()
+
+    def filled(self) -> None:
+        """Pass on that more waits for the client than may, and read no further from it."""
+        self._inbox.hold()
+        super().filled()
+
+    def drained(self) -> None:
+        """Pass on that the client has caught up, and read on."""
+        self._inbox.release()
+        super().drained()
+
     def keep(self) -> None:
-        """Give up a client that has left Sanic's pings unanswered, though nothing waits for it."""
-        unanswered = len(self._websocket.pings)
-        if self._ping_timeout is None or unanswered < 2 or self.pending:
-            return
-        # What waits in buffers of the kernel and of proxies cannot be seen: twice the time.
-        if (unanswered - 1) * self._websocket.ping_interval >= 2 * self._ping_timeout:
-            self._websocket.fail_connection(CloseCode.INTERNAL, "No answer to a ping")
+        """Ping the client as Sanic is configured to, and give it up when it does not answer.
+
+        While anything waits for it no answer is due: the ping comes behind that, and `Pulse` watches over it.
+        """
+        interval, timeout = self._websocket.ping_interval, self._websocket.ping_timeout
+        now = asyncio.get_running_loop().time()
+        if not interval or self.pending:
+            self._pinged_at = now
+        elif self._answered:
+            if now - self._pinged_at >= interval:
+                self._pinged_at, self._answered = now, False
+                self._transport.write(_PING)
+        elif timeout is not None and now - self._pinged_at >= timeout:
+            if _unacknowledged(self._transport):
+                self._pinged_at = now
+            else:
+                self._websocket.fail_connection(CloseCode.INTERNAL, "No answer to a ping")
 
     def finish(self, close: Close, seconds: float) -> None:
         """Write the last frame, and begin the closing handshake."""
@@ -134,6 +193,7 @@ class WebSocketOutlet(_TransportOutlet):
         self._fail(code, reason)
 
     async def _process_valid_events(self, events: Any) -> None:
+        self._answered = True  # whatever has come
         try:
             await self._process_events(events)
         except UnicodeDecodeError:
@@ -143,6 +203,8 @@ class WebSocketOutlet(_TransportOutlet):
 
 class EventStreamOutlet(_TransportOutlet):
     """The way to a client of ``/events``, once its response has begun."""
+
+    __slots__ = ("_finished", "_protocol", "_request")
 
     form = Form.EVENT_STREAM
 
@@ -182,7 +244,20 @@ class EventStreamOutlet(_TransportOutlet):
             self.abort()
 
 
-def _bound_silence(transport: asyncio.Transport, seconds: float) -> None:
+def _unacknowledged(transport: asyncio.Transport) -> bool:
+    """Whether the kernel holds bytes that the client, or the proxy before it, has not taken; where it can be told."""
+    if not sys.platform.startswith("linux"):
+        return False
+    from fcntl import ioctl
+    from termios import TIOCOUTQ
+
+    connection = transport.get_extra_info("socket")
+    with contextlib.suppress(OSError, ValueError):
+        return any(ioctl(connection.fileno(), TIOCOUTQ, bytes(4)))
+    return False
+
+
+def bound_silence(transport: asyncio.Transport, seconds: float) -> None:
     """Have the kernel give the connection up when nothing sent is acknowledged, or taken (RFC 5482)."""
     connection = transport.get_extra_info("socket")
     if hasattr(socket, "TCP_USER_TIMEOUT") and connection is not None:

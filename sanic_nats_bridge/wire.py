@@ -7,6 +7,7 @@ no address either, so the same bytes serve every client: they are built once, wi
 import base64
 import json
 import re
+import struct
 from collections.abc import Iterable
 from enum import IntEnum
 from typing import Final, NoReturn
@@ -18,6 +19,7 @@ from .protocol import Frame, encode, event_name
 __all__ = [
     "Delivery",
     "Form",
+    "Source",
     "chunk",
     "encode_frame",
     "encode_payload",
@@ -25,7 +27,6 @@ __all__ = [
     "event_text",
     "header_fields",
     "join",
-    "message_head",
     "websocket_frame",
 ]
 
@@ -40,70 +41,77 @@ class Form(IntEnum):
     EVENTS = 3
 
 
+_LF: Final = 0x0A
+_CR: Final = 0x0D
 _FIN_TEXT: Final = 0x81
+_SHORT: Final = struct.Struct(">BB").pack
+_MEDIUM: Final = struct.Struct(">BBH").pack
+_LONG: Final = struct.Struct(">BBQ").pack
 _ESCAPED_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 _raw_decoder = msgspec.json.Decoder(msgspec.Raw)
 
 
-class Delivery:
-    """One NATS message under one pattern, encoded once in each form, when that is first needed."""
+class Source:
+    """What the messages of one pattern have in common."""
 
-    __slots__ = ("_encoded", "_head", "_headers", "_json", "_payload", "pattern", "subject")
+    __slots__ = ("_head", "pattern", "wildcard")
 
-    def __init__(self, pattern: str, head: bytes, subject: str, headers: bytes, payload: bytes) -> None:
-        """``head`` is what every message of the pattern has in common, ``headers`` a JSON object or empty."""
+    def __init__(self, pattern: str) -> None:
         self.pattern = pattern
-        self.subject = subject
-        self._head = head
-        self._headers = headers
-        self._payload = payload
-        self._json: bytes | None = None
-        self._encoded: dict[Form, bytes] = {}
+        self.wildcard = "*" in pattern or ">" in pattern
+        named = b',"pattern":' + encode_string(pattern) if self.wildcard else b',"subject":' + encode_string(pattern)
+        self._head = b'{"type":"message"' + named
+
+    def head(self, subject: str) -> bytes:
+        """The opening of a `message` frame, its subject included."""
+        return self._head + b',"subject":' + encode_string(subject) if self.wildcard else self._head
+
+
+class Delivery(msgspec.Struct, eq=False, gc=False):
+    """One NATS message under one pattern, encoded once in each form, when that is first needed.
+
+    ``headers`` is a JSON object or empty; ``number`` is the message's place among those of its turn.
+    """
+
+    source: Source
+    subject: str
+    headers: bytes
+    payload: bytes
+    number: int = 0
+    json: bytes | None = None
+    frame: bytes | None = None
+    chunk: bytes | None = None
+    line: bytes | None = None
+    event: bytes | None = None
 
     def encoded(self, form: Form) -> bytes:
         """The bytes to write to a client of that form."""
-        data = self._encoded.get(form)
+        data: bytes | None = getattr(self, _FIELDS[form])
         if data is None:
-            data = self._encoded[form] = _framed(self._as_json(), form)
+            data = _FRAMED[form](self._as_json())
+            setattr(self, _FIELDS[form], data)
         return data
 
     def _as_json(self) -> bytes:
-        if self._json is None:
-            data, encoding = encode_payload(self._payload)
-            headers = b',"headers":' + self._headers if self._headers else b""
-            self._json = b'%b,"subject":%b%b,"data":%b%b}' % (
-                self._head,
-                encode_string(self.subject),
-                headers,
-                data,
-                encoding,
-            )
-        return self._json
-
-
-def message_head(pattern: str, *, wildcard: bool) -> bytes:
-    """The opening of a `message` frame, up to its subject."""
-    named = b',"pattern":' + encode_string(pattern) if wildcard else b""
-    return b'{"type":"message"' + named
+        if self.json is None:
+            data, encoding = encode_payload(self.payload)
+            headers = b',"headers":' + self.headers if self.headers else b""
+            self.json = b"".join((self.source.head(self.subject), headers, b',"data":', data, encoding, b"}"))
+        return self.json
 
 
 def join(deliveries: Iterable[Delivery], form: Form) -> bytes:
-    """What arrived in one turn of the event loop, as one write."""
+    """Several messages as one write."""
     return b"".join([delivery.encoded(form) for delivery in deliveries])
 
 
 def encode_frame(frame: Frame, form: Form, retry: int | None = None) -> bytes:
     """Any frame but a message. ``retry`` (milliseconds) goes before it on an event stream."""
-    return _framed(encode(frame), form, event_name(frame), retry)
-
-
-def _framed(document: bytes, form: Form, event: str | None = None, retry: int | None = None) -> bytes:
-    if form is Form.WEBSOCKET:
-        return websocket_frame(document)
-    if form is Form.JSON_LINES:
-        return document + b"\n"
-    written = event_text(document, event, retry)
+    document = encode(frame)
+    if form in (Form.WEBSOCKET, Form.JSON_LINES):
+        return _FRAMED[form](document)
+    written = event_text(document, event_name(frame), retry)
     return chunk(written) if form is Form.EVENT_STREAM else written
 
 
@@ -141,10 +149,10 @@ def websocket_frame(payload: bytes) -> bytes:
     """An unfragmented, unmasked text frame (RFC 6455, section 5.2)."""
     size = len(payload)
     if size < 126:
-        return bytes((_FIN_TEXT, size)) + payload
+        return _SHORT(_FIN_TEXT, size) + payload
     if size < 0x10000:
-        return b"\x81\x7e" + size.to_bytes(2) + payload
-    return b"\x81\x7f" + size.to_bytes(8) + payload
+        return _MEDIUM(_FIN_TEXT, 126, size) + payload
+    return _LONG(_FIN_TEXT, 127, size) + payload
 
 
 def event_text(data: bytes, event: str | None = None, retry: int | None = None) -> bytes:
@@ -163,6 +171,19 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
+def _line(document: bytes) -> bytes:
+    return document + b"\n"
+
+
+def _chunked_event(data: bytes) -> bytes:
+    return b"%x\r\ndata: %b\n\n\r\n" % (len(data) + len(b"data: \n\n"), data)
+
+
+# By form: where a delivery keeps its bytes, and what makes them of its JSON.
+_FIELDS: Final = ("frame", "chunk", "line", "event")
+_FRAMED: Final = (websocket_frame, _chunked_event, _line, event_text)
+
+
 def encode_string(text: str) -> bytes:
     """A JSON string."""
     return msgspec.json.encode(text)
@@ -170,7 +191,7 @@ def encode_string(text: str) -> bytes:
 
 def _on_one_line(document: bytes) -> bytes:
     # In valid JSON a raw line end can only stand between tokens.
-    if b"\n" in document or b"\r" in document:
+    if _LF in document or _CR in document:
         return document.replace(b"\r", b" ").replace(b"\n", b" ")
     return document
 

@@ -4,7 +4,7 @@ import pytest
 
 from sanic_nats_bridge.testing import NatsServer
 
-from .support import Bridge, Publisher, running
+from .support import Bridge, Publisher, ServerName, running
 
 
 @pytest.fixture(scope="session")
@@ -22,9 +22,15 @@ def nats_server() -> Iterator[NatsServer]:
 
 
 @pytest.fixture
-async def bridge(shared_nats: NatsServer) -> AsyncIterator[Bridge]:
+def server() -> ServerName:
+    """Which server the ``bridge`` runs in; modules whose tests hold in several have one of their own."""
+    return "sanic"
+
+
+@pytest.fixture
+async def bridge(shared_nats: NatsServer, server: ServerName) -> AsyncIterator[Bridge]:
     """An app with a bridge that opens everything, served in this event loop, connected to NATS."""
-    async with running(servers=shared_nats.url, subscribe=[">"], linger=0.1) as served:
+    async with running(servers=shared_nats.url, subscribe=[">"], linger=0.1, server=server) as served:
         yield served
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import selectors
 from collections.abc import Sequence
 from typing import Any
 
@@ -144,12 +145,32 @@ class FakeSubscriber(_Recorder):
 
 
 class FakeOutlet(_Recorder):
-    """The test decides how much waits for the client."""
+    """The client takes everything at once, until there is a ``limit``: then it takes what the test says."""
 
     watcher: OutletWatcher | None = None
+    limit: int | None = None
     pending = 0
+    full = False
     finished: Close | None = None
     aborted = False
+
+    def write(self, data: bytes) -> None:
+        super().write(data)
+        if self.limit is None:
+            return
+        self.pending += len(data)
+        if self.pending > self.limit and not self.full:
+            self.full = True
+            if self.watcher is not None:
+                self.watcher.filled()
+
+    def take(self, size: int | None = None) -> None:
+        """The client takes so much of what waits for it, or everything."""
+        self.pending -= min(self.pending, self.pending if size is None else size)
+        if self.full and self.limit is not None and self.pending <= self.limit // 4:
+            self.full = False
+            if self.watcher is not None:
+                self.watcher.drained()
 
     def send(self, frame: Frame, retry: int | None = None) -> None:
         self.write(wire.encode_frame(frame, self.form, retry))
@@ -163,6 +184,30 @@ class FakeOutlet(_Recorder):
 
     def abort(self) -> None:
         self.aborted = True
+
+
+class _Leap(selectors.SelectSelector):
+    """Waits for nothing; moves its loop's clock instead."""
+
+    loop: "LeapingLoop"
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        self.loop.now += timeout or 0
+        return super().select(0)
+
+
+class LeapingLoop(asyncio.SelectorEventLoop):
+    """An event loop in which nobody waits: its clock leaps to what comes next."""
+
+    now = 0.0
+
+    def __init__(self) -> None:
+        selector = _Leap()
+        selector.loop = self
+        super().__init__(selector)
+
+    def time(self) -> float:
+        return self.now
 
 
 def read_websocket_frames(data: bytes) -> list[dict[str, Any]]:

@@ -6,14 +6,16 @@ import json
 import socket
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any, Literal, Self, TypeAlias
 from uuid import uuid4
 
 import aiohttp
 import nats
+import pytest
 from nats.aio.client import Client
 from sanic import Sanic
 from websockets.asyncio.client import ClientConnection, connect
@@ -21,11 +23,22 @@ from websockets.asyncio.client import ClientConnection, connect
 from sanic_nats_bridge import NatsBridge
 from sanic_nats_bridge.testing import NatsServer
 
+from . import support_asgi
+
 # Otherwise Sanic prepares its classes for the first app of the process alone.
 Sanic.test_mode = True
 
 WAIT_SECONDS = 10.0
 """How long a fact is waited for before a test fails; never how long something must take."""
+
+
+ServerName: TypeAlias = Literal["sanic", "uvicorn", "hypercorn"]
+
+SERVERS: tuple[ServerName, ...] = ("sanic", "uvicorn")
+"""The servers under which all must be the same."""
+
+sanic_only = pytest.mark.parametrize("server", ["sanic"])
+"""For what an ASGI server decides by itself, or what only Sanic's own server lets the bridge do."""
 
 
 async def until(fact: Callable[[], object], seconds: float = WAIT_SECONDS) -> None:
@@ -215,11 +228,17 @@ class Publisher:
 
 @contextlib.asynccontextmanager
 async def running(
-    *, connected: bool = True, prepare: Callable[[Sanic[Any, Any]], None] | None = None, **settings: Any
+    *,
+    connected: bool = True,
+    prepare: Callable[[Sanic[Any, Any]], None] | None = None,
+    server: ServerName = "sanic",
+    server_options: Mapping[str, Any] = MappingProxyType({}),
+    **settings: Any,
 ) -> AsyncIterator[Bridge]:
     """Serve an app with a bridge in this event loop.
 
-    ``prepare`` gets the app after it was extended; ``connected``: wait for NATS.
+    ``prepare`` gets the app after it was extended; ``connected``: wait for NATS; ``server_options`` are those
+    of an ASGI server.
     """
     app: Sanic[Any, Any] = Sanic(f"test_{uuid4().hex}", configure_logging=False)
     extension = NatsBridge(**settings)
@@ -227,7 +246,10 @@ async def running(
     app.extend(extensions=extensions)
     if prepare is not None:
         prepare(app)
-    async with served(app) as port, aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
+    async with (
+        served(app, server, **server_options) as port,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http,
+    ):
         if connected:
             await until(lambda: extension.client is not None)
             await until(lambda: extension._hub.connected)
@@ -235,13 +257,28 @@ async def running(
 
 
 @contextlib.asynccontextmanager
-async def served(app: Sanic[Any, Any]) -> AsyncIterator[int]:
+async def served(app: Sanic[Any, Any], server: ServerName = "sanic", **options: Any) -> AsyncIterator[int]:
     """Serve any app in this event loop on a free port."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(4096)
     port: int = listener.getsockname()[1]
     app.config.ACCESS_LOG = False
+    serving = {
+        "sanic": _sanic_serving,
+        "uvicorn": support_asgi.uvicorn_serving,
+        "hypercorn": support_asgi.hypercorn_serving,
+    }[server]
+    try:
+        async with serving(app, listener, **options):
+            yield port
+    finally:
+        listener.close()
+        Sanic._app_registry.pop(app.name, None)
+
+
+@contextlib.asynccontextmanager
+async def _sanic_serving(app: Sanic[Any, Any], listener: socket.socket) -> AsyncIterator[None]:
     server: Any = await app.create_server(
         sock=listener, return_asyncio_server=True, noisy_exceptions=True, backlog=4096
     )
@@ -250,14 +287,13 @@ async def served(app: Sanic[Any, Any]) -> AsyncIterator[int]:
     await server.start_serving()
     await server.after_start()
     try:
-        yield port
+        yield
     finally:
         await server.before_stop()
         closing = server.close()
         await until(lambda: _closed_where_idle(server))
         await closing
         await server.after_stop()
-        Sanic._app_registry.pop(app.name, None)
 
 
 def _closed_where_idle(server: Any) -> bool:

@@ -75,6 +75,22 @@ async def managed_process(configuration: Mapping[str, str]) -> AsyncIterator[int
             os.killpg(process.pid, signal.SIGKILL)
 
 
+@contextlib.asynccontextmanager
+async def asgi_process(*command: str, **configuration: str) -> AsyncIterator[tuple[Process, int]]:
+    """Serve ``tests.apps.managed`` by the command of an ASGI server, in which ``PORT`` stands for its port."""
+    port = free_port()
+    arguments = [argument.replace("PORT", str(port)) for argument in command]
+    environment = os.environ | {f"SANIC_NATS_BRIDGE_{name.upper()}": value for name, value in configuration.items()}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", *arguments, stdout=DEVNULL, stderr=DEVNULL, cwd=PROJECT, env=environment
+    )
+    try:
+        await listening(port)
+        yield process, port
+    finally:
+        await ended(process)
+
+
 async def listening(port: int) -> None:
     """Wait until the port takes connections."""
     async with asyncio.timeout(WAIT_SECONDS):

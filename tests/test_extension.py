@@ -283,11 +283,3 @@ async def test_it_does_without_the_other_extensions(nats_server: NatsServer) -> 
         await until(lambda: bridge._hub.connected)
         async with Bridge(app, bridge, port).websocket() as websocket:
             await websocket.follow("a")
-
-
-async def test_it_refuses_to_run_where_it_cannot_write_to_the_socket() -> None:
-    app: App = Sanic(f"test_{uuid4().hex}", configure_logging=False)
-    extensions: list[Any] = [NatsBridge(subscribe=["a"])]
-    app.extend(extensions=extensions)
-    with pytest.raises(SettingsError, match="Sanic's own server only"):
-        await app.asgi_client.get("/")

@@ -1,4 +1,5 @@
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -14,9 +15,9 @@ from sanic_nats_bridge.protocol import Action, Command, Reply
 from sanic_nats_bridge.session import Session
 from sanic_nats_bridge.sessions import Sessions
 from sanic_nats_bridge.settings import Settings
-from sanic_nats_bridge.wire import Form
+from sanic_nats_bridge.wire import Delivery, Form
 
-from .fakes import FakeLink, FakeOutlet, FakeSubscriber
+from .fakes import FakeLink, FakeOutlet, FakeSubscriber, LeapingLoop, read_websocket_frames
 from .support import until
 
 
@@ -246,6 +247,152 @@ async def test_a_subject_that_is_not_utf_8_is_left_out_and_counted() -> None:
     await turns()
     assert [frame["subject"] for frame in subscriber.frames] == ["a.\N{SNOWMAN}"]
     assert hub.unreadable == 1
+
+
+# Subscribers that do not keep up
+
+
+@pytest.mark.parametrize("subjects", [["a", "a"], ["a", "b"]], ids=["one pattern", "several patterns"])
+async def test_one_that_does_not_keep_up_is_left_out_and_the_others_still_share_their_bytes(
+    subjects: list[str],
+) -> None:
+    link, hub = FakeLink.with_hub(confirms=True)
+    slow, first, second = [await follower(hub, "a", "b") for _ in range(3)]
+    slow.keeps_up = False
+    for number, subject in enumerate(subjects):
+        link.deliver(subject, b"%d" % number)
+    await turns()
+    assert slow.writes == []
+    assert [(left.subject, left.payload) for left in slow.left_out] == [(subjects[0], b"0"), (subjects[1], b"1")]
+    assert first.data == [0, 1]
+    assert first.writes[0] is second.writes[0]
+
+
+async def test_what_is_left_out_for_all_is_encoded_for_none() -> None:
+    link, hub = FakeLink.with_hub(confirms=True)
+    slow = await follower(hub, "a")
+    slow.keeps_up = False
+    link.deliver("a")
+    await turns()
+    (left,) = slow.left_out
+    assert (left.json, left.frame) == (None, None)
+
+
+async def test_one_that_is_full_within_a_turn_leaves_the_shared_bytes_in_that_turn() -> None:
+    link, hub = FakeLink.with_hub(confirms=True)
+    full, other = await follower(hub, "a"), await follower(hub, "a")
+    link.deliver("a", b"1")
+    hub.flush()
+    full.keeps_up = False
+    link.deliver("a", b"2")
+    hub.flush()
+    full.keeps_up = True
+    link.deliver("a", b"3")
+    hub.flush()
+    assert (full.data, len(full.left_out)) == ([1, 3], 1)
+    assert other.data == [1, 2, 3]
+
+
+@pytest.mark.parametrize("subjects", [["a"], ["a", "b"]], ids=["one pattern", "several patterns"])
+async def test_one_that_ends_because_it_does_not_keep_up_harms_no_other(subjects: list[str]) -> None:
+    link, hub = FakeLink.with_hub(confirms=True)
+
+    class Leaver(FakeSubscriber):
+        interests: Sequence[Interest] = ()
+
+        def leave_out(self, deliveries: Sequence[Delivery]) -> None:
+            super().leave_out(deliveries)
+            hub.detach(self, self.interests)
+
+    others = [await follower(hub, "a", "b")]
+    leavers = [Leaver(), Leaver()]
+    for leaver in leavers:
+        leaver.interests, leaver.keeps_up = await follow(hub, leaver, "a", "b"), False
+        others.append(await follower(hub, "a", "b"))
+    for _ in range(2):
+        for subject in subjects:
+            link.deliver(subject)
+        await turns()
+    assert [other.data for other in others] == [[1] * 2 * len(subjects)] * 3
+    assert [len(leaver.left_out) for leaver in leavers] == [len(subjects)] * 2
+
+
+# A flush interval
+
+INTERVAL = 0.05
+
+
+async def test_messages_of_a_flush_interval_leave_in_one_write() -> None:
+    link, hub = FakeLink.with_hub(confirms=True, flush_interval=INTERVAL)
+    subscriber = await follower(hub, "a", "b")
+    for number, subject in enumerate("abab"):
+        link.deliver(subject, b"%d" % number)
+        await turns()
+    assert subscriber.writes == []
+    await until(lambda: subscriber.writes)
+    assert subscriber.data == [0, 1, 2, 3]
+    assert len(subscriber.writes) == 1
+
+
+async def test_one_flush_interval_follows_on_another() -> None:
+    link, hub = FakeLink.with_hub(confirms=True, flush_interval=INTERVAL)
+    subscriber = await follower(hub, "a")
+    for number in range(3):
+        link.deliver("a", b"%d" % number)
+        hub.flush()
+        link.deliver("a", b"%d" % number)
+        await until(lambda number=number: len(subscriber.data) == 2 * number + 2)  # type: ignore[misc]
+    assert subscriber.data == [0, 0, 1, 1, 2, 2]
+    assert len(subscriber.writes) == 6
+
+
+def test_no_message_waits_for_longer_than_the_flush_interval() -> None:
+    loop = LeapingLoop()
+    waited: list[float] = []
+
+    class Clocked(FakeSubscriber):
+        def write(self, data: bytes) -> None:
+            waited.extend(loop.now - frame["data"] for frame in read_websocket_frames(data))
+
+    async def scene() -> None:
+        link, hub = FakeLink.with_hub(confirms=True, flush_interval=1)
+        await follow(hub, Clocked(), "a")
+        for pause in (0.3, 0.3, 0.9, 0.0, 1.2, 5.0, 0.1):
+            link.deliver("a", b"%f" % loop.now)
+            if pause == 0.9:
+                hub.flush()
+            await asyncio.sleep(pause)
+        await asyncio.sleep(1)
+
+    try:
+        loop.run_until_complete(scene())
+    finally:
+        loop.close()
+    assert len(waited) == 7
+    assert max(waited) <= 1.001
+
+
+async def test_who_joins_or_leaves_within_a_flush_interval_gets_its_own_messages_alone() -> None:
+    link, hub = FakeLink.with_hub(confirms=True, flush_interval=1)
+    interests = await follow(hub, leaver := FakeSubscriber(), "a")
+    stayer = await follower(hub, "a")
+    joiner, claims = FakeSubscriber(), hub.claim(["a"])
+    link.deliver("a", b"1")
+    hub.attach(joiner, claims)
+    link.deliver("a", b"2")
+    hub.detach(leaver, interests)
+    link.deliver("a", b"3")
+    hub.flush()
+    assert (leaver.data, joiner.data, stayer.data) == ([1, 2], [2, 3], [1, 2, 3])
+
+
+@pytest.mark.parametrize("event", ["refuse", "lose"])
+async def test_what_ends_a_subscription_flushes_first_within_a_flush_interval(event: str) -> None:
+    link, hub = FakeLink.with_hub(confirms=True, flush_interval=1)
+    subscriber = await follower(hub, "a")
+    link.deliver("a")
+    getattr(link, event)(*(["a"] if event == "refuse" else []))
+    assert subscriber.data == [1]
 
 
 # The order of status and gap

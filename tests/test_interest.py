@@ -6,18 +6,18 @@ from sanic_nats_bridge.interest import Interest, State
 @pytest.mark.parametrize(
     ("pattern", "shuns_reserved", "head"),
     [
-        ("orders.new", False, b'{"type":"message"'),
-        ("orders.*", False, b'{"type":"message","pattern":"orders.*"'),
-        ("*.new", True, b'{"type":"message","pattern":"*.new"'),
-        (">", True, b'{"type":"message","pattern":">"'),
-        ('say."hi"', False, b'{"type":"message"'),
-        ('"hi".*', False, b'{"type":"message","pattern":"\\"hi\\".*"'),
-        ("$KV.>", False, b'{"type":"message","pattern":"$KV.>"'),
+        ("orders.new", False, b'{"type":"message","subject":"orders.new"'),
+        ("orders.*", False, b'{"type":"message","pattern":"orders.*","subject":"a"'),
+        ("*.new", True, b'{"type":"message","pattern":"*.new","subject":"a"'),
+        (">", True, b'{"type":"message","pattern":">","subject":"a"'),
+        ('say."hi"', False, b'{"type":"message","subject":"say.\\"hi\\""'),
+        ('"hi".*', False, b'{"type":"message","pattern":"\\"hi\\".*","subject":"a"'),
+        ("$KV.>", False, b'{"type":"message","pattern":"$KV.>","subject":"a"'),
     ],
 )
 def test_what_a_pattern_says_of_its_messages(pattern: str, shuns_reserved: bool, head: bytes) -> None:
     interest = Interest(pattern)
-    assert (interest.shuns_reserved, interest.head) == (shuns_reserved, head)
+    assert (interest.shuns_reserved, interest.source.head("a")) == (shuns_reserved, head)
 
 
 def test_a_new_interest_is_nobodys_and_unknown_to_nats() -> None:

@@ -28,8 +28,10 @@ FLOORS = {
     "nats_servers": 0,
     "nats_connection": 1,
     "nats_link": 1,
+    "inbox": 1,
     "outlet": 1,
     "transport_outlets": 1,
+    "queued_outlets": 1,
     "interest": 2,
     "hub": 2,
     "left_out": 2,
@@ -38,6 +40,7 @@ FLOORS = {
     "sessions": 2,
     "routes": 3,
     "routes.replies": 3,
+    "routes.outlets": 3,
     "routes.commands": 3,
     "routes.events": 3,
     "routes.websocket": 3,
@@ -49,11 +52,20 @@ BESIDE = {"testing"}
 ALLOWED_IN = {
     "asyncio": {name for name, floor in FLOORS.items() if floor > 0},
     "nats": {"nats_connection"},
-    "sanic": {"transport_outlets", "extension", *(name for name in FLOORS if name.startswith("routes."))},
+    "sanic": {
+        "inbox",
+        "transport_outlets",
+        "queued_outlets",
+        "extension",
+        *(name for name in FLOORS if name.startswith("routes.")),
+    },
 }
 ALLOWED_IN["sanic_ext"] = ALLOWED_IN["sanic_routing"] = ALLOWED_IN["sanic"]
 
-FOREIGN_PRIVATE = {"transport_outlets": {"_callback_check_timeouts", "_can_write", "_time"}}
+FOREIGN_PRIVATE = {
+    "transport_outlets": {"_callback_check_timeouts", "_can_write", "_time"},
+    "queued_outlets": {"_send"},
+}
 """Private names of other libraries, or of other modules, by where they are used; nats-py's apart."""
 
 FILES = {

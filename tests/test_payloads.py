@@ -7,10 +7,16 @@ import pytest
 
 from sanic_nats_bridge.testing import NatsServer
 
-from .support import WAIT_SECONDS, Bridge, EventClient, Publisher, WebSocketClient, running
+from .support import SERVERS, WAIT_SECONDS, Bridge, EventClient, Publisher, ServerName, WebSocketClient, running
 
 DEEP = b"[" * 20_000 + b"]" * 20_000  # deeper than the decoder follows on any Python
 MEGABYTE = 1_048_576
+
+
+@pytest.fixture(params=SERVERS)
+def server(request: pytest.FixtureRequest) -> ServerName:
+    name: ServerName = request.param
+    return name
 
 
 def embedded(*payloads: str) -> dict[str, tuple[bytes, str]]:
@@ -94,10 +100,12 @@ async def test_the_largest_payload_of_nats_arrives(bridge: Bridge, publisher: Pu
             assert decode(frame["data"]) == payload
 
 
-async def test_only_the_allowed_headers_are_shown(shared_nats: NatsServer, publisher: Publisher) -> None:
+async def test_only_the_allowed_headers_are_shown(
+    shared_nats: NatsServer, publisher: Publisher, server: ServerName
+) -> None:
     subject = publisher.subject("a")
     async with (
-        running(servers=shared_nats.url, subscribe=[">"], headers=["Shown", "Absent"]) as bridge,
+        running(server=server, servers=shared_nats.url, subscribe=[">"], headers=["Shown", "Absent"]) as bridge,
         bridge.websocket() as websocket,
         bridge.events(subject) as events,
     ):

@@ -12,10 +12,27 @@ from sanic_testing.reusable import ReusableClient  # type: ignore[import-untyped
 from sanic_nats_bridge import NatsBridge
 from sanic_nats_bridge.testing import NatsServer
 
-from .support import Bridge, EventClient, Publisher, WebSocketClient, running, subscribed, until
-from .support_raw import kept_connection, raw_connection, session_of, sessions
+from .support import (
+    SERVERS,
+    Bridge,
+    EventClient,
+    Publisher,
+    ServerName,
+    WebSocketClient,
+    running,
+    sanic_only,
+    subscribed,
+    until,
+)
+from .support_raw import kept_connection, raw_connection, reset, session_of, sessions
 
 SIZE = 70_000
+
+
+@pytest.fixture(params=SERVERS)
+def server(request: pytest.FixtureRequest) -> ServerName:
+    name: ServerName = request.param
+    return name
 
 
 @pytest.fixture(params=["websocket", "events"])
@@ -158,8 +175,8 @@ async def test_the_session_of_a_closed_stream_is_unknown(bridge: Bridge) -> None
     assert (status, reply["code"], reply["id"]) == (404, "session.unknown", 1)
 
 
-async def test_posts_to_one_session_are_carried_out_in_their_order(nats_server: NatsServer) -> None:
-    async with running(servers=nats_server.url, subscribe=["a"]) as bridge, bridge.events() as client:
+async def test_posts_to_one_session_are_carried_out_in_their_order(nats_server: NatsServer, server: ServerName) -> None:
+    async with running(server=server, servers=nats_server.url, subscribe=["a"]) as bridge, bridge.events() as client:
         nats_server.pause()
         command = {"session": client.session, "subjects": ["a"]}
         first = asyncio.create_task(bridge.post("/subscribe", command))
@@ -173,9 +190,12 @@ async def test_posts_to_one_session_are_carried_out_in_their_order(nats_server: 
         assert session_of(bridge, client.session).subscriptions == ()
 
 
-async def test_a_client_that_gives_up_while_nats_is_slow_leaves_nothing_behind(nats_server: NatsServer) -> None:
+@sanic_only
+async def test_a_client_that_gives_up_while_nats_is_slow_leaves_nothing_behind(
+    nats_server: NatsServer, server: ServerName
+) -> None:
     async with (
-        running(servers=nats_server.url, subscribe=[">"], linger=0.1) as bridge,
+        running(server=server, servers=nats_server.url, subscribe=[">"], linger=0.1) as bridge,
         bridge.events() as client,
     ):
         nats_server.pause()
@@ -237,6 +257,16 @@ def test_the_reusable_test_client_of_sanic_reaches_the_bridge(app: Sanic[Any, An
             assert (response.status, response.json["code"]) == (404, "session.unknown")
 
 
+async def test_the_asgi_test_client_of_sanic_reaches_the_bridge(
+    app: Sanic[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Sanic, "__call__", Sanic.__call__)  # which that client puts its own in the place of
+    for _ in range(2):
+        _, response = await app.asgi_client.post("/nats/subscribe", json=UNKNOWN)
+        assert (response.status, response.json["code"], response.json["id"]) == (404, "session.unknown", 1)
+
+
+@sanic_only
 async def test_a_body_that_cannot_be_read_is_the_clients_fault(
     bridge: Bridge, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -245,3 +275,16 @@ async def test_a_body_that_cannot_be_read_is_the_clients_fault(
         assert (await reader.readline()).startswith(b"HTTP/1.1 400 ")
         assert b'"code":"command.invalid"' in await reader.readuntil(b"}")
     assert [record for record in caplog.records if "nats_bridge" in record.name] == []
+
+
+@pytest.mark.parametrize("server", ["uvicorn", "hypercorn"])
+async def test_a_client_that_vanishes_within_its_body_is_answered_as_if_it_were_whole(bridge: Bridge) -> None:
+    # Nobody reads the answer; the session is as it was.
+    head = "POST /nats/subscribe HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
+    async with bridge.events() as client:
+        tasks = asyncio.all_tasks()
+        async with raw_connection(bridge.port, f'{head}{{"session":"{client.session}",') as (_, writer):
+            await until(lambda: asyncio.all_tasks() > tasks)
+            reset(writer.transport)
+        await until(lambda: asyncio.all_tasks() == tasks)
+        assert session_of(bridge, client.session).subscriptions == ()

@@ -14,7 +14,7 @@ from sseclient import SSEClient
 
 from sanic_nats_bridge.testing import NatsServer
 
-from .support import WAIT_SECONDS, Bridge, Publisher, running, subscribed, until
+from .support import SERVERS, WAIT_SECONDS, Bridge, Publisher, ServerName, running, sanic_only, subscribed, until
 from .support_raw import kept_connection, raw_connection, reset, sessions
 
 HEADERS = {
@@ -24,9 +24,15 @@ HEADERS = {
 }
 
 
+@pytest.fixture(params=SERVERS)
+def server(request: pytest.FixtureRequest) -> ServerName:
+    name: ServerName = request.param
+    return name
+
+
 def shown(response: ClientResponse) -> dict[str, str]:
     """The headers that describe the answer, without those of the connection."""
-    transport = {"Alt-Svc", "Connection", "Keep-Alive", "Transfer-Encoding", "Content-Length"}
+    transport = {"Alt-Svc", "Connection", "Keep-Alive", "Transfer-Encoding", "Content-Length", "Date", "Server"}
     return {name.title(): value for name, value in response.headers.items() if name.title() not in transport}
 
 
@@ -42,9 +48,9 @@ def data(text: str) -> dict[str, Any]:
     return frame
 
 
-async def test_a_stream_opens_with_a_retry_and_the_welcome(shared_nats: NatsServer) -> None:
+async def test_a_stream_opens_with_a_retry_and_the_welcome(shared_nats: NatsServer, server: ServerName) -> None:
     async with (
-        running(servers=shared_nats.url, retry=3) as bridge,
+        running(server=server, servers=shared_nats.url, retry=3) as bridge,
         bridge.http.get(f"{bridge.url}/events") as response,
     ):
         assert response.status == 200
@@ -133,8 +139,10 @@ async def test_head_shows_the_headers_of_a_stream_and_opens_none(bridge: Bridge)
     assert not bridge.extension._hub.patterns
 
 
-async def test_a_full_worker_answers_with_a_goodbye_and_keeps_the_connection(shared_nats: NatsServer) -> None:
-    async with running(servers=shared_nats.url, subscribe=["a"], max_sessions=1, retry=1) as bridge:
+async def test_a_full_worker_answers_with_a_goodbye_and_keeps_the_connection(
+    shared_nats: NatsServer, server: ServerName
+) -> None:
+    async with running(server=server, servers=shared_nats.url, subscribe=["a"], max_sessions=1, retry=1) as bridge:
         async with bridge.events() as client:
             with kept_connection(bridge) as connection:
                 for _ in range(2):
@@ -154,9 +162,11 @@ async def test_a_full_worker_answers_with_a_goodbye_and_keeps_the_connection(sha
             assert client.welcome["type"] == "welcome"
 
 
-async def test_pipelined_requests_are_answered_behind_the_end_of_a_stream(shared_nats: NatsServer) -> None:
+async def test_pipelined_requests_are_answered_behind_the_end_of_a_stream(
+    shared_nats: NatsServer, server: ServerName
+) -> None:
     request = "GET /nats/events HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    async with running(servers=shared_nats.url, max_sessions=1) as bridge, bridge.events():
+    async with running(server=server, servers=shared_nats.url, max_sessions=1) as bridge, bridge.events():
         last = "HEAD /nats/events?protocol=2 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
         async with raw_connection(bridge.port, request * 2 + last) as (reader, _), asyncio.timeout(WAIT_SECONDS):
             answers = (await reader.read()).decode()
@@ -164,10 +174,11 @@ async def test_pipelined_requests_are_answered_behind_the_end_of_a_stream(shared
         assert answers.count("event: close") == 2
 
 
-async def test_a_stopping_server_says_goodbye_and_ends_the_stream(shared_nats: NatsServer) -> None:
+@sanic_only
+async def test_a_stopping_server_says_goodbye_and_ends_the_stream(shared_nats: NatsServer, server: ServerName) -> None:
     request = "GET /nats/events HTTP/1.1\r\nHost: localhost\r\n\r\n"
     async with contextlib.AsyncExitStack() as stack, asyncio.timeout(2 * WAIT_SECONDS):
-        async with running(servers=shared_nats.url, retry=1) as bridge:
+        async with running(server=server, servers=shared_nats.url, retry=1) as bridge:
             reader, _ = await stack.enter_async_context(raw_connection(bridge.port, request))
             await reader.readuntil(b'"type":"welcome"')
         text = (await reader.read()).decode()
@@ -231,11 +242,17 @@ async def test_a_client_that_leaves_gives_everything_back(
         await until(lambda: subject not in shared_nats.subscriptions())
 
 
-async def test_streams_outlive_the_response_timeout(shared_nats: NatsServer, publisher: Publisher) -> None:
+@sanic_only
+async def test_streams_outlive_the_response_timeout(
+    shared_nats: NatsServer, publisher: Publisher, server: ServerName
+) -> None:
     idle, busy = publisher.subject("idle"), publisher.subject("busy")
     async with (
         running(
-            servers=shared_nats.url, subscribe=[">"], prepare=lambda app: app.config.update(RESPONSE_TIMEOUT=2)
+            server=server,
+            servers=shared_nats.url,
+            subscribe=[">"],
+            prepare=lambda app: app.config.update(RESPONSE_TIMEOUT=2),
         ) as bridge,
         bridge.events(idle) as idle_client,
         bridge.events(busy) as busy_client,
@@ -248,16 +265,16 @@ async def test_streams_outlive_the_response_timeout(shared_nats: NatsServer, pub
         assert await busy_client.data(600) == list(range(600))
 
 
-async def test_an_idle_stream_carries_heartbeats(shared_nats: NatsServer) -> None:
+async def test_an_idle_stream_carries_heartbeats(shared_nats: NatsServer, server: ServerName) -> None:
     async with (
-        running(servers=shared_nats.url, heartbeat=0.2) as bridge,
+        running(server=server, servers=shared_nats.url, heartbeat=0.2) as bridge,
         bridge.http.get(f"{bridge.url}/events") as response,
     ):
         assert data(await event(response))["heartbeat"] == 0.2
         assert {await event(response) for _ in range(3)} == {'event: heartbeat\ndata: {"type":"heartbeat"}\n\n'}
 
 
-async def test_an_idle_websocket_carries_heartbeats(shared_nats: NatsServer) -> None:
-    async with running(servers=shared_nats.url, heartbeat=0.2) as bridge, bridge.websocket() as client:
+async def test_an_idle_websocket_carries_heartbeats(shared_nats: NatsServer, server: ServerName) -> None:
+    async with running(server=server, servers=shared_nats.url, heartbeat=0.2) as bridge, bridge.websocket() as client:
         async with asyncio.timeout(WAIT_SECONDS):
             assert [await client.connection.recv() for _ in range(3)] == ['{"type":"heartbeat"}'] * 3

@@ -5,7 +5,7 @@ import pytest
 
 from sanic_nats_bridge.errors import NatsRefused
 from sanic_nats_bridge.protocol import Reply
-from sanic_nats_bridge.routes.replies import outcome, reply_response
+from sanic_nats_bridge.routes.replies import misdirected, outcome, reply_response
 
 
 async def answer(result: Reply | Exception) -> Reply:
@@ -40,6 +40,13 @@ async def test_a_fault_is_logged_and_shown_to_nobody(caplog: pytest.LogCaptureFi
 def test_a_reply_as_a_response_is_json_that_nobody_keeps() -> None:
     response = reply_response(Reply(success=True, message="fine"), 200)
     assert response.content_type == "application/json"
-    assert dict(response.headers) == {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+    assert dict(response.headers) == {"cache-control": "no-store", "x-content-type-options": "nosniff"}
     assert response.body is not None
     assert json.loads(response.body) == {"type": "reply", "success": True, "message": "fine"}
+
+
+def test_what_came_by_a_version_of_http_that_does_not_serve_is_sent_elsewhere() -> None:
+    response = misdirected("subscribe")
+    assert (response.status, json.loads(response.body or b"")["code"]) == (421, "command.unsupported")
+    # HTTP/3 takes no capitals there, and Sanic sends names as they are.
+    assert all(name == name.lower() for name, _ in response.headers.items())

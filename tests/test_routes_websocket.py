@@ -11,12 +11,18 @@ from websockets.exceptions import ConnectionClosed
 
 from sanic_nats_bridge.testing import NatsServer
 
-from .support import WAIT_SECONDS, Bridge, Publisher, WebSocketClient, running, until
+from .support import SERVERS, WAIT_SECONDS, Bridge, Publisher, ServerName, WebSocketClient, running, sanic_only, until
 from .support_raw import reset, session_of, sessions
 
 MAX_COMMAND_BYTES = 65_536
 
 DEEP = "[" * 20_000 + "]" * 20_000  # deeper than the decoder follows on any Python
+
+
+@pytest.fixture(params=SERVERS)
+def server(request: pytest.FixtureRequest) -> ServerName:
+    name: ServerName = request.param
+    return name
 
 
 @pytest.fixture
@@ -268,8 +274,8 @@ async def test_the_reply_comes_before_the_first_message(bridge: Bridge, publishe
         stopped.set()
 
 
-async def test_commands_are_answered_in_their_order(nats_server: NatsServer) -> None:
-    async with running(servers=nats_server.url, subscribe=["a"]) as bridge, bridge.websocket() as client:
+async def test_commands_are_answered_in_their_order(nats_server: NatsServer, server: ServerName) -> None:
+    async with running(server=server, servers=nats_server.url, subscribe=["a"]) as bridge, bridge.websocket() as client:
         nats_server.pause()
         for number, action in enumerate(["subscribe", "unsubscribe", "ping", "unsubscribe"]):
             await client.send({"action": action, "subjects": ["a"], "id": number})
@@ -323,8 +329,8 @@ async def test_a_client_that_leaves_gives_everything_back(
         await until(lambda: subject not in shared_nats.subscriptions())
 
 
-async def test_a_client_at_a_full_worker_is_told_to_come_back(shared_nats: NatsServer) -> None:
-    async with running(servers=shared_nats.url, max_sessions=1, retry=1) as bridge:
+async def test_a_client_at_a_full_worker_is_told_to_come_back(shared_nats: NatsServer, server: ServerName) -> None:
+    async with running(server=server, servers=shared_nats.url, max_sessions=1, retry=1) as bridge:
         async with bridge.websocket():
             url = f"ws://127.0.0.1:{bridge.port}/nats/stream"
             async with connect(url) as connection:
@@ -338,15 +344,17 @@ async def test_a_client_at_a_full_worker_is_told_to_come_back(shared_nats: NatsS
             assert client.welcome["type"] == "welcome"
 
 
-async def test_a_stopping_server_says_goodbye(shared_nats: NatsServer) -> None:
+@sanic_only
+async def test_a_stopping_server_says_goodbye(shared_nats: NatsServer, server: ServerName) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        async with running(servers=shared_nats.url, retry=1) as bridge:
+        async with running(server=server, servers=shared_nats.url, retry=1) as bridge:
             client = await stack.enter_async_context(bridge.websocket())
         frame, code = await closing(client)
     assert (frame["type"], frame["code"], frame["reconnect"], code) == ("close", 1001, True, 1001)
     assert 1000 <= frame["retry"] <= 2000
 
 
+@sanic_only
 async def test_compression_is_not_negotiated(bridge: Bridge) -> None:
     url = f"ws://127.0.0.1:{bridge.port}/nats/stream"
     async with connect(url, compression="deflate") as connection:

@@ -51,7 +51,7 @@ subject_texts = st.text(max_size=30) | st.sampled_from(["a\u2028b", "\ufeffa", '
 
 
 def delivery(payload: bytes, subject: str = "a.b", pattern: str = "", headers: bytes = b"") -> Delivery:
-    return Delivery(pattern, wire.message_head(pattern, wildcard=bool(pattern)), subject, headers, payload)
+    return Delivery(wire.Source(pattern or subject), subject, headers, payload)
 
 
 def run(parser: Generator[None, None, Frame]) -> Frame:

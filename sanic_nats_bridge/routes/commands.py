@@ -11,7 +11,8 @@ from sanic_ext import openapi
 from ..errors import BridgeError, CommandInvalid, MediaTypeUnsupported, SizeLimit
 from ..protocol import Action, Command, Reply, decode_command, failure, identify
 from ..sessions import Sessions
-from .replies import outcome, reply_response
+from .outlets import is_misdirected
+from .replies import misdirected, outcome, reply_response
 
 __all__ = ["add_command_routes"]
 
@@ -44,6 +45,8 @@ def add_command_routes(blueprint: Blueprint, sessions: Sessions) -> None:
 
 
 async def _command(request: Request, sessions: Sessions, action: Action) -> HTTPResponse:
+    if is_misdirected(request):
+        return misdirected(action)
     try:
         body = await _body(request, sessions.settings.max_command_bytes)
     except BridgeError as error:
@@ -66,7 +69,7 @@ async def _body(request: Request, max_bytes: int) -> bytes:
     body = b""
     stream: Any = request.stream
     try:
-        while (part := await stream.read()) is not None:
+        async for part in stream:
             body += part
             if len(body) > max_bytes:
                 raise SizeLimit(f"A command is at most {max_bytes} bytes")

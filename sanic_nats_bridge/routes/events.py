@@ -12,8 +12,8 @@ from sanic_ext import openapi
 from ..errors import BridgeError
 from ..protocol import Command, failure, query_command
 from ..sessions import Sessions
-from ..transport_outlets import EventStreamOutlet
-from .replies import outcome, reply_response
+from .outlets import EventStreamDoor, event_stream_outlet, is_misdirected
+from .replies import misdirected, outcome, reply_response
 
 __all__ = ["add_event_route"]
 
@@ -25,6 +25,8 @@ def add_event_route(blueprint: Blueprint, sessions: Sessions) -> None:
     """Serve event streams on the blueprint."""
 
     async def events(request: Request) -> HTTPResponse | None:
+        if is_misdirected(request):
+            return misdirected("subscribe")
         try:
             command = query_command(dict(request.get_args(keep_blank_values=True)))
             if command is not None:
@@ -35,7 +37,8 @@ def add_event_route(blueprint: Blueprint, sessions: Sessions) -> None:
             return HTTPResponse(b"", 200, dict(_HEADERS), _CONTENT_TYPE)
         response = await request.respond(headers=dict(_HEADERS), content_type=_CONTENT_TYPE)
         await response.send(b"")
-        await _stream(request, sessions, command)
+        async with event_stream_outlet(request, response, sessions.settings) as outlet:
+            await _stream(outlet, sessions, command)
         return None
 
     openapi.exclude()(events)
@@ -43,8 +46,7 @@ def add_event_route(blueprint: Blueprint, sessions: Sessions) -> None:
     blueprint.add_route(events, "/events", methods=["GET", "HEAD"], name="events")
 
 
-async def _stream(request: Request, sessions: Sessions, command: Command | None) -> None:
-    outlet = EventStreamOutlet(request, sessions.settings)
+async def _stream(outlet: EventStreamDoor, sessions: Sessions, command: Command | None) -> None:
     session = sessions.open(outlet)
     if session is None:
         await outlet.wait_finished()

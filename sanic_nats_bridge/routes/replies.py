@@ -7,20 +7,29 @@ from typing import Final
 from msgspec import UNSET, UnsetType
 from sanic import HTTPResponse
 
-from ..errors import BridgeError, InternalError
-from ..protocol import CommandId, Reply, encode, failure
+from ..errors import BridgeError, CommandUnsupported, InternalError
+from ..protocol import Action, CommandId, Reply, encode, failure
 
-__all__ = ["outcome", "reply_response"]
+__all__ = ["misdirected", "outcome", "reply_response"]
 
 logger = logging.getLogger("sanic.root.nats_bridge")
 
-
-_HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+_HEADERS: Final = {"cache-control": "no-store", "x-content-type-options": "nosniff"}  # in capitals not over HTTP/3
+_MISDIRECTED: Final = 421
 
 
 def reply_response(reply: Reply, status: int) -> HTTPResponse:
     """The HTTP response whose body is the reply."""
     return HTTPResponse(encode(reply), status, dict(_HEADERS), "application/json")
+
+
+def misdirected(action: Action) -> HTTPResponse:
+    """The answer to what came by a version of HTTP over which the bridge cannot serve.
+
+    A browser repeats such a request over another version (RFC 9110, section 15.5.20).
+    """
+    error = CommandUnsupported("Not supported here: HTTP/3")
+    return reply_response(failure(error, action), _MISDIRECTED)
 
 
 async def outcome(

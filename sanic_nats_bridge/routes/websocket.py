@@ -10,7 +10,7 @@ from ..errors import BridgeError, CommandUnsupported, InternalError, SizeLimit
 from ..protocol import Reply, decode_command, failure, identify
 from ..session import Session
 from ..sessions import Sessions
-from ..transport_outlets import WebSocketOutlet
+from .outlets import WebSocketDoor, websocket_outlet
 from .replies import outcome
 
 __all__ = ["add_websocket_route"]
@@ -22,28 +22,28 @@ def add_websocket_route(blueprint: Blueprint, sessions: Sessions) -> None:
     """Serve WebSockets on the blueprint."""
 
     async def stream(request: Request, ws: Websocket) -> None:
-        outlet = WebSocketOutlet(ws, sessions.settings)
-        session = sessions.open(outlet)
-        if session is None:
-            await _read_to_the_end(ws)
-            return
-        try:
-            await _serve(session, ws, sessions.settings.max_command_bytes)
-        except WebsocketClosed:
-            pass
-        except Exception:
-            logger.exception("Fault in a WebSocket session")
-            session.fail(InternalError("Internal error"))
-        finally:
-            session.gone(outlet.close_code)
+        async with websocket_outlet(request, ws, sessions.settings) as outlet:
+            session = sessions.open(outlet)
+            if session is None:
+                await _read_to_the_end(outlet)
+                return
+            try:
+                await _serve(session, outlet, sessions.settings.max_command_bytes)
+            except WebsocketClosed:
+                pass
+            except Exception:
+                logger.exception("Fault in a WebSocket session")
+                session.fail(InternalError("Internal error"))
+            finally:
+                session.gone(outlet.close_code)
 
     blueprint.add_websocket_route(stream, "/stream", name="stream")
 
 
-async def _serve(session: Session, ws: Websocket, max_bytes: int) -> None:
-    # Ends by cancellation: Sanic's recv() raises CancelledError when the client has closed.
+async def _serve(session: Session, outlet: WebSocketDoor, max_bytes: int) -> None:
+    # Ends by WebsocketClosed, or by cancellation, when the client has closed.
     while not session.closed:
-        received = await ws.recv()
+        received = await outlet.recv()
         if received is None or session.closed:
             continue
         await session.caught_up()
@@ -54,7 +54,7 @@ async def _serve(session: Session, ws: Websocket, max_bytes: int) -> None:
             session.send(await _answer(session, data))
         else:
             session.send(failure(CommandUnsupported("Binary frames are not supported")))
-    await _read_to_the_end(ws)
+    await _read_to_the_end(outlet)
 
 
 async def _answer(session: Session, data: bytes) -> Reply:
@@ -66,8 +66,8 @@ async def _answer(session: Session, data: bytes) -> Reply:
     return reply
 
 
-async def _read_to_the_end(ws: Websocket) -> None:
+async def _read_to_the_end(outlet: WebSocketDoor) -> None:
     """Let the client's Close arrive behind what it had sent before; the outlet bounds the wait."""
     with contextlib.suppress(WebsocketClosed):
         while True:
-            await ws.recv()
+            await outlet.recv()

@@ -1,6 +1,7 @@
 """One app and its bridge for each argument, in one process: ``python -m tests.apps.plain '{"prefix": "/a"}' …``.
 
-An argument holds the bridge's settings as JSON. The ports are the first line of the output; what
+An argument holds the bridge's settings as JSON, and `send_buffer` where the kernel shall hold no more
+than so many bytes for a client. The ports are the first line of the output; what
 follows are the sessions that end, with their close codes.
 """
 
@@ -15,9 +16,12 @@ from sanic.response import json as as_json
 
 from sanic_nats_bridge import NatsBridge, Session
 
+BACKLOG = 4096
+
 
 def prepared(number: int, settings: Any) -> int:
     app: Sanic[Any, Any] = Sanic(f"plain_{number}", configure_logging=False)
+    send_buffer = settings.pop("send_buffer", None)
     bridge = NatsBridge(**settings)
     extensions: list[Any] = [bridge]
     app.extend(extensions=extensions)
@@ -32,10 +36,12 @@ def prepared(number: int, settings: Any) -> int:
         sys.stdout.flush()
 
     listener = socket.socket()
+    if send_buffer is not None:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     listener.bind(("0.0.0.0", 0))
-    listener.listen(1024)
+    listener.listen(BACKLOG)
     port: int = listener.getsockname()[1]
-    app.prepare(sock=listener, single_process=True, access_log=False, motd=False)
+    app.prepare(sock=listener, backlog=BACKLOG, single_process=True, access_log=False, motd=False)
     return port
 
 

@@ -1,0 +1,102 @@
+"""What the client of a WebSocket has sent, until it is read."""
+
+import asyncio
+from collections import deque
+from typing import Any, Final
+
+from sanic.exceptions import WebsocketClosed
+from websockets.frames import Opcode
+
+__all__ = ["Inbox"]
+
+_MAX_WAITING: Final = 16
+
+
+class Inbox:
+    """Stands in for the frame assembler of Sanic's WebSocket, and for the future by which Sanic ends a read.
+
+    Sanic's ``recv()`` makes two tasks for each message, and holds 8 KiB for each connection that waits.
+    """
+
+    __slots__ = ("_closed", "_full", "_held", "_messages", "_parts", "_text", "_transport", "_waiter")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._messages: deque[str | bytes] | None = None
+        self._parts: list[bytes] = []
+        self._text = False
+        self._closed = False
+        self._full = False
+        self._held = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def put(self, frame: Any) -> None:
+        """Take a frame, as `websockets` has checked it; called by Sanic, which answers pings itself.
+
+        Raises:
+            UnicodeDecodeError: A text is not UTF-8.
+        """
+        if frame.opcode not in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+            return
+        if frame.opcode is not Opcode.CONT:
+            self._text = frame.opcode is Opcode.TEXT
+            self._parts = []
+        self._parts.append(bytes(frame.data))
+        if frame.fin:
+            message, self._parts = b"".join(self._parts), []
+            self._add(message.decode() if self._text else message)
+
+    def cancel(self) -> None:
+        """Hear that nothing more comes; called by Sanic when the client has closed."""
+        self._closed = True
+        self._wake()
+
+    async def get(self) -> str | bytes:
+        """The next message: a text, or bytes of a binary one.
+
+        Raises:
+            WebsocketClosed: The client has closed, and all that it had sent was read.
+        """
+        while not self._messages:
+            if self._closed:
+                raise WebsocketClosed("The client has closed")
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        message = self._messages.popleft()
+        if not self._messages:
+            self._messages = None
+            self._full = False
+            self._pace()
+        return message
+
+    def hold(self) -> None:
+        """Read no further: answers, Sanic's own to pings too, would only wait."""
+        self._held = True
+        self._pace()
+
+    def release(self) -> None:
+        """Read on."""
+        self._held = False
+        self._pace()
+
+    def _add(self, message: str | bytes) -> None:
+        if self._messages is None:
+            # An empty one takes more than half a KiB.
+            self._messages = deque()
+        self._messages.append(message)
+        if len(self._messages) >= _MAX_WAITING:
+            self._full = True
+            self._pace()
+        self._wake()
+
+    def _pace(self) -> None:
+        if self._transport.is_closing():
+            return
+        if self._full or self._held:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

@@ -1,0 +1,244 @@
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import pytest
+from sanic import Sanic
+
+from sanic_nats_bridge import Session
+from sanic_nats_bridge.testing import NatsServer
+from sanic_nats_bridge.transport_outlets import bound_silence
+
+from .support import WAIT_SECONDS, running, until
+from .support_raw import UPGRADE, client_frame, raw_connection, session_of, sessions
+
+LIMIT: Final = 64 * 1024
+KERNEL_BYTES: Final = 32 * 1024
+REQUESTS: Final = {
+    "websocket": f"GET /nats/stream HTTP/1.1\r\n{UPGRADE}\r\n",
+    "events": "GET /nats/events HTTP/1.1\r\nHost: localhost\r\n\r\n",
+}
+
+on_both_transports = pytest.mark.parametrize("door", REQUESTS)
+
+
+def transport_of(session: Session) -> Any:
+    return session._outlet._transport  # type: ignore[attr-defined]
+
+
+class Watcher:
+    """Hears how the way to the client fares."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def filled(self) -> None:
+        self.heard.append("filled")
+
+    def drained(self) -> None:
+        self.heard.append("drained")
+
+    def gone(self, code: int) -> None:
+        self.heard.append(f"gone {code}")
+
+
+@contextlib.asynccontextmanager
+async def watched(
+    server: NatsServer, door: str
+) -> AsyncIterator[tuple[Any, Watcher, asyncio.StreamReader, asyncio.StreamWriter]]:
+    """An outlet whose client does not read by itself."""
+    async with (
+        running(servers=server.url, max_pending_bytes=LIMIT) as bridge,
+        raw_connection(bridge.port, REQUESTS[door], limit=1024) as (reader, writer),
+    ):
+        await reader.readuntil(b'"nats":"connected"}')
+        (session,) = sessions(bridge)
+        outlet: Any = session._outlet
+        outlet._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BYTES)
+        outlet.watcher = watcher = Watcher()
+        yield outlet, watcher, reader, writer
+        outlet.watcher = session
+
+
+@on_both_transports
+async def test_the_watcher_hears_once_that_the_buffer_is_full_and_once_that_it_has_drained(
+    shared_nats: NatsServer, door: str
+) -> None:
+    async with watched(shared_nats, door) as (outlet, watcher, reader, _):
+        for _ in range(2):
+            watcher.heard.clear()
+            while outlet.pending < LIMIT + 100_000:
+                outlet.write(b"x" * 10_000)
+            assert watcher.heard == ["filled"]
+            while outlet.pending > LIMIT // 4:
+                assert watcher.heard == ["filled"]
+                await reader.read(2**16)
+            await until(lambda: watcher.heard == ["filled", "drained"])
+            while outlet.pending:
+                await reader.read(2**16)
+
+
+@on_both_transports
+async def test_what_is_written_counts_and_what_waits_is_less(shared_nats: NatsServer, door: str) -> None:
+    async with watched(shared_nats, door) as (outlet, _, reader, _):
+        before = outlet.written
+        outlet.write(b"x" * 500_000)
+        assert outlet.written - before == 500_000
+        assert 0 < outlet.pending <= 500_000
+        await until(lambda: outlet.pending < 500_000)
+        received = 0
+        while received < 500_000:
+            received += len(await reader.read(2**16))
+        await until(lambda: outlet.pending == 0)
+
+
+@on_both_transports
+async def test_nobody_hears_of_a_buffer_when_nobody_cares_any_more(shared_nats: NatsServer, door: str) -> None:
+    async with watched(shared_nats, door) as (outlet, watcher, reader, _):
+        outlet.watcher = None
+        outlet.write(b"x" * 500_000)
+        while outlet.pending:
+            await reader.read(2**16)
+        assert watcher.heard == []
+
+
+@on_both_transports
+async def test_what_is_aborted_is_over_at_once(shared_nats: NatsServer, door: str) -> None:
+    async with watched(shared_nats, door) as (outlet, watcher, reader, _):
+        outlet.write(b"x" * 500_000)
+        outlet.watcher = None
+        outlet.abort()
+        with contextlib.suppress(ConnectionError):
+            while await reader.read(2**16):
+                pass
+        written = outlet.written
+        outlet.write(b"x")
+        assert outlet.written == written
+        assert "gone" not in watcher.heard
+
+
+@pytest.mark.parametrize(("overflow", "high"), [("gap", LIMIT), ("close", LIMIT), ("latest", LIMIT // 2)])
+@on_both_transports
+async def test_the_marks_of_the_buffer_follow_the_limit_and_a_quarter_of_it(
+    shared_nats: NatsServer, door: str, overflow: str, high: int
+) -> None:
+    async with (
+        running(servers=shared_nats.url, max_pending_bytes=LIMIT, overflow=overflow) as bridge,
+        getattr(bridge, door)() as client,
+    ):
+        transport = transport_of(session_of(bridge, client.session))
+        assert transport.get_write_buffer_limits() == (high // 4, high)
+
+
+async def test_a_connection_goes_back_to_sanic_with_its_own_marks(nats_server: NatsServer) -> None:
+    async with (
+        running(servers=nats_server.url) as bridge,
+        raw_connection(bridge.port, REQUESTS["events"]) as (reader, writer),
+    ):
+        await reader.readuntil(b'"nats":"connected"}')
+        (session,) = sessions(bridge)
+        transport = transport_of(session)
+        bridge.extension._sessions.close_all("test")
+        await reader.readuntil(b"\r\n0\r\n\r\n")
+        assert transport.get_write_buffer_limits() == (16_384, 65_536)
+        writer.write(b"GET /nats/events?subjects=%2A%2A HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"400 Bad Request" in await reader.readuntil(b"\r\n\r\n")
+
+
+# A client that is silent
+
+
+@on_both_transports
+async def test_the_time_that_the_kernel_waits_for_a_client_is_the_write_timeout(
+    shared_nats: NatsServer, door: str
+) -> None:
+    async with running(servers=shared_nats.url, write_timeout=7.5) as bridge, getattr(bridge, door)() as client:
+        connection = transport_of(session_of(bridge, client.session)).get_extra_info("socket")
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 7_500
+
+
+def test_a_socket_without_that_option_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Transport(asyncio.Transport):
+        def __init__(self, connection: socket.socket | None) -> None:
+            super().__init__({"socket": connection})
+
+    one, other = socket.socketpair(socket.AF_UNIX)
+    with one, other:
+        bound_silence(Transport(one), 1)
+    bound_silence(Transport(None), 1)
+    monkeypatch.delattr(socket, "TCP_USER_TIMEOUT")
+    with socket.socket() as connection:
+        bound_silence(Transport(connection), 1)
+
+
+def impatient(app: Sanic[Any, Any]) -> None:
+    app.config.WEBSOCKET_PING_INTERVAL = app.config.WEBSOCKET_PING_TIMEOUT = 0.2
+
+
+def unlimited(app: Sanic[Any, Any]) -> None:
+    app.config.WEBSOCKET_PING_INTERVAL, app.config.WEBSOCKET_PING_TIMEOUT = 0.2, None
+
+
+async def test_a_client_that_answers_no_ping_though_nothing_waits_for_it_is_closed(shared_nats: NatsServer) -> None:
+    async with (
+        running(servers=shared_nats.url, heartbeat=0.1, prepare=impatient) as bridge,
+        raw_connection(bridge.port, REQUESTS["websocket"]) as (reader, _),
+    ):
+        received = await reader.readuntil(b"\x88")
+        assert b'{"type":"close","code":1011' in received
+        assert b"\x89" in received
+        assert int.from_bytes((await reader.readexactly(3))[1:]) == 1011
+        assert len(sessions(bridge)) == 0
+
+
+async def test_a_client_that_answers_pings_stays(shared_nats: NatsServer) -> None:
+    async with (
+        running(servers=shared_nats.url, heartbeat=0.1, prepare=impatient) as bridge,
+        bridge.websocket() as client,
+    ):
+        for _ in range(15):
+            await client._read()
+        assert session_of(bridge, client.session)
+
+
+async def test_a_client_may_leave_pings_unanswered_where_no_time_is_set_for_them(shared_nats: NatsServer) -> None:
+    async with (
+        running(servers=shared_nats.url, heartbeat=0.1, prepare=unlimited) as bridge,
+        raw_connection(bridge.port, REQUESTS["websocket"]) as (reader, writer),
+    ):
+        for _ in range(12):
+            assert b'"close"' not in await reader.readuntil(b'"heartbeat"}')
+        writer.write(client_frame(b'{"action":"ping"}'))
+        assert b'"pong"' in await reader.readuntil(b'"pong"')
+
+
+async def test_pings_wait_where_messages_wait(shared_nats: NatsServer) -> None:
+    async with (
+        running(servers=shared_nats.url, heartbeat=0.1, prepare=impatient, max_pending_bytes=LIMIT) as bridge,
+        raw_connection(bridge.port, REQUESTS["websocket"], limit=1024) as (reader, _),
+    ):
+        await reader.readuntil(b'"nats":"connected"}')
+        (session,) = sessions(bridge)
+        outlet: Any = session._outlet
+        outlet.write(b"x" * 20_000_000)
+        await asyncio.sleep(1)
+        assert not session.closed
+        received = b""
+        while b"\x89" not in received:
+            received = (received + await reader.read(2**20))[-100:]
+
+
+async def test_a_ping_of_the_client_is_answered_by_a_pong_alone_even_between_fragments(shared_nats: NatsServer) -> None:
+    async with (
+        running(servers=shared_nats.url) as bridge,
+        raw_connection(bridge.port, REQUESTS["websocket"]) as (reader, writer),
+    ):
+        await reader.readuntil(b'"nats":"connected"}')
+        first, rest = client_frame(b'{"action":'), client_frame(b'"ping"}', opcode=0)
+        writer.write(bytes([first[0] & 0x7F]) + first[1:] + client_frame(b"between", opcode=9) + rest)
+        async with asyncio.timeout(WAIT_SECONDS):
+            received = await reader.readuntil(b'"pong"}')
+    assert b"\x8a\x07between" in received
+    assert received.count(b'"reply"') == 1
