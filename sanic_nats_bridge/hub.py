@@ -11,19 +11,19 @@ Rules of this module:
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
-from operator import attrgetter
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from . import wire
 from .errors import NatsRefused
+from .fan_out import fan_out
 from .interest import Interest, Link, LinkWatcher, State, Subscriber
 from .subjects import is_reserved
-from .wire import Delivery, Form
+from .wire import Delivery
 
 __all__ = ["Hub"]
 
-_number: Final = attrgetter("number")
+_MAX_GATHERED_BYTES: Final = 1024 * 1024
 
 
 class Hub:
@@ -33,11 +33,11 @@ class Hub:
         self._link = link
         self._linger = linger
         self._flush_interval = flush_interval
-        self._flush_due = False
+        self._flush_timer: asyncio.Handle | None = None
         self._headers = frozenset(headers)
         self._interests: dict[str, Interest] = {}
         self._hit: list[Interest] = []
-        self._numbered = 0
+        self._numbered = self._gathered = 0
         self._unanswered: set[Interest] = set()
         self._watcher: LinkWatcher | None = None
         self.connected = False
@@ -143,23 +143,26 @@ class Hub:
             if interest.shuns_reserved and is_reserved(text):
                 return
         shown = wire.header_fields(headers, self._headers) if headers and self._headers else b""
-        if not self._flush_due:
-            self._flush_due = True
+        if self._flush_timer is None:
             self._schedule_flush()
         if not interest.batch:
             self._hit.append(interest)
         self._numbered += 1
         interest.batch.append(Delivery(interest.source, text, shown, payload, self._numbered))
+        if self._flush_interval:
+            self._gathered += len(payload)
+            if self._gathered > _MAX_GATHERED_BYTES:
+                self.flush()
 
     def _schedule_flush(self) -> None:
         loop = asyncio.get_running_loop()
         if self._flush_interval:
-            loop.call_later(self._flush_interval, self._flush_in_time)
+            self._flush_timer = loop.call_later(self._flush_interval, self._flush_in_time)
         else:
-            loop.call_soon(self._flush_in_time)
+            self._flush_timer = loop.call_soon(self._flush_in_time)
 
     def _flush_in_time(self) -> None:
-        self._flush_due = False
+        self._flush_timer = None
         self.flush()
 
     def flush(self) -> None:
@@ -167,20 +170,8 @@ class Hub:
         if not self._hit:
             return
         hit, self._hit = self._hit, []
-        self._numbered = 0
-        batches = {interest: interest.batch for interest in hit}
-        for interest in hit:
-            interest.batch = []
-        several = _following_several(hit) if len(hit) > 1 else {}
-        for interest, batch in batches.items():
-            followers: Iterable[Subscriber] = interest.subscribers
-            if several:
-                followers = [each for each in followers if each not in several]
-            _write(followers, batch)
-        for followed, subscribers in _by_followed(several).items():
-            merged = [delivery for interest in followed for delivery in batches[interest]]
-            merged.sort(key=_number)
-            _write(subscribers, merged)
+        self._numbered = self._gathered = 0
+        fan_out({interest: interest.take_batch() for interest in hit})
 
     # The link's side
 
@@ -230,6 +221,9 @@ class Hub:
     def close(self) -> None:
         """Forget every interest; the connection is gone, and so are the subscribers."""
         self.link_down()
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+            self._flush_timer = None
         for interest in self._interests.values():
             if interest.linger is not None:
                 interest.linger.cancel()
@@ -244,42 +238,6 @@ class Hub:
             self.connected = True
             if self._watcher is not None:
                 self._watcher.nats_connected()
-
-
-def _following_several(hit: Iterable[Interest]) -> dict[Subscriber, list[Interest]]:
-    """Which of these interests a subscriber follows, for all that follow more than one."""
-    first: dict[Subscriber, Interest] = {}
-    several: dict[Subscriber, list[Interest]] = {}
-    for interest in hit:
-        for subscriber in interest.subscribers:
-            other = first.setdefault(subscriber, interest)
-            if other is not interest:
-                several.setdefault(subscriber, [other]).append(interest)
-    return several
-
-
-def _by_followed(several: Mapping[Subscriber, list[Interest]]) -> dict[tuple[Interest, ...], list[Subscriber]]:
-    """Subscribers by which interests they follow."""
-    groups: dict[tuple[Interest, ...], list[Subscriber]] = {}
-    for subscriber, interests in several.items():
-        groups.setdefault(tuple(interests), []).append(subscriber)
-    return groups
-
-
-def _write(subscribers: Iterable[Subscriber], deliveries: Sequence[Delivery]) -> None:
-    joined: dict[Form, bytes] = {}
-    slow: list[Subscriber] = []
-    for subscriber in subscribers:
-        if not subscriber.keeps_up:
-            slow.append(subscriber)
-            continue
-        data = joined.get(subscriber.form)
-        if data is None:
-            data = joined[subscriber.form] = wire.join(deliveries, subscriber.form)
-        subscriber.write(data)
-    # Last, for it may end a session.
-    for subscriber in slow:
-        subscriber.leave_out(deliveries)
 
 
 def _refusal(patterns: Sequence[str]) -> NatsRefused:

@@ -10,6 +10,7 @@ from websockets.frames import Opcode
 __all__ = ["Inbox"]
 
 _MAX_WAITING: Final = 16
+_MAX_WAITING_BYTES: Final = 65_536
 
 
 class Inbox:
@@ -18,12 +19,13 @@ class Inbox:
     Sanic's ``recv()`` makes two tasks for each message, and holds 8 KiB for each connection that waits.
     """
 
-    __slots__ = ("_closed", "_full", "_held", "_messages", "_parts", "_text", "_transport", "_waiter")
+    __slots__ = ("_closed", "_full", "_held", "_messages", "_part", "_size", "_text", "_transport", "_waiter")
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         self._messages: deque[str | bytes] | None = None
-        self._parts: list[bytes] = []
+        self._size = 0
+        self._part = bytearray()
         self._text = False
         self._closed = False
         self._full = False
@@ -40,11 +42,11 @@ class Inbox:
             return
         if frame.opcode is not Opcode.CONT:
             self._text = frame.opcode is Opcode.TEXT
-            self._parts = []
-        self._parts.append(bytes(frame.data))
+            self._part = bytearray()
+        self._part += frame.data
         if frame.fin:
-            message, self._parts = b"".join(self._parts), []
-            self._add(message.decode() if self._text else message)
+            message, self._part = bytes(self._part), bytearray()
+            self.add(message.decode() if self._text else message)
 
     def cancel(self) -> None:
         """Hear that nothing more comes; called by Sanic when the client has closed."""
@@ -65,6 +67,7 @@ class Inbox:
         message = self._messages.popleft()
         if not self._messages:
             self._messages = None
+            self._size = 0
             self._full = False
             self._pace()
         return message
@@ -79,12 +82,14 @@ class Inbox:
         self._held = False
         self._pace()
 
-    def _add(self, message: str | bytes) -> None:
+    def add(self, message: str | bytes) -> None:
+        """Take a whole message."""
         if self._messages is None:
             # An empty one takes more than half a KiB.
             self._messages = deque()
         self._messages.append(message)
-        if len(self._messages) >= _MAX_WAITING:
+        self._size += len(message)
+        if len(self._messages) >= _MAX_WAITING or self._size >= _MAX_WAITING_BYTES:
             self._full = True
             self._pace()
         self._wake()

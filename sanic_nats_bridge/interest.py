@@ -82,3 +82,8 @@ class Interest:
         self.claims = 0
         self.subscribers: dict[Subscriber, None] = {}
         self.linger: asyncio.TimerHandle | None = None
+
+    def take_batch(self) -> list[Delivery]:
+        """The messages of this turn; they are here no longer."""
+        batch, self.batch = self.batch, []
+        return batch

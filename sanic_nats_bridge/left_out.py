@@ -8,6 +8,8 @@ from .wire import Delivery, Form
 
 __all__ = ["LeftOut"]
 
+_ENTRY_BYTES: Final = 128  # what it costs to keep a message, beside the message
+
 
 class LeftOut:
     """The messages left out since a client went over its limit.
@@ -54,11 +56,15 @@ class LeftOut:
         if key in self._kept:
             self._lose(key)
         self._kept[key] = message
-        self._room -= len(message)
+        self._room -= _cost(message)
         # One that has no room at all takes the place of no other.
         while self._room < 0:
-            self._lose(key if len(message) > self._kept_bytes else next(iter(self._kept)))
+            self._lose(key if _cost(message) > self._kept_bytes else next(iter(self._kept)))
 
     def _lose(self, key: tuple[str, str]) -> None:
-        self._room += len(self._kept.pop(key))
+        self._room += _cost(self._kept.pop(key))
         self._lost[key[0]] = self._lost.get(key[0], 0) + 1
+
+
+def _cost(message: bytes) -> int:
+    return len(message) + _ENTRY_BYTES

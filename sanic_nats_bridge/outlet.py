@@ -35,6 +35,10 @@ class Outlet(Protocol):
     """How many bytes were handed over, so far."""
 
     @property
+    def tells_pending(self) -> bool:
+        """Whether `pending` is all that waits; otherwise the kernel alone tells when a client takes nothing."""
+
+    @property
     def form(self) -> Form:
         """Which shape of bytes it takes."""
 

@@ -44,14 +44,16 @@ class Pulse:
         if self._is_stuck(pending):
             self._outlet.abort()
             return
-        self._break_silence(pending)
-        self._outlet.keep()
         self._schedule()
+        # It may end the session, and so stop this pulse.
+        self._outlet.keep()
+        if not self._timer.cancelled():
+            self._break_silence(pending)
 
     def _is_stuck(self, pending: int) -> bool:
         """Whether the client has taken not one byte for as long as it may."""
         taken = self._outlet.written - pending
-        if pending and taken <= self._taken:
+        if pending and taken <= self._taken and self._outlet.tells_pending:
             self._idle_beats += 1
         else:
             self._idle_beats = 0

@@ -2,7 +2,7 @@
 
 Each has one bounded queue, and one task that hands over what waits there, as fast as the server takes it.
 The only file that touches private parts of Sanic's ASGI side: ``send`` and ``receive`` of its stand-in for
-a transport; ``_send`` of that, which leads to the transport of uvicorn; and the ``stage`` of a request.
+a transport; ``_send`` of that, which leads to the transport of uvicorn; and the ``stage`` of a request's stream.
 """
 
 import asyncio
@@ -29,12 +29,12 @@ __all__ = ["QueuedEventStreamOutlet", "QueuedWebSocketOutlet"]
 
 logger = logging.getLogger("sanic.root.nats_bridge")
 
-_LOW_WATER: Final = 4
 _PART_BYTES: Final = 65_536  # what servers themselves let wait
 
 
 class _QueuedOutlet(ABC):
     form: ClassVar[Form]
+    tells_pending = True
 
     def __init__(self, request: Request, settings: Settings) -> None:
         self.watcher: OutletWatcher | None = None
@@ -43,7 +43,7 @@ class _QueuedOutlet(ABC):
         self.close_code = CLOSED_WITHOUT_CODE
         """The code that the client has closed with; 1006 for an event stream, whose client leaves without one."""
         self._server = cast(Any, request.transport)
-        self._high_water = settings.high_water_bytes
+        self._high_water, self._low_water = settings.high_water_bytes, settings.low_water_bytes
         self._full = False
         self._queue: deque[bytes | memoryview] = deque()
         self._queued = asyncio.Event()
@@ -128,7 +128,7 @@ class _QueuedOutlet(ABC):
     def _taken(self, size: int) -> None:
         """The server has taken that many bytes of what waits."""
         self.pending -= size
-        if self._full and self.pending <= self._high_water // _LOW_WATER:
+        if self._full and self.pending <= self._low_water:
             self._full = False
             if self.watcher is not None:
                 self.watcher.drained()

@@ -127,6 +127,11 @@ class Settings:
         return self.max_pending_bytes - self.kept_bytes
 
     @property
+    def low_water_bytes(self) -> int:
+        """How little must wait for a client until it counts as having caught up."""
+        return self.high_water_bytes // 4
+
+    @property
     def kept_bytes(self) -> int:
         """How much is kept of what a client cannot be given yet: the other half of what may wait for it."""
         return self.max_pending_bytes // 2 if self.overflow == "latest" else 0

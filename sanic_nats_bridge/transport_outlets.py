@@ -3,7 +3,8 @@
 The transport's write buffer is the client's queue, and every frame of a session leaves by its one
 outlet: Sanic's ``send`` waits while the buffer is full, and direct writes would overtake it. The only
 file that touches private parts of Sanic's server: ``io_proto``, ``ws_proto``, ``assembler``,
-``recv_cancel``, ``keepalive_ping_task`` and ``process_events`` of its WebSocket; ``_can_write``,
+``recv_cancel``, ``resume_frames``, ``keepalive_ping_task``, ``process_events``, ``fail_connection`` and the
+ping settings of its WebSocket; ``fail`` and ``close_rcvd`` of that of `websockets` below; ``_can_write``,
 ``_time`` and ``_callback_check_timeouts`` of its protocols.
 """
 
@@ -20,7 +21,7 @@ from sanic import Request, Websocket
 from . import wire
 from .errors import CloseCode
 from .inbox import Inbox
-from .outlet import CLOSED_WITHOUT_CODE, OutletWatcher
+from .outlet import CLOSE_SECONDS, CLOSED_WITHOUT_CODE, OutletWatcher
 from .protocol import Close, Frame
 from .settings import Settings
 from .wire import Form
@@ -30,7 +31,6 @@ __all__ = ["EventStreamOutlet", "WebSocketOutlet", "bound_silence"]
 _PING: Final = b"\x89\x00"
 _INVALID_DATA: Final = 1007
 _FAULTS_OF_THE_CLIENT: Final = (1002, _INVALID_DATA, CloseCode.TOO_BIG)
-_LOW_WATER: Final = 4
 _SANIC_WATER_BYTES: Final = {"high": 65_536, "low": 16_384}
 
 
@@ -63,7 +63,7 @@ class _WriteGate:
 
 
 class _TransportOutlet:
-    __slots__ = ("_transport", "watcher", "written")
+    __slots__ = ("_transport", "tells_pending", "watcher", "written")
 
     form: ClassVar[Form]
 
@@ -71,9 +71,10 @@ class _TransportOutlet:
         self._transport: asyncio.Transport = protocol.transport
         self.watcher: OutletWatcher | None = None
         self.written = 0
+        # A TLS transport does not count what waits in the one below it.
+        self.tells_pending = self._transport.get_extra_info("sslcontext") is None
         protocol._can_write = _WriteGate(self)
-        high = settings.high_water_bytes
-        self._transport.set_write_buffer_limits(high=high, low=high // _LOW_WATER)
+        self._transport.set_write_buffer_limits(high=settings.high_water_bytes, low=settings.low_water_bytes)
         bound_silence(self._transport, settings.write_timeout)
 
     @property
@@ -126,7 +127,7 @@ class WebSocketOutlet(_TransportOutlet):
             self._websocket.keepalive_ping_task = None
         self._pinged_at = asyncio.get_running_loop().time()
         self._answered = True
-        self._websocket.assembler = self._websocket.recv_cancel = self._inbox
+        self._take_over()
         self._closing: asyncio.Task[None] | None = None
         self._protocol = self._websocket.ws_proto
         self._fail = self._protocol.fail
@@ -134,7 +135,18 @@ class WebSocketOutlet(_TransportOutlet):
         self._process_events = self._websocket.process_events
         self._websocket.process_events = self._process_valid_events
 
-    async def recv(self) -> str | bytes | None:
+    def _take_over(self) -> None:
+        """Have what the client sends come into the inbox, from what waits in Sanic's assembler on."""
+        assembler = self._websocket.assembler
+        self._websocket.assembler = self._websocket.recv_cancel = self._inbox
+        # A handler of Sanic's signal "websocket.handler.before" may have let the loop turn.
+        if assembler.message_complete.is_set():
+            self._inbox.add(("" if assembler.decoder else b"").join(assembler.chunks))
+            assembler.message_complete.clear()
+            assembler.message_fetched.set()
+            self._websocket.resume_frames()
+
+    async def recv(self) -> str | bytes:
         """The next message of the client.
 
         Raises:
@@ -159,17 +171,21 @@ class WebSocketOutlet(_TransportOutlet):
         """
         interval, timeout = self._websocket.ping_interval, self._websocket.ping_timeout
         now = asyncio.get_running_loop().time()
-        if not interval or self.pending:
+        if not interval or self.pending or not self._transport.is_reading():
             self._pinged_at = now
-        elif self._answered:
+        elif self._answered or timeout is None:
             if now - self._pinged_at >= interval:
                 self._pinged_at, self._answered = now, False
-                self._transport.write(_PING)
+                self._ping()
         elif timeout is not None and now - self._pinged_at >= timeout:
             if _unacknowledged(self._transport):
                 self._pinged_at = now
             else:
                 self._websocket.fail_connection(CloseCode.INTERNAL, "No answer to a ping")
+
+    def _ping(self) -> None:
+        with contextlib.suppress(RuntimeError):  # half-closed, as in `write`
+            self._transport.write(_PING)
 
     def finish(self, close: Close, seconds: float) -> None:
         """Write the last frame, and begin the closing handshake."""
@@ -190,6 +206,7 @@ class WebSocketOutlet(_TransportOutlet):
         if code != CLOSED_WITHOUT_CODE and self.watcher is not None:
             self.watcher.gone(int(code))
             self.send(Close(code=int(code), reason=reason, reconnect=code not in _FAULTS_OF_THE_CLIENT))
+            asyncio.get_running_loop().call_later(CLOSE_SECONDS, self.abort)
         self._fail(code, reason)
 
     async def _process_valid_events(self, events: Any) -> None:

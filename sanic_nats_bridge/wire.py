@@ -176,6 +176,7 @@ def _line(document: bytes) -> bytes:
 
 
 def _chunked_event(data: bytes) -> bytes:
+    # Of a message, which is `chunk(event_text(data))` in one step.
     return b"%x\r\ndata: %b\n\n\r\n" % (len(data) + len(b"data: \n\n"), data)
 
 

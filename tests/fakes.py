@@ -150,6 +150,7 @@ class FakeOutlet(_Recorder):
     watcher: OutletWatcher | None = None
     limit: int | None = None
     pending = 0
+    tells_pending = True
     full = False
     finished: Close | None = None
     aborted = False

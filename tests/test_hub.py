@@ -334,6 +334,28 @@ async def test_messages_of_a_flush_interval_leave_in_one_write() -> None:
     assert len(subscriber.writes) == 1
 
 
+async def test_a_flush_interval_ends_early_when_much_has_come() -> None:
+    link, hub = FakeLink.with_hub(confirms=True, flush_interval=1)
+    subscriber = await follower(hub, "a")
+    for _ in range(10):
+        link.deliver("a", b'"' + b"x" * 200_000 + b'"')
+    assert [len(write) > 2**20 for write in subscriber.writes] == [True]
+    hub.flush()
+    assert len(subscriber.data) == 10
+
+
+async def test_after_the_end_and_another_start_messages_leave_again() -> None:
+    link, hub = FakeLink.with_hub(confirms=True, flush_interval=INTERVAL)
+    await follower(hub, "a")
+    link.deliver("a", b"1")
+    hub.close()
+    link.lose()
+    link.come_back()
+    subscriber = await follower(hub, "a")
+    link.deliver("a", b"2")
+    await until(lambda: subscriber.data == [2])
+
+
 async def test_one_flush_interval_follows_on_another() -> None:
     link, hub = FakeLink.with_hub(confirms=True, flush_interval=INTERVAL)
     subscriber = await follower(hub, "a")

@@ -137,3 +137,15 @@ async def test_a_ping_is_no_message_and_may_stand_between_fragments(inbox: Inbox
     await inbox.put(Frame(Opcode.PING, b"b"))
     await inbox.put(Frame(Opcode.CONT, b"ne"))
     assert await inbox.get() == "one"
+
+
+async def test_few_large_messages_are_much_too(inbox: Inbox, transport: FakeTransport) -> None:
+    await inbox.put(text("x" * 65_535))
+    assert transport.reading
+    await inbox.put(text("x"))
+    assert not transport.reading
+    await inbox.get()
+    await inbox.get()
+    assert transport.reading
+    await inbox.put(text("x" * 65_535))
+    assert transport.reading

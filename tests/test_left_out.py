@@ -15,7 +15,7 @@ def message(pattern: str, subject: str, payload: bytes = b"1") -> Delivery:
 
 
 def size(*messages: Delivery, form: Form = Form.WEBSOCKET) -> int:
-    return sum(len(each.encoded(form)) for each in messages)
+    return sum(len(each.encoded(form)) + 128 for each in messages)
 
 
 def encoded(*messages: Delivery, form: Form = Form.WEBSOCKET) -> list[bytes]:
@@ -62,7 +62,7 @@ def test_the_oldest_gives_way_when_the_room_is_full(form: Form) -> None:
 
 
 def test_the_room_of_a_message_that_gives_way_is_free_again() -> None:
-    old, new = (message("a", "a", payload) for payload in (b"1" * 90, b"2" * 10))
+    old, new = (message("a", "a", payload) for payload in (b"1" * 300, b"2" * 10))
     rest = message("b", "b")
     left_out = LeftOut(Form.WEBSOCKET, size(old))
     left_out.add([old, new, rest])

@@ -229,3 +229,36 @@ def test_nothing_beats_on_after_the_end(stuck: bool) -> None:
         assert outlet.aborted == stuck
 
     in_leaps(outlet.loop, scene())
+
+
+def test_who_ends_within_a_beat_beats_no_more() -> None:
+    class Ending(Clocked):
+        pulse: Pulse
+
+        def keep(self) -> None:
+            super().keep()
+            self.pulse.stop()
+
+    outlet = Ending(LeapingLoop())
+
+    async def scene() -> None:
+        outlet.pulse = Pulse(outlet, timing(1, 1))
+        await asyncio.sleep(10)
+
+    in_leaps(outlet.loop, scene())
+    assert len(outlet.kept_at) == 1
+    assert outlet.written == 0
+
+
+def test_a_client_of_which_it_is_not_told_what_waits_is_left_to_the_kernel() -> None:
+    outlet = Clocked(LeapingLoop())
+    outlet.tells_pending = False
+
+    async def scene() -> None:
+        pulse = Pulse(outlet, timing(1, 1))
+        outlet.pending = 1
+        await asyncio.sleep(10)
+        pulse.stop()
+
+    in_leaps(outlet.loop, scene())
+    assert not outlet.aborted

@@ -242,3 +242,34 @@ async def test_a_ping_of_the_client_is_answered_by_a_pong_alone_even_between_fra
             received = await reader.readuntil(b'"pong"}')
     assert b"\x8a\x07between" in received
     assert received.count(b'"reply"') == 1
+
+
+async def test_a_client_that_is_not_read_is_not_expected_to_answer_a_ping(shared_nats: NatsServer) -> None:
+    async with (
+        running(servers=shared_nats.url, heartbeat=0.1, prepare=impatient) as bridge,
+        bridge.websocket() as client,
+    ):
+        session = session_of(bridge, client.session)
+        outlet: Any = session._outlet
+        outlet._inbox.hold()
+        for _ in range(15):
+            await client._read()
+        assert not session.closed
+        outlet._inbox.release()
+        assert (await client.ask({"action": "ping"}))["message"] == "pong"
+
+
+async def test_a_command_that_comes_before_the_bridge_has_taken_over_is_carried_out(shared_nats: NatsServer) -> None:
+    def prepare(app: Sanic[Any, Any]) -> None:
+        @app.signal("websocket.handler.before")
+        async def dawdle(**_: Any) -> None:
+            await asyncio.sleep(0.2)
+
+    async with (
+        running(servers=shared_nats.url, prepare=prepare) as bridge,
+        raw_connection(bridge.port, REQUESTS["websocket"]) as (reader, writer),
+    ):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(client_frame(b'{"action":"ping","id":1}') + client_frame(b'{"action":"ping","id":2}'))
+        received = await asyncio.wait_for(reader.readuntil(b'"id":2,"action":"ping"'), WAIT_SECONDS)
+    assert 0 < received.index(b'"welcome"') < received.index(b'"id":1,')

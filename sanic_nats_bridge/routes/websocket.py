@@ -44,9 +44,9 @@ async def _serve(session: Session, outlet: WebSocketDoor, max_bytes: int) -> Non
     # Ends by WebsocketClosed, or by cancellation, when the client has closed.
     while not session.closed:
         received = await outlet.recv()
-        if received is None or session.closed:
-            continue
         await session.caught_up()
+        if session.closed:
+            break
         data = received.encode() if isinstance(received, str) else bytes(received)
         if len(data) > max_bytes:
             session.fail(SizeLimit(f"A command is at most {max_bytes} bytes"))
