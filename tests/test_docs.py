@@ -87,7 +87,9 @@ def test_the_python_in_the_readme_compiles(source: str) -> None:
     compile(source, "README.md", "exec")
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/protocol.md", "docs/design.md", "CHANGELOG.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "docs/protocol.md", "docs/design.md", "docs/benchmarks.md", "CHANGELOG.md"]
+)
 def test_links_between_the_documents_lead_somewhere(document: str) -> None:
     path = ROOT / document
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", path.read_text()):
