@@ -19,6 +19,7 @@ from .support import (
     Publisher,
     ServerName,
     WebSocketClient,
+    free_port,
     running,
     sanic_only,
     subscribed,
@@ -250,7 +251,7 @@ def test_the_test_client_of_sanic_reaches_the_bridge(app: Sanic[Any, Any]) -> No
 
 
 def test_the_reusable_test_client_of_sanic_reaches_the_bridge(app: Sanic[Any, Any]) -> None:
-    client = ReusableClient(app)
+    client = ReusableClient(app, port=free_port())  # its own choice may be taken
     with client:
         for _ in range(2):
             _, response = client.post("/nats/unsubscribe", json=UNKNOWN)
