@@ -28,7 +28,8 @@ def prepared(number: int, settings: Any) -> int:
 
     @app.get("/facts")
     async def facts(request: Request) -> HTTPResponse:
-        return as_json({"sessions": len(bridge._sessions), "tasks": len(asyncio.all_tasks())})
+        connected = int(bridge._hub.connected)
+        return as_json({"connected": connected, "sessions": len(bridge._sessions), "tasks": len(asyncio.all_tasks())})
 
     @app.signal("natsbridge.session.closed")
     async def closed(session: Session, code: int) -> None:
