@@ -149,6 +149,7 @@ class Fuzzed:
         """Connect, and see the handshake through."""
         with socket.socket() as connection:
             connection.setblocking(False)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             fuzzed = cls(connection)
             await fuzzed._loop.sock_connect(connection, ("127.0.0.1", bridge.port))
             reading = asyncio.create_task(fuzzed._read())
