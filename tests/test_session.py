@@ -20,18 +20,21 @@ from .support import until
 PADDING = wire.websocket_frame(b'{"type":"padding","padding":"%b"}' % (b"x" * 1_000))
 
 
+EVERYTHING = Permissions([">"])
+
+
 class Worker:
     """Sessions on a hub with a fake link."""
 
     def __init__(self, *, confirms: bool = True, **settings: Any) -> None:
         options = Settings.resolve(settings, {})
         self.link, self.hub = FakeLink.with_hub(confirms=confirms, flush_interval=options.flush_interval)
-        self.sessions = Sessions(options, self.hub, Permissions([">"]))
+        self.sessions = Sessions(options, self.hub)
         self.sessions.nats_connected()
 
-    def open(self) -> tuple[Session, FakeOutlet]:
+    def open(self, permissions: Permissions = EVERYTHING) -> tuple[Session, FakeOutlet]:
         outlet = FakeOutlet()
-        session = self.sessions.open(outlet)
+        session = self.sessions.open(outlet, permissions)
         assert session is not None
         return session, outlet
 

@@ -10,10 +10,13 @@ from sanic import Blueprint, HTTPResponse, Request
 from sanic_ext import openapi
 
 from ..errors import BridgeError
-from ..protocol import Command, failure, query_command
+from ..outlet import CLOSE_SECONDS
+from ..permissions import Permissions
+from ..protocol import Command, query_command
 from ..sessions import Sessions
+from .authorization import permit
 from .outlets import EventStreamDoor, event_stream_outlet, is_misdirected
-from .replies import misdirected, outcome, reply_response
+from .replies import misdirected, outcome, refusal_response
 
 __all__ = ["add_event_route"]
 
@@ -27,18 +30,25 @@ def add_event_route(blueprint: Blueprint, sessions: Sessions) -> None:
     async def events(request: Request) -> HTTPResponse | None:
         if is_misdirected(request):
             return misdirected("subscribe")
+        # While there is no room, the app is not asked who the client is either.
+        refusal = sessions.refusal()
         try:
             command = query_command(dict(request.get_args(keep_blank_values=True)))
-            if command is not None:
-                sessions.admission.admit(command.subjects or [])
+            permissions = Permissions() if refusal else await permit(request, sessions.settings)
+            if command is not None and not refusal:
+                sessions.admission.admit(permissions, command.subjects or [])
         except BridgeError as error:
-            return reply_response(failure(error, "subscribe"), error.http_status)
+            return refusal_response(error, "subscribe")
         if request.method == "HEAD":
             return HTTPResponse(b"", 200, dict(_HEADERS), _CONTENT_TYPE)
         response = await request.respond(headers=dict(_HEADERS), content_type=_CONTENT_TYPE)
         await response.send(b"")
         async with event_stream_outlet(request, response, sessions.settings) as outlet:
-            await _stream(outlet, sessions, command)
+            if refusal is not None:
+                outlet.finish(refusal, CLOSE_SECONDS)
+                await outlet.wait_finished()
+            else:
+                await _stream(outlet, sessions, permissions, command)
         return None
 
     openapi.exclude()(events)
@@ -46,8 +56,10 @@ def add_event_route(blueprint: Blueprint, sessions: Sessions) -> None:
     blueprint.add_route(events, "/events", methods=["GET", "HEAD"], name="events")
 
 
-async def _stream(outlet: EventStreamDoor, sessions: Sessions, command: Command | None) -> None:
-    session = sessions.open(outlet)
+async def _stream(
+    outlet: EventStreamDoor, sessions: Sessions, permissions: Permissions, command: Command | None
+) -> None:
+    session = sessions.open(outlet, permissions)
     if session is None:
         await outlet.wait_finished()
         return
