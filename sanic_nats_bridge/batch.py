@@ -48,21 +48,32 @@ class Batch:
             return
         shown = wire.header_fields(headers, self._headers) if headers and self._headers else b""
         self._numbered += 1
+        view = interest.only_view
+        if view is not None:
+            # Nearly always: all see the same.
+            if not view.batch:
+                self._hit.append(view)
+            view.batch.append(Delivery(view.source, text, shown, payload, self._numbered))
+        else:
+            self._share(interest, text, shown, payload)
+        if self._timer is None or self._interval:
+            self._flush_soon(len(payload))
+
+    def _share(self, interest: Interest, subject: str, headers: bytes, payload: bytes) -> None:
+        """Put a message into the views that show it; under one name it is one delivery."""
         first: Delivery | None = None
         for alike in interest.views.values():
             delivery: Delivery | None = None
             for view in alike.values():
-                if view.leaves_out is not None and view.leaves_out(text):
+                if view.leaves_out is not None and view.leaves_out(subject):
                     continue
-                if delivery is None:
-                    source = view.source
-                    delivery = first.under(source) if first else Delivery(source, text, shown, payload, self._numbered)
-                    first = first or delivery
+                if first is None:
+                    first = delivery = Delivery(view.source, subject, headers, payload, self._numbered)
+                elif delivery is None:
+                    delivery = first.under(view.source)
                 if not view.batch:
                     self._hit.append(view)
-                view.batch.append(delivery)
-        if first is not None and (self._timer is None or self._interval):
-            self._flush_soon(len(payload))
+                view.batch.append(delivery or first)
 
     def _readable(self, interest: Interest, subject: bytes) -> str:
         """The subject of a message that came by a wildcard; empty where that does not reach it."""

@@ -106,6 +106,8 @@ class Interest:
         self.views: dict[str, dict[Grant, View]] = {}
         """Those that have subscribers, by the client's name for the pattern: with one name, all look the same but
         for what is left out."""
+        self.only_view: View | None = None
+        """The one that all followers have, where nothing is left out for them."""
 
     def followers(self) -> list[tuple[View, Subscriber]]:
         """Who follows it, and in which view."""
@@ -119,6 +121,7 @@ class Interest:
         if view is None:
             source = next((view.source for view in alike.values()), None)
             view = alike[grant] = View(self, grant, source or Source(grant.pattern, grant.shown, grant.hidden))
+            self._note_only_view()
         view.subscribers[subscriber] = None
         return view
 
@@ -130,3 +133,8 @@ class Interest:
             del alike[view.grant]
             if not alike:
                 del self.views[view.pattern]
+            self._note_only_view()
+
+    def _note_only_view(self) -> None:
+        views = [view for alike in self.views.values() for view in alike.values()]
+        self.only_view = views[0] if len(views) == 1 and views[0].leaves_out is None else None

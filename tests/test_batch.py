@@ -125,7 +125,7 @@ async def test_nothing_is_kept_for_an_interest_that_nobody_sees_anything_of() ->
     publish(batch, interest, "a.x")
     assert subscriber.writes == []
     batch.add(interest, b"a.x", b"", b"1")
-    assert batch._timer is None
+    assert batch._hit == []
 
 
 @pytest.mark.parametrize("form", Form)
