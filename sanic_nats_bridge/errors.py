@@ -61,11 +61,6 @@ class CloseCode(IntEnum):
         return self not in (CloseCode.TOO_BIG, CloseCode.UNAUTHORIZED, CloseCode.FORBIDDEN)
 
     @property
-    def waits(self) -> bool:
-        """Whether the client is told how long to wait before it comes back."""
-        return self in (CloseCode.GOING_AWAY, CloseCode.TRY_AGAIN_LATER, CloseCode.TOO_MANY_COMMANDS)
-
-    @property
     def cuts(self) -> bool:
         """Whether messages that have come, and are not written yet, are kept from the client."""
         return self in (CloseCode.UNAUTHORIZED, CloseCode.FORBIDDEN)

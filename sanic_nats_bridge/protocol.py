@@ -185,7 +185,7 @@ def identify(data: bytes) -> CommandId | UnsetType:
 
 def farewell(code: CloseCode, reason: str, retry: float) -> Close:
     """The last frame of a session that the bridge ends; ``retry`` is in seconds."""
-    if not code.waits:
+    if not code.reconnect:
         return Close(code=code, reason=reason, reconnect=code.reconnect)
     return Close(code=code, reason=reason, reconnect=code.reconnect, retry=jittered(retry))
 

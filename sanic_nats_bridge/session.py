@@ -1,6 +1,7 @@
 """One browser connection with its subscriptions, on either transport."""
 
 import asyncio
+import contextlib
 import hashlib
 import secrets
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from typing import Final, Literal, Protocol
 from . import wire
 from .admission import Admission
 from .command_meter import CommandMeter
-from .errors import BridgeError, CloseCode, SessionUnknown, SubjectForbidden
+from .errors import BridgeError, CloseCode, RateLimit, SessionUnknown, SubjectForbidden
 from .hub import Hub
 from .left_out import LeftOut
 from .outlet import CLOSE_SECONDS, Outlet
@@ -124,6 +125,11 @@ class Session:
         """Count commands that no client should send; end the session where there are too many."""
         self._meter.count_refusal(error)
         self._end_excess()
+
+    def pinged(self) -> None:
+        """Count a ping as a command: to answer it costs no less."""
+        with contextlib.suppress(RateLimit):
+            self.count_command()
 
     def _end_excess(self) -> None:
         if self._meter.excess is not None:

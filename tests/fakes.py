@@ -159,6 +159,7 @@ class FakeOutlet(_Recorder):
     tells_pending = True
     full = False
     finished: Close | None = None
+    finish_seconds = 0.0
     aborted = False
 
     def write(self, data: bytes) -> None:
@@ -188,6 +189,7 @@ class FakeOutlet(_Recorder):
     def finish(self, close: Close, seconds: float) -> None:
         self.send(close)
         self.finished = close
+        self.finish_seconds = seconds
 
     def abort(self) -> None:
         self.aborted = True

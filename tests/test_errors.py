@@ -69,21 +69,21 @@ def test_the_operators_error_is_none_that_a_client_could_be_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "reconnect", "waits", "cuts"),
+    ("code", "reconnect", "cuts"),
     [
-        (1001, True, True, False),
-        (1009, False, False, False),
-        (1011, True, False, False),
-        (1013, True, True, False),
-        (4401, False, False, True),
-        (4403, False, False, True),
-        (4429, True, True, False),
+        (1001, True, False),
+        (1009, False, False),
+        (1011, True, False),
+        (1013, True, False),
+        (4401, False, True),
+        (4403, False, True),
+        (4429, True, False),
     ],
 )
-def test_a_close_code_says_whether_to_come_back_when_and_what_is_kept_from_the_client(
-    code: int, reconnect: bool, waits: bool, cuts: bool
+def test_a_close_code_says_whether_to_come_back_and_what_is_kept_from_the_client(
+    code: int, reconnect: bool, cuts: bool
 ) -> None:
-    assert (CloseCode(code).reconnect, CloseCode(code).waits, CloseCode(code).cuts) == (reconnect, waits, cuts)
+    assert (CloseCode(code).reconnect, CloseCode(code).cuts) == (reconnect, cuts)
 
 
 def test_there_is_no_other_close_code() -> None:

@@ -103,6 +103,17 @@ async def test_commands_over_the_rate_are_refused_and_who_goes_on_is_closed(
         assert close["retry"] > 0
 
 
+async def test_pings_over_the_rate_end_the_session_too(shared_nats: NatsServer, publisher: Publisher) -> None:
+    async with (
+        limited(shared_nats, publisher, command_rate=0.01, command_burst=10) as (bridge, _),
+        bridge.websocket() as client,
+    ):
+        pongs = [await client.connection.ping() for _ in range(21)]
+        await asyncio.gather(*pongs[:20])
+        (close,) = await frames_to_the_end(client)
+        assert close["code"] == 4429
+
+
 async def test_after_a_pause_commands_are_carried_out_again(
     shared_nats: NatsServer, publisher: Publisher, server: ServerName
 ) -> None:

@@ -571,7 +571,8 @@ async def test_a_client_that_sends_and_never_reads_is_read_no_further_before_lon
     shared_nats: NatsServer, opcode: int
 ) -> None:
     padding = "x" * 80
-    async with serve(shared_nats) as bridge, slow_client(bridge, "websocket") as client:
+    rate = {"command_rate": 1e9, "command_burst": 10**9}
+    async with serve(shared_nats, **rate) as bridge, slow_client(bridge, "websocket") as client:
         transport = transport_of(client.session)
         sent = 0
         while client.session.keeps_up or transport.is_reading():

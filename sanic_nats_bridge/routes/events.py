@@ -9,10 +9,10 @@ from typing import Final
 from sanic import Blueprint, HTTPResponse, Request
 from sanic_ext import openapi
 
-from ..errors import BridgeError
+from ..errors import BridgeError, CloseCode, InternalError
 from ..outlet import CLOSE_SECONDS
 from ..permissions import Permissions
-from ..protocol import Command, query_command
+from ..protocol import Close, Command, farewell, query_command
 from ..sessions import Sessions
 from .authorization import permit
 from .outlets import EventStreamDoor, event_stream_outlet, is_misdirected
@@ -30,13 +30,8 @@ def add_event_route(blueprint: Blueprint, sessions: Sessions) -> None:
     async def events(request: Request) -> HTTPResponse | None:
         if is_misdirected(request):
             return misdirected("subscribe")
-        # While there is no room, the app is not asked who the client is either.
-        refusal = sessions.refusal()
         try:
-            command = query_command(dict(request.get_args(keep_blank_values=True)))
-            permissions = Permissions() if refusal else await permit(request, sessions.settings)
-            if command is not None and not refusal:
-                sessions.admission.admit(permissions, command.subjects or [])
+            beginning = await _beginning(request, sessions)
         except BridgeError as error:
             return refusal_response(error, "subscribe")
         if request.method == "HEAD":
@@ -44,16 +39,38 @@ def add_event_route(blueprint: Blueprint, sessions: Sessions) -> None:
         response = await request.respond(headers=dict(_HEADERS), content_type=_CONTENT_TYPE)
         await response.send(b"")
         async with event_stream_outlet(request, response, sessions.settings) as outlet:
-            if refusal is not None:
-                outlet.finish(refusal, CLOSE_SECONDS)
+            if isinstance(beginning, Close):
+                outlet.finish(beginning, CLOSE_SECONDS)
                 await outlet.wait_finished()
             else:
-                await _stream(outlet, sessions, permissions, command)
+                await _stream(outlet, sessions, *beginning)
         return None
 
     openapi.exclude()(events)
     # HEAD by name: sanic-ext would run the stream for it.
     blueprint.add_route(events, "/events", methods=["GET", "HEAD"], name="events")
+
+
+async def _beginning(request: Request, sessions: Sessions) -> tuple[Permissions, Command | None] | Close:
+    """What a session begins with; or its end, where what is in the way will pass.
+
+    Raises:
+        BridgeError: What is wrong is so for good.
+    """
+    command = query_command(dict(request.get_args(keep_blank_values=True)))
+    if command is not None:
+        sessions.admission.valid(command.subjects or [])
+    # While there is no room, the app is not asked who the client is either.
+    refusal = sessions.refusal()
+    if refusal is not None:
+        return refusal
+    try:
+        permissions = await permit(request, sessions.settings)
+    except InternalError as error:
+        return farewell(CloseCode.INTERNAL, error.message, sessions.settings.retry)
+    if command is not None:
+        sessions.admission.admit(permissions, command.subjects or [])
+    return permissions, command
 
 
 async def _stream(
