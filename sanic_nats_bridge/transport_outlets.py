@@ -17,6 +17,7 @@ import time
 from typing import Any, ClassVar, Final, cast
 
 from sanic import Request, Websocket
+from websockets.frames import Opcode
 
 from . import wire
 from .errors import CloseCode
@@ -211,6 +212,9 @@ class WebSocketOutlet(_TransportOutlet):
 
     async def _process_valid_events(self, events: Any) -> None:
         self._answered = True  # whatever has come
+        for event in events:
+            if getattr(event, "opcode", None) is Opcode.PING and self.watcher is not None:
+                self.watcher.pinged()
         try:
             await self._process_events(events)
         except UnicodeDecodeError:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import socket
 import time
@@ -100,16 +101,22 @@ class Bridge:
     @contextlib.asynccontextmanager
     async def websocket(self, **options: Any) -> AsyncIterator["WebSocketClient"]:
         """A client of ``/stream`` by the `websockets` library, which has read its welcome."""
-        url = f"ws://127.0.0.1:{self.port}{self.prefix}/stream"
-        async with connect(url, max_size=None, compression=None, max_queue=None, **options) as connection:
-            client = WebSocketClient(connection)
+        async with self.unwelcome_websocket(**options) as client:
             client.welcome = await client.frame()
             yield client
 
     @contextlib.asynccontextmanager
-    async def events(self, *subjects: str) -> AsyncIterator["EventClient"]:
+    async def unwelcome_websocket(self, **options: Any) -> AsyncIterator["WebSocketClient"]:
+        """The same, but nothing was read."""
+        url = f"ws://127.0.0.1:{self.port}{self.prefix}/stream"
+        async with connect(url, max_size=None, compression=None, max_queue=None, **options) as connection:
+            yield WebSocketClient(connection)
+
+    @contextlib.asynccontextmanager
+    async def events(self, *subjects: str, **headers: str) -> AsyncIterator["EventClient"]:
         """A client of ``/events`` by `aiohttp`, which has read its welcome, and its reply if it asked."""
-        async with self.http.get(f"{self.url}/events", params=[("subjects", s) for s in subjects]) as response:
+        query = [("subjects", subject) for subject in subjects]
+        async with self.http.get(f"{self.url}/events", params=query, headers=headers) as response:
             assert response.status == 200, await response.text()
             client = EventClient(response)
             client.welcome = await client.frame()
@@ -134,6 +141,11 @@ class _Frames(ABC):
     @property
     def session(self) -> str:
         return str(self.welcome["session"])
+
+    @property
+    def key(self) -> str:
+        """Under what the server knows the session."""
+        return hashlib.sha256(self.session.encode()).hexdigest()
 
     async def frame(self) -> dict[str, Any]:
         """The next frame that is not a heartbeat."""

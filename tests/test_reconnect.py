@@ -44,7 +44,7 @@ async def test_nobody_is_dropped_when_nats_is_away_for_seconds(nats_server: Nats
     ):
         await websocket.follow("a", "b.*")
         sessions = bridge.extension._sessions
-        before = {session.id for session in sessions}
+        before = {session.key for session in sessions}
         nats_server.stop()
         followers: list[WebSocketClient | EventClient] = [websocket, events]
         assert [await client.frame() for client in [*followers, idle]] == [LOST] * 3
@@ -57,7 +57,7 @@ async def test_nobody_is_dropped_when_nats_is_away_for_seconds(nats_server: Nats
         await publish(nats_server, "b.c", b"2")
         assert [await client.data(2) for client in followers] == [[1, 2]] * 2
         assert (await idle.ask({"action": "ping"}))["message"] == "pong"
-        assert {session.id for session in sessions} == before
+        assert {session.key for session in sessions} == before
 
 
 async def test_the_gap_stands_before_the_first_message_of_the_new_connection(nats_server: NatsServer) -> None:

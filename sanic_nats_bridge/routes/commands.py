@@ -9,10 +9,11 @@ from sanic.exceptions import SanicException
 from sanic_ext import openapi
 
 from ..errors import BridgeError, CommandInvalid, MediaTypeUnsupported, SizeLimit
-from ..protocol import Action, Command, Reply, decode_command, failure, identify
+from ..protocol import Action, Command, Reply, decode_command, identify
 from ..sessions import Sessions
+from .authorization import identify_client
 from .outlets import is_misdirected
-from .replies import misdirected, outcome, reply_response
+from .replies import misdirected, outcome, refusal_response, reply_response
 
 __all__ = ["add_command_routes"]
 
@@ -21,12 +22,14 @@ _Handler: TypeAlias = Callable[[Request], Coroutine[Any, Any, HTTPResponse]]
 _STATUSES: Final = {
     200: "The command was carried out",
     400: "Not a valid command, or a subject is not valid",
+    401: "Not authenticated",
     403: "A subject is not allowed, or NATS refused it",
-    404: "No such session",
+    404: "No such session, or another client's",
     409: "Not subscribed",
     413: "The body is too large",
     415: "The body is not declared as JSON",
-    429: "Too many subscriptions",
+    429: "Too many subscriptions, or commands",
+    500: "Internal error",
 }
 
 
@@ -49,16 +52,23 @@ async def _command(request: Request, sessions: Sessions, action: Action) -> HTTP
         return misdirected(action)
     try:
         body = await _body(request, sessions.settings.max_command_bytes)
+        identity = await identify_client(request, sessions.settings)
     except BridgeError as error:
-        return reply_response(failure(error, action), error.http_status)
-    return reply_response(*await outcome(_carry_out(sessions, body, action), action, identify(body)))
+        return refusal_response(error, action)
+    return reply_response(*await outcome(_carry_out(sessions, body, action, identity), action, identify(body)))
 
 
-async def _carry_out(sessions: Sessions, body: bytes, action: Action) -> Reply:
+async def _carry_out(sessions: Sessions, body: bytes, action: Action, identity: str | None) -> Reply:
     command = decode_command(body, action)
     if not isinstance(command.session, str):
         raise CommandInvalid("Not a valid command: 'session' is missing")
-    return await sessions.find(command.session).handle(command)
+    session = sessions.find(command.session, identity)
+    session.count_command()
+    try:
+        return await session.handle(command)
+    except BridgeError as error:
+        session.count_refusal(error)
+        raise
 
 
 async def _body(request: Request, max_bytes: int) -> bytes:
