@@ -129,7 +129,7 @@ class Follower(ABC):
     """Replies stand among the messages, and so say exactly from where to where a subscription reaches."""
 
     def __init__(self, record: Record, client: WebSocketClient | EventClient, stack: contextlib.AsyncExitStack) -> None:
-        self.id = client.session
+        self.key = client.key
         self.held: dict[str, bool] = {}
         self.nats = client.welcome["nats"]
         self.waiting: dict[int, tuple[CommandName, Sequence[str]]] = {}
@@ -219,7 +219,7 @@ class Follower(ABC):
 
     def _check(self, fact: object, complaint: str) -> None:
         if not fact:
-            self._record.complaints.append(f"{type(self).__name__} {self.id}: {complaint}; it holds {self.held}")
+            self._record.complaints.append(f"{type(self).__name__} {self.key}: {complaint}; it holds {self.held}")
 
     def _on_message(self, frame: dict[str, Any]) -> None:
         number, pattern = frame["data"], frame.get("pattern", frame["subject"])
@@ -331,7 +331,9 @@ class EventFollower(Follower):
 
     async def _post(self, command: dict[str, Any]) -> None:
         async with self._one_at_a_time:
-            status, reply = await self._bridge.post(f"/{command['action']}", {"session": self.id} | command)
+            status, reply = await self._bridge.post(
+                f"/{command['action']}", {"session": self._client.session} | command
+            )
         if self.left:
             self._check(status < 500, f"{reply} after the end")
         else:

@@ -22,6 +22,11 @@ _SETTINGS: Final[dict[str, Any]] = {
     "subscribe": ["a.>", "b.>", "n.>", "w.>"],
     "max_subscriptions": MAX_SUBSCRIPTIONS,
     "linger": 0.02,
+    # Nobody is slowed down, nor cut off.
+    "command_rate": 1e6,
+    "command_burst": 1_000_000,
+    "max_bad_commands": 1_000_000,
+    "max_sub_rate": 1e6,
 }
 _NATS_CONFIG: Final = """
 authorization: {users: [{user: u, password: p, permissions: {subscribe: {deny: ["n.>"]}}}]}
@@ -166,7 +171,7 @@ class World:
         await self._fence()
         await self._until(lambda: all(follower.nats == "connected" for follower in self._everybody))
         await self._until(lambda: self._nats.subscriptions() == self._patterns)
-        await self._until(lambda: self._sessions == {follower.id: {*follower.held} for follower in self._everybody})
+        await self._until(lambda: self._sessions == {follower.key: {*follower.held} for follower in self._everybody})
         self.record.calm, self.record.noticed_cuts = True, self.record.cuts
         for follower in self._everybody:
             follower.settle()
@@ -219,7 +224,7 @@ class World:
 
     @property
     def _sessions(self) -> dict[str, set[str]]:
-        return {session.id: {*session.subscriptions} for session in sessions(self._bridge)}
+        return {session.key: {*session.subscriptions} for session in sessions(self._bridge)}
 
     def _held(self) -> tuple[int, int]:
         """Tasks and file descriptors of the whole process."""

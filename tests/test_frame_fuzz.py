@@ -251,6 +251,7 @@ class Scene:
                 servers=server.url,
                 subscribe=["fuzz.>", f"{publisher.base}.>"],
                 max_command_bytes=MAX_COMMAND_BYTES,
+                command_burst=1000,
                 linger=0.02,
             ) as bridge,
             bridge.websocket() as websocket,
