@@ -11,6 +11,7 @@ from sanic_ext import openapi
 from ..errors import BridgeError, CommandInvalid, MediaTypeUnsupported, SizeLimit
 from ..protocol import Action, Command, Reply, decode_command, identify
 from ..sessions import Sessions
+from ..subjects import GRAMMAR, MAX_SUBJECT_BYTES
 from .authorization import identify_client
 from .outlets import is_misdirected
 from .replies import misdirected, outcome, refusal_response, reply_response
@@ -32,6 +33,8 @@ _STATUSES: Final = {
     500: "Internal error",
 }
 
+_SUBJECT: Final = {"type": "string", "pattern": f"^{GRAMMAR}$", "maxLength": MAX_SUBJECT_BYTES}
+
 
 def add_command_routes(blueprint: Blueprint, sessions: Sessions) -> None:
     """Serve commands by POST on the blueprint."""
@@ -44,7 +47,8 @@ def add_command_routes(blueprint: Blueprint, sessions: Sessions) -> None:
 
     for handler, summary in ((subscribe, "Follow subjects in a session"), (unsubscribe, "Follow subjects no longer")):
         name = handler.__name__
-        blueprint.add_route(_documented(handler, summary), f"/{name}", methods=["POST"], name=name, stream=True)
+        documented = _documented(handler, summary, sessions.settings.max_subscriptions)
+        blueprint.add_route(documented, f"/{name}", methods=["POST"], name=name, stream=True)
 
 
 async def _command(request: Request, sessions: Sessions, action: Action) -> HTTPResponse:
@@ -88,13 +92,17 @@ async def _body(request: Request, max_bytes: int) -> bytes:
     return body
 
 
-def _documented(handler: _Handler, summary: str) -> _Handler:
+def _documented(handler: _Handler, summary: str, max_subscriptions: int) -> _Handler:
     command = _schema(Command) | {"required": ["session", "subjects"]}
+    command["properties"] |= {
+        "action": {"enum": [handler.__name__]},
+        "subjects": {"type": "array", "items": _SUBJECT, "minItems": 1, "maxItems": max_subscriptions},
+    }
     reply = {"application/json": {"schema": _schema(Reply)}}
     return openapi.definition(
         summary=summary,
         tag="NATS bridge",
-        body={"application/json": {"schema": command}},
+        body=openapi.definitions.RequestBody({"application/json": {"schema": command}}, required=True),
         response=[
             openapi.definitions.Response(reply, status=status, description=text) for status, text in _STATUSES.items()
         ],
