@@ -149,6 +149,7 @@ class Follower(ABC):
         self._gaps = 0
         self._calm: dict[int, bool] = {}
         self._ended_early = False
+        self._untold_holes: set[str] = set()
         self._reading = asyncio.create_task(self._read())
 
     # What the client does
@@ -240,16 +241,22 @@ class Follower(ABC):
         self._check(frame["reason"] == "nats_reconnect", f"{frame} is not due")
         self._check(self._gaps <= self._record.cuts - self._cuts_before, f"{frame} comes without a cause")
         self._check(self.held.keys() >= {*frame["subjects"]} or not self.in_one_stream, f"{frame} is too wide")
+        self._untold_holes -= {*frame["subjects"]}
         for pattern in frame["subjects"]:
             self._ledgers[pattern].mark(gap=True)
 
     def _on_status(self, frame: dict[str, Any]) -> None:
         self.nats = frame["nats"]
-        if self.nats == "connected":
-            for ledger in self._ledgers.values():
-                ledger.mark(gap=False)
-            if self.in_one_stream:
-                self.held = dict.fromkeys(self.held, True)
+        if self.nats == "disconnected":
+            self._untold_holes |= {pattern for pattern, live in self.held.items() if live}
+            return
+        untold = self._untold_holes & self.held.keys()
+        self._check(not untold or not self.in_one_stream, f"{frame} without a gap for {untold}")
+        self._untold_holes.clear()
+        for ledger in self._ledgers.values():
+            ledger.mark(gap=False)
+        if self.in_one_stream:
+            self.held = dict.fromkeys(self.held, True)
 
     def _on_unsubscribed(self, frame: dict[str, Any]) -> None:
         self._check(frame["subjects"] == [REFUSED_BY_NATS], f"{frame} is not due")
@@ -277,6 +284,7 @@ class Follower(ABC):
                 self._ended_early = False
                 del self.held[REFUSED_BY_NATS]
         elif frame["success"]:
+            self._untold_holes -= {*patterns}
             for pattern in patterns:
                 self.held.pop(pattern, None)
         in_flight = {pattern for _, patterns in self.waiting.values() for pattern in patterns}

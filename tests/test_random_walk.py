@@ -21,9 +21,11 @@ from .support import SERVERS, ServerName
 from .support_model import CommandName, Follower
 from .support_walk import World
 
-STEPS: Final = 250
-EXAMPLES: Final = 3
-WALKS: Final = -(-int(os.environ.get("RANDOM_STEPS", "1500")) // (STEPS * EXAMPLES))
+ALL_STEPS: Final = int(os.environ.get("RANDOM_STEPS", "1500"))
+STEPS: Final = 150
+# The first example of a walk is always the simplest, so that few walks of many are better.
+WALKS: Final = max(len(SERVERS), ALL_STEPS // (30 * STEPS))
+EXAMPLES: Final = -(-ALL_STEPS // (WALKS * STEPS))
 FEW, MANY = 3, 8
 STEPS_BETWEEN_RESTS: Final = 15
 STEPS_BETWEEN_CUTS: Final = 30
@@ -151,7 +153,7 @@ def world(loop: asyncio.AbstractEventLoop, server: ServerName, monkeypatch: pyte
     loop.run_until_complete(made.__aexit__(None, None, None))
 
 
-@pytest.mark.timeout(170)  # one that fails is run twice
+@pytest.mark.timeout(600)  # one that fails is run twice
 @pytest.mark.parametrize(("walk", "server"), [(walk, SERVERS[walk % len(SERVERS)]) for walk in range(WALKS)])
 def test_nothing_comes_that_should_not_and_nothing_stays(
     walk: int, loop: asyncio.AbstractEventLoop, world: World, caplog: pytest.LogCaptureFixture
@@ -169,5 +171,5 @@ def test_nothing_comes_that_should_not_and_nothing_stays(
             suppress_health_check=list(HealthCheck),
         ),
     )
-    assert world.steps > 0.9 * STEPS * EXAMPLES
+    assert world.steps > 0.8 * STEPS * EXAMPLES
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
