@@ -6,6 +6,7 @@
     ├── CommandUnsupported        command.unsupported
     ├── SubjectInvalid            subject.invalid
     ├── SubjectForbidden          subject.forbidden
+    ├── OriginForbidden           origin.forbidden
     ├── NotSubscribed             subject.not_subscribed
     ├── SizeLimit                 limit.size
     ├── SubscriptionLimit         limit.subscriptions
@@ -29,6 +30,7 @@ __all__ = [
     "MediaTypeUnsupported",
     "NatsRefused",
     "NotSubscribed",
+    "OriginForbidden",
     "SessionUnknown",
     "SettingsError",
     "SizeLimit",
@@ -39,17 +41,18 @@ __all__ = [
 
 
 class CloseCode(IntEnum):
-    """Why the bridge ends a session: the WebSocket close codes of RFC 6455, section 7.4."""
+    """Why the bridge ends a session: WebSocket close codes, those below 4000 of RFC 6455, section 7.4."""
 
     GOING_AWAY = 1001
     TOO_BIG = 1009
     INTERNAL = 1011
     TRY_AGAIN_LATER = 1013
+    FORBIDDEN = 4403
 
     @property
     def reconnect(self) -> bool:
         """Whether a client that comes back may expect to be served."""
-        return self is not CloseCode.TOO_BIG
+        return self not in (CloseCode.TOO_BIG, CloseCode.FORBIDDEN)
 
     @property
     def spread(self) -> bool:
@@ -82,7 +85,7 @@ class CommandInvalid(BridgeError):
 
 
 class MediaTypeUnsupported(CommandInvalid):
-    """A POST whose body is not declared as JSON."""
+    """A POST whose body is not declared as JSON, or is compressed."""
 
     http_status = 415
 
@@ -106,6 +109,14 @@ class SubjectForbidden(BridgeError):
 
     code = "subject.forbidden"
     http_status = 403
+
+
+class OriginForbidden(BridgeError):
+    """A page of an origin that the operator has not allowed."""
+
+    code = "origin.forbidden"
+    http_status = 403
+    close_code = CloseCode.FORBIDDEN
 
 
 class NotSubscribed(BridgeError):

@@ -32,6 +32,7 @@ class SettingKeywords(TypedDict, total=False):
     servers: str | Sequence[str]
     prefix: str
     subscribe: str | Sequence[str]
+    allowed_origins: str | Sequence[str]
     headers: str | Sequence[str]
     heartbeat: float
     retry: float
@@ -68,6 +69,7 @@ class Settings:
     servers: tuple[str, ...] = _option(("nats://127.0.0.1:4222",), checks.server_urls)
     prefix: str = _option("/nats", checks.path_prefix)
     subscribe: tuple[str, ...] = _option((), checks.patterns)
+    allowed_origins: tuple[str, ...] = _option((), checks.origins)
     headers: tuple[str, ...] = _option((), checks.header_names)
     heartbeat: float = _option(15.0, checks.seconds(0.1))
     retry: float = _option(2.0, checks.seconds(0.1))

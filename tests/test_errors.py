@@ -12,6 +12,7 @@ TABLE = {
     "CommandUnsupported": ("command.unsupported", 400, None),
     "SubjectInvalid": ("subject.invalid", 400, None),
     "SubjectForbidden": ("subject.forbidden", 403, None),
+    "OriginForbidden": ("origin.forbidden", 403, 4403),
     "NatsRefused": ("nats.refused", 403, None),
     "SessionUnknown": ("session.unknown", 404, None),
     "NotSubscribed": ("subject.not_subscribed", 409, None),
@@ -66,11 +67,12 @@ def test_the_operators_error_is_none_that_a_client_could_be_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "reconnect", "spread"), [(1001, True, True), (1009, False, False), (1011, True, False), (1013, True, True)]
+    ("code", "reconnect", "spread"),
+    [(1001, True, True), (1009, False, False), (1011, True, False), (1013, True, True), (4403, False, False)],
 )
 def test_a_close_code_says_whether_to_come_back_and_whether_to_wait(code: int, reconnect: bool, spread: bool) -> None:
     assert (CloseCode(code).reconnect, CloseCode(code).spread) == (reconnect, spread)
 
 
 def test_there_is_no_other_close_code() -> None:
-    assert {code.value for code in CloseCode} == {1001, 1009, 1011, 1013}
+    assert {code.value for code in CloseCode} == {1001, 1009, 1011, 1013, 4403}

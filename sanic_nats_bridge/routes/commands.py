@@ -21,11 +21,11 @@ _Handler: TypeAlias = Callable[[Request], Coroutine[Any, Any, HTTPResponse]]
 _STATUSES: Final = {
     200: "The command was carried out",
     400: "Not a valid command, or a subject is not valid",
-    403: "A subject is not allowed, or NATS refused it",
+    403: "A subject, or the origin of the page, is not allowed; or NATS refused",
     404: "No such session",
     409: "Not subscribed",
     413: "The body is too large",
-    415: "The body is not declared as JSON",
+    415: "The body is not declared as JSON, or is compressed",
     429: "Too many subscriptions",
 }
 
@@ -66,6 +66,9 @@ async def _body(request: Request, max_bytes: int) -> bytes:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise MediaTypeUnsupported("The body must be application/json")
+    codings = ",".join(request.headers.getall("content-encoding", [])).split(",")
+    if any(coding.strip().lower() not in ("", "identity") for coding in codings):
+        raise MediaTypeUnsupported("The body must not be compressed")
     body = b""
     stream: Any = request.stream
     try:

@@ -12,6 +12,7 @@ from sanic_ext import openapi
 from ..errors import BridgeError
 from ..protocol import Command, failure, query_command
 from ..sessions import Sessions
+from .cors import CrossOrigin
 from .outlets import EventStreamDoor, event_stream_outlet, is_misdirected
 from .replies import misdirected, outcome, reply_response
 
@@ -21,7 +22,7 @@ _CONTENT_TYPE: Final = "text/event-stream; charset=utf-8"
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
-def add_event_route(blueprint: Blueprint, sessions: Sessions) -> None:
+def add_event_route(blueprint: Blueprint, sessions: Sessions, cross_origin: CrossOrigin) -> None:
     """Serve event streams on the blueprint."""
 
     async def events(request: Request) -> HTTPResponse | None:
@@ -36,6 +37,7 @@ def add_event_route(blueprint: Blueprint, sessions: Sessions) -> None:
         if request.method == "HEAD":
             return HTTPResponse(b"", 200, dict(_HEADERS), _CONTENT_TYPE)
         response = await request.respond(headers=dict(_HEADERS), content_type=_CONTENT_TYPE)
+        cross_origin.mark(request, response)
         await response.send(b"")
         async with event_stream_outlet(request, response, sessions.settings) as outlet:
             await _stream(outlet, sessions, command)

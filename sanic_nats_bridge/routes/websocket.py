@@ -6,10 +6,12 @@ import logging
 from sanic import Blueprint, Request, Websocket
 from sanic.exceptions import WebsocketClosed
 
-from ..errors import BridgeError, CommandUnsupported, InternalError, SizeLimit
-from ..protocol import Reply, decode_command, failure, identify
+from ..errors import BridgeError, CloseCode, CommandUnsupported, InternalError, SizeLimit
+from ..outlet import CLOSE_SECONDS
+from ..protocol import Close, Reply, decode_command, failure, identify
 from ..session import Session
 from ..sessions import Sessions
+from .origin import Doorkeeper
 from .outlets import WebSocketDoor, websocket_outlet
 from .replies import outcome
 
@@ -18,11 +20,16 @@ __all__ = ["add_websocket_route"]
 logger = logging.getLogger("sanic.root.nats_bridge")
 
 
-def add_websocket_route(blueprint: Blueprint, sessions: Sessions) -> None:
+def add_websocket_route(blueprint: Blueprint, sessions: Sessions, doorkeeper: Doorkeeper) -> None:
     """Serve WebSockets on the blueprint."""
 
     async def stream(request: Request, ws: Websocket) -> None:
         async with websocket_outlet(request, ws, sessions.settings) as outlet:
+            forbidden = doorkeeper.refusal(request)
+            if forbidden is not None:
+                outlet.finish(Close(code=CloseCode.FORBIDDEN, reason=forbidden.message, reconnect=False), CLOSE_SECONDS)
+                await _read_to_the_end(outlet)
+                return
             session = sessions.open(outlet)
             if session is None:
                 await _read_to_the_end(outlet)
