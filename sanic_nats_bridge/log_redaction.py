@@ -61,6 +61,6 @@ class QueryRedaction(logging.Filter):
         changed: Any = copy.copy(fields)
         for name, value in fields.items():
             changed[name] = self._redacted(value)
-        if str(fields.get("U", "")).rstrip("/") in self._paths and "q" in fields:
+        if fields.get("q") and str(fields.get("U", "")).rstrip("/") in self._paths:
             changed["q"] = _REDACTED
         return changed  # type: ignore[no-any-return]

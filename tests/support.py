@@ -263,7 +263,7 @@ async def served(app: Sanic[Any, Any], server: ServerName = "sanic", **options: 
     listener.bind(("127.0.0.1", 0))
     listener.listen(4096)
     port: int = listener.getsockname()[1]
-    app.config.ACCESS_LOG = False
+    app.config.ACCESS_LOG = options.pop("access_log", False) if server == "sanic" else False
     serving = {
         "sanic": _sanic_serving,
         "uvicorn": support_asgi.uvicorn_serving,
