@@ -110,6 +110,8 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         cross_origin.watch(self.app, paths)
         self._redaction = QueryRedaction(paths)
         for route in blueprint.routes:
+            # Sanic would wait for a body before its guard sees the request; a handler with `stream` reads it itself.
+            route.extra.ignore_body = not route.extra.stream
             # OpenAPI knows a WebSocket by the wrapper that Sanic puts around its handler.
             if route.extra.websocket:
                 openapi.exclude()(route.handler)

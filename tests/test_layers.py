@@ -44,6 +44,7 @@ FLOORS = {
     "routes": 3,
     "routes.replies": 3,
     "routes.outlets": 3,
+    "routes.handshake": 3,
     "routes.origin": 3,
     "routes.cors": 3,
     "routes.commands": 3,

@@ -1,4 +1,4 @@
-"""Who is turned away at the doors, for the page that a request comes from."""
+"""Who is turned away at the doors: chiefly for the page that a request comes from."""
 
 import logging
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ from sanic import Blueprint, HTTPResponse, Request
 from ..errors import OriginForbidden
 from ..origins import Caller, OriginRule
 from ..protocol import failure
+from .handshake import handshake_fault
 from .outlets import is_asgi
 from .replies import reply_response
 
@@ -45,7 +46,7 @@ class Doorkeeper:
         if _is_asgi_websocket(request):
             # Sanic has no answer before a handshake there: its handler accepts, and closes.
             return None
-        error = self.refusal(request)
+        error = handshake_fault(request) or self.refusal(request)
         if error is None:
             return None
         return reply_response(failure(error, request.path.strip("/").rpartition("/")[2]), error.http_status)
