@@ -4,7 +4,9 @@ import json
 import re
 import shutil
 import signal
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, expect, sync_playwright
@@ -226,6 +228,54 @@ def test_hostile_subjects_and_commands_of_ones_own_are_shown_as_text(watched: Pa
 def test_the_page_allows_nothing_but_its_own_origin(page: Page, example: ExampleApp) -> None:
     response = page.request.get(example.url)
     assert response.headers["content-security-policy"] == "default-src 'self'"
+
+
+CALL_ON = """(url) => {
+  const opened = (source) => new Promise((resolve) => {
+    source.onopen = () => { source.close(); resolve("open"); };
+    source.onerror = () => { source.close(); resolve("refused"); };
+  });
+  const command = {
+    method: "POST", credentials: "include", headers: { "Content-Type": "application/json", Authorization: "x" },
+    body: '{"session":"x","subjects":["a"]}',
+  };
+  return Promise.all([
+    opened(new WebSocket(url.replace("http", "ws") + "stream")),
+    opened(new EventSource(url + "events", { withCredentials: true })),
+    fetch(url + "subscribe", command).then((response) => response.json()).then((reply) => reply.code, () => "refused"),
+  ]);
+}"""
+
+
+@pytest.fixture(scope="module")
+def elsewhere() -> Iterator[str]:
+    """The origin of a page of somebody else."""
+
+    class Blank(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Blank) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("allowed", [False, True], ids=["not allowed", "allowed"])
+def test_the_page_of_another_origin_comes_in_where_it_is_allowed(
+    browser: Browser, shared_nats: NatsServer, elsewhere: str, allowed: bool
+) -> None:
+    origins = {"SANIC_NATS_BRIDGE_ALLOWED_ORIGINS": elsewhere if allowed else ""}
+    with ExampleApp("--nats", shared_nats.url, **origins) as app:
+        page = browser.new_page()
+        page.goto(elsewhere)
+        outcome = page.evaluate(CALL_ON, app.url)
+        assert outcome == (["open", "open", "session.unknown"] if allowed else ["refused"] * 3)
+        page.close()
 
 
 def test_the_page_comes_back_when_the_server_does(browser: Browser) -> None:
