@@ -7,9 +7,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from .support import SERVERS, WAIT_SECONDS, Bridge, Publisher, ServerName, sanic_only, until
+from sanic_nats_bridge.testing import NatsServer
+
+from .support import SERVERS, WAIT_SECONDS, Bridge, Publisher, ServerName, running, sanic_only, until
 from .support_raw import UPGRADE, sessions
 
+OFFER = b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n"
 KEY = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 
 
@@ -65,6 +68,13 @@ async def handshake(bridge: Bridge, more: bytes, method: bytes = b"GET", path: s
         return await head(reader)
 
 
+def close_code(answer: bytes) -> int:
+    """That of the close frame at the end, whose reason is short."""
+    before, _, body = answer.rpartition(b"\x88")
+    assert before, answer
+    return int.from_bytes(body[1:3])
+
+
 HEADERS: dict[str, bytes] = {
     "a subprotocol that is not ASCII": "Sec-WebSocket-Protocol: caf\u00e9\r\n".encode(),
     "a subprotocol of bytes": b"Sec-WebSocket-Protocol: \xff\xfe\r\n",
@@ -102,10 +112,21 @@ async def test_a_cookie_that_sanic_cannot_read_stays_out_of_the_log(
 
 @sanic_only
 async def test_compression_is_not_accepted(bridge: Bridge) -> None:
-    offer = b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n"
-    answer = await handshake(bridge, offer)
+    answer = await handshake(bridge, OFFER)
     assert answer.startswith(b"HTTP/1.1 101")
     assert b"extensions" not in answer.lower()
+
+
+@sanic_only
+async def test_uvicorn_takes_neither_compression_nor_large_frames_where_it_is_told_so(shared_nats: NatsServer) -> None:
+    options = {"ws_per_message_deflate": False, "ws_max_size": 65_536}
+    async with running(servers=shared_nats.url, server="uvicorn", server_options=options) as bridge:
+        assert b"extensions" not in (await handshake(bridge, OFFER)).lower()
+        async with connection(bridge) as (reader, writer):
+            writer.write(b"GET /nats/stream HTTP/1.1\r\n" + UPGRADE.encode() + b"\r\n")
+            await head(reader)
+            writer.write(b"\x81\xff" + (65_537).to_bytes(8) + bytes(4))
+            assert close_code(await rest(reader)) == 1009
 
 
 async def test_a_handshake_by_another_method_opens_nothing_for_a_foreign_page(bridge: Bridge) -> None:
@@ -145,8 +166,7 @@ async def test_a_frame_that_breaks_the_rules_ends_its_own_connection_alone(
         writer.write(b"GET /nats/stream HTTP/1.1\r\n" + UPGRADE.encode() + b"\r\n")
         await head(reader)
         writer.write(frame)
-        assert b"\x88" in (answer := await rest(reader))
-        assert int.from_bytes(answer.rpartition(b"\x88")[2][1:3]) == code
+        assert close_code(await rest(reader)) == code
 
 
 # What never ends
