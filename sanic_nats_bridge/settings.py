@@ -37,6 +37,7 @@ class SettingKeywords(TypedDict, total=False):
     deny: str | Sequence[str]
     permissions: PermissionsFunction | None
     permissions_timeout: float
+    allowed_origins: str | Sequence[str]
     headers: str | Sequence[str]
     heartbeat: float
     retry: float
@@ -82,6 +83,7 @@ class Settings:
     deny: tuple[str, ...] = _option((), checks.shut_patterns)
     permissions: PermissionsFunction | None = _option(None, checks.function)
     permissions_timeout: float = _option(10.0, checks.seconds(0.1))
+    allowed_origins: tuple[str, ...] = _option((), checks.origins)
     headers: tuple[str, ...] = _option((), checks.header_names)
     heartbeat: float = _option(15.0, checks.seconds(0.1))
     retry: float = _option(2.0, checks.seconds(0.1))
