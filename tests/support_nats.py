@@ -3,11 +3,24 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from sanic_nats_bridge.testing import NatsServer
 
 INFO = b'INFO {"max_payload":1048576}\r\n'
+
+
+def sockets() -> int:
+    """How many sockets this process has open."""
+    return sum(1 for link in Path("/proc/self/fd").iterdir() if _target(link).startswith("socket:"))
+
+
+def _target(link: Path) -> str:
+    # The descriptor by which the folder is read is closed by then.
+    with contextlib.suppress(OSError):
+        return str(link.readlink())
+    return ""
 
 
 class Proxy:
@@ -58,10 +71,13 @@ class Proxy:
 class Peer:
     """Speaks the server's side of the NATS protocol to one client after another, as far as it is not told otherwise."""
 
-    def __init__(self, *, greeting: bytes = INFO, welcome: bytes = b"PONG\r\n", answers: bool = True) -> None:
+    def __init__(
+        self, *, greeting: bytes = INFO, welcome: bytes = b"PONG\r\n", answers: bool = True, reads: bool = True
+    ) -> None:
         self.greeting = greeting
         self.welcome = welcome
         self.answers = answers
+        self.reads = reads
         self.port = 0
         self.lines: list[bytes] = []
         self.writers: list[asyncio.StreamWriter] = []
@@ -89,6 +105,9 @@ class Peer:
         self.writers.append(writer)
         writer.write(self.greeting)
         pong = self.welcome
+        if not self.reads:
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            await asyncio.Event().wait()
         with contextlib.suppress(ConnectionError):
             while line := await reader.readline():
                 self.lines.append(line)
