@@ -7,7 +7,9 @@ import resource
 import signal
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import nats.errors
 import pytest
@@ -20,7 +22,7 @@ from .support import Publisher, free_port, until
 from .support_nats import INFO, Peer, Proxy, sockets
 from .test_nats_link import Linked, Listener, linked, permissions
 
-QUICK = {"ping_interval": 0.2, "connect_timeout": 0.3}
+QUICK: dict[str, Any] = {"ping_interval": 0.2, "connect_timeout": 0.3}
 CAME_BACK = ["up", "down", "up"]
 
 
@@ -39,6 +41,10 @@ async def lives(bridge: Linked, server: NatsServer, *, subject: str = "alive") -
     async with Publisher.connected(server) as publisher:
         await publisher.send(subject, b"still here")
     await until(lambda: b"still here" in bridge.listener.payloads)
+
+
+def told_of(bridge: Linked, changes: list[str]) -> bool:
+    return bridge.listener.told == changes
 
 
 # The network
@@ -227,14 +233,14 @@ async def test_a_login_that_is_taken_away_and_given_back(caplog: pytest.LogCaptu
 async def test_each_server_of_a_cluster_may_die_in_turn() -> None:
     with clustered(3) as members:
         async with linked(*members) as bridge:
-            for number, member in enumerate(members, 1):
-                at = bridge.client.connected_url
-                dying = next(server for server in members if at is not None and server.port == at.port)
-                dying.kill()
-                await until(lambda count=number: bridge.listener.told.count("up") == count + 1)
+            for number in range(1, 4):
+                assert bridge.client.connected_url is not None
+                port = bridge.client.connected_url.port
+                (serving,) = (member for member in members if member.port == port)
+                serving.kill()
+                await until(partial(told_of, bridge, ["up", *["down", "up"] * number]))
                 assert await bridge.ask("a") == {"a": "confirmed"}
-                dying.start()
-            assert member.pid is not None
+                serving.start()
 
 
 async def test_a_server_that_is_about_to_stop_is_left_for_another_before_it_does(
@@ -353,11 +359,7 @@ async def test_file_descriptors_that_are_used_up_are_waited_for(
     nats_server: NatsServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     link, listener = NatsLink(Settings.resolve({"servers": nats_server.url}, {})), Listener()
-    held: list[int] = []
-    with limited_files():
-        with pytest.raises(OSError, match="Too many open files"):
-            while True:
-                held.append(os.dup(0))
+    with files_used_up() as held:
         link.start(listener)
         try:
             await until(lambda: "Too many open files" in caplog.text)
@@ -370,11 +372,17 @@ async def test_file_descriptors_that_are_used_up_are_waited_for(
 
 
 @contextlib.contextmanager
-def limited_files() -> Iterator[None]:
+def files_used_up() -> Iterator[list[int]]:
+    """No more files can be opened, but in the place of these descriptors."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 8, hard))
+    most = max(int(descriptor.name) for descriptor in Path("/proc/self/fd").iterdir()) + 8
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    held = []
     try:
-        yield
+        with contextlib.suppress(OSError):
+            for _ in range(most):
+                held.append(os.dup(0))  # noqa: PERF401 - until it fails
+        yield held
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
