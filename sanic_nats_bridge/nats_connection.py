@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import logging
+from collections.abc import Coroutine
 from typing import Any, Protocol, TypeAlias, cast
 
 import nats.errors
@@ -124,13 +125,19 @@ class Connection(Client):
         if isinstance(self._transport, TcpSocket | WebSocket):
             self._transport.abort()
 
+    async def finish(self, seconds: float) -> None:
+        """Drain, then release, in ``seconds`` each."""
+        await _within(seconds, self.drain())
+        await self.release(seconds)
+
     async def release(self, seconds: float) -> None:
         """Close, unless somebody has begun to; what the server has not taken in ``seconds`` is lost."""
-        with contextlib.suppress(Exception):
-            async with asyncio.timeout(seconds):
-                await self.close()
-                await self._closed.wait()
+        await _within(seconds, self._close_and_wait())
         self.abort()
+
+    async def _close_and_wait(self) -> None:
+        await self.close()
+        await self._closed.wait()
 
     def _end(self) -> None:
         self.over.set()
@@ -263,3 +270,16 @@ class Connection(Client):
 
 def _words(error: BaseException) -> str:
     return str(error) or type(error).__name__
+
+
+async def _within(seconds: float, work: Coroutine[Any, Any, None]) -> None:
+    """Let it work for ``seconds``, whatever comes of it; then cancel it, and once more if it goes on all the same."""
+    # A task of its own: nats-py cancels all who wait for the end of one transport when it cancels one of them.
+    task = asyncio.create_task(work)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+        if task.cancel():
+            await asyncio.wait({task}, timeout=seconds)
+    finally:
+        task.cancel()

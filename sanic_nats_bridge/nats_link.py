@@ -7,7 +7,6 @@ after most ``-ERR`` lines, nor after an exception in its read loop.
 """
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -68,9 +67,7 @@ class NatsLink:
             supervisor.cancel()
             await asyncio.wait({supervisor}, timeout=_CANCEL_AGAIN_SECONDS)
         for connection in filter(None, (self._connection, self._successor)):
-            with contextlib.suppress(Exception):
-                await asyncio.wait_for(connection.drain(), _STOP_SECONDS)
-            await connection.release(_STOP_SECONDS)
+            await connection.finish(_STOP_SECONDS)
         self._connection = self._successor = None
 
     def subscribe(self, pattern: str, sink: Any) -> int | None:
