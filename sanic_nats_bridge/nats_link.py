@@ -113,6 +113,8 @@ class NatsLink:
     async def _move(self, connection: Connection, listener: LinkListener) -> Connection | None:
         """Connect to another server while the present one, which is about to stop, still serves."""
         for server in self._servers.others(connection.address):
+            if connection.over.is_set():
+                break
             try:
                 return await self._open(server, listener)
             except ConnectionError as error:

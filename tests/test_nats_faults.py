@@ -300,6 +300,19 @@ def clustered(count: int) -> Iterator[list[NatsServer]]:
         yield [stack.enter_context(member) for member in members]
 
 
+@pytest.mark.filterwarnings("ignore:parameter 'timeout' of type:DeprecationWarning")  # nats-py's call of aiohttp
+async def test_a_server_that_hangs_is_left_over_websocket_too() -> None:
+    port = free_port()
+    with NatsServer(config=f'websocket {{listen: "127.0.0.1:{port}", no_tls: true}}') as server:
+        async with linked(servers=f"ws://127.0.0.1:{port}", **QUICK) as bridge:
+            await bridge.ask("a")
+            server.pause()
+            await until(lambda: bridge.listener.told == ["up", "down"])
+            server.resume()
+            await until(lambda: bridge.listener.told == CAME_BACK)
+            await lives(bridge, server)
+
+
 # The app, and the machine
 
 
@@ -317,7 +330,14 @@ async def test_the_app_may_close_its_client(nats_server: NatsServer) -> None:
 async def test_the_app_may_drain_its_client(nats_server: NatsServer) -> None:
     async with linked(nats_server) as bridge:
         client = bridge.client
-        await asyncio.gather(client.drain(), client.drain())
+        nats_server.pause()
+        draining = asyncio.create_task(client.drain())
+        await until(lambda: client.is_draining)
+        await client.drain()
+        # The second drain returns at once, and does not end the first.
+        assert bridge.listener.told == ["up"]
+        nats_server.resume()
+        await draining
         await until(lambda: bridge.listener.told == CAME_BACK)
         assert bridge.link.client is not client
         await lives(bridge, nats_server)
