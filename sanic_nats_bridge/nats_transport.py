@@ -6,6 +6,7 @@ Private names of nats-py's transports that are used: ``_bare_io_writer`` (TCP), 
 
 import asyncio
 import contextlib
+from collections.abc import Iterable
 from typing import Any, Final
 
 from nats.aio.transport import TcpTransport, WebSocketTransport
@@ -16,9 +17,17 @@ _READ_BYTES: Final = 512 * 1024
 
 
 class TcpSocket(TcpTransport):
-    """Reads in larger portions than nats-py: what comes in one turn of the loop leaves in one write for each client."""
+    """Reads in larger portions than nats-py, and writes once for each turn of the event loop.
 
-    aborted = False
+    The larger the portion, the fewer writes to each client of the bridge. One write for all that a
+    turn has to say, because a second one fails where the server has closed meanwhile, and asyncio
+    then throws away the ``-ERR`` that says why.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.aborted = False
+        self._unsent: list[bytes] = []
 
     async def connect(self, uri: Any, buffer_size: int, connect_timeout: int) -> None:
         """Connect, with room for a whole portion."""
@@ -27,6 +36,33 @@ class TcpSocket(TcpTransport):
     async def read(self, buffer_size: int) -> Any:
         """What has come, as much as there may be of it."""
         return await super().read(_READ_BYTES)
+
+    def write(self, payload: bytes) -> None:
+        """Write the bytes at the end of this turn."""
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._send)
+        self._unsent.append(payload)
+
+    def writelines(self, payload: Iterable[bytes]) -> None:
+        """Write them all, in their order."""
+        self.write(b"".join(payload))
+
+    async def drain(self) -> None:
+        """Wait until little is left to be written."""
+        self._send()
+        await super().drain()  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Write what is left, and close."""
+        self._send()
+        super().close()  # type: ignore[no-untyped-call]
+
+    def _send(self) -> None:
+        unsent, self._unsent = self._unsent, []
+        # A transport that is closing raises, on uvloop; what was to be sent is asked for again.
+        with contextlib.suppress(RuntimeError):
+            if unsent:
+                super().write(b"".join(unsent))  # type: ignore[no-untyped-call]
 
     def abort(self) -> None:
         """Close the socket at once; what still waits in it is lost."""
@@ -72,4 +108,4 @@ class WebSocket(WebSocketTransport):
 
 def transport_for(url: str) -> TcpSocket | WebSocket:
     """The transport for a server of this URL, which is not connected yet."""
-    return WebSocket() if url.startswith("ws") else TcpSocket()  # type: ignore[no-untyped-call]
+    return WebSocket() if url.startswith("ws") else TcpSocket()

@@ -20,7 +20,7 @@ from sanic_nats_bridge.testing import NatsServer
 
 from .support import Publisher, free_port, until
 from .support_nats import INFO, Peer, Proxy, sockets
-from .test_nats_link import Linked, Listener, linked, permissions
+from .test_nats_link import Linked, Listener, linked, own_subscription, permissions
 
 QUICK: dict[str, Any] = {"ping_interval": 0.2, "connect_timeout": 0.3}
 CAME_BACK = ["up", "down", "up"]
@@ -318,8 +318,7 @@ async def test_a_server_that_hangs_is_left_over_websocket_too() -> None:
 
 async def test_the_app_may_close_its_client(nats_server: NatsServer) -> None:
     async with linked(nats_server) as bridge, Publisher.connected(nats_server) as publisher:
-        watched = await publisher.client.subscribe("last")
-        await publisher.client.flush()
+        watched = await own_subscription(publisher.client, nats_server, "last")
         await bridge.client.publish("last", b"words")
         await bridge.client.close()
         await until(lambda: bridge.listener.told == CAME_BACK)

@@ -36,7 +36,7 @@ async def test_the_private_names_of_nats_pys_transports_are_as_they_are_taken() 
 
 
 async def connected(peer: Peer) -> TcpSocket:
-    transport = TcpSocket()  # type: ignore[no-untyped-call]
+    transport = TcpSocket()
     await transport.connect(urlparse(peer.url), 0, 2)
     return transport
 
@@ -47,8 +47,8 @@ async def test_a_socket_is_let_go_of_although_the_peer_takes_nothing() -> None:
         before = sockets()
         transport = await connected(silent)
         await until(lambda: silent.accepted)
-        transport.write(b"x" * 32_000_000)  # type: ignore[no-untyped-call]
-        transport.close()  # type: ignore[no-untyped-call]
+        transport.write(b"x" * 32_000_000)
+        transport.close()
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(transport.wait_closed(), 0.05)
         transport.abort()
@@ -59,10 +59,11 @@ async def test_a_socket_is_let_go_of_although_the_peer_takes_nothing() -> None:
 async def test_what_is_written_arrives_before_a_socket_is_closed() -> None:
     async with Peer().listening() as peer:
         transport = await connected(peer)
-        transport.write(b"x" * 1_000_000 + b"\n")  # type: ignore[no-untyped-call]
-        transport.close()  # type: ignore[no-untyped-call]
+        transport.write(b"x" * 1_000_000)
+        transport.writelines([b"y", b"\n"])
+        transport.close()
         await transport.wait_closed()
-        await until(lambda: sum(map(len, peer.lines)) == 1_000_001)
+        await until(lambda: sum(map(len, peer.lines)) == 1_000_002)
 
 
 async def test_a_tls_handshake_that_failed_is_not_waited_for() -> None:
@@ -73,7 +74,7 @@ async def test_a_tls_handshake_that_failed_is_not_waited_for() -> None:
         with pytest.raises(TimeoutError):
             await transport.connect_tls("localhost", ssl.create_default_context(), 0, 0.05)  # type: ignore[arg-type]
         transport.abort()
-        transport.close()  # type: ignore[no-untyped-call]
+        transport.close()
         await transport.wait_closed()
         await until(lambda: silent.accepted)
         silent.say(b"", then_close=True)
