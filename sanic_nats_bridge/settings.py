@@ -117,7 +117,7 @@ class Settings:
     tls_hostname: str | None = _option(None, checks.text)
     tls_handshake_first: bool = _option(False, checks.flag)
     connect_timeout: float = _option(2.0, checks.seconds(0.1))
-    ping_interval: float = _option(5.0, checks.seconds(0.1))
+    ping_interval: float = _option(4.0, checks.seconds(0.1))
 
     @classmethod
     def resolve(cls, keywords: Mapping[str, Any], config: Mapping[str, Any]) -> "Settings":
