@@ -32,6 +32,7 @@ class Doorkeeper:
 
     def guard(self, blueprint: Blueprint) -> None:
         """Turn requests away before a handler of the blueprint gets them, and before a WebSocket's handshake."""
+        # Not `middleware(self._turn_away, …)`: a blueprint registers nothing then, for a method is no plain function.
         blueprint.middleware("request", priority=_LAST)(self._turn_away)
 
     def refusal(self, request: Request) -> OriginForbidden | None:
