@@ -31,6 +31,7 @@ class Doorkeeper:
 
     def guard(self, blueprint: Blueprint) -> None:
         """Turn requests away before a handler of the blueprint gets them, and before a WebSocket's handshake."""
+        # Not `middleware(self._turn_away, …)`: a blueprint registers nothing then, for a method is no plain function.
         blueprint.middleware("request", priority=_LAST)(self._turn_away)
 
     def admit(self, request: Request) -> None:
