@@ -175,6 +175,12 @@ class Hub:
 
     # The link's side
 
+    def undelivered(self, interest: Interest) -> None:
+        """A fault of ours has lost a message: tell all who follow."""
+        self.flush()
+        for view, subscriber in interest.followers():
+            subscriber.missed(view.pattern)
+
     def confirmed(self, interest: Interest) -> None:
         """The NATS server has the subscription."""
         interest.state = State.LIVE

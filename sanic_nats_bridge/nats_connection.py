@@ -35,6 +35,9 @@ class MessageListener(Protocol):
     def dispatch(self, sink: Any, subject: bytes, headers: bytes, payload: bytes) -> None:
         """A message has arrived."""
 
+    def undelivered(self, sink: Any) -> None:
+        """`dispatch` has raised: the message is lost."""
+
     def confirmed(self, sink: Any) -> None:
         """The server has the subscription."""
 
@@ -168,9 +171,14 @@ class Connection(Client):
             if self._transport is not None:
                 self._transport.write(line)
 
-    def undelivered(self, error: Exception) -> None:
-        """Log that the listener has failed on a message."""
+    def undelivered(self, sink: Any, error: Exception) -> None:
+        """Log that the listener has failed on a message, and have it tell those who miss it."""
         logger.error("A message from NATS could not be delivered", exc_info=error)
+        try:
+            self._listener.undelivered(sink)
+        except Exception:
+            # It would end nats-py's read loop, in silence.
+            logger.exception("Nor could it be told that one was lost")
 
     def received(self, messages: int, size: int) -> None:
         """Count what came for the bridge as nats-py counts what comes for the app."""

@@ -29,7 +29,7 @@ class Operations(Protocol):
     def dispatch(self) -> Callable[[Any, bytes, bytes, bytes], None]:
         """Takes a message for one of them: sink, subject, headers, payload."""
 
-    def undelivered(self, error: Exception) -> None:
+    def undelivered(self, sink: Any, error: Exception) -> None:
         """Hear that `dispatch` has raised."""
 
     async def foreign_message(self, sid: int, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
@@ -105,7 +105,7 @@ class Parser:
             try:
                 dispatch(sink, words[1], headers, payload)
             except Exception as error:
-                operations.undelivered(error)
+                operations.undelivered(sink, error)
             messages += 1
             taken += len(payload)
         else:

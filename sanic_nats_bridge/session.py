@@ -1,7 +1,6 @@
 """One browser connection with its subscriptions, on either transport."""
 
 import asyncio
-import contextlib
 import hashlib
 import secrets
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from typing import Final, Literal, Protocol
 from . import wire
 from .admission import Admission
 from .command_meter import CommandMeter
-from .errors import BridgeError, CloseCode, RateLimit, SessionUnknown, SubjectForbidden
+from .errors import BridgeError, CloseCode, SessionUnknown, SubjectForbidden
 from .hub import Hub
 from .left_out import LeftOut
 from .outlet import CLOSE_SECONDS, Outlet
@@ -128,8 +127,8 @@ class Session:
 
     def pinged(self) -> None:
         """Count a ping as a command: to answer it costs no less."""
-        with contextlib.suppress(RateLimit):
-            self.count_command()
+        self._meter.count_ping()
+        self._end_excess()
 
     def _end_excess(self) -> None:
         if self._meter.excess is not None:
@@ -226,6 +225,10 @@ class Session:
             self.send(_gap(pattern, lost))
         self.send(Unsubscribed(subjects=[pattern], code=error.code, message=error.message))
         self.activated(pattern)
+
+    def missed(self, pattern: str) -> None:
+        """Tell the client that it may have missed messages here, by a fault of the bridge."""
+        self.send(Gap(subjects=[pattern], lost=None, reason="internal"))
 
     def note_holes(self) -> None:
         """Remember which subscriptions miss messages from here on."""

@@ -25,10 +25,14 @@ class Listener:
     def __init__(self) -> None:
         self.told: list[str] = []
         self.answers: dict[str, str] = {}
+        self.lost: list[str] = []
         self.messages: list[tuple[str, bytes, bytes, bytes]] = []
 
     def dispatch(self, sink: str, subject: bytes, headers: bytes, payload: bytes) -> None:
         self.messages.append((sink, subject, headers, payload))
+
+    def undelivered(self, sink: str) -> None:
+        self.lost.append(sink)
 
     def confirmed(self, sink: str) -> None:
         self.answers[sink] = "confirmed"

@@ -18,6 +18,8 @@ _PREFLIGHT: Final = {
     "access-control-max-age": "600",
 }
 
+_SHOWN: Final = {"access-control-expose-headers": "retry-after"}
+
 
 class CrossOrigin:
     """Answers for the bridge's own paths, to the allowed origins alone, whatever the app answers on others."""
@@ -61,8 +63,7 @@ class CrossOrigin:
         if origin is not None:
             headers["access-control-allow-origin"] = origin
             headers["access-control-allow-credentials"] = "true"
-            if request.method == "OPTIONS":
-                headers.update(_PREFLIGHT)
+            headers.update(_PREFLIGHT if request.method == "OPTIONS" else _SHOWN)
 
 
 def _path(request: Request) -> str:
