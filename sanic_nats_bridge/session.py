@@ -265,9 +265,7 @@ class Session:
     def close(self, code: CloseCode, reason: str, seconds: float | None = None) -> None:
         """End the session: the client hears why, and nothing more; it has so many seconds to take that."""
         if not self.closed:
-            if code.cuts:
-                self.keeps_up = False
-            self._leave(code)
+            self._leave(code, cut=code.cuts)
             self._outlet.finish(farewell(code, reason, self._home.settings.retry), seconds or CLOSE_SECONDS)
 
     def gone(self, code: int) -> None:
@@ -275,7 +273,7 @@ class Session:
         if not self.closed:
             self._leave(code)
 
-    def _leave(self, code: int) -> None:
+    def _leave(self, code: int, *, cut: bool = False) -> None:
         self.closed = True
         self._outlet.watcher = None
         if self._pulse is not None:
@@ -283,7 +281,7 @@ class Session:
         if self._left_out is not None:
             self._left_out.over.set()
             self._left_out = None
-        self._subscriptions.close()
+        self._subscriptions.close(cut=cut)
         self._home.left(self, code)
 
 

@@ -682,6 +682,18 @@ async def test_a_client_that_has_fallen_behind_gets_nothing_but_the_close_when_i
     assert len(worker.sessions) == 0
 
 
+async def test_of_several_whose_permissions_expire_at_one_moment_none_gets_what_has_come_already() -> None:
+    worker = Worker()
+    expires = time.time() + 0.02
+    outlets = [worker.open(Permissions([">"], expires=at)) for at in (expires, expires, expires + 3600)]
+    for session, _ in outlets:
+        await act(session, "subscribe", "a")
+    worker.link.deliver("a")
+    time.sleep(0.03)  # noqa: ASYNC251 - the loop is to be late
+    worker.hub.flush()
+    assert [outlet.types[2:] for _, outlet in outlets] == [["close"], ["close"], ["message"]]
+
+
 async def test_what_was_kept_for_a_client_is_judged_by_its_new_permissions() -> None:
     worker = Worker(overflow="latest", max_pending_bytes=10_000)
     session, outlet = worker.open()
