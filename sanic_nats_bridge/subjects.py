@@ -18,6 +18,7 @@ from typing import Final
 from .errors import SubjectInvalid
 
 __all__ = [
+    "GRAMMAR",
     "MAX_SUBJECT_BYTES",
     "MAX_TOKENS",
     "covers",
@@ -35,7 +36,11 @@ MAX_SUBJECT_BYTES: Final = 255
 MAX_TOKENS: Final = 32
 
 _LITERAL: Final = r"[\x21-\x29\x2B-\x2D\x2F-\x3D\x3F-\x7E]+"
-_PATTERN: Final = re.compile(rf"(?:(?:{_LITERAL}|\*)\.)*(?:{_LITERAL}|\*|>)")
+
+GRAMMAR: Final = rf"(?:(?:{_LITERAL}|\*)\.){{0,{MAX_TOKENS - 1}}}(?:{_LITERAL}|\*|>)"
+"""A regular expression for valid patterns, but for their length; JSON Schema reads it too."""
+
+_PATTERN: Final = re.compile(GRAMMAR)
 
 
 def validate(pattern: str) -> str:
@@ -52,8 +57,7 @@ def validate(pattern: str) -> str:
 
 def is_valid(pattern: str) -> bool:
     """Whether `validate` lets it pass."""
-    sized = 0 < len(pattern) <= MAX_SUBJECT_BYTES and pattern.count(".") < MAX_TOKENS
-    return sized and _PATTERN.fullmatch(pattern) is not None
+    return len(pattern) <= MAX_SUBJECT_BYTES and _PATTERN.fullmatch(pattern) is not None
 
 
 def is_reserved(subject: str) -> bool:

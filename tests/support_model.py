@@ -72,6 +72,10 @@ class Ledger:
         self.log.append(number)
         return None
 
+    def mark(self, *, gap: bool) -> None:
+        """Note a gap, or the word that all is live again."""
+        self.log.append(_GAP if gap else _LIVE)
+
     @property
     def owed(self) -> list[int]:
         """What should have come, and no gap tells that it has not."""
@@ -237,13 +241,13 @@ class Follower(ABC):
         self._check(self._gaps <= self._record.cuts - self._cuts_before, f"{frame} comes without a cause")
         self._check(self.held.keys() >= {*frame["subjects"]} or not self.in_one_stream, f"{frame} is too wide")
         for pattern in frame["subjects"]:
-            self._ledgers[pattern].log.append(_GAP)
+            self._ledgers[pattern].mark(gap=True)
 
     def _on_status(self, frame: dict[str, Any]) -> None:
         self.nats = frame["nats"]
         if self.nats == "connected":
             for ledger in self._ledgers.values():
-                ledger.log.append(_LIVE)
+                ledger.mark(gap=False)
             if self.in_one_stream:
                 self.held = dict.fromkeys(self.held, True)
 

@@ -12,7 +12,7 @@ import aiohttp
 
 from sanic_nats_bridge.testing import NatsServer
 
-from .support import WAIT_SECONDS, Bridge, EventClient, Publisher, running, until
+from .support import WAIT_SECONDS, Bridge, EventClient, Publisher, ServerName, running, until
 from .support_model import MAX_SUBSCRIPTIONS, OF_THE_QUERY, SUBJECTS, EventFollower, Follower, Record, WebSocketFollower
 from .support_raw import UPGRADE, client_frame, reset, sessions
 from .support_relay import Relay
@@ -53,12 +53,12 @@ class World:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def made(cls) -> AsyncIterator["World"]:
+    async def made(cls, server: ServerName) -> AsyncIterator["World"]:
         """A world with nobody in it but a witness, who follows a subject of its own."""
         with NatsServer(config=_NATS_CONFIG) as nats:
             async with (
                 Relay.listening(nats.port) as relay,
-                running(servers=relay.url, **_SETTINGS) as bridge,
+                running(servers=relay.url, server=server, **_SETTINGS) as bridge,
                 contextlib.AsyncExitStack() as publisher,
             ):
                 world = cls(nats, relay, bridge, publisher)

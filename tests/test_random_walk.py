@@ -1,7 +1,7 @@
 """Random walks through all that clients, publishers and NATS do, against the model of `support_model`.
 
 ``RANDOM_STEPS=100000 python -m pytest tests/test_random_walk.py`` takes so many steps. Each walk is a test of its
-own, whose name holds the seed that it is made of.
+own, whose name holds the seed that it is made of, and the server.
 """
 
 import asyncio
@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from . import support_model as model
+from .support import SERVERS, ServerName
 from .support_model import CommandName, Follower
 from .support_walk import World
 
 STEPS: Final = 250
-EXAMPLES: Final = 6
+EXAMPLES: Final = 3
 WALKS: Final = -(-int(os.environ.get("RANDOM_STEPS", "1500")) // (STEPS * EXAMPLES))
 FEW, MANY = 3, 8
 STEPS_BETWEEN_RESTS: Final = 15
@@ -142,16 +143,16 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 
 @pytest.fixture
-def world(loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+def world(loop: asyncio.AbstractEventLoop, server: ServerName, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     # How long the bridge waits between its attempts to connect is tested elsewhere.
     monkeypatch.setattr("sanic_nats_bridge.nats_servers._MOST_PAUSE_SECONDS", 0.1)
-    made = World.made()
+    made = World.made(server)
     yield loop.run_until_complete(made.__aenter__())
     loop.run_until_complete(made.__aexit__(None, None, None))
 
 
 @pytest.mark.timeout(170)  # one that fails is run twice
-@pytest.mark.parametrize("walk", range(WALKS))
+@pytest.mark.parametrize(("walk", "server"), [(walk, SERVERS[walk % len(SERVERS)]) for walk in range(WALKS)])
 def test_nothing_comes_that_should_not_and_nothing_stays(
     walk: int, loop: asyncio.AbstractEventLoop, world: World, caplog: pytest.LogCaptureFixture
 ) -> None:

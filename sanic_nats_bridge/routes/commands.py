@@ -12,6 +12,7 @@ from sanic_ext import openapi
 from ..errors import BridgeError, CommandInvalid, MediaTypeUnsupported, SizeLimit
 from ..protocol import Action, Command, Reply, decode_command, identify
 from ..sessions import Sessions
+from ..subjects import GRAMMAR, MAX_SUBJECT_BYTES
 from .authorization import identify_client
 from .outlets import is_misdirected
 from .replies import misdirected, outcome, refusal_response, reply_response
@@ -33,6 +34,8 @@ _STATUSES: Final = {
     500: "Internal error",
 }
 
+_SUBJECT: Final = {"type": "string", "pattern": f"^{GRAMMAR}$", "maxLength": MAX_SUBJECT_BYTES}
+
 
 def add_command_routes(blueprint: Blueprint, sessions: Sessions) -> None:
     """Serve commands by POST on the blueprint."""
@@ -45,7 +48,8 @@ def add_command_routes(blueprint: Blueprint, sessions: Sessions) -> None:
 
     for handler, summary in ((subscribe, "Follow subjects in a session"), (unsubscribe, "Follow subjects no longer")):
         name = handler.__name__
-        blueprint.add_route(_documented(handler, summary), f"/{name}", methods=["POST"], name=name, stream=True)
+        documented = _documented(handler, summary, sessions.settings.max_subscriptions)
+        blueprint.add_route(documented, f"/{name}", methods=["POST"], name=name, stream=True)
 
 
 async def _command(request: Request, sessions: Sessions, action: Action) -> HTTPResponse:
@@ -98,13 +102,17 @@ def _body_seconds(request: Request) -> float:
     return min(request.app.config.REQUEST_TIMEOUT, request.app.config.RESPONSE_TIMEOUT) / 2
 
 
-def _documented(handler: _Handler, summary: str) -> _Handler:
+def _documented(handler: _Handler, summary: str, max_subscriptions: int) -> _Handler:
     command = _schema(Command) | {"required": ["session", "subjects"]}
+    command["properties"] |= {
+        "action": {"enum": [handler.__name__]},
+        "subjects": {"type": "array", "items": _SUBJECT, "minItems": 1, "maxItems": max_subscriptions},
+    }
     reply = {"application/json": {"schema": _schema(Reply)}}
     return openapi.definition(
         summary=summary,
         tag="NATS bridge",
-        body={"application/json": {"schema": command}},
+        body=openapi.definitions.RequestBody({"application/json": {"schema": command}}, required=True),
         response=[
             openapi.definitions.Response(reply, status=status, description=text) for status, text in _STATUSES.items()
         ],
