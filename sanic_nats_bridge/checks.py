@@ -16,6 +16,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from .errors import SubjectInvalid
+from .origins import parse_origin
 from .permissions import Permissions
 from .subjects import is_reserved, validate
 
@@ -26,6 +27,7 @@ __all__ = [
     "inbox_prefix",
     "one_of",
     "open_patterns",
+    "origins",
     "path_prefix",
     "rate",
     "readable_file",
@@ -119,6 +121,23 @@ def header_names(value: Any) -> tuple[str, ...]:
     if not all(_HEADER_NAME.fullmatch(name) for name in names):
         raise ValueError("must be names of NATS headers")
     return names
+
+
+def origins(value: Any) -> tuple[str, ...]:
+    """Origins, as browsers write them."""
+    origins = words(value)
+    if "*" in origins:
+        raise ValueError("must name each origin: '*' would let in the pages of everybody, with their visitors' cookies")
+    return tuple(map(_origin, origins))
+
+
+def _origin(text: str) -> str:
+    try:
+        return str(parse_origin(text))
+    except ValueError:
+        raise ValueError(
+            f"must be origins such as https://app.example, in ASCII and without a path, or null: {text!a}"
+        ) from None
 
 
 def path_prefix(value: Any) -> str:

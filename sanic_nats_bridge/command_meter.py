@@ -1,6 +1,7 @@
 """How many commands one client sends."""
 
 import asyncio
+import contextlib
 from typing import Final
 
 from .errors import BridgeError, RateLimit
@@ -40,6 +41,11 @@ class CommandMeter:
             self.excess = "Too many commands"
         message = f"At most {settings.command_rate:g} commands a second"
         raise RateLimit(message, retry_after=self._commands.wait(now))
+
+    def count_ping(self) -> None:
+        """Count a ping, to which nothing can be answered but a pong."""
+        with contextlib.suppress(RateLimit):
+            self.count()
 
     def count_refusal(self, error: BridgeError) -> None:
         """Count what no client should have sent."""

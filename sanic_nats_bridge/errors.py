@@ -8,6 +8,7 @@
     ├── AuthExpired               auth.expired
     ├── SubjectInvalid            subject.invalid
     ├── SubjectForbidden          subject.forbidden
+    ├── OriginForbidden           origin.forbidden
     ├── NotSubscribed             subject.not_subscribed
     ├── SizeLimit                 limit.size
     ├── SubscriptionLimit         limit.subscriptions
@@ -34,6 +35,7 @@ __all__ = [
     "MediaTypeUnsupported",
     "NatsRefused",
     "NotSubscribed",
+    "OriginForbidden",
     "RateLimit",
     "SessionUnknown",
     "SettingsError",
@@ -45,7 +47,7 @@ __all__ = [
 
 
 class CloseCode(IntEnum):
-    """Why the bridge ends a session: the WebSocket close codes of RFC 6455, section 7.4."""
+    """Why the bridge ends a session: WebSocket close codes, those below 4000 of RFC 6455, section 7.4."""
 
     GOING_AWAY = 1001
     TOO_BIG = 1009
@@ -91,7 +93,7 @@ class CommandInvalid(BridgeError):
 
 
 class MediaTypeUnsupported(CommandInvalid):
-    """A POST whose body is not declared as JSON."""
+    """A POST whose body is not declared as JSON, or is compressed."""
 
     http_status = 415
 
@@ -131,6 +133,14 @@ class SubjectForbidden(BridgeError):
 
     code = "subject.forbidden"
     http_status = 403
+
+
+class OriginForbidden(BridgeError):
+    """A page of an origin that the operator has not allowed."""
+
+    code = "origin.forbidden"
+    http_status = 403
+    close_code = CloseCode.FORBIDDEN
 
 
 class NotSubscribed(BridgeError):

@@ -15,11 +15,15 @@ from sanic_routing.exceptions import NotFound
 
 from .errors import SettingsError
 from .hub import Hub
+from .log_redaction import QueryRedaction
 from .nats_connection import NatsClient
 from .nats_link import NatsLink
+from .origins import OriginRule
 from .permissions import Permissions
 from .routes.commands import add_command_routes
+from .routes.cors import CrossOrigin
 from .routes.events import add_event_route
+from .routes.origin import Doorkeeper
 from .routes.websocket import add_websocket_route
 from .session import Session
 from .sessions import Sessions, SessionsView
@@ -114,6 +118,7 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         self._add_routes()
         self.app.register_listener(self._start, "before_server_start")
         self.app.register_listener(self._stop, "before_server_stop")
+        self.app.register_listener(self._stopped, "after_server_stop")
         closed = not self.settings.subscribe and self.settings.permissions is None
         if closed and "SANIC_WORKER_IDENTIFIER" not in os.environ:
             logger.warning("NatsBridge setting 'subscribe' is empty: no subject may be followed")
@@ -124,16 +129,26 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
 
     def _add_routes(self) -> None:
         blueprint = Blueprint("natsbridge", url_prefix=self.settings.prefix)
-        add_websocket_route(blueprint, self._sessions)
-        add_event_route(blueprint, self._sessions)
+        rule = OriginRule(self.settings.allowed_origins)
+        doorkeeper, cross_origin = Doorkeeper(rule), CrossOrigin(rule)
+        doorkeeper.guard(blueprint)
+        add_websocket_route(blueprint, self._sessions, doorkeeper)
+        add_event_route(blueprint, self._sessions, cross_origin)
         add_command_routes(blueprint, self._sessions)
+        cross_origin.add_preflights(blueprint, "stream", "events", "subscribe", "unsubscribe")
         self.app.blueprint(blueprint)
+        paths = {f"/{route.path.strip('/')}" for route in blueprint.routes}
+        cross_origin.watch(self.app, paths)
+        self._redaction = QueryRedaction(paths)
         for route in blueprint.routes:
+            # Sanic would wait for a body before its guard sees the request; a handler with `stream` reads it itself.
+            route.extra.ignore_body = not route.extra.stream
             # OpenAPI knows a WebSocket by the wrapper that Sanic puts around its handler.
             if route.extra.websocket:
                 openapi.exclude()(route.handler)
 
     async def _start(self, app: Sanic[Any, Any]) -> None:
+        self._redaction.install()
         with contextlib.suppress(SanicException):  # the app may do without sanic-ext's injection
             app.ext.dependency(self)
         assert self._link is not None
@@ -151,6 +166,9 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
             _, late = await asyncio.wait(self._tasks, timeout=_LAST_SIGNALS_SECONDS)
             for task in late:
                 task.cancel()
+
+    async def _stopped(self, app: Sanic[Any, Any]) -> None:
+        self._redaction.remove()
 
     # Signals
 

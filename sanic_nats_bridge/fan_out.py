@@ -1,5 +1,6 @@
 """What one turn of the event loop has brought, to all who follow it: one write for each."""
 
+import contextlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
@@ -51,11 +52,20 @@ def _by_followed(several: Mapping[Subscriber, list[View]]) -> dict[tuple[View, .
 
 
 def _write(subscribers: Iterable[Subscriber], deliveries: Sequence[Delivery]) -> None:
+    subscribers = tuple(subscribers)
     try:
         _write_to_each(subscribers, deliveries)
     except Exception:
         # Others get the same batch, and theirs must leave.
         logger.exception("Messages could not be delivered")
+        _tell_missed(subscribers, {delivery.source.pattern for delivery in deliveries})
+
+
+def _tell_missed(subscribers: Iterable[Subscriber], patterns: Iterable[str]) -> None:
+    for subscriber in subscribers:
+        for pattern in patterns:
+            with contextlib.suppress(Exception):  # what has failed before may fail again
+                subscriber.missed(pattern)
 
 
 def _write_to_each(subscribers: Iterable[Subscriber], deliveries: Sequence[Delivery]) -> None:

@@ -3,7 +3,8 @@
 Rules of this module:
 
 1. Who gets a batch never changes while it holds messages: whatever adds or removes a subscriber, or
-   writes a frame whose place among the messages matters, flushes first.
+   writes a frame whose place among the messages matters, flushes first. Only who must see nothing
+   more is cut off without.
 2. An interest is claimed by each session that holds it, and by each command that waits for it; the
    last claim given up starts its linger, after which NATS hears UNSUB.
 3. What clients cause reaches NATS by way of the pacing; what a new connection needs, at once.
@@ -102,9 +103,10 @@ class Hub:
         view.interest.remove(subscriber, view)
         return view.interest.add(subscriber, grant)
 
-    def detach(self, subscriber: Subscriber, views: Iterable[View]) -> None:
-        """Deliver nothing more to the subscriber, and give its claims up."""
-        self.flush()
+    def detach(self, subscriber: Subscriber, views: Iterable[View], *, cut: bool = False) -> None:
+        """Deliver nothing more to the subscriber, and give its claims up; ``cut``: not even what has come already."""
+        if not cut:
+            self.flush()
         held = [view for view in views if subscriber in view.subscribers]
         for view in held:
             view.interest.remove(subscriber, view)
@@ -174,6 +176,12 @@ class Hub:
             del self._interests[interest.pattern]
 
     # The link's side
+
+    def undelivered(self, interest: Interest) -> None:
+        """A fault of ours has lost a message: tell all who follow."""
+        self.flush()
+        for view, subscriber in interest.followers():
+            subscriber.missed(view.pattern)
 
     def confirmed(self, interest: Interest) -> None:
         """The NATS server has the subscription."""

@@ -39,6 +39,9 @@ class Subscriber(Protocol):
     def write(self, data: bytes) -> None:
         """Hand bytes to the client's socket. Must not raise."""
 
+    def missed(self, pattern: str) -> None:
+        """Messages of the subscription were, or may have been, lost here by a fault of the bridge."""
+
     def activated(self, pattern: str) -> None:
         """NATS has taken the subscription after the client had been told that it had not yet."""
 

@@ -29,7 +29,7 @@ class Operations(Protocol):
     def dispatch(self) -> Callable[[Any, bytes, bytes, bytes], None]:
         """Takes a message for one of them: sink, subject, headers, payload."""
 
-    def undelivered(self, error: Exception) -> None:
+    def undelivered(self, sink: Any, error: Exception) -> None:
         """Hear that `dispatch` has raised."""
 
     async def foreign_message(self, sid: int, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
@@ -46,6 +46,7 @@ class Parser:
     """Cuts what is read from a NATS server into operations."""
 
     def __init__(self, operations: Operations) -> None:
+        self.reads = 0
         self._operations = operations
         self.reset()
 
@@ -60,6 +61,7 @@ class Parser:
         Raises:
             MalformedLineError: A line has no meaning in the protocol.
         """
+        self.reads += bool(data)
         if self._parts:
             self._parts.append(data)
             self._missing -= len(data)
@@ -103,7 +105,7 @@ class Parser:
             try:
                 dispatch(sink, words[1], headers, payload)
             except Exception as error:
-                operations.undelivered(error)
+                operations.undelivered(sink, error)
             messages += 1
             taken += len(payload)
         else:

@@ -93,7 +93,7 @@ class Gap(Struct, kw_only=True, frozen=True, tag="gap"):
 
     subjects: Sequence[str]
     lost: int | None
-    reason: Literal["nats_reconnect", "slow_consumer"]
+    reason: Literal["nats_reconnect", "slow_consumer", "internal"]
 
 
 class Unsubscribed(Struct, kw_only=True, frozen=True, tag="unsubscribed"):

@@ -1,7 +1,6 @@
 """One browser connection with its subscriptions, on either transport."""
 
 import asyncio
-import contextlib
 import hashlib
 import secrets
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from typing import Final, Literal, Protocol
 from . import wire
 from .admission import Admission
 from .command_meter import CommandMeter
-from .errors import BridgeError, CloseCode, RateLimit, SessionUnknown, SubjectForbidden
+from .errors import BridgeError, CloseCode, SessionUnknown, SubjectForbidden
 from .hub import Hub
 from .left_out import LeftOut
 from .outlet import CLOSE_SECONDS, Outlet
@@ -128,8 +127,8 @@ class Session:
 
     def pinged(self) -> None:
         """Count a ping as a command: to answer it costs no less."""
-        with contextlib.suppress(RateLimit):
-            self.count_command()
+        self._meter.count_ping()
+        self._end_excess()
 
     def _end_excess(self) -> None:
         if self._meter.excess is not None:
@@ -227,6 +226,10 @@ class Session:
         self.send(Unsubscribed(subjects=[pattern], code=error.code, message=error.message))
         self.activated(pattern)
 
+    def missed(self, pattern: str) -> None:
+        """Tell the client that it may have missed messages here, by a fault of the bridge."""
+        self.send(Gap(subjects=[pattern], lost=None, reason="internal"))
+
     def note_holes(self) -> None:
         """Remember which subscriptions miss messages from here on."""
         self._subscriptions.note_holes()
@@ -262,9 +265,7 @@ class Session:
     def close(self, code: CloseCode, reason: str, seconds: float | None = None) -> None:
         """End the session: the client hears why, and nothing more; it has so many seconds to take that."""
         if not self.closed:
-            if code.cuts:
-                self.keeps_up = False
-            self._leave(code)
+            self._leave(code, cut=code.cuts)
             self._outlet.finish(farewell(code, reason, self._home.settings.retry), seconds or CLOSE_SECONDS)
 
     def gone(self, code: int) -> None:
@@ -272,7 +273,7 @@ class Session:
         if not self.closed:
             self._leave(code)
 
-    def _leave(self, code: int) -> None:
+    def _leave(self, code: int, *, cut: bool = False) -> None:
         self.closed = True
         self._outlet.watcher = None
         if self._pulse is not None:
@@ -280,7 +281,7 @@ class Session:
         if self._left_out is not None:
             self._left_out.over.set()
             self._left_out = None
-        self._subscriptions.close()
+        self._subscriptions.close(cut=cut)
         self._home.left(self, code)
 
 

@@ -37,6 +37,7 @@ class SettingKeywords(TypedDict, total=False):
     deny: str | Sequence[str]
     permissions: PermissionsFunction | None
     permissions_timeout: float
+    allowed_origins: str | Sequence[str]
     headers: str | Sequence[str]
     heartbeat: float
     retry: float
@@ -82,6 +83,7 @@ class Settings:
     deny: tuple[str, ...] = _option((), checks.shut_patterns)
     permissions: PermissionsFunction | None = _option(None, checks.function)
     permissions_timeout: float = _option(10.0, checks.seconds(0.1))
+    allowed_origins: tuple[str, ...] = _option((), checks.origins)
     headers: tuple[str, ...] = _option((), checks.header_names)
     heartbeat: float = _option(15.0, checks.seconds(0.1))
     retry: float = _option(2.0, checks.seconds(0.1))
@@ -115,7 +117,7 @@ class Settings:
     tls_hostname: str | None = _option(None, checks.text)
     tls_handshake_first: bool = _option(False, checks.flag)
     connect_timeout: float = _option(2.0, checks.seconds(0.1))
-    ping_interval: float = _option(5.0, checks.seconds(0.1))
+    ping_interval: float = _option(4.0, checks.seconds(0.1))
 
     @classmethod
     def resolve(cls, keywords: Mapping[str, Any], config: Mapping[str, Any]) -> "Settings":

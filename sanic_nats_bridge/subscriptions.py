@@ -134,10 +134,10 @@ class Subscriptions:
         holes, self._holes = list(self._holes), {}
         return holes
 
-    def close(self) -> None:
-        """Follow nothing any more."""
+    def close(self, *, cut: bool = False) -> None:
+        """Follow nothing any more; ``cut``: what has come already, and is not written, is not for the client."""
         self._open = False
-        self._hub.detach(self._subscriber, list(self._views.values()))
+        self._hub.detach(self._subscriber, list(self._views.values()), cut=cut)
         self._views.clear()
 
 

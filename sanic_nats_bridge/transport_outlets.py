@@ -4,7 +4,7 @@ The transport's write buffer is the client's queue, and every frame of a session
 outlet: Sanic's ``send`` waits while the buffer is full, and direct writes would overtake it. The only
 file that touches private parts of Sanic's server: ``io_proto``, ``ws_proto``, ``assembler``,
 ``recv_cancel``, ``resume_frames``, ``keepalive_ping_task``, ``process_events``, ``fail_connection`` and the
-ping settings of its WebSocket; ``fail`` and ``close_rcvd`` of that of `websockets` below; ``_can_write``,
+ping settings of its WebSocket; ``fail``, ``debug`` and ``close_rcvd`` of that of `websockets` below; ``_can_write``,
 ``_time`` and ``_callback_check_timeouts`` of its protocols.
 """
 
@@ -131,6 +131,8 @@ class WebSocketOutlet(_TransportOutlet):
         self._take_over()
         self._closing: asyncio.Task[None] | None = None
         self._protocol = self._websocket.ws_proto
+        # At DEBUG level it would write what the client sends into the log.
+        self._protocol.debug = False
         self._fail = self._protocol.fail
         self._protocol.fail = self._failed
         self._process_events = self._websocket.process_events

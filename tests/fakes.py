@@ -143,6 +143,9 @@ class FakeSubscriber(_Recorder):
     def leave_out(self, deliveries: Sequence[Delivery]) -> None:
         self.left_out += deliveries
 
+    def missed(self, pattern: str) -> None:
+        self.told.append(("missed", pattern))
+
     def activated(self, pattern: str) -> None:
         self.told.append(("activated", pattern))
 

@@ -250,7 +250,7 @@ async def running(
     """Serve an app with a bridge in this event loop.
 
     ``prepare`` gets the app after it was extended; ``connected``: wait for NATS; ``server_options`` are those
-    of an ASGI server.
+    of the server.
     """
     app: Sanic[Any, Any] = Sanic(f"test_{uuid4().hex}", configure_logging=False)
     extension = NatsBridge(**settings)
@@ -275,7 +275,7 @@ async def served(app: Sanic[Any, Any], server: ServerName = "sanic", **options: 
     listener.bind(("127.0.0.1", 0))
     listener.listen(4096)
     port: int = listener.getsockname()[1]
-    app.config.ACCESS_LOG = False
+    app.config.ACCESS_LOG = options.pop("access_log", False) if server == "sanic" else False
     serving = {
         "sanic": _sanic_serving,
         "uvicorn": support_asgi.uvicorn_serving,
@@ -290,9 +290,9 @@ async def served(app: Sanic[Any, Any], server: ServerName = "sanic", **options: 
 
 
 @contextlib.asynccontextmanager
-async def _sanic_serving(app: Sanic[Any, Any], listener: socket.socket) -> AsyncIterator[None]:
+async def _sanic_serving(app: Sanic[Any, Any], listener: socket.socket, **options: Any) -> AsyncIterator[None]:
     server: Any = await app.create_server(
-        sock=listener, return_asyncio_server=True, noisy_exceptions=True, backlog=4096
+        sock=listener, return_asyncio_server=True, noisy_exceptions=True, backlog=4096, **options
     )
     await server.startup()
     await server.before_start()

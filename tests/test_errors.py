@@ -14,6 +14,7 @@ TABLE = {
     "AuthExpired": ("auth.expired", 401, 4401),
     "SubjectInvalid": ("subject.invalid", 400, None),
     "SubjectForbidden": ("subject.forbidden", 403, None),
+    "OriginForbidden": ("origin.forbidden", 403, 4403),
     "NatsRefused": ("nats.refused", 403, None),
     "SessionUnknown": ("session.unknown", 404, None),
     "NotSubscribed": ("subject.not_subscribed", 409, None),

@@ -58,11 +58,15 @@ def test_a_fault_with_some_does_not_keep_the_batch_from_others(caplog: pytest.Lo
 
     views = new_views()
     single, both = FakeSubscriber(), FakeSubscriber(Form.EVENT_STREAM)
-    followers: list[list[Subscriber]] = [[Faulty()], [single, both], [both]]
+    faulty = Faulty()
+    followers: list[list[Subscriber]] = [[faulty], [single, both], [both]]
     for view, subscribers in zip(views, followers, strict=True):
         view.subscribers = dict.fromkeys(subscribers)
     with caplog.at_level(logging.ERROR):
         fanned_out(views, [0, 1, 2])
     assert single.data == [1]
     assert len(both.writes) == 1
+    # Who of those that share a batch had it before the fault cannot be known.
+    assert faulty.told == [("missed", "a")]
+    assert single.told == both.told == []
     assert [record.getMessage() for record in caplog.records] == ["Messages could not be delivered"]

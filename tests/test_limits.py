@@ -316,3 +316,45 @@ async def test_a_body_that_does_not_say_its_size_is_read_no_further_than_it_may_
             async with bridge.http.post(f"{bridge.url}/subscribe", data=endless(), headers=headers) as response:
                 assert (response.status, (await response.json())["code"]) == (413, "limit.size")
         assert sent < 50_000_000
+
+
+async def test_a_session_holds_no_more_patterns_than_it_may(
+    shared_nats: NatsServer, publisher: Publisher, server: ServerName
+) -> None:
+    async with (
+        limited(shared_nats, publisher, server, max_subscriptions=3) as (bridge, _),
+        bridge.websocket() as client,
+    ):
+        await client.follow("a", "b")
+        refused = await client.ask({"subjects": ["c", "d"]})
+        assert (refused["code"], refused["subjects"]) == ("limit.subscriptions", ["c", "d"])
+        await client.follow("a", "c")
+
+
+async def test_a_worker_has_no_more_sessions_than_it_may(
+    shared_nats: NatsServer, publisher: Publisher, server: ServerName
+) -> None:
+    # One for the bystander, one for whom it finds to be let in.
+    async with limited(shared_nats, publisher, server, max_sessions=2) as (bridge, bystander):
+        async with bridge.websocket():
+            for _ in range(20):
+                async with bridge.unwelcome_websocket() as other:
+                    (close,) = await frames_to_the_end(other)
+                    assert (close["code"], close["reconnect"]) == (1013, True)
+            assert len(sessions(bridge)) == 2
+        await until(lambda: len(sessions(bridge)) == 1)
+        await bystander.is_served()
+
+
+async def test_a_frame_larger_than_it_may_be_ends_its_session_alone(
+    shared_nats: NatsServer, publisher: Publisher, server: ServerName
+) -> None:
+    async with (
+        limited(shared_nats, publisher, server, max_command_bytes=1_000) as (bridge, _),
+        bridge.websocket() as client,
+    ):
+        await client.send({"action": "ping", "id": "x" * 900})
+        await client.send({"action": "ping", "id": "x" * 1_000})
+        reply, close = await frames_to_the_end(client)
+        assert reply["success"]
+        assert (close["code"], close["reconnect"]) == (1009, False)

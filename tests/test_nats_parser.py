@@ -1,6 +1,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import cycle
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -65,7 +66,7 @@ class Recorder:
     def dispatch(self, sink: int, subject: bytes, headers: bytes, payload: bytes) -> None:
         self.seen.append(Message(sink, subject, b"", headers, payload))
 
-    def undelivered(self, error: Exception) -> None:
+    def undelivered(self, sink: Any, error: Exception) -> None:
         raise error
 
     def received(self, messages: int, size: int) -> None:

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import gzip
 import json
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
@@ -159,6 +160,26 @@ async def test_json_may_be_declared_in_any_spelling(bridge: Bridge, content_type
         with kept_connection(bridge) as connection:
             body = {"session": client.session, "subjects": ["a"]}
             assert (await connection.post("/subscribe", body, content_type=content_type))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("coding", "status"),
+    [
+        ("gzip", 415),
+        ("br", 415),
+        ("identity, deflate", 415),
+        ("x", 415),
+        ("identity", 404),
+        ("Identity", 404),
+        ("", 404),
+    ],
+)
+async def test_a_body_is_not_compressed(bridge: Bridge, coding: str, status: int) -> None:
+    command = json.dumps({"session": "x", "subjects": ["a"]}).encode()
+    body = command if status == 404 else gzip.compress(command)
+    answered, reply = await bridge.post("/subscribe", body, **{"Content-Encoding": coding})
+    assert answered == status
+    assert reply["code"] == ("session.unknown" if status == 404 else "command.invalid")
 
 
 async def test_a_body_in_chunks_is_read_whole(bridge: Bridge) -> None:

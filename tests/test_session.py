@@ -682,6 +682,18 @@ async def test_a_client_that_has_fallen_behind_gets_nothing_but_the_close_when_i
     assert len(worker.sessions) == 0
 
 
+async def test_of_several_whose_permissions_expire_at_one_moment_none_gets_what_has_come_already() -> None:
+    worker = Worker()
+    expires = time.time() + 0.02
+    outlets = [worker.open(Permissions([">"], expires=at)) for at in (expires, expires, expires + 3600)]
+    for session, _ in outlets:
+        await act(session, "subscribe", "a")
+    worker.link.deliver("a")
+    time.sleep(0.03)  # noqa: ASYNC251 - the loop is to be late
+    worker.hub.flush()
+    assert [outlet.types[2:] for _, outlet in outlets] == [["close"], ["close"], ["message"]]
+
+
 async def test_what_was_kept_for_a_client_is_judged_by_its_new_permissions() -> None:
     worker = Worker(overflow="latest", max_pending_bytes=10_000)
     session, outlet = worker.open()
@@ -747,3 +759,28 @@ async def test_what_is_told_of_nats_is_not_told_when_the_time_is_over(event: str
     time.sleep(0.02)  # noqa: ASYNC251 - the loop is to be late
     getattr(worker.link, event)()
     assert outlet.types == ["welcome", "close"]
+
+
+@pytest.mark.parametrize("where", ["batch", "fan_out"])
+async def test_a_fault_of_the_bridge_is_told_to_all_who_may_have_missed_messages(
+    monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    worker = Worker()
+    session, outlet = worker.open()
+    _, bystander = worker.open()
+    await act(session, "subscribe", "a.*")
+    worker.link.deliver("a.x", b"1")
+    with monkeypatch.context() as patched:
+        if where == "fan_out":
+            worker.hub.flush()
+            patched.setattr(wire, "join", lambda *_: 1 / 0)
+            worker.link.deliver("a.x", b"2")
+            worker.hub.flush()
+        else:
+            # What the connection does when `dispatch` has raised.
+            worker.hub.undelivered(next(iter(worker.link.standing.values())))
+    worker.link.deliver("a.x", b"3")
+    worker.hub.flush()
+    assert outlet.types[2:] == ["message", "gap", "message"]
+    assert outlet.frames[3] == {"type": "gap", "subjects": ["a.*"], "lost": None, "reason": "internal"}
+    assert bystander.types == ["welcome"]

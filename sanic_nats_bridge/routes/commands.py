@@ -1,5 +1,6 @@
 """``/subscribe`` and ``/unsubscribe``: commands by POST, chiefly for sessions on an event stream."""
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeAlias
 
@@ -24,11 +25,11 @@ _STATUSES: Final = {
     200: "The command was carried out",
     400: "Not a valid command, or a subject is not valid",
     401: "Not authenticated",
-    403: "A subject is not allowed, or NATS refused it",
+    403: "A subject, or the origin of the page, is not allowed; or NATS refused",
     404: "No such session, or another client's",
     409: "Not subscribed",
     413: "The body is too large",
-    415: "The body is not declared as JSON",
+    415: "The body is not declared as JSON, or is compressed",
     429: "Too many subscriptions, or commands",
     500: "Internal error",
 }
@@ -76,20 +77,29 @@ async def _carry_out(sessions: Sessions, body: bytes, action: Action, identity: 
 
 
 async def _body(request: Request, max_bytes: int) -> bytes:
-    """The body, read no further than the limit: Sanic itself would take 100 MB."""
+    """The body, read no further and no longer than it may: Sanic itself would take 100 MB, and any time."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise MediaTypeUnsupported("The body must be application/json")
+    codings = ",".join(request.headers.getall("content-encoding", [])).split(",")
+    if any(coding.strip().lower() not in ("", "identity") for coding in codings):
+        raise MediaTypeUnsupported("The body must not be compressed")
     body = b""
     stream: Any = request.stream
     try:
-        async for part in stream:
-            body += part
-            if len(body) > max_bytes:
-                raise SizeLimit(f"A command is at most {max_bytes} bytes")
-    except SanicException:
+        async with asyncio.timeout(_body_seconds(request)):
+            async for part in stream:
+                body += part
+                if len(body) > max_bytes:
+                    raise SizeLimit(f"A command is at most {max_bytes} bytes")
+    except (SanicException, TimeoutError):
         raise CommandInvalid("Not a valid command: the body cannot be read") from None
     return body
+
+
+def _body_seconds(request: Request) -> float:
+    # Sanic's own timeouts must not come first: they end the handler, but leave the connection open for ever.
+    return min(request.app.config.REQUEST_TIMEOUT, request.app.config.RESPONSE_TIMEOUT) / 2
 
 
 def _documented(handler: _Handler, summary: str, max_subscriptions: int) -> _Handler:

@@ -15,6 +15,7 @@ from ..permissions import Permissions
 from ..protocol import Close, Command, farewell, query_command
 from ..sessions import Sessions
 from .authorization import permit
+from .cors import CrossOrigin
 from .outlets import EventStreamDoor, event_stream_outlet, is_misdirected
 from .replies import misdirected, outcome, refusal_response
 
@@ -24,7 +25,7 @@ _CONTENT_TYPE: Final = "text/event-stream; charset=utf-8"
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
-def add_event_route(blueprint: Blueprint, sessions: Sessions) -> None:
+def add_event_route(blueprint: Blueprint, sessions: Sessions, cross_origin: CrossOrigin) -> None:
     """Serve event streams on the blueprint."""
 
     async def events(request: Request) -> HTTPResponse | None:
@@ -37,6 +38,7 @@ def add_event_route(blueprint: Blueprint, sessions: Sessions) -> None:
         if request.method == "HEAD":
             return HTTPResponse(b"", 200, dict(_HEADERS), _CONTENT_TYPE)
         response = await request.respond(headers=dict(_HEADERS), content_type=_CONTENT_TYPE)
+        cross_origin.mark(request, response)
         await response.send(b"")
         async with event_stream_outlet(request, response, sessions.settings) as outlet:
             if isinstance(beginning, Close):

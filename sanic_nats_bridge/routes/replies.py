@@ -27,7 +27,7 @@ def reply_response(reply: Reply, error: BridgeError | None = None) -> HTTPRespon
     return HTTPResponse(encode(reply), 200 if error is None else error.http_status, headers, "application/json")
 
 
-def refusal_response(error: BridgeError, action: Action) -> HTTPResponse:
+def refusal_response(error: BridgeError, action: str) -> HTTPResponse:
     """The HTTP response to what was refused before it was read as a command."""
     return reply_response(failure(error, action), error)
 

@@ -12,6 +12,7 @@ from ..protocol import Reply, decode_command, failure, farewell, identify
 from ..session import Session
 from ..sessions import Sessions
 from .authorization import permit
+from .origin import Doorkeeper
 from .outlets import WebSocketDoor, websocket_outlet
 from .replies import outcome
 
@@ -20,12 +21,12 @@ __all__ = ["add_websocket_route"]
 logger = logging.getLogger("sanic.root.nats_bridge")
 
 
-def add_websocket_route(blueprint: Blueprint, sessions: Sessions) -> None:
+def add_websocket_route(blueprint: Blueprint, sessions: Sessions, doorkeeper: Doorkeeper) -> None:
     """Serve WebSockets on the blueprint."""
 
     async def stream(request: Request, ws: Websocket) -> None:
         async with websocket_outlet(request, ws, sessions.settings) as outlet:
-            session = await _admitted(request, outlet, sessions)
+            session = await _admitted(request, outlet, sessions, doorkeeper)
             if session is None:
                 await _read_to_the_end(outlet)
                 return
@@ -42,11 +43,14 @@ def add_websocket_route(blueprint: Blueprint, sessions: Sessions) -> None:
     blueprint.add_websocket_route(stream, "/stream", name="stream")
 
 
-async def _admitted(request: Request, outlet: WebSocketDoor, sessions: Sessions) -> Session | None:
+async def _admitted(
+    request: Request, outlet: WebSocketDoor, sessions: Sessions, doorkeeper: Doorkeeper
+) -> Session | None:
     """A new session; ``None`` where there is none, as the client was told: scripts can read a close code."""
     refusal = sessions.refusal()
     if refusal is None:
         try:
+            doorkeeper.admit(request)
             return sessions.open(outlet, await permit(request, sessions.settings))
         except BridgeError as error:
             code = error.close_code or CloseCode.INTERNAL
