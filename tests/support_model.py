@@ -148,7 +148,6 @@ class Follower(ABC):
         self._cuts_before = record.noticed_cuts
         self._gaps = 0
         self._calm: dict[int, bool] = {}
-        self._ended_early = False
         self._untold_holes: set[str] = set()
         self._reading = asyncio.create_task(self._read())
 
@@ -260,11 +259,13 @@ class Follower(ABC):
 
     def _on_unsubscribed(self, frame: dict[str, Any]) -> None:
         self._check(frame["subjects"] == [REFUSED_BY_NATS], f"{frame} is not due")
-        if REFUSED_BY_NATS in self.held:
-            del self.held[REFUSED_BY_NATS]
-        else:
-            self._check(not self.in_one_stream, f"{frame} comes outside its subscription")
-            self._ended_early = True
+        self._check(self.held.keys() >= self._certain({REFUSED_BY_NATS}), f"{frame} comes outside its subscription")
+        self.held.pop(REFUSED_BY_NATS, None)
+
+    def _certain(self, patterns: set[str]) -> set[str]:
+        """Those of which it is certain when they begin and end."""
+        # A reply by POST and the frame that ends the subscription may be read in any order.
+        return patterns if self.in_one_stream else patterns - {REFUSED_BY_NATS}
 
     def _on_reply(self, frame: dict[str, Any]) -> None:
         number = frame.get("id", OF_THE_QUERY)
@@ -279,10 +280,7 @@ class Follower(ABC):
             calm = calm and self._record.calm
             self._check(frame["active"] or not calm, f"{frame} is not active")
             self._check(not (frame["active"] and REFUSED_BY_NATS in patterns), f"{frame} cannot be")
-            self.held |= dict.fromkeys(patterns, frame["active"])
-            if self._ended_early and REFUSED_BY_NATS in patterns:
-                self._ended_early = False
-                del self.held[REFUSED_BY_NATS]
+            self.held |= dict.fromkeys(self._certain({*patterns}), frame["active"])
         elif frame["success"]:
             self._untold_holes -= {*patterns}
             for pattern in patterns:
@@ -294,8 +292,7 @@ class Follower(ABC):
     def _outcome(self, name: CommandName, patterns: Sequence[str]) -> tuple[set[str], set[str]]:
         """The codes of which one must be the reply's, if there are any; and those that may be."""
         asked, held = set(patterns), set(self.held)
-        # Its end may not have been read yet.
-        surely_held = held if self.in_one_stream else held - {REFUSED_BY_NATS}
+        perhaps_held = held if self.in_one_stream else held | {REFUSED_BY_NATS}
         codes, possible = set(), set()
         if not asked:
             codes.add("command.invalid")
@@ -304,14 +301,14 @@ class Follower(ABC):
         if asked & {*INVALID}:
             codes.add("subject.invalid")
         if name == "unsubscribe":
-            if asked - held:
+            if asked - perhaps_held:
                 codes.add("subject.not_subscribed")
-            return codes, {"subject.not_subscribed"} if asked - surely_held else set()
+            return codes, {"subject.not_subscribed"} if asked - held else set()
         if asked & {*FORBIDDEN}:
             codes.add("subject.forbidden")
-        if len(asked | surely_held) > MAX_SUBSCRIPTIONS:
-            codes.add("limit.subscriptions")
         if len(asked | held) > MAX_SUBSCRIPTIONS:
+            codes.add("limit.subscriptions")
+        if len(asked | perhaps_held) > MAX_SUBSCRIPTIONS:
             possible.add("limit.subscriptions")
         if REFUSED_BY_NATS in asked:
             possible.add("nats.refused")

@@ -210,11 +210,6 @@ class World:
     # What is
 
     @property
-    def is_busy(self) -> bool:
-        """A reply or a message is still to come."""
-        return any(follower.waiting or follower.owed for follower in self._everybody)
-
-    @property
     def _everybody(self) -> tuple[Follower, ...]:
         return self._witness, *self.followers
 
