@@ -68,7 +68,7 @@ class Hub:
         Raises:
             SubscriptionLimit: They would be more than the worker may follow; nothing is claimed.
         """
-        self._make_room(len({*patterns} - self._interests.keys()))
+        self._make_room({*patterns})
         return [self._claim(pattern, owner) for pattern in patterns]
 
     async def confirm(self, interests: Iterable[Interest], seconds: float) -> None:
@@ -112,11 +112,14 @@ class Hub:
             view.interest.remove(subscriber, view)
         self.release(view.interest for view in held)
 
-    def _make_room(self, wanted: int) -> None:
-        too_many = len(self._interests) + wanted - self._max_patterns
-        if too_many > len(self._idle):
+    def _make_room(self, wanted: set[str]) -> None:
+        too_many = len(self._interests.keys() | wanted) - self._max_patterns
+        if too_many <= 0:
+            return
+        spare = [interest for interest in self._idle if interest.pattern not in wanted]
+        if too_many > len(spare):
             raise SubscriptionLimit("This server follows as many subjects as it may; try again later")
-        for interest in tuple(self._idle)[: max(0, too_many)]:
+        for interest in spare[:too_many]:
             self._give_up(interest)
             self._drop(interest)
 
@@ -131,15 +134,12 @@ class Hub:
         interest.claims += 1
         if self._up and interest.sid is None and not interest.queued:
             self._await_answer(interest)
-            interest.queued = True
-            self._pacing.bring(interest, owner)
+            self._queue(interest, owner)
         return interest
 
     def _await_answer(self, interest: Interest) -> None:
         interest.state = State.PENDING
         interest.settled.clear()
-        if not self.connected:
-            self._unanswered.add(interest)
 
     def _give_up(self, interest: Interest) -> None:
         """Nobody has claimed it for as long as it lingers."""
@@ -148,12 +148,18 @@ class Hub:
             interest.linger = None
         if interest.sid is None:
             self._drop(interest)
-        else:
-            self._pacing.bring(interest, None)
+        elif not interest.queued:
+            self._queue(interest, None)
+
+    def _queue(self, interest: Interest, owner: object) -> None:
+        interest.queued = True
+        self._pacing.bring(interest, owner)
 
     def _bring(self, interest: Interest) -> bool:
         """Bring to NATS what has become of the interest meanwhile; returns whether that took a SUB or an UNSUB."""
         interest.queued = False
+        if interest.state is State.REFUSED:
+            return False
         if interest.sid is None:
             return bool(interest.claims) and self._ask(interest)
         if interest.claims or interest.linger is not None:
@@ -214,6 +220,8 @@ class Hub:
         for interest in tuple(self._interests.values()):
             if interest.claims:
                 self._await_answer(interest)
+                # Not what is claimed later: clients that go on asking would keep the others from being told.
+                self._unanswered.add(interest)
                 self._ask(interest)
         self._answered(None)
 

@@ -59,7 +59,7 @@ class LinkWatcher(Protocol):
         """A new connection stands, and no message of it has been delivered."""
 
     def nats_connected(self) -> None:
-        """NATS has answered for every live pattern."""
+        """NATS has answered for every pattern that was followed when the new connection came."""
 
 
 class State(Enum):

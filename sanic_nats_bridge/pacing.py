@@ -18,7 +18,8 @@ class Pacing:
     """Lets at most ``rate`` interests a second be brought to NATS, which is what ``act`` does.
 
     ``act`` returns whether NATS had to hear of it. Those who wait are served in turn, so that one who asks
-    for much delays the others by little.
+    for much delays the others by little. What has no owner, because nobody wants it any more, has every other
+    turn: otherwise NATS would be left with the more of it, the more owners there are.
     """
 
     def __init__(self, rate: float, act: Callable[[Interest], bool]) -> None:
@@ -27,6 +28,7 @@ class Pacing:
         self._bucket: TokenBucket | None = None
         self._waiting: dict[object, deque[Interest]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._unowned_next = False
 
     def bring(self, interest: Interest, owner: object) -> None:
         """Act on the interest now, or when its owner's turn has come."""
@@ -51,11 +53,13 @@ class Pacing:
             if wait:
                 self._timer = loop.call_later(max(wait, _REST_SECONDS), self._serve)
                 return
-            if self._act(self._next()):
+            owner = None if self._unowned_next and None in self._waiting else next(iter(self._waiting))
+            if self._act(self._take(owner)):
                 self._bucket.take(loop.time())
+                self._unowned_next = owner is not None
 
-    def _next(self) -> Interest:
-        owner, interests = next(iter(self._waiting.items()))
+    def _take(self, owner: object) -> Interest:
+        interests = self._waiting[owner]
         interest = interests.popleft()
         # To the end of the row, where anything is left.
         del self._waiting[owner]

@@ -16,7 +16,7 @@ __all__ = ["CONTROL_TOKEN", "Explanation", "Grant", "Permissions", "PermissionsF
 CONTROL_TOKEN: Final = "_NATSBRIDGE"
 """First token of the subjects on which bridges talk to each other; never open to a client."""
 
-_PLACEHOLDER: Final = re.compile(r"\{(\w*)\}")
+_PLACEHOLDER: Final = re.compile(r"\{([^{}]*)\}")
 
 
 class Grant(NamedTuple):
@@ -76,8 +76,8 @@ class Permissions:
 
     subscribe: Sequence[str] = ()
     deny: Sequence[str] = ()
-    values: Mapping[str, str] = field(default_factory=dict)
-    map: Mapping[str, str] = field(default_factory=dict)
+    values: Mapping[str, str] = field(default_factory=dict, hash=False)
+    map: Mapping[str, str] = field(default_factory=dict, hash=False)
     literal_only: bool = False
     identity: str | None = None
     expires: datetime | float | None = None
@@ -105,6 +105,11 @@ class Permissions:
             _shut=tuple(sorted({_filled("deny", pattern, values) for pattern in deny})),
             _hidden=tuple(sorted({f"{target}>" for target in names.values()})),
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Mappings that nobody can change can be neither pickled nor copied.
+        mappings = dict(self.values), dict(self.map)
+        return type(self), (self.subscribe, self.deny, *mappings, self.literal_only, self.identity, self.expires)
 
     def _set(self, **fields: Any) -> None:
         for name, value in fields.items():

@@ -194,6 +194,7 @@ class Session:
 
     def drained(self) -> None:
         """The client has caught up: tell it what it has missed, and go on."""
+        self._home.expire()
         left_out, self._left_out = self._left_out, None
         if left_out is None or self.closed:
             return
@@ -241,9 +242,9 @@ class Session:
             self.send(Gap(subjects=holes, lost=None, reason="nats_reconnect"))
 
     def tell_connected(self, status: bytes) -> None:
-        """Tell the client that every subscription is live."""
-        self._subscriptions.settle_all()
-        self.write(status)
+        """Tell the client that every subscription is live, or else let `activated` do so, once it is."""
+        if self._subscriptions.settle_live():
+            self.write(status)
 
     def repermit(self, permissions: Permissions) -> None:
         """Go by other permissions from here on; subscriptions that do not fit end."""

@@ -15,7 +15,9 @@ __all__ = ["Subscriptions", "quoted"]
 class Subscriptions:
     """The subscriptions of one session, by the client's names for their patterns."""
 
-    __slots__ = ("_admission", "_holes", "_hub", "_open", "_subscriber", "_unconfirmed", "_views", "permissions")
+    __slots__ = (
+        "_admission", "_changes", "_holes", "_hub", "_open", "_subscriber", "_unconfirmed", "_views", "permissions"
+    )  # fmt: skip
 
     def __init__(self, subscriber: Subscriber, hub: Hub, admission: Admission, permissions: Permissions) -> None:
         self._subscriber: Final = subscriber
@@ -23,6 +25,8 @@ class Subscriptions:
         self._admission: Final = admission
         self.permissions = permissions
         self._open = True
+        self._changes = 0
+        """How often there were other permissions."""
         self._views: dict[str, View] = {}
         self._unconfirmed: set[str] = set()
         self._holes: dict[str, None] = {}
@@ -39,10 +43,10 @@ class Subscriptions:
             BridgeError: One was refused, and nothing has changed.
         """
         while True:
-            permissions = self.permissions
-            grants = self._admission.admit(permissions, wanted, self._views)
+            changes = self._changes
+            grants = self._admission.admit(self.permissions, wanted, self._views)
             claimed = await self._claim(grants, seconds)
-            if self.permissions is permissions:
+            if self._changes == changes:
                 break
             self._hub.release(claimed.values())
         views = self._hub.attach(self._subscriber, [(interest, grant) for grant, interest in claimed.items()])
@@ -60,6 +64,7 @@ class Subscriptions:
         held = {pattern: self._views[pattern].interest for pattern, *_ in grants if pattern not in asked}
         try:
             await self._hub.confirm([*held.values(), *interests], seconds)
+            self._hub.flush()  # here already, for it may end this session
             if not self._open:
                 raise SessionUnknown("No such session")
             refused = [name for name, interest in (held | asked).items() if interest.state is State.REFUSED]
@@ -89,6 +94,7 @@ class Subscriptions:
         """Go by other permissions from here on; returns the patterns that are not followed any more."""
         self._hub.flush()
         self.permissions = permissions
+        self._changes += 1
         ended = []
         for pattern, view in tuple(self._views.items()):
             grant = _granted(permissions, pattern)
@@ -118,9 +124,11 @@ class Subscriptions:
         self._unconfirmed.discard(pattern)
         return not self._unconfirmed
 
-    def settle_all(self) -> None:
-        """NATS has taken every subscription, and the client hears of it."""
-        self._unconfirmed.clear()
+    def settle_live(self) -> bool:
+        """Nothing is left to be said of those that NATS has; returns whether these are all."""
+        live = {pattern for pattern, view in self._views.items() if view.interest.state is State.LIVE}
+        self._unconfirmed -= live
+        return not self._unconfirmed
 
     def note_holes(self) -> None:
         """Remember which subscriptions miss messages from here on."""

@@ -4,12 +4,13 @@ import json
 import re
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
-from sanic_nats_bridge import CloseCode, errors
+from sanic_nats_bridge import CloseCode, Permissions, errors
 from sanic_nats_bridge.protocol import Close, Gap, Heartbeat, Reply, Status, Unsubscribed, Welcome
 from sanic_nats_bridge.settings import Settings
 
@@ -85,6 +86,22 @@ def test_each_close_code_in_the_protocol_is_one_of_the_code() -> None:
 @pytest.mark.parametrize("source", blocks(README, "python"))
 def test_the_python_in_the_readme_compiles(source: str) -> None:
     compile(source, "README.md", "exec")
+
+
+async def test_the_permissions_in_the_readme_open_what_its_text_says() -> None:
+    async def user_of(_: Any) -> Any:
+        return SimpleNamespace(id=42, tenant="acme", session_expires=None)
+
+    (source,) = (block for block in blocks(README, "python") if "async def permissions" in block)
+    names: dict[str, Any] = {}
+    exec(source, names)
+    names["user_of"] = user_of
+    permissions: Permissions = await names["permissions"](None)
+    assert permissions.grant("me.inbox.>").real == "users.42.inbox.>"
+    assert permissions.explain("shop.acme.orders.>").allowed
+    assert not permissions.explain("shop.other.orders.>").allowed
+    assert not permissions.explain("users.42.inbox.>").allowed
+    assert permissions.identity == "42"
 
 
 @pytest.mark.parametrize(

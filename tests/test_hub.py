@@ -7,7 +7,7 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from sanic_nats_bridge.errors import BridgeError, CloseCode, NatsRefused
+from sanic_nats_bridge.errors import BridgeError, CloseCode, NatsRefused, SubscriptionLimit
 from sanic_nats_bridge.hub import Hub, refusal
 from sanic_nats_bridge.interest import State, View
 from sanic_nats_bridge.permissions import Permissions
@@ -419,6 +419,72 @@ async def test_what_ends_a_subscription_flushes_first_within_a_flush_interval(ev
     assert subscriber.data == [1]
 
 
+# What waits for its turn in the pacing
+
+
+async def given_up(hub: Hub, *patterns: str) -> None:
+    """Claim them and give them up, until their linger is over."""
+    interests = hub.claim(patterns)
+    await hub.confirm(interests, 5)
+    hub.release(interests)
+    await until(lambda: all(interest.linger is None for interest in interests))
+
+
+async def test_what_is_given_up_twice_while_its_turn_has_not_come_is_unsubscribed_once() -> None:
+    link, hub = FakeLink.with_hub(confirms=True, linger=0, max_sub_rate=10)
+    for _ in range(3):
+        await given_up(hub, "a")
+    await given_up(hub, "b")
+    await until(lambda: hub.patterns == ())
+    assert link.sent == [("SUB", "a"), ("UNSUB", "a"), ("SUB", "b"), ("UNSUB", "b")]
+
+
+async def test_what_is_given_up_and_gives_way_while_its_turn_has_not_come_is_unsubscribed_once() -> None:
+    link, hub = FakeLink.with_hub(confirms=True, linger=0, max_sub_rate=10, max_patterns=1)
+    await given_up(hub, "a")
+    await given_up(hub, "b")
+    await until(lambda: link.patterns == [] and hub.patterns == ())
+    assert link.sent == [("SUB", "a"), ("UNSUB", "a"), ("SUB", "b"), ("UNSUB", "b")]
+
+
+async def test_what_nats_refuses_while_it_waits_to_be_unsubscribed_is_not_asked_for_again() -> None:
+    link, hub = FakeLink.with_hub(confirms=True, linger=0, max_sub_rate=10)
+    await given_up(hub, "a")
+    subscriber = await follower(hub, "a")
+    link.refuse("a")
+    assert subscriber.told == [("nats.refused", "a")]
+    await given_up(hub, "b")
+    await until(lambda: hub.patterns == ())
+    assert link.sent == [("SUB", "a"), ("SUB", "b"), ("UNSUB", "b")]
+
+
+async def test_nats_holds_little_more_than_the_hub_may_follow_however_many_flip() -> None:
+    link, hub = FakeLink.with_hub(confirms=True, linger=0, max_sub_rate=1000, max_patterns=20)
+    most = 0
+
+    async def flip(number: int) -> None:
+        nonlocal most
+        for turn in range(15):
+            claims = hub.claim([f"{number}.{turn}"], number)
+            await hub.confirm(claims, 5)
+            most = max(most, len(link.patterns))
+            hub.release(claims)
+
+    await asyncio.gather(*map(flip, range(20)))
+    assert most <= 21
+    await until(lambda: link.patterns == [])
+
+
+async def test_what_lingers_makes_no_room_for_itself() -> None:
+    link, hub = FakeLink.with_hub(confirms=True, linger=60, max_patterns=2)
+    hub.release(hub.claim(["a", "b"]))
+    with pytest.raises(SubscriptionLimit):
+        hub.claim(["a", "b", "c"])
+    hub.claim(["a", "c"])
+    assert set(hub.patterns) == {"a", "c"}
+    assert link.sent == [("SUB", "a"), ("SUB", "b"), ("UNSUB", "b"), ("SUB", "c")]
+
+
 # The order of status and gap
 
 
@@ -451,6 +517,18 @@ async def test_connected_is_told_when_the_server_has_answered_for_every_live_pat
     assert recorder.heard == ["lost", "returned"]
     assert not hub.connected
     link.confirm("c")
+    assert recorder.heard == ["lost", "returned", "connected"]
+
+
+async def test_who_goes_on_asking_keeps_nobody_from_being_told_that_nats_is_back() -> None:
+    link, hub = FakeLink.with_hub()
+    hub.claim(["a"])
+    recorder = Recorder()
+    hub.watch(recorder)
+    link.lose()
+    link.come_back()
+    hub.claim(["b"])
+    link.confirm("a")
     assert recorder.heard == ["lost", "returned", "connected"]
 
 

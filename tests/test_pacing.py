@@ -60,6 +60,23 @@ def test_who_asks_for_little_waits_for_its_turn_and_not_for_all_of_the_others() 
     _leap(scene())
 
 
+def test_what_nobody_wants_any_more_has_every_other_turn_however_many_owners_wait() -> None:
+    async def scene() -> None:
+        nats = Nats(100)
+        nats.silent = {f"s{number}" for number in range(0, 100, 3)}
+        for number in range(100):
+            nats.bring(number, *(f"{number}.{each}" for each in range(10)))
+            nats.bring(None, f"s{number}")
+        await asyncio.sleep(2)
+        unwanted = [pattern.startswith("s") for pattern in nats.patterns]
+        assert len(unwanted) > 150
+        assert unwanted.count(True) == 66
+        first, last = unwanted.index(True), len(unwanted) - unwanted[::-1].index(True)
+        assert unwanted[first:last] == [True, False] * 65 + [True]
+
+    _leap(scene())
+
+
 def test_what_needs_nothing_of_nats_costs_nothing() -> None:
     async def scene() -> None:
         nats = Nats(100)

@@ -1,4 +1,6 @@
-from collections.abc import Mapping, Sequence
+import copy
+import pickle
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import FrozenInstanceError
 from datetime import UTC, datetime, timedelta, timezone
 from itertools import product
@@ -189,7 +191,7 @@ def test_a_value_opens_no_reserved_subject(pattern: str, value: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["subscribe", "deny"])
-@pytest.mark.parametrize("pattern", ["users.{user}.>", "users.{}.>", "{a}{user}"])
+@pytest.mark.parametrize("pattern", ["users.{user}.>", "users.{}.>", "{a}{user}", "users.{a-b}.>", "users.{a }"])
 def test_a_name_without_a_value_is_refused(name: str, pattern: str) -> None:
     with pytest.raises(ValueError, match=f"^{name} has .* values has nothing for"):
         Permissions(values={"a": "1"}, **{name: [pattern]})  # type: ignore[arg-type]
@@ -346,6 +348,16 @@ def test_what_is_no_moment_is_refused(expires: Any) -> None:
 def test_what_cannot_be_meant_is_refused_at_once(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"^{next(iter(wrong))} "):
         Permissions(**wrong)
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
+def test_permissions_are_plain_data(again: Callable[[Permissions], Permissions]) -> None:
+    permissions = Permissions(["a.{x}"], ["b"], {"x": "1"}, {"me.": "c.", "me.too.": "d."}, True, "ada", 5.0)
+    other = again(permissions)
+    assert other == permissions
+    assert hash(other) == hash(permissions)
+    assert other.explain("a.1") == permissions.explain("a.1")
+    assert list(other.map) == list(permissions.map)
 
 
 def test_permissions_do_not_change() -> None:

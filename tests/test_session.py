@@ -581,6 +581,24 @@ async def test_the_loss_of_nats_is_told_in_order_and_only_who_missed_something_g
     assert idle.types == ["welcome", "status", "status"]
 
 
+async def test_who_waits_for_a_subscription_is_not_told_that_nats_is_back_before_it_is_live() -> None:
+    worker = Worker(confirm_timeout=0)
+    session, outlet = worker.open()
+    bystander, other = worker.open()
+    await act(bystander, "subscribe", "a")
+    await turns()
+    worker.link.confirms = False
+    worker.link.lose()
+    worker.link.come_back()
+    assert (await act(session, "subscribe", "b")).active is False
+    worker.link.confirm("a")
+    assert [frame["nats"] for frame in other.frames if frame["type"] == "status"][-1] == "connected"
+    assert outlet.types == ["welcome", "status", "reply"]
+    worker.link.confirm("b")
+    assert outlet.types == ["welcome", "status", "reply", "status"]
+    assert outlet.frames[-1]["nats"] == "connected"
+
+
 async def test_what_was_subscribed_while_nats_was_away_has_no_gap() -> None:
     worker = Worker()
     session, outlet = worker.open()
@@ -739,6 +757,49 @@ async def test_a_command_under_way_when_permissions_expire_leaves_nothing() -> N
         await waiting
     assert outlet.types == ["welcome", "close"]
     await until(lambda: worker.hub.patterns == ())
+
+
+@pytest.mark.parametrize("end", ["expiry", "overflow"])
+async def test_a_command_whose_session_is_ended_by_the_messages_before_its_reply_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    worker = Worker(confirms=False, flush_interval=1, overflow="close")
+    expires = time.time() + 3600
+    session, outlet = worker.open(Permissions([">"], expires=expires))
+    first = asyncio.create_task(session.handle(Command(action="subscribe", subjects=["a"])))
+    await turns()
+    worker.link.confirm("a")
+    await first
+    second = asyncio.create_task(session.handle(Command(action="subscribe", subjects=["b"])))
+    await turns()
+    if end == "overflow":
+        fill(outlet)
+    worker.link.deliver("a")
+    worker.link.confirm("b")
+    if end == "expiry":
+        monkeypatch.setattr(time, "time", lambda: expires)
+    with pytest.raises(SessionUnknown):
+        await second
+    worker.link.deliver("b")
+    worker.hub.flush()
+    assert outlet.types[-1] == "close"
+    assert outlet.data == []
+    await until(lambda: worker.hub.patterns == ())
+
+
+async def test_what_was_kept_for_a_client_is_not_given_when_the_time_is_over_though_no_timer_has_said_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    worker = Worker(overflow="latest")
+    expires = time.time() + 3600
+    session, outlet = worker.open(Permissions([">"], expires=expires))
+    await act(session, "subscribe", "a")
+    fill(outlet)
+    worker.link.deliver("a")
+    worker.hub.flush()
+    monkeypatch.setattr(time, "time", lambda: expires)
+    outlet.take()
+    assert outlet.types == ["welcome", "reply", "padding", "close"]
 
 
 async def test_no_command_is_carried_out_when_the_time_is_over_though_no_timer_has_said_so() -> None:

@@ -109,6 +109,23 @@ async def test_permissions_that_change_while_nats_is_asked_hold_for_what_is_aske
     assert await narrowed == (["a"], True)
 
 
+async def test_permissions_that_change_and_change_back_meanwhile_leave_the_command_whole() -> None:
+    link, hub = FakeLink.with_hub()
+    everything = Permissions([">"])
+    mine, _ = subscriptions(hub, everything)
+    first = asyncio.create_task(mine.subscribe(["a"], 5))
+    await until(lambda: link.patterns == ["a"])
+    link.confirm("a")
+    await first
+    both = asyncio.create_task(mine.subscribe(["a", "b"], 5))
+    await until(lambda: link.patterns == ["a", "b"])
+    assert mine.repermit(Permissions(["b"])) == ["a"]
+    mine.repermit(everything)
+    link.confirm("b")
+    assert await both == (["a", "b"], True)
+    assert mine.patterns == ("a", "b")
+
+
 async def test_a_command_whose_session_ends_meanwhile_leaves_nothing() -> None:
     link, hub = FakeLink.with_hub()
     mine, _ = subscriptions(hub, Permissions([">"]))
