@@ -1,0 +1,104 @@
+"""The bridge that faults are done to, in a process of its own: ``python -m faults.bridge '{"settings": {…}}'``."""
+
+import asyncio
+import json
+import socket
+import sys
+import time
+from collections import Counter
+from typing import Any, Final
+
+from sanic import Request, Sanic, empty, text
+from sanic import json as json_response
+from sanic.response import HTTPResponse
+
+from sanic_nats_bridge import NatsBridge
+from sanic_nats_bridge.hub import Hub
+
+_BACKLOG: Final = 1024
+
+dropped: Counter[str] = Counter()
+"""What the hub was not given, by the pattern for which it came."""
+
+
+def main() -> None:
+    """Serve until the process is ended; the first line of output is the port."""
+    options = json.loads(sys.argv[1])
+    if every := options.get("drop"):
+        drop_one_in(every)
+    app: Sanic[Any, Any] = Sanic("faults_bridge", configure_logging=False)
+    extensions: list[Any] = [bridge(options["settings"])]
+    app.extend(extensions=extensions)
+    app.add_route(facts, "/facts")
+    app.add_route(block, "/block", methods=["POST"])
+    app.add_route(publish, "/publish/<subject>", methods=["POST"])
+    serve(app)
+
+
+def bridge(settings: dict[str, Any]) -> NatsBridge:
+    """The bridge; the one place that decides what each client may follow."""
+    return NatsBridge(**settings)
+
+
+def drop_one_in(every: int) -> None:
+    """Make a bridge that loses messages in silence, as no bridge may."""
+    dispatch, count = Hub.dispatch, 0
+
+    def dispatch_most(self: Hub, interest: Any, *message: Any) -> None:
+        nonlocal count
+        count += 1
+        if count % every:
+            dispatch(self, interest, *message)
+        else:
+            dropped[interest.pattern] += 1
+
+    Hub.dispatch = dispatch_most  # type: ignore[method-assign]
+
+
+async def facts(request: Request) -> HTTPResponse:
+    """What the process holds, and to which server it is connected."""
+    client = request.app.ctx.nats_bridge.client
+    address = client.connected_url if client is not None else None
+    return json_response(
+        {"tasks": len(asyncio.all_tasks()), "nats": address and address.port, "dropped": dict(dropped)}
+    )
+
+
+async def block(request: Request) -> HTTPResponse:
+    """Do what an app must not: let nothing else run for so many seconds."""
+    _sleep(float(request.args.get("seconds")))
+    return empty()
+
+
+def _sleep(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+async def publish(request: Request, subject: str) -> HTTPResponse:
+    """Publish by the bridge's own client."""
+    client = request.app.ctx.nats_bridge.client
+    if client is None:
+        return text("NATS is away", 503)
+    try:
+        await client.publish(subject, request.body)
+        await client.flush()
+    except Exception as error:
+        return text(type(error).__name__, 422)
+    return empty()
+
+
+def serve(app: Sanic[Any, Any]) -> None:
+    """Serve in this process, on a free port, as an app in production is served."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG)
+
+    async def announce(_: Sanic[Any, Any]) -> None:
+        sys.stdout.write(f"{listener.getsockname()[1]}\n")
+        sys.stdout.flush()
+
+    app.register_listener(announce, "after_server_start")
+    app.prepare(sock=listener, single_process=True, access_log=False, motd=False, backlog=_BACKLOG)
+    Sanic.serve_single(app)
+
+
+if __name__ == "__main__":
+    main()
