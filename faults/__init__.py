@@ -1,1 +1,1 @@
-"""Does harm to NATS, to the network and to the bridge, and judges what every client got; ``--list`` tells what there is."""
+"""Does harm to NATS, the network and the bridge, and judges what every client got; ``--list`` tells how."""

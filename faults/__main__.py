@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.machine import machine
-from benchmarks.report import machine_table
 
 from .faults import CONTROL, FAULTS
-from .report import counts_table, put_into, times_table
+from .report import counts_table, machine_table, put_into, times_table
 from .results import Results, Run
 from .run import run
 

@@ -1,4 +1,4 @@
-"""What stands in the browsers' place: sessions by WebSocket and by Server-Sent Events, which write down what they get."""
+"""In the browsers' place: sessions by WebSocket and by Server-Sent Events, which write down what they get."""
 
 import asyncio
 import contextlib
@@ -16,15 +16,17 @@ from .checker import Log, Publication
 from .patterns import matches
 from .payloads import Key, carried, key_of
 
-__all__ = ["Client", "EventClient", "WebSocketClient"]
+__all__ = ["Client", "EventClient", "RestlessClient", "WebSocketClient"]
 
 _PATIENCE_SECONDS: Final = 15.0
+_FLIP_SECONDS: Final = 0.05
 
 
 class Client(ABC):
     """One session, from its first frame until its connection ends.
 
     Attributes:
+        left: It has ended the session by itself.
         at: When each message was read first, by any of its patterns.
     """
 
@@ -33,6 +35,7 @@ class Client(ABC):
         self.patterns = tuple(patterns)
         self.at: dict[Key, float] = {}
         self.got: set[tuple[str, Key]] = set()
+        self.left = False
         self._expected: set[tuple[str, Key]] = set()
         self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -73,6 +76,7 @@ class Client(ABC):
 
     async def leave(self) -> None:
         """End the session."""
+        self.left = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
@@ -138,6 +142,16 @@ class WebSocketClient(Client):
             await self._connection.send(json.dumps(command))
         return await self._frame("reply", before)
 
+    def stall(self) -> None:
+        """Read nothing more from the socket."""
+        assert self._connection is not None
+        self._connection.transport.pause_reading()
+
+    def go_on(self) -> None:
+        """Read again."""
+        assert self._connection is not None
+        self._connection.transport.resume_reading()
+
     async def _texts(self, port: int) -> AsyncIterator[str | bytes]:
         url = f"ws://127.0.0.1:{port}/nats/stream"
         async with connect(url, max_size=None, max_queue=None, compression=None, ping_interval=None) as connection:
@@ -145,6 +159,37 @@ class WebSocketClient(Client):
             await connection.send(json.dumps({"action": "subscribe", "subjects": self.patterns}))
             async for text in connection:
                 yield text
+
+
+class RestlessClient(WebSocketClient):
+    """One that subscribes and unsubscribes without end."""
+
+    _flipping: asyncio.Task[None] | None = None
+    _settling = False
+
+    async def join(self, port: int) -> None:
+        """Connect, and begin."""
+        await super().join(port)
+        self._flipping = asyncio.create_task(self._flip())
+
+    async def leave(self) -> None:
+        """End the session."""
+        if self._flipping is not None:
+            self._flipping.cancel()
+            await asyncio.wait({self._flipping})
+        await super().leave()
+
+    async def settle(self) -> None:
+        """Come to rest, with the patterns subscribed."""
+        self._settling = True
+        if self._flipping is not None:
+            await self._flipping
+
+    async def _flip(self) -> None:
+        while not self._settling:
+            for action in ("unsubscribe", "subscribe"):
+                await self.ask(action, self.patterns)
+                await asyncio.sleep(_FLIP_SECONDS)
 
 
 class EventClient(Client):

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from .clients import EventClient, WebSocketClient
 from .nats import in_touch
-from .publisher import NoisyPublisher, Publisher
-from .stage import FOLLOWED, Stage, until
+from .publisher import NoisyPublisher
+from .stage import FOLLOWED, OPEN, Stage, until
 
 __all__ = ["CONTROL", "FAULTS", "Fault"]
 
@@ -36,7 +36,7 @@ class Fault:
         settings: Of the bridge, beside the defaults.
         drop: The bridge loses one in so many messages.
         within: In how many seconds the clients must have been told; ``None`` where there is nothing to tell.
-        harmless: Nobody may miss anything, announced or not.
+        harmless: Nobody of the audience may miss anything, announced or not.
     """
 
     name: str
@@ -150,8 +150,12 @@ async def _follow_too_much(stage: Stage) -> None:
 async def _publish_too_much(stage: Stage) -> None:
     stage.nats.config = "max_payload: 1024"
     stage.nats.reload()
+    await until(lambda: stage.nats.monitor("/varz")["max_payload"] == 1024, "NATS has read its limit")
     async with stage.fault():
-        await stage.ask_bridge("/publish/deep.0", bytes(2048))
+        status, answer = await stage.ask_bridge("/publish/deep.0", bytes(2048))
+        stage.require(status != 204, f"a payload over the limit was taken: {status} {answer}")
+    status, answer = await stage.ask_bridge("/publish/deep.0", bytes(512))
+    stage.require(status == 204, f"a payload under the limit was not taken: {status} {answer}")
 
 
 async def _ask_for_too_long_a_subject(stage: Stage) -> None:
@@ -178,21 +182,25 @@ async def _flood_while_blocked(stage: Stage) -> None:
         await asyncio.sleep(0.2)
         await stage.publishers[0].burst("flood.1", 4000, 8192)
         await blocked
+        stage.require(stage.nats.monitor("/varz")["slow_consumers"] > 0, "NATS has dropped no slow consumer")
 
 
 async def _use_up_files(stage: Stage) -> None:
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    used = (await stage.facts())["files"]
+    soft, hard = resource.prlimit(stage.bridge.pid, resource.RLIMIT_NOFILE)
+    limit = stage.open_files() + 20
+    resource.prlimit(stage.bridge.pid, resource.RLIMIT_NOFILE, (limit, hard))
     async with stage.fault():
-        resource.prlimit(stage.bridge.pid, resource.RLIMIT_NOFILE, (used + 20, hard))
         with _connections(stage.bridge.port, 60):
             await stage.hold(1)
             stage.nats.kill()
-            await stage.hold(1)
-            stage.nats.start()
-            await stage.hold(2)
-    await stage.join(WebSocketClient("newcomer", ("orders.>",), ("orders.>",)))
-    resource.prlimit(stage.bridge.pid, resource.RLIMIT_NOFILE, (hard, hard))
+            await stage.hold(0.5)
+            # Those take the place of the connection to NATS.
+            with _connections(stage.bridge.port, 20):
+                await stage.hold(0.5)
+                stage.nats.start()
+                await stage.hold(2)
+                stage.require(stage.open_files() >= limit - 1, f"only {stage.open_files()} of {limit} files are open")
+    resource.prlimit(stage.bridge.pid, resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @contextlib.contextmanager
@@ -203,7 +211,17 @@ def _connections(port: int, count: int) -> Iterator[None]:
         yield
 
 
-# Somebody publishes what nobody should
+# A client, or a publisher, does what nobody should
+
+
+async def _stall(stage: Stage) -> None:
+    stalled = await stage.join(WebSocketClient("stalled", ("flood.*", "orders.>"), OPEN))
+    async with stage.fault():
+        stalled.stall()
+        await stage.publishers[0].burst("flood.1", 4000, 8192)
+        await stage.hold(3)
+        stalled.go_on()
+        await until(lambda: stalled.first(0, "gap") is not None, "the client that stalled is told of what it missed")
 
 
 async def _make_noise(stage: Stage) -> None:
@@ -265,9 +283,11 @@ FAULTS: Final = {
             "bytes",
             "a publisher of arbitrary bytes in subjects, headers and payloads",
             _make_noise,
+            settings={"headers": ["X-Any"]},
             within=None,
             harmless=True,
         ),
+        Fault("stalled", "a client reads nothing for 3 s while 32 MiB come for it", _stall, harmless=True),
         Fault(
             "cluster",
             "a cluster of three: a bystander killed, then three times the one that carries the bridge",

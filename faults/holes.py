@@ -50,7 +50,7 @@ class Subscription:
 
 @dataclass
 class Findings:
-    """How many messages were announced as lost, how many are missing without a word, and how many too many were announced."""
+    """How many are missing and announced, what is missing in silence, how many too many are announced."""
 
     announced: int = 0
     missing: list[Publication] = field(default_factory=list)

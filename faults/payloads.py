@@ -33,8 +33,10 @@ def carried(frame: Mapping[str, Any]) -> bytes | None:
     try:
         if "encoding" not in frame:
             return b"" if data is None else _json(data)
-        return {"text": str.encode, "base64": base64.b64decode}[frame["encoding"]](data)
-    except (KeyError, TypeError, ValueError):
+        if frame["encoding"] == "text":
+            return str(data).encode()
+        return base64.b64decode(str(data), validate=True) if frame["encoding"] == "base64" else None
+    except (TypeError, ValueError):
         return None
 
 

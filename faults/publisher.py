@@ -46,8 +46,10 @@ class Publisher:
         self._server = server
         self._subjects = [subject.encode() for subject in subjects]
         self._login = dict(login or {})
+        self.closing: list[Publication] = []
         self._connections = 0
         self._connection: _Connection | None = None
+        self._arrived = asyncio.Event()
         self._leaving = self._stopping = False
         self._task: asyncio.Task[None] | None = None
 
@@ -58,10 +60,8 @@ class Publisher:
     async def move(self, server: NatsServer) -> None:
         """Go to another server; returns when messages leave for it."""
         self._server, self._leaving = server, True
-        before = self._connections
-        async with asyncio.timeout(_PATIENCE_SECONDS):
-            while self._leaving or self._connections == before:
-                await asyncio.sleep(_INTERVAL_SECONDS)
+        self._arrived.clear()
+        await asyncio.wait_for(self._arrived.wait(), _PATIENCE_SECONDS)
 
     async def burst(self, subject: str, count: int, size: int) -> None:
         """Publish so many at once; returns when the server has all of them."""
@@ -85,10 +85,6 @@ class Publisher:
         """What was published at or after the moment, the newest first."""
         return takewhile(lambda publication: publication.sent >= moment, reversed(self.publications))
 
-    def last(self) -> Iterable[Publication]:
-        """The last message on each subject."""
-        return {publication.subject: publication for publication in self.publications}.values()
-
     def messages(self) -> list[Message]:
         """What is published the next time."""
         return [Message(subject) for subject in self._subjects]
@@ -106,11 +102,14 @@ class Publisher:
             await connection.log_in(self._login)
             self._connections += 1
             self._connection = connection
+            self._arrived.set()
             while not (self._stopping or self._leaving):
                 connection.begin(self.messages())
                 await asyncio.sleep(_INTERVAL_SECONDS)
                 connection.check()
+            before = len(self.publications)
             await connection.publish(self.messages())
+            self.closing = self.publications[before:]
             self._leaving = False
         finally:
             self._connection = None
@@ -167,7 +166,7 @@ class _Connection:
         await self._ping([])
 
     def begin(self, messages: Iterable[Message]) -> asyncio.Future[None]:
-        """Publish; the future tells when the server has them."""
+        """Publish; the future ends when the server has them, or is cancelled when the connection has ended."""
         published, lines, now = [], [], time.monotonic()
         for message in messages:
             key = Key(self._name, self._number)

@@ -11,7 +11,7 @@ from benchmarks.tables import Table
 from .faults import CONTROL, FAULTS, Fault
 from .results import Results, Run
 
-__all__ = ["counts_table", "put_into", "times_table"]
+__all__ = ["counts_table", "machine_table", "put_into", "times_table"]
 
 _BEGIN: Final = "<!-- measured -->"
 _END: Final = "<!-- end -->"
@@ -53,6 +53,11 @@ def counts_table(results: Results) -> Table:
     return table
 
 
+def machine_table(results: Results) -> Table:
+    """On what it was seen."""
+    return Table("Machine", ("", ""), [(name, str(fact)) for name, fact in results.machine.items()])
+
+
 def put_into(document: Path, tables: Iterable[Table]) -> None:
     """Write the tables between the marks of the document; the rest of it stays."""
     text = "\n".join(table.as_markdown() for table in tables)
@@ -67,5 +72,5 @@ def _measured(results: Results, faults: Iterable[Fault]) -> Iterable[tuple[Fault
 def _spread(values: Sequence[float]) -> str:
     """The median, and the worst."""
     if not values:
-        return "–"
+        return "-"
     return f"{statistics.median(values):.2f} ({max(values):.2f})"

@@ -5,7 +5,6 @@ import contextlib
 import json
 import sys
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, Final
 
@@ -14,11 +13,12 @@ import aiohttp
 from benchmarks.processes import server
 
 from .checker import judge
+from .clients import WebSocketClient
 from .faults import Fault
 from .nats import in_touch, nats_servers
 from .proxy import Proxy
 from .results import Run
-from .stage import OPEN, Stage, until
+from .stage import OPEN, NotDoneError, Stage, until
 
 __all__ = ["run"]
 
@@ -34,11 +34,20 @@ async def run(fault: Fault, number: int, *, settings: Mapping[str, Any] | None =
             before = await _begin(fault, stage)
             await fault.do(stage)
             await stage.ask_for_what_is_forbidden()
+            if not fault.drop:
+                await stage.join(WebSocketClient("newcomer", ("orders.*.1", "news.sport"), OPEN))
             await asyncio.sleep(_SETTLE_SECONDS)
             await stage.finish()
             result.recovered = sum(client.has_all for client in stage.audience)
-            result.dropped = await _dropped(stage)
+            result.failures += (
+                f"{client.log.client} is not served" for client in stage.others if not (client.left or client.has_all)
+            )
+            result.dropped = (await stage.facts())["dropped"]
             result.failures += await _left_behind(stage, before)
+            if fault.harmless:
+                result.failures += (
+                    f"{client.log.client} misses something" for client in stage.audience if client.first(0, "gap")
+                )
         result.clients = len(stage.audience)
         result.noticed, result.back = stage.noticed, stage.back
     result.verdict = judge(stage.publications, [client.log for client in stage.clients])
@@ -61,7 +70,7 @@ async def _staged(fault: Fault, settings: Mapping[str, Any], *, small: bool) -> 
         bridge = stack.enter_context(server([sys.executable, "-m", "faults.bridge", json.dumps(options)]))
         connector = aiohttp.TCPConnector(force_close=True)
         http = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
-        stage = Stage(servers, proxy, bridge, http, small=small)
+        stage = Stage(servers, proxy, bridge, http, calm=len(servers) > 1 or fault.drop > 0, small=small)
         try:
             yield stage
         finally:
@@ -73,7 +82,7 @@ async def _staged(fault: Fault, settings: Mapping[str, Any], *, small: bool) -> 
 def _noting(result: Run) -> Iterator[None]:
     try:
         yield
-    except (TimeoutError, OSError) as error:
+    except (TimeoutError, OSError, NotDoneError) as error:
         result.failures.append(f"{type(error).__name__}: {error}")
 
 
@@ -85,12 +94,6 @@ async def _begin(fault: Fault, stage: Stage) -> dict[str, Any] | None:
     await stage.all_get_messages(time.monotonic())
     await stage.ask_for_what_is_forbidden()
     return await stage.facts()
-
-
-async def _dropped(stage: Stage) -> int:
-    """How many copies the bridge says that it has lost."""
-    followers = Counter(pattern for client in stage.clients for pattern in client.patterns)
-    return sum(count * followers[pattern] for pattern, count in (await stage.facts())["dropped"].items())
 
 
 async def _left_behind(stage: Stage, before: Mapping[str, Any] | None) -> list[str]:
@@ -120,7 +123,5 @@ def _failures(fault: Fault, result: Run) -> Iterator[str]:
     if fault.within is not None and not result.noticed:
         yield "nobody was told"
     yield from (f"told only after {each:.1f} s" for each in result.noticed if each > (fault.within or each))
-    if fault.harmless and verdict.announced:
-        yield f"{verdict.announced} are missing, though announced"
     if result.recovered < result.clients:
         yield f"only {result.recovered} of {result.clients} clients have recovered"

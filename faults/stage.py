@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -14,11 +14,11 @@ from benchmarks.processes import Server
 from sanic_nats_bridge.testing import NatsServer
 
 from .checker import Publication
-from .clients import Client, EventClient, WebSocketClient
+from .clients import Client, EventClient, RestlessClient, WebSocketClient
 from .proxy import Proxy
 from .publisher import Publisher
 
-__all__ = ["FOLLOWED", "OPEN", "Stage", "until"]
+__all__ = ["FOLLOWED", "OPEN", "NotDoneError", "Stage", "until"]
 
 OPEN: Final = ("orders.>", "news.*", "flood.>", "noise.>", "deep.>")
 """What clients may follow."""
@@ -45,11 +45,22 @@ _SMALL_SECONDS: Final = 0.3
 C = TypeVar("C", bound=Client)
 
 
+class NotDoneError(RuntimeError):
+    """A fault was not done as it should, and nothing is known of what would have come of it."""
+
+
 class Stage:
     """What a fault is done to. A fault's own code reads everything here, and calls what it needs."""
 
     def __init__(
-        self, servers: list[NatsServer], proxy: Proxy, bridge: Server, http: aiohttp.ClientSession, *, small: bool
+        self,
+        servers: list[NatsServer],
+        proxy: Proxy,
+        bridge: Server,
+        http: aiohttp.ClientSession,
+        *,
+        calm: bool,
+        small: bool,
     ) -> None:
         self.servers: Final = servers
         self.nats: Final = servers[0]
@@ -61,6 +72,7 @@ class Stage:
         self.noticed: list[float] = []
         self.back: list[float] = []
         self._http: Final = http
+        self._calm: Final = calm
         self._small: Final = small
 
     @property
@@ -79,6 +91,8 @@ class Stage:
             for number, (kind, patterns) in enumerate(_AUDIENCE):
                 self.audience.append(kind(f"{kind.__name__}-{number}-{copy}", patterns, OPEN))
         await asyncio.gather(*(client.join(self.bridge.port) for client in self.audience))
+        if not self._calm:
+            await self.join(RestlessClient("restless", ("orders.>", "orders.us.*"), OPEN))
         for name in "ab":
             self.publish_by(Publisher(name, self.servers[-1], _SUBJECTS))
 
@@ -134,8 +148,9 @@ class Stage:
 
     async def finish(self) -> None:
         """Publish a last message on each subject, and wait until it has come to all, or too long."""
+        await asyncio.gather(*(client.settle() for client in self.others if isinstance(client, RestlessClient)))
         await asyncio.gather(*(publisher.finish() for publisher in self.publishers))
-        last = [publication for publisher in self.publishers for publication in publisher.last()]
+        last = [publication for publisher in self.publishers for publication in publisher.closing]
         for client in self.clients:
             client.expect(last)
         with contextlib.suppress(TimeoutError):
@@ -158,9 +173,22 @@ class Stage:
         found: dict[str, Any] = json.loads(answer)
         carrier = next((each for each in self.servers if each.port == found["nats"]), self.nats)
         return found | {
-            "files": sum(1 for _ in Path(f"/proc/{self.bridge.pid}/fd").iterdir()),
+            "files": self.open_files(),
             "subscriptions": carrier.subscriptions(),
         }
+
+    def open_files(self) -> int:
+        """How many the bridge's process has."""
+        return sum(1 for _ in Path(f"/proc/{self.bridge.pid}/fd").iterdir())
+
+    def require(self, fact: bool, what: str) -> None:
+        """Go on only if this is so.
+
+        Raises:
+            NotDoneError: It is not: the fault was not done as it should.
+        """
+        if not fact:
+            raise NotDoneError(what)
 
     async def carrier(self) -> NatsServer:
         """The NATS server to which the bridge is connected."""
