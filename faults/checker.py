@@ -81,9 +81,8 @@ def judge(publications: Sequence[Publication], logs: Iterable[Log]) -> Verdict:
         reading = _Reading(log, by_key, verdict)
         for place, (at, frame) in enumerate(log.entries):
             reading.read(place, at, frame)
-        end = len(log.entries) if log.to_the_end else None
         for subscription in reading.subscriptions:
-            found = findings(subscription, matching(subscription.pattern), end)
+            found = findings(subscription, matching(subscription.pattern), len(log.entries), complete=log.to_the_end)
             verdict.announced += found.announced
             verdict.lost += len(found.missing)
             verdict.overstated += found.overstated

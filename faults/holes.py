@@ -67,11 +67,11 @@ class _Stretch:
     possible: int = 0
 
 
-def findings(subscription: Subscription, publications: Iterable[Publication], end: int | None) -> Findings:
+def findings(subscription: Subscription, publications: Sequence[Publication], end: int, *, complete: bool) -> Findings:
     """Judge what is missing of these publications, all of which match the pattern.
 
-    ``end`` is where the log ends, if the client followed until all was published; otherwise what was published
-    behind the last message that it got is not judged.
+    ``end`` is where the log ends, ``complete`` says that the client followed until all was published. What belongs
+    behind the last message of a subscription that ended before may have been on its way: it need not be there.
     """
     found = Findings()
     order = _Order(subscription, publications)
@@ -81,12 +81,11 @@ def findings(subscription: Subscription, publications: Iterable[Publication], en
         if publication.key in subscription.delivered:
             continue
         after, before = order.bounds(publication)
-        if before is None:
-            before = end if subscription.closed is None else None
-        if before is None:
-            continue
-        first, last = bisect_right(places, after), bisect_left(places, before) - 1
         due = publication.confirmed is not None and _within(subscription, publication)
+        if before is None:
+            due = due and complete and subscription.closed is None
+            before = end if subscription.closed is None else subscription.closed
+        first, last = bisect_right(places, after), bisect_left(places, before) - 1
         if first <= last:
             stretch = _Stretch(first, last, [publication] if due else [], int(not due))
             stretches.append(stretch)
@@ -132,7 +131,7 @@ def _merged(stretches: Iterable[_Stretch]) -> Iterator[_Stretch]:
 class _Order:
     """Where among the messages that were delivered a missing one belongs."""
 
-    def __init__(self, subscription: Subscription, publications: Iterable[Publication]) -> None:
+    def __init__(self, subscription: Subscription, publications: Sequence[Publication]) -> None:
         self._opened = subscription.opened
         self._own: dict[str, tuple[list[int], list[int]]] = {}
         for key, place in sorted(subscription.delivered.items()):

@@ -20,11 +20,11 @@ def matches(pattern: str, subject: str) -> bool:
 def covers(allowed: str, pattern: str) -> bool:
     """Whether everything that the pattern means is allowed."""
     wide, narrow = allowed.split("."), pattern.split(".")
+    if wide[0] in ("*", ">") and narrow[0].startswith(("$", "_")):
+        return False
     for index, token in enumerate(wide):
-        if index >= len(narrow):
-            return False
         if token == ">":
-            return index > 0 or not narrow[0].startswith(("$", "_"))
-        if narrow[index] == ">" or token not in ("*", narrow[index]):
+            return index < len(narrow)
+        if index == len(narrow) or narrow[index] == ">" or token not in ("*", narrow[index]):
             return False
     return len(wide) == len(narrow)
