@@ -6,45 +6,43 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from benchmarks.machine import machine
+from benchmarks.processes import PROJECT
 
-from .faults import CONTROL, FAULTS
+from .catalogue import CATALOGUE
 from .report import counts_table, machine_table, put_into, times_table
 from .results import Results, Run
 from .run import run
+
+_DOCS: Final = PROJECT / "docs"
 
 
 def main() -> int:
     """Exit code 1: a promise was broken, or the bridge that loses messages was not caught."""
     options = _options(sys.argv[1:])
     if options.list:
-        for fault in _ALL.values():
+        for fault in CATALOGUE.values():
             _say(f"{fault.name:20}{fault.title}")
         return 0
     results = Results(machine())
-    try:
-        for number in range(options.rounds):
-            for name in options.faults or _ALL:
-                done = asyncio.run(run(_ALL[name], number, settings=options.settings, small=options.small))
-                results.runs.append(done)
-                _say(_line(done))
-    except KeyboardInterrupt:
-        _say("Interrupted; this is what was seen until then.")
-    return _report(results, options)
+    for number in range(options.rounds):
+        for name in options.faults:
+            done = asyncio.run(run(CATALOGUE[name], number, settings=options.settings, small=options.small))
+            results.runs.append(done)
+            _say(_line(done))
+    return _report(results, options.docs)
 
 
-_ALL = FAULTS | {CONTROL.name: CONTROL}
-
-
-def _report(results: Results, options: argparse.Namespace) -> int:
-    times, counts = times_table(results), counts_table(results)
-    for table in (times, counts):
+def _report(results: Results, docs: Path | None) -> int:
+    tables = (times_table(results), counts_table(results))
+    for table in tables:
         _say("\n" + table.as_text())
-    if options.json:
-        results.save(options.json)
-    if options.markdown:
-        put_into(options.markdown, (times, counts, machine_table(results)))
+    if docs is not None:
+        put_into(docs / "reliability.md", (*tables, machine_table(results)))
+        (docs / "reliability").mkdir(exist_ok=True)
+        results.save(docs / "reliability" / "results.json")
     failed = [run for run in results.runs if run.failures]
     if failed:
         _say(f"{len(failed)} of {len(results.runs)} runs have failed.")
@@ -67,11 +65,15 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--small", action="store_true", help="faults that last for moments, to see whether all works")
     parser.add_argument("--settings", type=json.loads, default={}, help="of the bridge, as a JSON object")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all results")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="put the tables into this document")
+    parser.add_argument(
+        "--docs", type=Path, metavar="DIR", help="write the report there (default: docs, when everything is done)"
+    )
     options = parser.parse_args(arguments)
-    if unknown := set(options.faults) - _ALL.keys():
+    if unknown := set(options.faults) - CATALOGUE.keys():
         parser.error(f"no such fault: {', '.join(sorted(unknown))}")
+    if not (options.docs or options.faults or options.small or options.settings):
+        options.docs = _DOCS
+    options.faults = options.faults or list(CATALOGUE)
     return options
 
 

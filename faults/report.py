@@ -8,7 +8,8 @@ from typing import Final
 
 from benchmarks.tables import Table
 
-from .faults import CONTROL, FAULTS, Fault
+from .catalogue import CATALOGUE
+from .fault import Fault
 from .results import Results, Run
 
 __all__ = ["counts_table", "machine_table", "put_into", "times_table"]
@@ -31,7 +32,9 @@ def times_table(results: Results) -> Table:
     table = Table(
         "Times", ("fault", "what is done", "noticed (s)", "first message after (s)", "clients that recovered")
     )
-    for fault, runs in _measured(results, FAULTS.values()):
+    for fault, runs in _measured(results):
+        if fault.drop:
+            continue
         clients = f"{sum(run.recovered for run in runs)} of {sum(run.clients for run in runs)}"
         noticed = _spread([each for run in runs for each in run.noticed])
         back = _spread([each for run in runs for each in run.back])
@@ -42,7 +45,7 @@ def times_table(results: Results) -> Table:
 def counts_table(results: Results) -> Table:
     """What became of the messages in all rounds together."""
     table = Table("Messages", ("fault", *_COUNTS.values()))
-    for fault, runs in _measured(results, (*FAULTS.values(), CONTROL)):
+    for fault, runs in _measured(results):
         sums = (sum(getattr(run.verdict, count) for run in runs) for count in _COUNTS)
         table.rows.append((fault.name, *(f"{number:,}" for number in sums)))
         table.notes += (
@@ -65,8 +68,8 @@ def put_into(document: Path, tables: Iterable[Table]) -> None:
     document.write_text(between.sub(lambda _: f"\n{text}\n", document.read_text()))
 
 
-def _measured(results: Results, faults: Iterable[Fault]) -> Iterable[tuple[Fault, list[Run]]]:
-    return ((fault, runs) for fault in faults if (runs := results.of(fault.name)))
+def _measured(results: Results) -> Iterable[tuple[Fault, list[Run]]]:
+    return ((fault, runs) for fault in CATALOGUE.values() if (runs := results.of(fault.name)))
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -14,7 +14,7 @@ from benchmarks.processes import server
 
 from .checker import judge
 from .clients import WebSocketClient
-from .faults import Fault
+from .fault import Fault
 from .nats import in_touch, nats_servers
 from .proxy import Proxy
 from .results import Run
@@ -29,7 +29,7 @@ _REST_SECONDS: Final = 10.0
 async def run(fault: Fault, number: int, *, settings: Mapping[str, Any] | None = None, small: bool = False) -> Run:
     """Do the fault; what goes wrong is in what is returned."""
     result = Run(fault.name, number)
-    async with _staged(fault, settings or {}, small=small) as stage:
+    async with _staged(fault, settings or {}, small=small, seed=number) as stage:
         with _noting(result):
             before = await _begin(fault, stage)
             await fault.do(stage)
@@ -56,7 +56,7 @@ async def run(fault: Fault, number: int, *, settings: Mapping[str, Any] | None =
 
 
 @contextlib.asynccontextmanager
-async def _staged(fault: Fault, settings: Mapping[str, Any], *, small: bool) -> AsyncIterator[Stage]:
+async def _staged(fault: Fault, settings: Mapping[str, Any], *, small: bool, seed: int) -> AsyncIterator[Stage]:
     """Set everything up for the fault; the clients and publishers come with `Stage.begin`."""
     async with contextlib.AsyncExitStack() as stack:
         servers = stack.enter_context(nats_servers(fault.servers, fault.config))
@@ -70,7 +70,9 @@ async def _staged(fault: Fault, settings: Mapping[str, Any], *, small: bool) -> 
         bridge = stack.enter_context(server([sys.executable, "-m", "faults.bridge", json.dumps(options)]))
         connector = aiohttp.TCPConnector(force_close=True)
         http = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
-        stage = Stage(servers, proxy, bridge, http, calm=len(servers) > 1 or fault.drop > 0, small=small)
+        # In a cluster the other servers hear only later of what is newly subscribed.
+        calm = len(servers) > 1 or fault.drop > 0
+        stage = Stage(servers, proxy, bridge, http, calm=calm, small=small, seed=seed)
         try:
             yield stage
         finally:

@@ -50,7 +50,14 @@ class NotDoneError(RuntimeError):
 
 
 class Stage:
-    """What a fault is done to. A fault's own code reads everything here, and calls what it needs."""
+    """What a fault is done to; the code of a fault calls what it needs.
+
+    Attributes:
+        audience: Clients that have nothing to do with the fault.
+        others: Those that have, and those that come and go.
+        noticed: Seconds from each strike until the first client was told of it, where one was.
+        back: Seconds from each healing until every client of the audience had a message again.
+    """
 
     def __init__(
         self,
@@ -61,11 +68,13 @@ class Stage:
         *,
         calm: bool,
         small: bool,
+        seed: int,
     ) -> None:
         self.servers: Final = servers
         self.nats: Final = servers[0]
         self.proxy: Final = proxy
         self.bridge: Final = bridge
+        self.seed: Final = seed
         self.audience: list[Client] = []
         self.others: list[Client] = []
         self.publishers: list[Publisher] = []
@@ -77,7 +86,7 @@ class Stage:
 
     @property
     def clients(self) -> list[Client]:
-        """All of them: the audience, which has nothing to do with the fault, and the others."""
+        """All of them."""
         return self.audience + self.others
 
     @property
@@ -172,10 +181,7 @@ class Stage:
         _, answer = await self.ask_bridge("/facts")
         found: dict[str, Any] = json.loads(answer)
         carrier = next((each for each in self.servers if each.port == found["nats"]), self.nats)
-        return found | {
-            "files": self.open_files(),
-            "subscriptions": carrier.subscriptions(),
-        }
+        return found | {"files": self.open_files(), "subscriptions": carrier.subscriptions()}
 
     def open_files(self) -> int:
         """How many the bridge's process has."""

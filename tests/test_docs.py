@@ -88,7 +88,15 @@ def test_the_python_in_the_readme_compiles(source: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "docs/protocol.md", "docs/design.md", "docs/benchmarks.md", "CHANGELOG.md"]
+    "document",
+    [
+        "README.md",
+        "docs/protocol.md",
+        "docs/design.md",
+        "docs/benchmarks.md",
+        "docs/reliability.md",
+        "CHANGELOG.md",
+    ],
 )
 def test_links_between_the_documents_lead_somewhere(document: str) -> None:
     path = ROOT / document
