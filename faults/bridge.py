@@ -1,4 +1,4 @@
-"""The bridge that faults are done to, in a process of its own: ``python -m faults.bridge '{"settings": {…}}'``."""
+"""The bridge, in a process of its own: ``python -m faults.bridge '{"servers": "nats://…"}' 0``."""
 
 import asyncio
 import json
@@ -21,12 +21,12 @@ dropped = 0
 
 
 def main() -> None:
-    """Serve until the process is ended; the first line of output is the port."""
-    options = json.loads(sys.argv[1])
-    if every := options.get("drop"):
+    """Serve with these settings until the process is ended, and lose one message in so many; 0: none."""
+    settings, every = json.loads(sys.argv[1]), int(sys.argv[2])
+    if every:
         drop_one_in(every)
     app: Sanic[Any, Any] = Sanic("faults_bridge", configure_logging=False)
-    extensions: list[Any] = [bridge(options["settings"])]
+    extensions: list[Any] = [bridge(settings)]
     app.extend(extensions=extensions)
     app.add_route(facts, "/facts")
     app.add_route(block, "/block", methods=["POST"])
@@ -87,7 +87,7 @@ async def publish(request: Request, subject: str) -> HTTPResponse:
 
 
 def serve(app: Sanic[Any, Any]) -> None:
-    """Serve in this process, on a free port, as an app in production is served."""
+    """Serve in this process, on a free port, which is the first line of output."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG)
 
     async def announce(_: Sanic[Any, Any]) -> None:

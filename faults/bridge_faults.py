@@ -82,7 +82,7 @@ async def _make_noise(stage: Stage) -> None:
 async def _publish_much(stage: Stage) -> None:
     async with stage.fault():
         for publisher in stage.publishers:
-            await publisher.burst("orders.eu.1", 2000, 16)
+            await publisher.burst("orders.eu.1", 500, 16)
 
 
 BRIDGE_FAULTS: Final = (

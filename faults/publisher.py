@@ -6,7 +6,7 @@ import json
 import random
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import takewhile
 from typing import Final, NamedTuple
 
@@ -35,22 +35,19 @@ class Publisher:
     """Publishes a message on each of its subjects, twenty times a second, for as long as it runs.
 
     Each of its connections counts anew: what was published by one that broke, and was not confirmed before,
-    may or may not have reached the server.
+    may or may not have reached the server. ``closing`` holds the last messages of all.
     """
 
-    def __init__(
-        self, name: str, server: NatsServer, subjects: Sequence[str], login: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, name: str, server: NatsServer, subjects: Sequence[str]) -> None:
         self.publications: list[Publication] = []
+        self.closing: list[Publication] = []
         self._name = name
         self._server = server
         self._subjects = [subject.encode() for subject in subjects]
-        self._login = dict(login or {})
-        self.closing: list[Publication] = []
         self._connections = 0
         self._connection: _Connection | None = None
         self._arrived = asyncio.Event()
-        self._leaving = self._stopping = False
+        self._leaving = self._stopping = self._finished = False
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -90,16 +87,17 @@ class Publisher:
         return [Message(subject) for subject in self._subjects]
 
     async def _run(self) -> None:
-        while not self._stopping:
-            with contextlib.suppress(OSError, EOFError):
+        while not self._finished:
+            with contextlib.suppress(OSError):
                 await self._publish_while_connected()
-            await asyncio.sleep(0 if self._stopping else _RETRY_SECONDS)
+            if not self._finished:
+                await asyncio.sleep(_RETRY_SECONDS)
 
     async def _publish_while_connected(self) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._server.port)
         try:
             connection = _Connection(f"{self._name}.{self._connections}", reader, writer, self.publications)
-            await connection.log_in(self._login)
+            await connection.log_in()
             self._connections += 1
             self._connection = connection
             self._arrived.set()
@@ -110,7 +108,7 @@ class Publisher:
             before = len(self.publications)
             await connection.publish(self.messages())
             self.closing = self.publications[before:]
-            self._leaving = False
+            self._leaving, self._finished = False, self._stopping
         finally:
             self._connection = None
             writer.close()
@@ -135,8 +133,9 @@ class NoisyPublisher(Publisher):
         rest = bytes(byte for byte in draw.randbytes(draw.randint(1, 40)) if byte not in _NO_SUBJECT)
         if draw.random() < 0.5:  # few random bytes are UTF-8
             rest = rest.decode("latin-1").encode()
-        headers = draw.choice([b"", draw.randbytes(draw.randint(1, 60)), b"NATS/1.0\r\nX-Any: " + draw.randbytes(30)])
-        return Message(self._token + b"." + (rest or b"x"), headers and headers + b"\r\n\r\n", draw.randbytes(60))
+        any_bytes = draw.randbytes(draw.randint(1, 60)) + b"\r\n\r\n"
+        headers = draw.choice([b"", any_bytes, b"NATS/1.0\r\nX-Any: " + any_bytes])
+        return Message(self._token + b"." + (rest or b"x"), headers, draw.randbytes(60))
 
 
 class _Connection:
@@ -153,17 +152,17 @@ class _Connection:
         self._unanswered: deque[tuple[list[Publication], asyncio.Future[None]]] = deque()
         self._reading: asyncio.Task[None] | None = None
 
-    async def log_in(self, login: Mapping[str, str]) -> None:
+    async def log_in(self) -> None:
         """Introduce ourselves.
 
         Raises:
             ConnectionError: The server does not want us, or has gone.
         """
-        options = {"verbose": False, "pedantic": False, "headers": True, "no_responders": True, **login}
+        options = {"verbose": False, "pedantic": False, "headers": True, "no_responders": True}
         self._writer.write(b"CONNECT %b\r\n" % json.dumps(options).encode())
         await self._reader.readline()
         self._reading = asyncio.create_task(self._read())
-        await self._ping([])
+        await _answered(self._ping([]))
 
     def begin(self, messages: Iterable[Message]) -> asyncio.Future[None]:
         """Publish; the future ends when the server has them, or is cancelled when the connection has ended."""
@@ -184,7 +183,7 @@ class _Connection:
         Raises:
             ConnectionError: The connection has ended.
         """
-        await self.begin(messages)
+        await _answered(self.begin(messages))
 
     def check(self) -> None:
         """See whether the connection still stands.
@@ -220,6 +219,12 @@ class _Connection:
         for publication in published:
             publication.confirmed = now
         answered.set_result(None)
+
+
+async def _answered(future: asyncio.Future[None]) -> None:
+    await asyncio.wait({future})
+    if future.cancelled():
+        raise ConnectionError("the connection has ended")
 
 
 def _line(message: Message, data: bytes) -> bytes:

@@ -24,6 +24,7 @@ __all__ = ["run"]
 
 _SETTLE_SECONDS: Final = 1.0
 _REST_SECONDS: Final = 10.0
+_SMALL_LINGER_SECONDS: Final = 0.1
 
 
 async def run(fault: Fault, number: int, *, settings: Mapping[str, Any] | None = None, small: bool = False) -> Run:
@@ -36,7 +37,7 @@ async def run(fault: Fault, number: int, *, settings: Mapping[str, Any] | None =
             await stage.ask_for_what_is_forbidden()
             if not fault.drop:
                 await stage.join(WebSocketClient("newcomer", ("orders.*.1", "news.sport"), OPEN))
-            await asyncio.sleep(_SETTLE_SECONDS)
+            await stage.hold(_SETTLE_SECONDS)
             await stage.finish()
             result.recovered = sum(client.has_all for client in stage.audience)
             result.failures += (
@@ -66,8 +67,11 @@ async def _staged(fault: Fault, settings: Mapping[str, Any], *, small: bool, see
             servers[0].stop()
         proxy = await stack.enter_async_context(Proxy(servers[0].port).running())
         url = proxy.url if fault.by_proxy else servers[0].url
-        options = {"settings": {"servers": url, "subscribe": OPEN, **fault.settings, **settings}, "drop": fault.drop}
-        bridge = stack.enter_context(server([sys.executable, "-m", "faults.bridge", json.dumps(options)]))
+        linger = {"linger": _SMALL_LINGER_SECONDS} if small else {}
+        options = {"servers": url, "subscribe": OPEN, **linger, **fault.settings, **settings}
+        bridge = stack.enter_context(
+            server([sys.executable, "-m", "faults.bridge", json.dumps(options), str(fault.drop)])
+        )
         connector = aiohttp.TCPConnector(force_close=True)
         http = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
         # In a cluster the other servers hear only later of what is newly subscribed.
