@@ -47,7 +47,8 @@ class Contender:
 @contextlib.contextmanager
 def _bridge(loop: str, settings: Mapping[str, Any]) -> Iterator[Standing]:
     with NatsServer() as broker:
-        options = {"servers": broker.url, "subscribe": [">"], **settings}
+        # Clients come faster here than any browsers, and to no other server there is a limit.
+        options = {"servers": broker.url, "subscribe": [">"], "max_sub_rate": 1_000_000, **settings}
         with python_server("bridge", json.dumps(options), loop) as running:
             yield Standing(running, _process(broker))
 

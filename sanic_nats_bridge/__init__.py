@@ -4,8 +4,9 @@ from importlib.metadata import version
 
 from .errors import CloseCode, SettingsError
 from .extension import NatsBridge
+from .permissions import Explanation, Permissions
 from .session import Session
 
-__all__ = ["CloseCode", "NatsBridge", "Session", "SettingsError", "__version__"]
+__all__ = ["CloseCode", "Explanation", "NatsBridge", "Permissions", "Session", "SettingsError", "__version__"]
 
 __version__ = version("sanic-nats-bridge")

@@ -6,6 +6,7 @@ value that may be a secret.
 
 import contextlib
 import json
+import math
 import os
 import re
 import ssl
@@ -15,19 +16,24 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from .errors import SubjectInvalid
-from .permissions import CONTROL_TOKEN
+from .origins import parse_origin
+from .permissions import Permissions
 from .subjects import is_reserved, validate
 
 __all__ = [
     "flag",
+    "function",
     "header_names",
     "inbox_prefix",
     "one_of",
+    "open_patterns",
+    "origins",
     "path_prefix",
-    "patterns",
+    "rate",
     "readable_file",
     "seconds",
     "server_urls",
+    "shut_patterns",
     "text",
     "tls_context",
     "whole",
@@ -88,17 +94,25 @@ def _is_server(url: str) -> bool:
     return address and not _UNPRINTABLE.search(url) and parts.path in ("", "/") and not parts.query + parts.fragment
 
 
-def patterns(value: Any) -> tuple[str, ...]:
+def open_patterns(value: Any) -> tuple[str, ...]:
     """Patterns that may be opened to clients."""
     patterns = words(value)
-    for pattern in patterns:
-        try:
-            validate(pattern)
-        except SubjectInvalid:
-            raise ValueError(f"holds what is not a valid subject: {pattern!a}") from None
-        if pattern.partition(".")[0] == CONTROL_TOKEN:
-            raise ValueError(f"must not open the bridge's own subjects: {pattern!a}")
+    _permissible("subscribe", subscribe=patterns)
     return patterns
+
+
+def shut_patterns(value: Any) -> tuple[str, ...]:
+    """Patterns that may be shut to clients."""
+    patterns = words(value)
+    _permissible("deny", deny=patterns)
+    return patterns
+
+
+def _permissible(name: str, **permissions: tuple[str, ...]) -> None:
+    try:
+        Permissions(**permissions)  # type: ignore[arg-type]  # mypy sees one type for all keywords
+    except ValueError as error:
+        raise ValueError(str(error).removeprefix(f"{name} ")) from None
 
 
 def header_names(value: Any) -> tuple[str, ...]:
@@ -107,6 +121,23 @@ def header_names(value: Any) -> tuple[str, ...]:
     if not all(_HEADER_NAME.fullmatch(name) for name in names):
         raise ValueError("must be names of NATS headers")
     return names
+
+
+def origins(value: Any) -> tuple[str, ...]:
+    """Origins, as browsers write them."""
+    origins = words(value)
+    if "*" in origins:
+        raise ValueError("must name each origin: '*' would let in the pages of everybody, with their visitors' cookies")
+    return tuple(map(_origin, origins))
+
+
+def _origin(text: str) -> str:
+    try:
+        return str(parse_origin(text))
+    except ValueError:
+        raise ValueError(
+            f"must be origins such as https://app.example, in ASCII and without a path, or null: {text!a}"
+        ) from None
 
 
 def path_prefix(value: Any) -> str:
@@ -126,6 +157,21 @@ def seconds(least: float, most: float = _MAX_SECONDS) -> Callable[[Any], float]:
         return float(value)
 
     return check
+
+
+def rate(value: Any) -> float:
+    """How many times a second."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError("must be a number above 0")
+    return float(value)
+
+
+def function(value: Any) -> Callable[..., Any]:
+    """What can be called."""
+    if not callable(value):
+        raise ValueError("must be an async function")
+    function: Callable[..., Any] = value
+    return function
 
 
 def one_of(*words: str) -> Callable[[Any], str]:

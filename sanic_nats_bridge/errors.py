@@ -4,11 +4,15 @@
     ├── CommandInvalid            command.invalid
     │   └── MediaTypeUnsupported  command.invalid, but HTTP 415
     ├── CommandUnsupported        command.unsupported
+    ├── AuthRequired              auth.required
+    ├── AuthExpired               auth.expired
     ├── SubjectInvalid            subject.invalid
     ├── SubjectForbidden          subject.forbidden
+    ├── OriginForbidden           origin.forbidden
     ├── NotSubscribed             subject.not_subscribed
     ├── SizeLimit                 limit.size
     ├── SubscriptionLimit         limit.subscriptions
+    ├── RateLimit                 limit.rate
     ├── SessionUnknown            session.unknown
     ├── NatsRefused               nats.refused
     └── InternalError             internal
@@ -21,6 +25,8 @@ from enum import IntEnum
 from typing import ClassVar
 
 __all__ = [
+    "AuthExpired",
+    "AuthRequired",
     "BridgeError",
     "CloseCode",
     "CommandInvalid",
@@ -29,6 +35,8 @@ __all__ = [
     "MediaTypeUnsupported",
     "NatsRefused",
     "NotSubscribed",
+    "OriginForbidden",
+    "RateLimit",
     "SessionUnknown",
     "SettingsError",
     "SizeLimit",
@@ -39,22 +47,25 @@ __all__ = [
 
 
 class CloseCode(IntEnum):
-    """Why the bridge ends a session: the WebSocket close codes of RFC 6455, section 7.4."""
+    """Why the bridge ends a session: WebSocket close codes, those below 4000 of RFC 6455, section 7.4."""
 
     GOING_AWAY = 1001
     TOO_BIG = 1009
     INTERNAL = 1011
     TRY_AGAIN_LATER = 1013
+    UNAUTHORIZED = 4401
+    FORBIDDEN = 4403
+    TOO_MANY_COMMANDS = 4429
 
     @property
     def reconnect(self) -> bool:
-        """Whether a client that comes back may expect to be served."""
-        return self is not CloseCode.TOO_BIG
+        """Whether a client that comes back as it is may expect to be served."""
+        return self not in (CloseCode.TOO_BIG, CloseCode.UNAUTHORIZED, CloseCode.FORBIDDEN)
 
     @property
-    def spread(self) -> bool:
-        """Whether the client is told how long to wait, because many others leave with it."""
-        return self in (CloseCode.GOING_AWAY, CloseCode.TRY_AGAIN_LATER)
+    def cuts(self) -> bool:
+        """Whether messages that have come, and are not written yet, are kept from the client."""
+        return self in (CloseCode.UNAUTHORIZED, CloseCode.FORBIDDEN)
 
 
 class BridgeError(Exception):
@@ -82,7 +93,7 @@ class CommandInvalid(BridgeError):
 
 
 class MediaTypeUnsupported(CommandInvalid):
-    """A POST whose body is not declared as JSON."""
+    """A POST whose body is not declared as JSON, or is compressed."""
 
     http_status = 415
 
@@ -92,6 +103,22 @@ class CommandUnsupported(BridgeError):
 
     code = "command.unsupported"
     http_status = 400
+
+
+class AuthRequired(BridgeError):
+    """The app's ``permissions`` function knows no such client."""
+
+    code = "auth.required"
+    http_status = 401
+    close_code = CloseCode.UNAUTHORIZED
+
+
+class AuthExpired(BridgeError):
+    """The time of the client's permissions is over."""
+
+    code = "auth.expired"
+    http_status = 401
+    close_code = CloseCode.UNAUTHORIZED
 
 
 class SubjectInvalid(BridgeError):
@@ -106,6 +133,14 @@ class SubjectForbidden(BridgeError):
 
     code = "subject.forbidden"
     http_status = 403
+
+
+class OriginForbidden(BridgeError):
+    """A page of an origin that the operator has not allowed."""
+
+    code = "origin.forbidden"
+    http_status = 403
+    close_code = CloseCode.FORBIDDEN
 
 
 class NotSubscribed(BridgeError):
@@ -124,10 +159,21 @@ class SizeLimit(BridgeError):
 
 
 class SubscriptionLimit(BridgeError):
-    """More patterns than ``max_subscriptions``."""
+    """More patterns than ``max_subscriptions``, or than ``max_patterns`` for the worker."""
 
     code = "limit.subscriptions"
     http_status = 429
+
+
+class RateLimit(BridgeError):
+    """More commands than ``command_rate``; ``retry_after`` is in seconds."""
+
+    code = "limit.rate"
+    http_status = 429
+
+    def __init__(self, message: str, subjects: Sequence[str] = (), retry_after: float = 0) -> None:
+        super().__init__(message, subjects)
+        self.retry_after = retry_after
 
 
 class SessionUnknown(BridgeError):

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+from collections.abc import Collection
 from typing import Any, Final, Unpack
 
 from sanic import Blueprint, Sanic
@@ -14,14 +15,18 @@ from sanic_routing.exceptions import NotFound
 
 from .errors import SettingsError
 from .hub import Hub
+from .log_redaction import QueryRedaction
 from .nats_connection import NatsClient
 from .nats_link import NatsLink
+from .origins import OriginRule
 from .permissions import Permissions
 from .routes.commands import add_command_routes
+from .routes.cors import CrossOrigin
 from .routes.events import add_event_route
+from .routes.origin import Doorkeeper
 from .routes.websocket import add_websocket_route
 from .session import Session
-from .sessions import Sessions
+from .sessions import Sessions, SessionsView
 from .settings import SettingKeywords, Settings
 
 __all__ = ["NatsBridge"]
@@ -64,6 +69,33 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         """
         return None if self._link is None else self._link.client
 
+    @property
+    def sessions(self) -> Collection[Session]:
+        """The sessions of this worker, to be read only."""
+        return SessionsView(self._sessions)
+
+    async def revoke(self, *, identity: str | None = None, session: str | None = None) -> int:
+        """End the sessions of an identity, or one session, with close code 4403; returns how many.
+
+        ``session`` is the id that its client has, or `Session.key`.
+
+        Raises:
+            ValueError: Neither is given, or both are.
+        """
+        return self._sessions.revoke(identity, session)
+
+    async def repermit(
+        self, permissions: Permissions, *, identity: str | None = None, session: str | None = None
+    ) -> int:
+        """Have the sessions of an identity, or one session, go by other permissions; returns how many.
+
+        Subscriptions that do not fit any more end. ``expires`` holds anew; a session keeps its identity.
+
+        Raises:
+            ValueError: Neither is given, or both are; or the permissions have another identity.
+        """
+        return self._sessions.repermit(permissions, identity, session)
+
     def startup(self, bootstrap: Any) -> None:
         """Called by sanic-ext, in the main process and in each worker: registers, opens nothing."""
         if self._link is not None:
@@ -75,8 +107,10 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
             linger=self.settings.linger,
             headers=self.settings.headers,
             flush_interval=self.settings.flush_interval,
+            max_patterns=self.settings.max_patterns,
+            max_sub_rate=self.settings.max_sub_rate,
         )
-        self._sessions = Sessions(self.settings, self._hub, Permissions(self.settings.subscribe))
+        self._sessions = Sessions(self.settings, self._hub)
         self._sessions.on_opened = self._session_opened
         self._sessions.on_closed = self._session_closed
         self._link.on_connected = self._link_connected
@@ -84,7 +118,9 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         self._add_routes()
         self.app.register_listener(self._start, "before_server_start")
         self.app.register_listener(self._stop, "before_server_stop")
-        if not self.settings.subscribe and "SANIC_WORKER_IDENTIFIER" not in os.environ:
+        self.app.register_listener(self._stopped, "after_server_stop")
+        closed = not self.settings.subscribe and self.settings.permissions is None
+        if closed and "SANIC_WORKER_IDENTIFIER" not in os.environ:
             logger.warning("NatsBridge setting 'subscribe' is empty: no subject may be followed")
 
     def label(self) -> str:
@@ -93,16 +129,26 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
 
     def _add_routes(self) -> None:
         blueprint = Blueprint("natsbridge", url_prefix=self.settings.prefix)
-        add_websocket_route(blueprint, self._sessions)
-        add_event_route(blueprint, self._sessions)
+        rule = OriginRule(self.settings.allowed_origins)
+        doorkeeper, cross_origin = Doorkeeper(rule), CrossOrigin(rule)
+        doorkeeper.guard(blueprint)
+        add_websocket_route(blueprint, self._sessions, doorkeeper)
+        add_event_route(blueprint, self._sessions, cross_origin)
         add_command_routes(blueprint, self._sessions)
+        cross_origin.add_preflights(blueprint, "stream", "events", "subscribe", "unsubscribe")
         self.app.blueprint(blueprint)
+        paths = {f"/{route.path.strip('/')}" for route in blueprint.routes}
+        cross_origin.watch(self.app, paths)
+        self._redaction = QueryRedaction(paths)
         for route in blueprint.routes:
+            # Sanic would wait for a body before its guard sees the request; a handler with `stream` reads it itself.
+            route.extra.ignore_body = not route.extra.stream
             # OpenAPI knows a WebSocket by the wrapper that Sanic puts around its handler.
             if route.extra.websocket:
                 openapi.exclude()(route.handler)
 
     async def _start(self, app: Sanic[Any, Any]) -> None:
+        self._redaction.install()
         with contextlib.suppress(SanicException):  # the app may do without sanic-ext's injection
             app.ext.dependency(self)
         assert self._link is not None
@@ -120,6 +166,9 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
             _, late = await asyncio.wait(self._tasks, timeout=_LAST_SIGNALS_SECONDS)
             for task in late:
                 task.cancel()
+
+    async def _stopped(self, app: Sanic[Any, Any]) -> None:
+        self._redaction.remove()
 
     # Signals
 

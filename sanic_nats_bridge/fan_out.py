@@ -6,7 +6,7 @@ from operator import attrgetter
 from typing import Final
 
 from . import wire
-from .interest import Interest, Subscriber
+from .interest import Subscriber, View
 from .wire import Delivery, Form
 
 __all__ = ["fan_out"]
@@ -16,37 +16,37 @@ logger = logging.getLogger("sanic.root.nats_bridge")
 _number: Final = attrgetter("number")
 
 
-def fan_out(batches: Mapping[Interest, Sequence[Delivery]]) -> None:
+def fan_out(batches: Mapping[View, Sequence[Delivery]]) -> None:
     """Write once to each subscriber, in the order of the numbers; the same bytes to all that get the same."""
     several = _following_several(batches) if len(batches) > 1 else {}
-    for interest, batch in batches.items():
-        followers: Iterable[Subscriber] = interest.subscribers
+    for view, batch in batches.items():
+        followers: Iterable[Subscriber] = view.subscribers
         if several:
             followers = [each for each in followers if each not in several]
         _write(followers, batch)
     for followed, subscribers in _by_followed(several).items():
-        merged = [delivery for interest in followed for delivery in batches[interest]]
+        merged = [delivery for view in followed for delivery in batches[view]]
         merged.sort(key=_number)
         _write(subscribers, merged)
 
 
-def _following_several(hit: Iterable[Interest]) -> dict[Subscriber, list[Interest]]:
-    """Which of these interests a subscriber follows, for all that follow more than one."""
-    first: dict[Subscriber, Interest] = {}
-    several: dict[Subscriber, list[Interest]] = {}
-    for interest in hit:
-        for subscriber in interest.subscribers:
-            other = first.setdefault(subscriber, interest)
-            if other is not interest:
-                several.setdefault(subscriber, [other]).append(interest)
+def _following_several(hit: Iterable[View]) -> dict[Subscriber, list[View]]:
+    """Which of these views a subscriber follows, for all that follow more than one."""
+    first: dict[Subscriber, View] = {}
+    several: dict[Subscriber, list[View]] = {}
+    for view in hit:
+        for subscriber in view.subscribers:
+            other = first.setdefault(subscriber, view)
+            if other is not view:
+                several.setdefault(subscriber, [other]).append(view)
     return several
 
 
-def _by_followed(several: Mapping[Subscriber, list[Interest]]) -> dict[tuple[Interest, ...], list[Subscriber]]:
-    """Subscribers by which interests they follow."""
-    groups: dict[tuple[Interest, ...], list[Subscriber]] = {}
-    for subscriber, interests in several.items():
-        groups.setdefault(tuple(interests), []).append(subscriber)
+def _by_followed(several: Mapping[Subscriber, list[View]]) -> dict[tuple[View, ...], list[Subscriber]]:
+    """Subscribers by which views they follow."""
+    groups: dict[tuple[View, ...], list[Subscriber]] = {}
+    for subscriber, views in several.items():
+        groups.setdefault(tuple(views), []).append(subscriber)
     return groups
 
 

@@ -1,7 +1,7 @@
 """What a client is not given while it is over its limit, and what it is told of it."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from .wire import Delivery, Form
@@ -41,6 +41,11 @@ class LeftOut:
         for key in [key for key in self._kept if key[0] == pattern]:
             self._lose(key)
         return self._lost.pop(pattern, 0)
+
+    def drop(self, unwanted: Callable[[str, str], bool]) -> None:
+        """Keep nothing of what is not for the client any more, by pattern and subject."""
+        for key in [key for key in self._kept if unwanted(*key)]:
+            self._lose(key)
 
     @property
     def lost(self) -> Iterable[tuple[str, int]]:

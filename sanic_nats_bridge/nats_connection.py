@@ -1,4 +1,4 @@
-"""One connection to a NATS server. The only file that imports ``nats``, and that touches its private parts.
+"""One connection to a NATS server. The only file that touches the private parts of nats-py's client.
 
 Messages of the bridge's own subscriptions are taken over in nats-py's read loop: no task or queue
 for each subscription, and the order across subscriptions stays. What runs there must not raise, or
@@ -11,15 +11,15 @@ import asyncio
 import contextlib
 import json
 import logging
-import re
-from collections.abc import Sequence
-from typing import Any, Final, Protocol, TypeAlias, cast
+from collections.abc import Coroutine
+from typing import Any, Protocol, TypeAlias, cast
 
 import nats.errors
 from nats.aio.client import Client
-from nats.aio.transport import TcpTransport, WebSocketTransport
 
 from .nats_parser import MalformedLineError, Parser
+from .nats_refusals import judge
+from .nats_transport import TcpSocket, WebSocket, transport_for
 
 __all__ = ["Connection", "MessageListener", "NatsClient"]
 
@@ -27,13 +27,6 @@ NatsClient: TypeAlias = Client
 
 # Below "sanic.root", so that its lines appear in Sanic's log and follow its settings.
 logger = logging.getLogger("sanic.root.nats_bridge")
-
-_READ_BYTES: Final = 512 * 1024
-_DENIAL: Final = re.compile(
-    r"""-ERR 'Permissions Violation for Subscription to (?P<pattern>"(?:[^"\\]|\\.)*")(?: \(sid "(?P<sid>\d+)"\))?'"""
-)
-_TOO_MANY: Final = "maximum subscriptions exceeded"
-_CAUSED_BY_SUBJECT: Final = ("maximum control line", "invalid subject", "parser error", "protocol operation")
 
 
 class MessageListener(Protocol):
@@ -56,33 +49,32 @@ class _Confirmation:
         self.sid = sid
 
 
-class _Transport(TcpTransport):
-    """Reads in larger portions than nats-py: what comes in one turn of the loop leaves in one write for each client."""
-
-    async def connect(self, uri: Any, buffer_size: int, connect_timeout: int) -> None:
-        await super().connect(uri, _READ_BYTES, connect_timeout)
-
-    async def read(self, buffer_size: int) -> Any:
-        return await super().read(_READ_BYTES)
-
-    def __bool__(self) -> bool:
-        # nats-py makes a transport of its own where there is none that is connected.
-        return True
+class _HealthPing:
+    """Waits there for the PONG to a PING that only asks whether the server lives."""
 
 
 class Connection(Client):
-    """One connection to one server, from its CONNECT until it ends."""
+    """One connection to one server, from its CONNECT until it ends.
 
-    def __init__(self, listener: MessageListener) -> None:
+    Args:
+        listener: Who takes what comes.
+        address: Of the server, for those who want another one.
+    """
+
+    def __init__(self, listener: MessageListener, address: str = "") -> None:
         super().__init__()
+        self.address = address
         self.over = asyncio.Event()
+        self.unwelcome = asyncio.Event()
+        self.unanswered_pings = 0
         self.cause: Exception | None = None
+        self._given_up: str | None = None
+        self._closed = asyncio.Event()
         self._listener = listener
         self.dispatch = listener.dispatch
         self.sinks: dict[bytes, Any] = {}
         self._patterns: dict[int, str] = {}
         self._slow: set[int] = set()
-        self._draining: asyncio.Task[None] | None = None
         self._ps: Any = Parser(self)
 
     async def open(self, **options: Any) -> None:
@@ -91,18 +83,65 @@ class Connection(Client):
         Raises:
             Exception: Whatever nats-py or the network has to say; `cause` is nearer to the reason.
         """
-        if not options["servers"].startswith("ws"):
-            self._transport = _Transport()  # type: ignore[no-untyped-call]
+        self._transport = transport_for(options["servers"])
         await self.connect(error_cb=self._note_error, **options)
+        if not self.is_connected:
+            # nats-py goes on after whatever is neither PONG nor -ERR, but never sends what is published.
+            raise nats.errors.Error("the server did not answer CONNECT")
         # Whatever ends a connection ends its read loop, an exception in it included.
         assert self._reading_task is not None
-        self._reading_task.add_done_callback(lambda _: self.over.set())
+        self._reading_task.add_done_callback(lambda _: self._end())
 
     @property
     def lost_by(self) -> str:
         """Why the connection has ended, for the log."""
+        if self._given_up is not None:
+            return self._given_up
+        if self.unwelcome.is_set() and not self.over.is_set():
+            return "the server is about to stop"
         reason = self.last_error or self.cause
         return _words(reason) if reason else "the connection has ended"
+
+    @property
+    def reads(self) -> int:
+        """How often anything was read from the server."""
+        reads: int = self._ps.reads
+        return reads
+
+    def ping(self) -> None:
+        """Send a PING that counts as unanswered until its PONG."""
+        self.unanswered_pings += 1
+        self._pongs.append(cast(Any, _HealthPing()))
+        self._send(b"PING\r\n")
+
+    def give_up(self, reason: str) -> None:
+        """End the connection without a word to the server, which would not hear it."""
+        self._given_up = reason
+        self.abort()
+        self._end()
+
+    def abort(self) -> None:
+        """Let go of the socket, however much the server has not taken yet."""
+        if isinstance(self._transport, TcpSocket | WebSocket):
+            self._transport.abort()
+
+    async def finish(self, seconds: float) -> None:
+        """Drain, then release, in ``seconds`` each."""
+        await _within(seconds, self.drain())
+        await self.release(seconds)
+
+    async def release(self, seconds: float) -> None:
+        """Close, unless somebody has begun to; what the server has not taken in ``seconds`` is lost."""
+        await _within(seconds, self._close_and_wait())
+        self.abort()
+
+    async def _close_and_wait(self) -> None:
+        await self.close()
+        await self._closed.wait()
+
+    def _end(self) -> None:
+        self.over.set()
+        self.unwelcome.set()
 
     def follow(self, pattern: str, sink: Any) -> int:
         """Send SUB, and a PING whose PONG says that the server has taken it."""
@@ -128,13 +167,6 @@ class Connection(Client):
         with contextlib.suppress(RuntimeError):
             if self._transport is not None:
                 self._transport.write(line)
-        # nats-py's WebSocket transport only queues what is written.
-        if isinstance(self._transport, WebSocketTransport) and (self._draining is None or self._draining.done()):
-            self._draining = asyncio.create_task(self._drain_transport(self._transport))
-
-    async def _drain_transport(self, transport: WebSocketTransport) -> None:
-        with contextlib.suppress(Exception):  # the read loop hears of it too
-            await transport.drain()  # type: ignore[no-untyped-call]
 
     def undelivered(self, error: Exception) -> None:
         """Log that the listener has failed on a message."""
@@ -166,9 +198,15 @@ class Connection(Client):
         elif line.startswith(b"-ERR"):
             await self._error(line)
         elif line.startswith(b"INFO "):
-            await self._process_info(json.loads(line[5:]))
+            await self._info(json.loads(line[5:]))
         elif not line.startswith(b"+OK"):
             raise MalformedLineError("an unknown operation")
+
+    async def _info(self, info: Any) -> None:
+        await self._process_info(info)
+        if info.get("ldm"):
+            # Lame duck mode: the server ends its connections one after another, and takes no new one.
+            self.unwelcome.set()
 
     def _pong(self) -> None:
         self._pongs_received += 1
@@ -178,42 +216,25 @@ class Connection(Client):
             sink = self.sinks.get(b"%d" % waiter.sid)
             if sink is not None:
                 self._listener.confirmed(sink)
+        elif isinstance(waiter, _HealthPing):
+            self.unanswered_pings -= 1
         # A future that its waiter has given up would raise.
         elif waiter is not None and not waiter.done():
             waiter.set_result(True)
 
     async def _error(self, line: bytes) -> None:
         written = line.decode("utf-8", "replace")
-        if self._refuse(self._denied(written)):
-            return
-        text = written.lower()
-        # What comes before a PONG is about the SUB before its PING.
-        unconfirmed = [waiter.sid for waiter in self._pongs if isinstance(waiter, _Confirmation)][:1]
-        if _TOO_MANY in text:
-            # nats-py would close for good; the server has only left that SUB out.
-            if not self._refuse(unconfirmed):
-                logger.warning("NATS: %s", _TOO_MANY)
-            return
-        if any(cause in text for cause in _CAUSED_BY_SUBJECT):
-            self._refuse(unconfirmed)
-        await self._process_err(text.removeprefix("-err").strip())
-
-    def _denied(self, line: str) -> list[int]:
-        """Which of our subscriptions the line denies; after a reload of its permissions the server gives the number."""
-        denial = _DENIAL.fullmatch(line)
-        if denial is None:
-            return []
-        if denial["sid"]:
-            return [int(denial["sid"])]
-        return [sid for sid, pattern in self._patterns.items() if _quoted(pattern) == denial["pattern"]]
-
-    def _refuse(self, sids: Sequence[int]) -> bool:
-        refused = [sid for sid in sids if sid in self._patterns]
-        for sid in refused:
+        unconfirmed = next((waiter.sid for waiter in self._pongs if isinstance(waiter, _Confirmation)), None)
+        verdict = judge(written, self._patterns, unconfirmed)
+        for sid in verdict.refused:
             sink = self.sinks[b"%d" % sid]
             self.unfollow(sid)
             self._listener.refused(sink)
-        return bool(refused)
+        text = written.lower().removeprefix("-err").strip()
+        if not verdict.goes_on:
+            await self._process_err(text)
+        elif not verdict.refused:
+            logger.warning("NATS: %s", text)
 
     async def _note_error(self, error: Exception) -> None:
         self.cause = error
@@ -225,18 +246,40 @@ class Connection(Client):
         elif self.is_connected:
             logger.warning("%s", _words(error))
 
+    async def drain(self) -> None:
+        """Drain as nats-py does; whatever comes of it, the connection is over then."""
+        if self.is_draining:
+            return
+        try:
+            await super().drain()
+        finally:
+            self._end()
+
     async def _close(self, status: int, do_cbs: bool = True) -> None:
-        self.over.set()
+        if self.is_closed:
+            return
+        self._end()
         # What is still in the buffer of the read loop comes too late.
         self.sinks.clear()
         self._patterns.clear()
-        await super()._close(status, do_cbs)
-
-
-def _quoted(pattern: str) -> str:
-    """The pattern as the server quotes it, which is Go's way."""
-    return '"' + pattern.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        try:
+            await super()._close(status, do_cbs)
+        finally:
+            self._closed.set()
 
 
 def _words(error: BaseException) -> str:
     return str(error) or type(error).__name__
+
+
+async def _within(seconds: float, work: Coroutine[Any, Any, None]) -> None:
+    """Let it work for ``seconds``, whatever comes of it; then cancel it, and once more if it goes on all the same."""
+    # A task of its own: nats-py cancels all who wait for the end of one transport when it cancels one of them.
+    task = asyncio.create_task(work)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+        if task.cancel():
+            await asyncio.wait({task}, timeout=seconds)
+    finally:
+        task.cancel()

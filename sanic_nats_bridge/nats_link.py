@@ -7,13 +7,13 @@ after most ``-ERR`` lines, nor after an exception in its read loop.
 """
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from .nats_connection import Connection, MessageListener, NatsClient
+from .nats_health import silence
 from .nats_servers import Server, ServerPool
 from .settings import Settings
 
@@ -21,7 +21,7 @@ __all__ = ["LinkListener", "NatsLink"]
 
 logger = logging.getLogger("sanic.root.nats_bridge")
 
-_MAX_OUTSTANDING_PINGS: Final = 2
+_NEVER_SECONDS: Final = 86_400  # of nats-py's own pinger
 _SECOND_TRY_SECONDS: Final = 0.05
 _STOP_SECONDS: Final = 2.0
 _CANCEL_AGAIN_SECONDS: Final = 1.0
@@ -45,6 +45,7 @@ class NatsLink:
         self.on_connected: Callable[[], None] | None = None
         self._settings = settings
         self._connection: Connection | None = None
+        self._successor: Connection | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._servers = ServerPool(settings.servers)
 
@@ -65,11 +66,9 @@ class NatsLink:
             # meets the end of what it waits for (bpo-37658, until Python 3.12).
             supervisor.cancel()
             await asyncio.wait({supervisor}, timeout=_CANCEL_AGAIN_SECONDS)
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with contextlib.suppress(Exception):
-                await asyncio.wait_for(connection.drain(), _STOP_SECONDS)
-            await _closed(connection)
+        for connection in filter(None, (self._connection, self._successor)):
+            await connection.finish(_STOP_SECONDS)
+        self._connection = self._successor = None
 
     def subscribe(self, pattern: str, sink: Any) -> int | None:
         """Send the SUB for a valid pattern; returns its number, or ``None`` while NATS is away."""
@@ -82,45 +81,73 @@ class NatsLink:
 
     async def _supervise(self, listener: LinkListener) -> None:
         while True:
-            connection = await self._connect(listener)
-            self._connection = connection
+            connection = self._successor or await self._connect(listener)
+            self._connection, self._successor = connection, None
             since = time.monotonic()
             _tell(listener.link_up)
             if self.on_connected is not None:
                 _tell(self.on_connected)
-            await connection.over.wait()
+            await self._outlast(connection, listener)
             self._connection = None
-            self._servers.discover(uri.geturl() for uri in connection.discovered_servers)
             logger.warning("Lost NATS: %s", connection.lost_by)
             _tell(listener.link_down)
-            await _closed(connection)
-            if time.monotonic() - since < _STEADY_SECONDS:
-                await asyncio.sleep(self._servers.pause())
-            else:
+            await connection.release(_STOP_SECONDS)
+            if self._successor is not None or time.monotonic() - since >= _STEADY_SECONDS:
                 self._servers.relax()
+            else:
+                await asyncio.sleep(self._servers.pause())
+
+    async def _outlast(self, connection: Connection, listener: LinkListener) -> None:
+        """Wait until the connection is over, or another stands that takes its place."""
+        watch = asyncio.create_task(_watch(connection, self._settings.ping_interval), name="natsbridge-health")
+        try:
+            await connection.unwelcome.wait()
+            self._servers.discover(uri.geturl() for uri in connection.discovered_servers)
+            if not connection.over.is_set():
+                self._successor = await self._move(connection, listener)
+            if self._successor is None:
+                await connection.over.wait()
+        finally:
+            watch.cancel()
+
+    async def _move(self, connection: Connection, listener: LinkListener) -> Connection | None:
+        """Connect to another server while the present one, which is about to stop, still serves."""
+        for server in self._servers.others(connection.address):
+            if connection.over.is_set():
+                break
+            try:
+                return await self._open(server, listener)
+            except ConnectionError as error:
+                logger.info("NATS at %s takes nobody now: %s", server.address, error)
+        return None
 
     async def _connect(self, listener: LinkListener) -> Connection:
         told: set[str] = set()
         for server, pause in self._servers.attempts():
-            connection = Connection(listener)
             try:
-                async with asyncio.timeout(self._settings.connect_timeout):
-                    await connection.open(**self._options(server))
-            except Exception as error:
-                await _closed(connection)
+                return await self._open(server, listener)
+            except ConnectionError as error:
                 # Each reason once: that of a refused login is often behind a reset connection.
-                reason = str(connection.cause or error) or type(error).__name__
-                if reason not in told:
-                    logger.warning("NATS is away (%s: %s); trying until it is there", server.address, reason)
-                    told.add(reason)
+                if str(error) not in told:
+                    logger.warning("NATS is away (%s: %s); trying until it is there", server.address, error)
+                    told.add(str(error))
                 await asyncio.sleep(pause)
-            except BaseException:
-                await _closed(connection)
-                raise
-            else:
-                logger.info("Connected to NATS at %s", server.address)
-                return connection
         raise AssertionError("there is always a next attempt")
+
+    async def _open(self, server: Server, listener: LinkListener) -> Connection:
+        connection = Connection(listener, server.address)
+        try:
+            async with asyncio.timeout(self._settings.connect_timeout):
+                await connection.open(**self._options(server))
+        except BaseException as error:
+            connection.abort()
+            await connection.release(_STOP_SECONDS)
+            if not isinstance(error, Exception):
+                raise
+            reason = connection.cause or error
+            raise ConnectionError(str(reason) or type(reason).__name__) from error
+        logger.info("Connected to NATS at %s", server.address)
+        return connection
 
     def _options(self, server: Server) -> dict[str, Any]:
         settings = self._settings
@@ -139,8 +166,7 @@ class NatsLink:
             "inbox_prefix": settings.inbox_prefix,
             "tls_handshake_first": settings.tls_handshake_first,
             "connect_timeout": settings.connect_timeout,
-            "ping_interval": settings.ping_interval,
-            "max_outstanding_pings": _MAX_OUTSTANDING_PINGS,
+            "ping_interval": _NEVER_SECONDS,
             "allow_reconnect": False,
             # nats-py tries a server once more than this before it gives the list up.
             "max_reconnect_attempts": 1,
@@ -156,6 +182,5 @@ def _tell(listener: Callable[[], None]) -> None:
         logger.exception("Fault in what follows the connection to NATS")
 
 
-async def _closed(connection: Connection) -> None:
-    with contextlib.suppress(Exception):
-        await asyncio.wait_for(connection.close(), _STOP_SECONDS)
+async def _watch(connection: Connection, interval: float) -> None:
+    connection.give_up(await silence(connection, interval))

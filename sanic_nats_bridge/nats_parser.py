@@ -46,6 +46,7 @@ class Parser:
     """Cuts what is read from a NATS server into operations."""
 
     def __init__(self, operations: Operations) -> None:
+        self.reads = 0
         self._operations = operations
         self.reset()
 
@@ -60,6 +61,7 @@ class Parser:
         Raises:
             MalformedLineError: A line has no meaning in the protocol.
         """
+        self.reads += bool(data)
         if self._parts:
             self._parts.append(data)
             self._missing -= len(data)

@@ -42,7 +42,8 @@ class ServerPool:
     def discover(self, urls: Iterable[str]) -> None:
         """Note the servers of the cluster, as the last one that we were connected to knew them."""
         known = {_host(server) for server in self._configured}
-        self._discovered = {_host(server): server for server in map(_split, urls) if _host(server) not in known}
+        told_of = (_split(url) for url in urls if _is_usable(url))
+        self._discovered = {_host(server): server for server in told_of if _host(server) not in known}
 
     def pause(self) -> float:
         """Seconds to wait after a round of failures, or after a connection that did not last."""
@@ -58,11 +59,18 @@ class ServerPool:
 
         The named ones come first; the waits are short within a round, and grow from round to round.
         """
-        named = [Server(server.geturl()) for server in self._configured]
-        told_of = [self._as_configured(server) for server in self._discovered.values()]
-        servers = random.sample(named, len(named)) + random.sample(told_of, len(told_of))
+        servers = self._shuffled()
         for number, server in enumerate(cycle(servers), 1):
             yield server, _LEAST_PAUSE_SECONDS if number % len(servers) else self.pause()
+
+    def others(self, address: str) -> list[Server]:
+        """The servers, once each, but for the one with this address."""
+        return [server for server in self._shuffled() if server.address != address]
+
+    def _shuffled(self) -> list[Server]:
+        named = [Server(server.geturl()) for server in self._configured]
+        told_of = [self._as_configured(server) for server in self._discovered.values()]
+        return random.sample(named, len(named)) + random.sample(told_of, len(told_of))
 
     def _as_configured(self, server: SplitResult) -> Server:
         # A server says neither the credentials nor the name that its certificate is made out to.
@@ -74,6 +82,14 @@ class ServerPool:
 
 def _split(url: str) -> SplitResult:
     return urlsplit(url if "://" in url else f"nats://{url}")
+
+
+def _is_usable(url: str) -> bool:
+    try:
+        parts = _split(url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _host(server: SplitResult) -> str:

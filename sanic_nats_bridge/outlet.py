@@ -21,6 +21,9 @@ class OutletWatcher(Protocol):
     def drained(self) -> None:
         """The client has caught up."""
 
+    def pinged(self) -> None:
+        """The client has sent a ping, which the server answers by itself."""
+
     def gone(self, code: int) -> None:
         """The server gives the connection up, with this WebSocket close code."""
 

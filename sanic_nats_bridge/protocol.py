@@ -3,13 +3,14 @@
 Commands come in by `decode_command` and `query_command`; frames go out by `encode`.
 """
 
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from .errors import BridgeError, CommandInvalid, CommandUnsupported
+from .errors import BridgeError, CloseCode, CommandInvalid, CommandUnsupported
 
 __all__ = [
     "PROTOCOL_VERSION",
@@ -29,7 +30,9 @@ __all__ = [
     "encode",
     "event_name",
     "failure",
+    "farewell",
     "identify",
+    "jittered",
     "query_command",
 ]
 
@@ -178,6 +181,18 @@ def identify(data: bytes) -> CommandId | UnsetType:
         return UNSET if raw is None else msgspec.json.decode(raw, type=CommandId)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return UNSET
+
+
+def farewell(code: CloseCode, reason: str, retry: float) -> Close:
+    """The last frame of a session that the bridge ends; ``retry`` is in seconds."""
+    if not code.reconnect:
+        return Close(code=code, reason=reason, reconnect=code.reconnect)
+    return Close(code=code, reason=reason, reconnect=code.reconnect, retry=jittered(retry))
+
+
+def jittered(seconds: float) -> int:
+    """Milliseconds between once and twice that long, so that many do not come back at one moment."""
+    return int(random.uniform(1, 2) * seconds * 1000)
 
 
 def failure(

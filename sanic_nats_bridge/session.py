@@ -1,24 +1,27 @@
 """One browser connection with its subscriptions, on either transport."""
 
 import asyncio
-import random
+import contextlib
+import hashlib
 import secrets
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 from . import wire
-from .errors import BridgeError, CloseCode, NotSubscribed, SessionUnknown
+from .admission import Admission
+from .command_meter import CommandMeter
+from .errors import BridgeError, CloseCode, RateLimit, SessionUnknown, SubjectForbidden
 from .hub import Hub
-from .interest import Interest, State
 from .left_out import LeftOut
 from .outlet import CLOSE_SECONDS, Outlet
-from .permissions import Admission
-from .protocol import Close, Command, Frame, Gap, NatsState, Reply, Status, Unsubscribed, Welcome
+from .permissions import Permissions
+from .protocol import Command, Frame, Gap, NatsState, Reply, Status, Unsubscribed, Welcome, farewell, jittered
 from .pulse import Pulse
 from .settings import Settings
-from .wire import Delivery
+from .subscriptions import Subscriptions, quoted
+from .wire import Delivery, Form
 
-__all__ = ["Session", "SessionHome", "farewell"]
+__all__ = ["Session", "SessionHome", "digest"]
 
 _TOO_SLOW: Final = "Too slow: more waits for this client than may"
 
@@ -42,41 +45,54 @@ class SessionHome(Protocol):
     def nats(self) -> NatsState:
         """How the connection to NATS is."""
 
+    def expire(self) -> None:
+        """End the sessions whose permissions have expired."""
+
     def left(self, session: "Session", code: int) -> None:
         """The session has ended, with this WebSocket close code."""
 
 
 class Session:
-    """One browser connection. Handlers of the bridge's signals get it; they only read it."""
+    """One browser connection. Handlers of the bridge's signals get it, and `NatsBridge.sessions`; they only read it."""
 
     __slots__ = (
-        "__weakref__", "_holes", "_home", "_hub", "_interests", "_left_out", "_one_at_a_time", "_outlet", "_pulse",
-        "_unconfirmed", "closed", "form", "id", "keeps_up", "write",
+        "__weakref__", "_home", "_left_out", "_meter", "_one_at_a_time", "_outlet", "_pulse",
+        "_secret", "_subscriptions", "closed", "form", "identity", "keeps_up", "key", "write",
     )  # fmt: skip
 
-    def __init__(self, home: SessionHome, outlet: Outlet) -> None:
-        # Set once.
-        self.id: Final = secrets.token_urlsafe(24)
+    def __init__(self, home: SessionHome, outlet: Outlet, permissions: Permissions) -> None:
+        # Set once. The id itself goes to the client with the first frame, and is kept nowhere.
+        self._secret: str | None = secrets.token_urlsafe(24)
+        self.key: Final = digest(self._secret)
+        self.identity: Final = permissions.identity
         self.form: Final = outlet.form
         self.write: Final = outlet.write
         self._home = home
-        self._hub = home.hub
         self._outlet = outlet
         outlet.watcher = self
         self._one_at_a_time = asyncio.Lock()
+        self._meter = CommandMeter(home.settings)
+        self._subscriptions = Subscriptions(self, home.hub, home.admission, permissions)
         # Changed in the event loop alone.
         self.closed = False
         self.keeps_up = True
-        self._interests: dict[str, Interest] = {}
-        self._unconfirmed: set[str] = set()
-        self._holes: dict[str, None] = {}
         self._pulse: Pulse | None = None
         self._left_out: LeftOut | None = None
 
     @property
     def subscriptions(self) -> tuple[str, ...]:
-        """The patterns that the session follows."""
-        return tuple(self._interests)
+        """The patterns that the session follows, as its client names them."""
+        return self._subscriptions.patterns
+
+    @property
+    def permissions(self) -> Permissions:
+        """What the client may follow."""
+        return self._subscriptions.permissions
+
+    @property
+    def transport(self) -> Literal["websocket", "events"]:
+        """How the client is connected."""
+        return "websocket" if self.form in (Form.WEBSOCKET, Form.JSON_LINES) else "events"
 
     def send(self, frame: Frame) -> None:
         """Write a frame to the client, behind everything that was written before."""
@@ -87,11 +103,37 @@ class Session:
         """Write the first frame, and keep the connection alive from here on."""
         settings = self._home.settings
         heartbeat = int(settings.heartbeat) if settings.heartbeat.is_integer() else settings.heartbeat
-        welcome = Welcome(session=self.id, heartbeat=heartbeat, nats=self._home.nats)
-        self._outlet.send(welcome, _jittered(settings.retry))
+        secret, self._secret = self._secret, None
+        assert secret is not None
+        self._outlet.send(Welcome(session=secret, heartbeat=heartbeat, nats=self._home.nats), jittered(settings.retry))
         self._pulse = Pulse(self._outlet, settings)
 
     # Commands
+
+    def count_command(self) -> None:
+        """Count what has come as a command, whatever it is.
+
+        Raises:
+            RateLimit: The client sends more than it may; the session has ended if it went on regardless.
+        """
+        try:
+            self._meter.count()
+        finally:
+            self._end_excess()
+
+    def count_refusal(self, error: BridgeError) -> None:
+        """Count commands that no client should send; end the session where there are too many."""
+        self._meter.count_refusal(error)
+        self._end_excess()
+
+    def pinged(self) -> None:
+        """Count a ping as a command: to answer it costs no less."""
+        with contextlib.suppress(RateLimit):
+            self.count_command()
+
+    def _end_excess(self) -> None:
+        if self._meter.excess is not None:
+            self.close(CloseCode.TOO_MANY_COMMANDS, self._meter.excess)
 
     async def handle(self, command: Command) -> Reply:
         """Carry one command out, after those that came before it.
@@ -103,6 +145,7 @@ class Session:
         """
         async with self._one_at_a_time:
             await self.caught_up()
+            self._home.expire()
             if self.closed:
                 raise SessionUnknown("No such session")
             if command.action == "subscribe":
@@ -112,55 +155,28 @@ class Session:
             return Reply(id=command.id, action="ping", success=True, message="pong")
 
     async def _subscribe(self, command: Command) -> Reply:
-        patterns = self._home.admission.admit(_patterns(command), self._interests)
-        held = [self._interests[pattern] for pattern in patterns if pattern in self._interests]
-        interests = self._hub.claim([pattern for pattern in patterns if pattern not in self._interests])
-        try:
-            await self._hub.confirm([*held, *interests], self._home.settings.confirm_timeout)
-            if self.closed:
-                raise SessionUnknown("No such session")
-        except BaseException:
-            self._hub.release(interests)
-            raise
-        self._hub.attach(self, interests)
-        self._interests |= {interest.pattern: interest for interest in interests}
-        waiting = {pattern for pattern in patterns if self._interests[pattern].state is not State.LIVE}
-        self._unconfirmed |= waiting
+        seconds = self._home.settings.confirm_timeout
+        patterns, active = await self._subscriptions.subscribe(_patterns(command), seconds)
         return Reply(
             id=command.id,
             action="subscribe",
             success=True,
-            message=f"Successfully connected to events: {_quoted(patterns)}",
+            message=f"Successfully connected to events: {quoted(patterns)}",
             subjects=patterns,
-            active=not waiting,
+            active=active,
         )
 
     def _unsubscribe(self, command: Command) -> Reply:
-        patterns = self._home.admission.valid(_patterns(command))
-        missing = [pattern for pattern in patterns if pattern not in self._interests]
-        if missing:
-            raise NotSubscribed(f"Not subscribed to: {_quoted(missing)}", missing)
-        self._hub.detach(self, [self._drop(pattern) for pattern in patterns])
+        patterns = self._subscriptions.unsubscribe(_patterns(command))
         for pattern in patterns:
-            self._settle(pattern)
+            self.activated(pattern)
         return Reply(
             id=command.id,
             action="unsubscribe",
             success=True,
-            message=f"Successfully disconnected from events: {_quoted(patterns)}",
+            message=f"Successfully disconnected from events: {quoted(patterns)}",
             subjects=patterns,
         )
-
-    def _drop(self, pattern: str) -> Interest:
-        self._holes.pop(pattern, None)
-        return self._interests.pop(pattern)
-
-    def _settle(self, pattern: str) -> None:
-        """Nothing is left to be said of this subscription; tell the client when that was the last."""
-        if pattern in self._unconfirmed:
-            self._unconfirmed.discard(pattern)
-            if not self._unconfirmed and self._home.nats == "connected":
-                self.send(Status(nats="connected"))
 
     # A client that does not keep up
 
@@ -194,37 +210,44 @@ class Session:
         while self._left_out is not None:
             await self._left_out.over.wait()
 
-    # What the hub and the connection to NATS bring
+    # What the hub, the connection to NATS and the app bring
 
     def activated(self, pattern: str) -> None:
-        """NATS has taken a subscription after the client was told that it had not."""
-        self._settle(pattern)
+        """There is an end to whether NATS has a subscription: it has, or the client follows it no longer."""
+        if self._subscriptions.settle(pattern) and self._home.nats == "connected":
+            self.send(Status(nats="connected"))
 
     def ended(self, pattern: str, error: BridgeError) -> None:
-        """The hub has ended a subscription."""
-        self._drop(pattern)
+        """A subscription was ended, but not by the client."""
+        if self.closed:
+            return
+        self._subscriptions.drop(pattern)
         if self._left_out is not None and (lost := self._left_out.take(pattern)):
             self.send(_gap(pattern, lost))
         self.send(Unsubscribed(subjects=[pattern], code=error.code, message=error.message))
-        self._settle(pattern)
+        self.activated(pattern)
 
     def note_holes(self) -> None:
         """Remember which subscriptions miss messages from here on."""
-        for pattern, interest in self._interests.items():
-            told_live = interest.state is State.PENDING and pattern not in self._unconfirmed
-            if interest.state is State.LIVE or told_live:
-                self._holes[pattern] = None
+        self._subscriptions.note_holes()
 
     def tell_holes(self) -> None:
         """Tell the client which subscriptions have missed messages up to here."""
-        if self._holes:
-            self.send(Gap(subjects=list(self._holes), lost=None, reason="nats_reconnect"))
-            self._holes.clear()
+        holes = self._subscriptions.take_holes()
+        if holes:
+            self.send(Gap(subjects=holes, lost=None, reason="nats_reconnect"))
 
     def tell_connected(self, status: bytes) -> None:
         """Tell the client that every subscription is live."""
-        self._unconfirmed.clear()
+        self._subscriptions.settle_all()
         self.write(status)
+
+    def repermit(self, permissions: Permissions) -> None:
+        """Go by other permissions from here on; subscriptions that do not fit end."""
+        for pattern in self._subscriptions.repermit(permissions):
+            self.ended(pattern, SubjectForbidden(f"No longer allowed: '{pattern}'", [pattern]))
+        if self._left_out is not None:
+            self._left_out.drop(self._subscriptions.leaves_out)
 
     # The end
 
@@ -232,9 +255,15 @@ class Session:
         """End the session for an error that no reply can mend."""
         self.close(error.close_code or CloseCode.INTERNAL, error.message)
 
+    def expire(self) -> None:
+        """End the session, for its permissions have expired; what waits in the socket may still leave."""
+        self.close(CloseCode.UNAUTHORIZED, "The permissions have expired", self._home.settings.write_timeout)
+
     def close(self, code: CloseCode, reason: str, seconds: float | None = None) -> None:
         """End the session: the client hears why, and nothing more; it has so many seconds to take that."""
         if not self.closed:
+            if code.cuts:
+                self.keeps_up = False
             self._leave(code)
             self._outlet.finish(farewell(code, reason, self._home.settings.retry), seconds or CLOSE_SECONDS)
 
@@ -251,30 +280,18 @@ class Session:
         if self._left_out is not None:
             self._left_out.over.set()
             self._left_out = None
-        self._hub.detach(self, list(self._interests.values()))
-        self._interests.clear()
+        self._subscriptions.close()
         self._home.left(self, code)
 
 
-def farewell(code: CloseCode, reason: str, retry: float) -> Close:
-    """The last frame of a session that the bridge ends; ``retry`` is in seconds."""
-    if not code.spread:
-        return Close(code=code, reason=reason, reconnect=code.reconnect)
-    return Close(code=code, reason=reason, reconnect=code.reconnect, retry=_jittered(retry))
+def digest(session_id: str) -> str:
+    """Under what a session is kept, so that its id is nowhere to be found but with its client."""
+    return hashlib.sha256(session_id.encode(errors="replace")).hexdigest()
 
 
 def _gap(pattern: str, lost: int) -> Gap:
     return Gap(subjects=[pattern], lost=lost, reason="slow_consumer")
 
 
-def _jittered(seconds: float) -> int:
-    """Milliseconds between once and twice that long, so that many do not come back at one moment."""
-    return int(random.uniform(1, 2) * seconds * 1000)
-
-
 def _patterns(command: Command) -> list[str]:
     return command.subjects if isinstance(command.subjects, list) else []
-
-
-def _quoted(patterns: Sequence[str]) -> str:
-    return ", ".join(f"'{pattern}'" for pattern in patterns)

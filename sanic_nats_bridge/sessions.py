@@ -1,35 +1,40 @@
 """All sessions of this worker."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Final
 
 from . import wire
+from .admission import Admission
 from .errors import CloseCode, SessionUnknown
+from .expiries import Expiries
 from .hub import Hub
 from .outlet import CLOSE_SECONDS, Outlet
-from .permissions import Admission, Permissions
-from .protocol import Close, NatsState, Status
-from .session import Session, farewell
+from .permissions import Permissions
+from .protocol import Close, NatsState, Status, farewell
+from .session import Session, digest
 from .settings import Settings
 from .wire import Form
 
-__all__ = ["Sessions"]
+__all__ = ["Sessions", "SessionsView"]
 
 _FULL_RETRY_FACTOR: Final = 5
 
 
 class Sessions:
-    """All sessions of this worker, by their ids; tells them how the connection to NATS fares."""
+    """All sessions of this worker; tells them how the connection to NATS fares."""
 
-    def __init__(self, settings: Settings, hub: Hub, permissions: Permissions) -> None:
+    def __init__(self, settings: Settings, hub: Hub) -> None:
         self.settings: Final = settings
         self.hub: Final = hub
-        self.admission: Final = Admission(permissions, settings.max_subscriptions)
+        self.admission: Final = Admission(settings.max_subscriptions)
         self.nats: NatsState = "disconnected"
         self.going_away: str | None = None
         self.on_opened: Callable[[Session], None] | None = None
         self.on_closed: Callable[[Session, int], None] | None = None
         self._sessions: dict[str, Session] = {}
+        self._by_identity: dict[str, set[Session]] = {}
+        self._expiries = Expiries(self.expire)
+        hub.batch.on_expired = self.expire
         hub.watch(self)
 
     def __len__(self) -> int:
@@ -38,33 +43,54 @@ class Sessions:
     def __iter__(self) -> Iterator[Session]:
         return iter(tuple(self._sessions.values()))
 
-    def open(self, outlet: Outlet) -> Session | None:
+    def open(self, outlet: Outlet, permissions: Permissions) -> Session | None:
         """A new session, which has been welcomed; ``None`` where there is no room, as the client was told."""
-        refusal = self._refusal()
+        refusal = self.refusal(permissions.identity)
         if refusal is not None:
             outlet.finish(refusal, CLOSE_SECONDS)
             return None
-        session = Session(self, outlet)
+        session = Session(self, outlet, permissions)
         session.begin()
-        self._sessions[session.id] = session
+        self._sessions[session.key] = session
+        if session.identity is not None:
+            self._by_identity.setdefault(session.identity, set()).add(session)
+        self._note_expiry(session)
         if self.on_opened is not None:
             self.on_opened(session)
         return session
 
-    def find(self, session_id: str) -> Session:
-        """The session of that id.
+    def refusal(self, identity: str | None = None) -> Close | None:
+        """Why no session can be opened for now, if none can."""
+        if self.going_away is not None:
+            return farewell(CloseCode.GOING_AWAY, self.going_away, self.settings.retry)
+        if len(self._sessions) >= self.settings.max_sessions:
+            reason = "This server is full; come back later"
+        elif len(self._of(identity)) >= self.settings.max_sessions_per_identity:
+            reason = "Too many connections of one user; come back later"
+        else:
+            return None
+        return farewell(CloseCode.TRY_AGAIN_LATER, reason, self.settings.retry * _FULL_RETRY_FACTOR)
+
+    def find(self, session_id: str, identity: str | None) -> Session:
+        """The session of that id, for a client of that identity.
 
         Raises:
-            SessionUnknown: There is none.
+            SessionUnknown: There is none, or it is another's.
         """
-        session = self._sessions.get(session_id)
-        if session is None:
+        session = self._sessions.get(digest(session_id))
+        if session is None or session.identity not in (None, identity):
             raise SessionUnknown("No such session")
         return session
 
     def left(self, session: Session, code: int) -> None:
         """Forget a session that has ended."""
-        del self._sessions[session.id]
+        del self._sessions[session.key]
+        if session.identity is not None:
+            others = self._by_identity[session.identity]
+            others.discard(session)
+            if not others:
+                del self._by_identity[session.identity]
+        self._expiries.drop(session.key)
         if self.on_closed is not None:
             self.on_closed(session, code)
 
@@ -74,16 +100,53 @@ class Sessions:
         for session in self:
             session.close(CloseCode.GOING_AWAY, reason)
 
-    def _refusal(self) -> Close | None:
-        if self.going_away is not None:
-            return farewell(CloseCode.GOING_AWAY, self.going_away, self.settings.retry)
-        if len(self._sessions) >= self.settings.max_sessions:
-            reason = "This server is full; come back later"
-            return farewell(CloseCode.TRY_AGAIN_LATER, reason, self.settings.retry * _FULL_RETRY_FACTOR)
-        return None
+    # What the app decides about sessions that live
+
+    def revoke(self, identity: str | None, session: str | None) -> int:
+        """End sessions, as `NatsBridge.revoke` says; returns how many."""
+        chosen = self._chosen(identity, session)
+        for each in chosen:
+            each.close(CloseCode.FORBIDDEN, "Access was revoked", self.settings.write_timeout)
+        return len(chosen)
+
+    def repermit(self, permissions: Permissions, identity: str | None, session: str | None) -> int:
+        """Have sessions go by other permissions, as `NatsBridge.repermit` says; returns how many."""
+        chosen = self._chosen(identity, session)
+        if any(permissions.identity not in (None, each.identity) for each in chosen):
+            raise ValueError("A session keeps its identity; the permissions have another")
+        for each in chosen:
+            each.repermit(permissions)
+            if not each.closed:
+                self._note_expiry(each)
+        self.expire()
+        return len(chosen)
+
+    def expire(self) -> None:
+        """End the sessions whose permissions have expired."""
+        for key in self._expiries.take_due():
+            self._sessions[key].expire()
+        self.hub.batch.expires_at = self._expiries.next
+
+    def _note_expiry(self, session: Session) -> None:
+        self._expiries.put(session.key, session.permissions.expires_at)
+        self.hub.batch.expires_at = self._expiries.next
+
+    def _chosen(self, identity: str | None, session: str | None) -> list[Session]:
+        if (identity is None) == (session is None):
+            raise ValueError("Either an identity or a session must be given")
+        if session is None:
+            return list(self._of(identity))
+        found = self._sessions.get(digest(session)) or self._sessions.get(session)
+        return [] if found is None else [found]
+
+    def _of(self, identity: str | None) -> Collection[Session]:
+        return () if identity is None else self._by_identity.get(identity, ())
+
+    # The connection to NATS
 
     def nats_lost(self) -> None:
         """The connection to NATS has ended."""
+        self.expire()
         for session in self:
             session.note_holes()
         if self.nats == "connected":
@@ -94,15 +157,33 @@ class Sessions:
 
     def nats_returned(self) -> None:
         """A new connection stands, and no message of it has been delivered."""
+        self.expire()
         for session in self:
             session.tell_holes()
 
     def nats_connected(self) -> None:
         """NATS has answered for every live pattern."""
+        self.expire()
         self.nats = "connected"
         statuses = _statuses(self.nats)
         for session in self:
             session.tell_connected(statuses[session.form])
+
+
+class SessionsView(Collection[Session]):
+    """The sessions of this worker, as the app may see them."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(self._sessions)
+
+    def __contains__(self, session: object) -> bool:
+        return session in tuple(self._sessions)
 
 
 def _statuses(nats: NatsState) -> dict[Form, bytes]:

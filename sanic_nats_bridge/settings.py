@@ -10,11 +10,13 @@ import os
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, TypedDict
 
 from . import checks
 from .errors import SettingsError
+from .permissions import Permissions, PermissionsFunction
 
 __all__ = ["CONFIG_PREFIX", "ENVIRONMENT_PREFIX", "SettingKeywords", "Settings"]
 
@@ -32,13 +34,23 @@ class SettingKeywords(TypedDict, total=False):
     servers: str | Sequence[str]
     prefix: str
     subscribe: str | Sequence[str]
+    deny: str | Sequence[str]
+    permissions: PermissionsFunction | None
+    permissions_timeout: float
+    allowed_origins: str | Sequence[str]
     headers: str | Sequence[str]
     heartbeat: float
     retry: float
     linger: float
     confirm_timeout: float
     max_subscriptions: int
+    max_patterns: int
+    max_sub_rate: float
     max_sessions: int
+    max_sessions_per_identity: int
+    command_rate: float
+    command_burst: int
+    max_bad_commands: int
     max_command_bytes: int
     max_pending_bytes: int
     overflow: str
@@ -67,14 +79,24 @@ class Settings:
 
     servers: tuple[str, ...] = _option(("nats://127.0.0.1:4222",), checks.server_urls)
     prefix: str = _option("/nats", checks.path_prefix)
-    subscribe: tuple[str, ...] = _option((), checks.patterns)
+    subscribe: tuple[str, ...] = _option((), checks.open_patterns)
+    deny: tuple[str, ...] = _option((), checks.shut_patterns)
+    permissions: PermissionsFunction | None = _option(None, checks.function)
+    permissions_timeout: float = _option(10.0, checks.seconds(0.1))
+    allowed_origins: tuple[str, ...] = _option((), checks.origins)
     headers: tuple[str, ...] = _option((), checks.header_names)
     heartbeat: float = _option(15.0, checks.seconds(0.1))
     retry: float = _option(2.0, checks.seconds(0.1))
     linger: float = _option(1.0, checks.seconds(0))
     confirm_timeout: float = _option(5.0, checks.seconds(0))
     max_subscriptions: int = _option(128, checks.whole(1))
+    max_patterns: int = _option(20_000, checks.whole(1))
+    max_sub_rate: float = _option(1000.0, checks.rate)
     max_sessions: int = _option(10_000, checks.whole(1))
+    max_sessions_per_identity: int = _option(100, checks.whole(1))
+    command_rate: float = _option(20.0, checks.rate)
+    command_burst: int = _option(40, checks.whole(1))
+    max_bad_commands: int = _option(20, checks.whole(1))
     max_command_bytes: int = _option(65_536, checks.whole(64))
     max_pending_bytes: int = _option(1_048_576, checks.whole(1024))
     overflow: str = _option("gap", checks.one_of("gap", "latest", "close"))
@@ -95,7 +117,7 @@ class Settings:
     tls_hostname: str | None = _option(None, checks.text)
     tls_handshake_first: bool = _option(False, checks.flag)
     connect_timeout: float = _option(2.0, checks.seconds(0.1))
-    ping_interval: float = _option(5.0, checks.seconds(0.1))
+    ping_interval: float = _option(4.0, checks.seconds(0.1))
 
     @classmethod
     def resolve(cls, keywords: Mapping[str, Any], config: Mapping[str, Any]) -> "Settings":
@@ -119,7 +141,15 @@ class Settings:
             raise SettingsError("NatsBridge setting 'tls_key' needs 'tls_cert' beside it")
         if self.tls and (self.tls_ca or self.tls_cert):
             raise SettingsError("NatsBridge setting 'tls' excludes 'tls_ca', 'tls_cert' and 'tls_key'")
+        if self.permissions and (self.subscribe or self.deny):
+            # They would hold for nobody, and whoever has set them must not believe that they do.
+            raise SettingsError("NatsBridge setting 'permissions' excludes 'subscribe' and 'deny': let it return them")
         self.tls_context()
+
+    @cached_property
+    def everybody(self) -> Permissions:
+        """What everybody may follow, where there is no ``permissions`` function."""
+        return Permissions(self.subscribe, self.deny)
 
     @property
     def high_water_bytes(self) -> int:

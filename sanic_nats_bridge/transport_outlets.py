@@ -4,7 +4,7 @@ The transport's write buffer is the client's queue, and every frame of a session
 outlet: Sanic's ``send`` waits while the buffer is full, and direct writes would overtake it. The only
 file that touches private parts of Sanic's server: ``io_proto``, ``ws_proto``, ``assembler``,
 ``recv_cancel``, ``resume_frames``, ``keepalive_ping_task``, ``process_events``, ``fail_connection`` and the
-ping settings of its WebSocket; ``fail`` and ``close_rcvd`` of that of `websockets` below; ``_can_write``,
+ping settings of its WebSocket; ``fail``, ``debug`` and ``close_rcvd`` of that of `websockets` below; ``_can_write``,
 ``_time`` and ``_callback_check_timeouts`` of its protocols.
 """
 
@@ -17,6 +17,7 @@ import time
 from typing import Any, ClassVar, Final, cast
 
 from sanic import Request, Websocket
+from websockets.frames import Opcode
 
 from . import wire
 from .errors import CloseCode
@@ -130,6 +131,8 @@ class WebSocketOutlet(_TransportOutlet):
         self._take_over()
         self._closing: asyncio.Task[None] | None = None
         self._protocol = self._websocket.ws_proto
+        # At DEBUG level it would write what the client sends into the log.
+        self._protocol.debug = False
         self._fail = self._protocol.fail
         self._protocol.fail = self._failed
         self._process_events = self._websocket.process_events
@@ -211,6 +214,9 @@ class WebSocketOutlet(_TransportOutlet):
 
     async def _process_valid_events(self, events: Any) -> None:
         self._answered = True  # whatever has come
+        for event in events:
+            if getattr(event, "opcode", None) is Opcode.PING and self.watcher is not None:
+                self.watcher.pinged()
         try:
             await self._process_events(events)
         except UnicodeDecodeError:

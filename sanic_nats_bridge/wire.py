@@ -53,25 +53,35 @@ _raw_decoder = msgspec.json.Decoder(msgspec.Raw)
 
 
 class Source:
-    """What the messages of one pattern have in common."""
+    """What the messages of one pattern have in common, as a client names it.
 
-    __slots__ = ("_head", "pattern", "wildcard")
+    For the client ``shown`` stands where real subjects begin with ``hidden``.
+    """
 
-    def __init__(self, pattern: str) -> None:
+    __slots__ = ("_head", "_hidden_size", "_shown", "pattern", "wildcard")
+
+    def __init__(self, pattern: str, shown: str = "", hidden: str = "") -> None:
         self.pattern = pattern
         self.wildcard = "*" in pattern or ">" in pattern
+        self._shown = shown
+        self._hidden_size = len(hidden)
         named = b',"pattern":' + encode_string(pattern) if self.wildcard else b',"subject":' + encode_string(pattern)
         self._head = b'{"type":"message"' + named
 
     def head(self, subject: str) -> bytes:
         """The opening of a `message` frame, its subject included."""
-        return self._head + b',"subject":' + encode_string(subject) if self.wildcard else self._head
+        if not self.wildcard:
+            return self._head
+        if self._hidden_size:
+            subject = self._shown + subject[self._hidden_size :]
+        return self._head + b',"subject":' + encode_string(subject)
 
 
 class Delivery(msgspec.Struct, eq=False, gc=False):
     """One NATS message under one pattern, encoded once in each form, when that is first needed.
 
-    ``headers`` is a JSON object or empty; ``number`` is the message's place among those of its turn.
+    ``subject`` is the real one. ``headers`` is a JSON object or empty; ``number`` is the message's place
+    among those of its turn.
     """
 
     source: Source
@@ -79,11 +89,17 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
     headers: bytes
     payload: bytes
     number: int = 0
+    first: "Delivery | None" = None
+    parts: tuple[bytes, ...] | None = None
     json: bytes | None = None
     frame: bytes | None = None
     chunk: bytes | None = None
     line: bytes | None = None
     event: bytes | None = None
+
+    def under(self, source: Source) -> "Delivery":
+        """The same message under another pattern; what they have in common is encoded once."""
+        return Delivery(source, self.subject, self.headers, self.payload, self.number, self)
 
     def encoded(self, form: Form) -> bytes:
         """The bytes to write to a client of that form."""
@@ -95,10 +111,16 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
 
     def _as_json(self) -> bytes:
         if self.json is None:
+            self.json = b"".join((self.source.head(self.subject), *(self.first or self)._rest()))
+        return self.json
+
+    def _rest(self) -> tuple[bytes, ...]:
+        """The `message` frame but for its head, in parts."""
+        if self.parts is None:
             data, encoding = encode_payload(self.payload)
             headers = b',"headers":' + self.headers if self.headers else b""
-            self.json = b"".join((self.source.head(self.subject), headers, b',"data":', data, encoding, b"}"))
-        return self.json
+            self.parts = (headers, b',"data":', data, encoding, b"}")
+        return self.parts
 
 
 def join(deliveries: Iterable[Delivery], form: Form) -> bytes:

@@ -11,8 +11,14 @@ from sanic_nats_bridge.errors import BridgeError
 from sanic_nats_bridge.hub import Hub
 from sanic_nats_bridge.interest import Interest
 from sanic_nats_bridge.outlet import OutletWatcher
+from sanic_nats_bridge.permissions import Grant
 from sanic_nats_bridge.protocol import Close, Frame
 from sanic_nats_bridge.wire import Delivery, Form
+
+
+def granted(*patterns: str) -> list[Grant]:
+    """Grants to follow the patterns by their real names, without exception."""
+    return [Grant(pattern, pattern, "", "", ()) for pattern in patterns]
 
 
 class FakeLink:
@@ -153,6 +159,7 @@ class FakeOutlet(_Recorder):
     tells_pending = True
     full = False
     finished: Close | None = None
+    finish_seconds = 0.0
     aborted = False
 
     def write(self, data: bytes) -> None:
@@ -182,6 +189,7 @@ class FakeOutlet(_Recorder):
     def finish(self, close: Close, seconds: float) -> None:
         self.send(close)
         self.finished = close
+        self.finish_seconds = seconds
 
     def abort(self) -> None:
         self.aborted = True

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import socket
 import time
@@ -100,16 +101,22 @@ class Bridge:
     @contextlib.asynccontextmanager
     async def websocket(self, **options: Any) -> AsyncIterator["WebSocketClient"]:
         """A client of ``/stream`` by the `websockets` library, which has read its welcome."""
-        url = f"ws://127.0.0.1:{self.port}{self.prefix}/stream"
-        async with connect(url, max_size=None, compression=None, max_queue=None, **options) as connection:
-            client = WebSocketClient(connection)
+        async with self.unwelcome_websocket(**options) as client:
             client.welcome = await client.frame()
             yield client
 
     @contextlib.asynccontextmanager
-    async def events(self, *subjects: str) -> AsyncIterator["EventClient"]:
+    async def unwelcome_websocket(self, **options: Any) -> AsyncIterator["WebSocketClient"]:
+        """The same, but nothing was read."""
+        url = f"ws://127.0.0.1:{self.port}{self.prefix}/stream"
+        async with connect(url, max_size=None, compression=None, max_queue=None, **options) as connection:
+            yield WebSocketClient(connection)
+
+    @contextlib.asynccontextmanager
+    async def events(self, *subjects: str, **headers: str) -> AsyncIterator["EventClient"]:
         """A client of ``/events`` by `aiohttp`, which has read its welcome, and its reply if it asked."""
-        async with self.http.get(f"{self.url}/events", params=[("subjects", s) for s in subjects]) as response:
+        query = [("subjects", subject) for subject in subjects]
+        async with self.http.get(f"{self.url}/events", params=query, headers=headers) as response:
             assert response.status == 200, await response.text()
             client = EventClient(response)
             client.welcome = await client.frame()
@@ -134,6 +141,11 @@ class _Frames(ABC):
     @property
     def session(self) -> str:
         return str(self.welcome["session"])
+
+    @property
+    def key(self) -> str:
+        """Under what the server knows the session."""
+        return hashlib.sha256(self.session.encode()).hexdigest()
 
     async def frame(self) -> dict[str, Any]:
         """The next frame that is not a heartbeat."""
@@ -238,7 +250,7 @@ async def running(
     """Serve an app with a bridge in this event loop.
 
     ``prepare`` gets the app after it was extended; ``connected``: wait for NATS; ``server_options`` are those
-    of an ASGI server.
+    of the server.
     """
     app: Sanic[Any, Any] = Sanic(f"test_{uuid4().hex}", configure_logging=False)
     extension = NatsBridge(**settings)
@@ -263,7 +275,7 @@ async def served(app: Sanic[Any, Any], server: ServerName = "sanic", **options: 
     listener.bind(("127.0.0.1", 0))
     listener.listen(4096)
     port: int = listener.getsockname()[1]
-    app.config.ACCESS_LOG = False
+    app.config.ACCESS_LOG = options.pop("access_log", False) if server == "sanic" else False
     serving = {
         "sanic": _sanic_serving,
         "uvicorn": support_asgi.uvicorn_serving,
@@ -278,9 +290,9 @@ async def served(app: Sanic[Any, Any], server: ServerName = "sanic", **options: 
 
 
 @contextlib.asynccontextmanager
-async def _sanic_serving(app: Sanic[Any, Any], listener: socket.socket) -> AsyncIterator[None]:
+async def _sanic_serving(app: Sanic[Any, Any], listener: socket.socket, **options: Any) -> AsyncIterator[None]:
     server: Any = await app.create_server(
-        sock=listener, return_asyncio_server=True, noisy_exceptions=True, backlog=4096
+        sock=listener, return_asyncio_server=True, noisy_exceptions=True, backlog=4096, **options
     )
     await server.startup()
     await server.before_start()

@@ -10,7 +10,7 @@ from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .support import WAIT_SECONDS, free_port
 
@@ -57,13 +57,15 @@ async def app_process(*bridges: Mapping[str, Any], wrapper: tuple[str, ...] = ()
 
 
 @contextlib.asynccontextmanager
-async def managed_process(configuration: Mapping[str, str]) -> AsyncIterator[int]:
-    """Serve ``tests.apps.managed`` by the ``sanic`` command; its port."""
+async def managed_process(
+    configuration: Mapping[str, str], *options: str, log: IO[bytes] | int = DEVNULL
+) -> AsyncIterator[int]:
+    """Serve ``tests.apps.managed`` by the ``sanic`` command, with these options of it; its port."""
     port = free_port()
-    command = (sys.executable, "-m", "sanic", "tests.apps.managed:app", "--port", str(port), "--workers", "1")
+    command = (sys.executable, "-m", "sanic", "tests.apps.managed:app", "--port", str(port), "--workers", "1", *options)
     environment = os.environ | {f"SANIC_{name}": value for name, value in configuration.items()}
     process = await asyncio.create_subprocess_exec(
-        *command, stdout=DEVNULL, stderr=DEVNULL, cwd=PROJECT, env=environment, start_new_session=True
+        *command, stdout=log, stderr=log, cwd=PROJECT, env=environment, start_new_session=True
     )
     try:
         await listening(port)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import re
 import socket
 import struct
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -38,7 +39,14 @@ def sessions(bridge: Bridge) -> Sessions:
 
 
 def session_of(bridge: Bridge, session_id: str) -> Session:
-    return sessions(bridge).find(session_id)
+    return sessions(bridge).find(session_id, None)
+
+
+def session_id(welcome: bytes) -> str:
+    """The id in a welcome, in whichever form."""
+    found = re.search(rb'"session":"([^"]+)"', welcome)
+    assert found is not None
+    return found[1].decode()
 
 
 @contextlib.asynccontextmanager

@@ -10,13 +10,17 @@ TABLE = {
     "CommandInvalid": ("command.invalid", 400, None),
     "MediaTypeUnsupported": ("command.invalid", 415, None),
     "CommandUnsupported": ("command.unsupported", 400, None),
+    "AuthRequired": ("auth.required", 401, 4401),
+    "AuthExpired": ("auth.expired", 401, 4401),
     "SubjectInvalid": ("subject.invalid", 400, None),
     "SubjectForbidden": ("subject.forbidden", 403, None),
+    "OriginForbidden": ("origin.forbidden", 403, 4403),
     "NatsRefused": ("nats.refused", 403, None),
     "SessionUnknown": ("session.unknown", 404, None),
     "NotSubscribed": ("subject.not_subscribed", 409, None),
     "SizeLimit": ("limit.size", 413, 1009),
     "SubscriptionLimit": ("limit.subscriptions", 429, None),
+    "RateLimit": ("limit.rate", 429, None),
     "InternalError": ("internal", 500, 1011),
 }
 
@@ -66,11 +70,22 @@ def test_the_operators_error_is_none_that_a_client_could_be_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "reconnect", "spread"), [(1001, True, True), (1009, False, False), (1011, True, False), (1013, True, True)]
+    ("code", "reconnect", "cuts"),
+    [
+        (1001, True, False),
+        (1009, False, False),
+        (1011, True, False),
+        (1013, True, False),
+        (4401, False, True),
+        (4403, False, True),
+        (4429, True, False),
+    ],
 )
-def test_a_close_code_says_whether_to_come_back_and_whether_to_wait(code: int, reconnect: bool, spread: bool) -> None:
-    assert (CloseCode(code).reconnect, CloseCode(code).spread) == (reconnect, spread)
+def test_a_close_code_says_whether_to_come_back_and_what_is_kept_from_the_client(
+    code: int, reconnect: bool, cuts: bool
+) -> None:
+    assert (CloseCode(code).reconnect, CloseCode(code).cuts) == (reconnect, cuts)
 
 
 def test_there_is_no_other_close_code() -> None:
-    assert {code.value for code in CloseCode} == {1001, 1009, 1011, 1013}
+    assert {code.value for code in CloseCode} == {1001, 1009, 1011, 1013, 4401, 4403, 4429}

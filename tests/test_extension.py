@@ -140,11 +140,11 @@ def listening(heard: list[tuple[Any, ...]]) -> Callable[[App], None]:
     def prepare(app: App) -> None:
         @app.signal("natsbridge.session.opened")
         async def opened(session: Session) -> None:
-            heard.append(("opened", session.id))
+            heard.append(("opened", session.key))
 
         @app.signal("natsbridge.session.closed")
         async def closed(session: Session, code: int) -> None:
-            heard.append(("closed", session.id, code))
+            heard.append(("closed", session.key, code))
 
         @app.signal("natsbridge.link.connected")
         async def connected() -> None:
@@ -158,17 +158,17 @@ async def test_the_app_hears_of_sessions_and_of_the_connection(nats_server: Nats
     async with running(servers=nats_server.url, prepare=listening(heard)) as bridge:
         await until(lambda: heard == [("connected",)])
         async with bridge.websocket() as websocket:
-            await until(lambda: heard[1:] == [("opened", websocket.session)])
+            await until(lambda: heard[1:] == [("opened", websocket.key)])
             await websocket.connection.close(1000)
-            await until(lambda: heard[2:] == [("closed", websocket.session, 1000)])
+            await until(lambda: heard[2:] == [("closed", websocket.key, 1000)])
         async with bridge.events() as events:
-            await until(lambda: heard[3:] == [("opened", events.session)])
-        await until(lambda: heard[4:] == [("closed", events.session, 1006)])
+            await until(lambda: heard[3:] == [("opened", events.key)])
+        await until(lambda: heard[4:] == [("closed", events.key, 1006)])
         nats_server.restart()
         await until(lambda: heard[5:] == [("connected",)])
         async with bridge.websocket() as websocket:
             websocket.connection.transport.abort()
-            await until(lambda: heard[7:] == [("closed", websocket.session, 1006)])
+            await until(lambda: heard[7:] == [("closed", websocket.key, 1006)])
 
 
 async def test_subscriptions_made_when_connected_are_there_again_after_each_return(nats_server: NatsServer) -> None:
@@ -221,14 +221,14 @@ async def test_a_signal_handler_that_never_ends_harms_nobody_and_goes_with_the_a
     def prepare(app: App) -> None:
         @app.signal("natsbridge.session.opened")
         async def hang(session: Session) -> None:
-            started.append(session.id)
+            started.append(session.key)
             await asyncio.Event().wait()
 
     before = asyncio.all_tasks()
     async with running(servers=shared_nats.url, subscribe=[">"], prepare=prepare) as bridge:
         for _ in range(2):
             async with bridge.websocket() as websocket:
-                await until(lambda: websocket.session in started)
+                await until(lambda: websocket.key in started)
                 assert (await websocket.ask({"action": "ping"}))["message"] == "pong"
     assert len(started) == 2
     await until(lambda: asyncio.all_tasks() == before, 3)

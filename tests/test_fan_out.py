@@ -6,21 +6,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sanic_nats_bridge.fan_out import fan_out
-from sanic_nats_bridge.interest import Interest, Subscriber
-from sanic_nats_bridge.wire import Delivery, Form
+from sanic_nats_bridge.interest import Interest, Subscriber, View
+from sanic_nats_bridge.wire import Delivery, Form, Source
 
-from .fakes import FakeSubscriber
+from .fakes import FakeSubscriber, granted
 
 PATTERNS = ("a", "b", "c")
 
 
-def fanned_out(interests: Sequence[Interest], pattern_of: Sequence[int]) -> None:
+def new_views() -> list[View]:
+    return [View(Interest(grant.real), grant, Source(grant.pattern)) for grant in granted(*PATTERNS)]
+
+
+def fanned_out(views: Sequence[View], pattern_of: Sequence[int]) -> None:
     """Number k goes out under the pattern that stands there."""
-    batches: dict[Interest, list[Delivery]] = {}
+    batches: dict[View, list[Delivery]] = {}
     for number, index in enumerate(pattern_of):
-        interest = interests[index]
-        delivery = Delivery(interest.source, interest.pattern, b"", b"%d" % number, number)
-        batches.setdefault(interest, []).append(delivery)
+        view = views[index]
+        delivery = Delivery(view.source, view.pattern, b"", b"%d" % number, number)
+        batches.setdefault(view, []).append(delivery)
     fan_out(batches)
 
 
@@ -31,15 +35,15 @@ def fanned_out(interests: Sequence[Interest], pattern_of: Sequence[int]) -> None
 def test_each_gets_what_it_follows_once_in_order_and_in_one_write(
     follow: list[tuple[set[int], bool]], pattern_of: list[int]
 ) -> None:
-    interests = [Interest(pattern) for pattern in PATTERNS]
+    views = new_views()
     subscribers = []
     for indexes, keeps_up in follow:
         subscriber = FakeSubscriber()
         subscriber.keeps_up = keeps_up
         subscribers.append(subscriber)
         for index in indexes:
-            interests[index].subscribers[subscriber] = None
-    fanned_out(interests, pattern_of)
+            views[index].subscribers[subscriber] = None
+    fanned_out(views, pattern_of)
     for subscriber, (indexes, keeps_up) in zip(subscribers, follow, strict=True):
         numbers = [number for number, index in enumerate(pattern_of) if index in indexes]
         left_out = [int(delivery.payload) for delivery in subscriber.left_out]
@@ -52,13 +56,13 @@ def test_a_fault_with_some_does_not_keep_the_batch_from_others(caplog: pytest.Lo
         def write(self, data: bytes) -> None:
             raise ArithmeticError
 
-    interests = [Interest(pattern) for pattern in PATTERNS]
+    views = new_views()
     single, both = FakeSubscriber(), FakeSubscriber(Form.EVENT_STREAM)
     followers: list[list[Subscriber]] = [[Faulty()], [single, both], [both]]
-    for interest, subscribers in zip(interests, followers, strict=True):
-        interest.subscribers = dict.fromkeys(subscribers)
+    for view, subscribers in zip(views, followers, strict=True):
+        view.subscribers = dict.fromkeys(subscribers)
     with caplog.at_level(logging.ERROR):
-        fanned_out(interests, [0, 1, 2])
+        fanned_out(views, [0, 1, 2])
     assert single.data == [1]
     assert len(both.writes) == 1
     assert [record.getMessage() for record in caplog.records] == ["Messages could not be delivered"]

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from sanic_nats_bridge.errors import BridgeError, CloseCode, NatsRefused
-from sanic_nats_bridge.hub import Hub
-from sanic_nats_bridge.interest import Interest, State
+from sanic_nats_bridge.hub import Hub, refusal
+from sanic_nats_bridge.interest import State, View
 from sanic_nats_bridge.permissions import Permissions
 from sanic_nats_bridge.protocol import Action, Command, Reply
 from sanic_nats_bridge.session import Session
@@ -17,20 +17,22 @@ from sanic_nats_bridge.sessions import Sessions
 from sanic_nats_bridge.settings import Settings
 from sanic_nats_bridge.wire import Delivery, Form
 
-from .fakes import FakeLink, FakeOutlet, FakeSubscriber, LeapingLoop, read_websocket_frames
+from .fakes import FakeLink, FakeOutlet, FakeSubscriber, LeapingLoop, granted, read_websocket_frames
 from .support import until
 
 
-async def follow(hub: Hub, subscriber: FakeSubscriber, *patterns: str, seconds: float = 5) -> list[Interest]:
+async def follow(hub: Hub, subscriber: FakeSubscriber, *patterns: str, seconds: float = 5) -> list[View]:
     """Subscribe as a session does."""
     interests = hub.claim(patterns)
     try:
         await hub.confirm(interests, seconds)
+        refused = [interest.pattern for interest in interests if interest.state is State.REFUSED]
+        if refused:
+            raise refusal(refused)
     except BaseException:
         hub.release(interests)
         raise
-    hub.attach(subscriber, interests)
-    return interests
+    return hub.attach(subscriber, zip(interests, granted(*patterns), strict=True))
 
 
 async def follower(hub: Hub, *patterns: str, form: Form = Form.WEBSOCKET) -> FakeSubscriber:
@@ -82,9 +84,9 @@ async def test_the_refusal_of_one_pattern_leaves_nothing_of_its_command() -> Non
     link.confirm("a")
     link.refuse("b")
     link.confirm("c")
-    with pytest.raises(NatsRefused) as refusal:
+    with pytest.raises(NatsRefused) as refused:
         await waiting
-    assert refusal.value.subjects == ("b",)
+    assert refused.value.subjects == ("b",)
     await until(lambda: hub.patterns == ())
     assert link.patterns == []
     assert link.faults == []
@@ -92,8 +94,8 @@ async def test_the_refusal_of_one_pattern_leaves_nothing_of_its_command() -> Non
 
 async def test_a_pattern_claimed_again_within_its_linger_costs_nats_nothing() -> None:
     link, hub = FakeLink.with_hub(confirms=True, linger=0.05)
-    interests = await follow(hub, first := FakeSubscriber(), "a")
-    hub.detach(first, interests)
+    views = await follow(hub, first := FakeSubscriber(), "a")
+    hub.detach(first, views)
     second = await follower(hub, "a")
     await asyncio.sleep(0.1)
     link.deliver("a")
@@ -131,8 +133,8 @@ async def test_a_command_that_waits_while_the_link_is_lost_ends_inactive_and_is_
     waiting = asyncio.create_task(follow(hub, subscriber := FakeSubscriber(), "a"))
     await turns()
     link.lose()
-    (interest,) = await waiting
-    assert interest.state is State.AWAY
+    (view,) = await waiting
+    assert view.interest.state is State.AWAY
     link.come_back()
     link.confirm("a")
     link.deliver("a")
@@ -143,11 +145,11 @@ async def test_a_command_that_waits_while_the_link_is_lost_ends_inactive_and_is_
 
 async def test_a_confirmation_that_comes_late_is_told_later() -> None:
     link, hub = FakeLink.with_hub()
-    (interest,) = await follow(hub, subscriber := FakeSubscriber(), "a", seconds=0.01)
-    before = interest.state
+    (view,) = await follow(hub, subscriber := FakeSubscriber(), "a", seconds=0.01)
+    before = view.interest.state
     assert subscriber.told == []
     link.confirm("a")
-    assert (before, interest.state) == (State.PENDING, State.LIVE)
+    assert (before, view.interest.state) == (State.PENDING, State.LIVE)
     assert subscriber.told == [("activated", "a")]
 
 
@@ -213,13 +215,13 @@ async def test_followers_of_the_same_are_written_the_same_bytes_object_in_each_f
 
 async def test_who_joins_or_leaves_within_a_turn_gets_its_own_messages_alone() -> None:
     link, hub = FakeLink.with_hub(confirms=True)
-    interests = await follow(hub, leaver := FakeSubscriber(), "a")
+    views = await follow(hub, leaver := FakeSubscriber(), "a")
     stayer = await follower(hub, "a")
     joiner, claims = FakeSubscriber(), hub.claim(["a"])
     link.deliver("a", b"1")
-    hub.attach(joiner, claims)
+    hub.attach(joiner, zip(claims, granted("a"), strict=True))
     link.deliver("a", b"2")
-    hub.detach(leaver, interests)
+    hub.detach(leaver, views)
     link.deliver("a", b"3")
     await turns()
     assert (leaver.data, joiner.data, stayer.data) == ([1, 2], [2, 3], [1, 2, 3])
@@ -246,7 +248,7 @@ async def test_a_subject_that_is_not_utf_8_is_left_out_and_counted() -> None:
     link.deliver("a.\N{SNOWMAN}", b"2")
     await turns()
     assert [frame["subject"] for frame in subscriber.frames] == ["a.\N{SNOWMAN}"]
-    assert hub.unreadable == 1
+    assert hub.batch.unreadable == 1
 
 
 # Subscribers that do not keep up
@@ -298,16 +300,16 @@ async def test_one_that_ends_because_it_does_not_keep_up_harms_no_other(subjects
     link, hub = FakeLink.with_hub(confirms=True)
 
     class Leaver(FakeSubscriber):
-        interests: Sequence[Interest] = ()
+        views: Sequence[View] = ()
 
         def leave_out(self, deliveries: Sequence[Delivery]) -> None:
             super().leave_out(deliveries)
-            hub.detach(self, self.interests)
+            hub.detach(self, self.views)
 
     others = [await follower(hub, "a", "b")]
     leavers = [Leaver(), Leaver()]
     for leaver in leavers:
-        leaver.interests, leaver.keeps_up = await follow(hub, leaver, "a", "b"), False
+        leaver.views, leaver.keeps_up = await follow(hub, leaver, "a", "b"), False
         others.append(await follower(hub, "a", "b"))
     for _ in range(2):
         for subject in subjects:
@@ -396,13 +398,13 @@ def test_no_message_waits_for_longer_than_the_flush_interval() -> None:
 
 async def test_who_joins_or_leaves_within_a_flush_interval_gets_its_own_messages_alone() -> None:
     link, hub = FakeLink.with_hub(confirms=True, flush_interval=1)
-    interests = await follow(hub, leaver := FakeSubscriber(), "a")
+    views = await follow(hub, leaver := FakeSubscriber(), "a")
     stayer = await follower(hub, "a")
     joiner, claims = FakeSubscriber(), hub.claim(["a"])
     link.deliver("a", b"1")
-    hub.attach(joiner, claims)
+    hub.attach(joiner, zip(claims, granted("a"), strict=True))
     link.deliver("a", b"2")
-    hub.detach(leaver, interests)
+    hub.detach(leaver, views)
     link.deliver("a", b"3")
     hub.flush()
     assert (leaver.data, joiner.data, stayer.data) == ([1, 2], [2, 3], [1, 2, 3])
@@ -499,13 +501,13 @@ class Races(RuleBasedStateMachine):
     async def build(self) -> None:
         options = Settings.resolve({"heartbeat": 86_400, "confirm_timeout": TIMEOUT}, {})
         self.link, self.hub = FakeLink.with_hub(linger=LINGER)
-        self.sessions = Sessions(options, self.hub, Permissions([">"]))
+        self.sessions = Sessions(options, self.hub)
         for _ in range(2):
             self.open()
 
     def open(self) -> None:
         outlet = FakeOutlet()
-        session = self.sessions.open(outlet)
+        session = self.sessions.open(outlet, Permissions([">"]))
         assert session is not None
         self.outlets[session], self.expected[session] = outlet, set()
 

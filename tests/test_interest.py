@@ -2,6 +2,8 @@ import pytest
 
 from sanic_nats_bridge.interest import Interest, State
 
+from .fakes import FakeSubscriber, granted
+
 
 @pytest.mark.parametrize(
     ("pattern", "shuns_reserved", "head"),
@@ -17,10 +19,11 @@ from sanic_nats_bridge.interest import Interest, State
 )
 def test_what_a_pattern_says_of_its_messages(pattern: str, shuns_reserved: bool, head: bytes) -> None:
     interest = Interest(pattern)
-    assert (interest.shuns_reserved, interest.source.head("a")) == (shuns_reserved, head)
+    view = interest.add(FakeSubscriber(), *granted(pattern))
+    assert (interest.shuns_reserved, view.source.head("a")) == (shuns_reserved, head)
 
 
 def test_a_new_interest_is_nobodys_and_unknown_to_nats() -> None:
     interest = Interest("orders")
     assert interest.state is State.AWAY
-    assert (interest.sid, interest.claims, interest.linger, interest.subscribers) == (None, 0, None, {})
+    assert (interest.sid, interest.claims, interest.linger, interest.views) == (None, 0, None, {})

@@ -109,3 +109,12 @@ def test_what_is_kept_and_what_is_lost_are_those_of_a_simple_model(
     assert list(left_out.kept) == encoded(*kept, form=form)
     left = Counter(each.source.pattern for batch in batches for each in batch)
     assert Counter(dict(left_out.lost)) == left - Counter(each.source.pattern for each in kept)
+
+
+def test_what_is_not_for_the_client_any_more_is_lost() -> None:
+    messages = [message("*", "x"), message("*", "y"), message("a", "a")]
+    left_out = LeftOut(Form.WEBSOCKET, 10_000)
+    left_out.add(messages)
+    left_out.drop(lambda pattern, subject: (pattern, subject) == ("*", "x"))
+    assert list(left_out.kept) == encoded(*messages[1:])
+    assert dict(left_out.lost) == {"*": 1}

@@ -605,6 +605,23 @@ async def test_stop_ends_also_when_a_cancellation_is_lost(monkeypatch: pytest.Mo
     assert lost.is_set()
 
 
+async def test_stop_ends_also_when_the_server_goes_meanwhile(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def cancelled(_: NatsClient) -> None:
+        # What nats-py's read loop does to a drain: both wait for the end of the transport, and one is cancelled.
+        ended = asyncio.get_running_loop().create_future()
+        ended.cancel()
+        await ended
+
+    monkeypatch.setattr("nats.aio.client.Client.drain", cancelled)
+    async with linked(nats_server) as bridge:
+        client = bridge.client
+        await bridge.link.stop()
+        assert client.is_closed
+        assert bridge.link.client is None
+
+
 @pytest.mark.filterwarnings("ignore:parameter 'timeout' of type:DeprecationWarning")  # nats-py's call of aiohttp
 async def test_nats_over_websocket_is_asked_at_once_too() -> None:
     port = free_port()

@@ -44,6 +44,20 @@ def test_what_the_cluster_tells_of_gets_the_credentials_and_the_name_of_the_firs
     ]
 
 
+def test_the_others_are_all_but_the_one_with_that_address() -> None:
+    pool = ServerPool(["nats://user:secret@10.0.0.1:4222", "nats://seed"])
+    pool.discover(MEMBERS)
+    assert {server.address for server in pool.others("10.0.0.1:4222")} == {"10.0.0.2:4223", "seed:4222"}
+    assert {server.address for server in pool.others("seed:4222")} == {"10.0.0.1:4222", "10.0.0.2:4223"}
+    assert ServerPool(["nats://seed"]).others("seed:4222") == []
+
+
+def test_an_address_that_has_no_sense_is_left_out() -> None:
+    pool = ServerPool(["nats://seed:4222"])
+    pool.discover(["nats://a:port", "nats://a:99999", "nats://a:0", "nats://:4222", "nats://[::", *MEMBERS[:1]])
+    assert {server.address for server in first(pool, 4)} == {"seed:4222", "10.0.0.1:4222"}
+
+
 def test_an_address_shows_no_credentials() -> None:
     assert Server("nats://user:secret@host:1").address == "host:1"
     assert Server("nats://token@host").address == "host:4222"

@@ -26,6 +26,7 @@ http {
         listen 127.0.0.1:%(port)d;
         location / {
             proxy_pass http://127.0.0.1:%(upstream)d;
+            proxy_set_header Host $http_host;
             proxy_buffering on;
         }
         location /nats/stream {
@@ -33,6 +34,7 @@ http {
             proxy_http_version 1.1;
             proxy_set_header Upgrade $http_upgrade;
             proxy_set_header Connection upgrade;
+            proxy_set_header Host $http_host;
         }
     }
 }
@@ -81,3 +83,11 @@ async def test_a_refusal_and_a_post_come_through_nginx(proxied: Bridge) -> None:
     async with proxied.events() as client:
         status, reply = await proxied.post("/subscribe", {"session": client.session, "subjects": ["a"]})
         assert (status, reply["active"]) == (200, True)
+
+
+async def test_the_apps_own_pages_come_in_through_nginx_and_others_do_not(proxied: Bridge) -> None:
+    own = f"http://127.0.0.1:{proxied.port}"
+    async with proxied.websocket(origin=own) as client:
+        command = {"session": client.session, "subjects": ["a"]}
+        assert (await proxied.post("/subscribe", command, Origin=own))[0] == 200
+        assert (await proxied.post("/subscribe", command, Origin="http://evil.example"))[0] == 403

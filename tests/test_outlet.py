@@ -17,7 +17,7 @@ from sanic_nats_bridge.testing import NatsServer
 
 from .support import Bridge, Publisher, running, until
 from .support_process import app_process, ended
-from .support_raw import UPGRADE, client_frame, raw_connection, session_of, sessions
+from .support_raw import UPGRADE, client_frame, raw_connection, session_id, session_of, sessions
 
 HEARTBEAT: Final = 0.5
 SERVER, CLIENT = "192.0.2.1", "192.0.2.2"  # RFC 5737: documentation only
@@ -137,9 +137,9 @@ async def test_a_client_that_has_stopped_reading_does_not_hold_up_the_end_of_the
     async with contextlib.AsyncExitStack() as stack:
         async with running(servers=shared_nats.url, subscribe=[">"]) as bridge:
             reader, _ = await stack.enter_async_context(raw_connection(bridge.port, request_head, limit=2**16))
-            await reader.readuntil(b'"nats":"connected"}')
+            welcome = await reader.readuntil(b'"nats":"connected"}')
             (session,) = sessions(bridge)
-            status, _ = await bridge.post("/subscribe", {"session": session.id, "subjects": [subject]})
+            status, _ = await bridge.post("/subscribe", {"session": session_id(welcome), "subjects": [subject]})
             assert status == 200
             while transport_of(session).get_write_buffer_size() < 500_000:
                 await publisher.send(subject, b"x" * 1_000_000)

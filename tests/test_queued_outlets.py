@@ -18,7 +18,7 @@ from sanic_nats_bridge.settings import Settings
 from sanic_nats_bridge.testing import NatsServer
 
 from .support import WAIT_SECONDS, Bridge, Publisher, ServerName, running, until
-from .support_raw import UPGRADE, client_frame, reset, sessions
+from .support_raw import UPGRADE, client_frame, reset, session_id, sessions
 
 HIGH = 2_000
 
@@ -74,6 +74,9 @@ class Watcher:
 
     def drained(self) -> None:
         self.heard.append("drained")
+
+    def pinged(self) -> None:
+        self.heard.append("pinged")
 
     def gone(self, code: int) -> None:
         self.heard.append(code)
@@ -291,19 +294,19 @@ def behind_servers(test: Any) -> Any:
 @contextlib.asynccontextmanager
 async def stalled(
     bridge: Bridge, door: str, subject: str
-) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, Session]]:
-    """A client that follows the subject, and reads no further than its welcome unless the test does."""
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, Session, str]]:
+    """A client that follows the subject, and reads no further than its welcome unless the test does; with its id."""
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8_192)
     connection.setblocking(False)
     await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", bridge.port))
     reader, writer = await asyncio.open_connection(sock=connection, limit=2**16)
     writer.write(REQUESTS[door].encode())
-    await reader.readuntil(b'"nats":"connected"}')
+    secret = session_id(await reader.readuntil(b'"nats":"connected"}'))
     (session,) = sessions(bridge)
-    assert (await bridge.post("/subscribe", {"session": session.id, "subjects": [subject]}))[0] == 200
+    assert (await bridge.post("/subscribe", {"session": secret, "subjects": [subject]}))[0] == 200
     try:
-        yield reader, writer, session
+        yield reader, writer, session, secret
     finally:
         writer.transport.abort()
 
@@ -344,7 +347,7 @@ async def test_what_a_stalled_client_is_not_given_it_is_told(
     limits: dict[str, Any] = {"subscribe": [">"], "max_pending_bytes": LIMIT}
     async with (
         running(server=name, server_options=options, servers=shared_nats.url, **limits) as bridge,
-        stalled(bridge, door, subject) as (reader, _, session),
+        stalled(bridge, door, subject) as (reader, _, session, _),
     ):
         published = await overfill(session, publisher, subject)
         # The last write is at most what one turn of the event loop brings: asyncio reads 256 KiB at once.
@@ -367,7 +370,7 @@ async def test_a_client_that_takes_nothing_is_given_up_and_nothing_of_it_stays(
     async with running(server=name, server_options=options, servers=shared_nats.url, **limits) as bridge:
         await bridge.post("/subscribe", {})
         tasks = len(asyncio.all_tasks())
-        async with stalled(bridge, door, subject) as (_, _, session):
+        async with stalled(bridge, door, subject) as (_, _, session, _):
             await overfill(session, publisher, subject)
             await until(lambda: not len(sessions(bridge)))
         await until(lambda: len(asyncio.all_tasks()) == tasks)
@@ -386,7 +389,7 @@ async def test_a_client_that_has_stopped_reading_does_not_hold_up_the_end_of_uvi
         asyncio.timeout(WAIT_SECONDS),
         running(server="uvicorn", server_options=options, servers=shared_nats.url, **limits) as bridge,
     ):
-        _, _, session = await stack.enter_async_context(stalled(bridge, door, subject))
+        _, _, session, _ = await stack.enter_async_context(stalled(bridge, door, subject))
         await overfill(session, publisher, subject)
         session.close(CloseCode.GOING_AWAY, "", 0.2)
 
@@ -400,7 +403,7 @@ async def test_of_a_client_that_has_gone_nothing_stays(
         await bridge.post("/subscribe", {})
         tasks = len(asyncio.all_tasks())
         for leave in (asyncio.StreamWriter.close, lambda writer: reset(writer.transport)):
-            async with stalled(bridge, door, subject) as (_, writer, _):
+            async with stalled(bridge, door, subject) as (_, writer, _, _):
                 leave(writer)
                 await until(lambda: not len(sessions(bridge)))
                 await until(lambda: len(asyncio.all_tasks()) == tasks)
@@ -414,14 +417,14 @@ async def test_a_client_that_stalls_for_a_while_gets_replies_and_messages_in_the
     limits: dict[str, Any] = {"subscribe": [">"], "max_pending_bytes": LIMIT}
     async with (
         running(server=name, server_options=options, servers=shared_nats.url, **limits) as bridge,
-        stalled(bridge, door, subject) as (reader, writer, session),
+        stalled(bridge, door, subject) as (reader, writer, session, secret),
     ):
         await overfill(session, publisher, subject)
         post: asyncio.Task[Any] | None = None
         if door == "websocket":
             writer.write(client_frame(b'{"subjects":["%b"]}' % late.encode()))
         else:
-            post = asyncio.create_task(bridge.post("/subscribe", {"session": session.id, "subjects": [late]}))
+            post = asyncio.create_task(bridge.post("/subscribe", {"session": secret, "subjects": [late]}))
         received = Received(reader)
         await received.until(lambda: late in session.subscriptions)
         await publisher.send(late, b'"late"')

@@ -1,14 +1,18 @@
 import asyncio
 import contextlib
 import json
+import signal
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from websockets.asyncio.client import connect
 
 from sanic_nats_bridge.testing import NatsServer
 
 from .support import Bridge, EventClient, Publisher, WebSocketClient, running, until
+from .support_process import app_process
 
 LOST = {"type": "status", "nats": "disconnected"}
 BACK = {"type": "status", "nats": "connected"}
@@ -44,7 +48,7 @@ async def test_nobody_is_dropped_when_nats_is_away_for_seconds(nats_server: Nats
     ):
         await websocket.follow("a", "b.*")
         sessions = bridge.extension._sessions
-        before = {session.id for session in sessions}
+        before = {session.key for session in sessions}
         nats_server.stop()
         followers: list[WebSocketClient | EventClient] = [websocket, events]
         assert [await client.frame() for client in [*followers, idle]] == [LOST] * 3
@@ -57,7 +61,7 @@ async def test_nobody_is_dropped_when_nats_is_away_for_seconds(nats_server: Nats
         await publish(nats_server, "b.c", b"2")
         assert [await client.data(2) for client in followers] == [[1, 2]] * 2
         assert (await idle.ask({"action": "ping"}))["message"] == "pong"
-        assert {session.id for session in sessions} == before
+        assert {session.key for session in sessions} == before
 
 
 async def test_the_gap_stands_before_the_first_message_of_the_new_connection(nats_server: NatsServer) -> None:
@@ -193,3 +197,76 @@ async def test_the_promise_is_kept_each_time_that_nats_goes(nats_server: NatsSer
             await publish(nats_server, "a", b"%d" % number)
             assert await events.data(1) == [number]
         await until(lambda: nats_server.subscriptions() == ["a"])
+
+
+async def test_what_nats_denies_is_a_failed_reply_to_that_client_alone() -> None:
+    with NatsServer(config=denying("secret")) as server:
+        async with bridged(server) as bridge, bridge.websocket() as websocket, bridge.websocket() as other:
+            await websocket.follow("a", "SECRET")
+            reply = await other.ask({"action": "subscribe", "subjects": ["a", "secret"]})
+            assert (reply["success"], reply["code"], reply["subjects"]) == (False, "nats.refused", ["secret"])
+            await publish(server, "a", b"1")
+            assert await websocket.data(1) == [1]
+            assert (await other.ask({"action": "ping"}))["message"] == "pong"
+
+
+async def test_a_pattern_that_costs_the_connection_fails_and_is_not_asked_for_again() -> None:
+    poison = "x" * 255
+    with NatsServer(config="max_control_line: 200") as server:
+        async with bridged(server) as bridge, bridge.websocket() as websocket, bridge.websocket() as other:
+            await websocket.follow("a")
+            await other.send({"action": "subscribe", "subjects": [poison]})
+            assert await websocket.frames(3) == [LOST, gap("a"), BACK]
+            replies = [frame for frame in await other.frames(3) if frame["type"] == "reply"]
+            assert [(reply["success"], reply["code"]) for reply in replies] == [(False, "nats.refused")]
+            await publish(server, "a", b"1")
+            assert await websocket.data(1) == [1]
+            assert server.subscriptions() == ["a"]
+
+
+async def test_what_the_server_dropped_because_the_bridge_was_too_slow_is_a_gap() -> None:
+    count, size = 3_000, 8_000
+
+    def flood(port: int) -> None:
+        with socket.create_connection(("127.0.0.1", port)) as publisher:
+            publisher.sendall(b'CONNECT {"verbose":false}\r\n')
+            for number in range(count):
+                publisher.sendall(b"PUB a %d\r\n%-*d\r\n" % (size, size, number))
+            publisher.sendall(b"PING\r\n")
+            while b"PONG" not in publisher.recv(4096):
+                pass
+
+    with NatsServer(config="max_payload: 16384\nmax_pending: 65536") as server:
+        async with bridged(server) as bridge, bridge.websocket() as websocket:
+            await websocket.follow("a")
+            # In the loop's own thread: it is blocked, and reads nothing meanwhile.
+            flood(server.port)
+            last, holes = -1, 0
+            while (frame := await websocket.frame()) != BACK:
+                if frame["type"] == "gap":
+                    assert frame["reason"] == "nats_reconnect"
+                    last, holes = count, holes + 1
+                elif frame["type"] == "message":
+                    assert last + 1 == int(frame["data"])
+                    last += 1
+            assert holes == 1
+            await publish(server, "a", b"1")
+            assert await websocket.data(1) == [1]
+
+
+async def test_a_bridge_that_was_suspended_goes_on(nats_server: NatsServer) -> None:
+    settings = {"servers": nats_server.url, "subscribe": [">"], "ping_interval": 0.2, "heartbeat": 60}
+    async with app_process(settings) as app:
+        await until(lambda: nats_server.monitor("/varz")["connections"] == 1)
+        async with connect(f"ws://127.0.0.1:{app.ports[0]}/nats/stream") as connection:
+            websocket = WebSocketClient(connection)
+            websocket.welcome = await websocket.frame()
+            await websocket.follow("a")
+            app.process.send_signal(signal.SIGSTOP)
+            await publish(nats_server, "a", b"1")
+            # Longer than a server may be silent.
+            await asyncio.sleep(1)
+            app.process.send_signal(signal.SIGCONT)
+            await asyncio.sleep(0.5)
+            await publish(nats_server, "a", b"2")
+            assert await websocket.data(2) == [1, 2]

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import gzip
 import json
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
@@ -161,6 +162,26 @@ async def test_json_may_be_declared_in_any_spelling(bridge: Bridge, content_type
             assert (await connection.post("/subscribe", body, content_type=content_type))[0] == 200
 
 
+@pytest.mark.parametrize(
+    ("coding", "status"),
+    [
+        ("gzip", 415),
+        ("br", 415),
+        ("identity, deflate", 415),
+        ("x", 415),
+        ("identity", 404),
+        ("Identity", 404),
+        ("", 404),
+    ],
+)
+async def test_a_body_is_not_compressed(bridge: Bridge, coding: str, status: int) -> None:
+    command = json.dumps({"session": "x", "subjects": ["a"]}).encode()
+    body = command if status == 404 else gzip.compress(command)
+    answered, reply = await bridge.post("/subscribe", body, **{"Content-Encoding": coding})
+    assert answered == status
+    assert reply["code"] == ("session.unknown" if status == 404 else "command.invalid")
+
+
 async def test_a_body_in_chunks_is_read_whole(bridge: Bridge) -> None:
     async with bridge.events() as client:
         body = json.dumps({"session": client.session, "subjects": ["a"], "id": 1}).encode()
@@ -227,7 +248,7 @@ async def test_openapi_lists_the_commands_and_nothing_else(shared_nats: NatsServ
         assert set(path) == {"post"}
         command = path["post"]["requestBody"]["content"]["application/json"]["schema"]
         assert set(command["properties"]) == {"action", "subjects", "id", "session"}
-        assert set(path["post"]["responses"]) == {"200", "400", "403", "404", "409", "413", "415", "429"}
+        assert set(path["post"]["responses"]) == {"200", "400", "401", "403", "404", "409", "413", "415", "429", "500"}
         for answer in path["post"]["responses"].values():
             reply = answer["content"]["application/json"]["schema"]
             assert {"type", "success", "message", "code"} <= set(reply["properties"])

@@ -3,7 +3,7 @@ import logging
 
 import pytest
 
-from sanic_nats_bridge.errors import NatsRefused
+from sanic_nats_bridge.errors import InternalError, NatsRefused
 from sanic_nats_bridge.protocol import Reply
 from sanic_nats_bridge.routes.replies import misdirected, outcome, reply_response
 
@@ -16,12 +16,13 @@ async def answer(result: Reply | Exception) -> Reply:
 
 async def test_a_reply_passes_as_it_is() -> None:
     reply = Reply(success=True, message="fine")
-    assert await outcome(answer(reply)) == (reply, 200)
+    assert await outcome(answer(reply)) == (reply, None)
 
 
 async def test_a_refusal_becomes_a_failed_reply_with_its_status(caplog: pytest.LogCaptureFixture) -> None:
-    reply, status = await outcome(answer(NatsRefused("not that", ["a"])), "subscribe", 7)
-    assert status == 403
+    refused = NatsRefused("not that", ["a"])
+    reply, error = await outcome(answer(refused), "subscribe", 7)
+    assert error is refused
     assert reply == Reply(
         id=7, action="subscribe", success=False, code="nats.refused", message="not that", subjects=("a",)
     )
@@ -29,8 +30,9 @@ async def test_a_refusal_becomes_a_failed_reply_with_its_status(caplog: pytest.L
 
 
 async def test_a_fault_is_logged_and_shown_to_nobody(caplog: pytest.LogCaptureFixture) -> None:
-    reply, status = await outcome(answer(LookupError("secret")), "unsubscribe", "x")
-    assert (status, reply.code, reply.id) == (500, "internal", "x")
+    reply, error = await outcome(answer(LookupError("secret")), "unsubscribe", "x")
+    assert isinstance(error, InternalError)
+    assert (reply.code, reply.id) == ("internal", "x")
     assert "secret" not in reply.message
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
@@ -38,7 +40,7 @@ async def test_a_fault_is_logged_and_shown_to_nobody(caplog: pytest.LogCaptureFi
 
 
 def test_a_reply_as_a_response_is_json_that_nobody_keeps() -> None:
-    response = reply_response(Reply(success=True, message="fine"), 200)
+    response = reply_response(Reply(success=True, message="fine"))
     assert response.content_type == "application/json"
     assert dict(response.headers) == {"cache-control": "no-store", "x-content-type-options": "nosniff"}
     assert response.body is not None

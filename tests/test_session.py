@@ -1,4 +1,5 @@
 import asyncio
+import time
 from collections import Counter
 from typing import Any
 
@@ -20,18 +21,21 @@ from .support import until
 PADDING = wire.websocket_frame(b'{"type":"padding","padding":"%b"}' % (b"x" * 1_000))
 
 
+EVERYTHING = Permissions([">"])
+
+
 class Worker:
     """Sessions on a hub with a fake link."""
 
     def __init__(self, *, confirms: bool = True, **settings: Any) -> None:
         options = Settings.resolve(settings, {})
         self.link, self.hub = FakeLink.with_hub(confirms=confirms, flush_interval=options.flush_interval)
-        self.sessions = Sessions(options, self.hub, Permissions([">"]))
+        self.sessions = Sessions(options, self.hub)
         self.sessions.nats_connected()
 
-    def open(self) -> tuple[Session, FakeOutlet]:
+    def open(self, permissions: Permissions = EVERYTHING) -> tuple[Session, FakeOutlet]:
         outlet = FakeOutlet()
-        session = self.sessions.open(outlet)
+        session = self.sessions.open(outlet, permissions)
         assert session is not None
         return session, outlet
 
@@ -650,3 +654,96 @@ async def test_a_late_unsubscribe_of_the_last_pattern_in_doubt_lets_the_others_b
     worker.link.confirm("a")
     await act(session, "unsubscribe", "b")
     assert sorted(outlet.types[2:]) == ["reply", "status"]
+
+
+# Permissions that end or change
+
+
+@pytest.mark.parametrize("end", ["expire", "revoke"])
+async def test_a_client_that_has_fallen_behind_gets_nothing_but_the_close_when_its_permissions_end(end: str) -> None:
+    worker = Worker(overflow="latest", write_timeout=7)
+    session, outlet = worker.open(Permissions([">"], identity="ada"))
+    await act(session, "subscribe", "a", "b")
+    fill(outlet)
+    worker.link.deliver("a")
+    worker.hub.flush()
+    before = len(outlet.frames)
+    worker.link.deliver("b")
+    if end == "revoke":
+        assert worker.sessions.revoke("ada", None) == 1
+    else:
+        worker.sessions.repermit(Permissions([">"], expires=time.time() - 1), "ada", None)
+    worker.hub.flush()
+    outlet.take()
+    await turns()
+    code = {"expire": 4401, "revoke": 4403}[end]
+    assert [(frame["type"], frame["code"]) for frame in outlet.frames[before:]] == [("close", code)]
+    assert outlet.finish_seconds == 7
+    assert len(worker.sessions) == 0
+
+
+async def test_what_was_kept_for_a_client_is_judged_by_its_new_permissions() -> None:
+    worker = Worker(overflow="latest", max_pending_bytes=10_000)
+    session, outlet = worker.open()
+    await act(session, "subscribe", "a.*", "b")
+    fill(outlet)
+    for subject in ("a.x", "a.y", "b"):
+        worker.link.deliver(subject, f'"{subject}"'.encode())
+    worker.hub.flush()
+    before = len(outlet.frames)
+    session.repermit(Permissions(["a.*"], ["a.x"]))
+    outlet.take()
+    await turns()
+    assert [(frame["type"], frame.get("subjects"), frame.get("data")) for frame in outlet.frames[before:]] == [
+        ("gap", ["b"], None),
+        ("unsubscribed", ["b"], None),
+        ("gap", ["a.*"], None),
+        ("message", None, "a.y"),
+    ]
+    assert [frame["lost"] for frame in outlet.frames[before:] if frame["type"] == "gap"] == [1, 1]
+
+
+async def test_new_permissions_hold_from_here_on_and_not_for_what_has_come_before() -> None:
+    worker = Worker()
+    session, outlet = worker.open()
+    await act(session, "subscribe", "a")
+    worker.link.deliver("a", b"1")
+    session.repermit(Permissions())
+    worker.link.deliver("a", b"2")
+    await turns()
+    assert outlet.types[2:] == ["message", "unsubscribed"]
+    assert outlet.data == [1]
+    assert session.subscriptions == ()
+
+
+async def test_a_command_under_way_when_permissions_expire_leaves_nothing() -> None:
+    worker = Worker(confirms=False)
+    session, outlet = worker.open(Permissions([">"], identity="ada"))
+    waiting = asyncio.create_task(session.handle(Command(action="subscribe", subjects=["a"])))
+    await turns()
+    worker.sessions.repermit(Permissions([">"], expires=time.time() - 1), "ada", None)
+    worker.link.confirm("a")
+    with pytest.raises(SessionUnknown):
+        await waiting
+    assert outlet.types == ["welcome", "close"]
+    await until(lambda: worker.hub.patterns == ())
+
+
+async def test_no_command_is_carried_out_when_the_time_is_over_though_no_timer_has_said_so() -> None:
+    worker = Worker()
+    session, outlet = worker.open(Permissions([">"], expires=time.time() + 0.01))
+    time.sleep(0.02)  # noqa: ASYNC251 - the loop is to be late
+    with pytest.raises(SessionUnknown):
+        await session.handle(Command(action="ping"))
+    assert outlet.types == ["welcome", "close"]
+
+
+@pytest.mark.parametrize("event", ["lose", "come_back"])
+async def test_what_is_told_of_nats_is_not_told_when_the_time_is_over(event: str) -> None:
+    worker = Worker()
+    if event == "come_back":
+        worker.link.lose()
+    _, outlet = worker.open(Permissions([">"], expires=time.time() + 0.01))
+    time.sleep(0.02)  # noqa: ASYNC251 - the loop is to be late
+    getattr(worker.link, event)()
+    assert outlet.types == ["welcome", "close"]

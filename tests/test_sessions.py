@@ -1,4 +1,6 @@
 import gc
+import hashlib
+import types
 import weakref
 
 import pytest
@@ -8,14 +10,14 @@ from sanic_nats_bridge.session import Session
 
 from .fakes import FakeOutlet
 from .support import until
-from .test_session import Worker, act
+from .test_session import EVERYTHING, Worker, act
 
 
 async def test_a_full_worker_refuses_one_more_until_one_leaves() -> None:
     worker = Worker(max_sessions=2)
     (first, _), _ = worker.open(), worker.open()
     outlet = FakeOutlet()
-    assert worker.sessions.open(outlet) is None
+    assert worker.sessions.open(outlet, EVERYTHING) is None
     assert len(worker.sessions) == 2
     (close,) = outlet.frames
     assert (close["type"], close["code"], close["reconnect"]) == ("close", 1013, True)
@@ -27,30 +29,48 @@ async def test_a_full_worker_refuses_one_more_until_one_leaves() -> None:
 
 async def test_every_session_has_an_unguessable_id_of_its_own() -> None:
     worker = Worker()
-    ids = {worker.open()[0].id for _ in range(500)}
+    ids = {worker.open()[1].frames[0]["session"] for _ in range(500)}
     assert len(ids) == 500
     assert min(map(len, ids)) >= 22
 
 
+async def test_the_id_of_a_session_is_kept_nowhere() -> None:
+    worker = Worker()
+    session, outlet = worker.open()
+    secret = outlet.frames[0]["session"]
+    await act(session, "subscribe", "a")
+    held, seen = [session, worker.sessions], set[int]()
+    while held:
+        thing = held.pop()
+        assert thing != secret
+        if id(thing) not in seen and not isinstance(thing, FakeOutlet | type | types.ModuleType | types.FunctionType):
+            seen.add(id(thing))
+            held += gc.get_referents(thing)
+    assert session.key == hashlib.sha256(secret.encode()).hexdigest()
+
+
 async def test_a_session_is_found_by_its_id_as_long_as_it_is_open() -> None:
     worker = Worker()
-    session, _ = worker.open()
-    assert worker.sessions.find(session.id) is session
-    session.gone(1000)
-    for unknown in (session.id, "", "x"):
+    session, outlet = worker.open()
+    secret = outlet.frames[0]["session"]
+    assert worker.sessions.find(secret, None) is session
+    for unknown in (session.key, "", "x", secret + "x"):
         with pytest.raises(SessionUnknown):
-            worker.sessions.find(unknown)
+            worker.sessions.find(unknown, None)
+    session.gone(1000)
+    with pytest.raises(SessionUnknown):
+        worker.sessions.find(secret, None)
 
 
 async def test_whoever_listens_hears_of_each_session_once_and_with_its_code() -> None:
     worker = Worker()
     heard: list[tuple[str, int | None]] = []
-    worker.sessions.on_opened = lambda session: heard.append((session.id, None))
-    worker.sessions.on_closed = lambda session, code: heard.append((session.id, code))
+    worker.sessions.on_opened = lambda session: heard.append((session.key, None))
+    worker.sessions.on_closed = lambda session, code: heard.append((session.key, code))
     session, _ = worker.open()
     session.close(CloseCode.INTERNAL, "test")
     session.gone(1006)
-    assert heard == [(session.id, None), (session.id, 1011)]
+    assert heard == [(session.key, None), (session.key, 1011)]
 
 
 async def test_every_session_is_closed_with_the_code() -> None:
@@ -99,6 +119,6 @@ async def test_nobody_is_let_in_any_more_when_all_have_been_closed() -> None:
     worker = Worker()
     worker.sessions.close_all("test")
     outlet = FakeOutlet()
-    assert worker.sessions.open(outlet) is None
+    assert worker.sessions.open(outlet, EVERYTHING) is None
     (close,) = outlet.frames
     assert (close["type"], close["code"], close["reason"], close["reconnect"]) == ("close", 1001, "test", True)

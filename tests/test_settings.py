@@ -11,6 +11,7 @@ import pytest
 from sanic import Sanic
 
 from sanic_nats_bridge import NatsBridge, SettingsError
+from sanic_nats_bridge.permissions import Permissions
 from sanic_nats_bridge.settings import SettingKeywords, Settings
 
 NAMES = [option.name for option in fields(Settings)]
@@ -31,6 +32,7 @@ def refusal(config: dict[str, Any] | None = None, **keywords: Any) -> str:
 
 NOT_SECONDS = [0.0, -1, "5", True, float("nan"), float("inf"), 10**400, [5]]
 NOT_COUNTS = [0, -1, 1.5, "5", True, float("inf")]
+NOT_RATES = [0, -1, "5", True, float("nan"), float("inf"), [5]]
 NOT_TEXTS = ["", 42, True, ["a"], b"a"]
 NOT_FILES = ["", 42, "/no/such/file", Path("/no/such/file"), str(Path(THIS_FILE).parent), "x" * 5_000, "a\nb", "a\0b"]
 NOT_LISTS = [5, {"a": 1}, ["a", 1], '["a"', "[1]", '["a", null]', b"a"]
@@ -52,14 +54,42 @@ WRONG: dict[str, list[Any]] = {
         ["nats://h:1", "nats://"],
     ],
     "prefix": ["nats", "/", "/nats/", "//nats", "/a//b", "/größe", "/<id:int>", "/a b", "/nats\n", 5, ["/nats"]],
-    "subscribe": [*NOT_LISTS, "a..b", "a.>.b", ["a", ""], ["a b"], ["a\nb"], "_NATSBRIDGE", "_NATSBRIDGE.>"],
+    "subscribe": [
+        *NOT_LISTS,
+        "a..b",
+        "a.>.b",
+        ["a", ""],
+        ["a b"],
+        ["a\nb"],
+        "_NATSBRIDGE",
+        "_NATSBRIDGE.>",
+        "{user}.>",
+    ],
+    "deny": [*NOT_LISTS, "a..b", ["a", ""], "{user}.>"],
+    "permissions": [True, "function", Permissions(), [print]],
+    "permissions_timeout": NOT_SECONDS,
+    "allowed_origins": [
+        *NOT_LISTS,
+        "*",
+        "app.example",
+        "https://app.example/",
+        "https://*.app.example",
+        "https://größe",
+        "NULL",
+    ],
     "headers": [*NOT_LISTS, [""], ["a b"], "a:b", ["größe"], ["a\n"]],
     "heartbeat": NOT_SECONDS,
     "retry": NOT_SECONDS,
     "linger": NOT_SECONDS[1:],
     "confirm_timeout": NOT_SECONDS[1:],
     "max_subscriptions": NOT_COUNTS,
+    "max_patterns": NOT_COUNTS,
+    "max_sub_rate": NOT_RATES,
     "max_sessions": NOT_COUNTS,
+    "max_sessions_per_identity": NOT_COUNTS,
+    "command_rate": NOT_RATES,
+    "command_burst": NOT_COUNTS,
+    "max_bad_commands": NOT_COUNTS,
     "max_command_bytes": [*NOT_COUNTS, 63],
     "max_pending_bytes": [*NOT_COUNTS, 1023],
     "overflow": ["", "Gap", "drop", 1, True, ["gap"]],
@@ -352,3 +382,18 @@ def test_an_unknown_name_in_the_environment_stops_the_start(set_up: Any, monkeyp
 def test_a_wrong_keyword_is_refused_where_the_bridge_is_made() -> None:
     with pytest.raises(SettingsError, match="'heartbeat'"):
         NatsBridge(heartbeat=-1)
+
+
+@pytest.mark.parametrize("name", ["subscribe", "deny"])
+def test_a_permissions_function_excludes_what_would_hold_for_nobody(name: str) -> None:
+    async def permissions(_: Any) -> None: ...
+
+    keywords: dict[str, Any] = {"permissions": permissions, name: ["a"]}
+    assert refusal(**keywords) == (
+        "NatsBridge setting 'permissions' excludes 'subscribe' and 'deny': let it return them"
+    )
+    assert resolve(permissions=permissions).permissions is permissions
+
+
+def test_what_everybody_may_follow_is_what_the_settings_say() -> None:
+    assert resolve(subscribe=["a.>"], deny="a.b").everybody == Permissions(["a.>"], ["a.b"])

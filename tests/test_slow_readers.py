@@ -75,7 +75,11 @@ class SlowClient:
     @property
     def session(self) -> Session:
         """The server's side."""
-        return session_of(self._bridge, self.frames[0]["session"])
+        return session_of(self._bridge, self.session_id)
+
+    @property
+    def session_id(self) -> str:
+        return str(self.frames[0]["session"])
 
     @property
     def types(self) -> list[str]:
@@ -542,7 +546,7 @@ async def test_a_command_by_post_waits_until_its_client_has_caught_up(shared_nat
         session = client.session
         await flow.until_full(session)
         subscribe, unsubscribe = (
-            asyncio.create_task(bridge.post(path, {"session": session.id, "subjects": [each]}))
+            asyncio.create_task(bridge.post(path, {"session": client.session_id, "subjects": [each]}))
             for path, each in (("/subscribe", late), ("/unsubscribe", subject))
         )
         await flow.publish(20)
@@ -567,7 +571,8 @@ async def test_a_client_that_sends_and_never_reads_is_read_no_further_before_lon
     shared_nats: NatsServer, opcode: int
 ) -> None:
     padding = "x" * 80
-    async with serve(shared_nats) as bridge, slow_client(bridge, "websocket") as client:
+    rate = {"command_rate": 1e9, "command_burst": 10**9}
+    async with serve(shared_nats, **rate) as bridge, slow_client(bridge, "websocket") as client:
         transport = transport_of(client.session)
         sent = 0
         while client.session.keeps_up or transport.is_reading():
@@ -622,7 +627,7 @@ async def full(bridge: Bridge, flow: Feed, door: str, subject: str) -> AsyncIter
     async with slow_client(bridge, door, subject) as client:
         session = client.session
         await flow.until_full(session)
-        body = {"session": session.id, "subjects": [f"{subject}.more"]}
+        body = {"session": client.session_id, "subjects": [f"{subject}.more"]}
         post = asyncio.create_task(bridge.post("/subscribe", body, Connection="close"))
         if door == "websocket":
             await client.command(action="subscribe", subjects=[f"{subject}.others"])

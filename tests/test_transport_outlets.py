@@ -40,6 +40,9 @@ class Watcher:
     def drained(self) -> None:
         self.heard.append("drained")
 
+    def pinged(self) -> None:
+        self.heard.append("pinged")
+
     def gone(self, code: int) -> None:
         self.heard.append(f"gone {code}")
 

@@ -1,5 +1,6 @@
 """``/subscribe`` and ``/unsubscribe``: commands by POST, chiefly for sessions on an event stream."""
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeAlias
 
@@ -9,10 +10,11 @@ from sanic.exceptions import SanicException
 from sanic_ext import openapi
 
 from ..errors import BridgeError, CommandInvalid, MediaTypeUnsupported, SizeLimit
-from ..protocol import Action, Command, Reply, decode_command, failure, identify
+from ..protocol import Action, Command, Reply, decode_command, identify
 from ..sessions import Sessions
+from .authorization import identify_client
 from .outlets import is_misdirected
-from .replies import misdirected, outcome, reply_response
+from .replies import misdirected, outcome, refusal_response, reply_response
 
 __all__ = ["add_command_routes"]
 
@@ -21,12 +23,14 @@ _Handler: TypeAlias = Callable[[Request], Coroutine[Any, Any, HTTPResponse]]
 _STATUSES: Final = {
     200: "The command was carried out",
     400: "Not a valid command, or a subject is not valid",
-    403: "A subject is not allowed, or NATS refused it",
-    404: "No such session",
+    401: "Not authenticated",
+    403: "A subject, or the origin of the page, is not allowed; or NATS refused",
+    404: "No such session, or another client's",
     409: "Not subscribed",
     413: "The body is too large",
-    415: "The body is not declared as JSON",
-    429: "Too many subscriptions",
+    415: "The body is not declared as JSON, or is compressed",
+    429: "Too many subscriptions, or commands",
+    500: "Internal error",
 }
 
 
@@ -49,33 +53,49 @@ async def _command(request: Request, sessions: Sessions, action: Action) -> HTTP
         return misdirected(action)
     try:
         body = await _body(request, sessions.settings.max_command_bytes)
+        identity = await identify_client(request, sessions.settings)
     except BridgeError as error:
-        return reply_response(failure(error, action), error.http_status)
-    return reply_response(*await outcome(_carry_out(sessions, body, action), action, identify(body)))
+        return refusal_response(error, action)
+    return reply_response(*await outcome(_carry_out(sessions, body, action, identity), action, identify(body)))
 
 
-async def _carry_out(sessions: Sessions, body: bytes, action: Action) -> Reply:
+async def _carry_out(sessions: Sessions, body: bytes, action: Action, identity: str | None) -> Reply:
     command = decode_command(body, action)
     if not isinstance(command.session, str):
         raise CommandInvalid("Not a valid command: 'session' is missing")
-    return await sessions.find(command.session).handle(command)
+    session = sessions.find(command.session, identity)
+    session.count_command()
+    try:
+        return await session.handle(command)
+    except BridgeError as error:
+        session.count_refusal(error)
+        raise
 
 
 async def _body(request: Request, max_bytes: int) -> bytes:
-    """The body, read no further than the limit: Sanic itself would take 100 MB."""
+    """The body, read no further and no longer than it may: Sanic itself would take 100 MB, and any time."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise MediaTypeUnsupported("The body must be application/json")
+    codings = ",".join(request.headers.getall("content-encoding", [])).split(",")
+    if any(coding.strip().lower() not in ("", "identity") for coding in codings):
+        raise MediaTypeUnsupported("The body must not be compressed")
     body = b""
     stream: Any = request.stream
     try:
-        async for part in stream:
-            body += part
-            if len(body) > max_bytes:
-                raise SizeLimit(f"A command is at most {max_bytes} bytes")
-    except SanicException:
+        async with asyncio.timeout(_body_seconds(request)):
+            async for part in stream:
+                body += part
+                if len(body) > max_bytes:
+                    raise SizeLimit(f"A command is at most {max_bytes} bytes")
+    except (SanicException, TimeoutError):
         raise CommandInvalid("Not a valid command: the body cannot be read") from None
     return body
+
+
+def _body_seconds(request: Request) -> float:
+    # Sanic's own timeouts must not come first: they end the handler, but leave the connection open for ever.
+    return min(request.app.config.REQUEST_TIMEOUT, request.app.config.RESPONSE_TIMEOUT) / 2
 
 
 def _documented(handler: _Handler, summary: str) -> _Handler:

@@ -9,11 +9,15 @@ from typing import Final
 from sanic import Blueprint, HTTPResponse, Request
 from sanic_ext import openapi
 
-from ..errors import BridgeError
-from ..protocol import Command, failure, query_command
+from ..errors import BridgeError, CloseCode, InternalError
+from ..outlet import CLOSE_SECONDS
+from ..permissions import Permissions
+from ..protocol import Close, Command, farewell, query_command
 from ..sessions import Sessions
+from .authorization import permit
+from .cors import CrossOrigin
 from .outlets import EventStreamDoor, event_stream_outlet, is_misdirected
-from .replies import misdirected, outcome, reply_response
+from .replies import misdirected, outcome, refusal_response
 
 __all__ = ["add_event_route"]
 
@@ -21,24 +25,27 @@ _CONTENT_TYPE: Final = "text/event-stream; charset=utf-8"
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
-def add_event_route(blueprint: Blueprint, sessions: Sessions) -> None:
+def add_event_route(blueprint: Blueprint, sessions: Sessions, cross_origin: CrossOrigin) -> None:
     """Serve event streams on the blueprint."""
 
     async def events(request: Request) -> HTTPResponse | None:
         if is_misdirected(request):
             return misdirected("subscribe")
         try:
-            command = query_command(dict(request.get_args(keep_blank_values=True)))
-            if command is not None:
-                sessions.admission.admit(command.subjects or [])
+            beginning = await _beginning(request, sessions)
         except BridgeError as error:
-            return reply_response(failure(error, "subscribe"), error.http_status)
+            return refusal_response(error, "subscribe")
         if request.method == "HEAD":
             return HTTPResponse(b"", 200, dict(_HEADERS), _CONTENT_TYPE)
         response = await request.respond(headers=dict(_HEADERS), content_type=_CONTENT_TYPE)
+        cross_origin.mark(request, response)
         await response.send(b"")
         async with event_stream_outlet(request, response, sessions.settings) as outlet:
-            await _stream(outlet, sessions, command)
+            if isinstance(beginning, Close):
+                outlet.finish(beginning, CLOSE_SECONDS)
+                await outlet.wait_finished()
+            else:
+                await _stream(outlet, sessions, *beginning)
         return None
 
     openapi.exclude()(events)
@@ -46,8 +53,32 @@ def add_event_route(blueprint: Blueprint, sessions: Sessions) -> None:
     blueprint.add_route(events, "/events", methods=["GET", "HEAD"], name="events")
 
 
-async def _stream(outlet: EventStreamDoor, sessions: Sessions, command: Command | None) -> None:
-    session = sessions.open(outlet)
+async def _beginning(request: Request, sessions: Sessions) -> tuple[Permissions, Command | None] | Close:
+    """What a session begins with; or its end, where what is in the way will pass.
+
+    Raises:
+        BridgeError: What is wrong is so for good.
+    """
+    command = query_command(dict(request.get_args(keep_blank_values=True)))
+    if command is not None:
+        sessions.admission.valid(command.subjects or [])
+    # While there is no room, the app is not asked who the client is either.
+    refusal = sessions.refusal()
+    if refusal is not None:
+        return refusal
+    try:
+        permissions = await permit(request, sessions.settings)
+    except InternalError as error:
+        return farewell(CloseCode.INTERNAL, error.message, sessions.settings.retry)
+    if command is not None:
+        sessions.admission.admit(permissions, command.subjects or [])
+    return permissions, command
+
+
+async def _stream(
+    outlet: EventStreamDoor, sessions: Sessions, permissions: Permissions, command: Command | None
+) -> None:
+    session = sessions.open(outlet, permissions)
     if session is None:
         await outlet.wait_finished()
         return

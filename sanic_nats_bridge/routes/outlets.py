@@ -11,10 +11,15 @@ from ..queued_outlets import QueuedEventStreamOutlet, QueuedWebSocketOutlet
 from ..settings import Settings
 from ..transport_outlets import EventStreamOutlet, WebSocketOutlet
 
-__all__ = ["EventStreamDoor", "WebSocketDoor", "event_stream_outlet", "is_misdirected", "websocket_outlet"]
+__all__ = ["EventStreamDoor", "WebSocketDoor", "event_stream_outlet", "is_asgi", "is_misdirected", "websocket_outlet"]
 
 WebSocketDoor: TypeAlias = WebSocketOutlet | QueuedWebSocketOutlet
 EventStreamDoor: TypeAlias = EventStreamOutlet | QueuedEventStreamOutlet
+
+
+def is_asgi(request: Request) -> bool:
+    """Whether it came by an ASGI server."""
+    return isinstance(request.transport, MockTransport)
 
 
 def is_misdirected(request: Request) -> bool:
@@ -23,14 +28,14 @@ def is_misdirected(request: Request) -> bool:
     That gives a stream a header that HTTP/3 forbids, never tells that a client has gone, and runs a handler
     before the body of its request is there.
     """
-    return request.version == "3" and not _is_asgi(request)
+    return request.version == "3" and not is_asgi(request)
 
 
 def websocket_outlet(
     request: Request, websocket: Websocket, settings: Settings
 ) -> AbstractAsyncContextManager[WebSocketDoor]:
     """The way to the client of a WebSocket; the handler serves it in this context."""
-    if _is_asgi(request):
+    if is_asgi(request):
         return QueuedWebSocketOutlet(request, settings).serving()
     return contextlib.nullcontext(WebSocketOutlet(websocket, settings))
 
@@ -39,10 +44,6 @@ def event_stream_outlet(
     request: Request, response: HTTPResponse, settings: Settings
 ) -> AbstractAsyncContextManager[EventStreamDoor]:
     """The way to the client of an event stream whose response has begun; the handler serves it in this context."""
-    if _is_asgi(request):
+    if is_asgi(request):
         return QueuedEventStreamOutlet(request, response, settings).serving()
     return contextlib.nullcontext(EventStreamOutlet(request, settings))
-
-
-def _is_asgi(request: Request) -> bool:
-    return isinstance(request.transport, MockTransport)

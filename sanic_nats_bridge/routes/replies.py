@@ -1,16 +1,17 @@
 """What became of a command, on whichever way it came."""
 
 import logging
+import math
 from collections.abc import Awaitable
 from typing import Final
 
 from msgspec import UNSET, UnsetType
 from sanic import HTTPResponse
 
-from ..errors import BridgeError, CommandUnsupported, InternalError
+from ..errors import BridgeError, CommandUnsupported, InternalError, RateLimit
 from ..protocol import Action, CommandId, Reply, encode, failure
 
-__all__ = ["misdirected", "outcome", "reply_response"]
+__all__ = ["misdirected", "outcome", "refusal_response", "reply_response"]
 
 logger = logging.getLogger("sanic.root.nats_bridge")
 
@@ -18,9 +19,17 @@ _HEADERS: Final = {"cache-control": "no-store", "x-content-type-options": "nosni
 _MISDIRECTED: Final = 421
 
 
-def reply_response(reply: Reply, status: int) -> HTTPResponse:
-    """The HTTP response whose body is the reply."""
-    return HTTPResponse(encode(reply), status, dict(_HEADERS), "application/json")
+def reply_response(reply: Reply, error: BridgeError | None = None) -> HTTPResponse:
+    """The HTTP response whose body is the reply; ``error`` is why it is a failed one."""
+    headers = dict(_HEADERS)
+    if isinstance(error, RateLimit):
+        headers["retry-after"] = str(math.ceil(error.retry_after))
+    return HTTPResponse(encode(reply), 200 if error is None else error.http_status, headers, "application/json")
+
+
+def refusal_response(error: BridgeError, action: str) -> HTTPResponse:
+    """The HTTP response to what was refused before it was read as a command."""
+    return reply_response(failure(error, action), error)
 
 
 def misdirected(action: Action) -> HTTPResponse:
@@ -28,19 +37,20 @@ def misdirected(action: Action) -> HTTPResponse:
 
     A browser repeats such a request over another version (RFC 9110, section 15.5.20).
     """
-    error = CommandUnsupported("Not supported here: HTTP/3")
-    return reply_response(failure(error, action), _MISDIRECTED)
+    response = refusal_response(CommandUnsupported("Not supported here: HTTP/3"), action)
+    response.status = _MISDIRECTED
+    return response
 
 
 async def outcome(
     work: Awaitable[Reply], action: str | UnsetType = UNSET, command_id: CommandId | UnsetType = UNSET
-) -> tuple[Reply, int]:
-    """The reply that the work gives, or else the failed reply that says why there is none; and its HTTP status."""
+) -> tuple[Reply, BridgeError | None]:
+    """The reply that the work gives; or else the failed reply that says why there is none, and that error."""
     try:
-        return await work, 200
+        return await work, None
     except BridgeError as error:
-        return failure(error, action, command_id), error.http_status
+        return failure(error, action, command_id), error
     except Exception:
         logger.exception("Fault in a command")
         fault = InternalError("Internal error")
-        return failure(fault, action, command_id), fault.http_status
+        return failure(fault, action, command_id), fault

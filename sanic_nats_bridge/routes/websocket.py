@@ -6,10 +6,13 @@ import logging
 from sanic import Blueprint, Request, Websocket
 from sanic.exceptions import WebsocketClosed
 
-from ..errors import BridgeError, CommandUnsupported, InternalError, SizeLimit
-from ..protocol import Reply, decode_command, failure, identify
+from ..errors import BridgeError, CloseCode, CommandUnsupported, InternalError, SizeLimit
+from ..outlet import CLOSE_SECONDS
+from ..protocol import Reply, decode_command, failure, farewell, identify
 from ..session import Session
 from ..sessions import Sessions
+from .authorization import permit
+from .origin import Doorkeeper
 from .outlets import WebSocketDoor, websocket_outlet
 from .replies import outcome
 
@@ -18,12 +21,12 @@ __all__ = ["add_websocket_route"]
 logger = logging.getLogger("sanic.root.nats_bridge")
 
 
-def add_websocket_route(blueprint: Blueprint, sessions: Sessions) -> None:
+def add_websocket_route(blueprint: Blueprint, sessions: Sessions, doorkeeper: Doorkeeper) -> None:
     """Serve WebSockets on the blueprint."""
 
     async def stream(request: Request, ws: Websocket) -> None:
         async with websocket_outlet(request, ws, sessions.settings) as outlet:
-            session = sessions.open(outlet)
+            session = await _admitted(request, outlet, sessions, doorkeeper)
             if session is None:
                 await _read_to_the_end(outlet)
                 return
@@ -40,6 +43,22 @@ def add_websocket_route(blueprint: Blueprint, sessions: Sessions) -> None:
     blueprint.add_websocket_route(stream, "/stream", name="stream")
 
 
+async def _admitted(
+    request: Request, outlet: WebSocketDoor, sessions: Sessions, doorkeeper: Doorkeeper
+) -> Session | None:
+    """A new session; ``None`` where there is none, as the client was told: scripts can read a close code."""
+    refusal = sessions.refusal()
+    if refusal is None:
+        try:
+            doorkeeper.admit(request)
+            return sessions.open(outlet, await permit(request, sessions.settings))
+        except BridgeError as error:
+            code = error.close_code or CloseCode.INTERNAL
+            refusal = farewell(code, error.message, sessions.settings.retry)
+    outlet.finish(refusal, CLOSE_SECONDS)
+    return None
+
+
 async def _serve(session: Session, outlet: WebSocketDoor, max_bytes: int) -> None:
     # Ends by WebsocketClosed, or by cancellation, when the client has closed.
     while not session.closed:
@@ -50,19 +69,23 @@ async def _serve(session: Session, outlet: WebSocketDoor, max_bytes: int) -> Non
         data = received.encode() if isinstance(received, str) else bytes(received)
         if len(data) > max_bytes:
             session.fail(SizeLimit(f"A command is at most {max_bytes} bytes"))
-        elif isinstance(received, str):
-            session.send(await _answer(session, data))
         else:
-            session.send(failure(CommandUnsupported("Binary frames are not supported")))
+            session.send(await _answer(session, received, data))
     await _read_to_the_end(outlet)
 
 
-async def _answer(session: Session, data: bytes) -> Reply:
+async def _answer(session: Session, received: str | bytes, data: bytes) -> Reply:
     try:
+        session.count_command()
+        if not isinstance(received, str):
+            raise CommandUnsupported("Binary frames are not supported")
         command = decode_command(data)
     except BridgeError as error:
+        session.count_refusal(error)
         return failure(error, id=identify(data))
-    reply, _ = await outcome(session.handle(command), command.action, command.id)
+    reply, refusal = await outcome(session.handle(command), command.action, command.id)
+    if refusal is not None:
+        session.count_refusal(refusal)
     return reply
 
 

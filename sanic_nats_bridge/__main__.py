@@ -1,0 +1,63 @@
+"""``python -m sanic_nats_bridge explain PERMISSIONS PATTERN ...``: who may follow what, and by which rule.
+
+``PERMISSIONS`` are the arguments of `Permissions` as a JSON object, a file of them, or ``-`` for standard input.
+"""
+
+import argparse
+import json
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from .permissions import Permissions
+
+__all__ = ["main"]
+
+
+def main() -> int:
+    """Explain; the exit status is 0 where every pattern is allowed, 1 where one is not, 2 for what cannot be read."""
+    options = _options()
+    try:
+        permissions = read_permissions(options.permissions)
+    except (OSError, ValueError, TypeError) as error:
+        print(f"explain: {error}", file=sys.stderr)  # noqa: T201 - a command
+        return 2
+    explanations = {pattern: permissions.explain(pattern) for pattern in options.pattern}
+    for pattern, explained in explanations.items():
+        real = f" (in NATS: {explained.real_pattern})" if explained.real_pattern != pattern else ""
+        print(f"{'allowed' if explained.allowed else 'refused'}  {pattern}{real}: {explained.rule}")  # noqa: T201
+    return 0 if all(explained.allowed for explained in explanations.values()) else 1
+
+
+def read_permissions(source: str) -> Permissions:
+    """The permissions that are written there.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It holds no JSON object, or a value is not what it must be.
+        TypeError: `Permissions` has no such argument.
+    """
+    if source == "-":
+        text = sys.stdin.read()
+    else:
+        text = source if source.lstrip().startswith("{") else Path(source).read_text()
+    arguments: Any = json.loads(text)
+    if not isinstance(arguments, dict):
+        raise ValueError("the permissions must be a JSON object")
+    if isinstance(arguments.get("expires"), str):
+        arguments["expires"] = datetime.fromisoformat(arguments["expires"])
+    return Permissions(**arguments)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m sanic_nats_bridge", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="explain")
+    explain = commands.add_parser("explain", help="say whether patterns may be followed, and by which rule")
+    explain.add_argument("permissions", help="the arguments of Permissions as a JSON object, a file of them, or -")
+    explain.add_argument("pattern", nargs="+", help="a pattern as a client would ask for it")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""What a ``-ERR`` line of a NATS server means for the subscriptions of a connection.
+
+The server names the subscription in some of its lines only. For the others the place of the line
+tells: what stands before a PONG is about the SUB before its PING.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+__all__ = ["Verdict", "judge"]
+
+_DENIAL: Final = re.compile(
+    r"""-ERR 'Permissions Violation for Subscription to (?P<pattern>"(?:[^"\\]|\\.)*")(?: \(sid "(?P<sid>\d+)"\))?'"""
+)
+_TOO_MANY: Final = "maximum subscriptions exceeded"
+_TOO_LONG: Final = "maximum control line"
+_CAUSED_BY_SUBJECT: Final = ("invalid subject", "parser error", "protocol operation")
+
+
+class Verdict(NamedTuple):
+    """Which subscriptions the server does not have, and whether it goes on with the connection."""
+
+    refused: list[int]
+    goes_on: bool
+
+
+def judge(line: str, patterns: Mapping[int, str], unconfirmed: int | None) -> Verdict:
+    """Read a ``-ERR`` line.
+
+    Args:
+        line: The line, without its end.
+        patterns: Our subscriptions on this connection, by their numbers.
+        unconfirmed: The first of them that the server has not answered for.
+    """
+    denied = _denied(line, patterns)
+    if denied:
+        return Verdict(denied, goes_on=True)
+    text = line.lower()
+    suspects = [] if unconfirmed is None or unconfirmed not in patterns else [unconfirmed]
+    if _TOO_MANY in text:
+        # nats-py would close for good; the server has only left that SUB out.
+        return Verdict(suspects, goes_on=True)
+    if _TOO_LONG in text:
+        return Verdict(_as_long(suspects, patterns), goes_on=False)
+    return Verdict(suspects if any(cause in text for cause in _CAUSED_BY_SUBJECT) else [], goes_on=False)
+
+
+def _denied(line: str, patterns: Mapping[int, str]) -> list[int]:
+    """Which of them the line denies; after a reload of its permissions the server gives the number."""
+    denial = _DENIAL.fullmatch(line)
+    if denial is None:
+        return []
+    if denial["sid"]:
+        sid = int(denial["sid"])
+        return [sid] if sid in patterns else []
+    return [sid for sid, pattern in patterns.items() if _quoted(pattern) == denial["pattern"]]
+
+
+def _as_long(suspects: list[int], patterns: Mapping[int, str]) -> list[int]:
+    """These and all whose SUB is as long: asked for again, each would end one more connection."""
+    least = [_length(sid, patterns) for sid in suspects]
+    return [sid for sid in patterns if least and _length(sid, patterns) >= least[0]]
+
+
+def _length(sid: int, patterns: Mapping[int, str]) -> int:
+    return len(f"{patterns[sid]} {sid}")
+
+
+def _quoted(pattern: str) -> str:
+    """The pattern as the server quotes it, which is Go's way."""
+    return '"' + pattern.replace("\\", "\\\\").replace('"', '\\"') + '"'

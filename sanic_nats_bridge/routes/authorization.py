@@ -1,0 +1,55 @@
+"""Who a client is and what it may follow, as the app says."""
+
+import asyncio
+import logging
+import time
+
+from sanic import Request
+
+from ..errors import AuthExpired, AuthRequired, InternalError
+from ..permissions import Permissions
+from ..settings import Settings
+
+__all__ = ["identify_client", "permit"]
+
+logger = logging.getLogger("sanic.root.nats_bridge")
+
+
+async def permit(request: Request, settings: Settings) -> Permissions:
+    """What the client of a new session may follow.
+
+    Raises:
+        AuthRequired: The app knows no such client.
+        AuthExpired: Its permissions have expired already.
+        InternalError: The app's function has failed, or taken longer than ``permissions_timeout``.
+    """
+    permissions = await _ask(request, settings)
+    if permissions.expires_at <= time.time():
+        raise AuthExpired("The permissions have expired")
+    return permissions
+
+
+async def identify_client(request: Request, settings: Settings) -> str | None:
+    """Who sends a command to a session that lives already.
+
+    Raises:
+        AuthRequired: The app knows no such client.
+        InternalError: As in `permit`.
+    """
+    return (await _ask(request, settings)).identity
+
+
+async def _ask(request: Request, settings: Settings) -> Permissions:
+    if settings.permissions is None:
+        return settings.everybody
+    try:
+        async with asyncio.timeout(settings.permissions_timeout):
+            permissions = await settings.permissions(request)
+        if permissions is not None and not isinstance(permissions, Permissions):
+            raise TypeError(f"it has returned {type(permissions).__name__}, not Permissions or None")
+    except Exception:
+        logger.exception("The 'permissions' function has failed")
+        raise InternalError("Internal error") from None
+    if permissions is None:
+        raise AuthRequired("Not authenticated")
+    return permissions

@@ -1,0 +1,30 @@
+"""What is wrong with a WebSocket's handshake that Sanic's own server would not stand well."""
+
+import re
+from typing import Final
+
+from sanic import Request
+
+from ..errors import CommandInvalid
+
+__all__ = ["check_handshake"]
+
+_FIELD_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")  # RFC 9110, section 5.5
+
+
+def check_handshake(request: Request) -> None:
+    """Let a request pass, whatever its route, unless it asks for a WebSocket in a bad way.
+
+    Sanic has no timeout for what asks for a WebSocket, but waits for its body; and what `websockets` cannot
+    read it writes into the log, whole cookies too.
+
+    Raises:
+        CommandInvalid: It has a body, or a header that cannot be read.
+    """
+    headers = request.headers
+    if headers.upgrade.lower() != "websocket":
+        return
+    if "transfer-encoding" in headers or headers.getone("content-length", "0") != "0":
+        raise CommandInvalid("A WebSocket's handshake has no body")
+    if not all(map(_FIELD_VALUE.fullmatch, headers.values())):
+        raise CommandInvalid("A header cannot be read")
