@@ -11,8 +11,11 @@ from sanic import Request, Sanic, empty, text
 from sanic import json as json_response
 from sanic.response import HTTPResponse
 
-from sanic_nats_bridge import NatsBridge
-from sanic_nats_bridge.hub import Hub
+from sanic_nats_bridge import NatsBridge, Permissions
+from sanic_nats_bridge.batch import Batch
+from sanic_nats_bridge.interest import Interest
+
+from .views import VIEWS
 
 _BACKLOG: Final = 1024
 
@@ -26,7 +29,7 @@ def main() -> None:
     if every:
         drop_one_in(every)
     app: Sanic[Any, Any] = Sanic("faults_bridge", configure_logging=False)
-    extensions: list[Any] = [bridge(settings)]
+    extensions: list[Any] = [NatsBridge(permissions=permissions, **settings)]
     app.extend(extensions=extensions)
     app.add_route(facts, "/facts")
     app.add_route(block, "/block", methods=["POST"])
@@ -34,26 +37,28 @@ def main() -> None:
     serve(app)
 
 
-def bridge(settings: dict[str, Any]) -> NatsBridge:
-    """The bridge; the one place that decides what each client may follow."""
-    return NatsBridge(**settings)
+async def permissions(request: Request) -> Permissions | None:
+    """What the client may follow: it only has to name its view."""
+    access = VIEWS.get(request.args.get("view"))
+    return None if access is None else Permissions(**access.permissions)
 
 
 def drop_one_in(every: int) -> None:
     """Make a bridge that loses messages in silence, as no bridge may."""
-    hub: Any = Hub
-    dispatch, count = hub.dispatch, 0
+    batch: Any = Batch
+    add, count = batch.add, 0
 
-    def dispatch_most(self: Hub, interest: Any, *message: Any) -> None:
+    def add_most(self: Batch, interest: Interest, subject: bytes, *rest: bytes) -> None:
         global dropped
         nonlocal count
         count += 1
         if count % every:
-            dispatch(self, interest, *message)
+            add(self, interest, subject, *rest)
         else:
-            dropped += len(interest.subscribers)
+            leave_out = [view.leaves_out for view, _ in interest.followers()]
+            dropped += sum(each is None or not each(subject.decode()) for each in leave_out)
 
-    hub.dispatch = dispatch_most
+    batch.add = add_most
 
 
 async def facts(request: Request) -> HTTPResponse:

@@ -10,7 +10,7 @@ from typing import Final
 from .clients import EventClient, WebSocketClient
 from .fault import Fault
 from .publisher import NoisyPublisher
-from .stage import OPEN, Stage, until
+from .stage import Stage, until
 
 __all__ = ["BRIDGE_FAULTS", "CONTROL"]
 
@@ -25,8 +25,8 @@ async def _block(stage: Stage) -> None:
 
 
 async def _flood_while_blocked(stage: Stage) -> None:
-    await stage.join(WebSocketClient("flooded", ("flood.*",), OPEN))
-    await stage.join(EventClient("flooded too", ("flood.>",), OPEN))
+    await stage.join(WebSocketClient("flooded", ("flood.*",)))
+    await stage.join(EventClient("flooded too", ("flood.>",)))
     async with stage.fault():
         blocked = asyncio.create_task(stage.ask_bridge("/block?seconds=5", b""))
         await asyncio.sleep(0.2)
@@ -62,7 +62,7 @@ def _connections(port: int, count: int) -> Iterator[None]:
 
 
 async def _stall(stage: Stage) -> None:
-    stalled = await stage.join(WebSocketClient("stalled", ("flood.*", "orders.>"), OPEN))
+    stalled = await stage.join(WebSocketClient("stalled", ("flood.*", "orders.>")))
     async with stage.fault():
         stalled.stall()
         await stage.publishers[0].burst("flood.1", *_FLOOD)
@@ -72,8 +72,8 @@ async def _stall(stage: Stage) -> None:
 
 
 async def _make_noise(stage: Stage) -> None:
-    await stage.join(WebSocketClient("listener", ("noise.>",), OPEN))
-    await stage.join(EventClient("listener too", ("noise.*", "noise.>"), OPEN))
+    await stage.join(WebSocketClient("listener", ("noise.>",)))
+    await stage.join(EventClient("listener too", ("noise.*", "noise.>")))
     async with stage.fault():
         stage.publish_by(NoisyPublisher("noise", stage.nats, "noise", seed=stage.seed))
         await stage.hold(5)
@@ -82,7 +82,7 @@ async def _make_noise(stage: Stage) -> None:
 async def _publish_much(stage: Stage) -> None:
     async with stage.fault():
         for publisher in stage.publishers:
-            await publisher.burst("orders.eu.1", 500, 16)
+            await publisher.burst("orders.eu.1", 500 if stage.small else 2000, 16)
 
 
 BRIDGE_FAULTS: Final = (

@@ -15,9 +15,51 @@ from .holes import Publication, Subscription, findings
 from .patterns import covers, matches
 from .payloads import Key, carried, digest, key_of
 
-__all__ = ["Log", "Publication", "Verdict", "judge"]
+__all__ = ["Log", "Publication", "Verdict", "View", "judge"]
 
 _MAX_NOTES: Final = 20
+
+
+@dataclass(frozen=True)
+class View:
+    """What a client may see, in the names that it knows.
+
+    Attributes:
+        allowed: Patterns that it may follow, and narrower ones.
+        denied: Patterns of what is left out for it.
+        renamed: How subjects begin, and how they begin for the client instead.
+    """
+
+    allowed: tuple[str, ...]
+    denied: tuple[str, ...] = ()
+    renamed: tuple[tuple[str, str], ...] = ()
+
+    def name(self, subject: str) -> str:
+        """The client's name for a subject."""
+        for real, own in self.renamed:
+            if subject.startswith(real):
+                return own + subject.removeprefix(real)
+        return subject
+
+    def real(self, name: str) -> str:
+        """What the client means by a subject, or a pattern."""
+        for real, own in self.renamed:
+            if name.startswith(own):
+                return real + name.removeprefix(own)
+        return name
+
+    def may_follow(self, pattern: str) -> bool:
+        """Whether the client may ask for the pattern."""
+        inside = any(covers(allowed, pattern) for allowed in self.allowed)
+        return inside and not any(covers(denied, pattern) for denied in self.denied)
+
+    def shows(self, name: str) -> bool:
+        """Whether the client may get messages on the subject, which is the client's name for it."""
+        return not any(matches(denied, name) for denied in self.denied)
+
+    def brings(self, pattern: str, subject: str | None) -> bool:
+        """Whether a message on the subject comes to a client that follows the pattern."""
+        return subject is not None and matches(pattern, self.name(subject)) and self.shows(self.name(subject))
 
 
 @dataclass
@@ -25,13 +67,12 @@ class Log:
     """What one session got.
 
     Attributes:
-        allowed: The patterns that its client may follow.
         entries: Its frames in order, each with the time at which it was read.
         to_the_end: It followed until the last message that was published could be there.
     """
 
     client: str
-    allowed: Sequence[str]
+    view: View
     entries: list[tuple[float, Mapping[str, Any]]] = field(default_factory=list)
     to_the_end: bool = True
 
@@ -74,15 +115,17 @@ def judge(publications: Sequence[Publication], logs: Iterable[Log]) -> Verdict:
     by_key = {publication.key: publication for publication in publications}
 
     @cache
-    def matching(pattern: str) -> list[Publication]:
-        return [each for each in publications if each.subject is not None and matches(pattern, each.subject)]
+    def due(view: View, pattern: str) -> list[Publication]:
+        return [each for each in publications if view.brings(pattern, each.subject)]
 
     for log in logs:
         reading = _Reading(log, by_key, verdict)
         for place, (at, frame) in enumerate(log.entries):
             reading.read(place, at, frame)
         for subscription in reading.subscriptions:
-            found = findings(subscription, matching(subscription.pattern), len(log.entries), complete=log.to_the_end)
+            found = findings(
+                subscription, due(log.view, subscription.pattern), len(log.entries), complete=log.to_the_end
+            )
             verdict.announced += found.announced
             verdict.lost += len(found.missing)
             verdict.overstated += found.overstated
@@ -123,7 +166,7 @@ class _Reading:
 
     def _open(self, patterns: Iterable[str], place: int, since: float | None) -> None:
         for pattern in patterns:
-            if not any(covers(allowed, pattern) for allowed in self._log.allowed):
+            if not self._log.view.may_follow(pattern):
                 self._forbidden(f"may follow '{pattern}'")
             held = self._current.get(pattern)
             if held is None:
@@ -155,9 +198,13 @@ class _Reading:
         publication = None if key is None else self._published.get(key)
         if subscription is None or not matches(subscription.pattern, subject):
             return self._forbidden(f"gets {subject!a}, which it does not follow")
-        if not any(matches(allowed, subject) for allowed in self._log.allowed):
+        if not any(matches(allowed, subject) for allowed in self._log.view.allowed) or not self._log.view.shows(
+            subject
+        ):
             return self._forbidden(f"gets {subject!a}, which it may not follow")
-        if data is None or publication is None or (publication.subject, publication.digest) != (subject, digest(data)):
+        if publication is None or publication.subject is None or data is None or digest(data) != publication.digest:
+            return self._forbidden(f"gets on {subject!a} what was never published")
+        if self._log.view.name(publication.subject) != subject:
             return self._forbidden(f"gets on {subject!a} what was never published there")
         return self._publication(place, publication, subscription)
 

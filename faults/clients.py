@@ -7,32 +7,38 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Final
+from urllib.parse import urlencode
 
 import aiohttp
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 
 from .checker import Log, Publication
-from .patterns import matches
 from .payloads import Key, carried, key_of
+from .views import VIEWS
 
 __all__ = ["Client", "EventClient", "RestlessClient", "WebSocketClient"]
 
 _PATIENCE_SECONDS: Final = 15.0
-_FLIP_SECONDS: Final = 0.05
+_FLIP_SECONDS: Final = 0.1
+"""Slower than the bridge's ``command_rate``."""
 
 
 class Client(ABC):
     """One session, from its first frame until its connection ends.
 
     Attributes:
+        access: What it may follow.
+        query: How it says so when it connects.
         left: It has ended the session by itself.
         at: When each message was read first, by any of its patterns.
     """
 
-    def __init__(self, name: str, patterns: Sequence[str], allowed: Sequence[str]) -> None:
-        self.log = Log(name, allowed, to_the_end=False)
+    def __init__(self, name: str, patterns: Sequence[str], view: str = "open") -> None:
+        self.access = VIEWS[view]
+        self.log = Log(name, self.access.view, to_the_end=False)
         self.patterns = tuple(patterns)
+        self.query = [("view", view)]
         self.at: dict[Key, float] = {}
         self.got: set[tuple[str, Key]] = set()
         self.left = False
@@ -62,7 +68,7 @@ class Client(ABC):
             (pattern, each.key)
             for pattern in self.patterns
             for each in last
-            if each.subject is not None and matches(pattern, each.subject)
+            if self.access.view.brings(pattern, each.subject)
         }
 
     @property
@@ -153,7 +159,7 @@ class WebSocketClient(Client):
         self._connection.transport.resume_reading()
 
     async def _texts(self, port: int) -> AsyncIterator[str | bytes]:
-        url = f"ws://127.0.0.1:{port}/nats/stream"
+        url = f"ws://127.0.0.1:{port}/nats/stream?{urlencode(self.query)}"
         async with connect(url, max_size=None, max_queue=None, compression=None, ping_interval=None) as connection:
             self._connection = connection
             await connection.send(json.dumps({"action": "subscribe", "subjects": self.patterns}))
@@ -197,7 +203,7 @@ class EventClient(Client):
 
     async def _texts(self, port: int) -> AsyncIterator[str | bytes]:
         url = f"http://127.0.0.1:{port}/nats/events"
-        query = [("subjects", pattern) for pattern in self.patterns]
+        query = [*self.query, *(("subjects", pattern) for pattern in self.patterns)]
         forever = aiohttp.ClientTimeout(total=None)
         async with aiohttp.ClientSession(timeout=forever) as http, http.get(url, params=query) as response:
             async for line in response.content:

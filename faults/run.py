@@ -18,7 +18,7 @@ from .fault import Fault
 from .nats import in_touch, nats_servers
 from .proxy import Proxy
 from .results import Run
-from .stage import OPEN, NotDoneError, Stage, until
+from .stage import FOLLOWED, NotDoneError, Stage, until
 
 __all__ = ["run"]
 
@@ -36,7 +36,7 @@ async def run(fault: Fault, number: int, *, settings: Mapping[str, Any] | None =
             await fault.do(stage)
             await stage.ask_for_what_is_forbidden()
             if not fault.drop:
-                await stage.join(WebSocketClient("newcomer", ("orders.*.1", "news.sport"), OPEN))
+                await stage.join(WebSocketClient("newcomer", ("orders.*.1", "news.sport")))
             await stage.hold(_SETTLE_SECONDS)
             await stage.finish()
             result.recovered = sum(client.has_all for client in stage.audience)
@@ -68,7 +68,7 @@ async def _staged(fault: Fault, settings: Mapping[str, Any], *, small: bool, see
         proxy = await stack.enter_async_context(Proxy(servers[0].port).running())
         url = proxy.url if fault.by_proxy else servers[0].url
         linger = {"linger": _SMALL_LINGER_SECONDS} if small else {}
-        options = {"servers": url, "subscribe": OPEN, **linger, **fault.settings, **settings}
+        options = {"servers": url, **linger, **fault.settings, **settings}
         bridge = stack.enter_context(
             server([sys.executable, "-m", "faults.bridge", json.dumps(options), str(fault.drop)])
         )
@@ -105,11 +105,10 @@ async def _begin(fault: Fault, stage: Stage) -> dict[str, Any] | None:
 async def _left_behind(stage: Stage, before: Mapping[str, Any] | None) -> list[str]:
     """What is not as it was before the fault, when only the audience is there, and after a while."""
     await asyncio.gather(*(client.leave() for client in stage.others))
-    followed = sorted({pattern for client in stage.audience for pattern in client.patterns})
     deadline = time.monotonic() + _REST_SECONDS
     while True:
         now = await stage.facts()
-        left = [] if now["subscriptions"] == followed else [f"NATS has the subscriptions {now['subscriptions']}"]
+        left = [] if now["subscriptions"] == FOLLOWED else [f"NATS has the subscriptions {now['subscriptions']}"]
         if before is not None:
             left += [
                 f"{now[what]} {what}, not {before[what]}" for what in ("tasks", "files") if now[what] > before[what]

@@ -17,25 +17,23 @@ from .checker import Publication
 from .clients import Client, EventClient, RestlessClient, WebSocketClient
 from .proxy import Proxy
 from .publisher import Publisher
+from .views import VIEWS
 
-__all__ = ["FOLLOWED", "OPEN", "NotDoneError", "Stage", "until"]
-
-OPEN: Final = ("orders.>", "news.*", "flood.>", "noise.>", "deep.>")
-"""What clients may follow."""
+__all__ = ["FOLLOWED", "NotDoneError", "Stage", "until"]
 
 _SUBJECTS: Final = ("orders.eu.1", "orders.eu.2", "orders.us.1", "news.sport", "secret.plans")
-_FORBIDDEN: Final = ("secret.plans", "secret.*", ">")
-_AUDIENCE: Final[Sequence[tuple[type[Client], tuple[str, ...]]]] = (
-    (WebSocketClient, ("orders.>",)),
-    (WebSocketClient, ("orders.eu.1",)),
-    (WebSocketClient, ("orders.>", "orders.eu.*", "news.sport")),
-    (WebSocketClient, ("news.*", "orders.us.1")),
-    (EventClient, ("orders.>",)),
-    (EventClient, ("orders.*.1", "orders.eu.*")),
-    (EventClient, ("news.sport",)),
+_AUDIENCE: Final[Sequence[tuple[type[Client], str, tuple[str, ...]]]] = (
+    (WebSocketClient, "open", ("orders.>",)),
+    (WebSocketClient, "eu", ("orders.eu.1",)),
+    (WebSocketClient, "not-us", ("orders.>", "orders.eu.*", "news.sport")),
+    (WebSocketClient, "open", ("news.*", "orders.us.1")),
+    (WebSocketClient, "own", ("mine.>", "mine.2")),
+    (EventClient, "own", ("mine.*",)),
+    (EventClient, "not-us", ("orders.*.1", "orders.>")),
+    (EventClient, "open", ("news.sport",)),
 )
-FOLLOWED: Final = len({pattern for _, patterns in _AUDIENCE for pattern in patterns})
-"""How many patterns the audience follows."""
+FOLLOWED: Final = sorted({VIEWS[view].view.real(pattern) for _, view, patterns in _AUDIENCE for pattern in patterns})
+"""What NATS is asked for when the audience is there."""
 
 _COPIES: Final = 2
 _NOTICES: Final = ("disconnected", "gap", "unsubscribed", "nats.refused")
@@ -74,6 +72,7 @@ class Stage:
         self.nats: Final = servers[0]
         self.proxy: Final = proxy
         self.bridge: Final = bridge
+        self.small: Final = small
         self.seed: Final = seed
         self.audience: list[Client] = []
         self.others: list[Client] = []
@@ -82,7 +81,6 @@ class Stage:
         self.back: list[float] = []
         self._http: Final = http
         self._calm: Final = calm
-        self._small: Final = small
 
     @property
     def clients(self) -> list[Client]:
@@ -97,11 +95,11 @@ class Stage:
     async def begin(self) -> None:
         """Have the audience follow, and messages come."""
         for copy in range(_COPIES):
-            for number, (kind, patterns) in enumerate(_AUDIENCE):
-                self.audience.append(kind(f"{kind.__name__}-{number}-{copy}", patterns, OPEN))
+            for number, (kind, view, patterns) in enumerate(_AUDIENCE):
+                self.audience.append(kind(f"{kind.__name__}-{number}-{copy}", patterns, view))
         await asyncio.gather(*(client.join(self.bridge.port) for client in self.audience))
         if not self._calm:
-            await self.join(RestlessClient("restless", ("orders.>", "orders.us.*"), OPEN))
+            await self.join(RestlessClient("restless", ("orders.>", "orders.us.*")))
         for name in "ab":
             self.publish_by(Publisher(name, self.servers[-1], _SUBJECTS))
 
@@ -117,10 +115,11 @@ class Stage:
         return client
 
     async def ask_for_what_is_forbidden(self) -> None:
-        """Have the audience ask for what nobody may follow; the checker sees the replies."""
-        for number, client in enumerate(self.audience):
-            if isinstance(client, WebSocketClient) and client.connected:
-                await client.ask("subscribe", (*client.patterns, _FORBIDDEN[number % len(_FORBIDDEN)]))
+        """Have the audience ask for what it may not follow; the checker sees the replies."""
+        for client in self.audience:
+            if isinstance(client, WebSocketClient):
+                for pattern in client.access.closed:
+                    await client.ask("subscribe", (*client.patterns, pattern))
 
     @contextlib.asynccontextmanager
     async def fault(self) -> AsyncIterator[None]:
@@ -135,7 +134,7 @@ class Stage:
 
     async def hold(self, seconds: float) -> None:
         """Let the fault stand for so long."""
-        await asyncio.sleep(min(seconds, _SMALL_SECONDS) if self._small else seconds)
+        await asyncio.sleep(min(seconds, _SMALL_SECONDS) if self.small else seconds)
 
     async def all_get_messages(self, since: float) -> float:
         """Wait until each client of the audience has a message that was published after the moment; when the last had.

@@ -33,7 +33,7 @@ def test_faults_are_done_judged_and_reported(
     assert [run.fault for run in results.runs] == faults
     kill, hiccup, noise, control = results.runs
     assert (len(kill.noticed), len(kill.back), hiccup.noticed, noise.noticed) == (1, 1, [], [])
-    assert {run.recovered for run in results.runs} == {14}
+    assert {run.recovered for run in results.runs} == {16}
     assert all(run.verdict.delivered for run in results.runs)
     assert control.verdict.lost == control.verdict.broken == control.dropped > 0
     assert {run.verdict.broken for run in (kill, hiccup, noise)} == {0}

@@ -10,21 +10,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from faults.checker import Log, Verdict, judge
+from faults.checker import Log, Verdict, View, judge
 from faults.holes import OVERTAKING_SECONDS, Publication
 from faults.patterns import covers, matches
 from faults.payloads import Key, carried, digest, key_of, payload
 from sanic_nats_bridge import subjects
 
 STEP_SECONDS = 0.001
+EVERYTHING = View((">",))
 
 
 class Story:
     """What publishers send and one client gets, in the order in which it happens."""
 
-    def __init__(self, *patterns: str, allowed: Iterable[str] = (">",), active: bool = True) -> None:
+    def __init__(self, *patterns: str, view: View = EVERYTHING, active: bool = True) -> None:
         self.now = 0.0
-        self.log = Log("c", tuple(allowed))
+        self.log = Log("c", view)
         self.publications: list[Publication] = []
         self.patterns: tuple[str, ...] = ()
         if patterns:
@@ -446,11 +447,36 @@ def test_a_payload_on_another_subject_is_not_allowed() -> None:
 
 
 def test_what_the_client_may_not_follow_is_not_allowed() -> None:
-    story = Story("s.*", allowed=["s.a", "t"])
+    story = Story("s.*", view=View(("s.a", "t")))
     assert counts(story.verdict()) == {"forbidden": 1}
     story.send("s.a")
     story.send("s.b")
     assert counts(story.verdict()) == {"delivered": 1, "forbidden": 2, "lost": 1}
+
+
+def test_what_is_denied_must_be_left_out() -> None:
+    story = Story("s.*", view=View(("s.*",), denied=("s.b",)))
+    story.send("s.a")
+    story.publish("s.b")
+    assert counts(story.verdict()) == {"delivered": 1}
+    story.send("s.b")
+    story.subscribe("s.b")
+    assert counts(story.verdict()) == {"delivered": 1, "forbidden": 2}
+
+
+def test_what_is_renamed_comes_under_the_name_that_the_client_knows() -> None:
+    story = Story("me.>", view=View(("me.>",), renamed=(("users.7.", "me."),)))
+    story.deliver(story.publish("users.7.a"), "me.>", subject="me.a")
+    story.publish("users.7.b")
+    story.publish("users.8.a")
+    assert counts(story.verdict()) == {"delivered": 1, "lost": 1}
+
+
+@pytest.mark.parametrize("shown", ["users.7.a", "me.b", "users.8.a"])
+def test_a_name_that_the_client_does_not_know_is_not_allowed(shown: str) -> None:
+    story = Story("me.>", view=View(("me.>",), renamed=(("users.7.", "me."),)))
+    story.deliver(story.publish("users.7.a"), "me.>", subject=shown)
+    assert counts(story.verdict()) == {"forbidden": 1, "lost": 1}
 
 
 def test_a_message_that_the_pattern_does_not_match_is_not_allowed() -> None:
