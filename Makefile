@@ -2,6 +2,7 @@
 # make test    run the tests, browser included (ARGS="-k session")
 # make check   formatting, lint and types
 # make format  format the code
+# make faults  do harm to NATS and the bridge, judge what clients got (ARGS="kill sigstop --rounds 1")
 # make bench   measure against nats-server's own WebSocket port and others (ARGS="steady burst --rounds 3")
 # make bench-panini  the same with Panini's gateway beside them
 # Each sets up what it needs, in .venv and by apt-get where it may.
@@ -16,7 +17,7 @@ ARGS ?=
 # a browser and what Playwright's driver needs to steer it, a proxy, a network that can be cut.
 TEST_PACKAGES := chromium:chromium libatomic.so.1:libatomic1 nginx:nginx-light ip:iproute2
 
-.PHONY: run test check format bench bench-panini clean
+.PHONY: run test check format faults bench bench-panini clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.run
@@ -34,6 +35,9 @@ check: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+faults: $(VENV)/.dev
+	$(BIN)/python -m faults $(ARGS)
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -105,7 +105,15 @@ async def test_the_permissions_in_the_readme_open_what_its_text_says() -> None:
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "docs/protocol.md", "docs/design.md", "docs/benchmarks.md", "CHANGELOG.md"]
+    "document",
+    [
+        "README.md",
+        "docs/protocol.md",
+        "docs/design.md",
+        "docs/benchmarks.md",
+        "docs/reliability.md",
+        "CHANGELOG.md",
+    ],
 )
 def test_links_between_the_documents_lead_somewhere(document: str) -> None:
     path = ROOT / document

@@ -1,0 +1,30 @@
+"""Which subjects a pattern means, said once more and independently of the bridge."""
+
+__all__ = ["covers", "matches"]
+
+
+def matches(pattern: str, subject: str) -> bool:
+    """Whether a message on the subject comes by the pattern."""
+    wanted, given = pattern.split("."), subject.split(".")
+    reserved = wanted[0] in ("*", ">") and given[0].startswith(("$", "_"))
+    if reserved or "" in given:
+        return False
+    if wanted[-1] == ">":
+        wanted.pop()
+        if len(given) <= len(wanted):
+            return False
+        given = given[: len(wanted)]
+    return len(wanted) == len(given) and all(one in ("*", other) for one, other in zip(wanted, given, strict=True))
+
+
+def covers(allowed: str, pattern: str) -> bool:
+    """Whether everything that the pattern means is allowed."""
+    wide, narrow = allowed.split("."), pattern.split(".")
+    if wide[0] in ("*", ">") and narrow[0].startswith(("$", "_")):
+        return False
+    for index, token in enumerate(wide):
+        if token == ">":
+            return index < len(narrow)
+        if index == len(narrow) or narrow[index] == ">" or token not in ("*", narrow[index]):
+            return False
+    return len(wide) == len(narrow)
