@@ -11,15 +11,15 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Coroutine
+import math
 from typing import Any, Protocol, TypeAlias, cast
 
 import nats.errors
 from nats.aio.client import Client
 
 from .nats_parser import MalformedLineError, Parser
-from .nats_refusals import judge
-from .nats_transport import TcpSocket, WebSocket, transport_for
+from .nats_refusals import judge, sub_length
+from .nats_transport import TcpSocket, WebSocket, transport_for, within
 
 __all__ = ["Connection", "MessageListener", "NatsClient"]
 
@@ -71,6 +71,8 @@ class Connection(Client):
         self.unwelcome = asyncio.Event()
         self.unanswered_pings = 0
         self.cause: Exception | None = None
+        self.too_long = math.inf
+        """The least `sub_length` that the server is known not to take."""
         self._given_up: str | None = None
         self._closed = asyncio.Event()
         self._listener = listener
@@ -130,12 +132,12 @@ class Connection(Client):
 
     async def finish(self, seconds: float) -> None:
         """Drain, then release, in ``seconds`` each."""
-        await _within(seconds, self.drain())
+        await within(seconds, self.drain())
         await self.release(seconds)
 
     async def release(self, seconds: float) -> None:
         """Close, unless somebody has begun to; what the server has not taken in ``seconds`` is lost."""
-        await _within(seconds, self._close_and_wait())
+        await within(seconds, self._close_and_wait())
         self.abort()
 
     async def _close_and_wait(self) -> None:
@@ -147,11 +149,14 @@ class Connection(Client):
         self.unwelcome.set()
 
     def follow(self, pattern: str, sink: Any) -> int:
-        """Send SUB, and a PING whose PONG says that the server has taken it."""
+        """Send SUB, and a PING whose PONG says that the server has taken it; none that is known to be too long."""
         # Written at once and together: nats-py's own PING overtakes a SUB that waits for its flusher.
         self._sid += 1
         self._patterns[self._sid] = pattern
         self.sinks[b"%d" % self._sid] = sink
+        if sub_length(pattern, self._sid) >= self.too_long:
+            asyncio.get_running_loop().call_soon(self._refuse, self._sid)
+            return self._sid
         self._pongs.append(cast(Any, _Confirmation(self._sid)))
         self._send(b"SUB %b %d\r\nPING\r\n" % (pattern.encode(), self._sid))
         return self._sid
@@ -234,15 +239,20 @@ class Connection(Client):
         written = line.decode("utf-8", "replace")
         unconfirmed = next((waiter.sid for waiter in self._pongs if isinstance(waiter, _Confirmation)), None)
         verdict = judge(written, self._patterns, unconfirmed)
+        self.too_long = min(self.too_long, verdict.too_long)
         for sid in verdict.refused:
-            sink = self.sinks[b"%d" % sid]
-            self.unfollow(sid)
-            self._listener.refused(sink)
+            self._refuse(sid)
         text = written.lower().removeprefix("-err").strip()
         if not verdict.goes_on:
             await self._process_err(text)
         elif not verdict.refused:
             logger.warning("NATS: %s", text)
+
+    def _refuse(self, sid: int) -> None:
+        sink = self.sinks.get(b"%d" % sid)
+        if sink is not None:
+            self.unfollow(sid)
+            self._listener.refused(sink)
 
     async def _note_error(self, error: Exception) -> None:
         self.cause = error
@@ -278,16 +288,3 @@ class Connection(Client):
 
 def _words(error: BaseException) -> str:
     return str(error) or type(error).__name__
-
-
-async def _within(seconds: float, work: Coroutine[Any, Any, None]) -> None:
-    """Let it work for ``seconds``, whatever comes of it; then cancel it, and once more if it goes on all the same."""
-    # A task of its own: nats-py cancels all who wait for the end of one transport when it cancels one of them.
-    task = asyncio.create_task(work)
-    task.add_done_callback(lambda done: done.cancelled() or done.exception())
-    try:
-        await asyncio.wait({task}, timeout=seconds)
-        if task.cancel():
-            await asyncio.wait({task}, timeout=seconds)
-    finally:
-        task.cancel()

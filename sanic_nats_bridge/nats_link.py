@@ -8,6 +8,7 @@ after most ``-ERR`` lines, nor after an exception in its read loop.
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any, Final, Protocol
@@ -48,6 +49,7 @@ class NatsLink:
         self._successor: Connection | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._servers = ServerPool(settings.servers)
+        self._too_long = math.inf
 
     @property
     def client(self) -> NatsClient | None:
@@ -90,12 +92,22 @@ class NatsLink:
             await self._outlast(connection, listener)
             self._connection = None
             logger.warning("Lost NATS: %s", connection.lost_by)
+            self._learn(connection)
             _tell(listener.link_down)
             await connection.release(_STOP_SECONDS)
             if self._successor is not None or time.monotonic() - since >= _STEADY_SECONDS:
                 self._servers.relax()
             else:
                 await asyncio.sleep(self._servers.pause())
+
+    def _learn(self, connection: Connection) -> None:
+        """Ask none again for what is too long: whoever asks for it could cost all the others a gap each time."""
+        if connection.too_long < self._too_long:
+            self._too_long = connection.too_long
+            logger.warning(
+                "NATS takes no subject of about %d bytes or more (max_control_line): such are refused until a restart",
+                self._too_long,
+            )
 
     async def _outlast(self, connection: Connection, listener: LinkListener) -> None:
         """Wait until the connection is over, or another stands that takes its place."""
@@ -136,6 +148,7 @@ class NatsLink:
 
     async def _open(self, server: Server, listener: LinkListener) -> Connection:
         connection = Connection(listener, server.address)
+        connection.too_long = self._too_long
         try:
             async with asyncio.timeout(self._settings.connect_timeout):
                 await connection.open(**self._options(server))

@@ -4,11 +4,12 @@ The server names the subscription in some of its lines only. For the others the 
 tells: what stands before a PONG is about the SUB before its PING.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-__all__ = ["Verdict", "judge"]
+__all__ = ["Verdict", "judge", "sub_length"]
 
 _DENIAL: Final = re.compile(
     r"""-ERR 'Permissions Violation for Subscription to (?P<pattern>"(?:[^"\\]|\\.)*")(?: \(sid "(?P<sid>\d+)"\))?'"""
@@ -23,6 +24,8 @@ class Verdict(NamedTuple):
 
     refused: list[int]
     goes_on: bool
+    too_long: float = math.inf
+    """The least `sub_length` that is known to be too much for the server."""
 
 
 def judge(line: str, patterns: Mapping[int, str], unconfirmed: int | None) -> Verdict:
@@ -42,7 +45,7 @@ def judge(line: str, patterns: Mapping[int, str], unconfirmed: int | None) -> Ve
         # nats-py would close for good; the server has only left that SUB out.
         return Verdict(suspects, goes_on=True)
     if _TOO_LONG in text:
-        return Verdict(_as_long(suspects, patterns), goes_on=False)
+        return _judge_length(suspects, patterns)
     return Verdict(suspects if any(cause in text for cause in _CAUSED_BY_SUBJECT) else [], goes_on=False)
 
 
@@ -57,14 +60,17 @@ def _denied(line: str, patterns: Mapping[int, str]) -> list[int]:
     return [sid for sid, pattern in patterns.items() if _quoted(pattern) == denial["pattern"]]
 
 
-def _as_long(suspects: list[int], patterns: Mapping[int, str]) -> list[int]:
-    """These and all whose SUB is as long: asked for again, each would end one more connection."""
-    least = [_length(sid, patterns) for sid in suspects]
-    return [sid for sid in patterns if least and _length(sid, patterns) >= least[0]]
+def _judge_length(suspects: list[int], patterns: Mapping[int, str]) -> Verdict:
+    """These, and all whose SUB is as long: asked for again, each would end one more connection."""
+    if not suspects:
+        return Verdict([], goes_on=False)
+    least = min(sub_length(patterns[sid], sid) for sid in suspects)
+    return Verdict([sid for sid in patterns if sub_length(patterns[sid], sid) >= least], False, least)
 
 
-def _length(sid: int, patterns: Mapping[int, str]) -> int:
-    return len(f"{patterns[sid]} {sid}")
+def sub_length(pattern: str, sid: int) -> int:
+    """How much of a line a SUB takes, of what the server measures."""
+    return len(f"{pattern} {sid}")
 
 
 def _quoted(pattern: str) -> str:

@@ -6,12 +6,12 @@ Private names of nats-py's transports that are used: ``_bare_io_writer`` (TCP), 
 
 import asyncio
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from typing import Any, Final
 
 from nats.aio.transport import TcpTransport, WebSocketTransport
 
-__all__ = ["TcpSocket", "WebSocket", "transport_for"]
+__all__ = ["TcpSocket", "WebSocket", "transport_for", "within"]
 
 _READ_BYTES: Final = 512 * 1024
 
@@ -109,3 +109,16 @@ class WebSocket(WebSocketTransport):
 def transport_for(url: str) -> TcpSocket | WebSocket:
     """The transport for a server of this URL, which is not connected yet."""
     return WebSocket() if url.startswith("ws") else TcpSocket()
+
+
+async def within(seconds: float, work: Coroutine[Any, Any, None]) -> None:
+    """Let it work for ``seconds``, whatever comes of it; then cancel it, and once more if it goes on all the same."""
+    # A task of its own: nats-py cancels all who wait for the end of one transport when it cancels one of them.
+    task = asyncio.create_task(work)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+        if task.cancel():
+            await asyncio.wait({task}, timeout=seconds)
+    finally:
+        task.cancel()
