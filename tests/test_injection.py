@@ -12,8 +12,8 @@ from .support import Publisher, running, until
 SEED = 20_261_124
 PIECES = (
     *"abzAZ09.*>$_-", "..", ".>", "*.", "a.b", " ", "\t", "\r\n", "\n", "\0", "\x0b", "\x0c", "\x7f", "\x80", "\xa0",
-    "ß", "\u2028", "\u202e", "\ufeff", "\U0001f600", "\uff0a", "SUB ", "UNSUB 1", "PUB b 0", "\r\nPUB b 0\r\n\r\n", "$SYS",
-    "_INBOX", "_NATSBRIDGE", "{user}", "%s", '"', "\\", "<script>", "x" * 100, "y." * 20,
+    "ß", "\u2028", "\u202e", "\ufeff", "\U0001f600", "\uff0a", "SUB ", "UNSUB 1", "PUB b 0", "\r\nPUB b 0\r\n\r\n",
+    "$SYS", "_INBOX", "_NATSBRIDGE", "{user}", "%s", '"', "\\", "<script>", "x" * 100, "y." * 20,
 )  # fmt: skip
 
 
