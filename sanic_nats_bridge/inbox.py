@@ -19,7 +19,7 @@ class Inbox:
     Sanic's ``recv()`` makes two tasks for each message, and holds 8 KiB for each connection that waits.
     """
 
-    __slots__ = ("_closed", "_full", "_held", "_messages", "_part", "_size", "_text", "_transport", "_waiter")
+    __slots__ = ("_closed", "_full", "_held", "_messages", "_part", "_shut", "_size", "_text", "_transport", "_waiter")
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
@@ -30,6 +30,7 @@ class Inbox:
         self._closed = False
         self._full = False
         self._held = False
+        self._shut = False
         self._waiter: asyncio.Future[None] | None = None
 
     async def put(self, frame: Any) -> None:
@@ -82,6 +83,11 @@ class Inbox:
         self._held = False
         self._pace()
 
+    def shut(self) -> None:
+        """Read nothing more at all, not even to leave it out."""
+        self._shut = True
+        self._pace()
+
     def add(self, message: str | bytes) -> None:
         """Take a whole message."""
         if self._messages is None:
@@ -97,7 +103,7 @@ class Inbox:
     def _pace(self) -> None:
         if self._transport.is_closing():
             return
-        if self._full or self._held:
+        if self._full or self._held or self._shut:
             self._transport.pause_reading()
         else:
             self._transport.resume_reading()

@@ -22,7 +22,7 @@ class OutletWatcher(Protocol):
         """The client has caught up."""
 
     def pinged(self) -> None:
-        """The client has sent a ping, which the server answers by itself."""
+        """The client has sent a frame that is no command, but costs the server no less, such as a ping."""
 
     def gone(self, code: int) -> None:
         """The server gives the connection up, with this WebSocket close code."""

@@ -126,7 +126,7 @@ class Session:
         self._end_excess()
 
     def pinged(self) -> None:
-        """Count a ping as a command: to answer it costs no less."""
+        """Count a ping, or another frame that is no command, as one: it costs no less."""
         self._meter.count_ping()
         self._end_excess()
 

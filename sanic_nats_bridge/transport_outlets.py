@@ -31,6 +31,7 @@ __all__ = ["EventStreamOutlet", "WebSocketOutlet", "bound_silence"]
 
 _PING: Final = b"\x89\x00"
 _INVALID_DATA: Final = 1007
+_FLOODED_SECONDS: Final = 1.0
 _FAULTS_OF_THE_CLIENT: Final = (1002, _INVALID_DATA, CloseCode.TOO_BIG)
 _SANIC_WATER_BYTES: Final = {"high": 65_536, "low": 16_384}
 
@@ -193,6 +194,10 @@ class WebSocketOutlet(_TransportOutlet):
     def finish(self, close: Close, seconds: float) -> None:
         """Write the last frame, and begin the closing handshake."""
         self.send(close)
+        if close.code == CloseCode.TOO_MANY_COMMANDS:
+            # To take apart what else it sends would cost as much as to answer it.
+            self._inbox.shut()
+            seconds = min(seconds, _FLOODED_SECONDS)
         # The handler reads on, so that the closing handshake (RFC 6455, section 7.1) can end in order.
         self._closing = asyncio.create_task(self._websocket.close(close.code, close.reason))
         asyncio.get_running_loop().call_later(seconds, self.abort)
@@ -215,7 +220,7 @@ class WebSocketOutlet(_TransportOutlet):
     async def _process_valid_events(self, events: Any) -> None:
         self._answered = True  # whatever has come
         for event in events:
-            if getattr(event, "opcode", None) is Opcode.PING and self.watcher is not None:
+            if _is_endless(event) and self.watcher is not None:
                 self.watcher.pinged()
         try:
             await self._process_events(events)
@@ -265,6 +270,12 @@ class EventStreamOutlet(_TransportOutlet):
         # Sanic takes the stream from a request that it is done with; then the connection serves another.
         if self._request.stream is not None:
             self.abort()
+
+
+def _is_endless(event: Any) -> bool:
+    """Whether its sender might go on with it for ever: a ping, a pong, or a fragment with nothing in it."""
+    opcode = getattr(event, "opcode", None)
+    return opcode in (Opcode.PING, Opcode.PONG) or (opcode is Opcode.CONT and not event.data)
 
 
 def _unacknowledged(transport: asyncio.Transport) -> bool:

@@ -124,6 +124,16 @@ async def test_releasing_does_not_read_on_while_much_waits(inbox: Inbox, transpo
     assert not transport.reading
 
 
+async def test_what_is_shut_is_never_read_again(inbox: Inbox, transport: FakeTransport) -> None:
+    await inbox.put(text("one"))
+    inbox.shut()
+    inbox.hold()
+    inbox.release()
+    assert not transport.reading
+    assert await inbox.get() == "one"
+    assert not transport.reading
+
+
 async def test_a_transport_that_closes_is_left_alone(inbox: Inbox, transport: FakeTransport) -> None:
     inbox.hold()
     transport.closing = True

@@ -114,6 +114,39 @@ async def test_pings_over_the_rate_end_the_session_too(shared_nats: NatsServer, 
         assert close["code"] == 4429
 
 
+@pytest.mark.parametrize("kind", ["pongs", "empty fragments"])
+async def test_frames_that_are_no_commands_end_the_session_too(
+    shared_nats: NatsServer, publisher: Publisher, kind: str
+) -> None:
+    async with (
+        limited(shared_nats, publisher, command_rate=0.01, command_burst=10) as (bridge, _),
+        bridge.websocket() as client,
+    ):
+        if kind == "pongs":
+            for _ in range(21):
+                await client.connection.pong()
+        else:
+            await client.connection.send([""] * 21)
+        (close,) = await frames_to_the_end(client)
+        assert close["code"] == 4429
+
+
+async def test_what_comes_behind_too_many_commands_is_not_read(shared_nats: NatsServer, publisher: Publisher) -> None:
+    async with (
+        limited(shared_nats, publisher, command_rate=0.01, command_burst=10) as (bridge, _),
+        bridge.websocket() as client,
+    ):
+        (session,) = (each for each in bridge.extension.sessions if each.key == client.key)
+        outlet: Any = session._outlet
+        assert outlet._transport.is_reading()
+        for _ in range(21):
+            await client.connection.ping()
+        await until(lambda: session.closed)
+        assert not outlet._transport.is_reading()
+        (close,) = await frames_to_the_end(client)
+        assert close["code"] == 4429
+
+
 async def test_after_a_pause_commands_are_carried_out_again(
     shared_nats: NatsServer, publisher: Publisher, server: ServerName
 ) -> None:
