@@ -38,6 +38,9 @@ format: $(VENV)/.dev
 
 faults: $(VENV)/.dev
 	$(BIN)/python -m faults $(ARGS)
+ifeq ($(strip $(ARGS)),)
+	RANDOM_STEPS=100000 $(BIN)/python -m pytest tests/test_random_walk.py
+endif
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks $(ARGS)
