@@ -31,7 +31,7 @@ __all__ = ["EventStreamOutlet", "WebSocketOutlet", "bound_silence"]
 
 _PING: Final = b"\x89\x00"
 _INVALID_DATA: Final = 1007
-_FLOODED_SECONDS: Final = 1.0
+_MAX_UNWATCHED_FRAMES: Final = 100
 _FAULTS_OF_THE_CLIENT: Final = (1002, _INVALID_DATA, CloseCode.TOO_BIG)
 _SANIC_WATER_BYTES: Final = {"high": 65_536, "low": 16_384}
 
@@ -112,7 +112,8 @@ class WebSocketOutlet(_TransportOutlet):
     """The way to a client of ``/stream``."""
 
     __slots__ = (
-        "_answered", "_closing", "_fail", "_inbox", "_pinged_at", "_process_events", "_protocol", "_websocket"
+        "_answered", "_closing", "_fail", "_inbox", "_pinged_at", "_process_events", "_protocol",
+        "_unwatched", "_websocket",
     )  # fmt: skip
 
     form = Form.WEBSOCKET
@@ -129,6 +130,7 @@ class WebSocketOutlet(_TransportOutlet):
             self._websocket.keepalive_ping_task = None
         self._pinged_at = asyncio.get_running_loop().time()
         self._answered = True
+        self._unwatched = 0
         self._take_over()
         self._closing: asyncio.Task[None] | None = None
         self._protocol = self._websocket.ws_proto
@@ -194,10 +196,6 @@ class WebSocketOutlet(_TransportOutlet):
     def finish(self, close: Close, seconds: float) -> None:
         """Write the last frame, and begin the closing handshake."""
         self.send(close)
-        if close.code == CloseCode.TOO_MANY_COMMANDS:
-            # To take apart what else it sends would cost as much as to answer it.
-            self._inbox.shut()
-            seconds = min(seconds, _FLOODED_SECONDS)
         # The handler reads on, so that the closing handshake (RFC 6455, section 7.1) can end in order.
         self._closing = asyncio.create_task(self._websocket.close(close.code, close.reason))
         asyncio.get_running_loop().call_later(seconds, self.abort)
@@ -220,8 +218,12 @@ class WebSocketOutlet(_TransportOutlet):
     async def _process_valid_events(self, events: Any) -> None:
         self._answered = True  # whatever has come
         for event in events:
-            if _is_endless(event) and self.watcher is not None:
+            if self.watcher is None:
+                self._unwatched += 1
+            elif _is_endless(event):
                 self.watcher.pinged()
+        if self._unwatched > _MAX_UNWATCHED_FRAMES:
+            self._inbox.shut()  # to take more apart would cost the others
         try:
             await self._process_events(events)
         except UnicodeDecodeError:
@@ -274,8 +276,7 @@ class EventStreamOutlet(_TransportOutlet):
 
 def _is_endless(event: Any) -> bool:
     """Whether its sender might go on with it for ever: a ping, a pong, or a fragment with nothing in it."""
-    opcode = getattr(event, "opcode", None)
-    return opcode in (Opcode.PING, Opcode.PONG) or (opcode is Opcode.CONT and not event.data)
+    return event.opcode in (Opcode.PING, Opcode.PONG) or (event.opcode is Opcode.CONT and not event.data)
 
 
 def _unacknowledged(transport: asyncio.Transport) -> bool:

@@ -13,10 +13,11 @@ import pytest
 from sanic import Request
 
 from sanic_nats_bridge import Permissions
+from sanic_nats_bridge.inbox import Inbox
 from sanic_nats_bridge.testing import NatsServer
 
 from .support import SERVERS, Bridge, Publisher, ServerName, WebSocketClient, running, until
-from .support_raw import sessions
+from .support_raw import UPGRADE, client_frame, raw_connection, sessions
 
 
 @pytest.fixture(params=SERVERS)
@@ -131,20 +132,39 @@ async def test_frames_that_are_no_commands_end_the_session_too(
         assert close["code"] == 4429
 
 
-async def test_what_comes_behind_too_many_commands_is_not_read(shared_nats: NatsServer, publisher: Publisher) -> None:
+async def nobody(_: Request) -> None:
+    """Knows no client."""
+
+
+DOORS_THAT_CLOSE: dict[str, dict[str, Any]] = {
+    "too many commands": {"subscribe": [">"], "command_rate": 0.01, "command_burst": 1},
+    "not authenticated": {"permissions": nobody},
+}
+
+
+@pytest.mark.parametrize("settings", DOORS_THAT_CLOSE.values(), ids=DOORS_THAT_CLOSE)
+async def test_of_who_has_been_closed_little_more_is_read(
+    monkeypatch: pytest.MonkeyPatch, shared_nats: NatsServer, settings: dict[str, Any]
+) -> None:
+    shut: list[Inbox] = []
+    shut_down = Inbox.shut
+
+    def shut_and_tell(inbox: Inbox) -> None:
+        shut_down(inbox)
+        shut.append(inbox)
+
+    monkeypatch.setattr(Inbox, "shut", shut_and_tell)
+    handshake = f"GET /nats/stream HTTP/1.1\r\n{UPGRADE}\r\n"
     async with (
-        limited(shared_nats, publisher, command_rate=0.01, command_burst=10) as (bridge, _),
-        bridge.websocket() as client,
+        running(servers=shared_nats.url, **settings) as bridge,
+        raw_connection(bridge.port, handshake) as (reader, writer),
     ):
-        (session,) = (each for each in bridge.extension.sessions if each.key == client.key)
-        outlet: Any = session._outlet
-        assert outlet._transport.is_reading()
-        for _ in range(21):
-            await client.connection.ping()
-        await until(lambda: session.closed)
-        assert not outlet._transport.is_reading()
-        (close,) = await frames_to_the_end(client)
-        assert close["code"] == 4429
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(client_frame(b"", 9) * 5)
+        await reader.readuntil(b'"type":"close"')
+        assert not shut
+        writer.write(client_frame(b"", 9) * 200)
+        await until(lambda: shut)
 
 
 async def test_after_a_pause_commands_are_carried_out_again(
