@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections import deque
 from typing import Final
 
 from .errors import BridgeError, RateLimit
@@ -22,7 +23,7 @@ class CommandMeter:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._commands: TokenBucket | None = None
-        self._bad: TokenBucket | None = None
+        self._bad: deque[float] | None = None
         self.excess: str | None = None
         """Why the session must end, once it must."""
 
@@ -53,6 +54,7 @@ class CommandMeter:
             return
         allowed, now = self._settings.max_bad_commands, asyncio.get_running_loop().time()
         if self._bad is None:
-            self._bad = TokenBucket(allowed / _MINUTE_SECONDS, allowed, now)
-        if not self._bad.take(now):
+            self._bad = deque(maxlen=allowed)
+        if len(self._bad) == allowed and now - self._bad[0] < _MINUTE_SECONDS:
             self.excess = "Too many commands that are not valid"
+        self._bad.append(now)

@@ -71,8 +71,8 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
 
     @property
     def sessions(self) -> Collection[Session]:
-        """The sessions of this worker, to be read only."""
-        return SessionsView(self._sessions)
+        """The sessions of this worker, to be read only; none before the bridge is on an app."""
+        return SessionsView(self._sessions) if self._link is not None else ()
 
     async def revoke(self, *, identity: str | None = None, session: str | None = None) -> int:
         """End the sessions of an identity, or one session, with close code 4403; returns how many.

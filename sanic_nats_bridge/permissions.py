@@ -165,7 +165,7 @@ class Permissions:
         return False, f"no pattern of subscribe covers {grant.real}"
 
 
-PermissionsFunction: TypeAlias = Callable[[Any], Awaitable[Permissions | None]]
+PermissionsFunction: TypeAlias = Callable[[Any], Awaitable[Permissions | None] | Permissions | None]
 """What an app decides by: gets Sanic's request, and returns ``None`` where it knows no such client."""
 
 

@@ -5,6 +5,7 @@ from typing import Final
 
 from . import wire
 from .admission import Admission
+from .arrivals import Arrival, Arrivals
 from .errors import CloseCode, SessionUnknown
 from .expiries import Expiries
 from .hub import Hub
@@ -18,6 +19,7 @@ from .wire import Form
 __all__ = ["Sessions", "SessionsView"]
 
 _FULL_RETRY_FACTOR: Final = 5
+_REVOKED: Final = "Access was revoked"
 
 
 class Sessions:
@@ -27,6 +29,7 @@ class Sessions:
         self.settings: Final = settings
         self.hub: Final = hub
         self.admission: Final = Admission(settings.max_subscriptions)
+        self.arrivals: Final = Arrivals()
         self.nats: NatsState = "disconnected"
         self.going_away: str | None = None
         self.on_opened: Callable[[Session], None] | None = None
@@ -43,13 +46,18 @@ class Sessions:
     def __iter__(self) -> Iterator[Session]:
         return iter(tuple(self._sessions.values()))
 
-    def open(self, outlet: Outlet, permissions: Permissions) -> Session | None:
-        """A new session, which has been welcomed; ``None`` where there is no room, as the client was told."""
+    def open(self, outlet: Outlet, permissions: Permissions, arrival: Arrival) -> Session | None:
+        """A new session, which has been welcomed; ``None`` where there can be none, as the client was told."""
+        decided = arrival.up_to_date(permissions)
+        if decided is None:
+            outlet.finish(farewell(CloseCode.FORBIDDEN, _REVOKED, self.settings.retry), CLOSE_SECONDS)
+            return None
         refusal = self.refusal(permissions.identity)
         if refusal is not None:
             outlet.finish(refusal, CLOSE_SECONDS)
             return None
-        session = Session(self, outlet, permissions)
+        self.arrivals.over(arrival)
+        session = Session(self, outlet, decided)
         session.begin()
         self._sessions[session.key] = session
         if session.identity is not None:
@@ -60,10 +68,10 @@ class Sessions:
         return session
 
     def refusal(self, identity: str | None = None) -> Close | None:
-        """Why no session can be opened for now, if none can."""
+        """Why none of those that have arrived can become a session for now, if so."""
         if self.going_away is not None:
             return farewell(CloseCode.GOING_AWAY, self.going_away, self.settings.retry)
-        if len(self._sessions) >= self.settings.max_sessions:
+        if len(self._sessions) + len(self.arrivals) > self.settings.max_sessions:
             reason = "This server is full; come back later"
         elif len(self._of(identity)) >= self.settings.max_sessions_per_identity:
             reason = "Too many connections of one user; come back later"
@@ -105,15 +113,19 @@ class Sessions:
     def revoke(self, identity: str | None, session: str | None) -> int:
         """End sessions, as `NatsBridge.revoke` says; returns how many."""
         chosen = self._chosen(identity, session)
+        if identity is not None:
+            self.arrivals.decide(identity, None)
         for each in chosen:
-            each.close(CloseCode.FORBIDDEN, "Access was revoked", self.settings.write_timeout)
+            each.close(CloseCode.FORBIDDEN, _REVOKED, self.settings.write_timeout)
         return len(chosen)
 
     def repermit(self, permissions: Permissions, identity: str | None, session: str | None) -> int:
         """Have sessions go by other permissions, as `NatsBridge.repermit` says; returns how many."""
         chosen = self._chosen(identity, session)
-        if any(permissions.identity not in (None, each.identity) for each in chosen):
+        if permissions.identity not in (None, identity, *(each.identity for each in chosen)):
             raise ValueError("A session keeps its identity; the permissions have another")
+        if identity is not None:
+            self.arrivals.decide(identity, permissions)
         for each in chosen:
             each.repermit(permissions)
             if not each.closed:

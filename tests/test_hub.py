@@ -7,6 +7,7 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from sanic_nats_bridge.arrivals import Arrival
 from sanic_nats_bridge.errors import BridgeError, CloseCode, NatsRefused, SubscriptionLimit
 from sanic_nats_bridge.hub import Hub, refusal
 from sanic_nats_bridge.interest import State, View
@@ -585,7 +586,7 @@ class Races(RuleBasedStateMachine):
 
     def open(self) -> None:
         outlet = FakeOutlet()
-        session = self.sessions.open(outlet, Permissions([">"]))
+        session = self.sessions.open(outlet, Permissions([">"]), Arrival())
         assert session is not None
         self.outlets[session], self.expected[session] = outlet, set()
 

@@ -49,6 +49,7 @@ FLOORS = {
     "command_meter": 2,
     "subscriptions": 2,
     "expiries": 2,
+    "arrivals": 2,
     "session": 2,
     "sessions": 2,
     "routes": 3,

@@ -187,6 +187,95 @@ async def test_a_function_that_takes_too_long_is_a_fault(
     assert any(record.exc_info for record in caplog.records)
 
 
+async def test_a_function_without_async_will_do(shared_nats: NatsServer) -> None:
+    async with (
+        running(servers=shared_nats.url, permissions=lambda _: Permissions(["a"])) as bridge,
+        bridge.websocket() as client,
+    ):
+        await client.follow("a")
+        assert (await client.ask({"subjects": ["b"]}))["code"] == "subject.forbidden"
+
+
+async def test_a_task_that_the_function_waits_for_may_be_cancelled(
+    shared_nats: NatsServer, server: ServerName, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = App()
+
+    async def wait_for_what_is_cancelled() -> None:
+        task = asyncio.create_task(asyncio.sleep(60))
+        task.cancel()
+        await task
+
+    app.wait = wait_for_what_is_cancelled
+    async with serve(shared_nats, app, server) as bridge:
+        async with bridge.unwelcome_websocket() as client:
+            assert (await last_frame(client))["code"] == 1011
+        async with bridge.http.get(f"{bridge.url}/events") as response:
+            assert response.status == 200
+            assert b'"code":1011' in await response.read()
+    assert len([record for record in caplog.records if record.exc_info]) == 2
+
+
+async def test_no_more_clients_are_asked_about_than_there_is_room_for(
+    shared_nats: NatsServer, server: ServerName
+) -> None:
+    app, known = App(), asyncio.Event()
+    app.users["ada"] = Permissions([">"])
+    app.wait = known.wait
+    async with serve(shared_nats, app, server, max_sessions=3) as bridge, contextlib.AsyncExitStack() as stack:
+        cookie = {"Cookie": "user=ada"}
+        sockets = [
+            await stack.enter_async_context(bridge.unwelcome_websocket(additional_headers=cookie)) for _ in range(3)
+        ]
+        await until(lambda: len(app.asked) == 3)
+        for _ in range(5):
+            async with bridge.unwelcome_websocket(additional_headers=cookie) as client:
+                assert (await last_frame(client))["code"] == 1013
+        assert len(app.asked) == 3
+        known.set()
+        assert {(await socket.frame())["type"] for socket in sockets} == {"welcome"}
+        assert len(sessions(bridge)) == 3
+
+
+@pytest.mark.parametrize("decided", ["revoke", "repermit"])
+async def test_what_is_decided_while_the_app_is_asked_holds_for_who_comes_in(
+    shared_nats: NatsServer, server: ServerName, door: str, decided: str
+) -> None:
+    app, known = App(), asyncio.Event()
+    app.users["ada"] = Permissions([">"], identity="ada")
+    app.wait = known.wait
+    async with serve(shared_nats, app, server) as bridge:
+
+        async def first_frame() -> tuple[str, int | None]:
+            if door == "websocket":
+                async with bridge.unwelcome_websocket(additional_headers={"Cookie": "user=ada"}) as client:
+                    frame = await client.frame()
+                    return frame["type"], frame.get("code")
+            async with bridge.http.get(f"{bridge.url}/events", headers={"Cookie": "user=ada"}) as response:
+                frame = await EventClient(response).frame()
+                return frame["type"], frame.get("code")
+
+        coming = asyncio.create_task(first_frame())
+        await until(lambda: app.asked)
+        if decided == "revoke":
+            assert await bridge.extension.revoke(identity="ada") == 0
+        else:
+            assert await bridge.extension.repermit(Permissions(["b"]), identity="ada") == 0
+        known.set()
+        assert await coming == (("close", 4403) if decided == "revoke" else ("welcome", None))
+        # It concerns nobody who comes later.
+        async with connected(bridge, door, "ada") as later:
+            assert (await follow(bridge, later, "ada", "a"))["success"]
+
+
+async def test_a_post_that_is_no_command_is_not_asked_about(shared_nats: NatsServer) -> None:
+    app = App()
+    async with serve(shared_nats, app) as bridge:
+        for body in (b"{", b"[]", b'{"subjects": ["a"]}', b'{"session": "x", "subjects": []}'):
+            assert (await bridge.post("/subscribe", body))[0] == 400
+        assert app.asked == []
+
+
 async def test_while_there_is_no_room_the_app_is_not_asked(shared_nats: NatsServer, server: ServerName) -> None:
     app = App()
     app.users["ada"] = Permissions([">"])
@@ -433,14 +522,15 @@ async def test_no_frame_shows_a_real_name(nats_server: NatsServer, door: str) ->
         authorization { users: [{ user: u, password: p, permissions: { subscribe: { deny: "hidden.9.shut" } } }] }
         no_auth_user: u
     """
-    nats_server.reload()
+    nats_server.restart()
     commands = (["me.>"], ["me.denied"], ["me.shut"], ["me.*.x", "hidden.9.x"], ["me.a..b"], ["me." + "x" * 250])
     frames: list[dict[str, Any]] = []
     async with serve(nats_server, app) as bridge, connected(bridge, door, "ada") as client:
         frames += [await follow(bridge, client, "ada", *wanted) for wanted in commands]
         async with Publisher.connected(nats_server) as publisher:
             await publisher.send("hidden.9.y.x", b"1")
-        await until(lambda: len(sessions(bridge)) == 1)
+        while frames[-1]["type"] != "message":
+            frames.append(await client.frame())
         nats_server.restart()
         while not frames or frames[-1] != {"type": "status", "nats": "connected"}:
             frames.append(await client.frame())

@@ -35,7 +35,8 @@ class Worker:
 
     def open(self, permissions: Permissions = EVERYTHING) -> tuple[Session, FakeOutlet]:
         outlet = FakeOutlet()
-        session = self.sessions.open(outlet, permissions)
+        with self.sessions.arrivals.arriving() as arrival:
+            session = self.sessions.open(outlet, permissions, arrival)
         assert session is not None
         return session, outlet
 

@@ -17,7 +17,8 @@ async def test_a_full_worker_refuses_one_more_until_one_leaves() -> None:
     worker = Worker(max_sessions=2)
     (first, _), _ = worker.open(), worker.open()
     outlet = FakeOutlet()
-    assert worker.sessions.open(outlet, EVERYTHING) is None
+    with worker.sessions.arrivals.arriving() as arrival:
+        assert worker.sessions.open(outlet, EVERYTHING, arrival) is None
     assert len(worker.sessions) == 2
     (close,) = outlet.frames
     assert (close["type"], close["code"], close["reconnect"]) == ("close", 1013, True)
@@ -119,6 +120,7 @@ async def test_nobody_is_let_in_any_more_when_all_have_been_closed() -> None:
     worker = Worker()
     worker.sessions.close_all("test")
     outlet = FakeOutlet()
-    assert worker.sessions.open(outlet, EVERYTHING) is None
+    with worker.sessions.arrivals.arriving() as arrival:
+        assert worker.sessions.open(outlet, EVERYTHING, arrival) is None
     (close,) = outlet.frames
     assert (close["type"], close["code"], close["reason"], close["reconnect"]) == ("close", 1001, "test", True)

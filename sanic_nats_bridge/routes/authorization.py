@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from inspect import isawaitable
 
 from sanic import Request
 
@@ -39,15 +40,25 @@ async def identify_client(request: Request, settings: Settings) -> str | None:
     return (await _ask(request, settings)).identity
 
 
+def _is_cancelled() -> bool:
+    """Whether it is this task that is cancelled, and not one that the function has waited for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 async def _ask(request: Request, settings: Settings) -> Permissions:
     if settings.permissions is None:
         return settings.everybody
     try:
         async with asyncio.timeout(settings.permissions_timeout):
-            permissions = await settings.permissions(request)
+            permissions = settings.permissions(request)
+            if isawaitable(permissions):
+                permissions = await permissions
         if permissions is not None and not isinstance(permissions, Permissions):
             raise TypeError(f"it has returned {type(permissions).__name__}, not Permissions or None")
-    except Exception:
+    except (Exception, asyncio.CancelledError) as error:
+        if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+            raise
         logger.exception("The 'permissions' function has failed")
         raise InternalError("Internal error") from None
     if permissions is None:

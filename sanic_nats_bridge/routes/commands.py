@@ -57,17 +57,16 @@ async def _command(request: Request, sessions: Sessions, action: Action) -> HTTP
         return misdirected(action)
     try:
         body = await _body(request, sessions.settings.max_command_bytes)
-        identity = await identify_client(request, sessions.settings)
     except BridgeError as error:
         return refusal_response(error, action)
-    return reply_response(*await outcome(_carry_out(sessions, body, action, identity), action, identify(body)))
+    return reply_response(*await outcome(_carry_out(request, sessions, body, action), action, identify(body)))
 
 
-async def _carry_out(sessions: Sessions, body: bytes, action: Action, identity: str | None) -> Reply:
+async def _carry_out(request: Request, sessions: Sessions, body: bytes, action: Action) -> Reply:
     command = decode_command(body, action)
     if not isinstance(command.session, str):
         raise CommandInvalid("Not a valid command: 'session' is missing")
-    session = sessions.find(command.session, identity)
+    session = sessions.find(command.session, await identify_client(request, sessions.settings))
     session.count_command()
     try:
         return await session.handle(command)

@@ -9,6 +9,7 @@ from typing import Final
 from sanic import Blueprint, HTTPResponse, Request
 from sanic_ext import openapi
 
+from ..arrivals import Arrival
 from ..errors import BridgeError, CloseCode, InternalError
 from ..outlet import CLOSE_SECONDS
 from ..permissions import Permissions
@@ -31,21 +32,22 @@ def add_event_route(blueprint: Blueprint, sessions: Sessions, cross_origin: Cros
     async def events(request: Request) -> HTTPResponse | None:
         if is_misdirected(request):
             return misdirected("subscribe")
-        try:
-            beginning = await _beginning(request, sessions)
-        except BridgeError as error:
-            return refusal_response(error, "subscribe")
-        if request.method == "HEAD":
-            return HTTPResponse(b"", 200, dict(_HEADERS), _CONTENT_TYPE)
-        response = await request.respond(headers=dict(_HEADERS), content_type=_CONTENT_TYPE)
-        cross_origin.mark(request, response)
-        await response.send(b"")
-        async with event_stream_outlet(request, response, sessions.settings) as outlet:
-            if isinstance(beginning, Close):
-                outlet.finish(beginning, CLOSE_SECONDS)
-                await outlet.wait_finished()
-            else:
-                await _stream(outlet, sessions, *beginning)
+        with sessions.arrivals.arriving() as arrival:
+            try:
+                beginning = await _beginning(request, sessions)
+            except BridgeError as error:
+                return refusal_response(error, "subscribe")
+            if request.method == "HEAD":
+                return HTTPResponse(b"", 200, dict(_HEADERS), _CONTENT_TYPE)
+            response = await request.respond(headers=dict(_HEADERS), content_type=_CONTENT_TYPE)
+            cross_origin.mark(request, response)
+            await response.send(b"")
+            async with event_stream_outlet(request, response, sessions.settings) as outlet:
+                if isinstance(beginning, Close):
+                    outlet.finish(beginning, CLOSE_SECONDS)
+                    await outlet.wait_finished()
+                else:
+                    await _stream(outlet, sessions, arrival, *beginning)
         return None
 
     openapi.exclude()(events)
@@ -76,9 +78,9 @@ async def _beginning(request: Request, sessions: Sessions) -> tuple[Permissions,
 
 
 async def _stream(
-    outlet: EventStreamDoor, sessions: Sessions, permissions: Permissions, command: Command | None
+    outlet: EventStreamDoor, sessions: Sessions, arrival: Arrival, permissions: Permissions, command: Command | None
 ) -> None:
-    session = sessions.open(outlet, permissions)
+    session = sessions.open(outlet, permissions, arrival)
     if session is None:
         await outlet.wait_finished()
         return

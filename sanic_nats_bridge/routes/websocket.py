@@ -47,14 +47,14 @@ async def _admitted(
     request: Request, outlet: WebSocketDoor, sessions: Sessions, doorkeeper: Doorkeeper
 ) -> Session | None:
     """A new session; ``None`` where there is none, as the client was told: scripts can read a close code."""
-    refusal = sessions.refusal()
-    if refusal is None:
+    with sessions.arrivals.arriving() as arrival:
+        refusal = sessions.refusal()
         try:
-            doorkeeper.admit(request)
-            return sessions.open(outlet, await permit(request, sessions.settings))
+            if refusal is None:
+                doorkeeper.admit(request)
+                return sessions.open(outlet, await permit(request, sessions.settings), arrival)
         except BridgeError as error:
-            code = error.close_code or CloseCode.INTERNAL
-            refusal = farewell(code, error.message, sessions.settings.retry)
+            refusal = farewell(error.close_code or CloseCode.INTERNAL, error.message, sessions.settings.retry)
     outlet.finish(refusal, CLOSE_SECONDS)
     return None
 
