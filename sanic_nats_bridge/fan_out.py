@@ -52,7 +52,6 @@ def _by_followed(several: Mapping[Subscriber, list[View]]) -> dict[tuple[View, .
 
 
 def _write(subscribers: Iterable[Subscriber], deliveries: Sequence[Delivery]) -> None:
-    subscribers = tuple(subscribers)
     try:
         _write_to_each(subscribers, deliveries)
     except Exception:
@@ -62,7 +61,7 @@ def _write(subscribers: Iterable[Subscriber], deliveries: Sequence[Delivery]) ->
 
 
 def _tell_missed(subscribers: Iterable[Subscriber], patterns: Iterable[str]) -> None:
-    for subscriber in subscribers:
+    for subscriber in tuple(subscribers):
         for pattern in patterns:
             with contextlib.suppress(Exception):  # what has failed before may fail again
                 subscriber.missed(pattern)

@@ -90,7 +90,8 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
     payload: bytes
     number: int = 0
     first: "Delivery | None" = None
-    parts: tuple[bytes, ...] | None = None
+    shared: bool = False
+    rest: bytes | None = None
     json: bytes | None = None
     frame: bytes | None = None
     chunk: bytes | None = None
@@ -99,6 +100,7 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
 
     def under(self, source: Source) -> "Delivery":
         """The same message under another pattern; what they have in common is encoded once."""
+        self.shared = True
         return Delivery(source, self.subject, self.headers, self.payload, self.number, self)
 
     def encoded(self, form: Form) -> bytes:
@@ -111,16 +113,22 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
 
     def _as_json(self) -> bytes:
         if self.json is None:
-            self.json = b"".join((self.source.head(self.subject), *(self.first or self)._rest()))
+            head = self.source.head(self.subject)
+            first = self.first or self
+            self.json = head + first._as_shared() if first.shared else first._encode(head)
         return self.json
 
-    def _rest(self) -> tuple[bytes, ...]:
-        """The `message` frame but for its head, in parts."""
-        if self.parts is None:
-            data, encoding = encode_payload(self.payload)
-            headers = b',"headers":' + self.headers if self.headers else b""
-            self.parts = (headers, b',"data":', data, encoding, b"}")
-        return self.parts
+    def _as_shared(self) -> bytes:
+        """The `message` frame but for its head."""
+        if self.rest is None:
+            self.rest = self._encode(b"")
+        return self.rest
+
+    def _encode(self, head: bytes) -> bytes:
+        # Nothing is kept but bytes: of containers the garbage collector would have to look at each one.
+        data, encoding = encode_payload(self.payload)
+        headers = b',"headers":' + self.headers if self.headers else b""
+        return b"".join((head, headers, b',"data":', data, encoding, b"}"))
 
 
 def join(deliveries: Iterable[Delivery], form: Form) -> bytes:

@@ -1,4 +1,5 @@
 import base64
+import gc
 import json
 from collections.abc import Generator, Iterable
 from typing import Any
@@ -15,7 +16,7 @@ from websockets.frames import Frame, Opcode
 from websockets.streams import StreamReader
 
 from sanic_nats_bridge import protocol, wire
-from sanic_nats_bridge.wire import Delivery, Form
+from sanic_nats_bridge.wire import Delivery, Form, Source
 
 TRICKY = (
     b"",
@@ -51,7 +52,7 @@ subject_texts = st.text(max_size=30) | st.sampled_from(["a\u2028b", "\ufeffa", '
 
 
 def delivery(payload: bytes, subject: str = "a.b", pattern: str = "", headers: bytes = b"") -> Delivery:
-    return Delivery(wire.Source(pattern or subject), subject, headers, payload)
+    return Delivery(Source(pattern or subject), subject, headers, payload)
 
 
 def run(parser: Generator[None, None, Frame]) -> Frame:
@@ -373,3 +374,15 @@ def test_text_that_only_begins_like_json_is_not_read_twice(monkeypatch: pytest.M
 
     monkeypatch.setattr("sanic_nats_bridge.wire.json.loads", read)
     assert wire.encode_payload(b"[1,2,3") == (b'"[1,2,3"', b',"encoding":"text"')
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_delivery_holds_nothing_that_the_garbage_collector_would_have_to_look_at(shared: bool) -> None:
+    delivery = Delivery(Source("a.*"), "a.x", b'{"h":["1"]}', b'{"k": 1}', 7)
+    deliveries = [delivery, *([delivery.under(Source("b.*", "b.", "a."))] if shared else [])]
+    for each in deliveries:
+        for form in Form:
+            each.encoded(form)
+        assert not gc.is_tracked(each)
+        kept = {name: getattr(each, name) for name in each.__struct_fields__ if name not in ("source", "first")}
+        assert [name for name, value in kept.items() if gc.is_tracked(value)] == []
