@@ -9,7 +9,6 @@ from sanic import Sanic
 
 from sanic_nats_bridge import Session
 from sanic_nats_bridge.testing import NatsServer
-from sanic_nats_bridge.transport_outlets import bound_silence
 
 from .support import WAIT_SECONDS, running, until
 from .support_raw import UPGRADE, client_frame, raw_connection, session_of, sessions
@@ -160,20 +159,6 @@ async def test_the_time_that_the_kernel_waits_for_a_client_is_the_write_timeout(
     async with running(servers=shared_nats.url, write_timeout=7.5) as bridge, getattr(bridge, door)() as client:
         connection = transport_of(session_of(bridge, client.session)).get_extra_info("socket")
         assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 7_500
-
-
-def test_a_socket_without_that_option_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Transport(asyncio.Transport):
-        def __init__(self, connection: socket.socket | None) -> None:
-            super().__init__({"socket": connection})
-
-    one, other = socket.socketpair(socket.AF_UNIX)
-    with one, other:
-        bound_silence(Transport(one), 1)
-    bound_silence(Transport(None), 1)
-    monkeypatch.delattr(socket, "TCP_USER_TIMEOUT")
-    with socket.socket() as connection:
-        bound_silence(Transport(connection), 1)
 
 
 def impatient(app: Sanic[Any, Any]) -> None:
