@@ -6,7 +6,6 @@ from websockets.frames import Frame, Opcode
 
 from sanic_nats_bridge.inbox import Inbox
 
-
 MAX_BYTES = 70_000
 
 
