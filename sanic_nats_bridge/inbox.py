@@ -2,15 +2,28 @@
 
 import asyncio
 from collections import deque
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from sanic.exceptions import WebsocketClosed
 from websockets.frames import Opcode
 
-__all__ = ["Inbox"]
+__all__ = ["Inbox", "Source"]
 
 _MAX_WAITING: Final = 16
 _MAX_WAITING_BYTES: Final = 65_536
+
+
+class Source(Protocol):
+    """From where the messages come, and go on to come unless it is paused: a transport, or what stands before it."""
+
+    def is_closing(self) -> bool:
+        """Whether it is about to end."""
+
+    def pause_reading(self) -> None:
+        """Bring nothing more."""
+
+    def resume_reading(self) -> None:
+        """Go on."""
 
 
 class Inbox:
@@ -19,10 +32,14 @@ class Inbox:
     Sanic's ``recv()`` makes two tasks for each message, and holds 8 KiB for each connection that waits.
     """
 
-    __slots__ = ("_closed", "_full", "_held", "_messages", "_part", "_shut", "_size", "_text", "_transport", "_waiter")
+    __slots__ = (
+        "_closed", "_full", "_held", "_max_bytes", "_messages", "_part", "_shut", "_size", "_source", "_text",
+        "_waiter",
+    )  # fmt: skip
 
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
+    def __init__(self, source: Source, max_bytes: int) -> None:
+        self._source = source
+        self._max_bytes = max_bytes
         self._messages: deque[str | bytes] | None = None
         self._size = 0
         self._part = bytearray()
@@ -36,6 +53,9 @@ class Inbox:
     async def put(self, frame: Any) -> None:
         """Take a frame, as `websockets` has checked it; called by Sanic, which answers pings itself.
 
+        Of a message in fragments that is larger than may be what has come is a message: so its reader ends the
+        connection in its turn, and its sender cannot go on with it for ever.
+
         Raises:
             UnicodeDecodeError: A text is not UTF-8.
         """
@@ -48,6 +68,10 @@ class Inbox:
         if frame.fin:
             message, self._part = bytes(self._part), bytearray()
             self.add(message.decode() if self._text else message)
+        elif len(self._part) > self._max_bytes:
+            message, self._part = bytes(self._part), bytearray()
+            self._text = False  # the cut may be within a character, here and at the beginning of the rest
+            self.add(message)
 
     def cancel(self) -> None:
         """Hear that nothing more comes; called by Sanic when the client has closed."""
@@ -101,12 +125,12 @@ class Inbox:
         self._wake()
 
     def _pace(self) -> None:
-        if self._transport.is_closing():
+        if self._source.is_closing():
             return
         if self._full or self._held or self._shut:
-            self._transport.pause_reading()
+            self._source.pause_reading()
         else:
-            self._transport.resume_reading()
+            self._source.resume_reading()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -35,7 +35,7 @@ class Outlet(Protocol):
     """``None``: nobody cares any more."""
 
     written: int
-    """How many bytes were handed over, so far."""
+    """How many bytes were handed over, so far, but for those that were dropped before they left."""
 
     @property
     def tells_pending(self) -> bool:

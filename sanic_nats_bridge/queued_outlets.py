@@ -19,10 +19,11 @@ from sanic.exceptions import WebsocketClosed
 from sanic.http.constants import Stage
 
 from . import wire
+from .errors import CloseCode
 from .outlet import CLOSED_WITHOUT_CODE, OutletWatcher
 from .protocol import Close, Frame
 from .settings import Settings
-from .transport_outlets import bound_silence
+from .tcp import bound_silence
 from .wire import Form
 
 __all__ = ["QueuedEventStreamOutlet", "QueuedWebSocketOutlet"]
@@ -30,6 +31,7 @@ __all__ = ["QueuedEventStreamOutlet", "QueuedWebSocketOutlet"]
 logger = logging.getLogger("sanic.root.nats_bridge")
 
 _PART_BYTES: Final = 65_536  # what servers themselves let wait
+_EVENT_END: Final = b"\n\n"
 
 
 class _QueuedOutlet(ABC):
@@ -94,9 +96,20 @@ class _QueuedOutlet(ABC):
         """Nothing: the server never takes for idle what has not ended."""
 
     def finish(self, close: Close, seconds: float) -> None:
+        if CloseCode(close.code).cuts:
+            self._cut()
         self.send(close, close.retry if isinstance(close.retry, int) else None)
         self._last = close
         asyncio.get_running_loop().call_later(seconds, self.abort)
+
+    def _cut(self) -> None:
+        """Leave out what waits here; what the server has been given may still leave."""
+        waiting, self._queue = self._queue, deque()
+        self._leave_out(sum(map(len, waiting)))
+
+    def _leave_out(self, size: int) -> None:
+        self.written -= size
+        self.pending -= size
 
     def abort(self) -> None:
         if self._transport is not None:
@@ -153,6 +166,10 @@ class QueuedWebSocketOutlet(_QueuedOutlet):
 
     form = Form.JSON_LINES
 
+    def __init__(self, request: Request, settings: Settings) -> None:
+        super().__init__(request, settings)
+        self._next: deque[tuple[str, int]] = deque()
+
     async def recv(self) -> str | bytes:
         """What the client has sent.
 
@@ -169,9 +186,16 @@ class QueuedWebSocketOutlet(_QueuedOutlet):
         raise WebsocketClosed
 
     async def _send_next(self) -> None:
-        for text, size in _texts(cast(bytes, self._queue.popleft())):
+        self._next.extend(_texts(cast(bytes, self._queue.popleft())))
+        while self._next:
+            text, size = self._next.popleft()
             await self._server.send({"type": "websocket.send", "text": text})
             self._taken(size)
+
+    def _cut(self) -> None:
+        super()._cut()
+        self._leave_out(sum(size for _, size in self._next))
+        self._next.clear()
 
     async def _send_end(self, close: Close) -> None:
         # The `close` of Sanic's ASGI WebSocket does nothing. The handler reads on, for the closing handshake.
@@ -214,6 +238,13 @@ class QueuedEventStreamOutlet(_QueuedOutlet):
         await self._response.send(b"".join(parts))
         self._taken(_PART_BYTES - room)
 
+    def _cut(self) -> None:
+        rest = _rest_of_event(self._queue[0]) if self._queue else b""
+        super()._cut()
+        if rest:
+            self._queue.append(rest)
+            self._leave_out(-len(rest))
+
     async def _send_end(self, close: Close) -> None:
         await self._response.send(end_stream=True)
         self._end()
@@ -222,6 +253,16 @@ class QueuedEventStreamOutlet(_QueuedOutlet):
         # Sanic would end the response behind the handler, and wait for a client that takes nothing.
         self._stream.stage = Stage.IDLE
         super()._end()
+
+
+def _rest_of_event(part: bytes | memoryview) -> bytes:
+    """What is missing of an event that was handed over in part: without it the next one would be a piece of it."""
+    if isinstance(part, bytes):
+        return b""
+    # From the end of what was handed over on, which may stand within the empty line that ends an event.
+    whole = cast(bytes, part.obj)
+    last, end, _ = whole[len(whole) - len(part) - len(_EVENT_END) :].partition(_EVENT_END)
+    return (last + end)[len(_EVENT_END) :]
 
 
 @lru_cache(maxsize=8)

@@ -3,16 +3,15 @@
 The transport's write buffer is the client's queue, and every frame of a session leaves by its one
 outlet: Sanic's ``send`` waits while the buffer is full, and direct writes would overtake it. The only
 file that touches private parts of Sanic's server: ``io_proto``, ``ws_proto``, ``assembler``,
-``recv_cancel``, ``resume_frames``, ``keepalive_ping_task``, ``process_events``, ``fail_connection`` and the
-ping settings of its WebSocket; ``fail``, ``debug`` and ``close_rcvd`` of that of `websockets` below; ``_can_write``,
-``_time`` and ``_callback_check_timeouts`` of its protocols.
+``recv_cancel``, ``resume_frames``, ``keepalive_ping_task``, ``data_received``, ``eof_received``,
+``process_events``, ``fail_connection`` and the ping settings of its WebSocket; ``fail``, ``debug`` and
+``close_rcvd`` of that of `websockets` below; ``_can_write``, ``_time`` and ``_callback_check_timeouts`` of
+its protocols.
 """
 
 import asyncio
 import contextlib
 import math
-import socket
-import sys
 import time
 from typing import Any, ClassVar, Final, cast
 
@@ -22,12 +21,14 @@ from websockets.frames import Opcode
 from . import wire
 from .errors import CloseCode
 from .inbox import Inbox
+from .intake import Intake
 from .outlet import CLOSE_SECONDS, CLOSED_WITHOUT_CODE, OutletWatcher
 from .protocol import Close, Frame
 from .settings import Settings
+from .tcp import bound_silence, unacknowledged
 from .wire import Form
 
-__all__ = ["EventStreamOutlet", "WebSocketOutlet", "bound_silence"]
+__all__ = ["EventStreamOutlet", "WebSocketOutlet"]
 
 _PING: Final = b"\x89\x00"
 _INVALID_DATA: Final = 1007
@@ -112,7 +113,7 @@ class WebSocketOutlet(_TransportOutlet):
     """The way to a client of ``/stream``."""
 
     __slots__ = (
-        "_answered", "_closing", "_fail", "_inbox", "_pinged_at", "_process_events", "_protocol",
+        "_answered", "_closing", "_fail", "_inbox", "_intake", "_pinged_at", "_process_events", "_protocol",
         "_unwatched", "_websocket",
     )  # fmt: skip
 
@@ -120,7 +121,9 @@ class WebSocketOutlet(_TransportOutlet):
 
     def __init__(self, websocket: Websocket, settings: Settings) -> None:
         self._websocket = cast(Any, websocket)
-        self._inbox = Inbox(self._websocket.io_proto.transport)
+        transport = self._websocket.io_proto.transport
+        self._intake = Intake(transport, self._websocket.data_received, self._websocket.eof_received)
+        self._inbox = Inbox(self._intake, settings.max_command_bytes)
         super().__init__(self._websocket.io_proto, settings)
         # Does nothing for a WebSocket, but would keep a closed connection in memory for half a minute.
         self._websocket.io_proto._callback_check_timeouts.cancel()
@@ -143,6 +146,8 @@ class WebSocketOutlet(_TransportOutlet):
 
     def _take_over(self) -> None:
         """Have what the client sends come into the inbox, from what waits in Sanic's assembler on."""
+        self._websocket.data_received = self._intake.data_received
+        self._websocket.eof_received = self._intake.eof_received
         assembler = self._websocket.assembler
         self._websocket.assembler = self._websocket.recv_cancel = self._inbox
         # A handler of Sanic's signal "websocket.handler.before" may have let the loop turn.
@@ -184,7 +189,7 @@ class WebSocketOutlet(_TransportOutlet):
                 self._pinged_at, self._answered = now, False
                 self._ping()
         elif timeout is not None and now - self._pinged_at >= timeout:
-            if _unacknowledged(self._transport):
+            if unacknowledged(self._transport):
                 self._pinged_at = now
             else:
                 self._websocket.fail_connection(CloseCode.INTERNAL, "No answer to a ping")
@@ -208,7 +213,8 @@ class WebSocketOutlet(_TransportOutlet):
         return CLOSED_WITHOUT_CODE if received is None else int(received.code)
 
     def _failed(self, code: int, reason: str = "") -> None:
-        """Say why in a frame of ours too, where Sanic or `websockets` fails the connection."""
+        """Say why in a frame of ours too, where Sanic or `websockets` fails the connection, or it is lost."""
+        self._intake.drop()
         if code != CLOSED_WITHOUT_CODE and self.watcher is not None:
             self.watcher.gone(int(code))
             self.send(Close(code=int(code), reason=reason, reconnect=code not in _FAULTS_OF_THE_CLIENT))
@@ -277,24 +283,3 @@ class EventStreamOutlet(_TransportOutlet):
 def _is_endless(event: Any) -> bool:
     """Whether its sender might go on with it for ever: a ping, a pong, or a fragment with nothing in it."""
     return event.opcode in (Opcode.PING, Opcode.PONG) or (event.opcode is Opcode.CONT and not event.data)
-
-
-def _unacknowledged(transport: asyncio.Transport) -> bool:
-    """Whether the kernel holds bytes that the client, or the proxy before it, has not taken; where it can be told."""
-    if not sys.platform.startswith("linux"):
-        return False
-    from fcntl import ioctl
-    from termios import TIOCOUTQ
-
-    connection = transport.get_extra_info("socket")
-    with contextlib.suppress(OSError, ValueError):
-        return any(ioctl(connection.fileno(), TIOCOUTQ, bytes(4)))
-    return False
-
-
-def bound_silence(transport: asyncio.Transport, seconds: float) -> None:
-    """Have the kernel give the connection up when nothing sent is acknowledged, or taken (RFC 5482)."""
-    connection = transport.get_extra_info("socket")
-    if hasattr(socket, "TCP_USER_TIMEOUT") and connection is not None:
-        with contextlib.suppress(OSError):  # a Unix socket has no such option
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))

@@ -134,6 +134,8 @@ class _Reader:
             self._opcode, self._parts = opcode, b""
         self._parts += payload
         self.verdict.unfinished = not last
+        if not last and len(self._parts) > self._max:
+            self.verdict.codes.add(TOO_BIG)
         if last:
             self._message(self._opcode == TEXT, self._parts)
             self._opcode = None

@@ -263,7 +263,7 @@ class Scene:
             yield scene
             await until(lambda: len(sessions(bridge)) == 2)
             await until(lambda: scene._held() == scene._before)
-            assert not [pattern for pattern in server.subscriptions() if pattern.startswith("fuzz")]
+            await until(lambda: not [name for name in server.subscriptions() if name.startswith("fuzz")])
 
     def _held(self) -> tuple[int, int]:
         return len(asyncio.all_tasks()), sum(1 for _ in Path("/proc/self/fd").iterdir())

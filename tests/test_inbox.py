@@ -6,6 +6,8 @@ from websockets.frames import Frame, Opcode
 
 from sanic_nats_bridge.inbox import Inbox
 
+MAX_BYTES = 70_000
+
 
 class FakeTransport(asyncio.Transport):
     """Keeps count of whether it is read."""
@@ -34,7 +36,7 @@ def transport() -> FakeTransport:
 
 @pytest.fixture
 def inbox(transport: FakeTransport) -> Inbox:
-    return Inbox(transport)
+    return Inbox(transport, MAX_BYTES)
 
 
 def text(content: str) -> Frame:
@@ -159,3 +161,27 @@ async def test_few_large_messages_are_much_too(inbox: Inbox, transport: FakeTran
     assert transport.reading
     await inbox.put(text("x" * 65_535))
     assert transport.reading
+
+
+@pytest.mark.parametrize("opcode", [Opcode.TEXT, Opcode.BINARY])
+async def test_a_message_without_end_is_one_once_it_is_larger_than_may_be(
+    transport: FakeTransport, opcode: Opcode
+) -> None:
+    inbox = Inbox(transport, 3)
+    await inbox.put(Frame(opcode, "aä".encode(), fin=False))
+    reader = asyncio.create_task(inbox.get())
+    await asyncio.sleep(0)
+    assert not reader.done()
+    await inbox.put(Frame(Opcode.CONT, "ö".encode()[:1], fin=False))
+    assert await reader == "aäö".encode()[:4]
+    await inbox.put(Frame(Opcode.CONT, "ö".encode()[1:]))
+    assert await inbox.get() == "ö".encode()[1:]
+    await inbox.put(text("next"))
+    assert await inbox.get() == "next"
+
+
+async def test_a_message_that_is_just_as_large_as_may_be_comes_whole(transport: FakeTransport) -> None:
+    inbox = Inbox(transport, 3)
+    for frame in (Frame(Opcode.TEXT, b"ab", fin=False), Frame(Opcode.CONT, b"c", fin=False), Frame(Opcode.CONT, b"")):
+        await inbox.put(frame)
+    assert await inbox.get() == "abc"

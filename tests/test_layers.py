@@ -35,6 +35,8 @@ FLOORS = {
     "nats_health": 1,
     "nats_link": 1,
     "nats_transport": 1,
+    "tcp": 1,
+    "intake": 1,
     "inbox": 1,
     "outlet": 1,
     "transport_outlets": 1,

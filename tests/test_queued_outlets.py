@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import json
 import re
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -265,6 +266,84 @@ async def test_an_event_stream_leaves_in_parts_that_servers_let_wait(server: Ser
     assert heard(outlet) == ["filled", "drained", 1006]
 
 
+# A session that is cut
+
+CUT = Close(code=CloseCode.FORBIDDEN, reason="revoked", reconnect=False)
+
+
+def event(letter: str, size: int = 100) -> bytes:
+    return b"data: %b\n\n" % (letter.encode() * (size - 8))
+
+
+@both_doors
+async def test_of_a_session_that_is_cut_nothing_leaves_that_the_server_has_not_been_given(
+    server: Server, door: str
+) -> None:
+    async with handled(server, door) as (outlet, _):
+        outlet.write(event("a") if door == "events" else line(100, "a") + line(100, "b"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        outlet.write(event("c") if door == "events" else line(100, "c"))
+        taken = outlet.written - outlet.pending
+        outlet.finish(CUT, 60)
+        close = outlet.pending - 100
+        assert 0 < close < 100
+        assert outlet.written - outlet.pending == taken == 0
+        server.ready.set()
+        await until(lambda: not outlet.pending)
+        assert outlet.written == 100 + close
+        server.received.put_nowait({"type": "websocket.disconnect"})
+    if door == "events":
+        body = b"".join(event["data"] for event in server.taken)
+        assert body.startswith(event("a") + b"event: close\n")
+        assert body.count(b"\n\n") == 2
+    else:
+        assert server.texts[0] == "a" * 99
+        assert [json.loads(text)["type"] for text in server.texts[1:]] == ["close"]
+        assert server.taken[-1]["code"] == 4403
+
+
+@both_doors
+async def test_a_session_that_is_cut_before_the_server_was_given_anything_gets_its_close_alone(
+    server: Server, door: str
+) -> None:
+    async with handled(server, door) as (outlet, _):
+        outlet.write(event("a") if door == "events" else line(100))
+        outlet.finish(CUT, 60)
+        server.ready.set()
+        await until(lambda: not outlet.pending)
+        server.received.put_nowait({"type": "websocket.disconnect"})
+    assert len(server.taken) == 2
+    assert b'"type":"close"' in server.taken[0].get("data", server.taken[0].get("text", "").encode())
+
+
+PART = 65_536
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [(PART - 50, 100, 100), (PART, 100, 100), (PART + 1, 100, 100), (PART + 2, 100, 100), (PART * 2, 100, 100)],
+    ids=["within the second event", "at its end", "before its last byte", "before its last two", "within the first"],
+)
+async def test_an_event_that_was_handed_over_in_part_is_handed_over_to_its_end(
+    server: Server, sizes: tuple[int, ...]
+) -> None:
+    events = [event(letter, size) for letter, size in zip("abc", sizes, strict=True)]
+    whole = b"".join(events)
+    ends = [len(b"".join(events[: count + 1])) for count in range(3)]
+    async with handled(server, "events") as (outlet, _):
+        outlet.write(whole)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        outlet.finish(CUT, 60)
+        server.ready.set()
+        await until(lambda: not outlet.pending)
+    body = b"".join(event["data"] for event in server.taken)
+    end = min(end for end in ends if end >= PART)
+    assert body[:end] == whole[:end]
+    assert body[end:].startswith(b"event: close\n")
+
+
 # Behind real servers
 
 REQUESTS = {
@@ -392,6 +471,30 @@ async def test_a_client_that_has_stopped_reading_does_not_hold_up_the_end_of_uvi
         _, _, session, _ = await stack.enter_async_context(stalled(bridge, door, subject))
         await overfill(session, publisher, subject)
         session.close(CloseCode.GOING_AWAY, "", 0.2)
+
+
+@both_doors
+@pytest.mark.parametrize("code", [CloseCode.UNAUTHORIZED, CloseCode.FORBIDDEN])
+async def test_a_stalled_client_whose_session_is_cut_gets_only_what_the_server_had(
+    shared_nats: NatsServer, publisher: Publisher, door: str, code: CloseCode
+) -> None:
+    subject = publisher.subject("a")
+    limits: dict[str, Any] = {"subscribe": [">"], "max_pending_bytes": 4 * LIMIT}
+    async with (
+        running(server="uvicorn", servers=shared_nats.url, **limits) as bridge,
+        stalled(bridge, door, subject) as (reader, _, session, _),
+    ):
+        await overfill(session, publisher, subject)
+        outlet: Any = session._outlet
+        waiting = outlet.pending
+        session.close(code, "cut", WAIT_SECONDS)
+        # What the server is being given is at most one part, and there may be the rest of an event.
+        assert outlet.pending < PART + 2 * SIZE < waiting
+        received = Received(reader)
+        await received.until(lambda: b'"reason":"cut"' in received.text)
+    whole = re.findall(rb'"data":"?x{%d}"?[,}]' % SIZE, received.text)
+    assert received.text.count(b'"type":"message"') == len(whole) > 0
+    assert b'"code":%d' % code in received.text
 
 
 @behind_servers

@@ -1,18 +1,23 @@
 import asyncio
 import contextlib
+import re
 import socket
+import ssl
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
 from sanic import Sanic
+from websockets.protocol import Protocol
 
 from sanic_nats_bridge import Session
 from sanic_nats_bridge.testing import NatsServer
-from sanic_nats_bridge.transport_outlets import bound_silence
 
 from .support import WAIT_SECONDS, running, until
-from .support_raw import UPGRADE, client_frame, raw_connection, session_of, sessions
+from .support_frames import CLOSE, CONT, PONG, TEXT, frame, read_frame
+from .support_raw import UPGRADE, client_frame, raw_connection, reset, session_of, sessions
+from .test_routes_origin import certificate
 
 LIMIT: Final = 64 * 1024
 KERNEL_BYTES: Final = 32 * 1024
@@ -162,20 +167,6 @@ async def test_the_time_that_the_kernel_waits_for_a_client_is_the_write_timeout(
         assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 7_500
 
 
-def test_a_socket_without_that_option_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Transport(asyncio.Transport):
-        def __init__(self, connection: socket.socket | None) -> None:
-            super().__init__({"socket": connection})
-
-    one, other = socket.socketpair(socket.AF_UNIX)
-    with one, other:
-        bound_silence(Transport(one), 1)
-    bound_silence(Transport(None), 1)
-    monkeypatch.delattr(socket, "TCP_USER_TIMEOUT")
-    with socket.socket() as connection:
-        bound_silence(Transport(connection), 1)
-
-
 def impatient(app: Sanic[Any, Any]) -> None:
     app.config.WEBSOCKET_PING_INTERVAL = app.config.WEBSOCKET_PING_TIMEOUT = 0.2
 
@@ -276,3 +267,120 @@ async def test_a_command_that_comes_before_the_bridge_has_taken_over_is_carried_
         writer.write(client_frame(b'{"action":"ping","id":1}') + client_frame(b'{"action":"ping","id":2}'))
         received = await asyncio.wait_for(reader.readuntil(b'"id":2,"action":"ping"'), WAIT_SECONDS)
     assert 0 < received.index(b'"welcome"') < received.index(b'"id":1,')
+
+
+# A client that sends much at once
+
+UNHURRIED: Final[dict[str, Any]] = {"command_rate": 1_000_000.0, "command_burst": 1_000_000}
+SLICE: Final = 4_096
+
+
+async def test_one_turn_of_the_loop_takes_no_more_frames_apart_than_a_slice_holds(
+    monkeypatch: pytest.MonkeyPatch, shared_nats: NatsServer
+) -> None:
+    turns = [0]
+    receive = Protocol.recv_frame
+
+    def count(protocol: Protocol, received: Any) -> None:
+        if received.opcode == PONG:
+            turns[-1] += 1
+        receive(protocol, received)
+
+    def turn() -> None:
+        turns.append(0)
+        if sum(turns) < 20_000:
+            loop.call_soon(turn)
+
+    monkeypatch.setattr(Protocol, "recv_frame", count)
+    loop = asyncio.get_running_loop()
+    smallest = frame(PONG)
+    async with (
+        running(servers=shared_nats.url, **UNHURRIED) as bridge,
+        raw_connection(bridge.port, REQUESTS["websocket"]) as (reader, writer),
+    ):
+        await reader.readuntil(b'"nats":"connected"}')
+        loop.call_soon(turn)
+        writer.write(smallest * 20_000 + client_frame(b'{"action":"ping"}'))
+        await asyncio.wait_for(reader.readuntil(b'"pong"}'), WAIT_SECONDS)
+    assert sum(turns) == 20_000
+    assert max(turns) <= SLICE // len(smallest) + 1
+
+
+async def test_all_that_is_sent_at_once_is_answered_in_its_order(shared_nats: NatsServer) -> None:
+    commands = [b'{"action":"ping","id":%d}' % number for number in range(500)]
+    async with (
+        running(servers=shared_nats.url, **UNHURRIED) as bridge,
+        raw_connection(bridge.port, REQUESTS["websocket"]) as (reader, writer),
+    ):
+        await reader.readuntil(b'"nats":"connected"}')
+        writer.write(b"".join(map(client_frame, commands)))
+        received = await asyncio.wait_for(reader.readuntil(b'"id":499,"action":"ping"'), WAIT_SECONDS)
+    assert re.findall(rb'"id":(\d+)', received) == [b"%d" % number for number in range(500)]
+
+
+@pytest.mark.parametrize("leave", ["waits", "ends"])
+async def test_a_close_behind_much_else_is_answered_and_told(shared_nats: NatsServer, leave: str) -> None:
+    codes: list[int] = []
+    async with (
+        running(servers=shared_nats.url, **UNHURRIED) as bridge,
+        raw_connection(bridge.port, REQUESTS["websocket"]) as (reader, writer),
+    ):
+        sessions(bridge).on_closed = lambda _, code: codes.append(code)
+        await reader.readuntil(b'"nats":"connected"}')
+        writer.write(frame(PONG) * 20_000 + frame(CLOSE, (4001).to_bytes(2)))
+        if leave == "ends":
+            writer.write_eof()
+        assert await asyncio.wait_for(reader.read(), WAIT_SECONDS) == b"\x88\x02\x0f\xa1"
+        await until(lambda: codes)
+    assert codes == [4001]
+
+
+async def test_a_client_that_ends_tls_behind_much_else_has_left(shared_nats: NatsServer, tmp_path: Path) -> None:
+    keys, mine = certificate(tmp_path), ssl.create_default_context()
+    mine.check_hostname, mine.verify_mode = False, ssl.CERT_NONE
+    async with running(servers=shared_nats.url, server_options={"ssl": keys}, **UNHURRIED) as bridge:
+        tasks = len(asyncio.all_tasks())
+        reader, writer = await asyncio.open_connection("127.0.0.1", bridge.port, ssl=mine)
+        writer.write(REQUESTS["websocket"].encode())
+        await reader.readuntil(b'"nats":"connected"}')
+        (session,) = sessions(bridge)
+        outlet: Any = session._outlet
+        writer.write(frame(PONG) * 20_000)
+        writer.close()  # its close_notify is read together with what stands before it
+        await until(lambda: session.closed)
+        await until(lambda: len(asyncio.all_tasks()) == tasks)
+        assert outlet._intake._unfed is None
+
+
+async def test_a_message_in_fragments_is_not_waited_for_when_it_is_larger_than_may_be(shared_nats: NatsServer) -> None:
+    async with (
+        running(servers=shared_nats.url, max_command_bytes=1_000) as bridge,
+        raw_connection(bridge.port, REQUESTS["websocket"]) as (reader, writer),
+        bridge.websocket() as other,
+    ):
+        await reader.readuntil(b'"nats":"connected"}')
+        writer.write(frame(TEXT, b" ", fin=False) + frame(CONT, b" ", fin=False) * 5_000)
+        async with asyncio.timeout(WAIT_SECONDS):
+            opcode, told = await read_frame(reader)
+            assert (opcode, b'"code":1009' in told, b'"reconnect":false' in told) == (TEXT, True, True)
+            opcode, payload = await read_frame(reader)
+        assert (opcode, int.from_bytes(payload[:2])) == (CLOSE, 1009)
+        assert (await other.ask({"action": "ping"}))["message"] == "pong"
+        assert len(sessions(bridge)) == 1
+
+
+async def test_of_a_client_that_is_lost_no_slice_is_left(shared_nats: NatsServer) -> None:
+    async with running(servers=shared_nats.url, max_pending_bytes=LIMIT, **UNHURRIED) as bridge:
+        tasks = len(asyncio.all_tasks())
+        async with raw_connection(bridge.port, REQUESTS["websocket"], limit=1024) as (reader, writer):
+            await reader.readuntil(b'"nats":"connected"}')
+            (session,) = sessions(bridge)
+            outlet: Any = session._outlet
+            outlet._inbox.hold()
+            outlet._intake.data_received(frame(PONG) * 20_000)
+            assert outlet._intake._unfed
+            reset(writer.transport)
+            # By writing alone it is noticed that a client has gone of which nothing is read.
+            await until(lambda: outlet.write(b"x") or session.closed)
+        assert outlet._intake._unfed is None
+        await until(lambda: len(asyncio.all_tasks()) == tasks)
