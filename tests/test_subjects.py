@@ -126,12 +126,13 @@ PATTERNS = [
 ]
 
 
-def as_regex(pattern: str) -> re.Pattern[str]:
+def as_regex(pattern: str, *, guarded: bool = True) -> re.Pattern[str]:
     tokens = [{"*": r"[^.]+", ">": r".+"}.get(token, re.escape(token)) for token in pattern.split(".")]
-    guard = r"(?![$_])" if pattern[0] in "*>" else ""
+    guard = r"(?![$_])" if guarded and pattern[0] in "*>" else ""
     return re.compile(guard + r"\.".join(tokens))
 
 
+UNGUARDED = {pattern: frozenset(filter(as_regex(pattern, guarded=False).fullmatch, SUBJECTS)) for pattern in PATTERNS}
 MATCHED = {pattern: frozenset(filter(as_regex(pattern).fullmatch, SUBJECTS)) for pattern in PATTERNS}
 
 
@@ -147,6 +148,30 @@ def test_a_pattern_covers_another_exactly_when_it_matches_all_that_the_other_mat
         if subjects.covers(allowed, requested) != (MATCHED[requested] <= MATCHED[allowed])
     ]
     assert not wrong
+
+
+def test_what_shuts_goes_by_the_rules_of_nats_alone() -> None:
+    wrong = [
+        (one, other)
+        for one, other in product(PATTERNS, repeat=2)
+        if subjects.includes(one, other) != (UNGUARDED[other] <= UNGUARDED[one])
+        or subjects.overlaps(one, other) != bool(UNGUARDED[one] & UNGUARDED[other])
+    ]
+    assert not wrong
+    for pattern in PATTERNS:
+        assert set(filter(subjects.matcher((pattern,)), SUBJECTS)) == UNGUARDED[pattern], pattern
+
+
+def test_a_matcher_of_several_patterns_matches_what_one_of_them_matches() -> None:
+    matches = subjects.matcher(("a.*", "b.>", "$x"))
+    assert set(filter(matches, SUBJECTS)) == UNGUARDED["a.*"] | UNGUARDED["b.>"] | UNGUARDED["$x"]
+
+
+@pytest.mark.parametrize("subject", ["a.*", "a.>", "a.", "a.a*", "a.\n", "a.\x85"])
+def test_a_subject_that_looks_like_a_pattern_is_matched_as_it_stands(subject: str) -> None:
+    assert subjects.matcher(("a.*",))(subject)
+    assert subjects.matches("a.*", subject)
+    assert not subjects.matcher(("a",))(subject)
 
 
 @pytest.mark.parametrize("reserved", ["$SYS", "$JS.API", "$KV.b.k", "$O.x", "_INBOX.a.b", "_NATSBRIDGE.x", "$", "_"])
