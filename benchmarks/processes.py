@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import random
 import resource
 import select
+import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +22,7 @@ __all__ = [
     "busy_ticks",
     "cpu_ns",
     "descendants",
+    "free_port",
     "python_server",
     "raise_file_limit",
     "resident_bytes",
@@ -28,6 +31,7 @@ __all__ = [
 ]
 
 PROJECT: Final = Path(__file__).parents[1]
+_NOT_EPHEMERAL: Final = (12_000, 32_000)
 
 _START_SECONDS: Final = 20.0
 _END_SECONDS: Final = 5.0
@@ -130,3 +134,11 @@ def busy_ticks() -> tuple[int, int]:
     fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]][:_STEAL_END]
     total = sum(fields)
     return total - sum(fields[index] for index in _IDLE_FIELDS), total
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on, and that no system gives to whoever asks for any port."""
+    while True:
+        port = random.randint(*_NOT_EPHEMERAL)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port

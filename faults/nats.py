@@ -1,9 +1,9 @@
 """NATS servers that know each other, and what is asked of them."""
 
 import contextlib
-import socket
 from collections.abc import Iterator
 
+from benchmarks.processes import free_port
 from sanic_nats_bridge.testing import NatsServer
 
 __all__ = ["in_touch", "nats_servers"]
@@ -12,7 +12,7 @@ __all__ = ["in_touch", "nats_servers"]
 @contextlib.contextmanager
 def nats_servers(count: int, config: str) -> Iterator[list[NatsServer]]:
     """So many servers, in a cluster if they are several; ``config`` is of each."""
-    ports = _free_ports(count)
+    ports = [free_port() for _ in range(count)]
     routes = ", ".join(f'"nats://127.0.0.1:{port}"' for port in ports)
     with contextlib.ExitStack() as stack:
         servers = []
@@ -31,9 +31,3 @@ def in_touch(servers: list[NatsServer]) -> bool:
         len({route["remote_id"] for route in server.monitor("/routez")["routes"] or ()}) == len(servers) - 1
         for server in servers
     )
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [probe.getsockname()[1] for probe in probes]

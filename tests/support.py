@@ -21,6 +21,7 @@ from nats.aio.client import Client
 from sanic import Sanic
 from websockets.asyncio.client import ClientConnection, connect
 
+from benchmarks.processes import free_port as free_port
 from sanic_nats_bridge import NatsBridge
 from sanic_nats_bridge.testing import NatsServer
 
@@ -48,13 +49,6 @@ async def until(fact: Callable[[], object], seconds: float = WAIT_SECONDS) -> No
     while not fact():
         assert time.monotonic() < deadline, f"did not come true in {seconds} s"
         await asyncio.sleep(0.005)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def alive(pid: int | None) -> bool:
