@@ -260,7 +260,7 @@ class Session:
         self.close(error.close_code or CloseCode.INTERNAL, error.message)
 
     def expire(self) -> None:
-        """End the session, for its permissions have expired; what waits in the socket may still leave."""
+        """End the session, for its permissions have expired; what the server, or the kernel, has may still leave."""
         self.close(CloseCode.UNAUTHORIZED, "The permissions have expired", self._home.settings.write_timeout)
 
     def close(self, code: CloseCode, reason: str, seconds: float | None = None) -> None:
