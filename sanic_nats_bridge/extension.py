@@ -177,7 +177,7 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         try:
             self._sessions.close_all("The server is going away")
         finally:
-            self._control.stop()
+            await self._control.stop()
             await self._link.stop()
             self._hub.close()
         if self._tasks:
