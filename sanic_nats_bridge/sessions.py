@@ -6,7 +6,7 @@ from typing import Final
 from . import wire
 from .admission import Admission
 from .arrivals import Arrival, Arrivals
-from .errors import CloseCode, SessionUnknown
+from .errors import BridgeError, CloseCode, SessionUnknown
 from .expiries import Expiries
 from .hub import Hub
 from .outlet import CLOSE_SECONDS, Outlet
@@ -99,8 +99,15 @@ class Sessions:
             if not others:
                 del self._by_identity[session.identity]
         self._expiries.drop(session.key)
+        self.hub.tally.ended_bytes += session.sent_bytes
+        self.hub.tally.count_close(code)
         if self.on_closed is not None:
             self.on_closed(session, code)
+
+    def count_refused(self, error: BridgeError | None) -> None:
+        """Count a command that was refused here, if it was."""
+        if error is not None:
+            self.hub.tally.refused[error.code] += 1
 
     def close_all(self, reason: str) -> None:
         """End every session, and let none in: the server is going away."""

@@ -58,8 +58,11 @@ async def _command(request: Request, sessions: Sessions, action: Action) -> HTTP
     try:
         body = await _body(request, sessions.settings.max_command_bytes)
     except BridgeError as error:
+        sessions.count_refused(error)
         return refusal_response(error, action)
-    return reply_response(*await outcome(_carry_out(request, sessions, body, action), action, identify(body)))
+    reply, refusal = await outcome(_carry_out(request, sessions, body, action), action, identify(body))
+    sessions.count_refused(refusal)
+    return reply_response(reply, refusal)
 
 
 async def _carry_out(request: Request, sessions: Sessions, body: bytes, action: Action) -> Reply:
