@@ -6,6 +6,7 @@ same worker.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ __all__ = ["MetricsBoard"]
 logger = logging.getLogger("sanic.root.nats_bridge")
 
 _WRITE_SECONDS: Final = 1.0
+_STOP_SECONDS: Final = 1.0
 _decode: Final = msgspec.json.Decoder(Readings).decode
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -35,6 +37,7 @@ class MetricsBoard:
         self._files = None if folder is None else SharedFiles(folder, app, worker)
         self._before: Readings = {}
         self._one_at_a_time = asyncio.Lock()
+        self._stopping = asyncio.Event()
         self._writer: asyncio.Task[None] | None = None
         self._told = False
 
@@ -46,15 +49,18 @@ class MetricsBoard:
             self._before = _read(await asyncio.to_thread(self._files.claim))
         except OSError as error:
             self._tell(error)
+        self._stopping.clear()
         self._writer = asyncio.create_task(self._write_on(self._files), name="natsbridge-metrics")
 
     async def stop(self) -> None:
         """Write for the last time."""
         if self._files is None or self._writer is None:
             return
-        self._writer.cancel()
-        await asyncio.wait({self._writer})
-        await self._write(self._files)
+        self._stopping.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_STOP_SECONDS):
+                await self._writer
+                await self._write(self._files)
         self._files.release()
 
     async def gather(self) -> dict[str, Readings]:
@@ -67,11 +73,17 @@ class MetricsBoard:
         return {worker: combined(of_worker) for worker, of_worker in parts.items()}
 
     async def _write_on(self, files: SharedFiles) -> None:
-        while True:
+        while not self._stopping.is_set():
             await self._write(files)
-            await asyncio.sleep(_WRITE_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_WRITE_SECONDS):
+                    await self._stopping.wait()
 
     async def _write(self, files: SharedFiles) -> Readings:
+        # A thread goes on when whoever waits for it is cancelled: no other may write meanwhile.
+        return await asyncio.shield(asyncio.create_task(self._write_in_turn(files)))
+
+    async def _write_in_turn(self, files: SharedFiles) -> Readings:
         async with self._one_at_a_time:
             own = combined([(readings(self._take_stats()), True), (self._before, False)])
             try:

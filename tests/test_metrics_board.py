@@ -1,6 +1,5 @@
 import asyncio
 import dataclasses
-import os
 from pathlib import Path
 
 import pytest
@@ -30,8 +29,8 @@ class Worker:
     async def dies(self) -> None:
         """As by SIGKILL: nothing is written any more, and the kernel lets its lock go."""
         assert self.board._writer is not None
-        self.board._writer.cancel()
-        await asyncio.wait({self.board._writer})
+        self.board._stopping.set()
+        await self.board._writer
         assert self.board._files is not None
         self.board._files.release()
 
@@ -39,6 +38,10 @@ class Worker:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "shared"
+
+
+def files_of(folder: Path) -> list[Path]:
+    return list(folder.glob("app.*"))
 
 
 def messages(gathered: dict[str, Readings]) -> dict[str, float]:
@@ -64,6 +67,23 @@ async def test_each_tells_of_all_and_of_itself_as_of_now(folder: Path) -> None:
     assert messages(await second.board.gather()) == {"w0": 10, "w1": 2}
     for worker in (first, second):
         await worker.board.stop()
+
+
+async def test_who_asks_may_go_away_meanwhile(folder: Path) -> None:
+    worker = Worker("w0", folder)
+    await worker.board.start()
+    for count in range(1, 50):
+        worker.counts(count)
+        asked = asyncio.create_task(worker.board.gather())
+        for _ in range(count % 5):
+            await asyncio.sleep(0)
+        asked.cancel()
+        await asyncio.wait({asked})
+    assert messages(await worker.board.gather()) == {"w0": 49}
+    (path,) = files_of(folder)
+    written = await asyncio.to_thread(path.read_bytes)
+    assert b'"natsbridge_messages_total":{"":49.0}' in written
+    await worker.board.stop()
 
 
 async def test_others_hear_within_a_second_or_so(folder: Path) -> None:
@@ -103,7 +123,7 @@ async def test_what_a_worker_has_counted_goes_on_with_the_next_and_its_gauges_en
         assert found["natsbridge_sessions"] == {"websocket": 2, "events": 1}
         await successor.dies()
     await witness.board.stop()
-    assert len(os.listdir(folder)) == 2
+    assert len(files_of(folder)) == 2
 
 
 async def test_what_others_have_written_and_nobody_can_read_is_left_out(folder: Path) -> None:
