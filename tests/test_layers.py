@@ -24,6 +24,7 @@ FLOORS = {
     "admission": 0,
     "token_bucket": 0,
     "origins": 0,
+    "session_ids": 0,
     "log_redaction": 0,
     "checks": 0,
     "settings": 0,
@@ -36,6 +37,7 @@ FLOORS = {
     "nats_health": 1,
     "nats_link": 1,
     "nats_transport": 1,
+    "nats_control": 1,
     "tcp": 1,
     "loop_lag": 1,
     "shared_files": 1,
@@ -60,6 +62,8 @@ FLOORS = {
     "stats": 2,
     "metrics": 2,
     "metrics_board": 2,
+    "relay": 3,
+    "decisions": 3,
     "routes": 3,
     "routes.replies": 3,
     "routes.health": 3,
@@ -80,7 +84,7 @@ BESIDE = {"testing"}
 
 ALLOWED_IN = {
     "asyncio": {name for name, floor in FLOORS.items() if floor > 0},
-    "nats": {"nats_connection", "nats_transport"},
+    "nats": {"nats_connection", "nats_control", "nats_transport"},
     "sanic": {
         "inbox",
         "transport_outlets",
