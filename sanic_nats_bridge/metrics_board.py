@@ -94,7 +94,8 @@ class MetricsBoard:
             return own
 
     def _tell(self, error: OSError) -> None:
-        if not self._told:
+        # The folder goes with the main process, which may end before its workers do.
+        if not self._told and not isinstance(error, FileNotFoundError):
             self._told = True
             logger.warning("Metrics of this worker cannot be written for the others: %s", error)
 

@@ -43,7 +43,13 @@ def _name_folder() -> None:
     """Name a folder for the workers that this process may start; the first of them makes it."""
     folder = Path(tempfile.gettempdir(), f"sanic-nats-bridge-{secrets.token_hex(16)}")
     os.environ[_FOLDER_VARIABLE] = str(folder)
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(_remove, folder)
+
+
+def _remove(folder: Path) -> None:
+    # By another name, for workers that still stop may write meanwhile; they find no folder then.
+    with contextlib.suppress(OSError):
+        shutil.rmtree(folder.rename(f"{folder}.gone"), ignore_errors=True)
 
 
 class SharedFile(NamedTuple):

@@ -139,10 +139,23 @@ async def test_what_others_have_written_and_nobody_can_read_is_left_out(folder: 
 async def test_a_folder_that_cannot_be_used_is_told_once_and_the_worker_tells_of_itself(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    worker = Worker("w0", folder / "missing", 3)
+    await asyncio.to_thread(folder.write_text, "a file")
+    worker = Worker("w0", folder, 3)
     await worker.board.start()
     for _ in range(3):
         assert messages(await worker.board.gather()) == {"w0": 3}
     await until(lambda: "cannot be written" in caplog.text)
     await worker.board.stop()
     assert caplog.text.count("cannot be written") == 1
+
+
+async def test_a_folder_that_goes_before_the_worker_does_is_no_news(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = Worker("w0", folder, 3)
+    await worker.board.start()
+    await worker.board.gather()
+    await asyncio.to_thread(folder.rename, folder.with_name("gone"))
+    assert messages(await worker.board.gather()) == {"w0": 3}
+    await worker.board.stop()
+    assert caplog.text == ""
