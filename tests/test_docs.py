@@ -117,6 +117,7 @@ async def test_the_permissions_in_the_readme_open_what_its_text_says() -> None:
         "docs/protocol.md",
         "docs/design.md",
         "docs/benchmarks.md",
+        "docs/operations.md",
         "docs/reliability.md",
         "CHANGELOG.md",
     ],
