@@ -20,6 +20,9 @@ from .support import WAIT_SECONDS, alive, free_port
 
 ROOT = Path(__file__).parent.parent
 
+_MANAGER_SECONDS = 0.5
+"""Sanic's main process spins for ever on a signal that comes before it has seen that all its workers are up."""
+
 
 def descendants(pid: int) -> set[int]:
     """The processes below this one."""
@@ -55,6 +58,7 @@ class ExampleApp:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/"
         self._arguments = arguments
+        self._workers = int(arguments[arguments.index("--workers") + 1]) if "--workers" in arguments else 1
         self._environment = environment
 
     def __enter__(self) -> Self:
@@ -81,6 +85,11 @@ class ExampleApp:
                     log.seek(0)
                     raise AssertionError(f"the example app does not answer: {log.read().decode()}")
                 time.sleep(0.05)
+            while os.pread(log.fileno(), 2**20, 0).count(b"Worker ready") < self._workers:
+                assert time.monotonic() < deadline, "some workers do not start"
+                time.sleep(0.05)
+        if self._workers > 1:
+            time.sleep(_MANAGER_SECONDS)
 
     def end(self, number: signal.Signals) -> int:
         """Send the signal; returns the exit status. Nothing but the nats-server may be left then."""
