@@ -94,7 +94,7 @@ class Publisher:
                 await asyncio.sleep(_RETRY_SECONDS)
 
     async def _publish_while_connected(self) -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self._server.port)
+        reader, writer = await asyncio.open_connection(self._server.host, self._server.port)
         try:
             connection = _Connection(f"{self._name}.{self._connections}", reader, writer, self.publications)
             await connection.log_in()

@@ -72,6 +72,7 @@ class Stage:
         self.nats: Final = servers[0]
         self.proxy: Final = proxy
         self.bridge: Final = bridge
+        self.address: Final = f"127.0.0.1:{bridge.port}"
         self.small: Final = small
         self.seed: Final = seed
         self.audience: list[Client] = []
@@ -97,7 +98,7 @@ class Stage:
         for copy in range(_COPIES):
             for number, (kind, view, patterns) in enumerate(_AUDIENCE):
                 self.audience.append(kind(f"{kind.__name__}-{number}-{copy}", patterns, view))
-        await asyncio.gather(*(client.join(self.bridge.port) for client in self.audience))
+        await asyncio.gather(*(client.join(self.address) for client in self.audience))
         if not self._calm:
             await self.join(RestlessClient("restless", ("orders.>", "orders.us.*")))
         for name in "ab":
@@ -111,7 +112,7 @@ class Stage:
     async def join(self, client: C) -> C:
         """Have one more client."""
         self.others.append(client)
-        await client.join(self.bridge.port)
+        await client.join(self.address)
         return client
 
     async def ask_for_what_is_forbidden(self) -> None:
@@ -171,7 +172,7 @@ class Stage:
     async def ask_bridge(self, path: str, body: bytes | None = None) -> tuple[int, str]:
         """Ask the app that has the bridge in it; the status, and the body of the answer."""
         method = "GET" if body is None else "POST"
-        url = f"http://127.0.0.1:{self.bridge.port}{path}"
+        url = f"http://{self.address}{path}"
         async with self._http.request(method, url, data=body) as response:
             return response.status, await response.text()
 
