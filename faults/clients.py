@@ -31,7 +31,8 @@ class Client(ABC):
         access: What it may follow.
         query: How it says so when it connects.
         session: The id of its session, once it has been welcomed.
-        retry: After how many seconds it was told to come back, if it was.
+        retry: After how many seconds it is to come back if its session ends, where it was told.
+        closing_retry: The same, as the ``close`` of its session has said.
         left: It has ended the session by itself.
         at: When each message was read first, by any of its patterns.
     """
@@ -45,7 +46,9 @@ class Client(ABC):
         self.got: set[tuple[str, Key]] = set()
         self.session: str | None = None
         self.retry: float | None = None
+        self.closing_retry: float | None = None
         self.left = False
+        self._settling = False
         self._expected: set[tuple[str, Key]] = set()
         self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -84,6 +87,15 @@ class Client(ABC):
         """When the first frame of one of these kinds was read at or after the moment."""
         return next((at for at, frame in self.log.entries if at >= since and kind_of(frame) in kinds), None)
 
+    async def settle(self) -> None:
+        """Come to rest, with the patterns subscribed."""
+        self._settling = True
+
+    async def ended(self) -> None:
+        """Wait until the session has ended."""
+        if self._task is not None:
+            await asyncio.wait({self._task})
+
     async def leave(self) -> None:
         """End the session."""
         self.left = True
@@ -117,8 +129,8 @@ class Client(ABC):
         self._arrived.set()
         if frame["type"] == "welcome":
             self.session = frame["session"]
-        elif "retry" in frame:
-            self.retry = frame["retry"] / 1000
+        elif frame["type"] == "close" and "retry" in frame:
+            self.retry = self.closing_retry = frame["retry"] / 1000
         elif frame["type"] == "message":
             data = carried(frame)
             key = None if data is None else key_of(data)
@@ -179,7 +191,6 @@ class RestlessClient(WebSocketClient):
     """One that subscribes and unsubscribes without end."""
 
     _flipping: asyncio.Task[None] | None = None
-    _settling = False
 
     async def join(self, address: str) -> None:
         """Connect, and begin."""
@@ -195,7 +206,7 @@ class RestlessClient(WebSocketClient):
 
     async def settle(self) -> None:
         """Come to rest, with the patterns subscribed."""
-        self._settling = True
+        await super().settle()
         if self._flipping is not None:
             await self._flipping
 
@@ -209,11 +220,15 @@ class RestlessClient(WebSocketClient):
 class EventClient(Client):
     """By `aiohttp`."""
 
+    worker: str | None = None
+    """The process that holds the session, where the app tells."""
+
     async def _texts(self, address: str) -> AsyncIterator[str | bytes]:
         url = f"http://{address}/nats/events"
         query = [*self.query, *(("subjects", pattern) for pattern in self.patterns)]
         forever = aiohttp.ClientTimeout(total=None)
         async with aiohttp.ClientSession(timeout=forever) as http, http.get(url, params=query) as response:
+            self.worker = response.headers.get("x-worker")
             async for line in response.content:
                 name, _, value = line.partition(b": ")
                 if name == b"data":

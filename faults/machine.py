@@ -17,7 +17,7 @@ from benchmarks.processes import PROJECT, descendants, free_port
 from benchmarks.remote import end_with_parent
 
 from .network import Place
-from .stage import NotDoneError, until
+from .scene import NotDoneError, until
 
 __all__ = ["Machine", "has_ended", "open_files"]
 

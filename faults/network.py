@@ -8,11 +8,10 @@ import threading
 from collections.abc import Iterator
 from typing import Final
 
-__all__ = ["Network", "Place", "network"]
+__all__ = ["LOOPBACK", "Network", "Place", "network"]
 
 _CLONE_NEWNET: Final = 0x4000_0000
 _PREFIX: Final = "198.51.100."  # RFC 5737: documentation only
-_LOOPBACK: Final = "127.0.0.1"
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
@@ -47,6 +46,10 @@ class Place:
         return ["nsenter", f"--net=/proc/{os.getpid()}/fd/{self._namespace}", *command]
 
 
+LOOPBACK: Final = Place("127.0.0.1", None)
+"""This machine itself."""
+
+
 class Network:
     """All places.
 
@@ -63,7 +66,7 @@ class Network:
     def place(self) -> Place:
         """One more."""
         if self._switch is None:
-            return Place(_LOOPBACK, None)
+            return LOOPBACK
         self._places += 1
         namespace = self._stack.enter_context(_namespace())
         place = Place(f"{_PREFIX}{self._places + 1}", namespace)
@@ -84,7 +87,7 @@ class Network:
 
 @contextlib.contextmanager
 def network() -> Iterator[Network]:
-    """A network, of which this thread is a part: what it opens reaches all places; loopback where it may not be made."""
+    """A network, from which this thread reaches all places; where none may be made, loopback."""
     with contextlib.ExitStack() as stack:
         try:
             switch = Place(f"{_PREFIX}1", stack.enter_context(_namespace()))

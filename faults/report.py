@@ -9,6 +9,7 @@ from typing import Final
 from benchmarks.tables import Table
 
 from .catalogue import CATALOGUE
+from .drill import Drill
 from .fault import Fault
 from .results import Results, Run
 
@@ -68,7 +69,7 @@ def put_into(document: Path, tables: Iterable[Table]) -> None:
     document.write_text(between.sub(lambda _: f"\n{text}\n", document.read_text()))
 
 
-def _measured(results: Results) -> Iterable[tuple[Fault, list[Run]]]:
+def _measured(results: Results) -> Iterable[tuple[Fault | Drill, list[Run]]]:
     return ((fault, runs) for fault in CATALOGUE.values() if (runs := results.of(fault.name)))
 
 

@@ -19,7 +19,13 @@ class Run:
         back: Seconds from each time that it was healed until every client had a message published after that.
         dropped: Copies that a bridge made to lose messages has lost.
         clients: How many had nothing to do with the fault.
-        recovered: Those of them whose session went on, and that got the last messages.
+        recovered: Those of them whose session went on, and that got the last messages; where sessions must end: whose
+            last session did.
+        returns: Seconds from the end of each session until its client had another, where sessions must end.
+        fullest: For each worker that stopped, the share of its clients that came back in the fullest tenth of the time
+            over which they were spread.
+        ends: Seconds from each time that a worker was told to stop until its process had ended.
+        remarks: What else has to be known of it.
         failures: What was not as it should be.
     """
 
@@ -31,6 +37,10 @@ class Run:
     clients: int = 0
     recovered: int = 0
     verdict: Verdict = field(default_factory=Verdict)
+    returns: list[float] = field(default_factory=list)
+    fullest: list[float] = field(default_factory=list)
+    ends: list[float] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
     @classmethod

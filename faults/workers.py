@@ -1,4 +1,4 @@
-"""The bridge in several workers, under Sanic's manager: ``python -m faults.workers '{"servers": …}' HOST PORT WORKERS``."""
+"""The bridge in several workers, under Sanic's manager: ``python -m faults.workers SETTINGS HOST PORT WORKERS``."""
 
 import asyncio
 import json
@@ -32,9 +32,7 @@ def main() -> None:
     os.environ[_SETTINGS] = settings
     loader = AppLoader(factory=create_app)
     app = loader.load()
-    app.prepare(
-        host=host, port=int(port), workers=int(workers), access_log=False, motd=False, backlog=_BACKLOG
-    )
+    app.prepare(host=host, port=int(port), workers=int(workers), access_log=False, motd=False, backlog=_BACKLOG)
     Sanic.serve(primary=app, app_loader=loader)
 
 
