@@ -3,8 +3,8 @@
 from collections.abc import Collection, Sequence
 
 from . import subjects
-from .errors import SubscriptionLimit
-from .permissions import Grant, Permissions
+from .errors import SubjectForbidden, SubscriptionLimit
+from .permissions import CONTROL_TOKEN, Grant, Permissions
 
 __all__ = ["Admission"]
 
@@ -12,8 +12,9 @@ __all__ = ["Admission"]
 class Admission:
     """What a command must keep to, whoever sends it."""
 
-    def __init__(self, max_subscriptions: int) -> None:
+    def __init__(self, max_subscriptions: int, control_prefix: str = CONTROL_TOKEN) -> None:
         self._max = max_subscriptions
+        self._control = f"{control_prefix}.>"
 
     def valid(self, patterns: Sequence[str]) -> list[str]:
         """The patterns, each once.
@@ -35,7 +36,20 @@ class Admission:
             SubjectForbidden: One is not allowed.
         """
         wanted = self.valid(patterns)
-        grants = [permissions.grant(pattern) for pattern in wanted]
+        grants = [self.grant(permissions, pattern) for pattern in wanted]
         if len({*wanted, *held}) > self._max:
             raise SubscriptionLimit(f"At most {self._max} subjects for a session", wanted)
         return grants
+
+    def grant(self, permissions: Permissions, pattern: str) -> Grant:
+        """The grant for one pattern.
+
+        Raises:
+            SubjectInvalid: It is outside the grammar.
+            SubjectForbidden: It is not allowed, or would reach the subjects on which bridges talk to each other.
+        """
+        grant = permissions.grant(pattern)
+        # A wildcard in first place does not reach them anyway.
+        if subjects.is_reserved(grant.real) and subjects.overlaps(self._control, grant.real):
+            raise SubjectForbidden(f"Not allowed: '{pattern}'", [pattern])
+        return grant

@@ -18,19 +18,19 @@ from urllib.parse import urlsplit
 from .errors import SubjectInvalid
 from .origins import parse_origin
 from .permissions import Permissions
-from .subjects import is_reserved, validate
+from .subjects import has_wildcard, validate
 
 __all__ = [
     "flag",
     "function",
     "header_names",
-    "inbox_prefix",
     "one_of",
     "open_patterns",
     "origins",
     "path_prefix",
     "rate",
     "readable_file",
+    "reserved_prefix",
     "seconds",
     "server_urls",
     "shut_patterns",
@@ -43,6 +43,7 @@ __all__ = [
 _SCHEMES: Final = ("nats", "tls", "ws", "wss")
 _HEADER_NAME: Final = re.compile(r"[!-9;-~]+")  # ADR-4: printable ASCII without the colon
 _PREFIX: Final = re.compile(r"(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._~-]+)*")
+_MAX_PREFIX_BYTES: Final = 128
 _MAX_SECONDS: Final = 86_400
 _UNPRINTABLE: Final = re.compile(r"[\s\x00-\x1f\x7f]")
 
@@ -209,14 +210,14 @@ def readable_file(value: Any) -> str:
     return path
 
 
-def inbox_prefix(value: Any) -> str:
+def reserved_prefix(value: Any) -> str:
     """A subject without wildcards, of those that no wildcard in first place matches."""
     prefix = text(value)
     with contextlib.suppress(SubjectInvalid):
-        # A client that may follow everything must not see the replies to the app.
-        if is_reserved(validate(prefix)) and "*" not in prefix and ">" not in prefix:
+        # A client that may follow everything must not see what the app and the bridge say to others.
+        if validate(prefix)[0] == "_" and not has_wildcard(prefix) and len(prefix) <= _MAX_PREFIX_BYTES:
             return prefix
-    raise ValueError("must be a valid subject without wildcards that begins with '_'")
+    raise ValueError(f"must be a subject of at most {_MAX_PREFIX_BYTES} bytes, without wildcards, beginning with '_'")
 
 
 def tls_context(value: Any) -> ssl.SSLContext:

@@ -14,7 +14,9 @@
     ├── SubscriptionLimit         limit.subscriptions
     ├── RateLimit                 limit.rate
     ├── SessionUnknown            session.unknown
+    ├── SessionUnreachable        session.unreachable
     ├── NatsRefused               nats.refused
+    ├── NatsUnavailable           nats.unavailable
     └── InternalError             internal
 
 ``SettingsError`` stands apart: it is the operator's, stops the start, and never reaches a client.
@@ -34,15 +36,18 @@ __all__ = [
     "InternalError",
     "MediaTypeUnsupported",
     "NatsRefused",
+    "NatsUnavailable",
     "NotSubscribed",
     "OriginForbidden",
     "RateLimit",
     "SessionUnknown",
+    "SessionUnreachable",
     "SettingsError",
     "SizeLimit",
     "SubjectForbidden",
     "SubjectInvalid",
     "SubscriptionLimit",
+    "revive",
 ]
 
 
@@ -177,10 +182,17 @@ class RateLimit(BridgeError):
 
 
 class SessionUnknown(BridgeError):
-    """No session of that id lives here."""
+    """No session of that id lives, on whichever worker."""
 
     code = "session.unknown"
     http_status = 404
+
+
+class SessionUnreachable(BridgeError):
+    """The worker that holds the session does not answer; the command may have been carried out all the same."""
+
+    code = "session.unreachable"
+    http_status = 503
 
 
 class NatsRefused(BridgeError):
@@ -188,6 +200,13 @@ class NatsRefused(BridgeError):
 
     code = "nats.refused"
     http_status = 403
+
+
+class NatsUnavailable(BridgeError):
+    """What was asked for needs NATS, which is away."""
+
+    code = "nats.unavailable"
+    http_status = 503
 
 
 class InternalError(BridgeError):
@@ -200,3 +219,11 @@ class InternalError(BridgeError):
 
 class SettingsError(ValueError):
     """A setting that the bridge cannot start with; the message is one line and names it."""
+
+
+def revive(code: str, message: str, subjects: Sequence[str] = (), retry_after: float = 0) -> BridgeError:
+    """The error of this code that another worker has told of; an `InternalError` where there is none of it."""
+    if code == RateLimit.code:
+        return RateLimit(message, subjects, retry_after)
+    kinds = {kind.code: kind for kind in BridgeError.__subclasses__()}
+    return kinds.get(code, InternalError)(message, subjects)

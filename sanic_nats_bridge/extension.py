@@ -13,13 +13,16 @@ from sanic_ext import openapi
 from sanic_ext.extensions.base import Extension
 from sanic_routing.exceptions import NotFound
 
+from .decisions import Decisions
 from .errors import SettingsError
 from .hub import Hub
 from .log_redaction import QueryRedaction
 from .nats_connection import NatsClient
+from .nats_control import ControlChannel
 from .nats_link import NatsLink
 from .origins import OriginRule
-from .permissions import Permissions
+from .permissions import CONTROL_TOKEN, Permissions
+from .relay import Relay
 from .routes.commands import add_command_routes
 from .routes.cors import CrossOrigin
 from .routes.events import add_event_route
@@ -75,26 +78,29 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         return SessionsView(self._sessions) if self._link is not None else ()
 
     async def revoke(self, *, identity: str | None = None, session: str | None = None) -> int:
-        """End the sessions of an identity, or one session, with close code 4403; returns how many.
+        """End the sessions of an identity, or one session, with close code 4403.
 
-        ``session`` is the id that its client has, or `Session.key`.
+        ``session`` is the id that its client has, or `Session.key`. Returns how many there were on this
+        worker. Every other worker of the app, on whichever machine, hears of it over NATS, at most once:
+        one that is cut off from NATS does not. What must be certain uses `Permissions.expires`.
 
         Raises:
             ValueError: Neither is given, or both are.
         """
-        return self._sessions.revoke(identity, session)
+        return await self._decisions.revoke(identity, session)
 
     async def repermit(
         self, permissions: Permissions, *, identity: str | None = None, session: str | None = None
     ) -> int:
-        """Have the sessions of an identity, or one session, go by other permissions; returns how many.
+        """Have the sessions of an identity, or one session, go by other permissions, wherever `revoke` would end them.
 
-        Subscriptions that do not fit any more end. ``expires`` holds anew; a session keeps its identity.
+        Returns how many there were on this worker. Subscriptions that do not fit any more end.
+        ``expires`` holds anew; a session keeps its identity.
 
         Raises:
             ValueError: Neither is given, or both are; or the permissions have another identity.
         """
-        return self._sessions.repermit(permissions, identity, session)
+        return await self._decisions.repermit(permissions, identity, session)
 
     def startup(self, bootstrap: Any) -> None:
         """Called by sanic-ext, in the main process and in each worker: registers, opens nothing."""
@@ -114,6 +120,7 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         self._sessions.on_opened = self._session_opened
         self._sessions.on_closed = self._session_closed
         self._link.on_connected = self._link_connected
+        self._talk_to_others(self._link)
         self.app.ctx.nats_bridge = self
         self._add_routes()
         self.app.register_listener(self._start, "before_server_start")
@@ -122,6 +129,15 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         closed = not self.settings.subscribe and self.settings.permissions is None
         if closed and "SANIC_WORKER_IDENTIFIER" not in os.environ:
             logger.warning("NatsBridge setting 'subscribe' is empty: no subject may be followed")
+
+    def _talk_to_others(self, link: NatsLink) -> None:
+        prefix = self.settings.control_prefix or f"{CONTROL_TOKEN}.{self.app.name}"
+        self._control = ControlChannel(link, prefix)
+        self._relay = Relay(self._sessions, self._control)
+        self._decisions = Decisions(self._sessions, self._control)
+        self._control.answer = self._relay.answer
+        self._control.on_announced = self._decisions.hear
+        self._control.on_ready = self._decisions.tell_untold
 
     def label(self) -> str:
         """What sanic-ext shows at the start."""
@@ -134,7 +150,7 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         doorkeeper.guard(blueprint)
         add_websocket_route(blueprint, self._sessions, doorkeeper)
         add_event_route(blueprint, self._sessions, cross_origin)
-        add_command_routes(blueprint, self._sessions)
+        add_command_routes(blueprint, self._relay, self.settings)
         cross_origin.add_preflights(blueprint, "stream", "events", "subscribe", "unsubscribe")
         self.app.blueprint(blueprint)
         paths = {f"/{route.path.strip('/')}" for route in blueprint.routes}
@@ -152,7 +168,8 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         with contextlib.suppress(SanicException):  # the app may do without sanic-ext's injection
             app.ext.dependency(self)
         assert self._link is not None
-        self._sessions.going_away = None
+        self._sessions.start()
+        self._control.start(self._sessions.worker)
         self._link.start(self._hub)
 
     async def _stop(self, app: Sanic[Any, Any]) -> None:
@@ -160,6 +177,7 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         try:
             self._sessions.close_all("The server is going away")
         finally:
+            self._control.stop()
             await self._link.stop()
             self._hub.close()
         if self._tasks:
@@ -179,6 +197,7 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         self._signal("natsbridge.session.closed", session=session, code=code)
 
     def _link_connected(self) -> None:
+        self._control.connected()
         self._signal("natsbridge.link.connected")
 
     def _signal(self, event: str, **context: Any) -> None:

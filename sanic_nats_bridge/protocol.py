@@ -4,8 +4,8 @@ Commands come in by `decode_command` and `query_command`; frames go out by `enco
 """
 
 import random
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, Literal, Protocol, TypeAlias
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
@@ -25,6 +25,7 @@ __all__ = [
     "Reply",
     "Status",
     "Unsubscribed",
+    "Waits",
     "Welcome",
     "decode_command",
     "encode",
@@ -34,6 +35,8 @@ __all__ = [
     "identify",
     "jittered",
     "query_command",
+    "quoted",
+    "success",
 ]
 
 PROTOCOL_VERSION: Final = 1
@@ -57,6 +60,11 @@ class Command(Struct, kw_only=True, frozen=True):
     subjects: list[str] | UnsetType = UNSET
     id: CommandId | UnsetType = UNSET
     session: str | UnsetType = UNSET
+
+    @property
+    def patterns(self) -> list[str]:
+        """What it asks for; none in a ping."""
+        return [] if isinstance(self.subjects, UnsetType) else self.subjects
 
 
 class _Reserved(Struct, frozen=True, rename={"from_": "from"}):
@@ -123,6 +131,18 @@ class Close(Struct, kw_only=True, frozen=True, tag="close"):
     retry: int | UnsetType = UNSET
 
 
+class Waits(Protocol):
+    """How long clients wait until they come back, in seconds."""
+
+    @property
+    def retry(self) -> float:
+        """Between once and twice that long, as a rule."""
+
+    @property
+    def drain(self) -> float:
+        """Up to that long, where the server goes away."""
+
+
 Frame: TypeAlias = Welcome | Reply | Gap | Unsubscribed | Status | Heartbeat | Close
 
 encode = msgspec.json.Encoder().encode
@@ -183,16 +203,31 @@ def identify(data: bytes) -> CommandId | UnsetType:
         return UNSET
 
 
-def farewell(code: CloseCode, reason: str, retry: float) -> Close:
-    """The last frame of a session that the bridge ends; ``retry`` is in seconds."""
+def farewell(code: CloseCode, reason: str, waits: Waits, times: float = 1) -> Close:
+    """The last frame of a session that the bridge ends; ``times``: so many times longer until the client comes back."""
     if not code.reconnect:
-        return Close(code=code, reason=reason, reconnect=code.reconnect)
-    return Close(code=code, reason=reason, reconnect=code.reconnect, retry=jittered(retry))
+        return Close(code=code, reason=reason, reconnect=False)
+    going_away = code is CloseCode.GOING_AWAY
+    retry = int(random.uniform(0, waits.drain) * 1000) if going_away else jittered(waits.retry * times)
+    return Close(code=code, reason=reason, reconnect=True, retry=retry)
 
 
 def jittered(seconds: float) -> int:
     """Milliseconds between once and twice that long, so that many do not come back at one moment."""
     return int(random.uniform(1, 2) * seconds * 1000)
+
+
+def success(command: Command, patterns: Sequence[str], active: bool | UnsetType = UNSET) -> Reply:
+    """The reply to a subscribe or an unsubscribe that was carried out."""
+    action: Any = command.action
+    done = "connected to" if action == "subscribe" else "disconnected from"
+    message = f"Successfully {done} events: {quoted(patterns)}"
+    return Reply(id=command.id, action=action, success=True, message=message, subjects=patterns, active=active)
+
+
+def quoted(patterns: Iterable[str]) -> str:
+    """Patterns in a message for people."""
+    return ", ".join(f"'{pattern}'" for pattern in patterns)
 
 
 def failure(

@@ -1,8 +1,6 @@
 """One browser connection with its subscriptions, on either transport."""
 
 import asyncio
-import hashlib
-import secrets
 from collections.abc import Sequence
 from typing import Final, Literal, Protocol
 
@@ -14,19 +12,36 @@ from .hub import Hub
 from .left_out import LeftOut
 from .outlet import CLOSE_SECONDS, Outlet
 from .permissions import Permissions
-from .protocol import Command, Frame, Gap, NatsState, Reply, Status, Unsubscribed, Welcome, farewell, jittered
+from .protocol import (
+    Command,
+    Frame,
+    Gap,
+    NatsState,
+    Reply,
+    Status,
+    Unsubscribed,
+    Welcome,
+    farewell,
+    jittered,
+    success,
+)
 from .pulse import Pulse
+from .session_ids import digest, new_session_id
 from .settings import Settings
-from .subscriptions import Subscriptions, quoted
+from .subscriptions import Subscriptions
 from .wire import Delivery, Form
 
-__all__ = ["Session", "SessionHome", "digest"]
+__all__ = ["Session", "SessionHome"]
 
 _TOO_SLOW: Final = "Too slow: more waits for this client than may"
 
 
 class SessionHome(Protocol):
     """What a session needs of the worker that it lives in."""
+
+    @property
+    def worker(self) -> str:
+        """The worker's id."""
 
     @property
     def settings(self) -> Settings:
@@ -61,7 +76,7 @@ class Session:
 
     def __init__(self, home: SessionHome, outlet: Outlet, permissions: Permissions) -> None:
         # Set once. The id itself goes to the client with the first frame, and is kept nowhere.
-        self._secret: str | None = secrets.token_urlsafe(24)
+        self._secret: str | None = new_session_id(home.worker)
         self.key: Final = digest(self._secret)
         self.identity: Final = permissions.identity
         self.form: Final = outlet.form
@@ -155,27 +170,14 @@ class Session:
 
     async def _subscribe(self, command: Command) -> Reply:
         seconds = self._home.settings.confirm_timeout
-        patterns, active = await self._subscriptions.subscribe(_patterns(command), seconds)
-        return Reply(
-            id=command.id,
-            action="subscribe",
-            success=True,
-            message=f"Successfully connected to events: {quoted(patterns)}",
-            subjects=patterns,
-            active=active,
-        )
+        patterns, active = await self._subscriptions.subscribe(command.patterns, seconds)
+        return success(command, patterns, active)
 
     def _unsubscribe(self, command: Command) -> Reply:
-        patterns = self._subscriptions.unsubscribe(_patterns(command))
+        patterns = self._subscriptions.unsubscribe(command.patterns)
         for pattern in patterns:
             self.activated(pattern)
-        return Reply(
-            id=command.id,
-            action="unsubscribe",
-            success=True,
-            message=f"Successfully disconnected from events: {quoted(patterns)}",
-            subjects=patterns,
-        )
+        return success(command, patterns)
 
     # A client that does not keep up
 
@@ -267,7 +269,7 @@ class Session:
         """End the session: the client hears why, and nothing more; it has so many seconds to take that."""
         if not self.closed:
             self._leave(code, cut=code.cuts)
-            self._outlet.finish(farewell(code, reason, self._home.settings.retry), seconds or CLOSE_SECONDS)
+            self._outlet.finish(farewell(code, reason, self._home.settings), seconds or CLOSE_SECONDS)
 
     def gone(self, code: int) -> None:
         """The client has ended the connection, with this WebSocket close code."""
@@ -286,14 +288,5 @@ class Session:
         self._home.left(self, code)
 
 
-def digest(session_id: str) -> str:
-    """Under what a session is kept, so that its id is nowhere to be found but with its client."""
-    return hashlib.sha256(session_id.encode(errors="replace")).hexdigest()
-
-
 def _gap(pattern: str, lost: int) -> Gap:
     return Gap(subjects=[pattern], lost=lost, reason="slow_consumer")
-
-
-def _patterns(command: Command) -> list[str]:
-    return command.subjects if isinstance(command.subjects, list) else []

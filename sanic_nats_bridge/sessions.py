@@ -6,13 +6,14 @@ from typing import Final
 from . import wire
 from .admission import Admission
 from .arrivals import Arrival, Arrivals
-from .errors import CloseCode, SessionUnknown
+from .errors import BridgeError, CloseCode, SessionUnknown
 from .expiries import Expiries
 from .hub import Hub
 from .outlet import CLOSE_SECONDS, Outlet
-from .permissions import Permissions
-from .protocol import Close, NatsState, Status, farewell
-from .session import Session, digest
+from .permissions import CONTROL_TOKEN, Permissions
+from .protocol import Close, Command, NatsState, Reply, Status, farewell
+from .session import Session
+from .session_ids import key_of, new_worker_id
 from .settings import Settings
 from .wire import Form
 
@@ -28,7 +29,8 @@ class Sessions:
     def __init__(self, settings: Settings, hub: Hub) -> None:
         self.settings: Final = settings
         self.hub: Final = hub
-        self.admission: Final = Admission(settings.max_subscriptions)
+        self.worker = new_worker_id()
+        self.admission: Final = Admission(settings.max_subscriptions, settings.control_prefix or CONTROL_TOKEN)
         self.arrivals: Final = Arrivals()
         self.nats: NatsState = "disconnected"
         self.going_away: str | None = None
@@ -50,7 +52,7 @@ class Sessions:
         """A new session, which has been welcomed; ``None`` where there can be none, as the client was told."""
         decided = arrival.up_to_date(permissions)
         if decided is None:
-            outlet.finish(farewell(CloseCode.FORBIDDEN, _REVOKED, self.settings.retry), CLOSE_SECONDS)
+            outlet.finish(farewell(CloseCode.FORBIDDEN, _REVOKED, self.settings), CLOSE_SECONDS)
             return None
         refusal = self.refusal(permissions.identity)
         if refusal is not None:
@@ -70,25 +72,40 @@ class Sessions:
     def refusal(self, identity: str | None = None) -> Close | None:
         """Why none of those that have arrived can become a session for now, if so."""
         if self.going_away is not None:
-            return farewell(CloseCode.GOING_AWAY, self.going_away, self.settings.retry)
+            return farewell(CloseCode.GOING_AWAY, self.going_away, self.settings)
         if len(self._sessions) + len(self.arrivals) > self.settings.max_sessions:
             reason = "This server is full; come back later"
         elif len(self._of(identity)) >= self.settings.max_sessions_per_identity:
             reason = "Too many connections of one user; come back later"
         else:
             return None
-        return farewell(CloseCode.TRY_AGAIN_LATER, reason, self.settings.retry * _FULL_RETRY_FACTOR)
+        return farewell(CloseCode.TRY_AGAIN_LATER, reason, self.settings, _FULL_RETRY_FACTOR)
 
-    def find(self, session_id: str, identity: str | None) -> Session:
-        """The session of that id, for a client of that identity.
+    def find(self, key: str, identity: str | None) -> Session:
+        """The session of that key, for a client of that identity.
 
         Raises:
             SessionUnknown: There is none, or it is another's.
         """
-        session = self._sessions.get(digest(session_id))
+        session = self._sessions.get(key)
         if session is None or session.identity not in (None, identity):
             raise SessionUnknown("No such session")
         return session
+
+    async def carry_out(self, key: str, identity: str | None, command: Command) -> Reply:
+        """Carry out a command that a client of that identity has sent by POST.
+
+        Raises:
+            SessionUnknown: There is no such session here, or it is another's.
+            BridgeError: It was refused, and nothing has changed.
+        """
+        session = self.find(key, identity)
+        session.count_command()
+        try:
+            return await session.handle(command)
+        except BridgeError as error:
+            session.count_refusal(error)
+            raise
 
     def left(self, session: Session, code: int) -> None:
         """Forget a session that has ended."""
@@ -101,6 +118,11 @@ class Sessions:
         self._expiries.drop(session.key)
         if self.on_closed is not None:
             self.on_closed(session, code)
+
+    def start(self) -> None:
+        """Let sessions in, as those of a new worker."""
+        self.worker = new_worker_id()
+        self.going_away = None
 
     def close_all(self, reason: str) -> None:
         """End every session, and let none in: the server is going away."""
@@ -122,7 +144,8 @@ class Sessions:
     def repermit(self, permissions: Permissions, identity: str | None, session: str | None) -> int:
         """Have sessions go by other permissions, as `NatsBridge.repermit` says; returns how many."""
         chosen = self._chosen(identity, session)
-        if permissions.identity not in (None, identity, *(each.identity for each in chosen)):
+        known = {identity, *(each.identity for each in chosen)} - {None}
+        if known and permissions.identity not in {None, *known}:
             raise ValueError("A session keeps its identity; the permissions have another")
         if identity is not None:
             self.arrivals.decide(identity, permissions)
@@ -148,7 +171,7 @@ class Sessions:
             raise ValueError("Either an identity or a session must be given")
         if session is None:
             return list(self._of(identity))
-        found = self._sessions.get(digest(session)) or self._sessions.get(session)
+        found = self._sessions.get(key_of(session))
         return [] if found is None else [found]
 
     def _of(self, identity: str | None) -> Collection[Session]:

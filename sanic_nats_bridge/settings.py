@@ -41,8 +41,10 @@ class SettingKeywords(TypedDict, total=False):
     headers: str | Sequence[str]
     heartbeat: float
     retry: float
+    drain: float
     linger: float
     confirm_timeout: float
+    relay_timeout: float
     max_subscriptions: int
     max_patterns: int
     max_sub_rate: float
@@ -63,6 +65,7 @@ class SettingKeywords(TypedDict, total=False):
     credentials: str | Path | None
     nkeys_seed: str | Path | None
     inbox_prefix: str
+    control_prefix: str | None
     tls: ssl.SSLContext | None
     tls_ca: str | Path | None
     tls_cert: str | Path | None
@@ -87,8 +90,10 @@ class Settings:
     headers: tuple[str, ...] = _option((), checks.header_names)
     heartbeat: float = _option(15.0, checks.seconds(0.1))
     retry: float = _option(2.0, checks.seconds(0.1))
+    drain: float = _option(10.0, checks.seconds(0))
     linger: float = _option(1.0, checks.seconds(0))
     confirm_timeout: float = _option(5.0, checks.seconds(0))
+    relay_timeout: float = _option(2.0, checks.seconds(0.1))
     max_subscriptions: int = _option(128, checks.whole(1))
     max_patterns: int = _option(20_000, checks.whole(1))
     max_sub_rate: float = _option(1000.0, checks.rate)
@@ -109,7 +114,8 @@ class Settings:
     token: str | None = _option(None, checks.text)
     credentials: str | None = _option(None, checks.readable_file)
     nkeys_seed: str | None = _option(None, checks.readable_file)
-    inbox_prefix: str = _option("_INBOX", checks.inbox_prefix)
+    inbox_prefix: str = _option("_INBOX", checks.reserved_prefix)
+    control_prefix: str | None = _option(None, checks.reserved_prefix)
     tls: ssl.SSLContext | None = _option(None, checks.tls_context)
     tls_ca: str | None = _option(None, checks.readable_file)
     tls_cert: str | None = _option(None, checks.readable_file)

@@ -1,6 +1,6 @@
 """What one session follows."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from .admission import Admission
@@ -8,8 +8,9 @@ from .errors import NotSubscribed, SessionUnknown, SubjectForbidden, SubjectInva
 from .hub import Hub, refusal
 from .interest import Interest, State, Subscriber, View
 from .permissions import Grant, Permissions
+from .protocol import quoted
 
-__all__ = ["Subscriptions", "quoted"]
+__all__ = ["Subscriptions"]
 
 
 class Subscriptions:
@@ -97,7 +98,7 @@ class Subscriptions:
         self._changes += 1
         ended = []
         for pattern, view in tuple(self._views.items()):
-            grant = _granted(permissions, pattern)
+            grant = self._granted(pattern)
             if grant is None or grant.real != view.grant.real:
                 ended.append(pattern)
             elif grant != view.grant:
@@ -148,14 +149,8 @@ class Subscriptions:
         self._hub.detach(self._subscriber, list(self._views.values()), cut=cut)
         self._views.clear()
 
-
-def quoted(patterns: Iterable[str]) -> str:
-    """Patterns in a message for people."""
-    return ", ".join(f"'{pattern}'" for pattern in patterns)
-
-
-def _granted(permissions: Permissions, pattern: str) -> Grant | None:
-    try:
-        return permissions.grant(pattern)
-    except (SubjectForbidden, SubjectInvalid):
-        return None
+    def _granted(self, pattern: str) -> Grant | None:
+        try:
+            return self._admission.grant(self.permissions, pattern)
+        except (SubjectForbidden, SubjectInvalid):
+            return None

@@ -30,6 +30,7 @@ __all__ = ["NatsServer", "NatsServerError"]
 _START_SECONDS: Final = 15.0
 _STOP_SECONDS: Final = 10.0
 _POLL_SECONDS: Final = 0.01
+_CONTROL_SUBJECTS: Final = "_NATSBRIDGE."
 _PR_SET_PDEATHSIG: Final = 1
 
 
@@ -153,9 +154,13 @@ class NatsServer:
         return answer
 
     def subscriptions(self) -> list[str]:
-        """The patterns of all clients' subscriptions, each as often as it was subscribed."""
+        """The patterns of all clients' subscriptions, each as often as it was subscribed.
+
+        Those on which bridges talk to each other are left out.
+        """
         connections = self.monitor("/connz?subs=1&limit=4096")["connections"]
-        return sorted(pattern for connection in connections for pattern in connection.get("subscriptions_list", ()))
+        patterns = [pattern for connection in connections for pattern in connection.get("subscriptions_list", ())]
+        return sorted(pattern for pattern in patterns if not pattern.startswith(_CONTROL_SUBJECTS))
 
     def _known_ports(self) -> tuple[int, int]:
         if self._ports is None:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
 from sanic_nats_bridge import Session
+from sanic_nats_bridge.session_ids import digest
 from sanic_nats_bridge.sessions import Sessions
 
 from .support import WAIT_SECONDS, Bridge
@@ -39,7 +40,7 @@ def sessions(bridge: Bridge) -> Sessions:
 
 
 def session_of(bridge: Bridge, session_id: str) -> Session:
-    return sessions(bridge).find(session_id, None)
+    return sessions(bridge).find(digest(session_id), None)
 
 
 def session_id(welcome: bytes) -> str:

@@ -29,7 +29,7 @@ GOOD: list[tuple[Callable[[Any], Any], Any, Any]] = [
     (checks.seconds(0.5), 86_400, 86_400.0),
     (checks.whole(1), 1, 1),
     (checks.readable_file, Path(__file__), __file__),
-    (checks.inbox_prefix, "_INBOX.bridge", "_INBOX.bridge"),
+    (checks.reserved_prefix, "_INBOX.bridge", "_INBOX.bridge"),
 ]
 
 BAD: list[tuple[Callable[[Any], Any], Any]] = [
@@ -53,8 +53,8 @@ BAD: list[tuple[Callable[[Any], Any], Any]] = [
     (checks.seconds(0), float("nan")),
     (checks.whole(1), True),
     (checks.whole(1), 0),
-    (checks.inbox_prefix, "_a.>"),
-    (checks.inbox_prefix, "inbox"),
+    (checks.reserved_prefix, "_a.>"),
+    (checks.reserved_prefix, "inbox"),
     (checks.tls_context, True),
 ]
 

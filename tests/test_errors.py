@@ -17,6 +17,8 @@ TABLE = {
     "OriginForbidden": ("origin.forbidden", 403, 4403),
     "NatsRefused": ("nats.refused", 403, None),
     "SessionUnknown": ("session.unknown", 404, None),
+    "SessionUnreachable": ("session.unreachable", 503, None),
+    "NatsUnavailable": ("nats.unavailable", 503, None),
     "NotSubscribed": ("subject.not_subscribed", 409, None),
     "SizeLimit": ("limit.size", 413, 1009),
     "SubscriptionLimit": ("limit.subscriptions", 429, None),
@@ -54,7 +56,7 @@ def test_every_error_has_the_codes_of_the_protocol() -> None:
 
 
 def test_every_error_is_exported() -> None:
-    assert {*REAL, "BridgeError", "CloseCode", "SettingsError"} == set(errors.__all__)
+    assert {*REAL, "BridgeError", "CloseCode", "SettingsError", "revive"} == set(errors.__all__)
 
 
 @pytest.mark.parametrize("error", [error for error, _ in REAL.values()], ids=REAL)
@@ -89,3 +91,14 @@ def test_a_close_code_says_whether_to_come_back_and_what_is_kept_from_the_client
 
 def test_there_is_no_other_close_code() -> None:
     assert {code.value for code in CloseCode} == {1001, 1009, 1011, 1013, 4401, 4403, 4429}
+
+
+@pytest.mark.parametrize("error", [error for error, parent in REAL.values() if parent is BridgeError])
+def test_an_error_is_known_again_by_its_code(error: type[BridgeError]) -> None:
+    revived = errors.revive(error.code, "Refused", ["a"], 1.5)
+    assert (type(revived), revived.message, revived.subjects) == (error, "Refused", ("a",))
+    assert getattr(revived, "retry_after", None) == (1.5 if error is errors.RateLimit else None)
+
+
+def test_an_unknown_code_is_an_internal_error() -> None:
+    assert type(errors.revive("of.tomorrow", "Refused")) is errors.InternalError

@@ -24,6 +24,7 @@ FLOORS = {
     "admission": 0,
     "token_bucket": 0,
     "origins": 0,
+    "session_ids": 0,
     "log_redaction": 0,
     "checks": 0,
     "settings": 0,
@@ -35,6 +36,7 @@ FLOORS = {
     "nats_health": 1,
     "nats_link": 1,
     "nats_transport": 1,
+    "nats_control": 1,
     "tcp": 1,
     "intake": 1,
     "inbox": 1,
@@ -54,6 +56,8 @@ FLOORS = {
     "arrivals": 2,
     "session": 2,
     "sessions": 2,
+    "relay": 3,
+    "decisions": 3,
     "routes": 3,
     "routes.replies": 3,
     "routes.outlets": 3,
@@ -72,7 +76,7 @@ BESIDE = {"testing"}
 
 ALLOWED_IN = {
     "asyncio": {name for name, floor in FLOORS.items() if floor > 0},
-    "nats": {"nats_connection", "nats_transport"},
+    "nats": {"nats_connection", "nats_control", "nats_transport"},
     "sanic": {
         "inbox",
         "transport_outlets",

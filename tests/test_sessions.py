@@ -7,6 +7,7 @@ import pytest
 
 from sanic_nats_bridge.errors import CloseCode, SessionUnknown
 from sanic_nats_bridge.session import Session
+from sanic_nats_bridge.session_ids import digest, worker_of
 
 from .fakes import FakeOutlet
 from .support import until
@@ -50,17 +51,27 @@ async def test_the_id_of_a_session_is_kept_nowhere() -> None:
     assert session.key == hashlib.sha256(secret.encode()).hexdigest()
 
 
-async def test_a_session_is_found_by_its_id_as_long_as_it_is_open() -> None:
+async def test_a_session_is_found_by_its_key_as_long_as_it_is_open() -> None:
     worker = Worker()
     session, outlet = worker.open()
     secret = outlet.frames[0]["session"]
-    assert worker.sessions.find(secret, None) is session
-    for unknown in (session.key, "", "x", secret + "x"):
+    assert worker.sessions.find(digest(secret), None) is session
+    for unknown in (secret, "", "x", digest(session.key)):
         with pytest.raises(SessionUnknown):
             worker.sessions.find(unknown, None)
     session.gone(1000)
     with pytest.raises(SessionUnknown):
-        worker.sessions.find(secret, None)
+        worker.sessions.find(session.key, None)
+
+
+async def test_a_worker_that_starts_again_is_another_one() -> None:
+    worker = Worker()
+    before = worker.sessions.worker
+    worker.sessions.close_all("test")
+    worker.sessions.start()
+    session, outlet = worker.open()
+    assert worker_of(outlet.frames[0]["session"]) == worker.sessions.worker != before
+    assert not session.closed
 
 
 async def test_whoever_listens_hears_of_each_session_once_and_with_its_code() -> None:
@@ -82,7 +93,7 @@ async def test_every_session_is_closed_with_the_code() -> None:
     assert [outlet.types for outlet in outlets] == [["welcome", "close"]] * 3
     closes = [outlet.frames[-1] for outlet in outlets]
     assert {(close["code"], close["reconnect"]) for close in closes} == {(1001, True)}
-    assert all(close["retry"] >= 0 for close in closes)
+    assert all(0 <= close["retry"] <= 10_000 for close in closes)
 
 
 @pytest.mark.parametrize("ending", ["gone", "close"])

@@ -11,7 +11,8 @@ from sanic_ext import openapi
 
 from ..errors import BridgeError, CommandInvalid, MediaTypeUnsupported, SizeLimit
 from ..protocol import Action, Command, Reply, decode_command, identify
-from ..sessions import Sessions
+from ..relay import Relay
+from ..settings import Settings
 from ..subjects import GRAMMAR, MAX_SUBJECT_BYTES
 from .authorization import identify_client
 from .outlets import is_misdirected
@@ -32,47 +33,40 @@ _STATUSES: Final = {
     415: "The body is not declared as JSON, or is compressed",
     429: "Too many subscriptions, or commands",
     500: "Internal error",
+    503: "The server that holds the session does not answer, or NATS is away; try again",
 }
 
 _SUBJECT: Final = {"type": "string", "pattern": f"^{GRAMMAR}$", "maxLength": MAX_SUBJECT_BYTES}
 
 
-def add_command_routes(blueprint: Blueprint, sessions: Sessions) -> None:
+def add_command_routes(blueprint: Blueprint, relay: Relay, settings: Settings) -> None:
     """Serve commands by POST on the blueprint."""
 
+    async def serve(request: Request, action: Action) -> HTTPResponse:
+        if is_misdirected(request):
+            return misdirected(action)
+        try:
+            body = await _body(request, settings.max_command_bytes)
+        except BridgeError as error:
+            return refusal_response(error, action)
+        return reply_response(*await outcome(carry_out(request, body, action), action, identify(body)))
+
+    async def carry_out(request: Request, body: bytes, action: Action) -> Reply:
+        command = decode_command(body, action)
+        if not isinstance(command.session, str):
+            raise CommandInvalid("Not a valid command: 'session' is missing")
+        return await relay.carry_out(command.session, await identify_client(request, settings), command)
+
     async def subscribe(request: Request) -> HTTPResponse:
-        return await _command(request, sessions, "subscribe")
+        return await serve(request, "subscribe")
 
     async def unsubscribe(request: Request) -> HTTPResponse:
-        return await _command(request, sessions, "unsubscribe")
+        return await serve(request, "unsubscribe")
 
     for handler, summary in ((subscribe, "Follow subjects in a session"), (unsubscribe, "Follow subjects no longer")):
         name = handler.__name__
-        documented = _documented(handler, summary, sessions.settings.max_subscriptions)
+        documented = _documented(handler, summary, settings.max_subscriptions)
         blueprint.add_route(documented, f"/{name}", methods=["POST"], name=name, stream=True)
-
-
-async def _command(request: Request, sessions: Sessions, action: Action) -> HTTPResponse:
-    if is_misdirected(request):
-        return misdirected(action)
-    try:
-        body = await _body(request, sessions.settings.max_command_bytes)
-    except BridgeError as error:
-        return refusal_response(error, action)
-    return reply_response(*await outcome(_carry_out(request, sessions, body, action), action, identify(body)))
-
-
-async def _carry_out(request: Request, sessions: Sessions, body: bytes, action: Action) -> Reply:
-    command = decode_command(body, action)
-    if not isinstance(command.session, str):
-        raise CommandInvalid("Not a valid command: 'session' is missing")
-    session = sessions.find(command.session, await identify_client(request, sessions.settings))
-    session.count_command()
-    try:
-        return await session.handle(command)
-    except BridgeError as error:
-        session.count_refusal(error)
-        raise
 
 
 async def _body(request: Request, max_bytes: int) -> bytes:

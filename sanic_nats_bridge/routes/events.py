@@ -63,7 +63,7 @@ async def _beginning(request: Request, sessions: Sessions) -> tuple[Permissions,
     """
     command = query_command(dict(request.get_args(keep_blank_values=True)))
     if command is not None:
-        sessions.admission.valid(command.subjects or [])
+        sessions.admission.valid(command.patterns)
     # While there is no room, the app is not asked who the client is either.
     refusal = sessions.refusal()
     if refusal is not None:
@@ -71,9 +71,9 @@ async def _beginning(request: Request, sessions: Sessions) -> tuple[Permissions,
     try:
         permissions = await permit(request, sessions.settings)
     except InternalError as error:
-        return farewell(CloseCode.INTERNAL, error.message, sessions.settings.retry)
+        return farewell(CloseCode.INTERNAL, error.message, sessions.settings)
     if command is not None:
-        sessions.admission.admit(permissions, command.subjects or [])
+        sessions.admission.admit(permissions, command.patterns)
     return permissions, command
 
 

@@ -54,7 +54,7 @@ async def _admitted(
                 doorkeeper.admit(request)
                 return sessions.open(outlet, await permit(request, sessions.settings), arrival)
         except BridgeError as error:
-            refusal = farewell(error.close_code or CloseCode.INTERNAL, error.message, sessions.settings.retry)
+            refusal = farewell(error.close_code or CloseCode.INTERNAL, error.message, sessions.settings)
     outlet.finish(refusal, CLOSE_SECONDS)
     return None
 

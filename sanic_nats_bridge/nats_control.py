@@ -1,0 +1,160 @@
+"""How the bridges of one app talk to each other over NATS: requests to one worker, announcements to all.
+
+Each worker has three subscriptions under the control prefix: ``worker.<id>`` for the requests to it,
+``reply.<id>.*`` for the replies to its own, ``all`` for announcements. Where nobody has the first, the
+NATS server says so ("no responders"). No other subject is used, so a NATS user for the bridge needs
+no inbox, and nothing that arrives makes the bridge publish anywhere else.
+"""
+
+import asyncio
+import itertools
+import logging
+import re
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, Protocol
+
+import nats.errors
+from nats.aio.msg import Msg
+
+from .nats_connection import NatsClient
+from .session_ids import WORKER_ID_GRAMMAR
+
+__all__ = ["Answer", "ControlChannel", "LinkWithClient", "NobodyListensError"]
+
+logger = logging.getLogger("sanic.root.nats_bridge")
+
+_NO_RESPONDERS: Final = "503"
+
+Answer = Callable[[bytes], Coroutine[Any, Any, bytes]]
+"""Answers a request; it must not raise."""
+
+
+class NobodyListensError(LookupError):
+    """No worker of that id is connected to NATS."""
+
+
+class LinkWithClient(Protocol):
+    """What this needs of the connection to NATS."""
+
+    @property
+    def client(self) -> NatsClient | None:
+        """The live nats-py client; ``None`` while there is none."""
+
+
+class ControlChannel:
+    """One worker's way to the others, and theirs to it.
+
+    Args:
+        link: The connection to NATS, which tells `connected` of each new one.
+        prefix: How the control subjects begin.
+    """
+
+    def __init__(self, link: LinkWithClient, prefix: str) -> None:
+        self._link = link
+        self._prefix = prefix
+        self._worker = ""
+        self._client: NatsClient | None = None
+        self._numbers = itertools.count()
+        self._waiting: dict[str, asyncio.Future[Msg]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._replies = re.compile(rf"{re.escape(prefix)}\.reply\.{WORKER_ID_GRAMMAR}\.\d+")
+        self.answer: Answer | None = None
+        self.on_announced: Callable[[bytes], None] | None = None
+        self.on_ready: Callable[[], Coroutine[Any, Any, None]] | None = None
+
+    def start(self, worker: str) -> None:
+        """Be the worker of this id from here on."""
+        self._worker = worker
+
+    def stop(self) -> None:
+        """Answer nothing more."""
+        self._client = None
+        for task in tuple(self._tasks):
+            task.cancel()
+
+    def connected(self) -> None:
+        """A new connection stands: listen on it."""
+        client = self._link.client
+        if client is not None:
+            self._spawn(self._listen(client))
+
+    async def request(self, worker: str, payload: bytes, seconds: float) -> bytes:
+        """What the worker answers.
+
+        Raises:
+            ConnectionError: NATS is away.
+            NobodyListensError: There is no such worker.
+            TimeoutError: It has not answered in time.
+            ValueError: The payload is larger than NATS takes.
+        """
+        number = str(next(self._numbers))
+        answered = self._waiting[number] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(seconds):
+                subject = f"{self._prefix}.worker.{worker}"
+                await self._publish(subject, payload, f"{self._prefix}.reply.{self._worker}.{number}")
+                message = await answered
+        finally:
+            del self._waiting[number]
+        if message.headers is not None and message.headers.get("Status") == _NO_RESPONDERS:
+            raise NobodyListensError(worker)
+        answer: bytes = message.data
+        return answer
+
+    async def announce(self, payload: bytes) -> None:
+        """Tell every other worker that is connected to NATS; each hears it at most once.
+
+        Raises:
+            ConnectionError: NATS is away.
+            ValueError: The payload is larger than NATS takes.
+        """
+        await self._publish(f"{self._prefix}.all", payload)
+
+    async def _publish(self, subject: str, payload: bytes, reply: str = "") -> None:
+        if self._client is None or self._client is not self._link.client:
+            raise ConnectionError("NATS is away")
+        try:
+            await self._client.publish(subject, payload, reply)
+        except nats.errors.MaxPayloadError:
+            raise ValueError("larger than NATS takes") from None
+        except nats.errors.Error as error:
+            raise ConnectionError(str(error)) from error
+
+    async def _listen(self, client: NatsClient) -> None:
+        try:
+            await client.subscribe(f"{self._prefix}.reply.{self._worker}.*", cb=self._take_reply)
+            await client.subscribe(f"{self._prefix}.worker.{self._worker}", cb=self._take_request)
+            await client.subscribe(f"{self._prefix}.all", cb=self._take_announcement)
+        except nats.errors.Error as error:
+            # The next connection comes with another try.
+            logger.info("No control subjects on this connection: %s", error)
+            return
+        self._client = client
+        if self.on_ready is not None:
+            await self.on_ready()
+
+    async def _take_reply(self, message: Msg) -> None:
+        answered = self._waiting.get(message.subject.rpartition(".")[2])
+        if answered is not None and not answered.done():
+            answered.set_result(message)
+
+    async def _take_request(self, message: Msg) -> None:
+        if self._replies.fullmatch(message.reply):
+            self._spawn(self._respond(message))
+
+    async def _respond(self, message: Msg) -> None:
+        if self.answer is not None:
+            answer = await self.answer(message.data)
+            try:
+                await self._publish(message.reply, answer)
+            except (ConnectionError, ValueError) as error:
+                logger.info("A reply to another worker could not be sent: %s", error)
+
+    async def _take_announcement(self, message: Msg) -> None:
+        if self.on_announced is not None:
+            self.on_announced(message.data)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
