@@ -13,7 +13,7 @@ from benchmarks.processes import PROJECT
 
 from .catalogue import CATALOGUE
 from .drill import Drill
-from .report import counts_table, machine_table, put_into, times_table
+from .report import counts_table, machine_table, put_into, sessions_table, times_table
 from .results import Results, Run
 from .run import run
 
@@ -42,7 +42,7 @@ async def _run(name: str, number: int, **options: Any) -> Run:
 
 
 def _report(results: Results, docs: Path | None) -> int:
-    tables = (times_table(results), counts_table(results))
+    tables = (times_table(results), counts_table(results), sessions_table(results))
     for table in tables:
         _say("\n" + table.as_text())
     if docs is not None:

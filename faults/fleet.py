@@ -42,9 +42,8 @@ _STREAMS: Final = (
 )
 """The last are those that come and go by POST."""
 
-_BASE: Final = sorted(
-    {VIEWS[view].view.real(each) for view, patterns, *_ in (*_SOCKETS, *_STREAMS) for each in patterns}
-)
+_FOLLOWERS: Final = [(view, patterns) for view, patterns, *_ in (*_SOCKETS, *_STREAMS)]
+_BASE: Final = sorted({VIEWS[view].view.real(each) for view, patterns in _FOLLOWERS for each in patterns})
 """What NATS is asked for as long as all are there."""
 
 _FOLLOWED: Final = {*_BASE, *(VIEWS[view].view.real(each) for view, _, changing in _STREAMS for each in changing)}
