@@ -4,8 +4,9 @@ It holds here at once. Every other worker that is connected to NATS hears of it,
 NATS is away from here what was decided last of each identity, or session, waits until it is back.
 """
 
+import asyncio
 import logging
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 from msgspec import Struct
@@ -18,6 +19,8 @@ from .sessions import Sessions
 __all__ = ["Announcements", "Decisions"]
 
 logger = logging.getLogger("sanic.root.nats_bridge")
+
+_OTHERS_RETURN_SECONDS: Final = 2.0
 
 
 class Announcements(Protocol):
@@ -69,8 +72,13 @@ class Decisions:
         await self._tell(identity, session, permissions)
         return count
 
-    async def tell_untold(self) -> None:
-        """Tell the others what they have not been told yet; what NATS is away for stays."""
+    async def nats_returned(self) -> None:
+        """Tell the others what they could not be told while NATS was away, once they too are likely to be back."""
+        if self._untold:
+            await asyncio.sleep(_OTHERS_RETURN_SECONDS)
+            await self._tell_untold()
+
+    async def _tell_untold(self) -> None:
         while self._untold:
             target, decision = next(iter(self._untold.items()))
             try:
@@ -93,7 +101,7 @@ class Decisions:
         )
         self._untold.pop((identity, key), None)
         self._untold[identity, key] = encode(decision)
-        await self.tell_untold()
+        await self._tell_untold()
 
     def hear(self, data: bytes) -> None:
         """Do here what was decided on another worker. Never raises; what cannot be read is left out, and logged."""

@@ -137,7 +137,7 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         self._decisions = Decisions(self._sessions, self._control)
         self._control.answer = self._relay.answer
         self._control.on_announced = self._decisions.hear
-        self._control.on_ready = self._decisions.tell_untold
+        self._control.on_ready = self._decisions.nats_returned
 
     def label(self) -> str:
         """What sanic-ext shows at the start."""

@@ -62,6 +62,11 @@ class ControlChannel:
         self.on_announced: Callable[[bytes], None] | None = None
         self.on_ready: Callable[[], Coroutine[Any, Any, None]] | None = None
 
+    @property
+    def ready(self) -> bool:
+        """Whether the others can be reached, and reach this worker."""
+        return self._client is not None and self._client is self._link.client
+
     def start(self, worker: str) -> None:
         """Be the worker of this id from here on."""
         self._worker = worker
@@ -111,7 +116,7 @@ class ControlChannel:
         await self._publish(f"{self._prefix}.all", payload)
 
     async def _publish(self, subject: str, payload: bytes, reply: str = "") -> None:
-        if self._client is None or self._client is not self._link.client:
+        if self._client is None or not self.ready:
             raise ConnectionError("NATS is away")
         try:
             await self._client.publish(subject, payload, reply)

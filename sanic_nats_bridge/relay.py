@@ -43,7 +43,7 @@ class Requests(Protocol):
 
 
 class _Request(Struct, frozen=True, kw_only=True):
-    session: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    session: Annotated[str, Meta(pattern="^[0-9a-f]{64}$", max_length=64)]
     identity: str | None
     command: msgspec.Raw
 

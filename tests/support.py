@@ -258,7 +258,7 @@ async def running(
     ):
         if connected:
             await until(lambda: extension.client is not None)
-            await until(lambda: extension._hub.connected)
+            await until(lambda: extension._hub.connected and extension._control.ready)
         yield Bridge(app, extension, port, extension.settings.prefix, http)
 
 

@@ -248,7 +248,19 @@ async def test_openapi_lists_the_commands_and_nothing_else(shared_nats: NatsServ
         assert set(path) == {"post"}
         command = path["post"]["requestBody"]["content"]["application/json"]["schema"]
         assert set(command["properties"]) == {"action", "subjects", "id", "session"}
-        assert set(path["post"]["responses"]) == {"200", "400", "401", "403", "404", "409", "413", "415", "429", "500", "503"}
+        assert set(path["post"]["responses"]) == {
+            "200",
+            "400",
+            "401",
+            "403",
+            "404",
+            "409",
+            "413",
+            "415",
+            "429",
+            "500",
+            "503",
+        }
         for answer in path["post"]["responses"].values():
             reply = answer["content"]["application/json"]["schema"]
             assert {"type", "success", "message", "code"} <= set(reply["properties"])

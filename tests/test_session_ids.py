@@ -21,7 +21,9 @@ def test_every_worker_has_an_id_of_its_own_that_is_one_token_of_a_subject() -> N
 VALID = new_session_id(new_worker_id())
 
 
-@pytest.mark.parametrize("wrong", ["", VALID[:-1], VALID + "a", VALID + "\n", "*" + VALID[1:], ">" + VALID[1:], "ü" * 48])
+@pytest.mark.parametrize(
+    "wrong", ["", VALID[:-1], VALID + "a", VALID + "\n", "*" + VALID[1:], ">" + VALID[1:], "ü" * 48]
+)
 def test_what_no_session_can_be_called_has_no_worker(wrong: str) -> None:
     assert worker_of(wrong) is None
 
