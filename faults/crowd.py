@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
@@ -20,6 +21,7 @@ __all__ = ["Crowd", "cluster"]
 
 _CONTROL: Final = "_NATSBRIDGE."
 _REST_SECONDS: Final = 15.0
+_TURN_SECONDS: Final = 0.1
 
 
 class Crowd(Scene):
@@ -28,6 +30,7 @@ class Crowd(Scene):
     Attributes:
         visitors: The browsers.
         spreading: As in the checker's `Log`.
+        running: How many processes all apps have.
     """
 
     def __init__(self, servers: Sequence[NatsServer], machines: Sequence[Machine], *, small: bool) -> None:
@@ -36,6 +39,7 @@ class Crowd(Scene):
         self.machines: Final = machines
         self.visitors: list[Visitor] = []
         self.addresses: Final = [machine.address for machine in machines]
+        self.running: Final = sum(len(machine.processes) for machine in machines)
         self.spreading = 0.0
 
     @contextlib.asynccontextmanager
@@ -94,29 +98,35 @@ class Crowd(Scene):
             for each in connections
         ]
 
-    def open_files(self) -> dict[int, int]:
-        """How many each process of each app has."""
-        return {pid: open_files(pid) for machine in self.machines for pid in machine.processes}
+    async def open_files(self) -> dict[int, int]:
+        """How many each worker has.
+
+        Sanic's manager is left out: it keeps the ends of a worker that has ended until it starts another.
+        """
+        workers = [pid for machine in self.machines for pid in (await machine.workers()).values()]
+        return {pid: open_files(pid) for pid in workers}
 
     async def nothing_is_left(self, before: dict[int, int], result: Run) -> None:
-        """When all have gone, NATS has no subscription, and no process has more than before any came."""
-        allowed = max(before.values())
+        """When all have gone, NATS has no subscription, and no worker more open files than before any came."""
+        deadline = time.monotonic() + _REST_SECONDS
+        left = await self._left(before)
+        while left and time.monotonic() < deadline:
+            await asyncio.sleep(_TURN_SECONDS)
+            left = await self._left(before)
+        result.failures += left
 
-        def left() -> list[str]:
-            found = [f"NATS has the subscriptions {each}" for each in self.followed() if each]
-            now = self.open_files()
-            if len(now) != len(before):
-                found.append(f"{len(now)} processes, not {len(before)}")
-            found += [
-                f"process {pid} has {files} open files, not {before.get(pid, allowed)}"
-                for pid, files in now.items()
-                if files > before.get(pid, allowed)
-            ]
-            return found
-
-        with contextlib.suppress(TimeoutError):
-            await until(lambda: not left(), "nothing is left", _REST_SECONDS)
-        result.failures += left()
+    async def _left(self, before: dict[int, int]) -> list[str]:
+        now, most = await self.open_files(), max(before.values())
+        found = [f"NATS has the subscriptions {each}" for each in self.followed() if each]
+        found += (
+            f"worker {pid} has {files} open files, not {before.get(pid, most)}"
+            for pid, files in now.items()
+            if files > before.get(pid, most)
+        )
+        running = sum(len(machine.processes) for machine in self.machines)
+        if running != self.running:
+            found.append(f"{running} processes, not {self.running}")
+        return found
 
 
 @contextlib.asynccontextmanager

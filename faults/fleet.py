@@ -89,7 +89,7 @@ async def _harm(crowd: Crowd, result: Run, longest: float) -> None:
 async def _files(crowd: Crowd) -> dict[int, int]:
     """What the processes have open when each worker has served somebody, and nobody is there."""
     await asyncio.gather(*(machine.ask_each("GET", "/facts") for machine in crowd.machines))
-    return crowd.open_files()
+    return await crowd.open_files()
 
 
 async def _gather(crowd: Crowd, longest: float) -> None:
