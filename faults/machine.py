@@ -6,10 +6,11 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import aiohttp
 
@@ -46,20 +47,26 @@ class Machine:
 
     @contextlib.asynccontextmanager
     async def running(self, settings: Mapping[str, Any], workers: int) -> AsyncIterator["Machine"]:
-        """Have the app serve, by so many workers."""
+        """Have the app serve, by so many workers.
+
+        Raises:
+            NotDoneError: It does not; the message holds its last words.
+        """
         options = (json.dumps(settings), self._place.host, str(self._port), str(workers))
         command = self._place.command(sys.executable, "-m", "faults.workers", *options)
-        # Sanic's manager may kill its whole process group, which must not be ours.
-        self._process = await asyncio.create_subprocess_exec(
-            *command, stdout=PIPE, cwd=PROJECT, start_new_session=True, preexec_fn=end_with_parent
-        )
-        listening = asyncio.create_task(self._listen(self._process))
-        try:
-            await until(lambda: len(self.ready) == workers, "all workers serve", _START_SECONDS)
-            yield self
-        finally:
-            await self._end(self._process)
-            await listening
+        with tempfile.TemporaryFile() as log:
+            # Sanic's manager may kill its whole process group, which must not be ours.
+            process = self._process = await asyncio.create_subprocess_exec(
+                *command, stdout=PIPE, stderr=log, cwd=PROJECT, start_new_session=True, preexec_fn=end_with_parent
+            )
+            listening = asyncio.create_task(self._listen(process))
+            try:
+                with _last_words(log):
+                    await until(lambda: len(self.ready) == workers, "all workers serve", _START_SECONDS)
+                yield self
+            finally:
+                await _end(process)
+                await listening
 
     @property
     def processes(self) -> list[int]:
@@ -115,15 +122,25 @@ class Machine:
             what, pid, at = line.split()
             moments[what][int(pid)] = float(at)
 
-    async def _end(self, process: Process) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), _END_SECONDS)
-        # Workers that have outlived their manager.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
+
+@contextlib.contextmanager
+def _last_words(log: IO[bytes]) -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError as error:
+        log.seek(0)
+        raise NotDoneError(f"{error}: {log.read()[-2000:].decode(errors='replace')}") from None
+
+
+async def _end(process: Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(process.wait(), _END_SECONDS)
+    # Workers that have outlived their manager.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()
 
 
 def has_ended(pid: int) -> bool:

@@ -21,7 +21,7 @@ from .results import Run
 from .scene import until
 from .visitors import Return
 
-__all__ = ["ROLLING"]
+__all__ = ["ROLLING", "judge_returns"]
 
 _SUBJECTS: Final = ("orders.eu.1", "orders.eu.2", "orders.us.1", "news.sport")
 _PATTERNS: Final = (("orders.eu.1",), ("orders.us.*",), ("news.sport",), ("orders.eu.2", "news.*"))
@@ -38,6 +38,8 @@ _BESIDE_SECONDS: Final = 2.0
 _PATIENCE_SECONDS: Final = 30.0
 _TENTHS: Final = 10
 _FULLEST: Final = 0.25
+_FEWEST: Final = 100
+"""Of fewer, a tenth of the time may hold more than a quarter by chance."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ async def _do(result: Run, settings: Mapping[str, Any], *, small: bool) -> None:
         await _gather(crowd, terms.drain)
         for name, worker in (await machine.workers()).items():
             await _restart(crowd, result, name, worker, terms)
+        crowd.require(bool(result.fullest), "enough clients come back to tell how they are spread")
         await crowd.finish()
         crowd.judge(result)
         await crowd.leave()
@@ -103,18 +106,20 @@ async def _restart(crowd: Crowd, result: Run, name: str, worker: int, terms: _Te
     await crowd.all_are_present(terms.drain + _PATIENCE_SECONDS)
     if result.ends[-1] > terms.graceful + _BESIDE_SECONDS:
         result.failures.append(f"a worker was there for {result.ends[-1]:.1f} s after it was told to stop")
-    _judge(crowd.returns(stopped), stopped, terms.drain, result)
+    judge_returns(crowd.returns(stopped), stopped, terms.drain, result)
 
 
-def _judge(returns: Sequence[Return], stopped: float, drain: float, result: Run) -> None:
+def judge_returns(returns: Sequence[Return], stopped: float, drain: float, result: Run) -> None:
     """Whether the clients were sent away as they should, and came back spread over the time that they were told."""
     result.returns += (each.back - each.left for each in returns)
     lost = sum(each.told is None or each.told > drain for each in returns)
     if lost:
         result.failures.append(f"{lost} of {len(returns)} sessions ended without a word of when to come back")
+    if len(returns) < _FEWEST:
+        return
     tenths = Counter(int((each.back - stopped) / drain * _TENTHS) for each in returns)
-    result.fullest.append(max(tenths.values(), default=0) / max(len(returns), 1))
-    if not returns or result.fullest[-1] > _FULLEST:
+    result.fullest.append(max(tenths.values()) / len(returns))
+    if result.fullest[-1] > _FULLEST:
         result.failures.append(f"{len(returns)} clients came back, by tenths of the time: {sorted(tenths.items())}")
 
 
