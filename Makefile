@@ -14,8 +14,8 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 # What the tests need of the system, each with a command or library by which its presence is seen:
-# a browser and what Playwright's driver needs to steer it, a proxy, a network that can be cut.
-TEST_PACKAGES := chromium:chromium libatomic.so.1:libatomic1 nginx:nginx-light ip:iproute2
+# a browser and what Playwright's driver needs to steer it, two proxies, a network that can be cut.
+TEST_PACKAGES := chromium:chromium libatomic.so.1:libatomic1 nginx:nginx-light haproxy:haproxy ip:iproute2
 
 .PHONY: run test check format faults bench bench-panini clean
 .DEFAULT_GOAL := run

@@ -6,7 +6,8 @@ from .errors import CloseCode, SettingsError
 from .extension import NatsBridge
 from .permissions import Explanation, Permissions
 from .session import Session
+from .stats import Stats
 
-__all__ = ["CloseCode", "Explanation", "NatsBridge", "Permissions", "Session", "SettingsError", "__version__"]
+__all__ = ["CloseCode", "Explanation", "NatsBridge", "Permissions", "Session", "SettingsError", "Stats", "__version__"]
 
 __version__ = version("sanic-nats-bridge")

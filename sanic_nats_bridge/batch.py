@@ -14,6 +14,7 @@ from . import wire
 from .fan_out import fan_out
 from .interest import Interest, View
 from .subjects import is_reserved
+from .tally import Tally
 from .wire import Delivery
 
 __all__ = ["Batch"]
@@ -27,14 +28,13 @@ class Batch:
     With a ``flush_interval`` (seconds) it gathers for so long, but not more than 1 MiB.
     """
 
-    def __init__(self, headers: Iterable[str] = (), flush_interval: float = 0) -> None:
+    def __init__(self, headers: Iterable[str] = (), flush_interval: float = 0, tally: Tally | None = None) -> None:
         self._headers = frozenset(headers)
         self._interval = flush_interval
+        self._tally = tally or Tally()
         self._timer: asyncio.Handle | None = None
         self._hit: list[View] = []
         self._numbered = self._gathered = 0
-        self.unreadable = 0
-        """Messages that were left out because their subjects are not UTF-8."""
         self.expires_at = math.inf
         """Unix seconds after which `on_expired` must be called before anything is written."""
         self.on_expired: Callable[[], None] | None = None
@@ -80,7 +80,7 @@ class Batch:
         try:
             text = subject.decode()
         except UnicodeDecodeError:
-            self.unreadable += 1
+            self._tally.lost["unreadable_subject"] += 1
             return ""
         return "" if interest.shuns_reserved and is_reserved(text) else text
 
@@ -91,8 +91,9 @@ class Batch:
         if self.expires_at <= time.time() and self.on_expired is not None:
             self.on_expired()
         hit, self._hit = self._hit, []
+        self._tally.messages += self._numbered
         self._numbered = self._gathered = 0
-        fan_out({view: view.take_batch() for view in hit})
+        self._tally.deliveries += fan_out({view: view.take_batch() for view in hit})
 
     def close(self) -> None:
         """Flush no more by itself."""

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Collection
-from typing import Any, Final, Unpack
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
 from sanic import Blueprint, Sanic
 from sanic.exceptions import SanicException
@@ -17,6 +17,7 @@ from .decisions import Decisions
 from .errors import SettingsError
 from .hub import Hub
 from .log_redaction import QueryRedaction
+from .loop_lag import LoopLag
 from .nats_connection import NatsClient
 from .nats_control import ControlChannel
 from .nats_link import NatsLink
@@ -26,17 +27,23 @@ from .relay import Relay
 from .routes.commands import add_command_routes
 from .routes.cors import CrossOrigin
 from .routes.events import add_event_route
+from .routes.health import add_health_routes
 from .routes.origin import Doorkeeper
 from .routes.websocket import add_websocket_route
 from .session import Session
 from .sessions import Sessions, SessionsView
 from .settings import SettingKeywords, Settings
+from .stats import Stats, take_stats
+
+if TYPE_CHECKING:
+    from .metrics_board import MetricsBoard
 
 __all__ = ["NatsBridge"]
 
 logger = logging.getLogger("sanic.root.nats_bridge")
 
 _LAST_SIGNALS_SECONDS: Final = 1.0
+_ONLY_WORKER: Final = "single"
 
 
 class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __init_subclass__
@@ -61,6 +68,8 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         self._keywords = dict(settings)
         Settings.resolve(self._keywords, {})
         self._link: NatsLink | None = None
+        self._lag = LoopLag()
+        self._board: MetricsBoard | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -76,6 +85,10 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
     def sessions(self) -> Collection[Session]:
         """The sessions of this worker, to be read only; none before the bridge is on an app."""
         return SessionsView(self._sessions) if self._link is not None else ()
+
+    def stats(self) -> Stats:
+        """How this worker fares; to be called in its event loop, once the bridge is on an app."""
+        return take_stats(self._sessions, self._lag.seconds)
 
     async def revoke(self, *, identity: str | None = None, session: str | None = None) -> int:
         """End the sessions of an identity, or one session, with close code 4403.
@@ -123,6 +136,7 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         self._talk_to_others(self._link)
         self.app.ctx.nats_bridge = self
         self._add_routes()
+        self._add_operators_routes()
         self.app.register_listener(self._start, "before_server_start")
         self.app.register_listener(self._stop, "before_server_stop")
         self.app.register_listener(self._stopped, "after_server_stop")
@@ -150,7 +164,7 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         doorkeeper.guard(blueprint)
         add_websocket_route(blueprint, self._sessions, doorkeeper)
         add_event_route(blueprint, self._sessions, cross_origin)
-        add_command_routes(blueprint, self._relay, self.settings)
+        add_command_routes(blueprint, self._relay, self._sessions)
         cross_origin.add_preflights(blueprint, "stream", "events", "subscribe", "unsubscribe")
         self.app.blueprint(blueprint)
         paths = {f"/{route.path.strip('/')}" for route in blueprint.routes}
@@ -163,6 +177,23 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
             if route.extra.websocket:
                 openapi.exclude()(route.handler)
 
+    def _add_operators_routes(self) -> None:
+        # A blueprint of their own: its guard would turn away who asks from another origin, a dashboard for one.
+        blueprint = Blueprint("natsbridge_operators", url_prefix=self.settings.prefix)
+        add_health_routes(blueprint, self._sessions)
+        if self.settings.metrics:
+            # Imported here, for they need what is not everywhere: prometheus_client, and file locks (POSIX).
+            from .metrics_board import MetricsBoard
+            from .routes.metrics import add_metrics_route
+            from .shared_files import shared_folder
+
+            worker = os.environ.get("SANIC_WORKER_NAME", _ONLY_WORKER)
+            self._board = MetricsBoard(self.stats, self.app.name, worker, shared_folder())
+            add_metrics_route(blueprint, self._board)
+        self.app.blueprint(blueprint)
+        for route in blueprint.routes:
+            route.extra.ignore_body = True
+
     async def _start(self, app: Sanic[Any, Any]) -> None:
         self._redaction.install()
         with contextlib.suppress(SanicException):  # the app may do without sanic-ext's injection
@@ -171,13 +202,16 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         self._sessions.start()
         self._control.start(self._sessions.worker)
         self._link.start(self._hub)
+        self._lag.start()
+        if self._board is not None:
+            await self._board.start()
 
     async def _stop(self, app: Sanic[Any, Any]) -> None:
         assert self._link is not None
         try:
             self._sessions.close_all("The server is going away")
         finally:
-            self._control.stop()
+            await self._control.stop()
             await self._link.stop()
             self._hub.close()
         if self._tasks:
@@ -186,6 +220,9 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
                 task.cancel()
 
     async def _stopped(self, app: Sanic[Any, Any]) -> None:
+        if self._board is not None:
+            await self._board.stop()
+        self._lag.stop()
         self._redaction.remove()
 
     # Signals

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import Final
 
@@ -17,18 +17,23 @@ logger = logging.getLogger("sanic.root.nats_bridge")
 _number: Final = attrgetter("number")
 
 
-def fan_out(batches: Mapping[View, Sequence[Delivery]]) -> None:
-    """Write once to each subscriber, in the order of the numbers; the same bytes to all that get the same."""
+def fan_out(batches: Mapping[View, Sequence[Delivery]]) -> int:
+    """Write once to each subscriber, in the order of the numbers; the same bytes to all that get the same.
+
+    Returns how many messages were handed over, counted for each subscriber.
+    """
+    handed_over = 0
     several = _following_several(batches) if len(batches) > 1 else {}
     for view, batch in batches.items():
-        followers: Iterable[Subscriber] = view.subscribers
+        followers: Collection[Subscriber] = view.subscribers
         if several:
             followers = [each for each in followers if each not in several]
-        _write(followers, batch)
+        handed_over += _write(followers, batch)
     for followed, subscribers in _by_followed(several).items():
         merged = [delivery for view in followed for delivery in batches[view]]
         merged.sort(key=_number)
-        _write(subscribers, merged)
+        handed_over += _write(subscribers, merged)
+    return handed_over
 
 
 def _following_several(hit: Iterable[View]) -> dict[Subscriber, list[View]]:
@@ -51,13 +56,14 @@ def _by_followed(several: Mapping[Subscriber, list[View]]) -> dict[tuple[View, .
     return groups
 
 
-def _write(subscribers: Iterable[Subscriber], deliveries: Sequence[Delivery]) -> None:
+def _write(subscribers: Collection[Subscriber], deliveries: Sequence[Delivery]) -> int:
     try:
-        _write_to_each(subscribers, deliveries)
+        return _write_to_each(subscribers, deliveries)
     except Exception:
         # Others get the same batch, and theirs must leave.
         logger.exception("Messages could not be delivered")
         _tell_missed(subscribers, {delivery.source.pattern for delivery in deliveries})
+        return 0
 
 
 def _tell_missed(subscribers: Iterable[Subscriber], patterns: Iterable[str]) -> None:
@@ -67,7 +73,8 @@ def _tell_missed(subscribers: Iterable[Subscriber], patterns: Iterable[str]) -> 
                 subscriber.missed(pattern)
 
 
-def _write_to_each(subscribers: Iterable[Subscriber], deliveries: Sequence[Delivery]) -> None:
+def _write_to_each(subscribers: Collection[Subscriber], deliveries: Sequence[Delivery]) -> int:
+    followers = len(subscribers)
     joined: dict[Form, bytes] = {}
     slow: list[Subscriber] = []
     for subscriber in subscribers:
@@ -81,3 +88,4 @@ def _write_to_each(subscribers: Iterable[Subscriber], deliveries: Sequence[Deliv
     # Last, for it may end a session.
     for subscriber in slow:
         subscriber.leave_out(deliveries)
+    return (followers - len(slow)) * len(deliveries)

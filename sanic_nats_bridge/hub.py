@@ -19,6 +19,7 @@ from .errors import NatsRefused, SubscriptionLimit
 from .interest import Interest, Link, LinkWatcher, State, Subscriber, View
 from .pacing import Pacing
 from .permissions import Grant
+from .tally import Tally
 
 __all__ = ["Hub", "refusal"]
 
@@ -39,7 +40,8 @@ class Hub:
         self._link = link
         self._linger = linger
         self._max_patterns = max_patterns
-        self.batch: Final = Batch(headers, flush_interval)
+        self.tally: Final = Tally()
+        self.batch: Final = Batch(headers, flush_interval, self.tally)
         # Called for each message: no function of ours between.
         self.dispatch: Final = self.batch.add
         self.flush: Final = self.batch.flush
@@ -215,6 +217,7 @@ class Hub:
     def link_up(self) -> None:
         """Ask the new connection for every interest that is still claimed."""
         self._up = True
+        self.tally.nats_connections += 1
         if self._watcher is not None:
             self._watcher.nats_returned()
         for interest in tuple(self._interests.values()):

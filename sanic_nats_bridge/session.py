@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final, Literal, Protocol
 
-from . import wire
 from .admission import Admission
 from .command_meter import CommandMeter
 from .errors import BridgeError, CloseCode, SessionUnknown, SubjectForbidden
@@ -71,7 +70,7 @@ class Session:
 
     __slots__ = (
         "__weakref__", "_home", "_left_out", "_meter", "_one_at_a_time", "_outlet", "_pulse",
-        "_secret", "_subscriptions", "closed", "form", "identity", "keeps_up", "key", "write",
+        "_secret", "_subscriptions", "_tally", "closed", "form", "identity", "keeps_up", "key", "write",
     )  # fmt: skip
 
     def __init__(self, home: SessionHome, outlet: Outlet, permissions: Permissions) -> None:
@@ -83,6 +82,7 @@ class Session:
         self.write: Final = outlet.write
         self._home = home
         self._outlet = outlet
+        self._tally = home.hub.tally
         outlet.watcher = self
         self._one_at_a_time = asyncio.Lock()
         self._meter = CommandMeter(home.settings)
@@ -107,6 +107,11 @@ class Session:
     def transport(self) -> Literal["websocket", "events"]:
         """How the client is connected."""
         return "websocket" if self.form in (Form.WEBSOCKET, Form.JSON_LINES) else "events"
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes written to the client's connection."""
+        return self._outlet.written
 
     def send(self, frame: Frame) -> None:
         """Write a frame to the client, behind everything that was written before."""
@@ -185,7 +190,7 @@ class Session:
         """More waits for the client than may: its messages are left out from here on."""
         if not self.closed:
             self.keeps_up = False
-            self._left_out = LeftOut(self.form, self._home.settings.kept_bytes)
+            self._left_out = LeftOut(self.form, self._home.settings.kept_bytes, self._tally)
 
     def leave_out(self, deliveries: Sequence[Delivery]) -> None:
         """Deal with messages that come while the client does not keep up."""
@@ -202,9 +207,7 @@ class Session:
             return
         self.keeps_up = True
         left_out.over.set()
-        gaps = [wire.encode_frame(_gap(pattern, lost), self.form) for pattern, lost in left_out.lost]
-        told = b"".join([*gaps, *left_out.kept])
-        if told:
+        if told := left_out.told():
             self.write(told)
 
     async def caught_up(self) -> None:
@@ -224,13 +227,14 @@ class Session:
         if self.closed:
             return
         self._subscriptions.drop(pattern)
-        if self._left_out is not None and (lost := self._left_out.take(pattern)):
-            self.send(_gap(pattern, lost))
+        if self._left_out is not None and (gap := self._left_out.take(pattern)):
+            self.send(gap)
         self.send(Unsubscribed(subjects=[pattern], code=error.code, message=error.message))
         self.activated(pattern)
 
     def missed(self, pattern: str) -> None:
         """Tell the client that it may have missed messages here, by a fault of the bridge."""
+        self._tally.gaps["internal"] += 1
         self.send(Gap(subjects=[pattern], lost=None, reason="internal"))
 
     def note_holes(self) -> None:
@@ -241,6 +245,7 @@ class Session:
         """Tell the client which subscriptions have missed messages up to here."""
         holes = self._subscriptions.take_holes()
         if holes:
+            self._tally.gaps["nats_reconnect"] += len(holes)
             self.send(Gap(subjects=holes, lost=None, reason="nats_reconnect"))
 
     def tell_connected(self, status: bytes) -> None:
@@ -286,7 +291,3 @@ class Session:
             self._left_out = None
         self._subscriptions.close(cut=cut)
         self._home.left(self, code)
-
-
-def _gap(pattern: str, lost: int) -> Gap:
-    return Gap(subjects=[pattern], lost=lost, reason="slow_consumer")

@@ -1,5 +1,6 @@
 """All sessions of this worker."""
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from typing import Final
 
@@ -36,6 +37,7 @@ class Sessions:
         self.going_away: str | None = None
         self.on_opened: Callable[[Session], None] | None = None
         self.on_closed: Callable[[Session, int], None] | None = None
+        self.by_transport: Final = Counter(websocket=0, events=0)
         self._sessions: dict[str, Session] = {}
         self._by_identity: dict[str, set[Session]] = {}
         self._expiries = Expiries(self.expire)
@@ -62,6 +64,7 @@ class Sessions:
         session = Session(self, outlet, decided)
         session.begin()
         self._sessions[session.key] = session
+        self.by_transport[session.transport] += 1
         if session.identity is not None:
             self._by_identity.setdefault(session.identity, set()).add(session)
         self._note_expiry(session)
@@ -110,14 +113,22 @@ class Sessions:
     def left(self, session: Session, code: int) -> None:
         """Forget a session that has ended."""
         del self._sessions[session.key]
+        self.by_transport[session.transport] -= 1
         if session.identity is not None:
             others = self._by_identity[session.identity]
             others.discard(session)
             if not others:
                 del self._by_identity[session.identity]
         self._expiries.drop(session.key)
+        self.hub.tally.ended_bytes += session.sent_bytes
+        self.hub.tally.count_close(code)
         if self.on_closed is not None:
             self.on_closed(session, code)
+
+    def count_refused(self, error: BridgeError | None) -> None:
+        """Count a command that was refused here, if it was."""
+        if error is not None:
+            self.hub.tally.refused[error.code] += 1
 
     def start(self) -> None:
         """Let sessions in, as those of a new worker."""

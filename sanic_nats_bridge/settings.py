@@ -11,6 +11,7 @@ import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, TypedDict
 
@@ -58,6 +59,8 @@ class SettingKeywords(TypedDict, total=False):
     overflow: str
     write_timeout: float
     flush_interval: float
+    ready_needs_nats: bool
+    metrics: bool
     name: str
     user: str | None
     password: str | None
@@ -107,6 +110,8 @@ class Settings:
     overflow: str = _option("gap", checks.one_of("gap", "latest", "close"))
     write_timeout: float = _option(20.0, checks.seconds(0.1))
     flush_interval: float = _option(0.0, checks.seconds(0, 1))
+    ready_needs_nats: bool = _option(False, checks.flag)
+    metrics: bool = _option(False, checks.flag)
 
     name: str = _option("sanic-nats-bridge", checks.text)
     user: str | None = _option(None, checks.text)
@@ -150,6 +155,8 @@ class Settings:
         if self.permissions and (self.subscribe or self.deny):
             # They would hold for nobody, and whoever has set them must not believe that they do.
             raise SettingsError("NatsBridge setting 'permissions' excludes 'subscribe' and 'deny': let it return them")
+        if self.metrics and find_spec("prometheus_client") is None:
+            raise SettingsError("NatsBridge setting 'metrics' needs pip install 'sanic-nats-bridge[metrics]'")
         self.tls_context()
 
     @cached_property

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from sanic_nats_bridge import CloseCode, Permissions, errors
+from sanic_nats_bridge.metrics import METRICS
 from sanic_nats_bridge.protocol import Close, Gap, Heartbeat, Reply, Status, Unsubscribed, Welcome
 from sanic_nats_bridge.settings import Settings
 
@@ -50,6 +51,11 @@ def test_the_defaults_in_the_table_are_those_of_the_code() -> None:
             assert shown[option.name] == str(default)
         else:
             assert float(shown[option.name]) == default, option.name
+
+
+def test_the_table_of_metrics_is_that_of_the_code() -> None:
+    shown = [[cell.strip("`") for cell in row[:2]] for row in rows(README, "Health and metrics")]
+    assert shown == [[metric.name, metric.label or ""] for metric in METRICS]
 
 
 def test_each_frame_in_the_protocol_is_one_of_the_code() -> None:
@@ -111,6 +117,7 @@ async def test_the_permissions_in_the_readme_open_what_its_text_says() -> None:
         "docs/protocol.md",
         "docs/design.md",
         "docs/benchmarks.md",
+        "docs/operations.md",
         "docs/reliability.md",
         "CHANGELOG.md",
     ],

@@ -249,7 +249,7 @@ async def test_a_subject_that_is_not_utf_8_is_left_out_and_counted() -> None:
     link.deliver("a.\N{SNOWMAN}", b"2")
     await turns()
     assert [frame["subject"] for frame in subscriber.frames] == ["a.\N{SNOWMAN}"]
-    assert hub.batch.unreadable == 1
+    assert hub.tally.lost["unreadable_subject"] == 1
 
 
 # Subscribers that do not keep up

@@ -32,12 +32,15 @@ FLOORS = {
     "nats_parser": 0,
     "nats_refusals": 0,
     "nats_servers": 0,
+    "tally": 0,
     "nats_connection": 1,
     "nats_health": 1,
     "nats_link": 1,
     "nats_transport": 1,
     "nats_control": 1,
     "tcp": 1,
+    "loop_lag": 1,
+    "shared_files": 1,
     "intake": 1,
     "inbox": 1,
     "outlet": 1,
@@ -56,10 +59,15 @@ FLOORS = {
     "arrivals": 2,
     "session": 2,
     "sessions": 2,
+    "stats": 2,
+    "metrics": 2,
+    "metrics_board": 2,
     "relay": 3,
     "decisions": 3,
     "routes": 3,
     "routes.replies": 3,
+    "routes.health": 3,
+    "routes.metrics": 3,
     "routes.outlets": 3,
     "routes.authorization": 3,
     "routes.handshake": 3,
@@ -85,6 +93,7 @@ ALLOWED_IN = {
         *(name for name in FLOORS if name.startswith("routes.")),
     },
 }
+ALLOWED_IN["prometheus_client"] = {"routes.metrics"}
 ALLOWED_IN["sanic_ext"] = ALLOWED_IN["sanic_routing"] = ALLOWED_IN["sanic"]
 
 FOREIGN_PRIVATE = {

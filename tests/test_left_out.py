@@ -5,6 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sanic_nats_bridge.left_out import LeftOut
+from sanic_nats_bridge.protocol import Gap
+from sanic_nats_bridge.tally import Tally
 from sanic_nats_bridge.wire import Delivery, Form, Source
 
 SOURCES = {pattern: Source(pattern) for pattern in ("a", "b", "*")}
@@ -23,7 +25,7 @@ def encoded(*messages: Delivery, form: Form = Form.WEBSOCKET) -> list[bytes]:
 
 
 def test_without_room_every_message_is_counted_for_its_pattern() -> None:
-    left_out = LeftOut(Form.WEBSOCKET, 0)
+    left_out = LeftOut(Form.WEBSOCKET, 0, Tally())
     left_out.add([message("a", "a"), message("*", "a"), message("a", "a")])
     left_out.add([message("*", "b")])
     assert dict(left_out.lost) == {"a": 2, "*": 2}
@@ -32,12 +34,12 @@ def test_without_room_every_message_is_counted_for_its_pattern() -> None:
 
 def test_without_room_nothing_is_encoded() -> None:
     left = message("a", "a")
-    LeftOut(Form.WEBSOCKET, 0).add([left])
+    LeftOut(Form.WEBSOCKET, 0, Tally()).add([left])
     assert (left.json, left.frame) == (None, None)
 
 
 def test_the_newest_of_each_subject_is_kept_in_the_order_of_arrival() -> None:
-    left_out = LeftOut(Form.WEBSOCKET, 10_000)
+    left_out = LeftOut(Form.WEBSOCKET, 10_000, Tally())
     first, second, other, third = (message("*", subject) for subject in ("x", "y", "z", "x"))
     left_out.add([first, second])
     left_out.add([other, third])
@@ -46,7 +48,7 @@ def test_the_newest_of_each_subject_is_kept_in_the_order_of_arrival() -> None:
 
 
 def test_one_subject_under_two_patterns_is_kept_twice() -> None:
-    left_out = LeftOut(Form.WEBSOCKET, 10_000)
+    left_out = LeftOut(Form.WEBSOCKET, 10_000, Tally())
     left_out.add([message("a", "a"), message("*", "a")])
     assert list(left_out.kept) == encoded(message("a", "a"), message("*", "a"))
     assert dict(left_out.lost) == {}
@@ -55,7 +57,7 @@ def test_one_subject_under_two_patterns_is_kept_twice() -> None:
 @pytest.mark.parametrize("form", Form)
 def test_the_oldest_gives_way_when_the_room_is_full(form: Form) -> None:
     messages = [message("*", subject) for subject in "xyz"]
-    left_out = LeftOut(form, size(*messages[1:], form=form))
+    left_out = LeftOut(form, size(*messages[1:], form=form), Tally())
     left_out.add(messages)
     assert list(left_out.kept) == encoded(*messages[1:], form=form)
     assert dict(left_out.lost) == {"*": 1}
@@ -64,7 +66,7 @@ def test_the_oldest_gives_way_when_the_room_is_full(form: Form) -> None:
 def test_the_room_of_a_message_that_gives_way_is_free_again() -> None:
     old, new = (message("a", "a", payload) for payload in (b"1" * 300, b"2" * 10))
     rest = message("b", "b")
-    left_out = LeftOut(Form.WEBSOCKET, size(old))
+    left_out = LeftOut(Form.WEBSOCKET, size(old), Tally())
     left_out.add([old, new, rest])
     assert list(left_out.kept) == encoded(new, rest)
     assert dict(left_out.lost) == {"a": 1}
@@ -72,17 +74,17 @@ def test_the_room_of_a_message_that_gives_way_is_free_again() -> None:
 
 def test_a_message_that_has_no_room_at_all_takes_the_place_of_no_other() -> None:
     small, giant = message("a", "a"), message("b", "b", b"2" * 1000)
-    left_out = LeftOut(Form.WEBSOCKET, size(small))
+    left_out = LeftOut(Form.WEBSOCKET, size(small), Tally())
     left_out.add([small, giant])
     assert list(left_out.kept) == encoded(small)
     assert dict(left_out.lost) == {"b": 1}
 
 
 def test_what_is_taken_is_kept_no_longer_and_counts_as_lost() -> None:
-    left_out = LeftOut(Form.WEBSOCKET, 10_000)
+    left_out = LeftOut(Form.WEBSOCKET, 10_000, Tally())
     left_out.add([message("*", "x"), message("*", "x"), message("*", "y"), message("a", "a")])
-    assert left_out.take("*") == 3
-    assert left_out.take("*") == 0
+    assert left_out.take("*") == Gap(subjects=["*"], lost=3, reason="slow_consumer")
+    assert left_out.take("*") is None
     assert list(left_out.kept) == encoded(message("a", "a"))
     assert dict(left_out.lost) == {}
 
@@ -96,7 +98,7 @@ MESSAGES = st.builds(
 def test_what_is_kept_and_what_is_lost_are_those_of_a_simple_model(
     batches: list[list[Delivery]], room: int, form: Form
 ) -> None:
-    left_out = LeftOut(form, room)
+    left_out = LeftOut(form, room, Tally())
     kept: list[Delivery] = []
     for batch in batches:
         left_out.add(batch)
@@ -113,7 +115,7 @@ def test_what_is_kept_and_what_is_lost_are_those_of_a_simple_model(
 
 def test_what_is_not_for_the_client_any_more_is_lost() -> None:
     messages = [message("*", "x"), message("*", "y"), message("a", "a")]
-    left_out = LeftOut(Form.WEBSOCKET, 10_000)
+    left_out = LeftOut(Form.WEBSOCKET, 10_000, Tally())
     left_out.add(messages)
     left_out.drop(lambda pattern, subject: (pattern, subject) == ("*", "x"))
     assert list(left_out.kept) == encoded(*messages[1:])

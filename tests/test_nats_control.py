@@ -58,7 +58,7 @@ async def workers(url: str, count: int = 2) -> AsyncIterator[list[Worker]]:
         yield made
     finally:
         for worker in made:
-            worker.channel.stop()
+            await worker.channel.stop()
             if worker.link.client is not None:
                 await worker.link.client.close()
 
@@ -164,13 +164,27 @@ async def test_what_nats_does_not_take_is_refused() -> None:
                 await one.channel.request(two.id, bytes(1024), 0.2)
 
 
-async def test_one_that_has_stopped_answers_nothing_more(shared_nats: NatsServer) -> None:
+async def test_one_that_stops_answers_what_has_come_and_takes_nothing_more(shared_nats: NatsServer) -> None:
     async with workers(shared_nats.url) as (one, two):
         two.may_answer.clear()
-        asked = asyncio.create_task(one.channel.request(two.id, b"", 0.3))
+        asked = asyncio.create_task(one.channel.request(two.id, b"1", 5))
         await until(lambda: two.channel._tasks)
-        two.channel.stop()
+        stopping = asyncio.create_task(two.channel.stop())
+        await until(lambda: not two.channel._subscriptions)
+        two.may_answer.set()
+        await stopping
+        assert await asked == b"echo 1"
+        assert not two.channel.ready
+        with pytest.raises(NobodyListensError):
+            await one.channel.request(two.id, b"2", 5)
+
+
+async def test_an_answer_that_does_not_come_does_not_hold_up_the_end(shared_nats: NatsServer) -> None:
+    async with workers(shared_nats.url) as (one, two):
+        two.may_answer.clear()
+        asked = asyncio.create_task(one.channel.request(two.id, b"", 1.5))
+        await until(lambda: two.channel._tasks)
+        await two.channel.stop()
         await until(lambda: not two.channel._tasks)
         with pytest.raises(TimeoutError):
             await asked
-        assert not two.channel.ready

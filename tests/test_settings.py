@@ -97,6 +97,8 @@ WRONG: dict[str, list[Any]] = {
     "overflow": ["", "Gap", "drop", 1, True, ["gap"]],
     "write_timeout": NOT_SECONDS,
     "flush_interval": [*NOT_SECONDS[1:], 1.01],
+    "ready_needs_nats": [1, 0, "true", "", []],
+    "metrics": [1, 0, "true", "", []],
     "name": NOT_TEXTS,
     "user": NOT_TEXTS,
     "password": NOT_TEXTS,

@@ -12,7 +12,7 @@ from sanic_ext import openapi
 from ..errors import BridgeError, CommandInvalid, MediaTypeUnsupported, SizeLimit
 from ..protocol import Action, Command, Reply, decode_command, identify
 from ..relay import Relay
-from ..settings import Settings
+from ..sessions import Sessions
 from ..subjects import GRAMMAR, MAX_SUBJECT_BYTES
 from .authorization import identify_client
 from .outlets import is_misdirected
@@ -39,8 +39,9 @@ _STATUSES: Final = {
 _SUBJECT: Final = {"type": "string", "pattern": f"^{GRAMMAR}$", "maxLength": MAX_SUBJECT_BYTES}
 
 
-def add_command_routes(blueprint: Blueprint, relay: Relay, settings: Settings) -> None:
+def add_command_routes(blueprint: Blueprint, relay: Relay, sessions: Sessions) -> None:
     """Serve commands by POST on the blueprint."""
+    settings = sessions.settings
 
     async def serve(request: Request, action: Action) -> HTTPResponse:
         if is_misdirected(request):
@@ -48,8 +49,11 @@ def add_command_routes(blueprint: Blueprint, relay: Relay, settings: Settings) -
         try:
             body = await _body(request, settings.max_command_bytes)
         except BridgeError as error:
+            sessions.count_refused(error)
             return refusal_response(error, action)
-        return reply_response(*await outcome(carry_out(request, body, action), action, identify(body)))
+        reply, refusal = await outcome(carry_out(request, body, action), action, identify(body))
+        sessions.count_refused(refusal)
+        return reply_response(reply, refusal)
 
     async def carry_out(request: Request, body: bytes, action: Action) -> Reply:
         command = decode_command(body, action)

@@ -36,6 +36,7 @@ def add_event_route(blueprint: Blueprint, sessions: Sessions, cross_origin: Cros
             try:
                 beginning = await _beginning(request, sessions)
             except BridgeError as error:
+                sessions.count_refused(error)
                 return refusal_response(error, "subscribe")
             if request.method == "HEAD":
                 return HTTPResponse(b"", 200, dict(_HEADERS), _CONTENT_TYPE)
@@ -86,7 +87,8 @@ async def _stream(
         return
     try:
         if command is not None:
-            reply, _ = await outcome(session.handle(command), "subscribe")
+            reply, refusal = await outcome(session.handle(command), "subscribe")
+            sessions.count_refused(refusal)
             session.send(reply)
         await outlet.wait_finished()
     finally:

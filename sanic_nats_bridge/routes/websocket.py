@@ -31,7 +31,7 @@ def add_websocket_route(blueprint: Blueprint, sessions: Sessions, doorkeeper: Do
                 await _read_to_the_end(outlet)
                 return
             try:
-                await _serve(session, outlet, sessions.settings.max_command_bytes)
+                await _serve(session, outlet, sessions)
             except WebsocketClosed:
                 pass
             except Exception:
@@ -59,7 +59,8 @@ async def _admitted(
     return None
 
 
-async def _serve(session: Session, outlet: WebSocketDoor, max_bytes: int) -> None:
+async def _serve(session: Session, outlet: WebSocketDoor, sessions: Sessions) -> None:
+    max_bytes = sessions.settings.max_command_bytes
     # Ends by WebsocketClosed, or by cancellation, when the client has closed.
     while not session.closed:
         received = await outlet.recv()
@@ -68,13 +69,17 @@ async def _serve(session: Session, outlet: WebSocketDoor, max_bytes: int) -> Non
             break
         data = received.encode() if isinstance(received, str) else bytes(received)
         if len(data) > max_bytes:
-            session.fail(SizeLimit(f"A command is at most {max_bytes} bytes"))
+            error = SizeLimit(f"A command is at most {max_bytes} bytes")
+            sessions.count_refused(error)
+            session.fail(error)
         else:
-            session.send(await _answer(session, received, data))
+            reply, refusal = await _answer(session, received, data)
+            sessions.count_refused(refusal)
+            session.send(reply)
     await _read_to_the_end(outlet)
 
 
-async def _answer(session: Session, received: str | bytes, data: bytes) -> Reply:
+async def _answer(session: Session, received: str | bytes, data: bytes) -> tuple[Reply, BridgeError | None]:
     try:
         session.count_command()
         if not isinstance(received, str):
@@ -82,11 +87,11 @@ async def _answer(session: Session, received: str | bytes, data: bytes) -> Reply
         command = decode_command(data)
     except BridgeError as error:
         session.count_refusal(error)
-        return failure(error, id=identify(data))
+        return failure(error, id=identify(data)), error
     reply, refusal = await outcome(session.handle(command), command.action, command.id)
     if refusal is not None:
         session.count_refusal(refusal)
-    return reply
+    return reply, refusal
 
 
 async def _read_to_the_end(outlet: WebSocketDoor) -> None:
