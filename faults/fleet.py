@@ -142,7 +142,7 @@ async def _kill_worker(crowd: Crowd, result: Run, longest: float) -> None:
     await machine.restart(name, dead=True)
     await until(lambda: not any(_held(client, worker) and client.connected for client in before), "its streams end")
     await crowd.all_are_present(longest + _JOIN_SECONDS)
-    result.returns = [each.back - each.left for each in crowd.returns(struck)]
+    result.returns = [round(each.back - each.left, 3) for each in crowd.returns(struck)]
     crowd.require(len(result.returns) >= streams[str(worker)], "all of the worker's sessions end")
     await _expect_404(crowd, [client for client in before if not client.connected], result)
 

@@ -1,13 +1,16 @@
 """What was seen: each run of a fault by itself; kept as JSON."""
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from .checker import Verdict
 
 __all__ = ["Results", "Run"]
+
+_NUMBERS: Final = re.compile(r"\[[-\d.,\s]+\]")
 
 
 @dataclass
@@ -61,8 +64,9 @@ class Results:
         return [run for run in self.runs if run.fault == fault]
 
     def save(self, path: Path) -> None:
-        """Write all as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+        """Write all as JSON, each list of numbers on one line."""
+        text = json.dumps(asdict(self), indent=1, ensure_ascii=False)
+        path.write_text(_NUMBERS.sub(lambda numbers: " ".join(numbers[0].split()), text) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Self:

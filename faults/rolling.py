@@ -111,7 +111,7 @@ async def _restart(crowd: Crowd, result: Run, name: str, worker: int, terms: _Te
 
 def judge_returns(returns: Sequence[Return], stopped: float, drain: float, result: Run) -> None:
     """Whether the clients were sent away as they should, and came back spread over the time that they were told."""
-    result.returns += (each.back - each.left for each in returns)
+    result.returns += (round(each.back - each.left, 3) for each in returns)
     lost = sum(each.told is None or each.told > drain for each in returns)
     if lost:
         result.failures.append(f"{lost} of {len(returns)} sessions ended without a word of when to come back")
