@@ -6,13 +6,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from benchmarks.machine import machine
 from benchmarks.processes import PROJECT
 
 from .catalogue import CATALOGUE
-from .report import counts_table, machine_table, put_into, times_table
+from .drill import Drill
+from .report import counts_table, machine_table, put_into, sessions_table, times_table
 from .results import Results, Run
 from .run import run
 
@@ -29,14 +30,19 @@ def main() -> int:
     results = Results(machine())
     for number in range(options.rounds):
         for name in options.faults:
-            done = asyncio.run(run(CATALOGUE[name], number, settings=options.settings, small=options.small))
+            done = asyncio.run(_run(name, number, settings=options.settings, small=options.small))
             results.runs.append(done)
             _say(_line(done))
     return _report(results, options.docs)
 
 
+async def _run(name: str, number: int, **options: Any) -> Run:
+    entry = CATALOGUE[name]
+    return await (entry.run(number, **options) if isinstance(entry, Drill) else run(entry, number, **options))
+
+
 def _report(results: Results, docs: Path | None) -> int:
-    tables = (times_table(results), counts_table(results))
+    tables = (times_table(results), counts_table(results), sessions_table(results))
     for table in tables:
         _say("\n" + table.as_text())
     if docs is not None:

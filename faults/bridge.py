@@ -5,6 +5,7 @@ import json
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any, Final
 
 from sanic import Request, Sanic, empty, text
@@ -17,6 +18,8 @@ from sanic_nats_bridge.interest import Interest
 
 from .views import VIEWS
 
+__all__ = ["drop_one_in", "make_app", "permissions"]
+
 _BACKLOG: Final = 1024
 
 dropped = 0
@@ -28,13 +31,19 @@ def main() -> None:
     settings, every = json.loads(sys.argv[1]), int(sys.argv[2])
     if every:
         drop_one_in(every)
-    app: Sanic[Any, Any] = Sanic("faults_bridge", configure_logging=False)
-    extensions: list[Any] = [NatsBridge(permissions=permissions, **settings)]
-    app.extend(extensions=extensions)
+    app = make_app(settings)
     app.add_route(facts, "/facts")
     app.add_route(block, "/block", methods=["POST"])
     app.add_route(publish, "/publish/<subject>", methods=["POST"])
     serve(app)
+
+
+def make_app(settings: Mapping[str, Any]) -> Sanic[Any, Any]:
+    """An app with nothing but the bridge in it."""
+    app: Sanic[Any, Any] = Sanic("faults_bridge", configure_logging=False)
+    extensions: list[Any] = [NatsBridge(**{"permissions": permissions, **settings})]
+    app.extend(extensions=extensions)
+    return app
 
 
 async def permissions(request: Request) -> Permissions | None:

@@ -10,7 +10,8 @@ from typing import Final
 from .clients import EventClient, WebSocketClient
 from .fault import Fault
 from .publisher import NoisyPublisher
-from .stage import Stage, until
+from .scene import until
+from .stage import Stage
 
 __all__ = ["BRIDGE_FAULTS", "CONTROL"]
 

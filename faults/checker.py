@@ -3,6 +3,9 @@
 Each message that is published while a client follows a pattern that it matches must be in the client's log, once for
 that pattern; or a ``gap`` for the pattern must stand where it is missing, with the right number where it has one.
 Nothing else may be there, and the messages of one publisher stand in their order, across all patterns.
+
+A command by POST is not in the stream: the client writes ``sent`` into its log before, and ``answer``, with the reply,
+when it has that. The stream may be ahead of the answer, and behind it.
 """
 
 from collections import defaultdict
@@ -69,12 +72,14 @@ class Log:
     Attributes:
         entries: Its frames in order, each with the time at which it was read.
         to_the_end: It followed until the last message that was published could be there.
+        spreading: So many seconds after ``active: true`` other servers of a cluster may not have heard of it.
     """
 
     client: str
     view: View
     entries: list[tuple[float, Mapping[str, Any]]] = field(default_factory=list)
     to_the_end: bool = True
+    spreading: float = 0.0
 
 
 @dataclass
@@ -145,6 +150,8 @@ class _Reading:
         self._published = published
         self._verdict = verdict
         self._current: dict[str, Subscription] = {}
+        self._unanswered: set[str] = set()
+        self._left: dict[str, tuple[float, Subscription]] = {}
         self._seen: dict[str, set[Key]] = defaultdict(set)
         self._last: dict[str, int] = {}
 
@@ -153,6 +160,11 @@ class _Reading:
         kind, patterns = frame["type"], frame.get("subjects", ())
         if kind == "message":
             self._message(place, frame)
+        elif kind == "sent" and frame["action"] == "subscribe":
+            self._unanswered.update(set(patterns) - self._current.keys())
+            self._open(patterns, place, None)
+        elif kind == "answer":
+            self._answer(place, at, frame)
         elif kind == "reply" and frame["success"] and frame.get("action") == "subscribe":
             self._open(patterns, place, at if frame["active"] else None)
         elif kind == "unsubscribed" or (kind == "reply" and frame["success"] and frame.get("action") == "unsubscribe"):
@@ -161,10 +173,24 @@ class _Reading:
             self._gap(patterns, place, frame["lost"])
         elif kind == "status" and frame["nats"] == "connected":
             for subscription in self._current.values():
-                if subscription.since is None:
-                    subscription.since = at
+                if subscription.since is None and subscription.pattern not in self._unanswered:
+                    subscription.since = at + self._log.spreading
 
-    def _open(self, patterns: Iterable[str], place: int, since: float | None) -> None:
+    def _answer(self, place: int, at: float, frame: Mapping[str, Any]) -> None:
+        patterns = frame["subjects"]
+        if frame["action"] == "unsubscribe" and frame["success"]:
+            for pattern in patterns:
+                self._left[pattern] = (at, self._current[pattern])
+            self._close(patterns, place)
+        elif frame["action"] == "subscribe":
+            if frame["success"]:
+                self._open(patterns, place, at if frame["active"] else None)
+            else:
+                self._close(self._unanswered.intersection(patterns), place)
+            self._unanswered.difference_update(patterns)
+
+    def _open(self, patterns: Iterable[str], place: int, active: float | None) -> None:
+        since = None if active is None else active + self._log.spreading
         for pattern in patterns:
             if not self._log.view.may_follow(pattern):
                 self._forbidden(f"may follow '{pattern}'")
@@ -187,15 +213,15 @@ class _Reading:
         for pattern in patterns:
             if pattern in self._current:
                 self._current[pattern].gaps.append((place, lost))
-            else:
+            elif pattern not in self._left:
                 self._forbidden(f"is told of a gap in '{pattern}', which it does not follow")
 
     def _message(self, place: int, frame: Mapping[str, Any]) -> None:
         subject = frame["subject"]
-        subscription = self._current.get(frame.get("pattern", subject))
         data = carried(frame)
         key = None if data is None else key_of(data)
         publication = None if key is None else self._published.get(key)
+        subscription = self._followed(frame.get("pattern", subject), publication)
         if subscription is None or not matches(subscription.pattern, subject):
             return self._forbidden(f"gets {subject!a}, which it does not follow")
         if not any(matches(allowed, subject) for allowed in self._log.view.allowed) or not self._log.view.shows(
@@ -207,6 +233,13 @@ class _Reading:
         if self._log.view.name(publication.subject) != subject:
             return self._forbidden(f"gets on {subject!a} what was never published there")
         return self._publication(place, publication, subscription)
+
+    def _followed(self, pattern: str, publication: Publication | None) -> Subscription | None:
+        """The subscription that brings it: one that has ended too, if the message was on its way by then."""
+        if pattern not in self._current and pattern in self._left and publication is not None:
+            ended, subscription = self._left[pattern]
+            return subscription if publication.sent <= ended else None
+        return self._current.get(pattern)
 
     def _publication(self, place: int, publication: Publication, subscription: Subscription) -> None:
         key = publication.key

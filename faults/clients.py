@@ -30,6 +30,9 @@ class Client(ABC):
     Attributes:
         access: What it may follow.
         query: How it says so when it connects.
+        session: The id of its session, once it has been welcomed.
+        retry: After how many seconds it is to come back if its session ends, where it was told.
+        closing_retry: The same, as the ``close`` of its session has said.
         left: It has ended the session by itself.
         at: When each message was read first, by any of its patterns.
     """
@@ -41,18 +44,22 @@ class Client(ABC):
         self.query = [("view", view)]
         self.at: dict[Key, float] = {}
         self.got: set[tuple[str, Key]] = set()
+        self.session: str | None = None
+        self.retry: float | None = None
+        self.closing_retry: float | None = None
         self.left = False
+        self._settling = False
         self._expected: set[tuple[str, Key]] = set()
         self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    async def join(self, port: int) -> None:
-        """Connect, and follow the patterns; returns when the bridge has answered.
+    async def join(self, address: str) -> None:
+        """Connect to a host and port, and follow the patterns; returns when the bridge has answered.
 
         Raises:
             ConnectionError: The bridge has not, or has refused.
         """
-        self._task = asyncio.create_task(self._live(port))
+        self._task = asyncio.create_task(self._live(address))
         reply = await self._frame("reply")
         if not reply["success"]:
             raise ConnectionError(f"{self.log.client} was refused: {reply['message']}")
@@ -80,6 +87,15 @@ class Client(ABC):
         """When the first frame of one of these kinds was read at or after the moment."""
         return next((at for at, frame in self.log.entries if at >= since and kind_of(frame) in kinds), None)
 
+    async def settle(self) -> None:
+        """Come to rest, with the patterns subscribed."""
+        self._settling = True
+
+    async def ended(self) -> None:
+        """Wait until the session has ended."""
+        if self._task is not None:
+            await asyncio.wait({self._task})
+
     async def leave(self) -> None:
         """End the session."""
         self.left = True
@@ -100,10 +116,10 @@ class Client(ABC):
                     raise ConnectionError(f"{self.log.client} has no connection")
                 await self._arrived.wait()
 
-    async def _live(self, port: int) -> None:
+    async def _live(self, address: str) -> None:
         try:
             with contextlib.suppress(OSError, WebSocketException, aiohttp.ClientError):
-                async for text in self._texts(port):
+                async for text in self._texts(address):
                     self._take(time.monotonic(), json.loads(text))
         finally:
             self._arrived.set()
@@ -111,7 +127,11 @@ class Client(ABC):
     def _take(self, now: float, frame: Mapping[str, Any]) -> None:
         self.log.entries.append((now, frame))
         self._arrived.set()
-        if frame["type"] == "message":
+        if frame["type"] == "welcome":
+            self.session = frame["session"]
+        elif frame["type"] == "close" and "retry" in frame:
+            self.retry = self.closing_retry = frame["retry"] / 1000
+        elif frame["type"] == "message":
             data = carried(frame)
             key = None if data is None else key_of(data)
             if key is not None:
@@ -119,7 +139,7 @@ class Client(ABC):
                 self.got.add((frame.get("pattern", frame["subject"]), key))
 
     @abstractmethod
-    def _texts(self, port: int) -> AsyncIterator[str | bytes]:
+    def _texts(self, address: str) -> AsyncIterator[str | bytes]:
         """The frames as they come, each one JSON object; the patterns are asked for."""
 
 
@@ -158,8 +178,8 @@ class WebSocketClient(Client):
         assert self._connection is not None
         self._connection.transport.resume_reading()
 
-    async def _texts(self, port: int) -> AsyncIterator[str | bytes]:
-        url = f"ws://127.0.0.1:{port}/nats/stream?{urlencode(self.query)}"
+    async def _texts(self, address: str) -> AsyncIterator[str | bytes]:
+        url = f"ws://{address}/nats/stream?{urlencode(self.query)}"
         async with connect(url, max_size=None, max_queue=None, compression=None, ping_interval=None) as connection:
             self._connection = connection
             await connection.send(json.dumps({"action": "subscribe", "subjects": self.patterns}))
@@ -171,11 +191,10 @@ class RestlessClient(WebSocketClient):
     """One that subscribes and unsubscribes without end."""
 
     _flipping: asyncio.Task[None] | None = None
-    _settling = False
 
-    async def join(self, port: int) -> None:
+    async def join(self, address: str) -> None:
         """Connect, and begin."""
-        await super().join(port)
+        await super().join(address)
         self._flipping = asyncio.create_task(self._flip())
 
     async def leave(self) -> None:
@@ -187,7 +206,7 @@ class RestlessClient(WebSocketClient):
 
     async def settle(self) -> None:
         """Come to rest, with the patterns subscribed."""
-        self._settling = True
+        await super().settle()
         if self._flipping is not None:
             await self._flipping
 
@@ -201,12 +220,18 @@ class RestlessClient(WebSocketClient):
 class EventClient(Client):
     """By `aiohttp`."""
 
-    async def _texts(self, port: int) -> AsyncIterator[str | bytes]:
-        url = f"http://127.0.0.1:{port}/nats/events"
+    worker: str | None = None
+    """The process that holds the session, where the app tells."""
+
+    async def _texts(self, address: str) -> AsyncIterator[str | bytes]:
+        url = f"http://{address}/nats/events"
         query = [*self.query, *(("subjects", pattern) for pattern in self.patterns)]
         forever = aiohttp.ClientTimeout(total=None)
         async with aiohttp.ClientSession(timeout=forever) as http, http.get(url, params=query) as response:
+            self.worker = response.headers.get("x-worker")
             async for line in response.content:
                 name, _, value = line.partition(b": ")
                 if name == b"data":
                     yield value
+                elif name == b"retry":
+                    self.retry = int(value) / 1000

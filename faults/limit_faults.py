@@ -5,7 +5,8 @@ from typing import Final
 
 from .clients import WebSocketClient
 from .fault import Fault
-from .stage import FOLLOWED, Stage, until
+from .scene import until
+from .stage import FOLLOWED, Stage
 
 __all__ = ["LIMIT_FAULTS"]
 

@@ -9,7 +9,8 @@ from typing import Final
 
 from .fault import Fault
 from .nats import in_touch
-from .stage import Stage, until
+from .scene import until
+from .stage import Stage
 
 __all__ = ["NATS_FAULTS"]
 

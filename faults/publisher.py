@@ -32,18 +32,21 @@ class Message(NamedTuple):
 
 
 class Publisher:
-    """Publishes a message on each of its subjects, twenty times a second, for as long as it runs.
+    """Publishes a message on each of its subjects, again and again after ``interval`` seconds, for as long as it runs.
 
     Each of its connections counts anew: what was published by one that broke, and was not confirmed before,
     may or may not have reached the server. ``closing`` holds the last messages of all.
     """
 
-    def __init__(self, name: str, server: NatsServer, subjects: Sequence[str]) -> None:
+    def __init__(
+        self, name: str, server: NatsServer, subjects: Sequence[str], interval: float = _INTERVAL_SECONDS
+    ) -> None:
         self.publications: list[Publication] = []
         self.closing: list[Publication] = []
         self._name = name
         self._server = server
         self._subjects = [subject.encode() for subject in subjects]
+        self._interval = interval
         self._connections = 0
         self._connection: _Connection | None = None
         self._arrived = asyncio.Event()
@@ -53,6 +56,11 @@ class Publisher:
     def start(self) -> None:
         """Begin to publish, as soon as the server is there."""
         self._task = asyncio.create_task(self._run())
+
+    @property
+    def server(self) -> NatsServer:
+        """Where it publishes."""
+        return self._server
 
     async def move(self, server: NatsServer) -> None:
         """Go to another server; returns when messages leave for it."""
@@ -94,7 +102,7 @@ class Publisher:
                 await asyncio.sleep(_RETRY_SECONDS)
 
     async def _publish_while_connected(self) -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self._server.port)
+        reader, writer = await asyncio.open_connection(self._server.host, self._server.port)
         try:
             connection = _Connection(f"{self._name}.{self._connections}", reader, writer, self.publications)
             await connection.log_in()
@@ -103,7 +111,7 @@ class Publisher:
             self._arrived.set()
             while not (self._stopping or self._leaving):
                 connection.begin(self.messages())
-                await asyncio.sleep(_INTERVAL_SECONDS)
+                await asyncio.sleep(self._interval)
                 connection.check()
             before = len(self.publications)
             await connection.publish(self.messages())

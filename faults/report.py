@@ -9,10 +9,11 @@ from typing import Final
 from benchmarks.tables import Table
 
 from .catalogue import CATALOGUE
+from .drill import Drill
 from .fault import Fault
 from .results import Results, Run
 
-__all__ = ["counts_table", "machine_table", "put_into", "times_table"]
+__all__ = ["counts_table", "machine_table", "put_into", "sessions_table", "times_table"]
 
 _BEGIN: Final = "<!-- measured -->"
 _END: Final = "<!-- end -->"
@@ -56,6 +57,23 @@ def counts_table(results: Results) -> Table:
     return table
 
 
+def sessions_table(results: Results) -> Table:
+    """What became of the sessions where they must end, and of the workers that held them."""
+    table = Table(
+        "Sessions that ended",
+        ("fault", "sessions", "until the next (s)", "in the fullest tenth", "until a worker was gone (s)"),
+    )
+    for fault, runs in _measured(results):
+        table.notes += (f"{fault.name}, round {run.round}: {remark}" for run in runs for remark in run.remarks)
+        returns = [each for run in runs for each in run.returns]
+        if returns:
+            fullest = [each * 100 for run in runs for each in run.fullest]
+            ends = _spread([each for run in runs for each in run.ends])
+            share = f"{statistics.median(fullest):.0f} % ({max(fullest):.0f} %)" if fullest else "-"
+            table.rows.append((fault.name, f"{len(returns):,}", _spread(returns), share, ends))
+    return table
+
+
 def machine_table(results: Results) -> Table:
     """On what it was seen."""
     return Table("Machine", ("", ""), [(name, str(fact)) for name, fact in results.machine.items()])
@@ -68,7 +86,7 @@ def put_into(document: Path, tables: Iterable[Table]) -> None:
     document.write_text(between.sub(lambda _: f"\n{text}\n", document.read_text()))
 
 
-def _measured(results: Results) -> Iterable[tuple[Fault, list[Run]]]:
+def _measured(results: Results) -> Iterable[tuple[Fault | Drill, list[Run]]]:
     return ((fault, runs) for fault in CATALOGUE.values() if (runs := results.of(fault.name)))
 
 

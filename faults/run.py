@@ -11,6 +11,7 @@ from typing import Any, Final
 import aiohttp
 
 from benchmarks.processes import server
+from sanic_nats_bridge.testing import NatsServer
 
 from .checker import judge
 from .clients import WebSocketClient
@@ -18,7 +19,8 @@ from .fault import Fault
 from .nats import in_touch, nats_servers
 from .proxy import Proxy
 from .results import Run
-from .stage import FOLLOWED, NotDoneError, Stage, until
+from .scene import noting, until
+from .stage import FOLLOWED, Stage
 
 __all__ = ["run"]
 
@@ -31,7 +33,7 @@ async def run(fault: Fault, number: int, *, settings: Mapping[str, Any] | None =
     """Do the fault; what goes wrong is in what is returned."""
     result = Run(fault.name, number)
     async with _staged(fault, settings or {}, small=small, seed=number) as stage:
-        with _noting(result):
+        with noting(result.failures):
             before = await _begin(fault, stage)
             await fault.do(stage)
             await stage.ask_for_what_is_forbidden()
@@ -60,7 +62,7 @@ async def run(fault: Fault, number: int, *, settings: Mapping[str, Any] | None =
 async def _staged(fault: Fault, settings: Mapping[str, Any], *, small: bool, seed: int) -> AsyncIterator[Stage]:
     """Set everything up for the fault; the clients and publishers come with `Stage.begin`."""
     async with contextlib.AsyncExitStack() as stack:
-        servers = stack.enter_context(nats_servers(fault.servers, fault.config))
+        servers = list[NatsServer](stack.enter_context(nats_servers(fault.servers, fault.config)))
         if len(servers) > 1:
             await until(lambda: in_touch(servers), "the servers of the cluster find each other")
         if fault.absent:
@@ -82,14 +84,6 @@ async def _staged(fault: Fault, settings: Mapping[str, Any], *, small: bool, see
         finally:
             await asyncio.gather(*(publisher.abort() for publisher in stage.publishers))
             await asyncio.gather(*(client.leave() for client in stage.clients))
-
-
-@contextlib.contextmanager
-def _noting(result: Run) -> Iterator[None]:
-    try:
-        yield
-    except (TimeoutError, OSError, NotDoneError) as error:
-        result.failures.append(f"{type(error).__name__}: {error}")
 
 
 async def _begin(fault: Fault, stage: Stage) -> dict[str, Any] | None:

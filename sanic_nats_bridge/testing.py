@@ -39,18 +39,20 @@ class NatsServerError(RuntimeError):
 
 
 class NatsServer:
-    """One nats-server on a free port of 127.0.0.1, with its monitoring port.
+    """One nats-server on a free port, with its monitoring port.
 
     Args:
         jetstream: With JetStream, stored in a temporary folder.
         config: More of nats-server's configuration, such as users and limits.
+        host: The address on which it listens.
 
     It ends with the thread that started it, even when that is killed (on Linux).
     """
 
-    def __init__(self, *, jetstream: bool = False, config: str = "") -> None:
+    def __init__(self, *, jetstream: bool = False, config: str = "", host: str = "127.0.0.1") -> None:
         self._jetstream = jetstream
         self.config = config
+        self.host = host
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._ports: tuple[int, int] | None = None
@@ -76,7 +78,7 @@ class NatsServer:
     @property
     def url(self) -> str:
         """The URL for clients."""
-        return f"nats://127.0.0.1:{self.port}"
+        return f"nats://{self.host}:{self.port}"
 
     @property
     def pid(self) -> int | None:
@@ -96,7 +98,7 @@ class NatsServer:
         folder = Path(self._folder.name)
         port, monitor_port = self._ports or (-1, -1)
         (folder / "server.conf").write_text(self.config)
-        command = [_binary(), "-c", str(folder / "server.conf"), "-a", "127.0.0.1", "-p", str(port)]
+        command = [_binary(), "-c", str(folder / "server.conf"), "-a", self.host, "-p", str(port)]
         command += ["-m", str(monitor_port), "--ports_file_dir", str(folder)]
         if self._jetstream:
             command += ["--jetstream", "--store_dir", str(folder / "jetstream")]
@@ -146,7 +148,7 @@ class NatsServer:
 
     def monitor(self, path: str) -> dict[str, Any]:
         """What a monitoring endpoint answers, such as ``/varz`` or ``/connz?subs=1``."""
-        address = f"http://127.0.0.1:{self._known_ports()[1]}{path}"
+        address = f"http://{self.host}:{self._known_ports()[1]}{path}"
         with urllib.request.urlopen(address, timeout=5) as response:
             answer: dict[str, Any] = json.load(response)
         return answer

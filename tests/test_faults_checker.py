@@ -419,6 +419,87 @@ def test_a_message_that_came_before_is_a_duplicate_in_a_new_subscription_too() -
     assert counts(story.verdict()) == {"delivered": 1, "duplicate": 1}
 
 
+# Commands by POST, whose replies are not in the stream
+
+
+def post(story: Story, action: str, pattern: str, **answer: Any) -> None:
+    """Send a command; where an answer is given, it comes at once."""
+    story.frame("sent", action=action, subjects=[pattern])
+    if answer:
+        story.frame("answer", action=action, subjects=[pattern], **{"success": True, "active": True} | answer)
+
+
+def test_messages_may_come_before_the_answer_and_must_behind_it() -> None:
+    story = Story()
+    post(story, "subscribe", "s")
+    story.publish()
+    story.deliver(story.publish(), "s")
+    post(story, "subscribe", "s", success=True)
+    story.publish()
+    story.deliver(story.publish(), "s")
+    assert counts(story.verdict()) == {"delivered": 2, "lost": 1}
+
+
+def test_nats_that_is_back_says_nothing_of_a_command_without_an_answer() -> None:
+    story = Story()
+    post(story, "subscribe", "s")
+    story.frame("status", nats="connected")
+    story.publish()
+    post(story, "subscribe", "s", active=False)
+    story.publish()
+    story.frame("status", nats="connected")
+    story.publish()
+    assert counts(story.verdict()) == {"lost": 1}
+
+
+def test_a_second_command_for_what_is_followed_takes_nothing_back() -> None:
+    story = Story("s")
+    post(story, "subscribe", "s")
+    story.publish()
+    post(story, "subscribe", "s", success=False)
+    story.publish()
+    assert counts(story.verdict()) == {"lost": 2}
+
+
+def test_nothing_comes_by_a_command_that_was_refused() -> None:
+    story = Story()
+    post(story, "subscribe", "s", success=False)
+    story.deliver(story.publish(), "s")
+    assert counts(story.verdict()) == {"forbidden": 1}
+
+
+def test_what_was_published_before_the_answer_may_come_behind_it_and_nothing_else() -> None:
+    story = Story("s")
+    story.frame("sent", action="unsubscribe", subjects=["s"])
+    early = story.publish()
+    story.frame("answer", action="unsubscribe", subjects=["s"], success=True)
+    story.deliver(early, "s")
+    story.gap("s")
+    assert counts(story.verdict()) == {"delivered": 1}
+    story.deliver(early, "s")
+    story.deliver(story.publish(), "s")
+    assert counts(story.verdict()) == {"delivered": 1, "duplicate": 1, "forbidden": 1}
+
+
+def test_what_is_missing_before_a_message_that_came_late_is_lost() -> None:
+    story = Story("s")
+    story.publish()
+    late = story.publish()
+    post(story, "unsubscribe", "s", success=True)
+    story.deliver(late, "s")
+    assert counts(story.verdict()) == {"delivered": 1, "lost": 1}
+
+
+def test_other_servers_of_a_cluster_have_a_while_to_hear_of_a_subscription() -> None:
+    story = Story()
+    story.log.spreading = 1.0
+    story.subscribe("s")
+    story.publish()
+    story.now += 1.0
+    story.publish()
+    assert counts(story.verdict()) == {"lost": 1}
+
+
 # Copies, order, content
 
 
