@@ -11,6 +11,7 @@ from .errors import BridgeError, CloseCode, SessionUnknown
 from .expiries import Expiries
 from .hub import Hub
 from .outlet import CLOSE_SECONDS, Outlet
+from .patience import Patience
 from .permissions import CONTROL_TOKEN, Permissions
 from .protocol import Close, Command, NatsState, Reply, Status, farewell
 from .session import Session
@@ -33,6 +34,7 @@ class Sessions:
         self.worker = new_worker_id()
         self.admission: Final = Admission(settings.max_subscriptions, settings.control_prefix or CONTROL_TOKEN)
         self.arrivals: Final = Arrivals()
+        self.patience: Final = Patience()
         self.nats: NatsState = "disconnected"
         self.going_away: str | None = None
         self.on_opened: Callable[[Session], None] | None = None
@@ -84,6 +86,12 @@ class Sessions:
             return None
         return farewell(CloseCode.TRY_AGAIN_LATER, reason, self.settings, _FULL_RETRY_FACTOR)
 
+    def rejection(self, error: BridgeError) -> Close:
+        """What one who has arrived hears of an error that keeps it out."""
+        if self.going_away is not None:
+            return farewell(CloseCode.GOING_AWAY, self.going_away, self.settings)
+        return farewell(error.close_code or CloseCode.INTERNAL, error.message, self.settings)
+
     def find(self, key: str, identity: str | None) -> Session:
         """The session of that key, for a client of that identity.
 
@@ -134,10 +142,12 @@ class Sessions:
         """Let sessions in, as those of a new worker."""
         self.worker = new_worker_id()
         self.going_away = None
+        self.patience.begin()
 
     def close_all(self, reason: str) -> None:
         """End every session, and let none in: the server is going away."""
         self.going_away = reason
+        self.patience.end()
         for session in self:
             session.close(CloseCode.GOING_AWAY, reason)
 

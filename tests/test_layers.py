@@ -57,6 +57,7 @@ FLOORS = {
     "subscriptions": 2,
     "expiries": 2,
     "arrivals": 2,
+    "patience": 2,
     "session": 2,
     "sessions": 2,
     "stats": 2,

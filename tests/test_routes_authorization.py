@@ -542,3 +542,27 @@ async def test_no_frame_shows_a_real_name(nats_server: NatsServer, door: str) ->
     shown = [frame for frame in frames if "hidden" in json.dumps(frame)]
     # What the client itself has asked for by a guess of the real name stands in its own reply.
     assert [frame["subjects"] for frame in shown] == [["hidden.9.x"]] * len(shown)
+
+
+async def test_a_client_that_the_app_is_still_asked_about_hears_that_the_server_goes_away(
+    shared_nats: NatsServer, server: ServerName, door: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = App()
+    app.wait = asyncio.Event().wait
+    async with serve(shared_nats, app, server) as bridge:
+        path = "/stream" if door == "websocket" else "/events"
+        frame = asyncio.create_task(first_frame(bridge, door))
+        await until(lambda: app.asked == [f"GET /nats{path} None"])
+        sessions(bridge).close_all("The server is going away")
+        assert (await frame)["code"] == 1001
+        status, reply = await bridge.post("/subscribe", {"session": "x", "subjects": ["a"]})
+        assert (status, reply["code"]) == (503, "session.unreachable")
+    assert "has failed" not in caplog.text
+
+
+async def first_frame(bridge: Bridge, door: str) -> dict[str, Any]:
+    if door == "websocket":
+        async with bridge.unwelcome_websocket() as client:
+            return await client.frame()
+    async with bridge.http.get(f"{bridge.url}/events") as response:
+        return await EventClient(response).frame()

@@ -7,37 +7,38 @@ from inspect import isawaitable
 
 from sanic import Request
 
-from ..errors import AuthExpired, AuthRequired, InternalError
+from ..errors import AuthExpired, AuthRequired, InternalError, SessionUnreachable
 from ..permissions import Permissions
-from ..settings import Settings
+from ..sessions import Sessions
 
 __all__ = ["identify_client", "permit"]
 
 logger = logging.getLogger("sanic.root.nats_bridge")
 
 
-async def permit(request: Request, settings: Settings) -> Permissions:
+async def permit(request: Request, sessions: Sessions) -> Permissions:
     """What the client of a new session may follow.
 
     Raises:
         AuthRequired: The app knows no such client.
         AuthExpired: Its permissions have expired already.
         InternalError: The app's function has failed, or taken longer than ``permissions_timeout``.
+        SessionUnreachable: The worker stops.
     """
-    permissions = await _ask(request, settings)
+    permissions = await _ask(request, sessions)
     if permissions.expires_at <= time.time():
         raise AuthExpired("The permissions have expired")
     return permissions
 
 
-async def identify_client(request: Request, settings: Settings) -> str | None:
+async def identify_client(request: Request, sessions: Sessions) -> str | None:
     """Who sends a command to a session that lives already.
 
     Raises:
         AuthRequired: The app knows no such client.
-        InternalError: As in `permit`.
+        InternalError, SessionUnreachable: As in `permit`.
     """
-    return (await _ask(request, settings)).identity
+    return (await _ask(request, sessions)).identity
 
 
 def _is_cancelled() -> bool:
@@ -46,11 +47,12 @@ def _is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-async def _ask(request: Request, settings: Settings) -> Permissions:
+async def _ask(request: Request, sessions: Sessions) -> Permissions:
+    settings = sessions.settings
     if settings.permissions is None:
         return settings.everybody
     try:
-        async with asyncio.timeout(settings.permissions_timeout):
+        async with sessions.patience.within(settings.permissions_timeout):
             permissions = settings.permissions(request)
             if isawaitable(permissions):
                 permissions = await permissions
@@ -59,6 +61,8 @@ async def _ask(request: Request, settings: Settings) -> Permissions:
     except (Exception, asyncio.CancelledError) as error:
         if isinstance(error, asyncio.CancelledError) and _is_cancelled():
             raise
+        if isinstance(error, TimeoutError) and sessions.patience.over:
+            raise SessionUnreachable("The server is going away") from None
         logger.exception("The 'permissions' function has failed")
         raise InternalError("Internal error") from None
     if permissions is None:

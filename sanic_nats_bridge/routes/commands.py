@@ -1,6 +1,5 @@
 """``/subscribe`` and ``/unsubscribe``: commands by POST, chiefly for sessions on an event stream."""
 
-import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeAlias
 
@@ -10,6 +9,7 @@ from sanic.exceptions import SanicException
 from sanic_ext import openapi
 
 from ..errors import BridgeError, CommandInvalid, MediaTypeUnsupported, SizeLimit
+from ..patience import Patience
 from ..protocol import Action, Command, Reply, decode_command, identify
 from ..relay import Relay
 from ..sessions import Sessions
@@ -47,7 +47,7 @@ def add_command_routes(blueprint: Blueprint, relay: Relay, sessions: Sessions) -
         if is_misdirected(request):
             return misdirected(action)
         try:
-            body = await _body(request, settings.max_command_bytes)
+            body = await _body(request, settings.max_command_bytes, sessions.patience)
         except BridgeError as error:
             sessions.count_refused(error)
             return refusal_response(error, action)
@@ -59,7 +59,7 @@ def add_command_routes(blueprint: Blueprint, relay: Relay, sessions: Sessions) -
         command = decode_command(body, action)
         if not isinstance(command.session, str):
             raise CommandInvalid("Not a valid command: 'session' is missing")
-        return await relay.carry_out(command.session, await identify_client(request, settings), command)
+        return await relay.carry_out(command.session, await identify_client(request, sessions), command)
 
     async def subscribe(request: Request) -> HTTPResponse:
         return await serve(request, "subscribe")
@@ -73,7 +73,7 @@ def add_command_routes(blueprint: Blueprint, relay: Relay, sessions: Sessions) -
         blueprint.add_route(documented, f"/{name}", methods=["POST"], name=name, stream=True)
 
 
-async def _body(request: Request, max_bytes: int) -> bytes:
+async def _body(request: Request, max_bytes: int, patience: Patience) -> bytes:
     """The body, read no further and no longer than it may: Sanic itself would take 100 MB, and any time."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
@@ -84,7 +84,7 @@ async def _body(request: Request, max_bytes: int) -> bytes:
     body = b""
     stream: Any = request.stream
     try:
-        async with asyncio.timeout(_body_seconds(request)):
+        async with patience.within(_body_seconds(request)):
             async for part in stream:
                 body += part
                 if len(body) > max_bytes:

@@ -10,10 +10,10 @@ from sanic import Blueprint, HTTPResponse, Request
 from sanic_ext import openapi
 
 from ..arrivals import Arrival
-from ..errors import BridgeError, CloseCode, InternalError
+from ..errors import BridgeError, InternalError, SessionUnreachable
 from ..outlet import CLOSE_SECONDS
 from ..permissions import Permissions
-from ..protocol import Close, Command, farewell, query_command
+from ..protocol import Close, Command, query_command
 from ..sessions import Sessions
 from .authorization import permit
 from .cors import CrossOrigin
@@ -70,9 +70,9 @@ async def _beginning(request: Request, sessions: Sessions) -> tuple[Permissions,
     if refusal is not None:
         return refusal
     try:
-        permissions = await permit(request, sessions.settings)
-    except InternalError as error:
-        return farewell(CloseCode.INTERNAL, error.message, sessions.settings)
+        permissions = await permit(request, sessions)
+    except (InternalError, SessionUnreachable) as error:
+        return sessions.rejection(error)
     if command is not None:
         sessions.admission.admit(permissions, command.patterns)
     return permissions, command

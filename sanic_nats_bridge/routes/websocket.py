@@ -6,9 +6,9 @@ import logging
 from sanic import Blueprint, Request, Websocket
 from sanic.exceptions import WebsocketClosed
 
-from ..errors import BridgeError, CloseCode, CommandUnsupported, InternalError, SizeLimit
+from ..errors import BridgeError, CommandUnsupported, InternalError, SizeLimit
 from ..outlet import CLOSE_SECONDS
-from ..protocol import Reply, decode_command, failure, farewell, identify
+from ..protocol import Reply, decode_command, failure, identify
 from ..session import Session
 from ..sessions import Sessions
 from .authorization import permit
@@ -52,9 +52,9 @@ async def _admitted(
         try:
             if refusal is None:
                 doorkeeper.admit(request)
-                return sessions.open(outlet, await permit(request, sessions.settings), arrival)
+                return sessions.open(outlet, await permit(request, sessions), arrival)
         except BridgeError as error:
-            refusal = farewell(error.close_code or CloseCode.INTERNAL, error.message, sessions.settings)
+            refusal = sessions.rejection(error)
     outlet.finish(refusal, CLOSE_SECONDS)
     return None
 
