@@ -15,6 +15,7 @@ from sanic_nats_bridge.testing import NatsServer
 
 from .support import (
     SERVERS,
+    WAIT_SECONDS,
     Bridge,
     EventClient,
     Publisher,
@@ -322,3 +323,14 @@ async def test_a_client_that_vanishes_within_its_body_is_answered_as_if_it_were_
             reset(writer.transport)
         await until(lambda: asyncio.all_tasks() == tasks)
         assert session_of(bridge, client.session).subscriptions == ()
+
+
+@sanic_only
+async def test_half_a_command_is_given_up_when_the_server_goes_away(bridge: Bridge) -> None:
+    head = "POST /nats/subscribe HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n"
+    async with raw_connection(bridge.port, head + '{"session"') as (reader, _):
+        await until(lambda: sessions(bridge).patience._deadlines)
+        sessions(bridge).close_all("The server is going away")
+        answer = await asyncio.wait_for(reader.readuntil(b"}"), WAIT_SECONDS)
+    assert answer.startswith(b"HTTP/1.1 503")
+    assert b"session.unreachable" in answer

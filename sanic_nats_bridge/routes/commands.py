@@ -8,7 +8,7 @@ from sanic import Blueprint, HTTPResponse, Request
 from sanic.exceptions import SanicException
 from sanic_ext import openapi
 
-from ..errors import BridgeError, CommandInvalid, MediaTypeUnsupported, SizeLimit
+from ..errors import BridgeError, CommandInvalid, MediaTypeUnsupported, SessionUnreachable, SizeLimit
 from ..patience import Patience
 from ..protocol import Action, Command, Reply, decode_command, identify
 from ..relay import Relay
@@ -90,6 +90,8 @@ async def _body(request: Request, max_bytes: int, patience: Patience) -> bytes:
                 if len(body) > max_bytes:
                     raise SizeLimit(f"A command is at most {max_bytes} bytes")
     except (SanicException, TimeoutError):
+        if patience.over:
+            raise SessionUnreachable("The server is going away") from None
         raise CommandInvalid("Not a valid command: the body cannot be read") from None
     return body
 
