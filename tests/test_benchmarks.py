@@ -18,7 +18,7 @@ import pytest
 from benchmarks import __main__ as command_line
 from benchmarks import load as load_module
 from benchmarks.audience import Audience, drawn_subjects, own_subjects, shared_patterns, single_subject
-from benchmarks.contenders import CONTENDERS, DEFAULT_CONTENDERS, Contender
+from benchmarks.contenders import CONTENDERS, DEFAULT_CONTENDERS, Contender, taking_part
 from benchmarks.goals import GOALS, Goal
 from benchmarks.load import Load, Outcome
 from benchmarks.measure import measure
@@ -93,7 +93,7 @@ def made_up(**figures: Sequence[float]) -> Results:
 def test_every_contender_delivers_everything_once_and_in_order(name: str) -> None:
     scene = SCENES[name]
     for case in scene.cases(small=True):
-        for contender in scene.contenders or DEFAULT_CONTENDERS:
+        for contender in taking_part(scene, DEFAULT_CONTENDERS):
             run = measure(scene, case, CONTENDERS[contender], 0)
             assert not run.faults
             assert set(scene.figures) <= run.figures.keys()
@@ -237,7 +237,7 @@ def test_every_goal_is_about_something_that_is_measured() -> None:
         for place in (goal.place, goal.other or goal.place):
             scene = SCENES[place.scene]
             assert place.case in [case.name for case in scene.cases()]
-            assert place.contender in (scene.contenders or DEFAULT_CONTENDERS)
+            assert place.contender in taking_part(scene, DEFAULT_CONTENDERS)
             assert goal.figure in scene.figures
 
 
@@ -260,7 +260,7 @@ def kept(tmp_path: Path) -> Path:
     results = Results({"CPU": "made up"})
     for name, scene in SCENES.items():
         for case in scene.cases():
-            for place in (Place(name, case.name, contender) for contender in scene.contenders or DEFAULT_CONTENDERS):
+            for place in (Place(name, case.name, contender) for contender in taking_part(scene, DEFAULT_CONTENDERS)):
                 for number in range(2):
                     figures = {figure: float(len(place.contender) + number) for figure in scene.figures}
                     results.runs.append(Run(*place, round=number, figures=figures))
