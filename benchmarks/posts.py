@@ -1,5 +1,6 @@
 """Commands by POST for event streams, each on a connection of its own, and how long they take."""
 
+import contextlib
 import json
 import re
 import selectors
@@ -79,6 +80,11 @@ class Posts:
                         taken.extend(found)
         return times
 
+    def close(self) -> None:
+        """Have the streams end."""
+        for connection in self._streams:
+            connection.close()
+
     def _requests(self, action: str, names: Sequence[str]) -> Iterator[bytes]:
         for session, name in zip(self._sessions, names, strict=True):
             body = json.dumps({"session": session, "subjects": [name]}).encode()
@@ -115,9 +121,13 @@ def _open_stream(port: int) -> tuple[socket.socket, str]:
 
 def _carry_out(port: int, requests: Sequence[bytes]) -> list[int]:
     """Send the commands at once, and read until all are answered; how long each took, in nanoseconds."""
-    exchanges = [_Exchange(port, request) for request in requests]
-    with selectors.DefaultSelector() as selector:
-        for exchange in exchanges:
+    exchanges = []
+    with contextlib.ExitStack() as stack:
+        selector = stack.enter_context(selectors.DefaultSelector())
+        for request in requests:
+            exchange = _Exchange(port, request)
+            exchanges.append(exchange)
+            stack.enter_context(exchange.socket)
             selector.register(exchange.socket, selectors.EVENT_READ, exchange)
         while selector.get_map():
             ready = selector.select(_PATIENCE_SECONDS)
@@ -127,7 +137,6 @@ def _carry_out(port: int, requests: Sequence[bytes]) -> list[int]:
                 if not key.data.read():
                     selector.unregister(key.fileobj)
     for exchange in exchanges:
-        exchange.socket.close()
         if not _DONE.fullmatch(exchange.heard):
             raise RuntimeError(f"A command was not carried out: {exchange.heard!r}")
     return [exchange.ended - exchange.started for exchange in exchanges]

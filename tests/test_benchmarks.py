@@ -24,6 +24,7 @@ from benchmarks.load import Load, Outcome
 from benchmarks.measure import measure
 from benchmarks.payloads import SMALLEST_BYTES, document
 from benchmarks.plots import draw
+from benchmarks.posts import Posts
 from benchmarks.processes import cpu_ns, descendants, server
 from benchmarks.reading import Counter, Sample
 from benchmarks.remote import Remote, RemoteError, remote
@@ -189,6 +190,26 @@ def test_the_cpu_time_of_children_counts() -> None:
         assert cpu_ns(running.pid) >= 300_000_000
 
 
+def test_what_looks_after_the_workers_does_not_count() -> None:
+    child = [sys.executable, "-c", "import os\nprint(1, os.getpid(), flush=True)\ninput()"]
+    code = f"import subprocess, time\nwhile time.process_time() < 0.3: pass\nsubprocess.run({child!r})"
+    with server([sys.executable, "-c", code]) as running:
+        assert running.workers == tuple(descendants(running.pid)[1:])
+        assert running.cpu_ns <= cpu_ns(running.pid) - 300_000_000
+
+
+def test_a_command_that_is_refused_at_either_worker_is_seen() -> None:
+    # The first subject is asked for where the stream is, the second at the other worker.
+    settings = {"deny": ["bench.post.1"], "command_burst": 1_000}
+    with CONTENDERS["bridge-sse-2"].start("uvloop", settings) as standing:
+        assert standing.other is not None
+        with contextlib.closing(Posts(standing.server.port, standing.other.port, streams=1)) as posts:
+            with pytest.raises(RuntimeError, match=r"A command was not carried out"):
+                posts.measure("subscribe", rounds=1)
+            posts.rehearse()
+            assert [len(times) for times in posts.measure("unsubscribe", rounds=2)] == [2, 2]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_nothing_is_left_running(number: signal.Signals) -> None:
     command = [sys.executable, "-m", "benchmarks", "steady", "--small", "--rounds", "9", "--servers", "bridge-ws"]
@@ -252,6 +273,12 @@ def test_figures_of_failed_runs_and_latencies_of_a_busy_machine_do_not_count() -
     assert "machine too busy" in text
     assert "FAILED: 100/s, bridge-ws, round 1: 1 missing" in text
     assert "load-bound" in text
+
+
+@pytest.mark.parametrize(("cores", "shown"), [(2, "fewer than 4 cores"), (4, "123,456")])
+def test_deliveries_a_second_of_workers_are_shown_where_there_are_cores(cores: int, shown: str) -> None:
+    run = Run("workers", "100/s", "bridge-ws-2", round=0, figures={"rate": 123_456.0})
+    assert shown in tables(Results({"cores": cores}, [run]))[0].as_text()
 
 
 @pytest.fixture
