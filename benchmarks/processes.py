@@ -1,10 +1,12 @@
 """Starting servers, and what the kernel tells about processes and the machine (Linux)."""
 
 import contextlib
+import functools
 import os
 import random
 import resource
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -74,7 +76,8 @@ def server(command: Sequence[str], workers: int = 1) -> Iterator[Server]:
             stderr=log,
             cwd=PROJECT,
             start_new_session=True,
-            preexec_fn=end_with_parent,
+            # A manager of workers must be let end them.
+            preexec_fn=functools.partial(end_with_parent, signal.SIGKILL if workers == 1 else signal.SIGTERM),
         )
         try:
             lines = [_line(process).split() for _ in range(workers)]
@@ -94,11 +97,12 @@ def _line(process: subprocess.Popen[bytes]) -> bytes:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         process.communicate(timeout=_END_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
+    # What it has started may outlive it; the group is gone where nothing has.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
 
 
 def python_server(module: str, *arguments: str, workers: int = 1) -> contextlib.AbstractContextManager[Server]:

@@ -210,9 +210,16 @@ def test_a_command_that_is_refused_at_either_worker_is_seen() -> None:
             assert [len(times) for times in posts.measure("unsubscribe", rounds=2)] == [2, 2]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_nothing_is_left_running(number: signal.Signals) -> None:
-    command = [sys.executable, "-m", "benchmarks", "steady", "--small", "--rounds", "9", "--servers", "bridge-ws"]
+@pytest.mark.parametrize(
+    ("number", "scene", "contender"),
+    [
+        (signal.SIGINT, "steady", "bridge-ws"),
+        (signal.SIGKILL, "steady", "bridge-ws"),
+        (signal.SIGKILL, "workers", "bridge-ws-2"),
+    ],
+)
+def test_nothing_is_left_running(number: signal.Signals, scene: str, contender: str) -> None:
+    command = [sys.executable, "-m", "benchmarks", scene, "--small", "--rounds", "9", "--servers", contender]
     with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, start_new_session=True) as process:
         assert process.stdout is not None
         process.stdout.readline()
