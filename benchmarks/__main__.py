@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .contenders import CONTENDERS, DEFAULT_CONTENDERS
+from .contenders import CONTENDERS, DEFAULT_CONTENDERS, taking_part
 from .machine import machine
 from .measure import measure
 from .plots import draw
@@ -39,17 +39,13 @@ def main() -> int:
 def _plan(options: argparse.Namespace) -> Iterator[tuple[Scene, Case, str, int]]:
     """Every contender once in each round, each time in another order."""
     for number in range(options.rounds):
-        turn = number % len(options.servers)
         for name in options.scenes or SCENES:
             scene = SCENES[name]
+            contenders = taking_part(scene, options.servers)
+            turn = number % max(len(contenders), 1)
             for case in scene.cases(small=options.small):
-                for contender in options.servers[turn:] + options.servers[:turn]:
-                    if _takes_part(scene, contender):
-                        yield scene, case, contender, number
-
-
-def _takes_part(scene: Scene, contender: str) -> bool:
-    return contender in (scene.contenders or CONTENDERS) and scene.name in (CONTENDERS[contender].scenes or SCENES)
+                for contender in (*contenders[turn:], *contenders[:turn]):
+                    yield scene, case, contender, number
 
 
 def _report(results: Results, options: argparse.Namespace) -> int:

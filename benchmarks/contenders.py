@@ -1,9 +1,10 @@
 """What is compared: how each server is started, and in which dialect it is spoken to."""
 
 import contextlib
+import functools
 import json
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -11,18 +12,24 @@ from typing import Any, Final, NamedTuple
 from sanic_nats_bridge.testing import NatsServer
 
 from .processes import PROJECT, Server, python_server, server
+from .scenes import Scene
 
-__all__ = ["CONTENDERS", "DEFAULT_CONTENDERS", "Contender", "Standing"]
+__all__ = ["CONTENDERS", "DEFAULT_CONTENDERS", "Contender", "Standing", "taking_part"]
 
 _PANINI: Final = PROJECT / ".bench/panini/bin/python"
 """In an environment of its own: it needs another version of nats-py."""
 
 
 class Standing(NamedTuple):
-    """A server that takes clients, and the broker behind it: for nats-server both are one process."""
+    """A server that takes clients, and the broker behind it: for nats-server both are one process.
+
+    Attributes:
+        other: Another worker of the same app, with a port of its own.
+    """
 
     server: Server
     broker: Server
+    other: Server | None = None
 
 
 @dataclass(frozen=True)
@@ -45,12 +52,28 @@ class Contender:
 
 
 @contextlib.contextmanager
-def _bridge(loop: str, settings: Mapping[str, Any]) -> Iterator[Standing]:
-    with NatsServer() as broker:
-        # Clients come faster here than any browsers, and to no other server there is a limit.
-        options = {"servers": broker.url, "subscribe": [">"], "max_sub_rate": 1_000_000, **settings}
-        with python_server("bridge", json.dumps(options), loop) as running:
-            yield Standing(running, _process(broker))
+def _bridge(loop: str, settings: Mapping[str, Any], workers: int = 1) -> Iterator[Standing]:
+    with NatsServer() as broker, _bridge_server(broker, loop, settings, workers) as running:
+        yield Standing(running, _process(broker))
+
+
+@contextlib.contextmanager
+def _two_bridges(loop: str, settings: Mapping[str, Any]) -> Iterator[Standing]:
+    """Started each by itself, so that a client can choose; as apps of one name they are workers of one app."""
+    with (
+        NatsServer() as broker,
+        _bridge_server(broker, loop, settings) as running,
+        _bridge_server(broker, loop, settings) as other,
+    ):
+        yield Standing(running, _process(broker), other)
+
+
+def _bridge_server(
+    broker: NatsServer, loop: str, settings: Mapping[str, Any], workers: int = 1
+) -> AbstractContextManager[Server]:
+    # Clients come faster here than any browsers, and to no other server there is a limit.
+    options = {"servers": broker.url, "subscribe": [">"], "max_sub_rate": 1_000_000, **settings}
+    return python_server("bridge", json.dumps(options), loop, str(workers), workers=workers)
 
 
 @contextlib.contextmanager
@@ -100,6 +123,20 @@ CONTENDERS: Final = {
     for contender in (
         Contender("bridge-ws", "the bridge by WebSocket", "bridge-ws", _bridge),
         Contender("bridge-sse", "the bridge by Server-Sent Events", "bridge-sse", _bridge),
+        Contender(
+            "bridge-ws-2",
+            "the bridge by WebSocket, with two workers",
+            "bridge-ws",
+            functools.partial(_bridge, workers=2),
+            scenes=("workers",),
+        ),
+        Contender(
+            "bridge-sse-2",
+            "the bridge by Server-Sent Events, in two workers with ports of their own",
+            "bridge-sse",
+            _two_bridges,
+            scenes=("relay",),
+        ),
         Contender("nats-ws", "nats-server's own WebSocket port", "nats-ws", _nats),
         Contender("plain-sanic", "a Sanic app that loops over its WebSockets", "plain", _plain, keeps_order=False),
         Contender(
@@ -109,4 +146,10 @@ CONTENDERS: Final = {
     )
 }
 
-DEFAULT_CONTENDERS: Final = ["bridge-ws", "bridge-sse", "nats-ws", "plain-sanic"]
+DEFAULT_CONTENDERS: Final = ["bridge-ws", "bridge-sse", "bridge-ws-2", "bridge-sse-2", "nats-ws", "plain-sanic"]
+
+
+def taking_part(scene: Scene, names: Sequence[str]) -> Sequence[str]:
+    """Those of the contenders that the scene is about."""
+    about = scene.contenders or CONTENDERS
+    return [name for name in names if name in about and scene.name in (CONTENDERS[name].scenes or [scene.name])]

@@ -23,7 +23,7 @@ class Goal:
     def title(self) -> str:
         """What is compared with what."""
         if self.other is None:
-            return f"{_named(self.place)}: {FIGURES[self.figure].title}"
+            return f"{_named(self.place)}: {FIGURES[self.figure].title}, {FIGURES[self.figure].unit}"
         return f"{_named(self.place)}: {FIGURES[self.figure].title}, to {_named(self.other, self.place)}"
 
     @property
@@ -77,6 +77,8 @@ def _goals() -> Sequence[Goal]:
         ratio("rate", "burst", "300 messages", "nats-ws", at_least=3.0),
         ratio("cpu", "own", "1,000 subjects", "nats-ws", at_most=1.5),
         ratio("cpu", "own", "1,000 subjects", "plain-sanic", at_most=0.5),
+        ratio("cpu", "workers", "100/s", "bridge-ws", "bridge-ws-2", at_most=1.10),
+        ratio("cpu", "workers", "300 messages", "bridge-ws", "bridge-ws-2", at_most=1.10),
         ratio("memory", "idle", "5,000 clients", "nats-ws", at_most=0.6),
         ratio("connect", "connect", "1,000 clients", "plain-sanic", at_most=1.5),
         growth("cpu", "growth-clients", "5,000", "100", at_most=1.10),
@@ -86,6 +88,8 @@ def _goals() -> Sequence[Goal]:
         Goal("cpu", overlap, Place("steady", "100/s", "bridge-ws"), at_most=1.5),
         growth("p99", "stalled", "100 stalled", "0 stalled", at_most=1.2),
         growth("p99", "stalled", "100 stalled", "0 stalled", "bridge-sse", at_most=1.2),
+        Goal("relay", Place("relay", "subscribe, 1 at once", "bridge-sse-2"), at_most=3),
+        Goal("relay", Place("relay", "unsubscribe, 1 at once", "bridge-sse-2"), at_most=3),
     )
 
 

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from .contenders import Contender, Standing
 from .load import Load, Outcome
-from .processes import busy_ticks, cpu_ns, settled_bytes
+from .posts import Posts, Times
+from .processes import busy_ticks, open_files, settled_bytes
 from .publisher import Publication, Publisher
 from .remote import Remote, remote
 from .results import Run
@@ -36,6 +37,9 @@ def measure(
     try:
         with ExitStack() as stack:
             standing = stack.enter_context(contender.start(loop, {**case.settings, **(settings or {})}))
+            if case.command:
+                _post(run, case, standing)
+                return run
             publisher = stack.enter_context(remote(Publisher, standing.broker.port, case.audience.subjects))
             load = stack.enter_context(
                 remote(Load, standing.server.port, contender.dialect, case.audience, case.samples)
@@ -51,13 +55,28 @@ def measure(
 
 def _connect(run: Run, case: Case, standing: Standing, load: Remote[Load]) -> None:
     pid = standing.server.pid
+    empty = [open_files(worker) for worker in standing.server.workers]
     load.call(Load.rehearse, _REHEARSAL)
     before = settled_bytes(pid, case.settle) if case.memory else 0
-    used = cpu_ns(pid)
+    used = standing.server.cpu_ns
     run.figures["connect"] = load.call(Load.connect, case.at_once)
-    run.figures["connect_cpu"] = (cpu_ns(pid) - used) / case.audience.size / 1e3
+    run.figures["connect_cpu"] = (standing.server.cpu_ns - used) / case.audience.size / 1e3
+    taken = [open_files(worker) - files for worker, files in zip(standing.server.workers, empty, strict=True)]
+    if taken:
+        run.figures["fullest"] = 100 * max(taken) / sum(taken)
     if case.memory:
         run.figures["memory"] = (settled_bytes(pid, case.settle) - before) / case.audience.size
+
+
+def _post(run: Run, case: Case, standing: Standing) -> None:
+    assert standing.other is not None
+    ports = standing.server.port, standing.other.port
+    with remote(Posts, *ports, case.audience.size) as posts:
+        posts.call(Posts.rehearse)
+        machine = busy_ticks()
+        times: Times = posts.call(Posts.measure, case.command, case.messages)
+    local, relayed = (statistics.median(each) / 1e6 for each in times)
+    run.figures |= {"local": local, "relayed": relayed, "relay": relayed - local, "busy": _busy_percent(machine)}
 
 
 def _publish(run: Run, case: Case, standing: Standing, load: Remote[Load], publisher: Remote[Publisher]) -> Outcome:
@@ -66,10 +85,9 @@ def _publish(run: Run, case: Case, standing: Standing, load: Remote[Load], publi
     _round_trip(warmup, load, publisher)
     load.call(Load.start, warmup.end)
     resident = settled_bytes(standing.server.pid, case.settle) if case.memory else 0
-    server, broker, machine = cpu_ns(standing.server.pid), cpu_ns(standing.broker.pid), busy_ticks()
+    server, broker, machine = standing.server.cpu_ns, standing.broker.cpu_ns, busy_ticks()
     end, rates = _bursts(case, warmup.end, load, publisher)
-    used = cpu_ns(standing.server.pid) - server, cpu_ns(standing.broker.pid) - broker
-    busy, total = (now - then for now, then in zip(busy_ticks(), machine, strict=True))
+    used = standing.server.cpu_ns - server, standing.broker.cpu_ns - broker
     if case.memory:
         run.figures["growth"] = float(settled_bytes(standing.server.pid, case.settle) - resident)
     deliveries = case.audience.deliveries(warmup.end, end)
@@ -77,7 +95,7 @@ def _publish(run: Run, case: Case, standing: Standing, load: Remote[Load], publi
         "cpu": used[0] / deliveries / 1e3,
         "broker_cpu": used[1] / deliveries / 1e3,
         "rate": statistics.median(rates),
-        "busy": 100 * busy / max(total, 1),
+        "busy": _busy_percent(machine),
     }
     outcome: Outcome = load.call(Load.outcome, end)
     return outcome
@@ -119,6 +137,11 @@ def _judge(run: Run, outcome: Outcome, *, may_disorder: bool) -> None:
             "p99": _quantile(ordered, 0.99),
             "max": ordered[-1] / 1e6,
         }
+
+
+def _busy_percent(since: tuple[int, int]) -> float:
+    busy, total = (now - then for now, then in zip(busy_ticks(), since, strict=True))
+    return 100 * busy / max(total, 1)
 
 
 def _quantile(ordered: Sequence[int], share: float) -> float:

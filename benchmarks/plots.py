@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["draw"]
 
-_COLORS: Final = dict(zip(CONTENDERS, ("#0b6e4f", "#6bbf59", "#27476e", "#c8553d", "#7a7a7a", "#8e6c8a"), strict=True))
+_PALETTE: Final = ("#0b6e4f", "#6bbf59", "#8fb339", "#b0c7a1", "#27476e", "#c8553d", "#7a7a7a", "#8e6c8a")
+_COLORS: Final = dict(zip(CONTENDERS, _PALETTE, strict=True))
 _STYLE: Final[dict[Any, Any]] = {
     "svg.hashsalt": "sanic-nats-bridge",
     "font.size": 10,
@@ -22,7 +23,7 @@ _STYLE: Final[dict[Any, Any]] = {
     "axes.titlesize": 11,
 }
 _WIDTH_INCHES: Final = 7.5
-_PLOTTED: Final = ("cpu", "rate", "p50", "p99", "memory", "connect")
+_PLOTTED: Final = ("cpu", "rate", "p50", "p99", "memory", "connect", "local", "relayed")
 _LINES: Final = ("cpu", "p99")
 
 
@@ -41,7 +42,8 @@ def _draw(scene: Scene, results: Results, path: Path) -> Path:
     from matplotlib import pyplot as plt
 
     places = [place for place in results.places if place.scene == scene.name]
-    figures = [figure for figure in (_LINES if scene.unit else _PLOTTED) if figure in scene.figures]
+    shown = _LINES if scene.unit else _PLOTTED
+    figures = [figure for figure in shown if figure in scene.figures and scene.tells(figure, results.cores)]
     heights = [3.2 if scene.unit else 0.9 + 0.27 * len(places) for _ in figures]
     drawing, grid = plt.subplots(
         len(figures),

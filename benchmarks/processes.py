@@ -1,10 +1,12 @@
 """Starting servers, and what the kernel tells about processes and the machine (Linux)."""
 
 import contextlib
+import functools
 import os
 import random
 import resource
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +25,7 @@ __all__ = [
     "cpu_ns",
     "descendants",
     "free_port",
+    "open_files",
     "python_server",
     "raise_file_limit",
     "resident_bytes",
@@ -42,34 +45,51 @@ _STEAL_END: Final = 8  # what follows is contained in user and nice
 
 
 class Server(NamedTuple):
-    """A running server."""
+    """A running server.
+
+    Attributes:
+        workers: The processes that serve, where another starts them and looks after them.
+    """
 
     pid: int
     port: int
+    workers: tuple[int, ...] = ()
+
+    @property
+    def cpu_ns(self) -> int:
+        """CPU time of those that serve, in nanoseconds: what looks after them takes its time whatever they do."""
+        return sum(map(cpu_ns, self.workers or (self.pid,)))
 
 
 @contextlib.contextmanager
-def server(command: Sequence[str]) -> Iterator[Server]:
-    """Run a server whose first line of output is its port.
+def server(command: Sequence[str], workers: int = 1) -> Iterator[Server]:
+    """Run a server that prints a line for each of its workers: the port, and the process id where there are several.
 
     Raises:
         RuntimeError: It did not start; the message holds its last words.
     """
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(  # noqa: S603 - our own arguments
-            command, stdout=subprocess.PIPE, stderr=log, cwd=PROJECT, start_new_session=True, preexec_fn=end_with_parent
+            command,
+            bufsize=0,  # what stands in a buffer is not seen by select
+            stdout=subprocess.PIPE,
+            stderr=log,
+            cwd=PROJECT,
+            start_new_session=True,
+            # A manager of workers must be let end them.
+            preexec_fn=functools.partial(end_with_parent, signal.SIGKILL if workers == 1 else signal.SIGTERM),
         )
         try:
-            line = _first_line(process)
-            if not line.strip().isdigit():
+            lines = [_line(process).split() for _ in range(workers)]
+            if not all(lines) or not all(word.isdigit() for line in lines for word in line):
                 log.seek(0)
                 raise RuntimeError(f"The server did not start: {log.read()[-2000:].decode(errors='replace')}")
-            yield Server(process.pid, int(line))
+            yield Server(process.pid, int(lines[0][0]), tuple(int(pid) for _, *pids in lines for pid in pids))
         finally:
             _end(process)
 
 
-def _first_line(process: subprocess.Popen[bytes]) -> bytes:
+def _line(process: subprocess.Popen[bytes]) -> bytes:
     assert process.stdout is not None
     readable, _, _ = select.select([process.stdout], [], [], _START_SECONDS)
     return process.stdout.readline() if readable else b""
@@ -77,16 +97,17 @@ def _first_line(process: subprocess.Popen[bytes]) -> bytes:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         process.communicate(timeout=_END_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
+    # What it has started may outlive it; the group is gone where nothing has.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
 
 
-def python_server(module: str, *arguments: str) -> contextlib.AbstractContextManager[Server]:
+def python_server(module: str, *arguments: str, workers: int = 1) -> contextlib.AbstractContextManager[Server]:
     """Run a module of `benchmarks.servers` by this Python."""
-    return server([sys.executable, "-m", f"benchmarks.servers.{module}", *arguments])
+    return server([sys.executable, "-m", f"benchmarks.servers.{module}", *arguments], workers)
 
 
 def raise_file_limit() -> None:
@@ -109,6 +130,11 @@ def descendants(pid: int) -> list[int]:
         for child in (task / "children").read_text().split():
             found += descendants(int(child))
     return found
+
+
+def open_files(pid: int) -> int:
+    """How many files and sockets a process has open."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 def resident_bytes(pid: int) -> int:

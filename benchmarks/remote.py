@@ -71,9 +71,9 @@ def remote(factory: Callable[..., T], *arguments: Any) -> Iterator[Remote[T]]:
         process.close()
 
 
-def end_with_parent() -> None:
-    """Have the kernel kill this process when the thread that has started it ends (Linux)."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def end_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
+    """Have the kernel send this process a signal when the thread that has started it ends (Linux)."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def _serve(connection: Connection, factory: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

@@ -39,7 +39,10 @@ def _scene_table(scene: Scene, results: Results) -> Table:
     header = [scene.unit or "case", "server", *(f"{title.title} ({title.unit})" for title in titles)]
     table = Table(f"{scene.name}: {scene.title}", header)
     for place in (place for place in results.places if place.scene == scene.name):
-        cells = [_cell(figure, place, results) for figure in scene.figures]
+        cells = [
+            _cell(figure, place, results) if scene.tells(figure, results.cores) else f"fewer than {scene.cores} cores"
+            for figure in scene.figures
+        ]
         table.rows.append((place.case, place.contender, *cells))
         table.notes += _notes(place, results.at(place))
     return table

@@ -34,15 +34,19 @@ FIGURES: Final = {
     "p50": Figure("latency p50", "ms"),
     "p99": Figure("latency p99", "ms"),
     "max": Figure("latency max", "ms"),
+    "local": Figure("POST to the stream's worker", "ms"),
+    "relayed": Figure("POST to the other worker", "ms"),
+    "relay": Figure("what the way to the other adds", "ms"),
     "memory": Figure("memory per client", "KiB", "{:.1f}", 1 / 1024),
     "growth": Figure("growth of memory", "MiB", "{:.1f}", 1 / 1024**2, compared=False),
     "connect": Figure("until all are subscribed", "s"),
     "connect_cpu": Figure("server CPU per client", "µs", "{:.0f}"),
     "in_order": Figure("in order", "1: yes, 0: no", "{:.0f}", compared=False),
+    "fullest": Figure("clients of the fullest worker", "%", "{:.0f}", compared=False),
     "busy": Figure("machine busy", "%", "{:.0f}", compared=False),
     "load": Figure("one core for the clients", "%", "{:.0f}", compared=False),
 }
-LATENCIES: Final = ("p50", "p99", "max")
+LATENCIES: Final = ("p50", "p99", "max", "local", "relayed", "relay")
 
 
 class Place(NamedTuple):
@@ -116,6 +120,11 @@ class Results:
     def places(self) -> Sequence[Place]:
         """Where figures stand, in the order in which they were first measured."""
         return tuple(dict.fromkeys(run.place for run in self.runs))
+
+    @property
+    def cores(self) -> int:
+        """How many the machine has."""
+        return int(self.machine.get("cores", 1))
 
     def at(self, place: Place) -> Sequence[Run]:
         """The runs of all rounds."""

@@ -26,6 +26,8 @@ class Case:
         memory: Resident memory is read: before the clients come, with them, and after the messages.
         settle: It counts as settled when it stays the same for so many seconds.
         settings: Further settings of the bridge.
+        command: What is sent by POST, so many times (``messages``) for each client at each of two workers, instead of
+            anything being published.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Case:
     memory: bool = False
     settle: float = 1.0
     settings: Mapping[str, Any] = field(default_factory=dict)
+    command: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Scene:
         contenders: Those that it is about; empty: all.
         ordered: Order across a client's subscriptions is part of the answer.
         unit: What the names of the cases are numbers of, where it is about growth.
+        cores: With fewer, its deliveries a second say nothing: it is about servers that use several.
     """
 
     name: str
@@ -65,6 +69,11 @@ class Scene:
     contenders: tuple[str, ...] = ()
     ordered: bool = False
     unit: str = ""
+    cores: int = 1
+
+    def tells(self, figure: str, cores: int) -> bool:
+        """Whether the figure says anything on a machine of so many cores."""
+        return figure != "rate" or cores >= self.cores
 
     def cases(self, *, small: bool = False) -> Sequence[Case]:
         """The cases, of full size or small."""
@@ -85,6 +94,17 @@ def _burst(clients: int = 1_000, bursts: int = 50, messages: int = 300, pause: f
 
 def _own(clients: int = 1_000, messages: int = 50_000) -> Sequence[Case]:
     return [Case(f"{clients:,} subjects", own_subjects(clients), messages, warmup=clients)]
+
+
+def _workers(
+    clients: int = 1_000,
+    rate: float = 100,
+    seconds: float = 6,
+    bursts: int = 50,
+    messages: int = 300,
+    pause: float = 0.2,
+) -> Sequence[Case]:
+    return [*_steady(clients, (rate,), seconds), *_burst(clients, bursts, messages, pause)]
 
 
 def _idle(clients: int = 5_000, settle: float = 1.0) -> Sequence[Case]:
@@ -151,6 +171,16 @@ def _stalled(
     ]
 
 
+def _relay(posts: int = 400, at_once: Sequence[int] = (1, 20)) -> Sequence[Case]:
+    # Nobody could command a session as fast as this.
+    settings = {"command_rate": 1_000_000, "command_burst": 1_000_000}
+    return [
+        Case(f"{command}, {count} at once", own_subjects(count), posts // count, settings=settings, command=command)
+        for count in at_once
+        for command in ("subscribe", "unsubscribe")
+    ]
+
+
 _CPU: Final = ("cpu", "broker_cpu")
 _LATENCY: Final = ("p50", "p99", "max")
 
@@ -177,6 +207,15 @@ SCENES: Final = {
             _own,
             {"clients": 6, "messages": 600},
             (*_CPU, "rate", "busy"),
+        ),
+        Scene(
+            "workers",
+            "Many clients on one subject, shared out among workers",
+            _workers,
+            {"clients": 6, "rate": 50, "seconds": 0.3, "bursts": 3, "messages": 20, "pause": 0.05},
+            (*_CPU, "rate", *_LATENCY, "fullest", "busy"),
+            contenders=("bridge-ws", "bridge-ws-2"),
+            cores=4,
         ),
         Scene(
             "idle",
@@ -231,6 +270,14 @@ SCENES: Final = {
             {"clients": 6, "stalled": (2,), "seconds": 0.3, "settle": 0.05},
             (*_CPU, *_LATENCY, "growth", "busy"),
             contenders=("bridge-ws", "bridge-sse", "nats-ws"),
+        ),
+        Scene(
+            "relay",
+            "Commands by POST, to the worker that holds the event stream and to another",
+            _relay,
+            {"posts": 9, "at_once": (3,)},
+            ("local", "relayed", "relay", "busy"),
+            contenders=("bridge-sse-2",),
         ),
     )
 }

@@ -18,12 +18,13 @@ import pytest
 from benchmarks import __main__ as command_line
 from benchmarks import load as load_module
 from benchmarks.audience import Audience, drawn_subjects, own_subjects, shared_patterns, single_subject
-from benchmarks.contenders import CONTENDERS, DEFAULT_CONTENDERS, Contender
+from benchmarks.contenders import CONTENDERS, DEFAULT_CONTENDERS, Contender, taking_part
 from benchmarks.goals import GOALS, Goal
 from benchmarks.load import Load, Outcome
 from benchmarks.measure import measure
 from benchmarks.payloads import SMALLEST_BYTES, document
 from benchmarks.plots import draw
+from benchmarks.posts import Posts
 from benchmarks.processes import cpu_ns, descendants, server
 from benchmarks.reading import Counter, Sample
 from benchmarks.remote import Remote, RemoteError, remote
@@ -93,7 +94,7 @@ def made_up(**figures: Sequence[float]) -> Results:
 def test_every_contender_delivers_everything_once_and_in_order(name: str) -> None:
     scene = SCENES[name]
     for case in scene.cases(small=True):
-        for contender in scene.contenders or DEFAULT_CONTENDERS:
+        for contender in taking_part(scene, DEFAULT_CONTENDERS):
             run = measure(scene, case, CONTENDERS[contender], 0)
             assert not run.faults
             assert set(scene.figures) <= run.figures.keys()
@@ -189,9 +190,36 @@ def test_the_cpu_time_of_children_counts() -> None:
         assert cpu_ns(running.pid) >= 300_000_000
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_nothing_is_left_running(number: signal.Signals) -> None:
-    command = [sys.executable, "-m", "benchmarks", "steady", "--small", "--rounds", "9", "--servers", "bridge-ws"]
+def test_what_looks_after_the_workers_does_not_count() -> None:
+    child = [sys.executable, "-c", "import os\nprint(1, os.getpid(), flush=True)\ninput()"]
+    code = f"import subprocess, time\nwhile time.process_time() < 0.3: pass\nsubprocess.run({child!r})"
+    with server([sys.executable, "-c", code]) as running:
+        assert running.workers == tuple(descendants(running.pid)[1:])
+        assert running.cpu_ns <= cpu_ns(running.pid) - 300_000_000
+
+
+def test_a_command_that_is_refused_at_either_worker_is_seen() -> None:
+    # The first subject is asked for where the stream is, the second at the other worker.
+    settings = {"deny": ["bench.post.1"], "command_burst": 1_000}
+    with CONTENDERS["bridge-sse-2"].start("uvloop", settings) as standing:
+        assert standing.other is not None
+        with contextlib.closing(Posts(standing.server.port, standing.other.port, streams=1)) as posts:
+            with pytest.raises(RuntimeError, match=r"A command was not carried out"):
+                posts.measure("subscribe", rounds=1)
+            posts.rehearse()
+            assert [len(times) for times in posts.measure("unsubscribe", rounds=2)] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("number", "scene", "contender"),
+    [
+        (signal.SIGINT, "steady", "bridge-ws"),
+        (signal.SIGKILL, "steady", "bridge-ws"),
+        (signal.SIGKILL, "workers", "bridge-ws-2"),
+    ],
+)
+def test_nothing_is_left_running(number: signal.Signals, scene: str, contender: str) -> None:
+    command = [sys.executable, "-m", "benchmarks", scene, "--small", "--rounds", "9", "--servers", contender]
     with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, start_new_session=True) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -237,7 +265,7 @@ def test_every_goal_is_about_something_that_is_measured() -> None:
         for place in (goal.place, goal.other or goal.place):
             scene = SCENES[place.scene]
             assert place.case in [case.name for case in scene.cases()]
-            assert place.contender in (scene.contenders or DEFAULT_CONTENDERS)
+            assert place.contender in taking_part(scene, DEFAULT_CONTENDERS)
             assert goal.figure in scene.figures
 
 
@@ -254,13 +282,19 @@ def test_figures_of_failed_runs_and_latencies_of_a_busy_machine_do_not_count() -
     assert "load-bound" in text
 
 
+@pytest.mark.parametrize(("cores", "shown"), [(2, "fewer than 4 cores"), (4, "123,456")])
+def test_deliveries_a_second_of_workers_are_shown_where_there_are_cores(cores: int, shown: str) -> None:
+    run = Run("workers", "100/s", "bridge-ws-2", round=0, figures={"rate": 123_456.0})
+    assert shown in tables(Results({"cores": cores}, [run]))[0].as_text()
+
+
 @pytest.fixture
 def kept(tmp_path: Path) -> Path:
     """Results of all scenes, made up, as a file."""
     results = Results({"CPU": "made up"})
     for name, scene in SCENES.items():
         for case in scene.cases():
-            for place in (Place(name, case.name, contender) for contender in scene.contenders or DEFAULT_CONTENDERS):
+            for place in (Place(name, case.name, contender) for contender in taking_part(scene, DEFAULT_CONTENDERS)):
                 for number in range(2):
                     figures = {figure: float(len(place.contender) + number) for figure in scene.figures}
                     results.runs.append(Run(*place, round=number, figures=figures))

@@ -1,4 +1,4 @@
-"""The bridge in a Sanic app: ``python -m benchmarks.servers.bridge '{"servers": "nats://…"}' [asyncio]``."""
+"""The bridge in a Sanic app: ``python -m benchmarks.servers.bridge '{"servers": "nats://…"}' LOOP [WORKERS]``."""
 
 import json
 import sys
@@ -8,16 +8,16 @@ from sanic import Sanic
 
 from sanic_nats_bridge import NatsBridge
 
-from .serving import serve
+from .serving import App, serve
 
 
-def main() -> None:
-    """Serve until the process is ended."""
-    app: Sanic[Any, Any] = Sanic("bench_bridge", configure_logging=False)
+def create_app() -> App:
+    """The app, with the bridge that the command line describes."""
+    app: App = Sanic("bench_bridge", configure_logging=False)
     extensions: list[Any] = [NatsBridge(**json.loads(sys.argv[1]))]
     app.extend(extensions=extensions)
-    serve(app, sys.argv[2])
+    return app
 
 
 if __name__ == "__main__":
-    main()
+    serve(create_app, sys.argv[2], *map(int, sys.argv[3:]))

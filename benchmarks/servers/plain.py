@@ -5,7 +5,6 @@
 
 import json
 import sys
-from typing import Any
 
 import nats
 from nats.aio.client import Client
@@ -13,19 +12,24 @@ from nats.aio.msg import Msg
 from sanic import Request, Sanic, Websocket
 from sanic.exceptions import WebsocketClosed
 
-from .serving import serve
+from .serving import App, serve
 
-app: Sanic[Any, Any] = Sanic("bench_plain", configure_logging=False)
 followers: dict[str, set[Websocket]] = {}
 
 
-@app.before_server_start
-async def connect(app: Sanic[Any, Any]) -> None:
+def create_app() -> App:
+    """The app, with its one route."""
+    app: App = Sanic("bench_plain", configure_logging=False)
+    app.register_listener(connect, "before_server_start")
+    app.add_websocket_route(stream, "/stream")
+    return app
+
+
+async def connect(app: App) -> None:
     """Connect to NATS."""
     app.ctx.nats = await nats.connect(json.loads(sys.argv[1])["servers"])
 
 
-@app.websocket("/stream")  # type: ignore[untyped-decorator]
 async def stream(request: Request, ws: Websocket) -> None:
     """Follow the subjects of each command."""
     client: Client = request.app.ctx.nats
@@ -54,4 +58,4 @@ async def fan_out(message: Msg) -> None:
 
 
 if __name__ == "__main__":
-    serve(app, sys.argv[2])
+    serve(create_app, sys.argv[2])
