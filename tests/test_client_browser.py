@@ -129,7 +129,7 @@ async def true(page: Page, fact: str, seconds: float = 10) -> None:
     """Wait until the fact holds; not by Playwright's own way, which the page's policy forbids."""
     deadline = time.monotonic() + seconds
     while not await page.evaluate(fact):
-        assert time.monotonic() < deadline, (fact, await page.evaluate("[nats.status, events]"))
+        assert time.monotonic() < deadline, (fact, await page.evaluate("[nats.status, events, messages]"))
         await asyncio.sleep(0.01)
 
 
@@ -502,7 +502,7 @@ async def test_hostile_payloads_and_subjects_are_data(
 ) -> None:
     async with serving(shared_nats) as (bridge, box):
         await page.goto(box.url)
-        subjects = [f"{publisher.base}.__proto__", "__proto__", "constructor", f"{publisher.base}.<script>"]
+        subjects = [f"{publisher.base}.__proto__", "__proto__", "constructor", f"{publisher.base}.<img/src=x/onerror=alert(1)"]
         await begin(page, {"transports": [transport]}, "__proto__x", *subjects)
         await page.evaluate("followed[0].ready.catch(({ code }) => code)")
         await page.evaluate("Promise.allSettled(followed.map(({ ready }) => ready))")

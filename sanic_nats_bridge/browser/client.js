@@ -1,108 +1,95 @@
-// Follows NATS subjects through sanic-nats-bridge. How to use it: docs/client.md; what goes over the wire: docs/protocol.md.
+// The browser client of sanic-nats-bridge: docs/client.md
 
 const TYPES = ["welcome", "reply", "message", "gap", "unsubscribed", "status", "heartbeat", "close"];
-// By these close codes the bridge itself answers; any other before the welcome comes from what stands between.
-const ANSWERS = [1001, 1009, 1011, 1013, 4401, 4403, 4429];
-const FINAL = [1002, 1007, 1009, 4401, 4403];
-const PASSING = ["disconnected", "limit.rate", "session.unknown", "session.unreachable", "nats.unavailable", "internal"];
-const PASSING_STATUSES = [408, 425, 429];
-const SHARED = ["welcome", "message", "gap", "status", "heartbeat"];
-const MOST_PATTERNS = 64; // in one command, which must stay below max_command_bytes
-const MOST_TRIES = 3;
+const SHARED = /welcome|message|gap|status|heartbeat/;
+// The bridge's own close codes: whether to come back.
+const CODES = { 1001: 1, 1002: 0, 1007: 0, 1009: 0, 1011: 1, 1013: 1, 4401: 0, 4403: 0, 4429: 1 };
+const PASSING = /disconnected|internal|limit.rate|nats.unavailable|session/;
+const MOST = 64; // patterns in a command, for max_command_bytes
 const PATIENCE = 15_000;
-const STEADY = 10_000;
 
-/** Full jitter between 0.5 and 20 s, so that the clients of a restarted server do not come back at one moment. */
+// Full jitter: the clients of a restarted server must not come back at one moment.
 const jitter = (failures) => 500 + Math.random() * (Math.min(20_000, 2000 * 2 ** failures) - 500);
-const failure = ({ code, message, subjects }) => Object.assign(new Error(message), { code, subjects });
-const failed = (code, message, subjects) => ({ type: "reply", success: false, code, message, subjects });
+const failure = (code, message, subjects) => Object.assign(new Error(message), { code, subjects });
+const memory = (key, value) => {
+  try {
+    if (value !== undefined) sessionStorage[key] = value;
+    return sessionStorage[key];
+  } catch {}
+};
 
-// What only the client does with a subscription.
-let deliver, settle, finish;
-
-/** One caller's interest in a pattern. */
 class Subscription {
-  #callback;
-  #onended;
-  #leave;
-  #resolve;
-  #reject;
   #readers = new Set();
-  #live = false;
+  #promise;
+  #on;
+  #live;
   #end;
 
   constructor(pattern, callback, onended, leave) {
     this.pattern = pattern;
-    this.#callback = callback;
-    this.#onended = onended;
-    this.#leave = leave;
-    this.ready = new Promise((resolve, reject) => {
-      this.#resolve = resolve;
-      this.#reject = reject;
-    });
-    this.ready.catch(() => {}); // whoever does not look at it has onended, or the console
+    this.ready = new Promise((resolve, reject) => (this.#promise = { resolve, reject }));
+    this.ready.catch(() => {}); // onended, a loop or the console tells too
+    this.#on = { callback, onended, leave };
   }
 
   unsubscribe() {
-    this.#leave(this);
-    finish(this);
+    this.#on.leave(this);
+    this.finish();
   }
 
-  /** The messages from now on. Leaving the loop unsubscribes, where nobody else uses the subscription. */
   [Symbol.asyncIterator]() {
-    const queue = [];
-    const reader = { push: (message) => (queue.push(message), reader.wake?.()), wake: null };
+    const reader = { queue: [] };
     this.#readers.add(reader);
-    return this.#read(queue, reader);
+    return this.#read(reader);
   }
 
-  async *#read(queue, reader) {
+  async *#read(reader) {
     try {
       while (true) {
-        while (queue.length) yield queue.shift();
-        if (this.#end?.refusal) throw this.#end.refusal;
-        if (this.#end) return;
+        while (reader.queue.length) yield reader.queue.shift();
+        if (this.#end === true) return;
+        if (this.#end) throw this.#end;
         await new Promise((resolve) => (reader.wake = resolve));
       }
     } finally {
       this.#readers.delete(reader);
-      if (!this.#callback && !this.#readers.size) this.unsubscribe();
+      if (!this.#on.callback && !this.#readers.size) this.unsubscribe();
     }
   }
 
-  static {
-    deliver = (subscription, message) => {
-      for (const reader of subscription.#readers) reader.push(message);
-      try {
-        subscription.#callback?.(message.data, message);
-      } catch (error) {
-        queueMicrotask(() => { throw error; }); // reported, without harm to the other callbacks
-      }
-    };
-    settle = (subscription, reply) => {
-      subscription.#live = true;
-      subscription.#resolve(reply);
-    };
-    finish = (subscription, error) => {
-      if (subscription.#end) return;
-      subscription.#end = { refusal: !subscription.#live && error };
-      subscription.#reject(error ?? failure({ code: "closed", message: "Unsubscribed" }));
-      if (error && !subscription.#onended && !subscription.#readers.size) console.warn(error.message);
-      for (const reader of subscription.#readers) reader.wake?.();
-      subscription.#onended?.(error);
-    };
+  deliver(message) {
+    for (const reader of this.#readers) {
+      reader.queue.push(message);
+      reader.wake?.();
+    }
+    try {
+      this.#on.callback?.(message.data, message);
+    } catch (error) {
+      queueMicrotask(() => { throw error; }); // reported
+    }
+  }
+
+  settle(reply) {
+    this.#live = true;
+    this.#promise.resolve(reply);
+  }
+
+  finish(error) {
+    if (this.#end) return;
+    this.#end = (!this.#live && error) || true;
+    this.#promise.reject(error ?? failure("closed", "Closed"));
+    for (const { wake } of this.#readers) wake?.();
+    if (this.#on.onended) this.#on.onended(error);
+    else if (error && !this.#readers.size) console.warn(error.message);
   }
 }
 
-/** One connection, by whichever transport. */
 class Link {
-  #ended;
-  /** How it ended: `code` and `reason` where known, `retry` in ms, `final` where one must not come back. */
-  ended = new Promise((resolve) => (this.#ended = resolve));
   open = true;
-  welcome;
-  replies = new Map();
-  commands = 0;
+  #replies = new Map();
+  #commands = 0;
+  #ended;
+  ended = new Promise((resolve) => (this.#ended = resolve));
 
   constructor(client) {
     this.client = client;
@@ -111,7 +98,18 @@ class Link {
   receive(frame) {
     if (!this.open) return;
     this.onframe(frame);
+    if (frame.type === "reply") this.#replies.get(frame.id)?.(frame);
     if (frame.type === "close") this.end({ ...frame, final: !frame.reconnect });
+  }
+
+  send(command) {
+    const id = command.id ?? `#${++this.#commands}`;
+    this.put({ ...command, id });
+    return new Promise((resolve) => this.#replies.set(id, resolve)).finally(() => this.#replies.delete(id));
+  }
+
+  forget() {
+    for (const resolve of this.#replies.values()) resolve({ code: "disconnected" });
   }
 
   end(how) {
@@ -121,43 +119,19 @@ class Link {
     this.forget();
     this.#ended(how);
   }
-
-  /** Resolves with the reply that comes under this id. */
-  await(id) {
-    return new Promise((resolve) => this.replies.set(id, resolve));
-  }
-
-  answer(id, reply) {
-    this.receive(reply);
-    this.replies.get(id)?.(reply);
-    this.replies.delete(id);
-  }
-
-  /** No reply will come any more. */
-  forget() {
-    for (const resolve of this.replies.values()) resolve(failed("disconnected", "The connection is lost"));
-    this.replies.clear();
-  }
 }
 
 class WebSocketLink extends Link {
   start() {
-    this.socket = new this.client.options.WebSocket(this.client.address("stream").replace(/^http/, "ws"));
-    this.socket.onmessage = ({ data }) => this.#read(JSON.parse(data));
-    this.socket.onclose = ({ code, reason }) =>
-      this.end({ code, reason: reason || `closed (${code})`, final: FINAL.includes(code) });
+    this.socket = new this.client.options.WebSocket(this.client.address("stream").replace("http", "ws"));
+    this.socket.onmessage = ({ data }) => this.receive(JSON.parse(data));
     this.socket.onerror = () => {};
+    this.socket.onclose = ({ code, reason }) =>
+      this.end({ code, reason: reason || `closed (${code})`, final: CODES[code] === 0 });
   }
 
-  #read(frame) {
-    if (frame.type === "reply") this.answer(frame.id, frame);
-    else this.receive(frame);
-  }
-
-  send(command) {
-    const id = command.id ?? `#${++this.commands}`;
-    this.socket.send(JSON.stringify({ ...command, id }));
-    return this.await(id);
+  put(command) {
+    this.socket.send(JSON.stringify(command));
   }
 
   close() {
@@ -167,44 +141,38 @@ class WebSocketLink extends Link {
 
 class EventsLink extends Link {
   start() {
-    this.source = new this.client.options.EventSource(this.client.address("events"), { withCredentials: true });
-    for (const type of TYPES) this.source.addEventListener(type, ({ data }) => this.receive(JSON.parse(data)));
-    this.source.onerror = () =>
-      this.source.readyState === 2 ? this.#ask() : this.end({ reason: "The stream has ended" });
+    const source = (this.source = new this.client.options.EventSource(this.client.address("events"), {
+      withCredentials: true,
+    }));
+    for (const type of TYPES) source.addEventListener(type, ({ data }) => this.receive(JSON.parse(data)));
+    source.onerror = () => (source.readyState === 2 ? this.#ask() : this.end({ reason: "ended" }));
   }
 
-  /** An EventSource does not say why it has stopped for good: ask. */
+  // An EventSource does not tell why it has stopped
   async #ask() {
-    try {
-      const { status } = await this.#fetch("events", { method: "HEAD", cache: "no-store" });
-      const passing = status < 400 || status >= 500 || PASSING_STATUSES.includes(status);
-      this.end(passing ? { reason: `HTTP ${status}` } : { code: 4000 + status, reason: `HTTP ${status}`, final: true });
-    } catch (error) {
-      this.end({ reason: error.message });
-    }
+    const { status } = await this.#fetch("events", { method: "HEAD" }).catch(() => ({ status: 0 }));
+    const final = /^4/.test(status) && status !== 408 && status !== 429;
+    this.end({ code: final && 4000 + status, reason: `HTTP ${status}`, final });
   }
 
   async send(command) {
-    const body = JSON.stringify({ ...command, session: this.welcome?.session });
-    let reply;
+    const path = command.action === "unsubscribe" ? "unsubscribe" : "subscribe";
+    const body = JSON.stringify({ ...command, session: this.welcome.session });
+    const headers = { "Content-Type": "application/json" };
     try {
-      const response = await this.#fetch(command.action === "unsubscribe" ? "unsubscribe" : "subscribe", {
-        method: "POST", body, headers: { "Content-Type": "application/json" },
-      });
-      const seconds = response.headers.get("retry-after");
-      reply = { ...(await response.json()), ...(seconds && { retry: 1000 * seconds }) };
-    } catch (error) {
-      return failed("disconnected", error.message);
+      const response = await this.#fetch(path, { method: "POST", headers, body });
+      const reply = await response.json();
+      this.receive(reply);
+      return { ...reply, retry: 1000 * response.headers.get("retry-after") };
+    } catch {
+      return { code: "disconnected" };
     }
-    this.receive(reply);
-    return reply;
   }
 
   #fetch(path, options) {
     const { client } = this;
-    return client.options.fetch(client.address(path), {
-      ...options, credentials: "include", signal: AbortSignal.timeout(PATIENCE),
-    });
+    const signal = AbortSignal.timeout(PATIENCE);
+    return client.options.fetch(client.address(path), { ...options, credentials: "include", signal });
   }
 
   close() {
@@ -212,52 +180,40 @@ class EventsLink extends Link {
   }
 }
 
-/** The event stream of several tabs: the one that holds the lock has it, and passes on what comes. */
+// The stream of several tabs: the one that holds the lock leads
 class SharedLink extends Link {
   shared = true;
+  #tab = crypto.randomUUID();
   #channel;
   #waiting = new AbortController();
-  #tab = crypto.randomUUID();
-
-  constructor(client, steal) {
-    super(client);
-    this.steal = steal;
-  }
 
   start() {
     const { locks } = navigator;
-    const { shared: name } = this.client;
+    const { name, stale } = this.client;
     this.#channel = new BroadcastChannel(name);
     this.#channel.onmessage = ({ data }) => this.#hear(data);
-    // The leader asks for it too, and so learns that this tab is gone, whatever has become of it.
-    locks.request(this.#tab, () => (this.#say({}), this.ended));
+    // By this lock the leader learns that a tab is gone
+    locks.request(this.#tab, () => (this.put(), this.ended));
     locks
-      .request(name, this.steal ? { steal: true } : { signal: this.#waiting.signal }, () => this.open && lead(this, name))
+      .request(name, stale ? { steal: true } : { signal: this.#waiting.signal }, () => this.open && lead(this))
       .catch((error) => this.end({ reason: error.message, retry: 0 }));
   }
 
-  #say(what) {
-    if (this.open) this.#channel.postMessage({ from: this.#tab, ...what });
+  put(command) {
+    if (this.open) this.#channel.postMessage({ from: this.#tab, command });
   }
 
-  #hear({ from, to, leads, number, reply, status, frame, end }) {
-    if (from || (to && to !== this.#tab)) return;
+  #hear({ from, to = this.#tab, leads, status, frame, end }) {
+    if (from || to !== this.#tab) return;
     clearTimeout(this.timer);
     if (leads) {
-      this.welcome = undefined;
+      this.welcome = null;
       this.forget();
-      this.#say({});
+      this.put();
     }
     if (status) this.onstatus(status);
     if (frame) this.receive(frame);
-    if (reply) this.answer(number, reply);
     if (end) this.end(end);
-  }
-
-  send(command) {
-    const number = ++this.commands;
-    this.#say({ number, command });
-    return this.await(number);
   }
 
   close() {
@@ -266,101 +222,81 @@ class SharedLink extends Link {
   }
 }
 
-/** Serve the stream to all tabs until the link of this one ends. */
-async function lead(link, name) {
+async function lead(link) {
+  const { options, query, name } = link.client;
   const channel = new BroadcastChannel(name);
-  const inner = new Client({ ...link.client.options, transports: ["sse"], share: undefined }, link.client.query);
+  const inner = new Client({ ...options, transports: ["sse"], share: undefined }, query);
   const tabs = new Map();
-  let say = (what) => channel.postMessage(what);
+  const say = (what) => link.open && channel.postMessage(what);
 
-  const follow = async (to, held, subjects) => {
-    const added = subjects.filter((subject) => !held.has(subject));
-    for (const subject of added) {
-      let live = false;
-      const ended = (error) => {
-        if (held.get(subject) !== subscription) return;
-        held.delete(subject);
-        if (error && live) say({ to, frame: { ...failed(error.code, error.message, [subject]), type: "unsubscribed" } });
-      };
-      const subscription = inner.subscribe(subject, undefined, ended);
-      held.set(subject, subscription);
-      subscription.ready.then(() => (live = true), () => {});
-    }
-    try {
-      const replies = await Promise.all(subjects.map((subject) => held.get(subject).ready));
-      return { ...replies[0], subjects, active: replies.every(({ active }) => active) };
-    } catch (error) {
-      for (const subject of added) held.get(subject)?.unsubscribe();
-      return failed(error.code, error.message, error.subjects);
-    }
+  const follow = (held, subject) => {
+    if (!held.has(subject)) held.set(subject, inner.subscribe(subject, null, () => held.delete(subject)));
+    return held.get(subject).ready;
   };
-  const leave = (held, subjects) => {
-    const missing = subjects.filter((subject) => !held.has(subject));
-    if (missing.length) return failed("subject.not_subscribed", `Not subscribed to: ${missing}`, missing);
-    for (const subject of subjects) held.get(subject).unsubscribe();
-    return { type: "reply", action: "unsubscribe", success: true, message: "Unsubscribed", subjects };
+  const carryOut = async (held, command) => {
+    const { action = "subscribe", subjects, id } = command;
+    if (!subjects?.length || !/^(un)?subscribe$/.test(action)) return inner.send(command);
+    let reply;
+    if (action === "subscribe") [reply] = await Promise.all(subjects.map((subject) => follow(held, subject)));
+    else for (const subject of subjects) held.get(subject)?.unsubscribe();
+    return { ...reply, type: "reply", id, action, success: true, subjects };
   };
 
-  channel.onmessage = async ({ data: { from, number, command } }) => {
+  channel.onmessage = async ({ data: { from, command } }) => {
     if (!from) return;
-    if (!tabs.has(from)) {
-      const held = new Map();
-      tabs.set(from, held);
-      navigator.locks.request(from, () => tabs.delete(from) && held.forEach((subscription) => subscription.unsubscribe()));
+    let held = tabs.get(from);
+    if (!held) {
+      tabs.set(from, (held = new Map()));
+      navigator.locks.request(from, () => held.forEach((subscription) => subscription.unsubscribe()));
     }
     if (!command) return say({ to: from, status: inner.status, frame: inner.welcome });
-    const { action = "subscribe", subjects, id } = command;
-    const known = Array.isArray(subjects) && subjects.length && { subscribe: true, unsubscribe: true }[action];
-    const reply = !known
-      ? await inner.send(command).catch((error) => failed(error.code, error.message))
-      : action === "subscribe" ? await follow(from, tabs.get(from), subjects) : leave(tabs.get(from), subjects);
-    say({ to: from, number, reply: { ...reply, id } });
+    const frame = await carryOut(held, command).catch(({ code, message, subjects }) => ({
+      type: "reply", id: command.id, success: false, code, message, subjects,
+    }));
+    say({ to: from, frame });
   };
-  inner.addEventListener("frame", ({ detail }) => SHARED.includes(detail.type) && say({ frame: detail }));
+  inner.addEventListener("frame", ({ detail }) => SHARED.test(detail.type) && say({ frame: detail }));
+  inner.addEventListener("unsubscribed", ({ detail }) => say({ frame: detail }));
   inner.addEventListener("status", ({ detail }) => say({ status: detail }));
   inner.addEventListener("close", ({ detail }) => say({ end: detail }));
   say({ leads: true });
   await link.ended;
-  say = () => {};
   channel.close();
   inner.close();
 }
 
-/** What `connect` gives: comes back by itself until it is closed, or told not to. */
 class Client extends EventTarget {
-  /** @type {any} */
   status = { state: "connecting", transport: null, shared: false, nats: null, why: "", reason: "" };
+  stale; // nobody led
   #entries = new Map();
-  #link = null;
-  #probe = null;
-  #index = 0;
-  #worked = new Set();
+  #link;
+  #probe;
+  #index;
+  #best; // the first transport has worked
+  #until = 0; // then it is tried again
   #failures = 0;
-  #batch = MOST_PATTERNS;
-  #tries = 0;
-  #syncing = false;
-  #heard = 0;
-  #suspect = false;
-  #steal = false;
-  #until = 0; // when a better transport is tried again
-  #closed = new AbortController();
+  #batch;
+  #tries;
+  #syncing;
+  #heard;
+  #suspect;
+  #timer;
   #wake;
+  #closed = new AbortController();
 
   constructor(options, query) {
     super();
-    const { location, WebSocket, EventSource } = globalThis;
-    this.options = {
-      transports: ["websocket", "sse"], timeout: 3000, retryBetter: 300_000,
-      WebSocket, EventSource, fetch: (...all) => fetch(...all), ...options,
-    };
-    const { url, transports, share, fallback } = this.options;
-    this.url = new URL(url ?? ".", url === undefined ? import.meta.url : location?.href).href.replace(/\/*$/, "/");
+    const { location, navigator, BroadcastChannel, WebSocket, EventSource } = globalThis;
+    const fetch = (...all) => globalThis.fetch(...all);
+    const transports = ["websocket", "sse"];
+    this.options = { transports, timeout: 3000, retryBetter: 300_000, WebSocket, EventSource, fetch, ...options };
+    const { url, share } = this.options;
+    this.url = new URL(url ?? ".", url ? location?.href : import.meta.url).href.replace(/\/*$/, "/");
+    this.name = `sanic-nats-bridge ${JSON.stringify([this.url, this.options.transports, share])}`;
+    this.shared = share !== undefined && navigator?.locks && BroadcastChannel;
     this.query = query;
-    if (share !== undefined && globalThis.navigator?.locks && globalThis.BroadcastChannel)
-      this.shared = JSON.stringify(["sanic-nats-bridge", this.url, transports, share]);
     this.#listen();
-    this.#index = this.#preferred();
-    if (this.#index) this.status.why = "it has worked before in this tab";
+    this.#choose();
     this.#run();
   }
 
@@ -368,97 +304,98 @@ class Client extends EventTarget {
     return this.#link?.welcome;
   }
 
+  get #name() {
+    return this.options.transports[this.#index];
+  }
+
   subscribe(pattern, callback, onended) {
-    let entry = this.#entries.get(pattern);
-    if (!entry) this.#entries.set(pattern, (entry = { pattern, users: new Set(), reply: null }));
-    const leave = (user) => entry.users.delete(user) && this.#sync();
-    const subscription = new Subscription(pattern, callback, onended, leave);
-    if (this.#closed.signal.aborted) finish(subscription, failure({ code: "closed", message: "The client is closed" }));
-    else entry.users.add(subscription);
-    if (entry.reply) settle(subscription, entry.reply);
-    else this.#sync();
+    const entry = this.#entries.get(pattern) ?? { pattern, users: new Set() };
+    const subscription = new Subscription(pattern, callback, onended, (user) => entry.users.delete(user) && this.#sync());
+    if (this.#closed.signal.aborted) {
+      subscription.finish(failure("closed", "Closed"));
+      return subscription;
+    }
+    this.#entries.set(pattern, entry);
+    entry.users.add(subscription);
+    if (entry.reply) subscription.settle(entry.reply);
+    this.#sync();
     return subscription;
   }
 
-  /** Send a command as it is, and have its reply, a failed one too. */
   async send(command) {
-    if (!this.welcome) throw failure({ code: "disconnected", message: "Not connected" });
+    if (!this.welcome) throw failure("disconnected", "Not connected");
     return this.#link.send(command);
   }
 
   close() {
-    this.#stop({ reason: "closed by the page" });
+    this.#stop({ reason: "closed" });
   }
 
   address(path) {
     const address = new URL(path, this.url);
-    for (const [name, value] of Object.entries(this.query ?? {})) address.searchParams.set(name, value);
+    for (const [name, value] of Object.entries(this.query)) address.searchParams.set(name, value);
     return address.href;
   }
 
-  // Connections
-
   async #run() {
-    let renewed = false;
-    while (!this.#closed.signal.aborted) {
+    const { transports } = this.options;
+    let renewed;
+    while (true) {
       const how = await this.#connection();
       if (this.#closed.signal.aborted) return;
       const link = this.#link;
       this.#link = null;
-      if (link?.welcome && Date.now() - link.since > STEADY) this.#failures = renewed = 0;
+      this.#wake?.();
+      if (Date.now() - link?.since > PATIENCE) this.#failures = renewed = 0;
       if (how.code === 4401 && this.options.credentials) {
-        this.query = undefined;
+        this.query = null;
         if (!renewed) how.retry = 0;
         renewed = true;
       } else if (how.final) {
         this.#stop(how);
         return this.#tell("close", how);
-      } else if (link && !link.since && this.#blocked(how)) {
-        this.#set({ why: `${this.#name} failed: ${how.reason}` });
-        this.#index += 1;
-        continue;
+      } else if (link && !link.since && !(how.code in CODES) && transports[this.#index + 1]) {
+        // What has worked has a second try: the server may be away
+        if (!this.#best || this.#failures) {
+          this.#set({ why: `${transports[this.#index++]}: ${how.reason}` });
+          continue;
+        }
       }
       const retry = how.retry ?? jitter(this.#failures++);
-      this.#index = this.#preferred();
+      this.#choose();
       this.#set({ state: "waiting", reason: how.reason, retry });
       await this.#pause(retry);
     }
   }
 
-  /** One connection from its beginning to its end. */
+  #pause(milliseconds) {
+    return new Promise((resolve) => {
+      const timer = setTimeout(resolve, milliseconds);
+      this.#wake = () => resolve(clearTimeout(timer));
+    });
+  }
+
   async #connection() {
     this.#set({ state: "connecting", transport: this.#name, shared: false });
     try {
       this.query ??= (await this.options.credentials?.()) ?? {};
     } catch (error) {
-      return { reason: `credentials failed: ${error.message}` };
+      return { reason: `credentials: ${error.message}` };
     }
-    if (this.#closed.signal.aborted) return {};
+    if (this.#closed.signal.aborted) return;
     this.#link = this.#open(this.#index);
-    let how;
-    do how = await this.#link.ended;
-    while (how.next);
-    return how;
-  }
-
-  /** Whether the next transport may get through where this one did not. */
-  #blocked({ code }) {
-    const { transports } = this.options;
-    // One that has worked is given a second chance: it may be the server that is away.
-    const spent = !this.#worked.has(this.#name) || this.#failures > 0;
-    return spent && !ANSWERS.includes(code) && this.#index + 1 < transports.length;
+    for (let how; ; ) if (!(how = await this.#link.ended).next) return how;
   }
 
   #open(index) {
     const { transports, timeout } = this.options;
-    const kind = transports[index] === "websocket" ? WebSocketLink : this.shared ? SharedLink : EventsLink;
-    const link = new kind(this, this.#steal);
+    const link = new (transports[index] === "websocket" ? WebSocketLink : this.shared ? SharedLink : EventsLink)(this);
     const patience = index + 1 < transports.length ? timeout : PATIENCE;
     link.index = index;
-    link.timer = setTimeout(() => link.end({ reason: `no welcome within ${patience / 1000} s`, silent: true }), patience);
+    link.timer = setTimeout(() => link.end({ reason: `no welcome in ${patience} ms`, silent: true }), patience);
     link.ended.then(({ silent }) => {
       clearTimeout(link.timer);
-      this.#steal = link.shared && silent;
+      this.stale = link.shared && silent;
     });
     link.onframe = (frame) => this.#receive(link, frame);
     link.onstatus = ({ state, nats, reason, retry }) => this.#set({ state, nats, reason, retry });
@@ -470,109 +407,74 @@ class Client extends EventTarget {
     return link;
   }
 
-  get #name() {
-    return this.options.transports[this.#index];
+  #choose() {
+    const [index, until] = (memory(this.name) ?? "").split(" ");
+    this.#until = +until || this.#until;
+    this.#index = Date.now() < this.#until ? +index : 0;
+    if (this.#index) this.status.why ||= "remembered";
   }
-
-  /** Where to begin: with the first transport, or for a while with that which worked when the first did not. */
-  #preferred() {
-    try {
-      const { name, until } = JSON.parse(sessionStorage.getItem(`sanic-nats-bridge ${this.url}`)) ?? {};
-      if (name) [this.#until, this.#worse] = [until, name];
-    } catch {}
-    return Date.now() < this.#until ? Math.max(0, this.options.transports.indexOf(this.#worse)) : 0;
-  }
-
-  #worse;
 
   #remember(index) {
-    this.#worse = this.options.transports[index];
-    this.#until = index ? Date.now() + this.options.retryBetter : 0;
-    try {
-      sessionStorage.setItem(`sanic-nats-bridge ${this.url}`, JSON.stringify({ name: this.#worse, until: this.#until }));
-    } catch {} // no storage here: it holds as long as the page
-  }
-
-  #pause(milliseconds) {
-    return new Promise((resolve) => {
-      const timer = setTimeout(resolve, milliseconds);
-      this.#wake = () => (clearTimeout(timer), resolve());
-    });
+    this.#until = index && Date.now() + this.options.retryBetter;
+    memory(this.name, `${index} ${this.#until}`);
   }
 
   #listen() {
     const { signal } = this.#closed;
-    const returned = () => {
-      if (document.hidden) return;
+    const { document } = globalThis;
+    for (const type of ["visibilitychange", "resume"])
+      document?.addEventListener(type, () => document.hidden || (this.#wake?.(), this.#check()), { signal });
+    const online = () => {
       this.#wake?.();
-      this.#check();
+      if (this.welcome && !this.#link.shared) this.#link.end({ reason: "online", retry: 0 });
     };
-    globalThis.addEventListener?.("online", () => {
-      this.#wake?.();
-      // What was open over another network, or before it was cut, is dead as a rule.
-      if (!this.#link?.shared && this.welcome) this.#link.end({ reason: "the network is back", retry: 0 });
-    }, { signal });
-    for (const type of ["visibilitychange", "resume"]) globalThis.document?.addEventListener(type, returned, { signal });
+    globalThis.addEventListener?.("online", online, { signal });
   }
 
-  /** Clocks are compared, because timers stand still while a machine sleeps. */
+  // By the clock: timers stand still in a sleep
   #check() {
     clearTimeout(this.#timer);
     const link = this.#link;
     if (!link?.welcome) return;
     const beat = 1000 * link.welcome.heartbeat;
-    const silent = Date.now() - this.#heard > 1.75 * beat && this.status.state === "connected";
-    if (silent && this.#suspect) return link.end({ reason: "nothing was heard any more", silent: true });
-    // After a sleep the timer may come before the frames that have waited.
-    this.#suspect = silent;
-    if (link.index && Date.now() > this.#until && !this.#probe) this.#tryBetter(link.index);
+    const silent = this.status.state === "connected" && Date.now() - this.#heard > 1.75 * beat;
+    if (silent && this.#suspect) return link.end({ reason: "silence", silent });
+    this.#suspect = silent; // after a sleep a timer may come before the frames that waited
+    if (link.index && Date.now() > this.#until && !this.#probe?.open) {
+      this.#remember(link.index);
+      this.#probe = this.#open(0);
+    }
     this.#timer = setTimeout(() => this.#check(), Math.min(beat / 8, silent ? 1000 : 5000));
   }
 
-  #timer;
-
-  async #tryBetter(index) {
-    const probe = (this.#probe = this.#open(0));
-    const welcomed = new Promise((resolve) => (probe.onwelcome = resolve));
-    await Promise.race([probe.ended, welcomed]);
-    this.#probe = null;
-    if (!probe.since) this.#remember(index);
-  }
-
   #stop(how) {
-    if (this.#closed.signal.aborted) return;
+    const { reason, code, final } = how;
     this.#closed.abort();
-    this.#link?.end(how);
-    this.#probe?.end(how);
-    this.#link = null;
+    for (const link of [this.#link, this.#probe]) link?.end(how);
     clearTimeout(this.#timer);
     this.#wake?.();
-    this.#set({ state: "closed", reason: how.reason, code: how.code });
-    const error = how.final && failure({ code: "closed", message: how.reason });
-    for (const pattern of [...this.#entries.keys()]) this.#drop(pattern, error);
+    this.#set({ state: "closed", reason, code });
+    for (const pattern of this.#entries.keys()) this.#drop(pattern, final && failure("closed", reason));
   }
 
-  // Frames
-
   #receive(link, frame) {
-    if (frame.type === "welcome") this.#adopt(link, frame);
+    const { type, pattern, subject, subjects, nats, code, message } = frame;
+    if (type === "welcome") this.#adopt(link, frame);
     if (link !== this.#link) return;
     this.#heard = Date.now();
     this.#suspect = false;
     this.#tell("frame", frame);
-    const { type, pattern, subject, subjects, nats } = frame;
     if (type === "message") {
-      for (const user of [...(this.#entries.get(pattern ?? subject)?.users ?? [])]) deliver(user, frame);
+      for (const user of [...(this.#entries.get(pattern ?? subject)?.users ?? [])]) user.deliver(frame);
     } else if (type === "welcome") {
-      this.#begin(link, frame);
+      this.#begin(link);
     } else if (type === "status") {
       this.#set({ nats });
     } else if (type === "gap") {
       const own = link.shared ? subjects.filter((subject) => this.#entries.has(subject)) : subjects;
       if (own.length) this.#tell("gap", { ...frame, subjects: own });
     } else if (type === "unsubscribed") {
-      for (const subject of subjects) this.#drop(subject, failure({ ...frame, subjects: [subject] }));
-      this.#tell("unsubscribed", frame);
+      for (const subject of subjects) this.#refuse(subject, code, message);
     }
   }
 
@@ -580,83 +482,85 @@ class Client extends EventTarget {
     clearTimeout(link.timer);
     link.welcome = welcome;
     link.since ??= Date.now();
-    link.onwelcome?.();
-    this.#worked.add(this.options.transports[link.index]);
-    if (link === this.#link) {
-      if (!link.index || Date.now() > this.#until) this.#remember(link.index);
-      return;
-    }
-    // A better transport came through.
-    const old = this.#link;
+    this.#best ||= !link.index;
+    if (!link.index || Date.now() > this.#until) this.#remember(link.index);
+    if (link === this.#link) return;
+    const worse = this.#link;
     this.#link = link;
-    this.#index = link.index;
-    this.#remember(link.index);
-    this.#set({ why: "" });
-    old?.end({ next: link });
+    this.#index = 0;
+    worse?.end({ next: link });
   }
 
-  /** Each welcome is a new session, which holds nothing yet. */
-  #begin(link, { nats }) {
+  // A new session holds nothing yet
+  #begin({ index, shared = false, welcome: { nats } }) {
     const missed = [];
     for (const entry of this.#entries.values()) {
       if (entry.reply && entry.users.size) missed.push(entry.pattern);
       entry.reply = null;
     }
-    this.#batch = MOST_PATTERNS;
+    this.#batch = MOST;
     this.#tries = 0;
-    const why = link.index || this.options.transports.length > 1 ? this.status.why : "no other was asked for";
-    const transport = this.options.transports[link.index];
-    this.#set({ state: "connected", transport, shared: !!link.shared, nats, why, reason: "", retry: undefined });
+    const why = index ? this.status.why : "";
+    this.#set({ state: "connected", transport: this.#name, shared, nats, why, reason: "", retry: undefined });
     if (missed.length) this.#tell("gap", { type: "gap", subjects: missed, lost: null, reason: "reconnect" });
     this.#check();
     this.#sync();
   }
 
   #set(change) {
-    const status = { ...this.status, ...change };
-    if (Object.keys(status).every((name) => status[name] === this.status[name])) return;
-    this.status = status;
-    this.#tell("status", status);
+    if (Object.entries(change).every(([name, value]) => this.status[name] === value)) return;
+    this.status = { ...this.status, ...change };
+    this.#tell("status", this.status);
   }
 
   #tell(type, detail) {
     this.dispatchEvent(Object.assign(new Event(type), { detail }));
   }
 
-  // Commands: the session is brought, step by step, to hold what is wanted
+  // Commands bring the session to hold what is wanted
 
   async #sync() {
     if (this.#syncing) return;
     this.#syncing = true;
-    await null; // the other commands of this turn go with it
+    await null; // the rest of this turn goes with it
     for (let batch; this.welcome && (batch = this.#next()).length; ) await this.#step(this.#link, batch);
     this.#syncing = false;
   }
 
   #next() {
-    const entries = [...this.#entries.values()];
-    for (const { pattern, users, reply } of entries) if (!users.size && !reply) this.#entries.delete(pattern);
-    const gone = entries.filter(({ users, reply }) => !users.size && reply);
-    const wanted = entries.filter(({ users, reply }) => users.size && !reply);
+    const [gone, wanted] = [[], []];
+    for (const entry of this.#entries.values()) {
+      if (entry.users.size) entry.reply || wanted.push(entry);
+      else if (entry.reply) gone.push(entry);
+      else this.#entries.delete(entry.pattern);
+    }
     return (gone.length ? gone : wanted).slice(0, this.#batch);
   }
 
   async #step(link, batch) {
     const { welcome } = link;
     const held = batch[0].reply;
-    const action = held ? "unsubscribe" : "subscribe";
     for (const entry of batch) entry.reply = null;
-    const reply = await link.send({ action, subjects: batch.map(({ pattern }) => pattern) });
+    const subjects = batch.map(({ pattern }) => pattern);
+    const reply = await link.send({ action: held ? "unsubscribe" : "subscribe", subjects });
+    const { success, code = "", message } = reply;
     if (this.welcome !== welcome) return;
-    if (reply.success) {
+    if (success) {
       this.#tries = 0;
-      this.#batch = Math.min(MOST_PATTERNS, 2 * this.#batch);
+      this.#batch = Math.min(MOST, 2 * this.#batch);
       if (!held) this.#hold(batch, reply);
-    } else if (this.#passes(reply.code)) {
+    } else if (code.startsWith("auth.")) {
+      link.end({ code: 4401, reason: message, final: true });
+    } else if (PASSING.test(code)) {
       if (held) this.#hold(batch, held);
-      await this.#later(link, reply);
+      if (++this.#tries > 3 && code === "session.unknown") link.end({ reason: message });
+      await this.#pause(reply.retry || jitter(this.#tries));
     } else if (!held) {
-      this.#refuse(batch, reply);
+      // Only those hear of it who asked for what is refused
+      const named = subjects.filter((subject) => reply.subjects?.includes(subject));
+      if (subjects.length === 1 || (named.length && named.length < subjects.length))
+        for (const subject of named.length ? named : subjects) this.#refuse(subject, code, message);
+      else this.#batch = Math.ceil(subjects.length / 2);
     } else if (batch.length > 1) {
       this.#hold(batch, held);
       this.#batch = 1;
@@ -666,45 +570,21 @@ class Client extends EventTarget {
   #hold(batch, reply) {
     for (const entry of batch) {
       entry.reply = reply;
-      for (const user of entry.users) settle(user, reply);
+      for (const user of entry.users) user.settle(reply);
     }
   }
 
-  #passes(code) {
-    if (code === "internal") return this.#tries < MOST_TRIES;
-    return PASSING.includes(code) || (`${code}`.startsWith("auth.") && this.options.credentials);
-  }
-
-  async #later(link, { code, message, retry }) {
-    if (++this.#tries > MOST_TRIES && code === "session.unknown") return link.end({ reason: message });
-    if (`${code}`.startsWith("auth.")) {
-      try {
-        this.query = (await this.options.credentials()) ?? {};
-      } catch {}
-    }
-    let timer;
-    const pause = new Promise((resolve) => (timer = setTimeout(resolve, retry ?? jitter(this.#tries - 1))));
-    await Promise.race([link.ended, pause]);
-    clearTimeout(timer);
-  }
-
-  /** A command is refused whole: let that reach only those who have asked for what is refused. */
-  #refuse(batch, reply) {
-    const named = batch.filter(({ pattern }) => reply.subjects?.includes(pattern));
-    const blamed = batch.length === 1 ? batch : named.length < batch.length ? named : [];
-    if (!blamed.length) this.#batch = Math.ceil(batch.length / 2);
-    for (const { pattern } of blamed) {
-      const subjects = [pattern];
-      this.#drop(pattern, failure({ ...reply, subjects }));
-      this.#tell("unsubscribed", { type: "unsubscribed", subjects, code: reply.code, message: reply.message });
-    }
+  #refuse(pattern, code, message) {
+    const subjects = [pattern];
+    if (this.#drop(pattern, failure(code, message, subjects)))
+      this.#tell("unsubscribed", { type: "unsubscribed", subjects, code, message });
   }
 
   #drop(pattern, error) {
     const entry = this.#entries.get(pattern);
-    this.#entries.delete(pattern);
-    for (const user of entry?.users ?? []) finish(user, error);
+    for (const user of entry?.users ?? []) user.finish(error);
+    return this.#entries.delete(pattern);
   }
 }
 
-export const connect = (options = {}) => new Client(options);
+export const connect = (options) => new Client(options);
