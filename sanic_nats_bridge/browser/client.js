@@ -9,7 +9,7 @@ const MOST = 64; // patterns in a command, for max_command_bytes
 const PATIENCE = 15_000;
 
 // Full jitter: the clients of a restarted server must not come back at one moment.
-const jitter = (failures) => 500 + Math.random() * (Math.min(20_000, 2000 * 2 ** failures) - 500);
+const jitter = (failures) => 500 + Math.random() * Math.min(19_500, 1500 * 2 ** failures);
 const failure = (code, message, subjects) => Object.assign(new Error(message), { code, subjects });
 const memory = (key, value) => {
   try {
@@ -98,18 +98,19 @@ class Link {
   receive(frame) {
     if (!this.open) return;
     this.onframe(frame);
-    if (frame.type === "reply") this.#replies.get(frame.id)?.(frame);
-    if (frame.type === "close") this.end({ ...frame, final: !frame.reconnect });
+    const { type, id, reconnect } = frame;
+    if (type === "reply") this.#replies.get(id)?.(frame, this.#replies.delete(id));
+    if (type === "close") this.end({ ...frame, final: !reconnect });
   }
 
   send(command) {
     const id = command.id ?? `#${++this.#commands}`;
     this.put({ ...command, id });
-    return new Promise((resolve) => this.#replies.set(id, resolve)).finally(() => this.#replies.delete(id));
+    return new Promise((resolve) => this.#replies.set(id, resolve));
   }
 
   forget() {
-    for (const resolve of this.#replies.values()) resolve({ code: "disconnected" });
+    this.#replies.forEach((resolve) => resolve({ code: "disconnected" }));
   }
 
   end(how) {
@@ -126,8 +127,7 @@ class WebSocketLink extends Link {
     this.socket = new this.client.options.WebSocket(this.client.address("stream").replace("http", "ws"));
     this.socket.onmessage = ({ data }) => this.receive(JSON.parse(data));
     this.socket.onerror = () => {};
-    this.socket.onclose = ({ code, reason }) =>
-      this.end({ code, reason: reason || `closed (${code})`, final: CODES[code] === 0 });
+    this.socket.onclose = ({ code, reason }) => this.end({ code, reason: `${code} ${reason}`, final: CODES[code] === 0 });
   }
 
   put(command) {
@@ -266,14 +266,14 @@ async function lead(link) {
 }
 
 class Client extends EventTarget {
-  status = { state: "connecting", transport: null, shared: false, nats: null, why: "", reason: "" };
+  status = { why: "" };
   stale; // nobody led
   #entries = new Map();
   #link;
   #probe;
   #index;
-  #best; // the first transport has worked
-  #until = 0; // then it is tried again
+  #best; // whether the first transport has
+  #worked; // which transport has, and until when not to try a better one
   #failures = 0;
   #batch;
   #tries;
@@ -286,7 +286,7 @@ class Client extends EventTarget {
 
   constructor(options, query) {
     super();
-    const { location, navigator, BroadcastChannel, WebSocket, EventSource } = globalThis;
+    const { document, location, navigator, BroadcastChannel, WebSocket, EventSource } = globalThis;
     const fetch = (...all) => globalThis.fetch(...all);
     const transports = ["websocket", "sse"];
     this.options = { transports, timeout: 3000, retryBetter: 300_000, WebSocket, EventSource, fetch, ...options };
@@ -295,7 +295,15 @@ class Client extends EventTarget {
     this.name = `sanic-nats-bridge ${JSON.stringify([this.url, this.options.transports, share])}`;
     this.shared = share !== undefined && navigator?.locks && BroadcastChannel;
     this.query = query;
-    this.#listen();
+    const { signal } = this.#closed;
+    const shown = () => document.hidden || (this.#wake?.(), this.#check());
+    document?.addEventListener("visibilitychange", shown, { signal });
+    const online = () => {
+      this.#wake?.();
+      if (this.welcome && !this.#link.shared) this.#link.end({ reason: "online", retry: 0 });
+    };
+    globalThis.addEventListener?.("online", online, { signal });
+    this.#worked = JSON.parse(memory(this.name) ?? "[0, 0]");
     this.#choose();
     this.#run();
   }
@@ -311,12 +319,8 @@ class Client extends EventTarget {
   subscribe(pattern, callback, onended) {
     const entry = this.#entries.get(pattern) ?? { pattern, users: new Set() };
     const subscription = new Subscription(pattern, callback, onended, (user) => entry.users.delete(user) && this.#sync());
-    if (this.#closed.signal.aborted) {
-      subscription.finish(failure("closed", "Closed"));
-      return subscription;
-    }
-    this.#entries.set(pattern, entry);
-    entry.users.add(subscription);
+    if (this.#closed.signal.aborted) subscription.finish(failure("closed", "Closed"));
+    else this.#entries.set(pattern, entry), entry.users.add(subscription);
     if (entry.reply) subscription.settle(entry.reply);
     this.#sync();
     return subscription;
@@ -332,9 +336,7 @@ class Client extends EventTarget {
   }
 
   address(path) {
-    const address = new URL(path, this.url);
-    for (const [name, value] of Object.entries(this.query)) address.searchParams.set(name, value);
-    return address.href;
+    return `${this.url}${path}?${new URLSearchParams(this.query)}`;
   }
 
   async #run() {
@@ -376,7 +378,7 @@ class Client extends EventTarget {
   }
 
   async #connection() {
-    this.#set({ state: "connecting", transport: this.#name, shared: false });
+    this.#set({ state: "connecting", transport: this.#name });
     try {
       this.query ??= (await this.options.credentials?.()) ?? {};
     } catch (error) {
@@ -408,27 +410,14 @@ class Client extends EventTarget {
   }
 
   #choose() {
-    const [index, until] = (memory(this.name) ?? "").split(" ");
-    this.#until = +until || this.#until;
-    this.#index = Date.now() < this.#until ? +index : 0;
+    const [index, until] = this.#worked;
+    this.#index = Date.now() < until ? index : 0;
     if (this.#index) this.status.why ||= "remembered";
   }
 
   #remember(index) {
-    this.#until = index && Date.now() + this.options.retryBetter;
-    memory(this.name, `${index} ${this.#until}`);
-  }
-
-  #listen() {
-    const { signal } = this.#closed;
-    const { document } = globalThis;
-    for (const type of ["visibilitychange", "resume"])
-      document?.addEventListener(type, () => document.hidden || (this.#wake?.(), this.#check()), { signal });
-    const online = () => {
-      this.#wake?.();
-      if (this.welcome && !this.#link.shared) this.#link.end({ reason: "online", retry: 0 });
-    };
-    globalThis.addEventListener?.("online", online, { signal });
+    this.#worked = [index, Date.now() + this.options.retryBetter];
+    memory(this.name, JSON.stringify(this.#worked));
   }
 
   // By the clock: timers stand still in a sleep
@@ -440,7 +429,7 @@ class Client extends EventTarget {
     const silent = this.status.state === "connected" && Date.now() - this.#heard > 1.75 * beat;
     if (silent && this.#suspect) return link.end({ reason: "silence", silent });
     this.#suspect = silent; // after a sleep a timer may come before the frames that waited
-    if (link.index && Date.now() > this.#until && !this.#probe?.open) {
+    if (link.index && Date.now() > this.#worked[1] && !this.#probe?.open) {
       this.#remember(link.index);
       this.#probe = this.#open(0);
     }
@@ -465,14 +454,14 @@ class Client extends EventTarget {
     this.#suspect = false;
     this.#tell("frame", frame);
     if (type === "message") {
-      for (const user of [...(this.#entries.get(pattern ?? subject)?.users ?? [])]) user.deliver(frame);
+      const entry = this.#entries.get(pattern ?? subject);
+      for (const user of [...(entry?.users ?? [])]) user.deliver(frame);
     } else if (type === "welcome") {
       this.#begin(link);
     } else if (type === "status") {
       this.#set({ nats });
     } else if (type === "gap") {
-      const own = link.shared ? subjects.filter((subject) => this.#entries.has(subject)) : subjects;
-      if (own.length) this.#tell("gap", { ...frame, subjects: own });
+      this.#tell("gap", frame);
     } else if (type === "unsubscribed") {
       for (const subject of subjects) this.#refuse(subject, code, message);
     }
@@ -483,7 +472,7 @@ class Client extends EventTarget {
     link.welcome = welcome;
     link.since ??= Date.now();
     this.#best ||= !link.index;
-    if (!link.index || Date.now() > this.#until) this.#remember(link.index);
+    if (!link.index || Date.now() > this.#worked[1]) this.#remember(link.index);
     if (link === this.#link) return;
     const worse = this.#link;
     this.#link = link;
@@ -491,8 +480,7 @@ class Client extends EventTarget {
     worse?.end({ next: link });
   }
 
-  // A new session holds nothing yet
-  #begin({ index, shared = false, welcome: { nats } }) {
+  #begin({ index, shared, welcome: { nats } }) {
     const missed = [];
     for (const entry of this.#entries.values()) {
       if (entry.reply && entry.users.size) missed.push(entry.pattern);
@@ -501,7 +489,7 @@ class Client extends EventTarget {
     this.#batch = MOST;
     this.#tries = 0;
     const why = index ? this.status.why : "";
-    this.#set({ state: "connected", transport: this.#name, shared, nats, why, reason: "", retry: undefined });
+    this.#set({ state: "connected", transport: this.#name, shared: !!shared, nats, why, reason: "", retry: 0 });
     if (missed.length) this.#tell("gap", { type: "gap", subjects: missed, lost: null, reason: "reconnect" });
     this.#check();
     this.#sync();
@@ -517,7 +505,7 @@ class Client extends EventTarget {
     this.dispatchEvent(Object.assign(new Event(type), { detail }));
   }
 
-  // Commands bring the session to hold what is wanted
+  // Step by step the session comes to hold what is wanted
 
   async #sync() {
     if (this.#syncing) return;
@@ -547,7 +535,7 @@ class Client extends EventTarget {
     if (this.welcome !== welcome) return;
     if (success) {
       this.#tries = 0;
-      this.#batch = Math.min(MOST, 2 * this.#batch);
+      this.#batch = MOST;
       if (!held) this.#hold(batch, reply);
     } else if (code.startsWith("auth.")) {
       link.end({ code: 4401, reason: message, final: true });
@@ -570,7 +558,7 @@ class Client extends EventTarget {
   #hold(batch, reply) {
     for (const entry of batch) {
       entry.reply = reply;
-      for (const user of entry.users) user.settle(reply);
+      entry.users.forEach((user) => user.settle(reply));
     }
   }
 
@@ -581,8 +569,7 @@ class Client extends EventTarget {
   }
 
   #drop(pattern, error) {
-    const entry = this.#entries.get(pattern);
-    for (const user of entry?.users ?? []) user.finish(error);
+    this.#entries.get(pattern)?.users.forEach((user) => user.finish(error));
     return this.#entries.delete(pattern);
   }
 }
