@@ -6,8 +6,8 @@ import shutil
 import signal
 import time
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
-from uuid import uuid4
 
 import pytest
 import pytest_asyncio
@@ -153,7 +153,7 @@ RECONNECT_GAP = "seen('gap').map(({ subjects, lost, reason }) => [subjects, lost
 
 @pytest.mark.parametrize("habit", ["pass", "refuse", "cut", "swallow", "buffer"])
 async def test_messages_come_whatever_stands_between(
-    page: Page, shared_nats: NatsServer, publisher: Publisher, habit: Habit, record_property: Any
+    page: Page, shared_nats: NatsServer, publisher: Publisher, habit: Habit
 ) -> None:
     subject = publisher.subject("a")
     async with serving(shared_nats, habit) as (bridge, box), publishing(publisher, subject):
@@ -161,8 +161,6 @@ async def test_messages_come_whatever_stands_between(
         await begin(page, {}, subject)
         await true(page, "messages.length")
         seconds = await page.evaluate("first") / 1000
-        record_property("seconds", seconds)
-        print(f"\n{habit}: first message after {seconds:.2f} s")
         assert seconds < 5
         status = await page.evaluate("nats.status")
         assert status["transport"] == ("websocket" if habit in ("pass", "buffer") else "sse")
@@ -172,11 +170,9 @@ async def test_messages_come_whatever_stands_between(
         await until(lambda: not bridge.extension.sessions)
 
 
-async def test_what_worked_is_remembered_for_the_tab(
-    page: Page, shared_nats: NatsServer, publisher: Publisher
-) -> None:
+async def test_what_worked_is_remembered_for_the_tab(page: Page, shared_nats: NatsServer, publisher: Publisher) -> None:
     subject = publisher.subject("a")
-    async with serving(shared_nats, "swallow") as (bridge, box), publishing(publisher, subject):
+    async with serving(shared_nats, "swallow") as (_, box), publishing(publisher, subject):
         await page.goto(box.url)
         await begin(page, {"timeout": 300}, subject)
         await ready(page, "sse")
@@ -263,16 +259,13 @@ async def test_a_dead_link_is_noticed_by_its_silence(
         started = time.time()
         await true(page, "nats.status.state === 'waiting'")
         noticed = await page.evaluate("seen('status').find(({ state }) => state === 'waiting').at / 1000")
-        print(f"\n{transport}: silence noticed after {(noticed - started) / 0.5:.2f} heartbeats")
         assert noticed - started < 2.5 * 0.5
         box.silent = False
         box.cut()
         await back(page, bridge, publisher, subject)
 
 
-async def test_after_a_sleep_the_clocks_are_compared(
-    page: Page, shared_nats: NatsServer, publisher: Publisher
-) -> None:
+async def test_after_a_sleep_the_clocks_are_compared(page: Page, shared_nats: NatsServer, publisher: Publisher) -> None:
     subject = publisher.subject("a")
     async with serving(shared_nats) as (bridge, box):
         await page.goto(box.url)
@@ -292,7 +285,7 @@ async def test_a_frozen_page_loses_nothing_that_has_waited_for_it(
     context: BrowserContext, page: Page, shared_nats: NatsServer, publisher: Publisher, transport: str
 ) -> None:
     subject = publisher.subject("a")
-    async with serving(shared_nats, heartbeat=0.3) as (bridge, box):
+    async with serving(shared_nats, heartbeat=0.3) as (_, box):
         await page.goto(box.url)
         await begin(page, {"transports": [transport]}, subject)
         await ready(page, transport)
@@ -333,25 +326,26 @@ async def test_expired_credentials_are_renewed(
     page: Page, shared_nats: NatsServer, publisher: Publisher, transport: str
 ) -> None:
     subject = publisher.subject("a")
-    token = {"value": "1", "expires": 0.0}
+    token = SimpleNamespace(value="1", expires=0.0)
 
     def permissions(request: Request) -> Permissions | None:
-        if request.args.get("token") != token["value"]:
+        if request.args.get("token") != token.value:
             return None
-        return Permissions([">"], identity="ada", expires=token["expires"])
+        return Permissions([">"], identity="ada", expires=token.expires)
 
     async with serving(shared_nats, permissions=permissions) as (bridge, box):
         await page.goto(box.url)
-        token["expires"] = time.time() + 1.5
+        token.expires = time.time() + 1.5
         await page.evaluate("window.asked = 0; window.token = '1'")
         await page.evaluate(
-            "([transports, subject]) => begin({ transports, credentials: async () => ({ token: (asked++, token) }) }, subject)",
+            """([transports, subject]) =>
+              begin({ transports, credentials: async () => ({ token: (asked++, token) }) }, subject)""",
             [[transport], subject],
         )
         await ready(page, transport)
         await page.evaluate("window.token = '2'")
-        token["value"] = "2"
-        expired, token["expires"] = token["expires"], time.time() + 3600
+        token.value = "2"
+        expired, token.expires = token.expires, time.time() + 3600
         await true(page, "asked === 2")
         assert time.time() >= expired - 0.2
         await back(page, bridge, publisher, subject, 2)
@@ -368,7 +362,7 @@ async def test_credentials_that_are_refused_are_not_tried_in_a_hot_loop(
     def permissions(request: Request) -> None:
         asked.append(request.method)
 
-    async with serving(shared_nats, permissions=permissions) as (bridge, box):
+    async with serving(shared_nats, permissions=permissions) as (_, box):
         await page.goto(box.url)
         await page.evaluate(
             "(transports) => { window.asked = 0; return begin({ transports, credentials: async () => { asked++ } }) }",
@@ -395,8 +389,9 @@ async def test_it_does_not_come_back_where_it_may_not(
         await page.goto(box.url)
         await begin(page, {"transports": [transport]}, "a")
         await ready(page, transport)
-        ended = page.evaluate("(async () => { for await (const _ of nats.subscribe('a')); return 'ended' })()")
-        ended = asyncio.ensure_future(ended)
+        ended = asyncio.ensure_future(
+            page.evaluate("(async () => { for await (const _ of nats.subscribe('a')); return 'ended' })()")
+        )
         await bridge.extension.revoke(identity="ada")
         assert await ended == "ended"
         assert await page.evaluate("seen('close').map(({ code }) => code)") == [4403]
@@ -467,7 +462,9 @@ async def test_a_refusal_reaches_those_alone_who_asked_for_what_is_refused(
         (session,) = bridge.extension.sessions
         assert set(session.subscriptions) == {f"{base}.{number}" for number in range(5)}
         thrown = await page.evaluate(
-            "(async () => { try { for await (const _ of nats.subscribe('secret')); } catch ({ code }) { return code } })()"
+            """(async () => {
+              try { for await (const _ of nats.subscribe("secret")); } catch ({ code }) { return code }
+            })()"""
         )
         assert thrown == forbidden
 
@@ -501,9 +498,14 @@ HOSTILE = ['{"__proto__":{"polluted":1},"constructor":{"prototype":{"polluted":1
 async def test_hostile_payloads_and_subjects_are_data(
     page: Page, shared_nats: NatsServer, publisher: Publisher, transport: str
 ) -> None:
-    async with serving(shared_nats) as (bridge, box):
+    async with serving(shared_nats) as (_, box):
         await page.goto(box.url)
-        subjects = [f"{publisher.base}.__proto__", "__proto__", "constructor", f"{publisher.base}.<img/src=x/onerror=alert(1)"]
+        subjects = [
+            f"{publisher.base}.__proto__",
+            "__proto__",
+            "constructor",
+            f"{publisher.base}.<img/src=x/onerror=alert(1)",
+        ]
         await begin(page, {"transports": [transport]}, "__proto__x", *subjects)
         await page.evaluate("followed[0].ready.catch(({ code }) => code)")
         await page.evaluate("Promise.allSettled(followed.map(({ ready }) => ready))")
@@ -536,7 +538,6 @@ async def test_fifty_tabs_share_one_stream(
             await tab.evaluate("followed[0].ready")
         assert box.streams == 2
         assert len(bridge.extension.sessions) == 2
-        print(f"\n{box.posts} POSTs for 51 tabs")
         await publisher.send(subject, b"1")
         for tab in tabs:
             await true(tab, "messages.length === 1")
@@ -552,9 +553,10 @@ async def test_fifty_tabs_share_one_stream(
         closed = time.monotonic()
         for tab in tabs:
             await true(tab, "seen('gap').length")
-        print(f"another leads after {time.monotonic() - closed:.2f} s")
         assert time.monotonic() - closed < 2
-        await until(lambda: sorted(set(s.subscriptions) == {subject} for s in bridge.extension.sessions) == [False, True])
+        await until(
+            lambda: sorted(set(s.subscriptions) == {subject} for s in bridge.extension.sessions) == [False, True]
+        )
         for tab in tabs:
             await tab.evaluate("messages.length = 0")
         await publisher.send(subject, b"2")
@@ -574,7 +576,9 @@ async def test_in_a_shared_stream_each_tab_has_what_it_asked_for(
         await ready(first, "sse")
         second = await open_tab(context, box.url, "ada", b)
         await ready(second, "sse")
-        assert await second.evaluate(f"nats.subscribe('{c}').ready.catch(({{ code }}) => code)") == "limit.subscriptions"
+        assert (
+            await second.evaluate(f"nats.subscribe('{c}').ready.catch(({{ code }}) => code)") == "limit.subscriptions"
+        )
         await publisher.send(a, b"1")
         await publisher.send(b, b"2")
         await true(first, "messages.length === 2")
@@ -595,7 +599,7 @@ async def test_without_locks_each_tab_has_its_own_stream(
     context: BrowserContext, shared_nats: NatsServer, publisher: Publisher
 ) -> None:
     await context.add_init_script("Object.defineProperty(Navigator.prototype, 'locks', { value: undefined })")
-    async with serving(shared_nats) as (bridge, box):
+    async with serving(shared_nats) as (_, box):
         for _ in range(2):
             await ready(await open_tab(context, box.url, "ada", publisher.subject("a")), "sse")
         assert box.streams == 2

@@ -1,5 +1,6 @@
 """The client's types are those of the protocol, and the npm package is whole."""
 
+import configparser
 import gzip
 import json
 import re
@@ -125,7 +126,9 @@ def test_the_types_are_those_of_the_protocol(tmp_path: Path, source: str) -> Non
 def test_types_that_have_drifted_are_noticed(tmp_path: Path, written: str, drifted: str) -> None:
     declarations = (BROWSER / "client.d.ts").read_text()
     assert declarations.count(written) >= 1
-    assert "is not assignable to type" in compile_types(tmp_path, generated(), declarations.replace(written, drifted, 1))
+    assert "is not assignable to type" in compile_types(
+        tmp_path, generated(), declarations.replace(written, drifted, 1)
+    )
 
 
 def test_the_package_can_be_published() -> None:
@@ -144,7 +147,17 @@ def test_the_package_can_be_published() -> None:
     assert "dependencies" not in package
 
 
+def test_the_python_package_ships_it() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert "browser/*" in setup["options.package_data"]["sanic_nats_bridge"].split()
+
+
 def test_the_client_is_small_and_needs_nothing() -> None:
     source = (BROWSER / "client.js").read_bytes()
-    assert len(gzip.compress(source, 9)) < 6 * 1024
+    size = len(gzip.compress(source, 9))
+    assert size < 6 * 1024
+    said = re.search(r"under (\d+) KB gzipped", (ROOT / "README.md").read_text())
+    assert said is not None
+    assert said[1] == "6"
     assert re.findall(rb"^\s*import\b|\bimport\(|\brequire\(", source, re.MULTILINE) == []
