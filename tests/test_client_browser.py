@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import shutil
 import signal
 import time
@@ -280,23 +281,55 @@ async def test_after_a_sleep_the_clocks_are_compared(page: Page, shared_nats: Na
         await back(page, bridge, publisher, subject)
 
 
+@contextlib.asynccontextmanager
+async def frozen(browser: Browser) -> AsyncIterator[None]:
+    """All pages stand still, as in a sleep, while the browser's network goes on."""
+    devtools = await browser.new_browser_cdp_session()
+    processes = (await devtools.send("SystemInfo.getProcessInfo"))["processInfo"]
+    renderers = [process["id"] for process in processes if process["type"] == "renderer"]
+    assert renderers
+    for pid in renderers:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in renderers:
+            os.kill(pid, signal.SIGCONT)
+
+
 @both
-async def test_a_frozen_page_loses_nothing_that_has_waited_for_it(
-    context: BrowserContext, page: Page, shared_nats: NatsServer, publisher: Publisher, transport: str
+async def test_what_has_waited_for_a_frozen_page_is_not_lost(
+    browser: Browser, page: Page, shared_nats: NatsServer, publisher: Publisher, transport: str
 ) -> None:
     subject = publisher.subject("a")
     async with serving(shared_nats, heartbeat=0.3) as (_, box):
         await page.goto(box.url)
         await begin(page, {"transports": [transport]}, subject)
         await ready(page, transport)
-        devtools = await context.new_cdp_session(page)
-        await devtools.send("Page.setWebLifecycleState", {"state": "frozen"})
-        await publisher.send(subject, b"1")
-        await asyncio.sleep(1)
-        await publisher.send(subject, b"2")
-        await devtools.send("Page.setWebLifecycleState", {"state": "active"})
+        async with frozen(browser):
+            await publisher.send(subject, b"1")
+            await asyncio.sleep(1)  # longer than two heartbeats
+            await publisher.send(subject, b"2")
         await true(page, "messages.length === 2")
         assert await page.evaluate("seen('gap')") == []
+
+
+@both
+async def test_a_link_that_died_while_the_page_was_frozen_is_noticed(
+    browser: Browser, page: Page, shared_nats: NatsServer, publisher: Publisher, transport: str
+) -> None:
+    subject = publisher.subject("a")
+    async with serving(shared_nats, heartbeat=0.3) as (bridge, box):
+        await page.goto(box.url)
+        await begin(page, {"transports": [transport]}, subject)
+        await ready(page, transport)
+        async with frozen(browser):
+            box.silent = True
+            await asyncio.sleep(1)
+        await true(page, "nats.status.state === 'waiting'", 2)
+        box.silent = False
+        box.cut()
+        await back(page, bridge, publisher, subject)
 
 
 async def test_a_page_that_is_shown_again_comes_back_at_once(
@@ -389,11 +422,9 @@ async def test_it_does_not_come_back_where_it_may_not(
         await page.goto(box.url)
         await begin(page, {"transports": [transport]}, "a")
         await ready(page, transport)
-        ended = asyncio.ensure_future(
-            page.evaluate("(async () => { for await (const _ of nats.subscribe('a')); return 'ended' })()")
-        )
+        await page.evaluate("(async () => { for await (const _ of nats.subscribe('a')); window.ended = true })(), 0")
         await bridge.extension.revoke(identity="ada")
-        assert await ended == "ended"
+        await true(page, "window.ended")
         assert await page.evaluate("seen('close').map(({ code }) => code)") == [4403]
         assert await page.evaluate("nats.subscribe('b').ready.catch(({ code }) => code)") == "closed"
         assert await page.evaluate("nats.status.state") == "closed"
@@ -593,6 +624,27 @@ async def test_in_a_shared_stream_each_tab_has_what_it_asked_for(
         await ready(third, "sse")
         await third.close()
         await until(lambda: set(session.subscriptions) == {b})
+
+
+async def test_a_leader_that_hangs_is_deposed(
+    context: BrowserContext, shared_nats: NatsServer, publisher: Publisher
+) -> None:
+    subject = publisher.subject("a")
+    async with serving(shared_nats, heartbeat=0.5) as (bridge, box):
+        leader = await open_tab(context, box.url, "ada", subject)
+        await ready(leader, "sse")
+        other = await open_tab(context, box.url, "ada", subject)
+        await ready(other, "sse")
+        await leader.evaluate(
+            """() => {
+              window.post = BroadcastChannel.prototype.postMessage;
+              BroadcastChannel.prototype.postMessage = () => {};
+            }"""
+        )
+        await true(other, "seen('gap').length")
+        await leader.evaluate("() => { BroadcastChannel.prototype.postMessage = post; }")
+        await back(leader, bridge, publisher, subject)
+        await back(other, bridge, publisher, subject)
 
 
 async def test_without_locks_each_tab_has_its_own_stream(

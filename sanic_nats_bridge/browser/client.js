@@ -357,8 +357,8 @@ class Client extends EventTarget {
         this.#stop(how);
         return this.#tell("close", how);
       } else if (link && !link.since && !(how.code in CODES) && transports[this.#index + 1]) {
-        // What has worked has a second try: the server may be away
-        if (!this.#best || this.#failures) {
+        // Where it has worked the server may be away
+        if (!this.#best || this.#failures > 2) {
           this.#set({ why: `${transports[this.#index++]}: ${how.reason}` });
           continue;
         }
