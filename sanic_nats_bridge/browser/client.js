@@ -320,7 +320,8 @@ class Client extends EventTarget {
     const entry = this.#entries.get(pattern) ?? { pattern, users: new Set() };
     const subscription = new Subscription(pattern, callback, onended, (user) => entry.users.delete(user) && this.#sync());
     if (this.#closed.signal.aborted) subscription.finish(failure("closed", "Closed"));
-    else this.#entries.set(pattern, entry), entry.users.add(subscription);
+    else this.#entries.set(pattern, entry);
+    entry.users.add(subscription);
     if (entry.reply) subscription.settle(entry.reply);
     this.#sync();
     return subscription;
