@@ -110,8 +110,11 @@ async def serving(nats: NatsServer, habit: Habit = "pass", **settings: Any) -> A
 async def publishing(publisher: Publisher, subject: str) -> AsyncIterator[None]:
     """Publish all the time."""
 
+    over = asyncio.Event()
+
     async def publish() -> None:
-        while True:
+        # Not cancelled: nats-py does not stand it within a flush.
+        while not over.is_set():
             await publisher.send(subject, b'{"key": 1}')
             await asyncio.sleep(0.02)
 
@@ -119,7 +122,8 @@ async def publishing(publisher: Publisher, subject: str) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        task.cancel()
+        over.set()
+        await task
 
 
 async def begin(page: Page, options: dict[str, Any] | None = None, *patterns: str) -> None:
