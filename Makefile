@@ -11,11 +11,13 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+NODE := tests/node
 ARGS ?=
 
 # What the tests need of the system, each with a command or library by which its presence is seen:
-# a browser and what Playwright's driver needs to steer it, two proxies, a network that can be cut.
-TEST_PACKAGES := chromium:chromium libatomic.so.1:libatomic1 nginx:nginx-light haproxy:haproxy ip:iproute2
+# a browser and what Playwright's driver needs to steer it, two proxies, a network that can be cut, and Node.
+TEST_PACKAGES := chromium:chromium libatomic.so.1:libatomic1 nginx:nginx-light haproxy:haproxy ip:iproute2 \
+	node:nodejs npm:npm
 
 .PHONY: run test check format faults bench bench-panini clean
 .DEFAULT_GOAL := run
@@ -25,6 +27,7 @@ run: $(VENV)/.run
 
 test: $(VENV)/.dev
 	@.ci/packages $(TEST_PACKAGES)
+	@$(MAKE) --no-print-directory $(NODE)/node_modules/.made
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/.dev
@@ -49,7 +52,7 @@ bench-panini: $(VENV)/.bench .bench/panini/.made
 	$(BIN)/python -m benchmarks --with panini $(ARGS)
 
 clean:
-	rm -rf $(VENV) .bench
+	rm -rf $(VENV) .bench $(NODE)/node_modules
 
 $(VENV)/.run: $(VENV)/.made pyproject.toml setup.cfg
 	$(BIN)/pip install --quiet --editable '.[server]'
@@ -67,6 +70,11 @@ $(VENV)/.bench: $(VENV)/.made pyproject.toml setup.cfg
 .bench/panini/.made: $(VENV)/.made
 	$(BIN)/python -m venv --clear .bench/panini
 	.bench/panini/bin/pip install --quiet 'panini==0.8.4' 'aiohttp>=3.11' packaging
+	@touch $@
+
+# What the tests of the browser client run it with, and check its types.
+$(NODE)/node_modules/.made: $(NODE)/package.json
+	npm install --prefix $(NODE) --no-package-lock --no-audit --no-fund --silent
 	@touch $@
 
 # Debian's python3 has no ensurepip without python3-venv.

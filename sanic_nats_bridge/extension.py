@@ -24,6 +24,7 @@ from .nats_link import NatsLink
 from .origins import OriginRule
 from .permissions import CONTROL_TOKEN, Permissions
 from .relay import Relay
+from .routes.client import add_client_routes, versioned_name
 from .routes.commands import add_command_routes
 from .routes.cors import CrossOrigin
 from .routes.events import add_event_route
@@ -89,6 +90,14 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
     def stats(self) -> Stats:
         """How this worker fares; to be called in its event loop, once the bridge is on an app."""
         return take_stats(self._sessions, self._lag.seconds)
+
+    @property
+    def client_url(self) -> str:
+        """Path of the browser client, another one with each version of it, which browsers may keep for ever.
+
+        For pages that the app renders; ``client.js`` in the same place is always the current one.
+        """
+        return f"{self.settings.prefix}/{versioned_name()}"
 
     async def revoke(self, *, identity: str | None = None, session: str | None = None) -> int:
         """End the sessions of an identity, or one session, with close code 4403.
@@ -165,6 +174,7 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         add_websocket_route(blueprint, self._sessions, doorkeeper)
         add_event_route(blueprint, self._sessions, cross_origin)
         add_command_routes(blueprint, self._relay, self._sessions)
+        add_client_routes(blueprint)
         cross_origin.add_preflights(blueprint, "stream", "events", "subscribe", "unsubscribe")
         self.app.blueprint(blueprint)
         paths = {f"/{route.path.strip('/')}" for route in blueprint.routes}

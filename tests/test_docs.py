@@ -115,6 +115,7 @@ async def test_the_permissions_in_the_readme_open_what_its_text_says() -> None:
     [
         "README.md",
         "docs/protocol.md",
+        "docs/client.md",
         "docs/design.md",
         "docs/benchmarks.md",
         "docs/operations.md",

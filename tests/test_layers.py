@@ -74,6 +74,7 @@ FLOORS = {
     "routes.handshake": 3,
     "routes.origin": 3,
     "routes.cors": 3,
+    "routes.client": 3,
     "routes.commands": 3,
     "routes.events": 3,
     "routes.websocket": 3,
