@@ -59,6 +59,7 @@ class Decisions:
         self._sessions = sessions
         self._announcements = announcements
         self._untold: dict[tuple[str | None, str | None], bytes] = {}
+        self._one_at_a_time = asyncio.Lock()
 
     async def revoke(self, identity: str | None, session: str | None) -> int:
         """End sessions, as `NatsBridge.revoke` says; returns how many of this worker."""
@@ -79,17 +80,19 @@ class Decisions:
             await self._tell_untold()
 
     async def _tell_untold(self) -> None:
-        while self._untold:
-            target, decision = next(iter(self._untold.items()))
-            try:
-                await self._announcements.announce(decision)
-            except ConnectionError:
-                logger.warning("NATS is away: other workers hear of a revoke or repermit when it is back")
-                return
-            except ValueError as error:
-                logger.error("Other workers cannot be told of a repermit: it is %s", error)
-            if self._untold.get(target) is decision:
-                del self._untold[target]
+        # In turn: where NATS takes nothing for a while, what was decided first could be told last.
+        async with self._one_at_a_time:
+            while self._untold:
+                target, decision = next(iter(self._untold.items()))
+                try:
+                    await self._announcements.announce(decision)
+                except ConnectionError:
+                    logger.warning("NATS is away: other workers hear of a revoke or repermit when it is back")
+                    return
+                except ValueError as error:
+                    logger.error("Other workers cannot be told of a repermit: it is %s", error)
+                if self._untold.get(target) is decision:
+                    del self._untold[target]
 
     async def _tell(self, identity: str | None, session: str | None, permissions: Permissions | None) -> None:
         key = None if session is None else key_of(session)

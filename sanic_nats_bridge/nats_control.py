@@ -11,14 +11,16 @@ import contextlib
 import itertools
 import logging
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final, Protocol
 
 import nats.errors
+from nats.aio.client import DEFAULT_PENDING_SIZE
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from .nats_connection import NatsClient
+from .nats_transport import within
 from .session_ids import WORKER_ID_GRAMMAR
 
 __all__ = ["Answer", "ControlChannel", "LinkWithClient", "NobodyListensError"]
@@ -27,6 +29,8 @@ logger = logging.getLogger("sanic.root.nats_bridge")
 
 _NO_RESPONDERS: Final = "503"
 _STOP_SECONDS: Final = 1.0
+_ROOM_BYTES: Final = DEFAULT_PENDING_SIZE // 2
+_LOOK_AGAIN_SECONDS: Final = 0.02
 
 Answer = Callable[[bytes], Coroutine[Any, Any, bytes]]
 """Answers a request; it must not raise."""
@@ -76,16 +80,20 @@ class ControlChannel:
         self._worker = worker
 
     async def stop(self) -> None:
-        """Take no more requests, and answer those that have come, within a second."""
+        """Take no more requests, and answer those that have come; give both them and its own a second to end."""
         # Not left to nats-py's drain: where the server hangs its gathered drains end as unretrieved exceptions.
-        for subscription in self._subscriptions:
-            with contextlib.suppress(nats.errors.Error):
-                await subscription.unsubscribe()
-        self._subscriptions.clear()
-        if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=_STOP_SECONDS)
-            for task in late:
-                task.cancel()
+        replies, others = self._subscriptions[:1], self._subscriptions[1:]
+        self._subscriptions = []
+        await within(_STOP_SECONDS, _unsubscribe(others))
+        unfinished: set[asyncio.Future[Any]] = {*self._tasks, *self._waiting.values()}
+        if unfinished:
+            await asyncio.wait(unfinished, timeout=_STOP_SECONDS)
+        for task in self._tasks:
+            task.cancel()
+        for answered in self._waiting.values():
+            if not answered.done():
+                answered.set_exception(TimeoutError("no answer before the end"))
+        await within(_STOP_SECONDS, _unsubscribe(replies))
         self._client = None
 
     def connected(self) -> None:
@@ -100,7 +108,7 @@ class ControlChannel:
         Raises:
             ConnectionError: NATS is away.
             NobodyListensError: There is no such worker.
-            TimeoutError: It has not answered in time.
+            TimeoutError: It has not answered in time, or before `stop`.
             ValueError: The payload is larger than NATS takes.
         """
         number = str(next(self._numbers))
@@ -127,6 +135,9 @@ class ControlChannel:
         await self._publish(f"{self._prefix}.all", payload)
 
     async def _publish(self, subject: str, payload: bytes, reply: str = "") -> None:
+        # nats-py would wait for room by itself, but deaf to cancellation, and for ever where the connection ends.
+        while self.ready and self._client is not None and self._client.pending_data_size > _ROOM_BYTES:  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_AGAIN_SECONDS)
         if self._client is None or not self.ready:
             raise ConnectionError("NATS is away")
         try:
@@ -177,3 +188,9 @@ class ControlChannel:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+async def _unsubscribe(subscriptions: Iterable[Subscription]) -> None:
+    for subscription in subscriptions:
+        with contextlib.suppress(nats.errors.Error):
+            await subscription.unsubscribe()

@@ -16,6 +16,7 @@ __all__ = ["CONTROL_TOKEN", "Explanation", "Grant", "Permissions", "PermissionsF
 CONTROL_TOKEN: Final = "_NATSBRIDGE"
 """First token of the subjects on which bridges talk to each other; never open to a client."""
 
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _PLACEHOLDER: Final = re.compile(r"\{([^{}]*)\}")
 
 
@@ -92,8 +93,8 @@ class Permissions:
         values, names = _checked_values(self.values), _checked_names(self.map)
         if not isinstance(self.literal_only, bool):
             raise ValueError("literal_only must be true or false")
-        if self.identity is not None and (not isinstance(self.identity, str) or not self.identity):
-            raise ValueError("identity must be a text that is not empty")
+        if self.identity is not None and not _is_identity(self.identity):
+            raise ValueError("identity must be a text that is not empty, and that UTF-8 can hold")
         self._set(
             subscribe=subscribe,
             deny=deny,
@@ -184,6 +185,11 @@ def _pairs(name: str, value: Any) -> dict[str, str]:
     if not all(isinstance(text, str) for pair in value.items() for text in pair):
         raise ValueError(f"{name} must map texts to texts")
     return dict(value)
+
+
+def _is_identity(value: Any) -> bool:
+    # It goes to other workers as JSON. Sanic makes lone surrogates of what is not UTF-8 in a header.
+    return isinstance(value, str) and value != "" and not _SURROGATE.search(value)
 
 
 def _checked_values(value: Any) -> dict[str, str]:

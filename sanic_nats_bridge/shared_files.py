@@ -8,7 +8,6 @@ whether a file's process does: neither a clock nor a process id would.
 import atexit
 import contextlib
 import fcntl
-import multiprocessing
 import os
 import secrets
 import shutil
@@ -30,10 +29,11 @@ def shared_folder() -> Path | None:
 
     To be called in the process that starts them too, before it does.
     """
-    # A server that a worker has started inherits its environment, but is no child of multiprocessing's.
-    if _WORKER_VARIABLE in os.environ and multiprocessing.parent_process() is not None:
-        name = os.environ.get(_FOLDER_VARIABLE)
-        return None if name is None else Path(name)
+    starter, _, folder = os.environ.get(_FOLDER_VARIABLE, "").partition(":")
+    # By the process id, for a server that a worker has started inherits its environment. multiprocessing does not
+    # tell a child of its own yet while that imports the main module, which may have the app in it.
+    if _WORKER_VARIABLE in os.environ and starter == str(os.getppid()):
+        return Path(folder)
     _name_folder()
     return None
 
@@ -42,7 +42,7 @@ def shared_folder() -> Path | None:
 def _name_folder() -> None:
     """Name a folder for the workers that this process may start; the first of them makes it."""
     folder = Path(tempfile.gettempdir(), f"sanic-nats-bridge-{secrets.token_hex(16)}")
-    os.environ[_FOLDER_VARIABLE] = str(folder)
+    os.environ[_FOLDER_VARIABLE] = f"{os.getpid()}:{folder}"
     atexit.register(_remove, folder)
 
 

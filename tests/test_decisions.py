@@ -1,3 +1,4 @@
+import asyncio
 import contextlib
 import json
 import time
@@ -143,6 +144,28 @@ async def test_the_last_decision_about_each_is_what_waits_for_nats(monkeypatch: 
     ]
     await decisions.nats_returned()
     assert len(told.told) == 2
+
+
+async def test_decisions_are_told_in_their_order_though_nats_takes_nothing_for_a_while() -> None:
+    class Slow(Told):
+        may_take = asyncio.Event()
+        asked = 0
+
+        async def announce(self, payload: bytes) -> None:
+            self.asked += 1
+            if self.asked == 1:
+                await self.may_take.wait()
+            self.told.append(payload)
+
+    slow, worker = Slow(), Worker()
+    decisions = Decisions(worker.sessions, slow)
+    first = asyncio.create_task(decisions.repermit(Permissions([">"]), "ada", None))
+    await until(lambda: slow.asked)
+    second = asyncio.create_task(decisions.revoke("ada", None))
+    await asyncio.sleep(0)
+    slow.may_take.set()
+    await asyncio.gather(first, second)
+    assert [json.loads(each)["permissions"] is None for each in slow.told] == [False, True]
 
 
 async def test_what_nats_does_not_take_is_logged_and_holds_up_nothing(caplog: pytest.LogCaptureFixture) -> None:

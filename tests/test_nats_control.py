@@ -5,13 +5,14 @@ from uuid import uuid4
 
 import nats
 import pytest
+from nats.aio.client import DEFAULT_PENDING_SIZE
 
 from sanic_nats_bridge.nats_connection import NatsClient
 from sanic_nats_bridge.nats_control import ControlChannel, NobodyListensError
 from sanic_nats_bridge.session_ids import new_worker_id
 from sanic_nats_bridge.testing import NatsServer
 
-from .support import until
+from .support import WAIT_SECONDS, until
 
 
 class Link:
@@ -188,3 +189,74 @@ async def test_an_answer_that_does_not_come_does_not_hold_up_the_end(shared_nats
         await until(lambda: not two.channel._tasks)
         with pytest.raises(TimeoutError):
             await asked
+
+
+async def test_what_waits_for_an_answer_does_not_hold_up_the_end(shared_nats: NatsServer) -> None:
+    async with workers(shared_nats.url) as (one, two):
+        two.may_answer.clear()
+        answered, silent = (asyncio.create_task(one.channel.request(two.id, b"%d" % number, 60)) for number in range(2))
+        await until(lambda: len(two.channel._tasks) == 2)
+        stopping = asyncio.create_task(one.channel.stop())
+        await until(lambda: not one.channel._subscriptions)
+        # What comes meanwhile is taken.
+        assert two.link.client is not None
+        await two.link.client.publish(f"{one.channel._prefix}.reply.{one.id}.0", b"yes")
+        assert await answered == b"yes"
+        await stopping
+        with pytest.raises(TimeoutError):
+            await silent
+        assert not one.channel._waiting
+
+
+@asynccontextmanager
+async def clogged(client: NatsClient, server: NatsServer) -> AsyncIterator[None]:
+    """The server hangs, and as much waits for it in nats-py as may."""
+    server.pause()
+    publishing = []
+    while client.pending_data_size <= 2 * DEFAULT_PENDING_SIZE:
+        publishing.append(asyncio.create_task(client.publish("a", bytes(500_000))))
+        await asyncio.sleep(0)
+    try:
+        yield
+    finally:
+        server.resume()
+        for task in publishing:
+            task.cancel()
+        await asyncio.wait(publishing)
+
+
+async def test_a_server_that_takes_nothing_holds_up_nobody_for_longer_than_may_be(nats_server: NatsServer) -> None:
+    async with workers(nats_server.url) as (one, two):
+        assert one.link.client is not None
+        announced = None
+        async with clogged(one.link.client, nats_server):
+            with pytest.raises(TimeoutError):
+                await one.channel.request(two.id, b"", 0.1)
+            assert not one.channel._waiting
+            announced = asyncio.create_task(one.channel.announce(b"news"))
+            await asyncio.sleep(0)
+            assert not announced.done()
+        await announced
+        await until(lambda: two.told == [b"news"])
+
+
+async def test_what_waits_for_a_connection_that_ends_ends_with_it(nats_server: NatsServer) -> None:
+    async with workers(nats_server.url, 1) as (one,):
+        client = one.link.client
+        assert client is not None
+        async with clogged(client, nats_server):
+            announced = asyncio.create_task(one.channel.announce(b"news"))
+            await asyncio.sleep(0)
+            one.link.client = None
+            with pytest.raises(ConnectionError):
+                await announced
+            one.link.client = client
+
+
+async def test_a_server_that_takes_nothing_does_not_hold_up_the_end(nats_server: NatsServer) -> None:
+    async with workers(nats_server.url, 1) as (one,):
+        assert one.link.client is not None
+        async with clogged(one.link.client, nats_server):
+            async with asyncio.timeout(WAIT_SECONDS):
+                await one.channel.stop()
+            assert not one.channel.ready

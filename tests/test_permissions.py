@@ -343,6 +343,7 @@ def test_what_is_no_moment_is_refused(expires: Any) -> None:
         {"literal_only": 1},
         {"identity": ""},
         {"identity": 42},
+        {"identity": "ad\udcffa"},
     ],
 )
 def test_what_cannot_be_meant_is_refused_at_once(wrong: dict[str, Any]) -> None:

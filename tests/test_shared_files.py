@@ -1,4 +1,3 @@
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -107,7 +106,9 @@ def test_a_process_that_is_no_worker_hands_a_folder_on_and_has_none(monkeypatch:
     monkeypatch.delenv("SANIC_WORKER_NAME", raising=False)
     assert shared_folder() is None
     named = os.environ[FOLDER]
-    assert not Path(named).exists()
+    process, _, folder = named.partition(":")
+    assert process == str(os.getpid())
+    assert not Path(folder).exists()
     assert shared_folder() is None
     assert os.environ[FOLDER] == named
     # A server of its own that a worker has started.
@@ -116,9 +117,8 @@ def test_a_process_that_is_no_worker_hands_a_folder_on_and_has_none(monkeypatch:
 
 
 def test_a_worker_has_the_folder_that_it_was_handed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(multiprocessing, "parent_process", lambda: object())
     monkeypatch.setenv("SANIC_WORKER_NAME", "Sanic-Server-0-0")
-    monkeypatch.setenv(FOLDER, "/of/the/server")
+    monkeypatch.setenv(FOLDER, f"{os.getppid()}:/of/the/server")
     assert shared_folder() == Path("/of/the/server")
     monkeypatch.delenv(FOLDER)
     assert shared_folder() is None
@@ -127,7 +127,8 @@ def test_a_worker_has_the_folder_that_it_was_handed(monkeypatch: pytest.MonkeyPa
 def test_the_folder_goes_with_the_process_that_has_named_it(tmp_path: Path) -> None:
     code = (
         "import os; from pathlib import Path; from sanic_nats_bridge.shared_files import *; shared_folder();"
-        f"f = Path(os.environ[{FOLDER!r}]); files = SharedFiles(f, 'a', 'w'); files.claim(); files.write(b'1');"
+        f"f = Path(os.environ[{FOLDER!r}].partition(':')[2]); files = SharedFiles(f, 'a', 'w');"
+        "files.claim(); files.write(b'1');"
         "print(len(list(f.iterdir())), f)"
     )
     environment = {name: value for name, value in os.environ.items() if name != "SANIC_WORKER_NAME"}

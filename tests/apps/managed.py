@@ -1,4 +1,4 @@
-"""An app for the ``sanic`` command, with its process manager; its settings come from the environment."""
+"""An app with Sanic's process manager, by the ``sanic`` command or by itself; configured by the environment."""
 
 import os
 from typing import Any
@@ -22,3 +22,7 @@ async def worker(request: Request) -> HTTPResponse:
 async def restart(request: Request, name: str) -> HTTPResponse:
     request.app.m.restart(name, zero_downtime="overlap" in request.args)
     return empty()
+
+
+if __name__ == "__main__":
+    app.run(port=int(os.environ["PORT"]), workers=2)
