@@ -6,7 +6,8 @@ NATS is away from here what was decided last of each identity, or session, waits
 
 import asyncio
 import logging
-from typing import Final, Protocol
+import time
+from typing import Final, Protocol, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -21,6 +22,10 @@ __all__ = ["Announcements", "Decisions"]
 logger = logging.getLogger("sanic.root.nats_bridge")
 
 _OTHERS_RETURN_SECONDS: Final = 2.0
+_MAX_NOTED: Final = 10_000
+
+_Target: TypeAlias = tuple[str | None, str | None]
+"""An identity, or else the key of a session."""
 
 
 class Announcements(Protocol):
@@ -47,6 +52,8 @@ class _Decision(Struct, frozen=True, kw_only=True):
     identity: str | None
     session: str | None
     permissions: _Permissions | None
+    late_since: float | None = None
+    """When it was made, in Unix seconds, where it could not be told then."""
 
 
 _decode = msgspec.json.Decoder(_Decision).decode
@@ -58,7 +65,10 @@ class Decisions:
     def __init__(self, sessions: Sessions, announcements: Announcements) -> None:
         self._sessions = sessions
         self._announcements = announcements
-        self._untold: dict[tuple[str | None, str | None], bytes] = {}
+        self._untold: dict[_Target, _Decision] = {}
+        self._newest: dict[_Target, float] = {}
+        """When the last decision about each was made, or heard of."""
+        self._others_return = False
         self._one_at_a_time = asyncio.Lock()
 
     async def revoke(self, identity: str | None, session: str | None) -> int:
@@ -75,8 +85,12 @@ class Decisions:
 
     async def nats_returned(self) -> None:
         """Tell the others what they could not be told while NATS was away, once they too are likely to be back."""
-        if self._untold:
-            await asyncio.sleep(_OTHERS_RETURN_SECONDS)
+        if self._untold and not self._others_return:
+            self._others_return = True
+            try:
+                await asyncio.sleep(_OTHERS_RETURN_SECONDS)
+            finally:
+                self._others_return = False
             await self._tell_untold()
 
     async def _tell_untold(self) -> None:
@@ -85,8 +99,11 @@ class Decisions:
             while self._untold:
                 target, decision = next(iter(self._untold.items()))
                 try:
-                    await self._announcements.announce(decision)
+                    await self._announcements.announce(encode(decision))
                 except ConnectionError:
+                    for each, untold in self._untold.items():
+                        late_since = untold.late_since or time.time()
+                        self._untold[each] = msgspec.structs.replace(untold, late_since=late_since)
                     logger.warning("NATS is away: other workers hear of a revoke or repermit when it is back")
                     return
                 except ValueError as error:
@@ -102,16 +119,26 @@ class Decisions:
             session=key,
             permissions=None if permissions is None else _written(permissions),
         )
+        self._note((identity, key))
         self._untold.pop((identity, key), None)
-        self._untold[identity, key] = encode(decision)
-        await self._tell_untold()
+        self._untold[identity, key] = decision
+        if not self._others_return:
+            await self._tell_untold()
+
+    def _note(self, target: _Target) -> None:
+        self._newest.pop(target, None)
+        self._newest[target] = time.time()
+        if len(self._newest) > _MAX_NOTED:
+            del self._newest[next(iter(self._newest))]
 
     def hear(self, data: bytes) -> None:
         """Do here what was decided on another worker. Never raises; what cannot be read is left out, and logged."""
         try:
             decision = _decode(data)
-            if decision.worker == self._sessions.worker:
+            target = (decision.identity, decision.session)
+            if decision.worker == self._sessions.worker or self._is_outdated(target, decision):
                 return
+            self._note(target)
             if decision.permissions is None:
                 self._sessions.revoke(decision.identity, decision.session)
             else:
@@ -120,6 +147,11 @@ class Decisions:
             logger.warning("A revoke or repermit of another worker cannot be carried out", exc_info=True)
         except Exception:
             logger.exception("Fault in a revoke or repermit of another worker")
+
+    def _is_outdated(self, target: _Target, decision: _Decision) -> bool:
+        """Whether there was a newer one meanwhile; a revoke holds all the same, for clocks differ."""
+        late_since = decision.late_since
+        return None not in (late_since, decision.permissions) and self._newest.get(target, 0) > (late_since or 0)
 
 
 def _written(permissions: Permissions) -> _Permissions:

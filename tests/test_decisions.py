@@ -168,6 +168,63 @@ async def test_decisions_are_told_in_their_order_though_nats_takes_nothing_for_a
     assert [json.loads(each)["permissions"] is None for each in slow.told] == [False, True]
 
 
+async def test_what_was_decided_before_nats_was_lost_does_not_undo_what_was_decided_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sanic_nats_bridge.decisions._OTHERS_RETURN_SECONDS", 0)
+    cut_off, present, there = Told(), Told(), Worker()
+    session, _ = there.open(Permissions([">"], identity="ada"))
+    first, second = (Decisions(Worker().sessions, told) for told in (cut_off, present))
+    hearer = Decisions(there.sessions, Told())
+    cut_off.error = ConnectionError("away")
+    await first.repermit(Permissions(["wide.>"]), "ada", None)
+    await second.repermit(Permissions(["narrow"]), "ada", None)
+    hearer.hear(present.told[0])
+    cut_off.error = None
+    await first.nats_returned()
+    hearer.hear(cut_off.told[0])
+    assert session.permissions.subscribe == ("narrow",)
+    # What nothing newer contradicts holds, however late.
+    cut_off.error = ConnectionError("away")
+    await first.repermit(Permissions(["later"]), "ada", None)
+    cut_off.error = None
+    await first.nats_returned()
+    hearer.hear(cut_off.told[1])
+    assert session.permissions.subscribe == ("later",)
+    # And a revoke always.
+    cut_off.error = ConnectionError("away")
+    await first.revoke("ada", None)
+    await second.repermit(Permissions(["narrow"]), "ada", None)
+    hearer.hear(present.told[1])
+    cut_off.error = None
+    await first.nats_returned()
+    hearer.hear(cut_off.told[2])
+    assert session.closed
+
+
+async def test_what_is_decided_while_the_others_return_waits_with_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sanic_nats_bridge.decisions._OTHERS_RETURN_SECONDS", 0.05)
+    told, worker = Told(), Worker()
+    decisions = Decisions(worker.sessions, told)
+    told.error = ConnectionError("away")
+    await decisions.revoke("ada", None)
+    told.error = None
+    returning = asyncio.create_task(decisions.nats_returned())
+    await until(lambda: decisions._others_return)
+    await decisions.revoke("bob", None)
+    assert told.told == []
+    await returning
+    assert [json.loads(each)["identity"] for each in told.told] == ["ada", "bob"]
+
+
+async def test_only_so_many_decisions_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sanic_nats_bridge.decisions._MAX_NOTED", 3)
+    decisions = Decisions(Worker().sessions, Told())
+    for name in "abcda":
+        await decisions.revoke(name, None)
+    assert list(decisions._newest) == [("c", None), ("d", None), ("a", None)]
+
+
 async def test_what_nats_does_not_take_is_logged_and_holds_up_nothing(caplog: pytest.LogCaptureFixture) -> None:
     told, worker = Told(), Worker()
     decisions = Decisions(worker.sessions, told)
