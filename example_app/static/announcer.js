@@ -5,10 +5,11 @@ import { counted } from "./dom.js";
 const SOON = 200;
 const NEWS = 3000;
 const MESSAGES = 15_000;
+const MOST = 3; // pieces of news at once
 
 export class Announcer {
   #region;
-  #news = [];
+  #news = new Map();
   #messages = 0;
   #last = 0;
   #timer;
@@ -18,8 +19,9 @@ export class Announcer {
     this.#region = region;
   }
 
-  say(text) {
-    this.#news = [...this.#news.slice(-2), text];
+  /** News about a topic replaces what was not said of it yet. */
+  say(text, topic = text) {
+    this.#news.set(topic, text);
     this.#plan(Math.max(performance.now() + SOON, this.#last + NEWS));
   }
 
@@ -37,8 +39,8 @@ export class Announcer {
 
   #speak() {
     const sum = this.#messages ? [counted(this.#messages, "new message")] : [];
-    this.#region.textContent = [...this.#news, ...sum].join(". ");
-    this.#news = [];
+    this.#region.textContent = [...[...this.#news.values()].slice(-MOST), ...sum].join(". ");
+    this.#news.clear();
     this.#messages = 0;
     this.#last = performance.now();
     this.#due = Infinity;

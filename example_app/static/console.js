@@ -1,6 +1,6 @@
 // Commands as they are typed, and the frames that come back.
 
-import { byId, clock, element, perFrame } from "./dom.js";
+import { byId, clock, element, inFrames } from "./dom.js";
 
 const MOST = 100;
 const QUIET = new Set(["message", "heartbeat"]);
@@ -10,7 +10,7 @@ export class Console {
   #list = byId("frames");
   #every = byId("every");
   #fresh = [];
-  #draw = perFrame(() => this.#show());
+  #draw = inFrames(() => this.#show());
   #announce;
 
   constructor({ send, announce }) {

@@ -18,16 +18,21 @@ function filled(made, attributes, content) {
   return made;
 }
 
-/** The function, called once in the next frame however often it is asked for. */
-export function perFrame(draw) {
+const PAUSE = 100; // milliseconds; nobody reads faster, and rows that are gone by then are never made
+
+/** The function, called in the next frame, once however often it is asked for, and with a pause after each time. */
+export function inFrames(draw) {
   let asked = false;
+  let last = -PAUSE;
+  const frame = () => {
+    asked = false;
+    last = performance.now();
+    draw();
+  };
   return () => {
     if (asked) return;
     asked = true;
-    requestAnimationFrame(() => {
-      asked = false;
-      draw();
-    });
+    setTimeout(() => requestAnimationFrame(frame), last + PAUSE - performance.now());
   };
 }
 

@@ -6,6 +6,7 @@ export class Feed {
   kept = 200;
   messages = 0;
   #entries = [];
+  #frozen = null;
   #sequence = 0;
 
   message(message) {
@@ -21,33 +22,46 @@ export class Feed {
 
   clear() {
     this.#entries = [];
+    if (this.#frozen) this.#frozen = [];
     this.messages = 0;
   }
 
-  get size() {
-    return this.#entries.length;
+  /** What comes from now on is kept, but not among those to show until the thaw. */
+  freeze() {
+    this.#frozen = this.#entries.slice();
   }
 
-  /** The sequence number of the oldest one kept. */
+  thaw() {
+    this.#frozen = null;
+  }
+
+  get size() {
+    return this.#visible.length;
+  }
+
+  /** The sequence number of the oldest one to show. */
   get first() {
-    return this.#entries[0]?.sequence ?? this.#sequence + 1;
+    return this.#visible[0]?.sequence ?? Infinity;
   }
 
   get last() {
-    return this.#sequence;
+    return this.#visible.at(-1)?.sequence ?? 0;
   }
 
   /** Those after a sequence number that fit the filter, oldest first. Notes fit every filter. */
   after(sequence, filter) {
-    const start = Math.max(0, sequence - this.first + 1);
+    const fresh = this.#visible.slice(Math.max(0, sequence - this.first + 1));
     const wanted = filter.toLowerCase();
     const fits = (entry) => entry.title || `${entry.subject}\n${textOf(entry)}`.toLowerCase().includes(wanted);
-    const fresh = this.#entries.slice(start);
     return wanted ? fresh.filter(fits) : fresh;
   }
 
   trim() {
-    if (this.#entries.length > this.kept) this.#entries.splice(0, this.#entries.length - this.kept);
+    for (const entries of [this.#entries, this.#frozen ?? []]) entries.splice(0, Math.max(0, entries.length - this.kept));
+  }
+
+  get #visible() {
+    return this.#frozen ?? this.#entries;
   }
 
   #add(entry) {

@@ -42,7 +42,7 @@ const connection = new Connection({
   frame: (frame) => frames.frame(frame),
   status(status) {
     const news = state.show(status);
-    if (news) announcer.say(news);
+    if (news) announcer.say(news, "state");
   },
 });
 

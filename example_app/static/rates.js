@@ -13,6 +13,7 @@ export class Rates {
   #list = byId("rates");
   #rest = byId("rates-rest");
   #others = 0;
+  #last = performance.now();
 
   constructor() {
     setInterval(() => this.#tick(), 1000);
@@ -26,8 +27,12 @@ export class Rates {
   }
 
   #tick() {
+    // Browsers let the timers of a hidden tab run late
+    const now = performance.now();
+    const passed = Math.min(SECONDS, Math.max(1, Math.round((now - this.#last) / 1000)));
+    this.#last = now;
     for (const rate of this.#subjects.values()) {
-      rate.past = [...rate.past.slice(1 - SECONDS), rate.now];
+      rate.past = [...rate.past, ...new Array(passed).fill(rate.now / passed)].slice(-SECONDS);
       rate.now = 0;
       rate.sum = rate.past.reduce((sum, count) => sum + count, 0);
       if (!rate.sum) this.#subjects.delete(rate.subject);

@@ -1,6 +1,6 @@
-// The feed as a table, newest on top: each frame draws what has come since the last one, and no more than is kept.
+// The feed as a table, newest on top: what has come is drawn together, and no more of it than is kept.
 
-import { byId, clock, counted, element, number, perFrame } from "./dom.js";
+import { byId, clock, counted, element, inFrames, number } from "./dom.js";
 import { textOf } from "./feed.js";
 
 const LINES = 12;
@@ -12,13 +12,13 @@ export class Table {
   #empty = byId("empty");
   #pause = byId("pause");
   #drawn = 0;
-  #seen = 0; // messages when it was paused
+  #seen = 0; // messages until the pause
   #paused = false;
   #filter = "";
 
   constructor(feed) {
     this.#feed = feed;
-    this.draw = perFrame(() => this.#draw());
+    this.draw = inFrames(() => this.#draw());
     byId("filter").oninput = (event) => this.#again(() => (this.#filter = event.target.value.trim()));
     byId("kept").onchange = (event) => this.#again(() => (feed.kept = Number(event.target.value)));
     byId("clear").onclick = () => this.#again(() => feed.clear());
@@ -32,6 +32,8 @@ export class Table {
   #toggle() {
     this.#paused = !this.#paused;
     this.#seen = this.#feed.messages;
+    if (this.#paused) this.#feed.freeze();
+    else this.#feed.thaw();
     this.#pause.textContent = this.#paused ? "Resume" : "Pause";
     this.#pause.classList.toggle("on", this.#paused);
     this.draw();
@@ -42,25 +44,21 @@ export class Table {
     this.#seen = Math.min(this.#seen, this.#feed.messages);
     this.#rows.replaceChildren();
     this.#drawn = 0;
-    this.#draw(true);
+    this.#draw();
   }
 
-  #draw(anew = false) {
+  #draw() {
     const feed = this.#feed;
     feed.trim();
-    if (!this.#paused || anew) this.#update();
-    const news = this.#paused ? ` · paused, ${number(feed.messages - this.#seen)} new` : "";
-    this.#count.textContent = `${counted(feed.messages, "message")}${news}`;
-    this.#empty.textContent = feed.size ? "Nothing that is kept fits the filter." : "Follow a pattern, and its messages appear here.";
-    this.#empty.hidden = this.#rows.childElementCount > 0;
-  }
-
-  #update() {
-    const feed = this.#feed;
-    const fresh = feed.after(this.#drawn, this.#filter);
-    this.#rows.prepend(...fresh.reverse().map(row));
+    this.#rows.prepend(...feed.after(this.#drawn, this.#filter).reverse().map(row));
     this.#drawn = feed.last;
     while (this.#rows.lastElementChild?.sequence < feed.first) this.#rows.lastElementChild.remove();
+    const news = this.#paused ? ` · paused, ${number(feed.messages - this.#seen)} new` : "";
+    this.#count.textContent = `${counted(feed.messages, "message")}${news}`;
+    this.#empty.textContent = feed.size
+      ? "Nothing that is kept fits the filter."
+      : "Follow a pattern, and its messages appear here.";
+    this.#empty.hidden = this.#rows.childElementCount > 0;
   }
 }
 
