@@ -4,6 +4,7 @@ import { byId, clock, element, inFrames } from "./dom.js";
 
 const MOST = 100;
 const QUIET = new Set(["message", "heartbeat"]);
+const BAD = new Set(["gap", "unsubscribed", "close"]);
 const LONGEST = 2000; // characters
 
 export class Console {
@@ -24,14 +25,14 @@ export class Console {
 
   frame(frame) {
     if (!this.#every.checked && (QUIET.has(frame.type) || isOfTheClient(frame))) return;
-    const failed = frame.success === false || frame.type === "gap" || frame.type === "unsubscribed" || frame.type === "close";
+    const failed = frame.success === false || BAD.has(frame.type);
     this.#add("in", frame.type, JSON.stringify(withoutSecret(frame)), failed);
   }
 
   async #send(text, send) {
     try {
       const command = JSON.parse(text);
-      if (command === null || typeof command !== "object" || Array.isArray(command)) throw new Error("A command is a JSON object");
+      if (!/^\s*\{/.test(text)) throw new Error("A command is a JSON object");
       this.#add("out", "sent", JSON.stringify(command));
       const { message, code } = await send(command);
       this.#announce(message ?? code);

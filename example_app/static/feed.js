@@ -57,7 +57,9 @@ export class Feed {
   }
 
   trim() {
-    for (const entries of [this.#entries, this.#frozen ?? []]) entries.splice(0, Math.max(0, entries.length - this.kept));
+    for (const entries of [this.#entries, this.#frozen ?? []]) {
+      entries.splice(0, Math.max(0, entries.length - this.kept));
+    }
   }
 
   get #visible() {

@@ -45,7 +45,8 @@ export class Rates {
     // By name, so that a line stays in its place while it is looked at
     busiest.sort((one, other) => (one.subject < other.subject ? -1 : 1));
     const items = busiest.map((rate) => draw(rate));
-    const same = items.length === this.#list.children.length && items.every((item, at) => item === this.#list.children[at]);
+    const shown = this.#list.children;
+    const same = items.length === shown.length && items.every((item, at) => item === shown[at]);
     if (!same) this.#list.replaceChildren(...items);
     const rest = this.#subjects.size - busiest.length;
     const more = rest ? `${counted(rest, "quieter subject")} not drawn.` : "";

@@ -92,7 +92,8 @@ function data(entry) {
   const made = cell("data", part);
   if (entry.encoding === "base64") made.prepend(element("span", { class: "tag" }, "base64"));
   if (shown.length < text.length) made.append(more(part, text, shown));
-  if (entry.leftOut) made.append(element("span", { class: "left-out" }, `${counted(entry.leftOut, "character")} more came`));
+  const { leftOut } = entry;
+  if (leftOut) made.append(element("span", { class: "left-out" }, `${counted(leftOut, "character")} more came`));
   return made;
 }
 
