@@ -154,7 +154,7 @@ def test_hostile_subjects_and_commands_of_ones_own_are_shown_as_text(watched: Pa
     switch(watched, "websocket")
     expect(watched.locator("#rows .said").first).to_contain_text(subject)
     expect(watched.locator("#announcement")).to_contain_text(subject)
-    watched.check(f"input[value={transport}]")
+    switch(watched, transport)
     assert watched.evaluate(ELEMENTS, "#rows *") == ["strong", "td", "time", "tr"]
     assert watched.evaluate(ELEMENTS, "#followed *") == ["button", "code", "li"]
     assert watched.evaluate(ELEMENTS, "#frames *") == ["b", "li", "span", "time"]
