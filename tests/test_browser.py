@@ -1,22 +1,17 @@
-"""The example app as a process, its page in a real browser: a native WebSocket and a native EventSource."""
+"""The example app as a process, its page in a real browser: what hostile messages and foreign pages can do to it."""
 
 import json
-import re
-import shutil
-import signal
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Dialog, Page, expect
 
 from sanic_nats_bridge.testing import NatsServer
 
 from .support_example import ExampleApp, publish
-
-PANINI_COMMAND = '{"subjects":["test.subject"],"action":"subscribe"}'
-TRANSPORTS = ["websocket", "events"]
+from .support_page import CONNECTED, TRANSPORTS, chromium, command, follow, switch
 
 
 @pytest.fixture(scope="module")
@@ -27,87 +22,8 @@ def example(shared_nats: NatsServer) -> Iterator[ExampleApp]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium")
-    assert chromium is not None, "make test installs chromium"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    with chromium() as browser:
         yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser: Browser, example: ExampleApp) -> Iterator[Page]:
-    """The example's page, connected; it must not raise or log an error."""
-    complaints: list[str] = []
-
-    def note(message: ConsoleMessage) -> None:
-        # Chromium itself notes every refused POST.
-        if message.type in ("error", "warning") and not message.text.startswith("Failed to load resource"):
-            complaints.append(message.text)
-
-    page = browser.new_page()
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("console", note)
-    page.goto(example.url)
-    expect(page.locator("#state")).to_have_text("connected")
-    yield page
-    page.close()
-    assert complaints == []
-
-
-def switch(page: Page, transport: str) -> None:
-    page.check(f"input[value={transport}]")
-    expect(page.locator("#state")).to_have_text("connected")
-
-
-def entries(page: Page, title: str) -> int:
-    return page.locator("#log li", has=page.get_by_text(title, exact=True)).count()
-
-
-@pytest.mark.parametrize("transport", TRANSPORTS)
-def test_the_panini_command_brings_a_message_a_second_until_unsubscribe(page: Page, transport: str) -> None:
-    switch(page, transport)
-    page.fill("#command", PANINI_COMMAND)
-    page.click("#send button")
-    expect(page.locator("#log")).to_contain_text("Successfully connected to events: 'test.subject'")
-    newest = page.locator("#log li").first
-    expect(page.locator("#count")).to_have_text("3 messages")
-    for key in range(1, 8):
-        expect(newest).to_contain_text(f'"key{key}":')
-
-    page.fill("#command", PANINI_COMMAND.replace("subscribe", "unsubscribe"))
-    page.click("#send button")
-    expect(newest).to_contain_text("Successfully disconnected from events: 'test.subject'")
-    seen = entries(page, "test.subject")
-    page.wait_for_timeout(2200)
-    assert entries(page, "test.subject") == seen
-
-
-@pytest.mark.parametrize("transport", TRANSPORTS)
-def test_subjects_are_followed_and_unfollowed_by_the_simple_controls(page: Page, transport: str) -> None:
-    switch(page, transport)
-    page.fill("#subject", "test.*")
-    page.click("#follow button")
-    expect(page.locator("#followed code")).to_have_text(["test.*"])
-    expect(page.locator("#log")).to_contain_text("test.subject (test.*)")
-    page.click("#followed button")
-    expect(page.locator("#followed li")).to_have_count(0)
-
-
-@pytest.mark.parametrize("transport", TRANSPORTS)
-def test_a_refusal_is_shown(page: Page, transport: str) -> None:
-    switch(page, transport)
-    page.fill("#subject", "$SYS.>")
-    page.click("#follow button")
-    expect(page.locator("#log .failed").first).to_contain_text("subject.forbidden", timeout=5000)
-
-
-def test_switching_the_transport_keeps_what_is_followed(page: Page) -> None:
-    page.click("#follow button")
-    expect(page.locator("#followed code")).to_have_text(["test.subject"])
-    switch(page, "events")
-    page.click("#clear")
-    expect(page.locator("#count")).to_have_text(re.compile(r"[1-9] messages?"))
 
 
 HOSTILE_TEXTS = [
@@ -142,12 +58,17 @@ WATCH = """
   window.attack = () => attacks.push("ran");
   document.addEventListener("securitypolicyviolation", (event) => attacks.push(event.violatedDirective));
 """
-SHAPE = """() => [...document.querySelectorAll("*")].filter((element) => !element.closest("#log li, #followed li"))
+SHAPE = """() => [...document.querySelectorAll("*")]
+  .filter((element) => !element.closest("#rows tr, #followed li, #frames li, #rates li, #empty, #subject"))
   .map((element) => element.outerHTML.slice(0, element.outerHTML.indexOf(">") + 1))"""
-ENTRIES = """() => [...document.querySelectorAll("#log li")].map((item) => [
-  item.firstChild.textContent, [...item.childNodes].slice(1).map((node) => node.textContent).join(""),
-  [...item.querySelectorAll("*")].map((element) => element.outerHTML.match(/^<[^ >]+/)[0]).join(),
+ENTRIES = """() => [...document.querySelectorAll("#rows tr")].map((row) => [
+  row.querySelector(".name").textContent, row.querySelector(".by").textContent, row.querySelector(".text").textContent,
+  row.querySelector(".left-out")?.textContent ?? "",
 ])"""
+ELEMENTS = (
+    """(where) => [...new Set([...document.querySelectorAll(where)].map((element) => element.localName))].sort()"""
+)
+LONGEST = 960  # characters of a message that are shown unasked
 
 
 @pytest.fixture
@@ -167,7 +88,7 @@ def watched(browser: Browser, example: ExampleApp) -> Iterator[Page]:
     page.on("request", lambda request: requests.append(request.url))
     page.add_init_script(WATCH)
     page.goto(example.url)
-    expect(page.locator("#state")).to_have_text("connected")
+    expect(page.locator("#state")).to_have_text(CONNECTED)
     yield page
     assert page.evaluate("attacks") == []
     assert page.evaluate("({}).polluted") is None
@@ -181,9 +102,9 @@ def test_hostile_messages_are_shown_as_text_and_nothing_runs(
     watched: Page, transport: str, shared_nats: NatsServer
 ) -> None:
     switch(watched, transport)
-    watched.fill("#subject", f"hostile.{transport}.>")
-    watched.click("#follow button")
-    expect(watched.locator("#followed code")).to_have_count(1)
+    pattern = f"hostile.{transport}.>"
+    follow(watched, pattern)
+    watched.check("#every")
     shape = watched.evaluate(SHAPE)
     expected = []
     for text in HOSTILE_TEXTS:
@@ -191,18 +112,28 @@ def test_hostile_messages_are_shown_as_text_and_nothing_runs(
         expected.append((f"hostile.{transport}.text", text))
     for document in HOSTILE_JSON:
         publish(shared_nats, f"hostile.{transport}.json", document.encode())
-        shown = json.loads(document)
-        expected.append((f"hostile.{transport}.json", shown if isinstance(shown, str) else document))
+        expected.append((f"hostile.{transport}.json", json.loads(document)))
     for token in HOSTILE_TOKENS:
         publish(shared_nats, f"hostile.{transport}.{token}", b'"x"')
         expected.append((f"hostile.{transport}.{token}", "x"))
     expect(watched.locator("#count")).to_have_text(f"{len(expected)} messages")
 
-    entries = watched.evaluate(ENTRIES)[: len(expected)][::-1]
-    assert [(title, text) for title, text, _ in entries] == [
-        (f"{subject} (hostile.{transport}.>)", text) for subject, text in expected
+    entries = watched.evaluate(ENTRIES)[::-1]
+    assert [(subject, by) for subject, by, _, _ in entries] == [(subject, f"by {pattern}") for subject, _ in expected]
+    texts = [text for _, _, text, _ in entries]
+    assert texts[: len(HOSTILE_TEXTS)] == [text[:LONGEST] for text in HOSTILE_TEXTS]
+    assert [json.loads(text) for text in texts[len(HOSTILE_TEXTS) :]] == [
+        shown for _, shown in expected[len(HOSTILE_TEXTS) :]
     ]
-    assert {elements for _, _, elements in entries} == {"<b"}
+    assert [left_out for _, _, _, left_out in entries if left_out] == ["980,003 characters more came"]
+    watched.locator("#rows").get_by_role("button", name="Show all").click()
+    assert watched.evaluate(ELEMENTS, "#rows *") == ["button", "span", "td", "time", "tr"]
+    expect(watched.locator("#rates li")).to_have_count(8)
+    assert watched.evaluate(ELEMENTS, "#rates *") == ["code", "li", "polygon", "polyline", "span", "svg"]
+    expect(watched.locator("#frames li").first).to_contain_text("message")
+    assert watched.evaluate(ELEMENTS, "#frames *") == ["b", "li", "span", "time"]
+    watched.fill("#filter", HOSTILE_TOKENS[0])
+    expect(watched.locator("#rows .name")).to_have_text([f"hostile.{transport}.{HOSTILE_TOKENS[0]}"])
     assert watched.evaluate(SHAPE) == shape
     assert watched.title() == "NATS, live in the browser"
 
@@ -212,21 +143,26 @@ def test_hostile_subjects_and_commands_of_ones_own_are_shown_as_text(watched: Pa
     switch(watched, transport)
     shape = watched.evaluate(SHAPE)
     subject = "<img/src=x/onerror=attack()//"
-    watched.fill("#subject", subject)
-    watched.click("#follow button")
-    expect(watched.locator("#followed code")).to_have_text([subject])
+    follow(watched, subject)
     watched.fill("#subject", "<img src=x onerror=attack()>")
     watched.click("#follow button")
-    expect(watched.locator("#log .failed b").first).to_have_text("refused: subject.invalid")
-    watched.fill("#command", '{"subjects": ["<svg/onload=attack()>"], "id": "<svg onload=attack()>", "__proto__": {}}')
-    watched.click("#send button")
-    expect(watched.locator("#log .failed")).to_have_count(2)
-    assert watched.locator("#log *:not(li, b), #followed *:not(li, code, button)").count() == 0
+    expect(watched.get_by_role("alert")).to_contain_text("subject.invalid")
+    command(watched, '{"subjects": ["<svg/onload=attack()//"], "id": "<svg onload=attack()>", "__proto__": {}}')
+    expect(watched.locator("#followed code")).to_have_text([subject, "<svg/onload=attack()//"])
+    expect(watched.locator("#frames li").first).to_contain_text("<svg onload=attack()>")
+    switch(watched, "sse")  # a gap names them
+    switch(watched, "websocket")
+    expect(watched.locator("#rows .said").first).to_contain_text(subject)
+    expect(watched.locator("#announcement")).to_contain_text(subject)
+    switch(watched, transport)
+    assert watched.evaluate(ELEMENTS, "#rows *") == ["strong", "td", "time", "tr"]
+    assert watched.evaluate(ELEMENTS, "#followed *") == ["button", "code", "li"]
+    assert watched.evaluate(ELEMENTS, "#frames *") == ["b", "li", "span", "time"]
     assert watched.evaluate(SHAPE) == shape
 
 
-def test_the_page_allows_nothing_but_its_own_origin(page: Page, example: ExampleApp) -> None:
-    response = page.request.get(example.url)
+def test_the_page_allows_nothing_but_its_own_origin(watched: Page, example: ExampleApp) -> None:
+    response = watched.request.get(example.url)
     assert response.headers["content-security-policy"] == "default-src 'self'"
 
 
@@ -275,17 +211,4 @@ def test_the_page_of_another_origin_comes_in_where_it_is_allowed(
         page.goto(elsewhere)
         outcome = page.evaluate(CALL_ON, app.url)
         assert outcome == (["open", "open", "session.unknown"] if allowed else ["refused"] * 3)
-        page.close()
-
-
-def test_the_page_comes_back_when_the_server_does(browser: Browser) -> None:
-    with ExampleApp() as app:
-        page = browser.new_page()
-        page.goto(app.url)
-        page.click("#follow button")
-        expect(page.locator("#followed code")).to_have_text(["test.subject"])
-        app.restart(signal.SIGKILL)
-        expect(page.locator("#state")).to_have_text("connected", timeout=20_000)
-        page.click("#clear")
-        expect(page.locator("#count")).to_have_text(re.compile(r"[1-9]\d* messages?"), timeout=10_000)
         page.close()

@@ -12,7 +12,7 @@ from websockets.asyncio.client import connect
 from sanic_nats_bridge.testing import NatsServer
 
 from .support import WAIT_SECONDS, alive
-from .support_example import ExampleApp
+from .support_example import ROOT, ExampleApp
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,9 @@ def test_one_nats_server_serves_all_workers(example: ExampleApp) -> None:
 
 
 def test_every_page_is_served_with_the_policy(example: ExampleApp) -> None:
-    for path in ("", "static/page.js", "static/page.css", "static/icon.svg"):
+    files = sorted(f"static/{file.name}" for file in (ROOT / "example_app" / "static").iterdir())
+    assert {"static/index.html", "static/page.js", "static/page.css", "static/icon.svg"} < set(files)
+    for path in ("", "client.js", *files):
         with urllib.request.urlopen(example.url + path) as response:
             assert response.headers["Content-Security-Policy"] == "default-src 'self'"
 

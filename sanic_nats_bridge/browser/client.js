@@ -157,7 +157,7 @@ class EventsLink extends Link {
 
   async send(command) {
     const path = command.action === "unsubscribe" ? "unsubscribe" : "subscribe";
-    const body = JSON.stringify({ ...command, session: this.welcome.session });
+    const body = JSON.stringify({ id: "#", ...command, session: this.welcome.session });
     const headers = { "Content-Type": "application/json" };
     try {
       const response = await this.#fetch(path, { method: "POST", headers, body });
