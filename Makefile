@@ -14,10 +14,10 @@ BIN := $(VENV)/bin
 NODE := tests/node
 ARGS ?=
 
-# What the tests need of the system, each with a command or library by which its presence is seen:
-# a browser and what Playwright's driver needs to steer it, two proxies, a network that can be cut, and Node.
-TEST_PACKAGES := chromium:chromium libatomic.so.1:libatomic1 nginx:nginx-light haproxy:haproxy ip:iproute2 \
-	node:nodejs npm:npm
+# What the tests need of the system, each with a command or library by which its presence is seen: two
+# browsers, what Playwright's driver needs to steer one, two proxies, a network that can be cut, and Node.
+TEST_PACKAGES := chromium:chromium libatomic.so.1:libatomic1 firefox-esr:firefox-esr nginx:nginx-light \
+	haproxy:haproxy ip:iproute2 node:nodejs npm:npm
 
 .PHONY: run test check format faults bench bench-panini clean
 .DEFAULT_GOAL := run
