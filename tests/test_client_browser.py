@@ -665,7 +665,8 @@ async def test_a_leader_that_hangs_is_deposed(
               BroadcastChannel.prototype.postMessage = () => {};
             }"""
         )
-        await true(other, "seen('gap').length")
+        # The one that hangs may take the lock back at once; the other then waits 15 s for a welcome.
+        await true(other, "seen('gap').length", 30)
         await leader.evaluate("() => { BroadcastChannel.prototype.postMessage = post; }")
         await back(leader, bridge, publisher, subject)
         await back(other, bridge, publisher, subject)
