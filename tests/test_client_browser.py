@@ -176,6 +176,25 @@ async def test_a_dead_link_is_noticed_by_its_silence(
         await back(page, bridge, publisher, subject)
 
 
+async def test_a_command_that_hangs_holds_up_no_other_session(
+    page: Page, shared_nats: NatsServer, publisher: Publisher
+) -> None:
+    subject = publisher.subject("a")
+    async with serving(shared_nats, heartbeat=0.5) as (bridge, box):
+        await page.goto(box.url)
+        await begin(page, {"transports": ["sse"]}, subject)
+        await ready(page, "sse")
+        box.silent = True
+        await page.evaluate(f"void (window.late = nats.subscribe('{subject}.late'))")
+        await true(page, "nats.status.state === 'waiting'")
+        box.silent = False  # and what has hung hangs on
+        await page.evaluate("Promise.race([late.ready, new Promise((_, no) => setTimeout(no, 8000))])")
+        await until(
+            lambda: any({subject, f"{subject}.late"} == set(s.subscriptions) for s in bridge.extension.sessions)
+        )
+        box.cut()
+
+
 async def test_after_a_sleep_the_clocks_are_compared(page: Page, shared_nats: NatsServer, publisher: Publisher) -> None:
     subject = publisher.subject("a")
     async with serving(shared_nats) as (bridge, box):
@@ -243,10 +262,11 @@ async def test_a_link_that_died_while_the_page_was_frozen_is_noticed(
 
 
 async def test_a_page_that_is_shown_again_comes_back_at_once(
-    page: Page, shared_nats: NatsServer, publisher: Publisher
+    page: Page, shared_nats: NatsServer, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subject = publisher.subject("a")
-    async with serving(shared_nats, retry=600) as (bridge, box):
+    monkeypatch.setattr("random.uniform", lambda _, most: most)
+    async with serving(shared_nats, drain=600) as (bridge, box):
         await page.goto(box.url)
         await begin(page, {}, subject)
         await ready(page, "websocket")
@@ -548,10 +568,44 @@ async def test_a_leader_that_hangs_is_deposed(
               BroadcastChannel.prototype.postMessage = () => {};
             }"""
         )
-        await true(other, "seen('gap').length")
+        # The one that hangs may take the lock back at once; the other then waits 15 s for a welcome.
+        await true(other, "seen('gap').length", 30)
         await leader.evaluate("() => { BroadcastChannel.prototype.postMessage = post; }")
         await back(leader, bridge, publisher, subject)
         await back(other, bridge, publisher, subject)
+
+
+async def test_a_dead_link_deposes_no_leader(
+    context: BrowserContext, shared_nats: NatsServer, publisher: Publisher
+) -> None:
+    subject = publisher.subject("a")
+    async with serving(shared_nats, heartbeat=1) as (bridge, box):
+        tabs = [await open_tab(context, box.url, "ada", subject) for _ in range(6)]
+        for tab in tabs:
+            await ready(tab, "sse")
+        box.silent = True
+        for tab in tabs:
+            await true(tab, "seen('status').some(({ state }) => state === 'waiting')")
+        box.silent = False
+        box.cut()
+        for tab in tabs:
+            await true(tab, "seen('gap').length")
+            await back(tab, bridge, publisher, subject)
+            assert await tab.evaluate(RECONNECT_GAP) == [[[subject], None, "reconnect"]]
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_where_locks_are_refused_each_tab_has_its_own_stream(
+    context: BrowserContext, shared_nats: NatsServer, publisher: Publisher, refused: bool
+) -> None:
+    # As Chromium does where cookies are blocked.
+    refuse = "Promise.reject(new DOMException('Access is denied', 'SecurityError'))"
+    if refused:
+        await context.add_init_script(f"if (navigator.locks) navigator.locks.request = () => {refuse}")
+    async with serving(shared_nats) as (_, box):
+        for _ in range(2):
+            await ready(await open_tab(context, box.url, "ada", publisher.subject("a")), "sse")
+        assert box.streams == (2 if refused else 1)
 
 
 async def test_without_locks_each_tab_has_its_own_stream(

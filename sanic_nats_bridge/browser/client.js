@@ -1,14 +1,14 @@
 // The browser client of sanic-nats-bridge: docs/client.md
 
 const TYPES = ["welcome", "reply", "message", "gap", "unsubscribed", "status", "heartbeat", "close"];
-const SHARED = /welcome|message|gap|status|heartbeat/;
-// The bridge's own close codes: whether to come back.
+const PRIVATE = /reply|unsubscribed|close/;
+// The bridge's close codes: whether to come back
 const CODES = { 1001: 1, 1002: 0, 1007: 0, 1009: 0, 1011: 1, 1013: 1, 4401: 0, 4403: 0, 4429: 1 };
 const PASSING = /disconnected|internal|limit.rate|nats.unavailable|session/;
-const MOST = 64; // patterns in a command, for max_command_bytes
+const MOST = 64; // patterns in a command
 const PATIENCE = 15_000;
 
-// Full jitter: the clients of a restarted server must not come back at one moment.
+// Full jitter, to spare a restarted server
 const jitter = (failures) => 500 + Math.random() * Math.min(19_500, 1500 * 2 ** failures);
 const failure = (code, message, subjects) => Object.assign(new Error(message), { code, subjects });
 const memory = (key, value) => {
@@ -28,7 +28,7 @@ class Subscription {
   constructor(pattern, callback, onended, leave) {
     this.pattern = pattern;
     this.ready = new Promise((resolve, reject) => (this.#promise = { resolve, reject }));
-    this.ready.catch(() => {}); // onended, a loop or the console tells too
+    this.ready.catch(() => {}); // others tell too
     this.#on = { callback, onended, leave };
   }
 
@@ -46,7 +46,7 @@ class Subscription {
   async *#read(reader) {
     try {
       while (true) {
-        while (reader.queue.length) yield reader.queue.shift();
+        while (reader.queue.length) yield* reader.queue.splice(0);
         if (this.#end === true) return;
         if (this.#end) throw this.#end;
         await new Promise((resolve) => (reader.wake = resolve));
@@ -58,6 +58,7 @@ class Subscription {
   }
 
   deliver(message) {
+    if (this.#end) return; // by another callback
     for (const reader of this.#readers) {
       reader.queue.push(message);
       reader.wake?.();
@@ -79,7 +80,8 @@ class Subscription {
     this.#end = (!this.#live && error) || true;
     this.#promise.reject(error ?? failure("closed", "Closed"));
     for (const { wake } of this.#readers) wake?.();
-    if (this.#on.onended) this.#on.onended(error);
+    const { onended } = this.#on;
+    if (onended) queueMicrotask(() => onended(error)); // it may throw
     else if (error && !this.#readers.size) console.warn(error.message);
   }
 }
@@ -99,7 +101,7 @@ class Link {
     if (!this.open) return;
     this.onframe(frame);
     const { type, id, reconnect } = frame;
-    if (type === "reply") this.#replies.get(id)?.(frame, this.#replies.delete(id));
+    if (type === "reply") this.answer(id, frame);
     if (type === "close") this.end({ ...frame, final: !reconnect });
   }
 
@@ -109,6 +111,10 @@ class Link {
     return new Promise((resolve) => this.#replies.set(id, resolve));
   }
 
+  answer(id, reply) {
+    this.#replies.get(id)?.(reply, this.#replies.delete(id));
+  }
+
   forget() {
     this.#replies.forEach((resolve) => resolve({ code: "disconnected" }));
   }
@@ -116,6 +122,7 @@ class Link {
   end(how) {
     if (!this.open) return;
     this.open = false;
+    this.welcome = null;
     this.close();
     this.forget();
     this.#ended(how);
@@ -148,31 +155,31 @@ class EventsLink extends Link {
     source.onerror = () => (source.readyState === 2 ? this.#ask() : this.end({ reason: "ended" }));
   }
 
-  // An EventSource does not tell why it has stopped
+  // It does not tell why it has stopped
   async #ask() {
     const { status } = await this.#fetch("events", { method: "HEAD" }).catch(() => ({ status: 0 }));
-    const final = /^4/.test(status) && status !== 408 && status !== 429;
+    const final = /^4(?!08|29)/.test(status);
     this.end({ code: final && 4000 + status, reason: `HTTP ${status}`, final });
   }
 
-  async send(command) {
+  async put(command) {
     const path = command.action === "unsubscribe" ? "unsubscribe" : "subscribe";
-    const body = JSON.stringify({ id: "#", ...command, session: this.welcome.session });
     const headers = { "Content-Type": "application/json" };
+    let reply = { code: "disconnected" };
     try {
+      const body = JSON.stringify({ ...command, session: this.welcome.session });
       const response = await this.#fetch(path, { method: "POST", headers, body });
-      const reply = await response.json();
-      this.receive(reply);
-      return { ...reply, retry: 1000 * response.headers.get("retry-after") };
-    } catch {
-      return { code: "disconnected" };
-    }
+      const frame = await response.json();
+      if (this.open) this.onframe(frame);
+      reply = { ...frame, retry: 1000 * response.headers.get("retry-after") };
+    } catch {}
+    this.answer(command.id, reply);
   }
 
   #fetch(path, options) {
     const { client } = this;
     const signal = AbortSignal.timeout(PATIENCE);
-    return client.options.fetch(client.address(path), { ...options, credentials: "include", signal });
+    return client.options.fetch.call(null, client.address(path), { ...options, credentials: "include", signal });
   }
 
   close() {
@@ -180,7 +187,7 @@ class EventsLink extends Link {
   }
 }
 
-// The stream of several tabs: the one that holds the lock leads
+// For several tabs: the one with the lock leads
 class SharedLink extends Link {
   shared = true;
   #tab = crypto.randomUUID();
@@ -188,15 +195,18 @@ class SharedLink extends Link {
   #waiting = new AbortController();
 
   start() {
-    const { locks } = navigator;
-    const { name, stale } = this.client;
+    const { client } = this;
+    const { name, stale } = client;
+    const lock = (...all) =>
+      navigator.locks.request(...all).catch((error) => {
+        client.shared &&= error.name === "AbortError"; // not where cookies are blocked
+        this.end({ reason: `${error}`, retry: 0 });
+      });
     this.#channel = new BroadcastChannel(name);
     this.#channel.onmessage = ({ data }) => this.#hear(data);
-    // By this lock the leader learns that a tab is gone
-    locks.request(this.#tab, () => (this.put(), this.ended));
-    locks
-      .request(name, stale ? { steal: true } : { signal: this.#waiting.signal }, () => this.open && lead(this))
-      .catch((error) => this.end({ reason: error.message, retry: 0 }));
+    // By this lock the leader sees a tab go
+    lock(this.#tab, () => (this.put(), this.ended));
+    lock(name, stale ? { steal: true } : { signal: this.#waiting.signal }, () => this.open && lead(this));
   }
 
   put(command) {
@@ -255,7 +265,7 @@ async function lead(link) {
     }));
     say({ to: from, frame });
   };
-  inner.addEventListener("frame", ({ detail }) => SHARED.test(detail.type) && say({ frame: detail }));
+  inner.addEventListener("frame", ({ detail }) => PRIVATE.test(detail.type) || say({ frame: detail }));
   inner.addEventListener("unsubscribed", ({ detail }) => say({ frame: detail }));
   inner.addEventListener("status", ({ detail }) => say({ status: detail }));
   inner.addEventListener("close", ({ detail }) => say({ end: detail }));
@@ -267,13 +277,13 @@ async function lead(link) {
 
 class Client extends EventTarget {
   status = { why: "" };
-  stale; // nobody led
+  stale;
   #entries = new Map();
   #link;
   #probe;
   #index;
   #best; // whether the first transport has
-  #worked; // which transport has, and until when not to try a better one
+  #worked; // which has, and until when it is kept
   #failures = 0;
   #batch;
   #tries;
@@ -286,8 +296,7 @@ class Client extends EventTarget {
 
   constructor(options, query) {
     super();
-    const { document, location, navigator, BroadcastChannel, WebSocket, EventSource } = globalThis;
-    const fetch = (...all) => globalThis.fetch(...all);
+    const { document, location, navigator, BroadcastChannel, WebSocket, EventSource, fetch } = globalThis;
     const transports = ["websocket", "sse"];
     this.options = { transports, timeout: 3000, retryBetter: 300_000, WebSocket, EventSource, fetch, ...options };
     const { url, share } = this.options;
@@ -343,11 +352,12 @@ class Client extends EventTarget {
   async #run() {
     const { transports } = this.options;
     let renewed;
-    while (true) {
+    while (!this.#closed.signal.aborted) {
       const how = await this.#connection();
       if (this.#closed.signal.aborted) return;
       const link = this.#link;
       this.#link = null;
+      this.#probe?.end(how);
       this.#wake?.();
       if (Date.now() - link?.since > PATIENCE) this.#failures = renewed = 0;
       if (how.code === 4401 && this.options.credentials) {
@@ -358,7 +368,7 @@ class Client extends EventTarget {
         this.#stop(how);
         return this.#tell("close", how);
       } else if (link && !link.since && !(how.code in CODES) && transports[this.#index + 1]) {
-        // Where it has worked the server may be away
+        // Else the server may be away
         if (!this.#best || this.#failures > 2) {
           this.#set({ why: `${transports[this.#index++]}: ${how.reason}` });
           continue;
@@ -366,8 +376,9 @@ class Client extends EventTarget {
       }
       const retry = how.retry ?? jitter(this.#failures++);
       this.#choose();
+      const pause = this.#pause(retry);
       this.#set({ state: "waiting", reason: how.reason, retry });
-      await this.#pause(retry);
+      await pause;
     }
   }
 
@@ -383,11 +394,14 @@ class Client extends EventTarget {
     try {
       this.query ??= (await this.options.credentials?.()) ?? {};
     } catch (error) {
-      return { reason: `credentials: ${error.message}` };
+      return { reason: `credentials: ${error}` };
     }
     if (this.#closed.signal.aborted) return;
     this.#link = this.#open(this.#index);
-    for (let how; ; ) if (!(how = await this.#link.ended).next) return how;
+    let how;
+    do how = await this.#link.ended;
+    while (how.next);
+    return how;
   }
 
   #open(index) {
@@ -421,15 +435,17 @@ class Client extends EventTarget {
     memory(this.name, JSON.stringify(this.#worked));
   }
 
-  // By the clock: timers stand still in a sleep
+  // By the clock: timers sleep
   #check() {
     clearTimeout(this.#timer);
     const link = this.#link;
     if (!link?.welcome) return;
     const beat = 1000 * link.welcome.heartbeat;
-    const silent = this.status.state === "connected" && Date.now() - this.#heard > 1.75 * beat;
+    // A leader notices first
+    const limit = (link.shared ? 3 : 1.75) * beat;
+    const silent = this.status.state === "connected" && Date.now() - this.#heard > limit;
     if (silent && this.#suspect) return link.end({ reason: "silence", silent });
-    this.#suspect = silent; // after a sleep a timer may come before the frames that waited
+    this.#suspect = silent; // frames may wait behind a timer
     if (link.index && Date.now() > this.#worked[1] && !this.#probe?.open) {
       this.#remember(link.index);
       this.#probe = this.#open(0);
@@ -454,9 +470,9 @@ class Client extends EventTarget {
     this.#heard = Date.now();
     this.#suspect = false;
     this.#tell("frame", frame);
+    if (!link.open) return;
     if (type === "message") {
-      const entry = this.#entries.get(pattern ?? subject);
-      for (const user of [...(entry?.users ?? [])]) user.deliver(frame);
+      new Set(this.#entries.get(pattern ?? subject)?.users).forEach((user) => user.deliver(frame));
     } else if (type === "welcome") {
       this.#begin(link);
     } else if (type === "status") {
@@ -478,7 +494,7 @@ class Client extends EventTarget {
     const worse = this.#link;
     this.#link = link;
     this.#index = 0;
-    worse?.end({ next: link });
+    worse?.end({ next: true });
   }
 
   #begin({ index, shared, welcome: { nats } }) {
@@ -503,11 +519,10 @@ class Client extends EventTarget {
   }
 
   #tell(type, detail) {
-    this.dispatchEvent(Object.assign(new Event(type), { detail }));
+    this.dispatchEvent(new CustomEvent(type, { detail }));
   }
 
-  // Step by step the session comes to hold what is wanted
-
+  // Step by step the session holds what is wanted
   async #sync() {
     if (this.#syncing) return;
     this.#syncing = true;
@@ -532,7 +547,7 @@ class Client extends EventTarget {
     for (const entry of batch) entry.reply = null;
     const subjects = batch.map(({ pattern }) => pattern);
     const reply = await link.send({ action: held ? "unsubscribe" : "subscribe", subjects });
-    const { success, code = "", message } = reply;
+    const { success, code = "internal", message } = reply; // what has none is a proxy's
     if (this.welcome !== welcome) return;
     if (success) {
       this.#tries = 0;
@@ -545,11 +560,10 @@ class Client extends EventTarget {
       if (++this.#tries > 3 && code === "session.unknown") link.end({ reason: message });
       await this.#pause(reply.retry || jitter(this.#tries));
     } else if (!held) {
-      // Only those hear of it who asked for what is refused
       const named = subjects.filter((subject) => reply.subjects?.includes(subject));
-      if (subjects.length === 1 || (named.length && named.length < subjects.length))
-        for (const subject of named.length ? named : subjects) this.#refuse(subject, code, message);
-      else this.#batch = Math.ceil(subjects.length / 2);
+      if (!batch[1]) this.#refuse(subjects[0], code, message);
+      else if (named[0] && batch[named.length]) named.forEach((subject) => this.#refuse(subject, code, message));
+      else this.#batch = Math.ceil(batch.length / 2);
     } else if (batch.length > 1) {
       this.#hold(batch, held);
       this.#batch = 1;
