@@ -106,18 +106,24 @@ async def _restart(crowd: Crowd, result: Run, name: str, worker: int, terms: _Te
     await crowd.all_are_present(terms.drain + _PATIENCE_SECONDS)
     if result.ends[-1] > terms.graceful + _BESIDE_SECONDS:
         result.failures.append(f"a worker was there for {result.ends[-1]:.1f} s after it was told to stop")
-    judge_returns(crowd.returns(stopped), stopped, terms.drain, result)
+    judge_returns(crowd.returns(stopped), stopped, terms.drain, result, as_told=crowd.small)
 
 
-def judge_returns(returns: Sequence[Return], stopped: float, drain: float, result: Run) -> None:
-    """Whether the clients were sent away as they should, and came back spread over the time that they were told."""
+def judge_returns(
+    returns: Sequence[Return], stopped: float, drain: float, result: Run, *, as_told: bool = False
+) -> None:
+    """Whether the clients were sent away as they should, and came back spread over the time that they were told.
+
+    ``as_told``: how spread they were told to come, since a busy machine brings many back at one moment of a short time.
+    """
     result.returns += (round(each.back - each.left, 3) for each in returns)
     lost = sum(each.told is None or each.told > drain for each in returns)
     if lost:
         result.failures.append(f"{lost} of {len(returns)} sessions ended without a word of when to come back")
     if len(returns) < _FEWEST:
         return
-    tenths = Counter(int((each.back - stopped) / drain * _TENTHS) for each in returns)
+    waits = [each.told or 0.0 if as_told else each.back - stopped for each in returns]
+    tenths = Counter(int(wait / drain * _TENTHS) for wait in waits)
     result.fullest.append(max(tenths.values()) / len(returns))
     if result.fullest[-1] > _FULLEST:
         result.failures.append(f"{len(returns)} clients came back, by tenths of the time: {sorted(tenths.items())}")

@@ -58,6 +58,14 @@ def test_clients_that_come_back_at_one_moment_are_found() -> None:
     assert "(7, 40)" in failure
 
 
+def test_clients_that_are_told_of_one_moment_are_found_however_they_come() -> None:
+    run = Run("rolling", 0)
+    judge_returns(returns(*EVEN), 100.0, 2.0, run, as_told=True)
+    assert run.fullest == [1.0]
+    (failure,) = run.failures
+    assert failure.startswith("100 clients came back")
+
+
 @pytest.mark.parametrize("told", [None, 2.001], ids=["untold", "too late"])
 def test_clients_that_are_not_told_when_to_come_back_are_found(told: float | None) -> None:
     assert judged(returns(*EVEN, told=told)).failures == [
