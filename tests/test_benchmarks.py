@@ -220,7 +220,14 @@ def test_a_command_that_is_refused_at_either_worker_is_seen() -> None:
 )
 def test_nothing_is_left_running(number: signal.Signals, scene: str, contender: str) -> None:
     command = [sys.executable, "-m", "benchmarks", scene, "--small", "--rounds", "99", "--servers", contender]
-    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, start_new_session=True) as process:
+    with subprocess.Popen(
+        command,
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        # A shell has what it runs in the background ignore SIGINT, the tests and their children too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         assert process.stdout is not None
         process.stdout.readline()
         until(lambda: len(descendants(process.pid)) >= 5)
