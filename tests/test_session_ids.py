@@ -18,13 +18,14 @@ def test_every_worker_has_an_id_of_its_own_that_is_one_token_of_a_subject() -> N
     assert all(len(worker) == 16 and worker.isascii() and not set(worker) & set(".*> ") for worker in workers)
 
 
-VALID = new_session_id(new_worker_id())
+VALID = "QmdRmnhDODDbZtNlOrPFcya0fjsu0j9skX_RM_ivu5_aqQbE"
 
 
 @pytest.mark.parametrize(
     "wrong", ["", VALID[:-1], VALID + "a", VALID + "\n", "*" + VALID[1:], ">" + VALID[1:], "ü" * 48]
 )
 def test_what_no_session_can_be_called_has_no_worker(wrong: str) -> None:
+    assert worker_of(VALID) == VALID[:16]
     assert worker_of(wrong) is None
 
 
