@@ -2,9 +2,10 @@ import asyncio
 import contextlib
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+import uvloop
 
 from sanic_nats_bridge.tcp import bound_silence, unacknowledged
 
@@ -16,6 +17,16 @@ class Transport(asyncio.Transport):
 
     def __init__(self, connection: socket.socket | None) -> None:
         super().__init__({"socket": connection})
+
+
+class Closed(asyncio.Protocol):
+    """Tells when its connection is closed."""
+
+    def __init__(self) -> None:
+        self.closed = asyncio.get_running_loop().create_future()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.closed.set_result(None)
 
 
 @contextlib.contextmanager
@@ -42,6 +53,21 @@ def test_a_socket_without_that_option_is_left_as_it_is(monkeypatch: pytest.Monke
     monkeypatch.delattr(socket, "TCP_USER_TIMEOUT")
     with socket.socket() as connection:
         bound_silence(Transport(connection), 1)
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_a_connection_that_is_closed_is_no_error(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    async def close() -> None:
+        loop = asyncio.get_running_loop()
+        transport, protocol = await loop.create_connection(Closed, sock=server)
+        transport.abort()
+        for _ in ("being closed", "closed"):
+            bound_silence(transport, 1)
+            assert not unacknowledged(transport)
+            await protocol.closed
+
+    with connected() as (server, _), asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(close())
 
 
 async def test_what_a_client_has_not_taken_is_told_from_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
