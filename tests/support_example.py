@@ -17,11 +17,9 @@ from typing import Self
 from sanic_nats_bridge.testing import NatsServer
 
 from .support import WAIT_SECONDS, alive, free_port
+from .support_process import MANAGER_SECONDS
 
 ROOT = Path(__file__).parent.parent
-
-_MANAGER_SECONDS = 0.5
-"""Sanic's main process spins for ever on a signal that comes before it has seen that all its workers are up."""
 
 
 def descendants(pid: int) -> set[int]:
@@ -89,7 +87,7 @@ class ExampleApp:
                 assert time.monotonic() < deadline, "some workers do not start"
                 time.sleep(0.05)
         if self._workers > 1:
-            time.sleep(_MANAGER_SECONDS)
+            time.sleep(MANAGER_SECONDS)
 
     def end(self, number: signal.Signals) -> int:
         """Send the signal; returns the exit status. Nothing but the nats-server may be left then."""

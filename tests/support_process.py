@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -15,6 +15,9 @@ from typing import IO, Any
 from .support import WAIT_SECONDS, free_port
 
 PROJECT = Path(__file__).parents[1]
+
+MANAGER_SECONDS = 1.0
+"""Sanic's manager spins for ever on a signal that comes before it has seen that its workers are up."""
 
 
 @dataclass
@@ -63,16 +66,24 @@ async def managed_process(
     """Serve ``tests.apps.managed`` by the ``sanic`` command, with these options of it; its port."""
     port = free_port()
     command = (sys.executable, "-m", "sanic", "tests.apps.managed:app", "--port", str(port), "--workers", "1", *options)
-    environment = os.environ | {f"SANIC_{name}": value for name, value in configuration.items()}
+    environment = {f"SANIC_{name}": value for name, value in configuration.items()}
+    async with process_of_workers(port, command, environment, log):
+        yield port
+
+
+@contextlib.asynccontextmanager
+async def process_of_workers(
+    port: int, command: Sequence[str], environment: Mapping[str, str], log: IO[bytes] | int = DEVNULL
+) -> AsyncIterator[None]:
+    """Run a manager of Sanic's with its workers until the end of the block; none of them outlives it."""
     process = await asyncio.create_subprocess_exec(
-        *command, stdout=log, stderr=log, cwd=PROJECT, env=environment, start_new_session=True
+        *command, stdout=log, stderr=log, cwd=PROJECT, env=os.environ | environment, start_new_session=True
     )
     try:
         await listening(port)
-        yield port
+        yield
     finally:
         await ended(process)
-        # Workers that have outlived their manager.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
 

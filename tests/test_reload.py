@@ -14,9 +14,9 @@ import pytest
 from sanic_nats_bridge.testing import NatsServer
 
 from .support import WAIT_SECONDS, until
-from .support_process import managed_process
+from .support_process import MANAGER_SECONDS, managed_process
 
-_MANAGER_SECONDS: Final = 1.0
+_RELOADER_SECONDS: Final = 3.0
 
 
 @contextlib.asynccontextmanager
@@ -94,17 +94,36 @@ async def another_serves(port: int, before: str) -> None:
         await asyncio.sleep(0.05)
 
 
+@contextlib.asynccontextmanager
+async def changing(source: Path) -> AsyncIterator[None]:
+    """Change it now and again: Sanic's reloader misses what happens before it has looked at it once."""
+
+    loop = asyncio.get_running_loop()
+    again: asyncio.Handle
+
+    def change() -> None:
+        nonlocal again
+        source.write_text(str(time.time()))
+        again = loop.call_later(_RELOADER_SECONDS, change)
+
+    change()
+    try:
+        yield
+    finally:
+        again.cancel()
+
+
 async def test_a_reload_in_development_does_not_wait_for_open_pages(nats_server: NatsServer, tmp_path: Path) -> None:
     source = tmp_path / "source.py"
     source.write_text("1")
     configuration = {"NATS_BRIDGE_SERVERS": nats_server.url, "NATS_BRIDGE_SUBSCRIBE": ">"}
     async with managed_process(configuration, "--auto-reload", "--reload-dir", str(tmp_path)) as port:
-        for round_ in range(2):
+        for _ in range(2):
             async with pages(port) as seen:
                 await all_opened(nats_server)
                 before = await served_by(port)
-                source.write_text(f"{round_} {time.time()}")
-                await goodbye(seen)
+                async with changing(source):
+                    await goodbye(seen)
                 await another_serves(port, before)
             await until(lambda: not nats_server.subscriptions())
 
@@ -122,8 +141,7 @@ async def test_the_end_waits_neither_for_clients_nor_for_nats(
                 await all_opened(nats_server)
                 if nats_hangs:
                     nats_server.pause()
-                # Sanic's manager spins for ever on a signal that comes before it has seen that its worker is up.
-                await asyncio.sleep(_MANAGER_SECONDS)
+                await asyncio.sleep(MANAGER_SECONDS)
                 await process.aclose()
                 await goodbye(seen)
     written = log.read_text()

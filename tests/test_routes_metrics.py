@@ -3,7 +3,6 @@ import os
 import signal
 import subprocess
 import sys
-from asyncio.subprocess import DEVNULL
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from sanic_nats_bridge.settings import Settings
 from sanic_nats_bridge.testing import NatsServer
 
 from .support import SERVERS, WAIT_SECONDS, Bridge, Publisher, ServerName, alive, free_port, running, until
-from .support_process import PROJECT, ended, listening, managed_process
+from .support_process import MANAGER_SECONDS, managed_process, process_of_workers
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
@@ -265,22 +264,15 @@ async def test_a_scrape_shows_all_workers_whichever_answers_and_what_they_have_c
 async def test_workers_whose_app_is_in_the_main_module_meet_too(shared_nats: NatsServer) -> None:
     port = free_port()
     settings = {"SANIC_NATS_BRIDGE_SERVERS": shared_nats.url, "SANIC_NATS_BRIDGE_METRICS": "true", "PORT": str(port)}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "tests.apps.managed",
-        cwd=PROJECT,
-        env=os.environ | settings,
-        stdout=DEVNULL,
-        stderr=DEVNULL,
-    )
-    try:
-        await listening(port)
-        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http, asyncio.timeout(3 * WAIT_SECONDS):
-            while {worker for _, worker, *_ in await scrape(http)} != {"Sanic-Server-0-0", "Sanic-Server-1-0"}:
-                pass
-    finally:
-        await ended(process)
+    command = (sys.executable, "-m", "tests.apps.managed")
+    async with (
+        process_of_workers(port, command, settings),
+        aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http,
+        asyncio.timeout(3 * WAIT_SECONDS),
+    ):
+        while {worker for _, worker, *_ in await scrape(http)} != {"Sanic-Server-0-0", "Sanic-Server-1-0"}:
+            pass
+        await asyncio.sleep(MANAGER_SECONDS)
 
 
 async def test_two_apps_of_one_process_each_tell_of_their_own(shared_nats: NatsServer) -> None:
