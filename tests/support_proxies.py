@@ -1,5 +1,6 @@
 """nginx and HAProxy by the configurations that the documents give, and clients that come through them."""
 
+import asyncio
 import contextlib
 import grp
 import os
@@ -19,6 +20,7 @@ import aiohttp
 from websockets.asyncio.client import connect
 
 from .support import WAIT_SECONDS, EventClient, WebSocketClient, free_port
+from .support_example import descendants
 from .support_process import PROJECT
 
 ProxyName: TypeAlias = Literal["nginx", "haproxy"]
@@ -30,6 +32,7 @@ READY_PATH = "/health/ready"
 
 _FOLDER = PROJECT / "docs" / "proxies"
 _IDLE = "60s"
+_RELOAD_SECONDS = 2.0
 _NGINX_PATHS = "".join(f" {kind}_temp_path {kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
 
 
@@ -42,9 +45,14 @@ class Proxy:
     certificate: Path
     process: subprocess.Popen[bytes]
 
-    def reload(self) -> None:
-        """Have it read its configuration anew; its new processes come while the old ones end."""
-        self.process.send_signal(signal.SIGHUP if self.name == "nginx" else signal.SIGUSR2)
+    async def reload(self) -> None:
+        """Have it read its configuration anew, and wait for its new processes, which come while the old ones end."""
+        before = descendants(self.process.pid)
+        async with asyncio.timeout(WAIT_SECONDS):
+            while not descendants(self.process.pid) - before:
+                # Again and again: HAProxy's master loses one that comes just before it executes itself anew.
+                self.process.send_signal(signal.SIGHUP if self.name == "nginx" else signal.SIGUSR2)
+                await asyncio.sleep(_RELOAD_SECONDS)
 
 
 @dataclass
@@ -127,7 +135,7 @@ def running_proxy(
             for port in ports.values():
                 _wait_for(port, process, folder / "log")
             if name == "haproxy":
-                # Before that it does not hear when it is to reload.
+                # Before that a signal to reload would end it.
                 _wait_for_line("Loading success", folder / "log")
             yield Proxy(name, ports, certificate, process)
         finally:
