@@ -13,6 +13,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 NODE := tests/node
 ARGS ?=
+# The tests wait more than they compute. ARGS="-n 0" runs them one after another.
+PARALLEL := -n 3 --dist loadfile
 
 # What the tests need of the system, each with a command or library by which its presence is seen: two
 # browsers, what Playwright's driver needs to steer one, two proxies, a network that can be cut, and Node.
@@ -28,7 +30,7 @@ run: $(VENV)/.run
 test: $(VENV)/.dev
 	@.ci/packages $(TEST_PACKAGES)
 	@$(MAKE) --no-print-directory $(NODE)/node_modules/.made
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import json
-import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from sanic_nats_bridge.testing import NatsServer
 
-from .processes import PROJECT, Server, python_server, server
+from .processes import PROJECT, Server, free_port, python_server, server
 from .scenes import Scene
 
 __all__ = ["CONTENDERS", "DEFAULT_CONTENDERS", "Contender", "Standing", "taking_part"]
@@ -90,7 +89,7 @@ def _bare(loop: str, settings: Mapping[str, Any]) -> Iterator[Standing]:
 
 @contextlib.contextmanager
 def _nats(loop: str, settings: Mapping[str, Any]) -> Iterator[Standing]:
-    port = _free_port()
+    port = free_port()
     # It is not told of a browser (User-Agent), and so need not cut its frames at 4,096 bytes: in its favour.
     with NatsServer(config=f'websocket {{ listen: "127.0.0.1:{port}", no_tls: true }}') as broker:
         process = _process(broker)
@@ -110,12 +109,6 @@ def _panini(loop: str, settings: Mapping[str, Any]) -> Iterator[Standing]:
 def _process(broker: NatsServer) -> Server:
     assert broker.pid is not None
     return Server(broker.pid, broker.port)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 CONTENDERS: Final = {

@@ -2,8 +2,8 @@
 
 import contextlib
 import functools
+import itertools
 import os
-import random
 import resource
 import select
 import signal
@@ -34,7 +34,8 @@ __all__ = [
 ]
 
 PROJECT: Final = Path(__file__).parents[1]
-_NOT_EPHEMERAL: Final = (12_000, 32_000)
+_NOT_EPHEMERAL: Final = range(12_000, 32_000)
+_PORTS_APART: Final = 211
 
 _START_SECONDS: Final = 20.0
 _END_SECONDS: Final = 5.0
@@ -164,7 +165,14 @@ def busy_ticks() -> tuple[int, int]:
 
 def free_port() -> int:
     """A port of 127.0.0.1 that nobody listens on, and that no system gives to whoever asks for any port."""
-    while True:
-        port = random.randint(*_NOT_EPHEMERAL)
+    for port in _ports(os.getpid()):
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
+    raise RuntimeError("No port is free")
+
+
+@functools.cache
+def _ports(process: int) -> Iterator[int]:
+    """None twice, for one may be free only until a server has started; other processes begin elsewhere."""
+    first = process * _PORTS_APART % len(_NOT_EPHEMERAL)
+    return itertools.chain(_NOT_EPHEMERAL[first:], _NOT_EPHEMERAL[:first])

@@ -25,7 +25,7 @@ from benchmarks.measure import measure
 from benchmarks.payloads import SMALLEST_BYTES, document
 from benchmarks.plots import draw
 from benchmarks.posts import Posts
-from benchmarks.processes import cpu_ns, descendants, server
+from benchmarks.processes import cpu_ns, descendants, free_port, server
 from benchmarks.reading import Counter, Sample
 from benchmarks.remote import Remote, RemoteError, remote
 from benchmarks.report import tables
@@ -247,6 +247,10 @@ def until(fact: Callable[[], bool]) -> None:
     while not fact():
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def test_no_port_is_given_twice() -> None:
+    assert len({free_port() for _ in range(50)}) == 50
 
 
 def test_ratios_are_taken_round_by_round() -> None:
