@@ -45,6 +45,7 @@ logger = logging.getLogger("sanic.root.nats_bridge")
 
 _LAST_SIGNALS_SECONDS: Final = 1.0
 _ONLY_WORKER: Final = "single"
+_SANIC_OTHER_APP: Final = "RunServer"
 
 
 class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __init_subclass__
@@ -228,6 +229,7 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
             _, late = await asyncio.wait(self._tasks, timeout=_LAST_SIGNALS_SECONDS)
             for task in late:
                 task.cancel()
+        await _other_apps_ended(app)
 
     async def _stopped(self, app: Sanic[Any, Any]) -> None:
         if self._board is not None:
@@ -263,3 +265,14 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         except Exception:
             # Sanic logs it only in debug mode.
             logger.exception("A handler of the signal %s has failed", event)
+
+
+async def _other_apps_ended(app: Sanic[Any, Any]) -> None:
+    """Wait for the other apps of this process, which the first one runs as tasks of its own.
+
+    Sanic 25.12 ends the first one while they end, and counts down from its `GRACEFUL_SHUTDOWN_TIMEOUT` by tenths
+    until they have, or nothing is left: without running the event loop, and past a zero that floats do not hit.
+    """
+    others = [task for task in app.tasks if task.get_name() == _SANIC_OTHER_APP]
+    if others:
+        await asyncio.wait(others, timeout=app.config.GRACEFUL_SHUTDOWN_TIMEOUT)

@@ -194,3 +194,27 @@ async def test_two_apps_of_one_server_process_both_have_their_bridge(
                 while (frame := await client.receive_json(timeout=WAIT_SECONDS))["type"] != "message":
                     pass
                 assert frame == {"type": "message", "subject": subject, "data": 1}
+
+
+@pytest.mark.parametrize("metrics", [False, True])
+async def test_a_process_of_two_apps_ends_also_where_one_takes_longer(
+    shared_nats: NatsServer, nats_server: NatsServer, metrics: bool
+) -> None:
+    async with app_process(
+        {"servers": shared_nats.url, "metrics": metrics}, {"servers": nats_server.url, "metrics": metrics}
+    ) as apps:
+        for port in apps.ports:
+            await healthy(port)
+        nats_server.pause()
+        apps.process.terminate()
+        async with asyncio.timeout(WAIT_SECONDS):
+            assert await apps.process.wait() == 0
+
+
+async def healthy(port: int) -> None:
+    """Wait until the app is connected to NATS."""
+    async with aiohttp.ClientSession() as http:
+        while True:
+            async with http.get(f"http://127.0.0.1:{port}/nats/health/ready") as response:
+                if (await response.json())["nats"] == "connected":
+                    return
