@@ -145,8 +145,8 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         self._link.on_connected = self._link_connected
         self._talk_to_others(self._link)
         self.app.ctx.nats_bridge = self
-        self._add_routes()
-        self._add_operators_routes()
+        cross_origin = self._add_routes()
+        self._add_operators_routes(cross_origin)
         self.app.register_listener(self._start, "before_server_start")
         self.app.register_listener(self._stop, "before_server_stop")
         self.app.register_listener(self._stopped, "after_server_stop")
@@ -167,7 +167,7 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         """What sanic-ext shows at the start."""
         return self.settings.prefix or "/"
 
-    def _add_routes(self) -> None:
+    def _add_routes(self) -> CrossOrigin:
         blueprint = Blueprint("natsbridge", url_prefix=self.settings.prefix)
         rule = OriginRule(self.settings.allowed_origins)
         doorkeeper, cross_origin = Doorkeeper(rule), CrossOrigin(rule)
@@ -178,8 +178,9 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         add_client_routes(blueprint)
         cross_origin.add_preflights(blueprint, "stream", "events", "subscribe", "unsubscribe")
         self.app.blueprint(blueprint)
-        paths = {f"/{route.path.strip('/')}" for route in blueprint.routes}
-        cross_origin.watch(self.app, paths)
+        paths = _paths(blueprint)
+        cross_origin.watch(self.app)
+        cross_origin.cover(paths)
         self._redaction = QueryRedaction(paths)
         for route in blueprint.routes:
             # Sanic would wait for a body before its guard sees the request; a handler with `stream` reads it itself.
@@ -187,8 +188,9 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
             # OpenAPI knows a WebSocket by the wrapper that Sanic puts around its handler.
             if route.extra.websocket:
                 openapi.exclude()(route.handler)
+        return cross_origin
 
-    def _add_operators_routes(self) -> None:
+    def _add_operators_routes(self, cross_origin: CrossOrigin) -> None:
         # A blueprint of their own: its guard would turn away who asks from another origin, a dashboard for one.
         blueprint = Blueprint("natsbridge_operators", url_prefix=self.settings.prefix)
         add_health_routes(blueprint, self._sessions)
@@ -202,6 +204,7 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
             self._board = MetricsBoard(self.stats, self.app.name, worker, shared_folder())
             add_metrics_route(blueprint, self._board)
         self.app.blueprint(blueprint)
+        cross_origin.cover(_paths(blueprint))
         for route in blueprint.routes:
             route.extra.ignore_body = True
 
@@ -265,6 +268,10 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         except Exception:
             # Sanic logs it only in debug mode.
             logger.exception("A handler of the signal %s has failed", event)
+
+
+def _paths(blueprint: Blueprint) -> set[str]:
+    return {f"/{route.path.strip('/')}" for route in blueprint.routes}
 
 
 async def _other_apps_ended(app: Sanic[Any, Any]) -> None:

@@ -55,7 +55,7 @@ async def bridge(
     for name, value in APPS_CORS[request.param].items():
         monkeypatch.setenv(f"SANIC_CORS_{name}", value)
     async with running(
-        servers=shared_nats.url, subscribe=[">"], allowed_origins=[ALLOWED], server=server
+        servers=shared_nats.url, subscribe=[">"], allowed_origins=[ALLOWED], metrics=True, server=server
     ) as served:  # fmt: skip
         yield served
 
@@ -99,6 +99,13 @@ async def test_nobody_else_is(bridge: Bridge) -> None:
             assert (method, path, origin, answered) == (method, path, origin, status if known else 403)
             assert cors(headers) == {}
             assert varies(headers) == ["origin"]
+
+
+async def test_health_and_metrics_are_sent_to_everybody_and_shown_to_allowed_origins(bridge: Bridge) -> None:
+    for path in ("/health/live", "/health/ready", "/metrics"):
+        for origin, shown in ((ALLOWED, SHOWN), (None, {}), (FOREIGN, {}), (OTHER, {})):
+            status, headers = await ask(bridge, "GET", path, origin)
+            assert (path, origin, status, cors(headers)) == (path, origin, 200, shown)
 
 
 async def test_a_preflight_is_answered_to_allowed_origins_alone(bridge: Bridge) -> None:

@@ -26,7 +26,7 @@ class CrossOrigin:
 
     def __init__(self, rule: OriginRule) -> None:
         self._rule = rule
-        self._paths: frozenset[str] = frozenset()
+        self._paths: set[str] = set()
 
     def add_preflights(self, blueprint: Blueprint, *doors: str) -> None:
         """Serve OPTIONS at these paths of the blueprint, where its guard lets the request pass."""
@@ -38,13 +38,16 @@ class CrossOrigin:
         for door in doors:
             blueprint.add_route(preflight, f"/{door}", methods=["OPTIONS"], name=f"{door}_preflight")
 
-    def watch(self, app: Sanic[Any, Any], paths: Iterable[str]) -> None:
-        """Have the last word on the headers of every answer at these paths, errors of Sanic's included.
+    def watch(self, app: Sanic[Any, Any]) -> None:
+        """Have the last word on the headers of every answer at its paths, errors of Sanic's included.
 
         A signal, because a response middleware of the app may keep those behind it from running.
         """
-        self._paths = frozenset(paths)
         app.add_signal(self._before_sending, "http.lifecycle.response")
+
+    def cover(self, paths: Iterable[str]) -> None:
+        """Take these paths for the bridge's own."""
+        self._paths.update(paths)
 
     async def _before_sending(self, request: Request, response: BaseHTTPResponse) -> None:
         if _path(request) in self._paths:
