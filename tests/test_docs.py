@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -92,6 +94,15 @@ def test_each_close_code_in_the_protocol_is_one_of_the_code() -> None:
 @pytest.mark.parametrize("source", blocks(README, "python"))
 def test_the_python_in_the_readme_compiles(source: str) -> None:
     compile(source, "README.md", "exec")
+
+
+def test_the_test_in_the_readme_passes(tmp_path: Path) -> None:
+    (app,) = (block for block in blocks(README, "python") if "async def order(" in block)
+    (test,) = (block for block in blocks(README, "python") if "def test_an_order_is_published" in block)
+    script = tmp_path / "script.py"
+    script.write_text(f"{app}\n\n{test}\n\ntest_an_order_is_published()\nprint('passed')")
+    result = subprocess.run([sys.executable, script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.stdout.endswith("passed\n"), result.stderr
 
 
 async def test_the_permissions_in_the_readme_open_what_its_text_says() -> None:
