@@ -261,7 +261,7 @@ def test_it_says_why_it_fell_back(browser: Browser, example: ExampleApp, shared_
 
 def test_the_console_shows_what_comes_back(page: Page, shared_nats: NatsServer) -> None:
     expect(frames(page).first).to_contain_text('"type":"welcome"')
-    assert re.search(r'"session":"\w{4}…"', texts(frames(page))[0])
+    assert re.search(r'"session":"[\w-]{4}…"', texts(frames(page))[0])
     command(page, '{"action": "ping", "id": "mine"}')
     expect(frames(page).first).to_contain_text('"message":"pong"')
     expect(frames(page).first).to_contain_text('"id":"mine"')
