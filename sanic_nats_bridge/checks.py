@@ -81,7 +81,7 @@ def server_urls(value: Any) -> tuple[str, ...]:
         raise ValueError("must name at least one NATS server")
     if not all(_is_server(server) for server in servers):
         raise ValueError("must be NATS URLs such as nats://127.0.0.1:4222")
-    if len({server.partition("://")[0] in ("ws", "wss") for server in servers}) > 1:
+    if len({server.partition("://")[0].lower() in ("ws", "wss") for server in servers}) > 1:
         raise ValueError("must not mix WebSocket URLs with others")
     return servers
 

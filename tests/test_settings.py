@@ -51,6 +51,7 @@ WRONG: dict[str, list[Any]] = {
         "nats://[::1",
         ["nats://h h:1"],
         ["nats://h:1", "ws://h:2"],
+        ["nats://h:1", "WS://h:2"],
         ["nats://h:1", "nats://"],
     ],
     "prefix": ["nats", "/", "/nats/", "//nats", "/a//b", "/größe", "/<id:int>", "/a b", "/nats\n", 5, ["/nats"]],
@@ -243,6 +244,26 @@ def test_a_ca_file_makes_a_context_that_verifies_by_it() -> None:
 def test_tls_settings_that_do_not_fit_are_refused(names: list[str], line: str) -> None:
     values: dict[str, Any] = {"tls": ssl.create_default_context(), "tls_ca": certifi.where()}
     assert refusal(**{name: values.get(name, THIS_FILE) for name in names}) == line
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tls", ssl.create_default_context()),
+        ("tls_ca", certifi.where()),
+        ("tls_hostname", "h"),
+        ("tls_handshake_first", True),
+    ],
+    ids=["tls", "tls_ca", "tls_hostname", "tls_handshake_first"],
+)
+def test_a_tls_setting_holds_for_every_server_and_excludes_what_can_have_no_tls(name: str, value: Any) -> None:
+    keywords: dict[str, Any] = {name: value}
+    assert resolve(servers="nats://a", **keywords).tls_only
+    assert resolve(servers="wss://a", **keywords).tls_only
+    assert refusal(servers=["wss://a", "WS://b"], **keywords) == (
+        "NatsBridge setting 'servers' must be wss:// URLs, not ws://, where TLS is set up beside it"
+    )
+    assert not resolve(servers=["wss://a", "ws://b"]).tls_only
 
 
 @pytest.mark.parametrize("name", ["tls_ca", "tls_cert"])
