@@ -87,6 +87,19 @@ async def test_a_server_that_leaves_tls_to_its_clients_is_spoken_to_with_tls(cer
             assert "tls_version" not in connection
 
 
+@pytest.mark.filterwarnings("ignore:parameter 'timeout' of type:DeprecationWarning")  # nats-py's call of aiohttp
+@pytest.mark.parametrize("below", ["", "tls"], ids=["alone", "and TLS at the other port"])
+async def test_a_websocket_has_the_tls_of_its_url(certificates: Path, below: str) -> None:
+    port = free_port()
+    websocket = tls(certificates).removeprefix("tls: ")
+    config = f"websocket {{listen: '127.0.0.1:{port}', tls: {websocket}}}\n" + (tls(certificates) if below else "")
+    with NatsServer(config=config) as server:
+        async with linked(servers=f"wss://127.0.0.1:{port}", tls_ca=certificates / "ca.pem") as bridge:
+            assert await bridge.ask("a") == {"a": "confirmed"}
+            (connection,) = server.monitor("/connz")["connections"]
+            assert connection["tls_version"] in ("1.2", "1.3")
+
+
 @pytest.mark.parametrize("how", WAYS)
 async def test_a_server_without_tls_is_told_nothing_where_tls_was_asked_for(
     certificates: Path, caplog: pytest.LogCaptureFixture, how: str
