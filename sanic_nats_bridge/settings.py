@@ -160,9 +160,19 @@ class Settings:
         if self.permissions and (self.subscribe or self.deny):
             # They would hold for nobody, and whoever has set them must not believe that they do.
             raise SettingsError("NatsBridge setting 'permissions' excludes 'subscribe' and 'deny': let it return them")
-        if self.metrics and find_spec("prometheus_client") is None:
-            raise SettingsError("NatsBridge setting 'metrics' needs pip install 'sanic-nats-bridge[metrics]'")
+        self._check_packages()
         self.tls_context()
+
+    def _check_packages(self) -> None:
+        by_websocket = any(urlsplit(url).scheme in ("ws", "wss") for url in self.servers)
+        for name, wanted, module, package in (
+            ("metrics", self.metrics, "prometheus_client", "sanic-nats-bridge[metrics]"),
+            ("credentials", self.credentials, "nkeys", "nats-py[nkeys]"),
+            ("nkeys_seed", self.nkeys_seed, "nkeys", "nats-py[nkeys]"),
+            ("servers", by_websocket, "aiohttp", "nats-py[aiohttp]"),
+        ):
+            if wanted and find_spec(module) is None:
+                raise SettingsError(f"NatsBridge setting '{name}' needs pip install '{package}'")
 
     @cached_property
     def everybody(self) -> Permissions:

@@ -272,6 +272,28 @@ def test_a_tls_file_that_does_not_load_stops_the_start(name: str) -> None:
     assert f"'{name}'" in refusal(**option)
 
 
+# Packages that are not there
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "module", "package"),
+    [
+        ("metrics", True, "prometheus_client", "sanic-nats-bridge[metrics]"),
+        ("credentials", THIS_FILE, "nkeys", "nats-py[nkeys]"),
+        ("nkeys_seed", THIS_FILE, "nkeys", "nats-py[nkeys]"),
+        ("servers", "ws://h", "aiohttp", "nats-py[aiohttp]"),
+        ("servers", ["WSS://h"], "aiohttp", "nats-py[aiohttp]"),
+    ],
+)
+def test_a_setting_whose_package_is_not_there_stops_the_start(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: Any, module: str, package: str
+) -> None:
+    resolve(**{name: value})
+    monkeypatch.setattr("sanic_nats_bridge.settings.find_spec", lambda asked: None if asked == module else True)
+    assert refusal(**{name: value}) == f"NatsBridge setting '{name}' needs pip install '{package}'"
+    resolve(servers="tls://h", subscribe="a")
+
+
 # Secrets
 
 
