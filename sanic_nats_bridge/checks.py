@@ -65,13 +65,24 @@ def flag(value: Any) -> bool:
 def words(value: Any) -> tuple[str, ...]:
     """A list of texts; one text holds them as JSON, or separated by blanks."""
     if isinstance(value, str):
-        try:
-            value = json.loads(value) if value.lstrip().startswith("[") else value.split()
-        except ValueError:
-            raise ValueError("is not a JSON list") from None
+        value = _json_list(value) if value.lstrip().startswith("[") else _blank_separated(value)
     if not isinstance(value, list | tuple | set | frozenset) or not all(isinstance(word, str) for word in value):
         raise ValueError("must be a list of texts")
     return tuple(value)
+
+
+def _json_list(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise ValueError("is not a JSON list") from None
+
+
+def _blank_separated(text: str) -> list[str]:
+    if "," in text:
+        # A subject may hold one; who writes it here has most likely meant two.
+        raise ValueError("must be separated by blanks, not commas; a JSON list may hold words with commas")
+    return text.split()
 
 
 def server_urls(value: Any) -> tuple[str, ...]:
