@@ -56,10 +56,10 @@ def text(value: Any) -> str:
 
 
 def flag(value: Any) -> bool:
-    """True or false."""
-    if not isinstance(value, bool):
+    """True or false; of ``1`` and ``0`` in the environment Sanic makes numbers."""
+    if not isinstance(value, bool | int) or value not in (0, 1):
         raise ValueError("must be true or false")
-    return value
+    return bool(value)
 
 
 def words(value: Any) -> tuple[str, ...]:
