@@ -56,22 +56,33 @@ def text(value: Any) -> str:
 
 
 def flag(value: Any) -> bool:
-    """True or false."""
-    if not isinstance(value, bool):
+    """True or false; of ``1`` and ``0`` in the environment Sanic makes numbers."""
+    if not isinstance(value, bool | int) or value not in (0, 1):
         raise ValueError("must be true or false")
-    return value
+    return bool(value)
 
 
 def words(value: Any) -> tuple[str, ...]:
     """A list of texts; one text holds them as JSON, or separated by blanks."""
     if isinstance(value, str):
-        try:
-            value = json.loads(value) if value.lstrip().startswith("[") else value.split()
-        except ValueError:
-            raise ValueError("is not a JSON list") from None
+        value = _json_list(value) if value.lstrip().startswith("[") else _blank_separated(value)
     if not isinstance(value, list | tuple | set | frozenset) or not all(isinstance(word, str) for word in value):
         raise ValueError("must be a list of texts")
     return tuple(value)
+
+
+def _json_list(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise ValueError("is not a JSON list") from None
+
+
+def _blank_separated(text: str) -> list[str]:
+    if "," in text:
+        # A subject may hold one; who writes it here has most likely meant two.
+        raise ValueError("must be separated by blanks, not commas; a JSON list may hold words with commas")
+    return text.split()
 
 
 def server_urls(value: Any) -> tuple[str, ...]:
@@ -81,7 +92,7 @@ def server_urls(value: Any) -> tuple[str, ...]:
         raise ValueError("must name at least one NATS server")
     if not all(_is_server(server) for server in servers):
         raise ValueError("must be NATS URLs such as nats://127.0.0.1:4222")
-    if len({server.partition("://")[0] in ("ws", "wss") for server in servers}) > 1:
+    if len({server.partition("://")[0].lower() in ("ws", "wss") for server in servers}) > 1:
         raise ValueError("must not mix WebSocket URLs with others")
     return servers
 

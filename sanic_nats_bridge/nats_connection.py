@@ -62,11 +62,13 @@ class Connection(Client):
     Args:
         listener: Who takes what comes.
         address: Of the server, for those who want another one.
+        tls_only: Whether to say nothing to a server without TLS.
     """
 
-    def __init__(self, listener: MessageListener, address: str = "") -> None:
+    def __init__(self, listener: MessageListener, address: str = "", *, tls_only: bool = False) -> None:
         super().__init__()
         self.address = address
+        self.tls_only = tls_only
         self.over = asyncio.Event()
         self.unwelcome = asyncio.Event()
         self.unanswered_pings = 0
@@ -88,7 +90,7 @@ class Connection(Client):
         Raises:
             Exception: Whatever nats-py or the network has to say; `cause` is nearer to the reason.
         """
-        self._transport = transport_for(options["servers"])
+        self._transport = transport_for(options["servers"], tls_only=self.tls_only)
         await self.connect(error_cb=self._note_error, **options)
         if not self.is_connected:
             # nats-py goes on after whatever is neither PONG nor -ERR, but never sends what is published.
@@ -220,6 +222,12 @@ class Connection(Client):
         if info.get("ldm"):
             # Lame duck mode: the server ends its connections one after another, and takes no new one.
             self.unwelcome.set()
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        if self.tls_only and info.get("tls_available"):
+            # nats-py would speak TLS only with a server that insists on it.
+            info["tls_required"] = True
+        await super()._process_info(info, initial_connection)
 
     def _pong(self) -> None:
         self._pongs_received += 1

@@ -147,7 +147,7 @@ class NatsLink:
         raise AssertionError("there is always a next attempt")
 
     async def _open(self, server: Server, listener: LinkListener) -> Connection:
-        connection = Connection(listener, server.address)
+        connection = Connection(listener, server.address, tls_only=server.has_tls or self._settings.tls_only)
         connection.too_long = self._too_long
         try:
             async with asyncio.timeout(self._settings.connect_timeout):

@@ -12,6 +12,7 @@ __all__ = ["Server", "ServerPool"]
 _LEAST_PAUSE_SECONDS: Final = 0.05
 _MOST_PAUSE_SECONDS: Final = 2.0
 _DEFAULT_PORT: Final = 4222
+_TLS_SCHEMES: Final = ("tls", "wss")
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,11 @@ class Server:
 
     verified_name: str | None = None
     """The name to look for in its certificate, where that is not the one in the URL."""
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether its URL asks for TLS."""
+        return urlsplit(self.url).scheme in _TLS_SCHEMES
 
     @property
     def address(self) -> str:
@@ -73,11 +79,12 @@ class ServerPool:
         return random.sample(named, len(named)) + random.sample(told_of, len(told_of))
 
     def _as_configured(self, server: SplitResult) -> Server:
-        # A server says neither the credentials nor the name that its certificate is made out to.
+        # A server says neither the credentials nor the name that its certificate is made out to, nor the scheme.
         first = self._configured[0]
+        scheme = next((each.scheme for each in self._configured if each.scheme in _TLS_SCHEMES), first.scheme)
         credentials = first.netloc.rpartition("@")[0]
         netloc = f"{credentials}@{_host(server)}" if credentials else _host(server)
-        return Server(server._replace(netloc=netloc).geturl(), first.hostname)
+        return Server(server._replace(scheme=scheme, netloc=netloc).geturl(), first.hostname)
 
 
 def _split(url: str) -> SplitResult:

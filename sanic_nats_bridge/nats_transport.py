@@ -6,6 +6,7 @@ Private names of nats-py's transports that are used: ``_bare_io_writer`` (TCP), 
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import Coroutine, Iterable
 from typing import Any, Final
 
@@ -22,23 +23,39 @@ class TcpSocket(TcpTransport):
     The larger the portion, the fewer writes to each client of the bridge. One write for all that a
     turn has to say, because a second one fails where the server has closed meanwhile, and asyncio
     then throws away the ``-ERR`` that says why.
+
+    Args:
+        tls_only: Whether nothing may be written before TLS is spoken.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, tls_only: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.aborted = False
+        self._barred = tls_only
         self._unsent: list[bytes] = []
 
     async def connect(self, uri: Any, buffer_size: int, connect_timeout: int) -> None:
         """Connect, with room for a whole portion."""
         await super().connect(uri, _READ_BYTES, connect_timeout)
 
+    async def connect_tls(self, uri: Any, ssl_context: ssl.SSLContext, buffer_size: int, connect_timeout: int) -> None:
+        """Speak TLS on the socket, which is connected."""
+        await super().connect_tls(uri, ssl_context, buffer_size, connect_timeout)
+        self._barred = False
+
     async def read(self, buffer_size: int) -> Any:
         """What has come, as much as there may be of it."""
         return await super().read(_READ_BYTES)
 
     def write(self, payload: bytes) -> None:
-        """Write the bytes at the end of this turn."""
+        """Write the bytes at the end of this turn.
+
+        Raises:
+            ConnectionError: They would go out in the clear, and must not.
+        """
+        if self._barred:
+            # nats-py logs in in the clear wherever the server does not insist on TLS.
+            raise ConnectionError("TLS was asked for, and the server offers none")
         if not self._unsent:
             asyncio.get_running_loop().call_soon(self._send)
         self._unsent.append(payload)
@@ -106,9 +123,12 @@ class WebSocket(WebSocketTransport):
             self._letting_go = asyncio.create_task(self._client.close())
 
 
-def transport_for(url: str) -> TcpSocket | WebSocket:
-    """The transport for a server of this URL, which is not connected yet."""
-    return WebSocket() if url.startswith("ws") else TcpSocket()
+def transport_for(url: str, *, tls_only: bool = False) -> TcpSocket | WebSocket:
+    """The transport for a server of this URL, which is not connected yet.
+
+    Whether a WebSocket has TLS its scheme alone says.
+    """
+    return WebSocket() if url.startswith("ws") else TcpSocket(tls_only=tls_only)
 
 
 async def within(seconds: float, work: Coroutine[Any, Any, None]) -> None:

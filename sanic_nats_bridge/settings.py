@@ -14,6 +14,7 @@ from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, TypedDict
+from urllib.parse import urlsplit
 
 from . import checks
 from .errors import SettingsError
@@ -152,12 +153,26 @@ class Settings:
             raise SettingsError("NatsBridge setting 'tls_key' needs 'tls_cert' beside it")
         if self.tls and (self.tls_ca or self.tls_cert):
             raise SettingsError("NatsBridge setting 'tls' excludes 'tls_ca', 'tls_cert' and 'tls_key'")
+        if self.tls_only and any(urlsplit(url).scheme == "ws" for url in self.servers):
+            raise SettingsError(
+                "NatsBridge setting 'servers' must be wss:// URLs, not ws://, where TLS is set up beside it"
+            )
         if self.permissions and (self.subscribe or self.deny):
             # They would hold for nobody, and whoever has set them must not believe that they do.
             raise SettingsError("NatsBridge setting 'permissions' excludes 'subscribe' and 'deny': let it return them")
-        if self.metrics and find_spec("prometheus_client") is None:
-            raise SettingsError("NatsBridge setting 'metrics' needs pip install 'sanic-nats-bridge[metrics]'")
+        self._check_packages()
         self.tls_context()
+
+    def _check_packages(self) -> None:
+        by_websocket = any(urlsplit(url).scheme in ("ws", "wss") for url in self.servers)
+        for name, wanted, module, package in (
+            ("metrics", self.metrics, "prometheus_client", "sanic-nats-bridge[metrics]"),
+            ("credentials", self.credentials, "nkeys", "nats-py[nkeys]"),
+            ("nkeys_seed", self.nkeys_seed, "nkeys", "nats-py[nkeys]"),
+            ("servers", by_websocket, "aiohttp", "nats-py[aiohttp]"),
+        ):
+            if wanted and find_spec(module) is None:
+                raise SettingsError(f"NatsBridge setting '{name}' needs pip install '{package}'")
 
     @cached_property
     def everybody(self) -> Permissions:
@@ -179,8 +194,13 @@ class Settings:
         """How much is kept of what a client cannot be given yet: the other half of what may wait for it."""
         return self.max_pending_bytes // 2 if self.overflow == "latest" else 0
 
+    @property
+    def tls_only(self) -> bool:
+        """Whether no server may be spoken to without TLS, even where its URL does not ask for it."""
+        return bool(self.tls or self.tls_ca or self.tls_cert or self.tls_hostname or self.tls_handshake_first)
+
     def tls_context(self) -> ssl.SSLContext | None:
-        """The TLS context for NATS; ``None`` leaves it to the URL and to what the server asks for.
+        """The TLS context for NATS; ``None`` leaves it to nats-py, which verifies by what the system trusts.
 
         Raises:
             SettingsError: The files that it is made from do not load.

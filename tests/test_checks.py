@@ -13,6 +13,10 @@ GOOD: list[tuple[Callable[[Any], Any], Any, Any]] = [
     (checks.words, "a  b\tc", ("a", "b", "c")),
     (checks.words, '["a b", "c"]', ("a b", "c")),
     (checks.words, ["a b"], ("a b",)),
+    (checks.words, ["a,b"], ("a,b",)),
+    (checks.words, '["a,b", "c"]', ("a,b", "c")),
+    (checks.open_patterns, ["a,b.>"], ("a,b.>",)),
+    (checks.server_urls, ["nats://u:a,b@h"], ("nats://u:a,b@h",)),
     (checks.words, "", ()),
     (checks.server_urls, "127.0.0.1", ("127.0.0.1",)),
     (checks.server_urls, "nats://a tls://b:1", ("nats://a", "tls://b:1")),
@@ -35,6 +39,7 @@ GOOD: list[tuple[Callable[[Any], Any], Any, Any]] = [
 BAD: list[tuple[Callable[[Any], Any], Any]] = [
     (checks.words, '["a"'),
     (checks.words, [1]),
+    (checks.words, "a, b"),
     (checks.server_urls, []),
     (checks.server_urls, "nats://a ws://b"),
     (checks.server_urls, "http://a"),
@@ -73,6 +78,23 @@ def test_a_wrong_value_is_refused_in_words_that_follow_the_settings_name(
     check: Callable[[Any], Any], value: Any
 ) -> None:
     with pytest.raises(ValueError, match=r"^(must|holds|is not) [^\n]+$"):
+        check(value)
+
+
+@pytest.mark.parametrize(
+    ("check", "value"),
+    [
+        (checks.server_urls, "nats://a:4222,nats://u:hidden@b:4222"),
+        (checks.open_patterns, "orders.new,orders.old"),
+        (checks.shut_patterns, "orders.new, orders.old"),
+        (checks.origins, "https://a.example,https://b.example"),
+        (checks.header_names, "A, B"),
+    ],
+    ids=label,
+)
+def test_commas_between_words_are_refused_and_what_is_right_is_said(check: Callable[[Any], Any], value: str) -> None:
+    said = "must be separated by blanks, not commas; a JSON list may hold words with commas"
+    with pytest.raises(ValueError, match=f"^{said}$"):
         check(value)
 
 

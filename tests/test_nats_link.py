@@ -1,9 +1,7 @@
 import asyncio
 import contextlib
 import json
-import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import nats.errors
@@ -471,49 +469,6 @@ async def test_a_server_that_wants_a_login_is_connected_to(config: str, login: s
     with NatsServer(config=config) as server:
         async with linked(server, servers=f"nats://{login}127.0.0.1:{server.port}", **settings) as bridge:
             assert await bridge.ask("a") == {"a": "confirmed"}
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ca.pem, and server.pem and server.key for 127.0.0.1."""
-    folder = tmp_path_factory.mktemp("certificates")
-    request = "openssl req -x509 -days 2 -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1"
-    signed = "-CA ca.pem -CAkey ca.key -addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=CA:FALSE"
-    # From Python 3.13 on authorities must say what they may sign (RFC 5280).
-    for arguments in (
-        "-subj /CN=test-ca -keyout ca.key -out ca.pem -addext keyUsage=critical,keyCertSign",
-        f"-subj /CN=nats -keyout server.key -out server.pem {signed}",
-    ):
-        subprocess.run(f"{request} {arguments}".split(), cwd=folder, check=True, capture_output=True)
-    return folder
-
-
-@pytest.mark.parametrize("scheme", ["tls", "nats"])
-@pytest.mark.parametrize("first", [False, True], ids=["after INFO", "handshake first"])
-async def test_tls_is_spoken_with_a_server_whose_authority_is_known(
-    certificates: Path, scheme: str, first: bool
-) -> None:
-    with NatsServer(config=tls(certificates, first=first)) as server:
-        url = f"{scheme}://127.0.0.1:{server.port}"
-        async with linked(server, servers=url, tls_ca=certificates / "ca.pem", tls_handshake_first=first) as bridge:
-            assert await bridge.ask("a") == {"a": "confirmed"}
-            (connection,) = server.monitor("/connz")["connections"]
-            assert connection["tls_version"] in ("1.2", "1.3")
-
-
-async def test_tls_is_not_spoken_with_a_server_whose_authority_is_unknown(
-    certificates: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with NatsServer(config=tls(certificates)) as server:
-        async with linked(server, servers=f"tls://127.0.0.1:{server.port}", connected=False) as bridge:
-            await until(lambda: "NATS is away" in caplog.text)
-            assert "certificate" in caplog.text.lower()
-            assert bridge.listener.told == []
-
-
-def tls(folder: Path, *, first: bool = False) -> str:
-    names = {"cert_file": f"{folder}/server.pem", "key_file": f"{folder}/server.key", "handshake_first": first}
-    return f"tls: {json.dumps(names)}"
 
 
 # The ground

@@ -1,5 +1,7 @@
 from itertools import islice
 
+import pytest
+
 from sanic_nats_bridge.nats_servers import Server, ServerPool
 
 MEMBERS = ["nats://10.0.0.1:4222", "nats://10.0.0.2:4223"]
@@ -42,6 +44,29 @@ def test_what_the_cluster_tells_of_gets_the_credentials_and_the_name_of_the_firs
         Server("tls://user:secret@nats.example.com"),
         Server("tls://user:secret@10.0.0.1:4222", "nats.example.com"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("configured", "scheme", "has_tls"),
+    [
+        (["nats://seed"], "nats", False),
+        (["tls://seed"], "tls", True),
+        (["nats://seed", "tls://other"], "tls", True),
+        (["ws://seed"], "ws", False),
+        (["ws://seed", "wss://other"], "wss", True),
+    ],
+    ids=str,
+)
+def test_what_the_cluster_tells_of_has_tls_where_one_that_is_named_has(
+    configured: list[str], scheme: str, has_tls: bool
+) -> None:
+    pool = ServerPool(configured)
+    # nats-py says nats:// of them all, unless it is connected to one by tls://.
+    pool.discover(MEMBERS)
+    told_of = [server for server in pool.others("") if server.verified_name]
+    assert {server.url for server in told_of} == {url.replace("nats:", f"{scheme}:") for url in MEMBERS}
+    assert {server.has_tls for server in told_of} == {has_tls}
+    assert [Server(url).has_tls for url in configured] == [url.startswith(("tls", "wss")) for url in configured]
 
 
 def test_the_others_are_all_but_the_one_with_that_address() -> None:

@@ -56,6 +56,20 @@ async def test_a_socket_is_let_go_of_although_the_peer_takes_nothing() -> None:
         await until(lambda: sockets() == before + 1)
 
 
+async def test_nothing_is_written_in_the_clear_where_tls_is_a_must() -> None:
+    async with Peer().listening() as peer:
+        transport: Any = TcpSocket(tls_only=True)
+        await transport.connect(urlparse(peer.url), 0, 2)
+        with pytest.raises(ConnectionError, match="TLS"):
+            transport.write(b"x\n")
+        with pytest.raises(ConnectionError, match="TLS"):
+            transport.writelines([b"x\n"])
+        transport.close()
+        await transport.wait_closed()
+        await until(lambda: peer.accepted)
+        assert peer.lines == []
+
+
 async def test_what_is_written_arrives_before_a_socket_is_closed() -> None:
     async with Peer().listening() as peer:
         transport = await connected(peer)

@@ -33,6 +33,7 @@ def refusal(config: dict[str, Any] | None = None, **keywords: Any) -> str:
 NOT_SECONDS = [0.0, -1, "5", True, float("nan"), float("inf"), 10**400, [5]]
 NOT_COUNTS = [0, -1, 1.5, "5", True, float("inf")]
 NOT_RATES = [0, -1, "5", True, float("nan"), float("inf"), [5]]
+NOT_FLAGS = [2, -1, 1.0, 0.0, "true", "", []]
 NOT_TEXTS = ["", 42, True, ["a"], b"a"]
 NOT_FILES = ["", 42, "/no/such/file", Path("/no/such/file"), str(Path(THIS_FILE).parent), "x" * 5_000, "a\nb", "a\0b"]
 NOT_LISTS = [5, {"a": 1}, ["a", 1], '["a"', "[1]", '["a", null]', b"a"]
@@ -51,6 +52,7 @@ WRONG: dict[str, list[Any]] = {
         "nats://[::1",
         ["nats://h h:1"],
         ["nats://h:1", "ws://h:2"],
+        ["nats://h:1", "WS://h:2"],
         ["nats://h:1", "nats://"],
     ],
     "prefix": ["nats", "/", "/nats/", "//nats", "/a//b", "/größe", "/<id:int>", "/a b", "/nats\n", 5, ["/nats"]],
@@ -97,8 +99,8 @@ WRONG: dict[str, list[Any]] = {
     "overflow": ["", "Gap", "drop", 1, True, ["gap"]],
     "write_timeout": NOT_SECONDS,
     "flush_interval": [*NOT_SECONDS[1:], 1.01],
-    "ready_needs_nats": [1, 0, "true", "", []],
-    "metrics": [1, 0, "true", "", []],
+    "ready_needs_nats": NOT_FLAGS,
+    "metrics": NOT_FLAGS,
     "name": NOT_TEXTS,
     "user": NOT_TEXTS,
     "password": NOT_TEXTS,
@@ -112,7 +114,7 @@ WRONG: dict[str, list[Any]] = {
     "tls_cert": NOT_FILES,
     "tls_key": NOT_FILES,
     "tls_hostname": NOT_TEXTS,
-    "tls_handshake_first": [1, 0, "true", "", []],
+    "tls_handshake_first": NOT_FLAGS,
     "connect_timeout": NOT_SECONDS,
     "ping_interval": NOT_SECONDS,
 }
@@ -166,6 +168,8 @@ RIGHT: list[tuple[str, Any, Any]] = [
     ("credentials", Path(THIS_FILE), THIS_FILE),
     ("nkeys_seed", THIS_FILE, THIS_FILE),
     ("tls_handshake_first", True, True),
+    ("metrics", 1, True),
+    ("metrics", 0, False),
 ]
 
 
@@ -245,10 +249,52 @@ def test_tls_settings_that_do_not_fit_are_refused(names: list[str], line: str) -
     assert refusal(**{name: values.get(name, THIS_FILE) for name in names}) == line
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tls", ssl.create_default_context()),
+        ("tls_ca", certifi.where()),
+        ("tls_hostname", "h"),
+        ("tls_handshake_first", True),
+    ],
+    ids=["tls", "tls_ca", "tls_hostname", "tls_handshake_first"],
+)
+def test_a_tls_setting_holds_for_every_server_and_excludes_what_can_have_no_tls(name: str, value: Any) -> None:
+    keywords: dict[str, Any] = {name: value}
+    assert resolve(servers="nats://a", **keywords).tls_only
+    assert resolve(servers="wss://a", **keywords).tls_only
+    assert refusal(servers=["wss://a", "WS://b"], **keywords) == (
+        "NatsBridge setting 'servers' must be wss:// URLs, not ws://, where TLS is set up beside it"
+    )
+    assert not resolve(servers=["wss://a", "ws://b"]).tls_only
+
+
 @pytest.mark.parametrize("name", ["tls_ca", "tls_cert"])
 def test_a_tls_file_that_does_not_load_stops_the_start(name: str) -> None:
     option: dict[str, Any] = {name: THIS_FILE}
     assert f"'{name}'" in refusal(**option)
+
+
+# Packages that are not there
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "module", "package"),
+    [
+        ("metrics", True, "prometheus_client", "sanic-nats-bridge[metrics]"),
+        ("credentials", THIS_FILE, "nkeys", "nats-py[nkeys]"),
+        ("nkeys_seed", THIS_FILE, "nkeys", "nats-py[nkeys]"),
+        ("servers", "ws://h", "aiohttp", "nats-py[aiohttp]"),
+        ("servers", ["WSS://h"], "aiohttp", "nats-py[aiohttp]"),
+    ],
+)
+def test_a_setting_whose_package_is_not_there_stops_the_start(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: Any, module: str, package: str
+) -> None:
+    resolve(**{name: value})
+    monkeypatch.setattr("sanic_nats_bridge.settings.find_spec", lambda asked: None if asked == module else True)
+    assert refusal(**{name: value}) == f"NatsBridge setting '{name}' needs pip install '{package}'"
+    resolve(servers="tls://h", subscribe="a")
 
 
 # Secrets
@@ -342,6 +388,10 @@ def set_up(names_of_apps: list[str]) -> Any:
         ("heartbeat", "0.5", 0.5),
         ("max_sessions", "5", 5),
         ("tls_handshake_first", "true", True),
+        ("metrics", "1", True),
+        ("metrics", "yes", True),
+        ("ready_needs_nats", "0", False),
+        ("ready_needs_nats", "off", False),
     ],
 )
 def test_the_environment_is_taken_as_it_is_written(
@@ -355,7 +405,15 @@ def test_the_environment_is_taken_as_it_is_written(
 
 @pytest.mark.parametrize(
     ("name", "written"),
-    [("heartbeat", "soon"), ("max_sessions", "1.5"), ("max_sessions", "yes"), ("subscribe", "[1"), ("prefix", "7")],
+    [
+        ("heartbeat", "soon"),
+        ("max_sessions", "1.5"),
+        ("max_sessions", "yes"),
+        ("metrics", "2"),
+        ("metrics", "maybe"),
+        ("subscribe", "[1"),
+        ("prefix", "7"),
+    ],
 )
 def test_a_wrong_environment_stops_the_start(
     set_up: Any, monkeypatch: pytest.MonkeyPatch, name: str, written: str
