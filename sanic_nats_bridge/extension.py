@@ -108,6 +108,7 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
 
         Raises:
             ValueError: Neither is given, or both are.
+            TypeError: What is given is no ``str``.
         """
         return await self._decisions.revoke(identity, session)
 
@@ -121,6 +122,7 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
 
         Raises:
             ValueError: Neither is given, or both are; or the permissions have another identity.
+            TypeError: What is given is no ``str``, or the permissions are no `Permissions`.
         """
         return await self._decisions.repermit(permissions, identity, session)
 
