@@ -117,8 +117,9 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
     ) -> int:
         """Have the sessions of an identity, or one session, go by other permissions, wherever `revoke` would end them.
 
-        Returns how many there were on this worker. Subscriptions that do not fit any more end.
-        ``expires`` holds anew; a session keeps its identity.
+        Returns how many there were on this worker. Subscriptions that do not fit any more end. The
+        permissions take the place of the old ones as a whole: without ``expires`` a session has no end any
+        more. It keeps its identity alone.
 
         Raises:
             ValueError: Neither is given, or both are; or the permissions have another identity.
