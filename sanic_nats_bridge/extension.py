@@ -5,7 +5,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any, Final, Unpack
+from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 
 from sanic import Blueprint, Sanic
 from sanic.exceptions import SanicException
@@ -88,16 +88,23 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         return SessionsView(self._sessions) if self._link is not None else ()
 
     def stats(self) -> Stats:
-        """How this worker fares; to be called in its event loop, once the bridge is on an app."""
-        return take_stats(self._sessions, self._lag.seconds)
+        """How this worker fares; to be called in its event loop.
+
+        Raises:
+            RuntimeError: The bridge is on no app yet.
+        """
+        return take_stats(self._on_app._sessions, self._lag.seconds)
 
     @property
     def client_url(self) -> str:
         """Path of the browser client, another one with each version of it, which browsers may keep for ever.
 
         For pages that the app renders; ``client.js`` in the same place is always the current one.
+
+        Raises:
+            RuntimeError: The bridge is on no app yet.
         """
-        return f"{self.settings.prefix}/{versioned_name()}"
+        return f"{self._on_app.settings.prefix}/{versioned_name()}"
 
     async def revoke(self, *, identity: str | None = None, session: str | None = None) -> int:
         """End the sessions of an identity, or one session, with close code 4403.
@@ -109,8 +116,9 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         Raises:
             ValueError: Neither is given, or both are.
             TypeError: What is given is no ``str``.
+            RuntimeError: The bridge is on no app yet.
         """
-        return await self._decisions.revoke(identity, session)
+        return await self._on_app._decisions.revoke(identity, session)
 
     async def repermit(
         self, permissions: Permissions, *, identity: str | None = None, session: str | None = None
@@ -124,8 +132,16 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         Raises:
             ValueError: Neither is given, or both are; or the permissions have another identity.
             TypeError: What is given is no ``str``, or the permissions are no `Permissions`.
+            RuntimeError: The bridge is on no app yet.
         """
-        return await self._decisions.repermit(permissions, identity, session)
+        return await self._on_app._decisions.repermit(permissions, identity, session)
+
+    @property
+    def _on_app(self) -> Self:
+        """The bridge, for what it can do on an app only: its parts are made there."""
+        if self._link is None:
+            raise RuntimeError("This NatsBridge is on no app yet: call app.extend first")
+        return self
 
     def startup(self, bootstrap: Any) -> None:
         """Called by sanic-ext, in the main process and in each worker: registers, opens nothing."""
