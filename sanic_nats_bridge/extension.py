@@ -44,6 +44,7 @@ __all__ = ["NatsBridge"]
 logger = logging.getLogger("sanic.root.nats_bridge")
 
 _LAST_SIGNALS_SECONDS: Final = 1.0
+_BLUEPRINT: Final = "natsbridge"
 _ONLY_WORKER: Final = "single"
 
 
@@ -147,6 +148,8 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         """Called by sanic-ext, in the main process and in each worker: registers, opens nothing."""
         if self._link is not None:
             raise SettingsError("One NatsBridge serves one app; give each app its own")
+        if _BLUEPRINT in self.app.blueprints:
+            raise SettingsError("One app has one NatsBridge; this one has another already")
         self.settings = Settings.resolve(self._keywords, self.app.config)
         self._link = NatsLink(self.settings)
         self._hub = Hub(
@@ -186,7 +189,7 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         return self.settings.prefix or "/"
 
     def _add_routes(self) -> None:
-        blueprint = Blueprint("natsbridge", url_prefix=self.settings.prefix)
+        blueprint = Blueprint(_BLUEPRINT, url_prefix=self.settings.prefix)
         rule = OriginRule(self.settings.allowed_origins)
         doorkeeper, cross_origin = Doorkeeper(rule), CrossOrigin(rule)
         doorkeeper.guard(blueprint)

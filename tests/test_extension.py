@@ -132,6 +132,13 @@ def test_one_bridge_on_two_apps_is_refused() -> None:
         app_with(extension)
 
 
+def test_two_bridges_on_one_app_are_refused() -> None:
+    app: App = Sanic(f"test_{uuid4().hex}", configure_logging=False)
+    extensions: list[Any] = [NatsBridge(subscribe=["a"]), NatsBridge(subscribe=["b"], prefix="/other")]
+    with pytest.raises(SettingsError, match="One app has one NatsBridge"):
+        app.extend(extensions=extensions)
+
+
 async def test_two_apps_have_a_bridge_each(shared_nats: NatsServer, publisher: Publisher) -> None:
     subject = publisher.subject("a")
     options: dict[str, Any] = {"servers": shared_nats.url, "subscribe": [">"]}
