@@ -6,6 +6,7 @@
 import argparse
 import json
 import sys
+import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,11 @@ __all__ = ["main"]
 
 
 def main() -> int:
-    """Explain; the exit status is 0 where every pattern is allowed, 1 where one is not, 2 for what cannot be read."""
+    """Explain.
+
+    The exit status is 0 where every pattern is allowed; 1 where one is not, or where the permissions have
+    expired; 2 for what cannot be read.
+    """
     options = _options()
     try:
         permissions = read_permissions(options.permissions)
@@ -27,7 +32,10 @@ def main() -> int:
     for pattern, explained in explanations.items():
         real = f" (in NATS: {explained.real_pattern})" if explained.real_pattern != pattern else ""
         print(f"{'allowed' if explained.allowed else 'refused'}  {pattern}{real}: {explained.rule}")  # noqa: T201
-    return 0 if all(explained.allowed for explained in explanations.values()) else 1
+    expired = permissions.expires_at <= time.time()
+    if expired:
+        print("expired  the permissions: a client hears auth.expired, whatever it asks for")  # noqa: T201
+    return 0 if not expired and all(explained.allowed for explained in explanations.values()) else 1
 
 
 def read_permissions(source: str) -> Permissions:
@@ -41,8 +49,11 @@ def read_permissions(source: str) -> Permissions:
     if source == "-":
         text = sys.stdin.read()
     else:
-        text = source if source.lstrip().startswith("{") else Path(source).read_text()
-    arguments: Any = json.loads(text)
+        text = source if source.lstrip().startswith(("{", "[")) else Path(source).read_text()
+    try:
+        arguments: Any = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the permissions are not JSON: {error}") from None
     if not isinstance(arguments, dict):
         raise ValueError("the permissions must be a JSON object")
     if isinstance(arguments.get("expires"), str):

@@ -13,7 +13,6 @@ import msgspec
 from msgspec import Struct
 
 from .permissions import Permissions
-from .protocol import encode
 from .session_ids import key_of
 from .sessions import Sessions
 
@@ -56,6 +55,8 @@ class _Decision(Struct, frozen=True, kw_only=True):
     """When it was made, in Unix seconds, where it could not be told then."""
 
 
+# What is of a subclass of `str` goes out as text too.
+_encode = msgspec.json.Encoder(enc_hook=str.__str__).encode
 _decode = msgspec.json.Decoder(_Decision).decode
 
 
@@ -99,7 +100,7 @@ class Decisions:
             while self._untold:
                 target, decision = next(iter(self._untold.items()))
                 try:
-                    await self._announcements.announce(encode(decision))
+                    await self._announcements.announce(_encode(decision))
                 except ConnectionError:
                     for each, untold in self._untold.items():
                         late_since = untold.late_since or time.time()

@@ -4,6 +4,7 @@
     ├── CommandInvalid            command.invalid
     │   └── MediaTypeUnsupported  command.invalid, but HTTP 415
     ├── CommandUnsupported        command.unsupported
+    │   └── QueryUnsupported      command.unsupported
     ├── AuthRequired              auth.required
     ├── AuthExpired               auth.expired
     ├── SubjectInvalid            subject.invalid
@@ -39,6 +40,7 @@ __all__ = [
     "NatsUnavailable",
     "NotSubscribed",
     "OriginForbidden",
+    "QueryUnsupported",
     "RateLimit",
     "SessionUnknown",
     "SessionUnreachable",
@@ -58,6 +60,7 @@ class CloseCode(IntEnum):
     TOO_BIG = 1009
     INTERNAL = 1011
     TRY_AGAIN_LATER = 1013
+    UNSUPPORTED = 4400
     UNAUTHORIZED = 4401
     FORBIDDEN = 4403
     TOO_MANY_COMMANDS = 4429
@@ -65,7 +68,12 @@ class CloseCode(IntEnum):
     @property
     def reconnect(self) -> bool:
         """Whether a client that comes back as it is may expect to be served."""
-        return self not in (CloseCode.TOO_BIG, CloseCode.UNAUTHORIZED, CloseCode.FORBIDDEN)
+        return self not in (
+            CloseCode.TOO_BIG,
+            CloseCode.UNSUPPORTED,
+            CloseCode.UNAUTHORIZED,
+            CloseCode.FORBIDDEN,
+        )
 
     @property
     def cuts(self) -> bool:
@@ -108,6 +116,12 @@ class CommandUnsupported(BridgeError):
 
     code = "command.unsupported"
     http_status = 400
+
+
+class QueryUnsupported(CommandUnsupported):
+    """What the protocol reserves, in the query with which a session was to begin."""
+
+    close_code = CloseCode.UNSUPPORTED
 
 
 class AuthRequired(BridgeError):

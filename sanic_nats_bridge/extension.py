@@ -5,7 +5,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any, Final, Unpack
+from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 
 from sanic import Blueprint, Sanic
 from sanic.exceptions import SanicException
@@ -21,6 +21,7 @@ from .loop_lag import LoopLag
 from .nats_connection import NatsClient
 from .nats_control import ControlChannel
 from .nats_link import NatsLink
+from .neighbours import neighbours_ended
 from .origins import OriginRule
 from .permissions import CONTROL_TOKEN, Permissions
 from .relay import Relay
@@ -44,8 +45,8 @@ __all__ = ["NatsBridge"]
 logger = logging.getLogger("sanic.root.nats_bridge")
 
 _LAST_SIGNALS_SECONDS: Final = 1.0
+_BLUEPRINT: Final = "natsbridge"
 _ONLY_WORKER: Final = "single"
-_SANIC_OTHER_APP: Final = "RunServer"
 
 
 class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __init_subclass__
@@ -89,16 +90,23 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         return SessionsView(self._sessions) if self._link is not None else ()
 
     def stats(self) -> Stats:
-        """How this worker fares; to be called in its event loop, once the bridge is on an app."""
-        return take_stats(self._sessions, self._lag.seconds)
+        """How this worker fares; to be called in its event loop.
+
+        Raises:
+            RuntimeError: The bridge is on no app yet.
+        """
+        return take_stats(self._on_app._sessions, self._lag.seconds)
 
     @property
     def client_url(self) -> str:
         """Path of the browser client, another one with each version of it, which browsers may keep for ever.
 
         For pages that the app renders; ``client.js`` in the same place is always the current one.
+
+        Raises:
+            RuntimeError: The bridge is on no app yet.
         """
-        return f"{self.settings.prefix}/{versioned_name()}"
+        return f"{self._on_app.settings.prefix}/{versioned_name()}"
 
     async def revoke(self, *, identity: str | None = None, session: str | None = None) -> int:
         """End the sessions of an identity, or one session, with close code 4403.
@@ -109,26 +117,40 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
 
         Raises:
             ValueError: Neither is given, or both are.
+            TypeError: What is given is no ``str``.
+            RuntimeError: The bridge is on no app yet.
         """
-        return await self._decisions.revoke(identity, session)
+        return await self._on_app._decisions.revoke(identity, session)
 
     async def repermit(
         self, permissions: Permissions, *, identity: str | None = None, session: str | None = None
     ) -> int:
         """Have the sessions of an identity, or one session, go by other permissions, wherever `revoke` would end them.
 
-        Returns how many there were on this worker. Subscriptions that do not fit any more end.
-        ``expires`` holds anew; a session keeps its identity.
+        Returns how many there were on this worker. Subscriptions that do not fit any more end. The
+        permissions take the place of the old ones as a whole: without ``expires`` a session has no end any
+        more. It keeps its identity alone.
 
         Raises:
             ValueError: Neither is given, or both are; or the permissions have another identity.
+            TypeError: What is given is no ``str``, or the permissions are no `Permissions`.
+            RuntimeError: The bridge is on no app yet.
         """
-        return await self._decisions.repermit(permissions, identity, session)
+        return await self._on_app._decisions.repermit(permissions, identity, session)
+
+    @property
+    def _on_app(self) -> Self:
+        """The bridge, for what it can do on an app only: its parts are made there."""
+        if self._link is None:
+            raise RuntimeError("This NatsBridge is on no app yet: call app.extend first")
+        return self
 
     def startup(self, bootstrap: Any) -> None:
         """Called by sanic-ext, in the main process and in each worker: registers, opens nothing."""
         if self._link is not None:
             raise SettingsError("One NatsBridge serves one app; give each app its own")
+        if _BLUEPRINT in self.app.blueprints:
+            raise SettingsError("One app has one NatsBridge; this one has another already")
         self.settings = Settings.resolve(self._keywords, self.app.config)
         self._link = NatsLink(self.settings)
         self._hub = Hub(
@@ -168,7 +190,7 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         return self.settings.prefix or "/"
 
     def _add_routes(self) -> CrossOrigin:
-        blueprint = Blueprint("natsbridge", url_prefix=self.settings.prefix)
+        blueprint = Blueprint(_BLUEPRINT, url_prefix=self.settings.prefix)
         rule = OriginRule(self.settings.allowed_origins)
         doorkeeper, cross_origin = Doorkeeper(rule), CrossOrigin(rule)
         doorkeeper.guard(blueprint)
@@ -232,7 +254,7 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
             _, late = await asyncio.wait(self._tasks, timeout=_LAST_SIGNALS_SECONDS)
             for task in late:
                 task.cancel()
-        await _other_apps_ended(app)
+        await neighbours_ended(app)
 
     async def _stopped(self, app: Sanic[Any, Any]) -> None:
         if self._board is not None:
@@ -272,14 +294,3 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
 
 def _paths(blueprint: Blueprint) -> set[str]:
     return {f"/{route.path.strip('/')}" for route in blueprint.routes}
-
-
-async def _other_apps_ended(app: Sanic[Any, Any]) -> None:
-    """Wait for the other apps of this process, which the first one runs as tasks of its own.
-
-    Sanic 25.12 ends the first one while they end, and counts down from its `GRACEFUL_SHUTDOWN_TIMEOUT` by tenths
-    until they have, or nothing is left: without running the event loop, and past a zero that floats do not hit.
-    """
-    others = [task for task in app.tasks if task.get_name() == _SANIC_OTHER_APP]
-    if others:
-        await asyncio.wait(others, timeout=app.config.GRACEFUL_SHUTDOWN_TIMEOUT)

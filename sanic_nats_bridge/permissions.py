@@ -16,6 +16,9 @@ __all__ = ["CONTROL_TOKEN", "Explanation", "Grant", "Permissions", "PermissionsF
 CONTROL_TOKEN: Final = "_NATSBRIDGE"
 """First token of the subjects on which bridges talk to each other; never open to a client."""
 
+_END_OF_9999: Final = 253_402_387_200
+"""When the year 9999 has ended in every time zone, in Unix seconds; what `datetime` can say is before it."""
+
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _PLACEHOLDER: Final = re.compile(r"\{([^{}]*)\}")
 
@@ -69,7 +72,7 @@ class Permissions:
         literal_only: No wildcards may be asked for.
         identity: Who the client is, for a POST to its session, `NatsBridge.revoke`, `NatsBridge.repermit`
             and ``max_sessions_per_identity``.
-        expires: When its session ends, as an aware ``datetime`` or in Unix seconds.
+        expires: When its session ends, as an aware ``datetime`` or in Unix seconds, up to the year 9999.
 
     Raises:
         ValueError: A pattern, a value or a time is not what it must be.
@@ -236,6 +239,8 @@ def _unix_seconds(expires: Any) -> float:
         if expires.tzinfo is None or expires.utcoffset() is None:
             raise ValueError("expires must be an aware datetime, or Unix seconds")
         return expires.timestamp()
-    if isinstance(expires, bool) or not isinstance(expires, int | float) or not math.isfinite(expires):
+    if isinstance(expires, bool) or not isinstance(expires, int | float) or not -math.inf < expires < math.inf:
         raise ValueError("expires must be an aware datetime, or Unix seconds")
+    if abs(expires) > _END_OF_9999:
+        raise ValueError("expires is beyond the year 9999; it must be in Unix seconds, not milliseconds")
     return float(expires)

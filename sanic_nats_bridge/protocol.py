@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, Protocol, TypeAlias
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from .errors import BridgeError, CloseCode, CommandInvalid, CommandUnsupported
+from .errors import BridgeError, CloseCode, CommandInvalid, CommandUnsupported, QueryUnsupported
 
 __all__ = [
     "PROTOCOL_VERSION",
@@ -27,6 +27,7 @@ __all__ = [
     "Unsubscribed",
     "Waits",
     "Welcome",
+    "check_query",
     "decode_command",
     "encode",
     "event_name",
@@ -180,16 +181,25 @@ def decode_command(data: bytes, action: Action | None = None) -> Command:
     return _checked(command, action)
 
 
+def check_query(query: Mapping[str, Sequence[str]]) -> None:
+    """Let the query pass with which a session is to begin, on whichever way.
+
+    Raises:
+        QueryUnsupported: It has a parameter that the protocol reserves, or another ``protocol`` than 1.
+    """
+    if query.get("protocol", ["1"]) != [str(PROTOCOL_VERSION)]:
+        raise QueryUnsupported(f"This server speaks protocol {PROTOCOL_VERSION}")
+    if any(field in query for field in _RESERVED_FIELDS):
+        raise QueryUnsupported("Not supported here: 'from' and 'after'")
+
+
 def query_command(query: Mapping[str, Sequence[str]]) -> Command | None:
     """Read the subscribe command from the query of an event stream; ``None`` where it has none.
 
     Raises:
-        CommandUnsupported: A parameter that the protocol reserves, or another ``protocol`` than 1.
+        QueryUnsupported: As in `check_query`.
     """
-    if query.get("protocol", ["1"]) != [str(PROTOCOL_VERSION)]:
-        raise CommandUnsupported(f"This server speaks protocol {PROTOCOL_VERSION}")
-    if any(field in query for field in _RESERVED_FIELDS):
-        raise CommandUnsupported("Not supported here: 'from' and 'after'")
+    check_query(query)
     patterns = query.get("subjects")
     return Command(action="subscribe", subjects=list(patterns)) if patterns else None
 

@@ -164,6 +164,8 @@ class Sessions:
 
     def repermit(self, permissions: Permissions, identity: str | None, session: str | None) -> int:
         """Have sessions go by other permissions, as `NatsBridge.repermit` says; returns how many."""
+        if not isinstance(permissions, Permissions):
+            raise TypeError(f"permissions must be Permissions, not {type(permissions).__name__}")
         chosen = self._chosen(identity, session)
         known = {identity, *(each.identity for each in chosen)} - {None}
         if known and permissions.identity not in {None, *known}:
@@ -190,6 +192,10 @@ class Sessions:
     def _chosen(self, identity: str | None, session: str | None) -> list[Session]:
         if (identity is None) == (session is None):
             raise ValueError("Either an identity or a session must be given")
+        for name, value in (("identity", identity), ("session", session)):
+            # One of another type would be nobody's, and end no session without a word.
+            if not isinstance(value, str | None):
+                raise TypeError(f"{name} must be a str, not {type(value).__name__}")
         if session is None:
             return list(self._of(identity))
         found = self._sessions.get(key_of(session))

@@ -93,16 +93,16 @@ class Bridge:
         return self._http
 
     @contextlib.asynccontextmanager
-    async def websocket(self, **options: Any) -> AsyncIterator["WebSocketClient"]:
+    async def websocket(self, query: str = "", **options: Any) -> AsyncIterator["WebSocketClient"]:
         """A client of ``/stream`` by the `websockets` library, which has read its welcome."""
-        async with self.unwelcome_websocket(**options) as client:
+        async with self.unwelcome_websocket(query, **options) as client:
             client.welcome = await client.frame()
             yield client
 
     @contextlib.asynccontextmanager
-    async def unwelcome_websocket(self, **options: Any) -> AsyncIterator["WebSocketClient"]:
+    async def unwelcome_websocket(self, query: str = "", **options: Any) -> AsyncIterator["WebSocketClient"]:
         """The same, but nothing was read."""
-        url = f"ws://127.0.0.1:{self.port}{self.prefix}/stream"
+        url = f"ws://127.0.0.1:{self.port}{self.prefix}/stream" + (query and f"?{query}")
         async with connect(url, max_size=None, compression=None, max_queue=None, **options) as connection:
             yield WebSocketClient(connection)
 

@@ -43,9 +43,17 @@ def test_the_example_in_the_readme_says_what_it_shows() -> None:
     assert explain(*shlex.split(command)[3:]) == (1, shown, "")
 
 
-@pytest.mark.parametrize("expires", ['"2026-01-01T00:00:00+00:00"', "1767225600"])
+@pytest.mark.parametrize("expires", ['"2126-01-01T00:00:00+00:00"', "4922899200"])
 def test_a_time_may_be_written_in_both_ways(expires: str) -> None:
     assert explain(f'{{"subscribe": [">"], "expires": {expires}}}', "a")[0] == 0
+
+
+def test_permissions_that_have_expired_allow_nothing() -> None:
+    lines = (
+        "allowed  a: subscribe >\n"
+        "expired  the permissions: a client hears auth.expired, whatever it asks for\n"
+    )  # fmt: skip
+    assert explain('{"subscribe": [">"], "expires": 1767225600}', "a") == (1, lines, "")
 
 
 @pytest.mark.parametrize(
@@ -56,12 +64,18 @@ def test_a_time_may_be_written_in_both_ways(expires: str) -> None:
         ('{"subscribe": ["a..b"]}', "not a valid subject"),
         ('{"expires": "2026-01-01"}', "aware datetime"),
         ('{"expires": "soon"}', "soon"),
-        ("{", "Expecting"),
+        ("{", "the permissions are not JSON: Expecting"),
         ("[]", "JSON object"),
+        (" [{}]", "JSON object"),
         ("no-such-file", "no-such-file"),
     ],
 )
 def test_what_cannot_be_read_is_said_in_one_line(written: str, said: str) -> None:
-    status, out, err = explain("-" if written == "[]" else written, "a", stdin=written)
+    status, out, err = explain(written, "a")
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert said in err
+
+
+def test_what_comes_in_by_standard_input_is_read_as_strictly() -> None:
+    assert explain("-", "a", stdin="null") == (2, "", "explain: the permissions must be a JSON object\n")
+    assert explain("-", "a", stdin="")[2].startswith("explain: the permissions are not JSON: ")

@@ -225,6 +225,42 @@ async def test_only_so_many_decisions_are_remembered(monkeypatch: pytest.MonkeyP
     assert list(decisions._newest) == [("c", None), ("d", None), ("a", None)]
 
 
+@pytest.mark.parametrize("name", ["identity", "session"])
+async def test_only_a_text_names_whom_a_decision_is_about(name: str) -> None:
+    told, worker = Told(), Worker()
+    decisions = Decisions(worker.sessions, told)
+    target: dict[str, Any] = {"identity": None, "session": None, name: 42}
+    with pytest.raises(TypeError, match=f"{name} must be a str, not int"):
+        await decisions.revoke(**target)
+    with pytest.raises(TypeError, match=f"{name} must be a str, not int"):
+        await decisions.repermit(Permissions(["a"]), **target)
+    assert (told.told, decisions._untold) == ([], {})
+
+
+async def test_only_permissions_take_the_place_of_permissions() -> None:
+    told, worker = Told(), Worker()
+    session, _ = worker.open(Permissions([">"], identity="ada"))
+    rules: Any = {"subscribe": ["a"]}
+    with pytest.raises(TypeError, match="must be Permissions, not dict"):
+        await Decisions(worker.sessions, told).repermit(rules, "ada", None)
+    assert (told.told, session.permissions.subscribe) == ([], (">",))
+
+
+async def test_an_identity_may_be_of_a_kind_of_text() -> None:
+    class Name(str):
+        __slots__ = ()
+
+    told, there = Told(), Worker()
+    session, _ = there.open(Permissions([">"], identity="ada"))
+    decisions, hearer = Decisions(Worker().sessions, told), Decisions(there.sessions, Told())
+    await decisions.repermit(Permissions(["a"], identity=Name("ada")), Name("ada"), None)
+    await decisions.revoke(Name("ada"), None)
+    hearer.hear(told.told[0])
+    assert session.permissions.subscribe == ("a",)
+    hearer.hear(told.told[1])
+    assert session.closed
+
+
 async def test_what_nats_does_not_take_is_logged_and_holds_up_nothing(caplog: pytest.LogCaptureFixture) -> None:
     told, worker = Told(), Worker()
     decisions = Decisions(worker.sessions, told)

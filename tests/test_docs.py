@@ -4,7 +4,9 @@ import json
 import re
 import subprocess
 import sys
+import time
 from dataclasses import fields
+from math import inf
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,10 +14,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from sanic_nats_bridge import CloseCode, Permissions, errors
+from sanic_nats_bridge import CloseCode, NatsBridge, Permissions, errors
 from sanic_nats_bridge.metrics import METRICS
 from sanic_nats_bridge.protocol import Close, Gap, Heartbeat, Reply, Status, Unsubscribed, Welcome
 from sanic_nats_bridge.settings import Settings
+from sanic_nats_bridge.testing import NatsServer
+
+from .support import running
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -119,6 +124,25 @@ async def test_the_permissions_in_the_readme_open_what_its_text_says() -> None:
     assert not permissions.explain("shop.other.orders.>").allowed
     assert not permissions.explain("users.42.inbox.>").allowed
     assert permissions.identity == "42"
+
+
+async def test_who_is_narrowed_as_in_the_readme_keeps_the_end_of_its_session(shared_nats: NatsServer) -> None:
+    (source,) = (block for block in blocks(README, "python") if "async def narrow" in block)
+    user = SimpleNamespace(id=42, session_expires=int(time.time()) + 600)
+    names: dict[str, Any] = {"NatsBridge": NatsBridge, "Permissions": Permissions, "User": SimpleNamespace}
+    exec(source, names)
+
+    def permissions(_: Any) -> Permissions:
+        return Permissions([">"], identity=str(user.id), expires=user.session_expires)
+
+    async with running(servers=shared_nats.url, permissions=permissions) as bridge, bridge.events("news.a", "b"):
+        (session,) = bridge.extension.sessions
+        await names["narrow"](bridge.extension, user)
+        assert (session.subscriptions, session.permissions.expires_at) == (("news.a",), user.session_expires)
+        await bridge.extension.repermit(Permissions(["news.>"]), identity="42")
+        assert session.permissions.expires_at == inf
+        await names["log_out"](bridge.extension, "42")
+        assert session.closed
 
 
 @pytest.mark.parametrize(

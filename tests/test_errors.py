@@ -10,6 +10,7 @@ TABLE = {
     "CommandInvalid": ("command.invalid", 400, None),
     "MediaTypeUnsupported": ("command.invalid", 415, None),
     "CommandUnsupported": ("command.unsupported", 400, None),
+    "QueryUnsupported": ("command.unsupported", 400, 4400),
     "AuthRequired": ("auth.required", 401, 4401),
     "AuthExpired": ("auth.expired", 401, 4401),
     "SubjectInvalid": ("subject.invalid", 400, None),
@@ -78,6 +79,7 @@ def test_the_operators_error_is_none_that_a_client_could_be_told() -> None:
         (1009, False, False),
         (1011, True, False),
         (1013, True, False),
+        (4400, False, False),
         (4401, False, True),
         (4403, False, True),
         (4429, True, False),
@@ -90,7 +92,7 @@ def test_a_close_code_says_whether_to_come_back_and_what_is_kept_from_the_client
 
 
 def test_there_is_no_other_close_code() -> None:
-    assert {code.value for code in CloseCode} == {1001, 1009, 1011, 1013, 4401, 4403, 4429}
+    assert {code.value for code in CloseCode} == {1001, 1009, 1011, 1013, 4400, 4401, 4403, 4429}
 
 
 @pytest.mark.parametrize("error", [error for error, parent in REAL.values() if parent is BridgeError])

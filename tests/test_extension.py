@@ -7,7 +7,7 @@ import pytest
 from sanic import HTTPResponse, Request, Sanic
 from sanic.response import json
 
-from sanic_nats_bridge import NatsBridge, Session, SettingsError
+from sanic_nats_bridge import NatsBridge, Permissions, Session, SettingsError
 from sanic_nats_bridge.testing import NatsServer
 
 from .support import Bridge, Publisher, running, served, until
@@ -56,6 +56,17 @@ async def test_the_client_is_none_while_nats_is_away_and_another_one_after_its_r
         await until(lambda: extension.client is not None)
         assert extension.client is not first
     assert extension.client is None
+
+
+async def test_a_bridge_that_is_on_no_app_yet_says_so() -> None:
+    bridge = NatsBridge(subscribe=["a"])
+    assert (bridge.client, len(bridge.sessions)) == (None, 0)
+    for early in (bridge.stats, lambda: bridge.client_url):
+        with pytest.raises(RuntimeError, match="on no app yet"):
+            early()
+    for decided in (bridge.revoke(identity="ada"), bridge.repermit(Permissions(["a"]), identity="ada")):
+        with pytest.raises(RuntimeError, match="on no app yet"):
+            await decided
 
 
 async def test_the_app_publishes_through_the_client(bridge: Bridge, publisher: Publisher) -> None:
@@ -119,6 +130,13 @@ def test_one_bridge_on_two_apps_is_refused() -> None:
     app_with(extension)
     with pytest.raises(SettingsError, match="one app"):
         app_with(extension)
+
+
+def test_two_bridges_on_one_app_are_refused() -> None:
+    app: App = Sanic(f"test_{uuid4().hex}", configure_logging=False)
+    extensions: list[Any] = [NatsBridge(subscribe=["a"]), NatsBridge(subscribe=["b"], prefix="/other")]
+    with pytest.raises(SettingsError, match="One app has one NatsBridge"):
+        app.extend(extensions=extensions)
 
 
 async def test_two_apps_have_a_bridge_each(shared_nats: NatsServer, publisher: Publisher) -> None:

@@ -92,6 +92,27 @@ async def test_a_handshake_with_headers_that_nobody_should_send_is_refused(bridg
         assert (await handshake(bridge, more)).startswith(b"HTTP/1.1 400"), what
 
 
+BAD_OPENINGS: dict[str, str] = {
+    "a plain GET": "Host: x\r\n",
+    "one that keeps the connection": UPGRADE.replace("Connection: Upgrade", "Connection: keep-alive"),
+    "another upgrade": UPGRADE.replace("Upgrade: websocket", "Upgrade: h2c"),
+    "no key": UPGRADE.replace(KEY, ""),
+    "a version of long ago": UPGRADE.replace("Version: 13", "Version: 7"),
+}
+
+
+async def test_what_opens_no_websocket_is_refused_and_is_no_error_in_the_log(
+    bridge: Bridge, caplog: pytest.LogCaptureFixture
+) -> None:
+    for what, lines in BAD_OPENINGS.items():
+        async with connection(bridge) as (reader, writer):
+            writer.write(b"GET /nats/stream HTTP/1.1\r\n%b\r\n" % lines.encode())
+            assert (await head(reader)).startswith(b"HTTP/1.1 400"), what
+    async with bridge.http.get(f"{bridge.url}/stream") as response:
+        assert (await response.json())["code"] == "command.invalid"
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
 @sanic_only
 async def test_a_body_that_never_comes_is_not_waited_for(bridge: Bridge) -> None:
     for method, path in ((b"GET", "/stream"), (b"GET", "/events"), (b"POST", "/subscribe")):

@@ -40,6 +40,7 @@ FLOORS = {
     "nats_control": 1,
     "tcp": 1,
     "loop_lag": 1,
+    "neighbours": 1,
     "shared_files": 1,
     "intake": 1,
     "inbox": 1,

@@ -315,10 +315,18 @@ def test_literal_only_means_no_wildcards(requested: str) -> None:
         (12.5, 12.5),
         (datetime(2026, 1, 1, tzinfo=UTC), 1767225600.0),
         (datetime(2026, 1, 1, 2, tzinfo=timezone(timedelta(hours=2))), 1767225600.0),
+        (datetime.max.replace(tzinfo=timezone(timedelta(hours=-23, minutes=-59))), 253402387140.0),
+        (253402387140.0, 253402387140.0),
     ],
 )
 def test_the_end_is_a_moment(expires: Any, at: float) -> None:
     assert Permissions(expires=expires).expires_at == at
+
+
+@pytest.mark.parametrize("expires", [1767225600_000, 1767225600e6, 10**400, -(10**400)], ids=range(4))
+def test_a_time_that_nobody_can_mean_is_refused(expires: float) -> None:
+    with pytest.raises(ValueError, match="must be in Unix seconds, not milliseconds"):
+        Permissions(expires=expires)
 
 
 @pytest.mark.parametrize("expires", [datetime(2026, 1, 1), nan, inf, -inf, True, "2026-01-01", [1]])

@@ -84,6 +84,30 @@ async def test_the_first_frame_is_the_welcome(bridge: Bridge) -> None:
         }
 
 
+@pytest.mark.parametrize(
+    ("query", "reason"),
+    [
+        ("protocol=2", "This server speaks protocol 1"),
+        ("protocol=abc", "This server speaks protocol 1"),
+        ("protocol=", "This server speaks protocol 1"),
+        ("from=5", "Not supported here: 'from' and 'after'"),
+        ("token=x&after=", "Not supported here: 'from' and 'after'"),
+    ],
+)
+async def test_a_query_of_what_the_protocol_reserves_is_refused(bridge: Bridge, query: str, reason: str) -> None:
+    async with bridge.unwelcome_websocket(query) as client:
+        assert await client.frame() == {"type": "close", "code": 4400, "reason": reason, "reconnect": False}
+        with pytest.raises(ConnectionClosed) as closed:
+            await client.frame()
+        assert (closed.value.rcvd and (closed.value.rcvd.code, closed.value.rcvd.reason)) == (4400, reason)
+    assert len(bridge.extension.sessions) == 0
+
+
+async def test_other_parameters_of_the_query_are_the_apps_own(bridge: Bridge) -> None:
+    async with bridge.websocket("protocol=1&token=x&subjects=a&empty="):
+        assert len(bridge.extension.sessions) == 1
+
+
 async def test_the_command_of_the_panini_example_is_answered(bridge: Bridge, publisher: Publisher) -> None:
     async with bridge.websocket() as client:
         assert await client.ask('{"subjects":["test.subject"],"action":"subscribe"}') == {

@@ -3,7 +3,7 @@
 const TYPES = ["welcome", "reply", "message", "gap", "unsubscribed", "status", "heartbeat", "close"];
 const PRIVATE = /reply|unsubscribed|close/;
 // The bridge's close codes: whether to come back
-const CODES = { 1001: 1, 1002: 0, 1007: 0, 1009: 0, 1011: 1, 1013: 1, 4401: 0, 4403: 0, 4429: 1 };
+const CODES = { 1001: 1, 1002: 0, 1007: 0, 1009: 0, 1011: 1, 1013: 1, 4400: 0, 4401: 0, 4403: 0, 4429: 1 };
 const PASSING = /disconnected|internal|limit.rate|nats.unavailable|session/;
 const MOST = 64; // patterns in a command
 const PATIENCE = 15_000;

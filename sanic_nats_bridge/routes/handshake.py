@@ -1,13 +1,16 @@
 """What is wrong with a WebSocket's handshake that Sanic's own server would not stand well."""
 
 import re
+from http import HTTPStatus
 from typing import Final
 
 from sanic import Request
+from sanic.server.protocols.websocket_protocol import WebSocketProtocol
+from websockets.server import ServerProtocol
 
 from ..errors import CommandInvalid
 
-__all__ = ["check_handshake"]
+__all__ = ["check_handshake", "check_opening"]
 
 _FIELD_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")  # RFC 9110, section 5.5
 
@@ -28,3 +31,17 @@ def check_handshake(request: Request) -> None:
         raise CommandInvalid("A WebSocket's handshake has no body")
     if not all(map(_FIELD_VALUE.fullmatch, headers.values())):
         raise CommandInvalid("A header cannot be read")
+
+
+def check_opening(request: Request) -> None:
+    """Let a request that has come to a WebSocket's route pass if Sanic can open one for it.
+
+    Whatever asks for none, and whatever asks in a way that `websockets` refuses, Sanic would log as an error,
+    with a traceback.
+
+    Raises:
+        CommandInvalid: It cannot.
+    """
+    answer = ServerProtocol().accept(WebSocketProtocol.sanic_request_to_ws_request(request))
+    if answer.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
+        raise CommandInvalid("Not a WebSocket's handshake")

@@ -8,7 +8,7 @@ from sanic import Blueprint, HTTPResponse, Request
 
 from ..errors import BridgeError, OriginForbidden
 from ..origins import Caller, OriginRule
-from .handshake import check_handshake
+from .handshake import check_handshake, check_opening
 from .outlets import is_asgi
 from .replies import refusal_response
 
@@ -52,6 +52,8 @@ class Doorkeeper:
         try:
             check_handshake(request)
             self.admit(request)
+            if request.route is not None and request.route.extra.websocket:
+                check_opening(request)
         except BridgeError as error:
             return refusal_response(error, request.path.strip("/").rpartition("/")[2])
         return None

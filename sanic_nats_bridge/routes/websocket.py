@@ -8,7 +8,7 @@ from sanic.exceptions import WebsocketClosed
 
 from ..errors import BridgeError, CommandUnsupported, InternalError, SizeLimit
 from ..outlet import CLOSE_SECONDS
-from ..protocol import Reply, decode_command, failure, identify
+from ..protocol import Reply, check_query, decode_command, failure, identify
 from ..session import Session
 from ..sessions import Sessions
 from .authorization import permit
@@ -52,6 +52,7 @@ async def _admitted(
         try:
             if refusal is None:
                 doorkeeper.admit(request)
+                check_query(dict(request.get_args(keep_blank_values=True)))
                 return sessions.open(outlet, await permit(request, sessions), arrival)
         except BridgeError as error:
             refusal = sessions.rejection(error)
