@@ -92,6 +92,7 @@ ALLOWED_IN = {
         "inbox",
         "transport_outlets",
         "queued_outlets",
+        "neighbours",
         "extension",
         *(name for name in FLOORS if name.startswith("routes.")),
     },
