@@ -11,7 +11,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-NODE := tests/node
+NODE := tests/support/node
 ARGS ?=
 # The tests wait more than they compute. ARGS="-n 0" runs them one after another.
 PARALLEL := -n 3 --dist loadfile
@@ -42,16 +42,16 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 
 faults: $(VENV)/.dev
-	$(BIN)/python -m faults $(ARGS)
+	$(BIN)/python -m tools.faults $(ARGS)
 ifeq ($(strip $(ARGS)),)
-	RANDOM_STEPS=100000 $(BIN)/python -m pytest tests/test_random_walk.py
+	RANDOM_STEPS=100000 $(BIN)/python -m pytest tests/integration/test_random_walk.py
 endif
 
 bench: $(VENV)/.bench
-	$(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/python -m tools.benchmarks $(ARGS)
 
 bench-panini: $(VENV)/.bench .bench/panini/.made
-	$(BIN)/python -m benchmarks --with panini $(ARGS)
+	$(BIN)/python -m tools.benchmarks --with panini $(ARGS)
 
 clean:
 	rm -rf $(VENV) .bench $(NODE)/node_modules

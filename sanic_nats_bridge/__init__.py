@@ -2,11 +2,11 @@
 
 from importlib.metadata import version
 
+from .auth.permissions import Explanation, Permissions
 from .errors import CloseCode, SettingsError
 from .extension import NatsBridge
-from .permissions import Explanation, Permissions
-from .session import Session
-from .stats import Stats
+from .metrics.stats import Stats
+from .sessions.session import Session
 
 __all__ = ["CloseCode", "Explanation", "NatsBridge", "Permissions", "Session", "SettingsError", "Stats", "__version__"]
 

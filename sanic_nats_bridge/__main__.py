@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from .permissions import Permissions
+from .auth.permissions import Permissions
 
 __all__ = ["main"]
 

@@ -13,32 +13,32 @@ from sanic_ext import openapi
 from sanic_ext.extensions.base import Extension
 from sanic_routing.exceptions import NotFound
 
-from .decisions import Decisions
+from .auth.origins import OriginRule
+from .auth.permissions import CONTROL_TOKEN, Permissions
+from .cluster.control_channel import ControlChannel
+from .cluster.permission_updates import Decisions
+from .cluster.relay import Relay
 from .errors import SettingsError
-from .hub import Hub
-from .log_redaction import QueryRedaction
-from .loop_lag import LoopLag
-from .nats_connection import NatsClient
-from .nats_control import ControlChannel
-from .nats_link import NatsLink
+from .hub.hub import Hub
+from .metrics.loop_lag import LoopLag
+from .metrics.stats import Stats
+from .nats.connection import NatsClient
+from .nats.supervisor import NatsLink
 from .neighbours import neighbours_ended
-from .origins import OriginRule
-from .permissions import CONTROL_TOKEN, Permissions
-from .relay import Relay
 from .routes.client import add_client_routes, versioned_name
 from .routes.commands import add_command_routes
 from .routes.cors import CrossOrigin
 from .routes.events import add_event_route
 from .routes.health import add_health_routes
-from .routes.origin import Doorkeeper
+from .routes.log_redaction import QueryRedaction
+from .routes.request_guard import Doorkeeper
 from .routes.websocket import add_websocket_route
-from .session import Session
-from .sessions import Sessions, SessionsView
+from .sessions.registry import Sessions, SessionsView
+from .sessions.session import Session
 from .settings import SettingKeywords, Settings
-from .stats import Stats, take_stats
 
 if TYPE_CHECKING:
-    from .metrics_board import MetricsBoard
+    from .metrics.aggregator import MetricsBoard
 
 __all__ = ["NatsBridge"]
 
@@ -95,7 +95,7 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         Raises:
             RuntimeError: The bridge is on no app yet.
         """
-        return take_stats(self._on_app._sessions, self._lag.seconds)
+        return self._on_app._sessions.stats(self._lag.seconds)
 
     @property
     def client_url(self) -> str:
@@ -218,9 +218,9 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         add_health_routes(blueprint, self._sessions)
         if self.settings.metrics:
             # Imported here, for they need what is not everywhere: prometheus_client, and file locks (POSIX).
-            from .metrics_board import MetricsBoard
+            from .metrics.aggregator import MetricsBoard
+            from .metrics.worker_files import shared_folder
             from .routes.metrics import add_metrics_route
-            from .shared_files import shared_folder
 
             worker = os.environ.get("SANIC_WORKER_NAME", _ONLY_WORKER)
             self._board = MetricsBoard(self.stats, self.app.name, worker, shared_folder())

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Final, TypedDict
 from urllib.parse import urlsplit
 
-from . import checks
+from . import validators as checks
+from .auth.permissions import Permissions, PermissionsFunction
 from .errors import SettingsError
-from .permissions import Permissions, PermissionsFunction
 
 __all__ = ["CONFIG_PREFIX", "ENVIRONMENT_PREFIX", "SettingKeywords", "Settings"]
 

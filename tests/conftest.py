@@ -3,8 +3,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from sanic_nats_bridge.testing import NatsServer
-
-from .support import Bridge, Publisher, ServerName, running
+from tests.support.bridge import Bridge, Publisher, ServerName, running
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,9 @@ from inspect import isawaitable
 
 from sanic import Request
 
+from ..auth.permissions import Permissions
 from ..errors import AuthExpired, AuthRequired, InternalError, SessionUnreachable
-from ..permissions import Permissions
-from ..sessions import Sessions
+from ..sessions.registry import Sessions
 
 __all__ = ["identify_client", "permit"]
 

@@ -8,14 +8,14 @@ from sanic import Blueprint, HTTPResponse, Request
 from sanic.exceptions import SanicException
 from sanic_ext import openapi
 
+from ..cluster.relay import Relay
 from ..errors import BridgeError, CommandInvalid, MediaTypeUnsupported, SessionUnreachable, SizeLimit
-from ..patience import Patience
-from ..protocol import Action, Command, Reply, decode_command, identify
-from ..relay import Relay
-from ..sessions import Sessions
-from ..subjects import GRAMMAR, MAX_SUBJECT_BYTES
+from ..protocol.messages import Action, Command, Reply, decode_command, identify
+from ..protocol.subjects import GRAMMAR, MAX_SUBJECT_BYTES
+from ..sessions.deadlines import Patience
+from ..sessions.registry import Sessions
+from ..transports.auto import is_misdirected
 from .authorization import identify_client
-from .outlets import is_misdirected
 from .replies import misdirected, outcome, refusal_response, reply_response
 
 __all__ = ["add_command_routes"]

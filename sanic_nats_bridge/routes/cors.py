@@ -7,7 +7,7 @@ from sanic import Blueprint, HTTPResponse, Request, Sanic
 from sanic.response import BaseHTTPResponse, empty
 from sanic_ext import openapi
 
-from ..origins import OriginRule
+from ..auth.origins import OriginRule
 
 __all__ = ["CrossOrigin"]
 

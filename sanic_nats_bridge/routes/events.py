@@ -9,15 +9,15 @@ from typing import Final
 from sanic import Blueprint, HTTPResponse, Request
 from sanic_ext import openapi
 
-from ..arrivals import Arrival
+from ..auth.permissions import Permissions
 from ..errors import BridgeError, InternalError, SessionUnreachable
-from ..outlet import CLOSE_SECONDS
-from ..permissions import Permissions
-from ..protocol import Close, Command, query_command
-from ..sessions import Sessions
+from ..protocol.messages import Close, Command, query_command
+from ..sessions.pending import Arrival
+from ..sessions.registry import Sessions
+from ..transports.auto import EventStreamDoor, event_stream_outlet, is_misdirected
+from ..transports.base import CLOSE_SECONDS
 from .authorization import permit
 from .cors import CrossOrigin
-from .outlets import EventStreamDoor, event_stream_outlet, is_misdirected
 from .replies import misdirected, outcome, refusal_response
 
 __all__ = ["add_event_route"]

@@ -6,7 +6,7 @@ import msgspec
 from sanic import Blueprint, HTTPResponse, Request
 from sanic_ext import openapi
 
-from ..sessions import Sessions
+from ..sessions.registry import Sessions
 
 __all__ = ["add_health_routes"]
 

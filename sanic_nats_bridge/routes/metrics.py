@@ -10,8 +10,8 @@ from prometheus_client.registry import Collector
 from sanic import Blueprint, HTTPResponse, Request
 from sanic_ext import openapi
 
-from ..metrics import METRICS, Readings
-from ..metrics_board import MetricsBoard
+from ..metrics.aggregator import MetricsBoard
+from ..metrics.definitions import METRICS, Readings
 
 __all__ = ["add_metrics_route"]
 

@@ -9,7 +9,7 @@ from msgspec import UNSET, UnsetType
 from sanic import HTTPResponse
 
 from ..errors import BridgeError, CommandUnsupported, InternalError, RateLimit
-from ..protocol import Action, CommandId, Reply, encode, failure
+from ..protocol.messages import Action, CommandId, Reply, encode, failure
 
 __all__ = ["misdirected", "outcome", "refusal_response", "reply_response"]
 

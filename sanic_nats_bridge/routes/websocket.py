@@ -7,14 +7,14 @@ from sanic import Blueprint, Request, Websocket
 from sanic.exceptions import WebsocketClosed
 
 from ..errors import BridgeError, CommandUnsupported, InternalError, SizeLimit
-from ..outlet import CLOSE_SECONDS
-from ..protocol import Reply, check_query, decode_command, failure, identify
-from ..session import Session
-from ..sessions import Sessions
+from ..protocol.messages import Reply, check_query, decode_command, failure, identify
+from ..sessions.registry import Sessions
+from ..sessions.session import Session
+from ..transports.auto import WebSocketDoor, websocket_outlet
+from ..transports.base import CLOSE_SECONDS
 from .authorization import permit
-from .origin import Doorkeeper
-from .outlets import WebSocketDoor, websocket_outlet
 from .replies import outcome
+from .request_guard import Doorkeeper
 
 __all__ = ["add_websocket_route"]
 

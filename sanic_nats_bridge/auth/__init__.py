@@ -1,0 +1,1 @@
+"""Authorization: what a client may subscribe to, and from which origins."""

@@ -1,0 +1,1 @@
+"""Communication with the other workers of the app."""

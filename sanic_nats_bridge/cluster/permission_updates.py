@@ -1,0 +1,179 @@
+"""What the app decides about sessions that live, on whichever worker and machine they are.
+
+It holds here at once. Every other worker that is connected to NATS hears of it, at most once; while
+NATS is away from here what was decided last of each identity, or session, waits until it is back.
+"""
+
+import asyncio
+import logging
+import time
+from typing import Final, Protocol, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from ..auth.permissions import Permissions
+from ..protocol.session_ids import key_of
+from ..sessions.registry import Sessions
+
+__all__ = ["Announcements", "Decisions"]
+
+logger = logging.getLogger("sanic.root.nats_bridge")
+
+_OTHERS_RETURN_SECONDS: Final = 2.0
+_MAX_NOTED: Final = 10_000
+
+_Target: TypeAlias = tuple[str | None, str | None]
+"""An identity, or else the key of a session."""
+
+
+class Announcements(Protocol):
+    """What this needs of the way to other workers."""
+
+    async def announce(self, payload: bytes) -> None:
+        """Tell them all; raises as `ControlChannel.announce` does."""
+
+
+class _Permissions(Struct, frozen=True, kw_only=True):
+    subscribe: tuple[str, ...]
+    deny: tuple[str, ...]
+    values: dict[str, str]
+    map: dict[str, str]
+    literal_only: bool
+    identity: str | None
+    expires_at: float | None
+
+
+class _Decision(Struct, frozen=True, kw_only=True):
+    """About the sessions of an identity, or one session by its key; without permissions they are revoked."""
+
+    worker: str
+    identity: str | None
+    session: str | None
+    permissions: _Permissions | None
+    late_since: float | None = None
+    """When it was made, in Unix seconds, where it could not be told then."""
+
+
+# What is of a subclass of `str` goes out as text too.
+_encode = msgspec.json.Encoder(enc_hook=str.__str__).encode
+_decode = msgspec.json.Decoder(_Decision).decode
+
+
+class Decisions:
+    """Brings them to every worker."""
+
+    def __init__(self, sessions: Sessions, announcements: Announcements) -> None:
+        self._sessions = sessions
+        self._announcements = announcements
+        self._untold: dict[_Target, _Decision] = {}
+        self._newest: dict[_Target, float] = {}
+        """When the last decision about each was made, or heard of."""
+        self._others_return = False
+        self._one_at_a_time = asyncio.Lock()
+
+    async def revoke(self, identity: str | None, session: str | None) -> int:
+        """End sessions, as `NatsBridge.revoke` says; returns how many of this worker."""
+        count = self._sessions.revoke(identity, session)
+        await self._tell(identity, session, None)
+        return count
+
+    async def repermit(self, permissions: Permissions, identity: str | None, session: str | None) -> int:
+        """Have sessions go by other permissions, as `NatsBridge.repermit` says; returns how many of this worker."""
+        count = self._sessions.repermit(permissions, identity, session)
+        await self._tell(identity, session, permissions)
+        return count
+
+    async def nats_returned(self) -> None:
+        """Tell the others what they could not be told while NATS was away, once they too are likely to be back."""
+        if self._untold and not self._others_return:
+            self._others_return = True
+            try:
+                await asyncio.sleep(_OTHERS_RETURN_SECONDS)
+            finally:
+                self._others_return = False
+            await self._tell_untold()
+
+    async def _tell_untold(self) -> None:
+        # In turn: where NATS takes nothing for a while, what was decided first could be told last.
+        async with self._one_at_a_time:
+            while self._untold:
+                target, decision = next(iter(self._untold.items()))
+                try:
+                    await self._announcements.announce(_encode(decision))
+                except ConnectionError:
+                    for each, untold in self._untold.items():
+                        late_since = untold.late_since or time.time()
+                        self._untold[each] = msgspec.structs.replace(untold, late_since=late_since)
+                    logger.warning("NATS is away: other workers hear of a revoke or repermit when it is back")
+                    return
+                except ValueError as error:
+                    logger.error("Other workers cannot be told of a repermit: it is %s", error)
+                if self._untold.get(target) is decision:
+                    del self._untold[target]
+
+    async def _tell(self, identity: str | None, session: str | None, permissions: Permissions | None) -> None:
+        key = None if session is None else key_of(session)
+        decision = _Decision(
+            worker=self._sessions.worker,
+            identity=identity,
+            session=key,
+            permissions=None if permissions is None else _written(permissions),
+        )
+        self._note((identity, key))
+        self._untold.pop((identity, key), None)
+        self._untold[identity, key] = decision
+        if not self._others_return:
+            await self._tell_untold()
+
+    def _note(self, target: _Target) -> None:
+        self._newest.pop(target, None)
+        self._newest[target] = time.time()
+        if len(self._newest) > _MAX_NOTED:
+            del self._newest[next(iter(self._newest))]
+
+    def hear(self, data: bytes) -> None:
+        """Do here what was decided on another worker. Never raises; what cannot be read is left out, and logged."""
+        try:
+            decision = _decode(data)
+            target = (decision.identity, decision.session)
+            if decision.worker == self._sessions.worker or self._is_outdated(target, decision):
+                return
+            self._note(target)
+            if decision.permissions is None:
+                self._sessions.revoke(decision.identity, decision.session)
+            else:
+                self._sessions.repermit(_read(decision.permissions), decision.identity, decision.session)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            logger.warning("A revoke or repermit of another worker cannot be carried out", exc_info=True)
+        except Exception:
+            logger.exception("Fault in a revoke or repermit of another worker")
+
+    def _is_outdated(self, target: _Target, decision: _Decision) -> bool:
+        """Whether there was a newer one meanwhile; a revoke holds all the same, for clocks differ."""
+        late_since = decision.late_since
+        return None not in (late_since, decision.permissions) and self._newest.get(target, 0) > (late_since or 0)
+
+
+def _written(permissions: Permissions) -> _Permissions:
+    return _Permissions(
+        subscribe=tuple(permissions.subscribe),
+        deny=tuple(permissions.deny),
+        values=dict(permissions.values),
+        map=dict(permissions.map),
+        literal_only=permissions.literal_only,
+        identity=permissions.identity,
+        expires_at=None if permissions.expires is None else permissions.expires_at,
+    )
+
+
+def _read(written: _Permissions) -> Permissions:
+    return Permissions(
+        subscribe=written.subscribe,
+        deny=written.deny,
+        values=written.values,
+        map=written.map,
+        literal_only=written.literal_only,
+        identity=written.identity,
+        expires=written.expires_at,
+    )

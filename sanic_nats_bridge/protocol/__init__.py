@@ -1,0 +1,1 @@
+"""The client protocol, sans I/O: messages, their encoding, subjects and session ids."""

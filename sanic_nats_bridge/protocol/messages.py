@@ -1,0 +1,270 @@
+"""What a browser and the bridge say to each other: the one definition of docs/protocol.md in code.
+
+Commands come in by `decode_command` and `query_command`; frames go out by `encode`.
+"""
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, Literal, Protocol, TypeAlias
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from ..errors import BridgeError, CloseCode, CommandInvalid, CommandUnsupported, QueryUnsupported
+
+__all__ = [
+    "PROTOCOL_VERSION",
+    "Action",
+    "Close",
+    "Command",
+    "CommandId",
+    "Frame",
+    "Gap",
+    "Heartbeat",
+    "NatsState",
+    "Reply",
+    "Status",
+    "Unsubscribed",
+    "Waits",
+    "Welcome",
+    "check_query",
+    "decode_command",
+    "encode",
+    "event_name",
+    "failure",
+    "farewell",
+    "identify",
+    "jittered",
+    "query_command",
+    "quoted",
+    "success",
+]
+
+PROTOCOL_VERSION: Final = 1
+
+Action: TypeAlias = Literal["subscribe", "unsubscribe", "ping"]
+CommandId: TypeAlias = str | int
+NatsState: TypeAlias = Literal["connected", "disconnected"]
+
+_ACTIONS: Final = ("subscribe", "unsubscribe", "ping")
+_RESERVED_ACTIONS: Final = ("publish", "request", "authenticate")
+_RESERVED_FIELDS: Final = ("from", "after")
+
+
+class Command(Struct, kw_only=True, frozen=True):
+    """A command of a client. ``session`` says whose it is where it comes by POST.
+
+    Once decoded, ``action`` is always an `Action`.
+    """
+
+    action: str | UnsetType = UNSET
+    subjects: list[str] | UnsetType = UNSET
+    id: CommandId | UnsetType = UNSET
+    session: str | UnsetType = UNSET
+
+    @property
+    def patterns(self) -> list[str]:
+        """What it asks for; none in a ping."""
+        return [] if isinstance(self.subjects, UnsetType) else self.subjects
+
+
+class _Reserved(Struct, frozen=True, rename={"from_": "from"}):
+    from_: msgspec.Raw | UnsetType = UNSET
+    after: msgspec.Raw | UnsetType = UNSET
+
+
+class Welcome(Struct, kw_only=True, frozen=True, tag="welcome"):
+    """First frame of every session. ``session`` is its secret, ``heartbeat`` is in seconds."""
+
+    success: bool = True
+    data: str = "Successfully connected"
+    session: str
+    protocol: int = PROTOCOL_VERSION
+    features: Sequence[str] = ()
+    heartbeat: float
+    nats: NatsState
+
+
+class Reply(Struct, kw_only=True, frozen=True, tag="reply"):
+    """Answer to one command. ``active`` says whether the NATS server has the interest already."""
+
+    id: CommandId | UnsetType = UNSET
+    action: Action | UnsetType = UNSET
+    success: bool
+    code: str | UnsetType = UNSET
+    message: str
+    subjects: Sequence[str] | UnsetType = UNSET
+    active: bool | UnsetType = UNSET
+
+
+class Gap(Struct, kw_only=True, frozen=True, tag="gap"):
+    """Messages of these subscriptions were, or may have been, missed here; ``None``: number unknown."""
+
+    subjects: Sequence[str]
+    lost: int | None
+    reason: Literal["nats_reconnect", "slow_consumer", "internal"]
+
+
+class Unsubscribed(Struct, kw_only=True, frozen=True, tag="unsubscribed"):
+    """The bridge has ended these subscriptions by itself."""
+
+    subjects: Sequence[str]
+    code: str
+    message: str
+
+
+class Status(Struct, kw_only=True, frozen=True, tag="status"):
+    """The bridge's connection to NATS has changed."""
+
+    nats: NatsState
+
+
+class Heartbeat(Struct, frozen=True, tag="heartbeat"):
+    """Nothing else was to be said for one heartbeat interval."""
+
+
+class Close(Struct, kw_only=True, frozen=True, tag="close"):
+    """Last frame of a session that the bridge ends. ``retry`` is in milliseconds."""
+
+    code: int
+    reason: str
+    reconnect: bool
+    retry: int | UnsetType = UNSET
+
+
+class Waits(Protocol):
+    """How long clients wait until they come back, in seconds."""
+
+    @property
+    def retry(self) -> float:
+        """Between once and twice that long, as a rule."""
+
+    @property
+    def drain(self) -> float:
+        """Up to that long, where the server goes away."""
+
+
+Frame: TypeAlias = Welcome | Reply | Gap | Unsubscribed | Status | Heartbeat | Close
+
+encode = msgspec.json.Encoder().encode
+
+_command_decoder = msgspec.json.Decoder(Command)
+_reserved_decoder = msgspec.json.Decoder(_Reserved)
+_any_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def event_name(frame: Frame) -> str:
+    """The ``type`` of the frame, which is its event name on an event stream."""
+    return str(frame.__struct_config__.tag)
+
+
+def decode_command(data: bytes, action: Action | None = None) -> Command:
+    """Read a command from JSON; ``action`` is the one that the path of a POST has decided.
+
+    Raises:
+        CommandInvalid: Not JSON, not an object, a field of the wrong type, an unknown action, or
+            one that contradicts the path.
+        CommandUnsupported: An action or a field that the protocol reserves.
+    """
+    try:
+        command = _command_decoder.decode(data)
+        reserved = _reserved_decoder.decode(data)
+    except msgspec.ValidationError as error:
+        raise CommandInvalid(f"Not a valid command: {error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise CommandInvalid("Not a valid command: malformed JSON") from None
+    except RecursionError:
+        # msgspec raises it, and not a DecodeError, on about 1,000 levels.
+        raise CommandInvalid("Not a valid command: nested too deeply") from None
+    if reserved.from_ is not UNSET or reserved.after is not UNSET:
+        raise CommandUnsupported("Not supported here: 'from' and 'after'")
+    return _checked(command, action)
+
+
+def check_query(query: Mapping[str, Sequence[str]]) -> None:
+    """Let the query pass with which a session is to begin, on whichever way.
+
+    Raises:
+        QueryUnsupported: It has a parameter that the protocol reserves, or another ``protocol`` than 1.
+    """
+    if query.get("protocol", ["1"]) != [str(PROTOCOL_VERSION)]:
+        raise QueryUnsupported(f"This server speaks protocol {PROTOCOL_VERSION}")
+    if any(field in query for field in _RESERVED_FIELDS):
+        raise QueryUnsupported("Not supported here: 'from' and 'after'")
+
+
+def query_command(query: Mapping[str, Sequence[str]]) -> Command | None:
+    """Read the subscribe command from the query of an event stream; ``None`` where it has none.
+
+    Raises:
+        QueryUnsupported: As in `check_query`.
+    """
+    check_query(query)
+    patterns = query.get("subjects")
+    return Command(action="subscribe", subjects=list(patterns)) if patterns else None
+
+
+def identify(data: bytes) -> CommandId | UnsetType:
+    """The ``id`` of what could not be decoded as a command, as far as it can be told."""
+    try:
+        raw = _any_decoder.decode(data).get("id")
+        return UNSET if raw is None else msgspec.json.decode(raw, type=CommandId)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return UNSET
+
+
+def farewell(code: CloseCode, reason: str, waits: Waits, times: float = 1) -> Close:
+    """The last frame of a session that the bridge ends; ``times``: so many times longer until the client comes back."""
+    if not code.reconnect:
+        return Close(code=code, reason=reason, reconnect=False)
+    going_away = code is CloseCode.GOING_AWAY
+    retry = int(random.uniform(0, waits.drain) * 1000) if going_away else jittered(waits.retry * times)
+    return Close(code=code, reason=reason, reconnect=True, retry=retry)
+
+
+def jittered(seconds: float) -> int:
+    """Milliseconds between once and twice that long, so that many do not come back at one moment."""
+    return int(random.uniform(1, 2) * seconds * 1000)
+
+
+def success(command: Command, patterns: Sequence[str], active: bool | UnsetType = UNSET) -> Reply:
+    """The reply to a subscribe or an unsubscribe that was carried out."""
+    action: Any = command.action
+    done = "connected to" if action == "subscribe" else "disconnected from"
+    message = f"Successfully {done} events: {quoted(patterns)}"
+    return Reply(id=command.id, action=action, success=True, message=message, subjects=patterns, active=active)
+
+
+def quoted(patterns: Iterable[str]) -> str:
+    """Patterns in a message for people."""
+    return ", ".join(f"'{pattern}'" for pattern in patterns)
+
+
+def failure(
+    error: BridgeError,
+    action: str | UnsetType = UNSET,
+    id: CommandId | UnsetType = UNSET,  # noqa: A002 - the name on the wire
+) -> Reply:
+    """The failed reply that tells a client of the error."""
+    known: Any = action if action in _ACTIONS else UNSET
+    return Reply(
+        id=id,
+        action=known,
+        success=False,
+        code=error.code,
+        message=error.message,
+        subjects=error.subjects or UNSET,
+    )
+
+
+def _checked(command: Command, path_action: Action | None) -> Command:
+    action = command.action if command.action is not UNSET else path_action or "subscribe"
+    if path_action is not None and action != path_action:
+        raise CommandInvalid(f"Not a valid command: the action is not '{path_action}'")
+    if action in _RESERVED_ACTIONS:
+        raise CommandUnsupported(f"Not supported here: the action '{action}'")
+    if action not in _ACTIONS:
+        raise CommandInvalid("Not a valid command: unknown action")
+    if action != "ping" and not command.subjects:
+        raise CommandInvalid("Not a valid command: 'subjects' is missing or empty")
+    return msgspec.structs.replace(command, action=action)

@@ -1,0 +1,1 @@
+"""The sessions of one worker and their subscriptions."""

@@ -1,0 +1,156 @@
+"""What one session follows."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from ..auth.permissions import Grant, Permissions
+from ..auth.policy import Admission
+from ..errors import NotSubscribed, SessionUnknown, SubjectForbidden, SubjectInvalid
+from ..hub.hub import Hub, refusal
+from ..hub.interest import Interest, State, Subscriber, View
+from ..protocol.messages import quoted
+
+__all__ = ["Subscriptions"]
+
+
+class Subscriptions:
+    """The subscriptions of one session, by the client's names for their patterns."""
+
+    __slots__ = (
+        "_admission", "_changes", "_holes", "_hub", "_open", "_subscriber", "_unconfirmed", "_views", "permissions"
+    )  # fmt: skip
+
+    def __init__(self, subscriber: Subscriber, hub: Hub, admission: Admission, permissions: Permissions) -> None:
+        self._subscriber: Final = subscriber
+        self._hub: Final = hub
+        self._admission: Final = admission
+        self.permissions = permissions
+        self._open = True
+        self._changes = 0
+        """How often there were other permissions."""
+        self._views: dict[str, View] = {}
+        self._unconfirmed: set[str] = set()
+        self._holes: dict[str, None] = {}
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The patterns, as the client names them."""
+        return tuple(self._views)
+
+    async def subscribe(self, wanted: Sequence[str], seconds: float) -> tuple[list[str], bool]:
+        """Follow them all; returns them, each once, and whether NATS has taken them all in time.
+
+        Raises:
+            BridgeError: One was refused, and nothing has changed.
+        """
+        while True:
+            changes = self._changes
+            grants = self._admission.admit(self.permissions, wanted, self._views)
+            claimed = await self._claim(grants, seconds)
+            if self._changes == changes:
+                break
+            self._hub.release(claimed.values())
+        views = self._hub.attach(self._subscriber, [(interest, grant) for grant, interest in claimed.items()])
+        self._views |= {view.pattern: view for view in views}
+        patterns = [grant.pattern for grant in grants]
+        waiting = {pattern for pattern in patterns if self._views[pattern].interest.state is not State.LIVE}
+        self._unconfirmed |= waiting
+        return patterns, not waiting
+
+    async def _claim(self, grants: Sequence[Grant], seconds: float) -> dict[Grant, Interest]:
+        """The interests in what is not followed yet, claimed, once NATS has answered for all."""
+        new = [grant for grant in grants if grant.pattern not in self._views]
+        interests = self._hub.claim([grant.real for grant in new], self._subscriber)
+        asked = {grant.pattern: interest for grant, interest in zip(new, interests, strict=True)}
+        held = {pattern: self._views[pattern].interest for pattern, *_ in grants if pattern not in asked}
+        try:
+            await self._hub.confirm([*held.values(), *interests], seconds)
+            self._hub.flush()  # here already, for it may end this session
+            if not self._open:
+                raise SessionUnknown("No such session")
+            refused = [name for name, interest in (held | asked).items() if interest.state is State.REFUSED]
+            if refused:
+                raise refusal(refused)
+        except BaseException:
+            self._hub.release(interests)
+            raise
+        return dict(zip(new, interests, strict=True))
+
+    def unsubscribe(self, wanted: Sequence[str]) -> list[str]:
+        """Follow none of them any more; returns them, each once.
+
+        Raises:
+            BridgeError: One is not valid, or not followed, and nothing has changed.
+        """
+        patterns = self._admission.valid(wanted)
+        missing = [pattern for pattern in patterns if pattern not in self._views]
+        if missing:
+            raise NotSubscribed(f"Not subscribed to: {quoted(missing)}", missing)
+        self._hub.detach(self._subscriber, [self._views[pattern] for pattern in patterns])
+        for pattern in patterns:
+            self.drop(pattern)
+        return patterns
+
+    def repermit(self, permissions: Permissions) -> list[str]:
+        """Go by other permissions from here on; returns the patterns that are not followed any more."""
+        self._hub.flush()
+        self.permissions = permissions
+        self._changes += 1
+        ended = []
+        for pattern, view in tuple(self._views.items()):
+            grant = self._granted(pattern)
+            if grant is None or grant.real != view.grant.real:
+                ended.append(pattern)
+            elif grant != view.grant:
+                self._views[pattern] = self._hub.change(self._subscriber, view, grant)
+        self._hub.detach(self._subscriber, [self._views[pattern] for pattern in ended])
+        for pattern in ended:
+            self.drop(pattern)
+        return ended
+
+    def leaves_out(self, pattern: str, subject: str) -> bool:
+        """Whether the message of a subscription is not for the client."""
+        view = self._views.get(pattern)
+        return view is None or (view.leaves_out is not None and view.leaves_out(subject))
+
+    def drop(self, pattern: str) -> None:
+        """Know nothing more of a subscription that has ended."""
+        self._views.pop(pattern, None)
+        self._holes.pop(pattern, None)
+
+    def settle(self, pattern: str) -> bool:
+        """Nothing is left to be said of whether NATS has it; returns whether that was the last such one."""
+        if pattern not in self._unconfirmed:
+            return False
+        self._unconfirmed.discard(pattern)
+        return not self._unconfirmed
+
+    def settle_live(self) -> bool:
+        """Nothing is left to be said of those that NATS has; returns whether these are all."""
+        live = {pattern for pattern, view in self._views.items() if view.interest.state is State.LIVE}
+        self._unconfirmed -= live
+        return not self._unconfirmed
+
+    def note_holes(self) -> None:
+        """Remember which subscriptions miss messages from here on."""
+        for pattern, view in self._views.items():
+            state = view.interest.state
+            if state is State.LIVE or (state is State.PENDING and pattern not in self._unconfirmed):
+                self._holes[pattern] = None
+
+    def take_holes(self) -> list[str]:
+        """Which subscriptions have missed messages up to here."""
+        holes, self._holes = list(self._holes), {}
+        return holes
+
+    def close(self, *, cut: bool = False) -> None:
+        """Follow nothing any more; ``cut``: what has come already, and is not written, is not for the client."""
+        self._open = False
+        self._hub.detach(self._subscriber, list(self._views.values()), cut=cut)
+        self._views.clear()
+
+    def _granted(self, pattern: str) -> Grant | None:
+        try:
+            return self._admission.grant(self.permissions, pattern)
+        except (SubjectForbidden, SubjectInvalid):
+            return None

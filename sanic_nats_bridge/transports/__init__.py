@@ -1,0 +1,1 @@
+"""The transports: how bytes reach and leave one client."""

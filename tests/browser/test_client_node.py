@@ -1,0 +1,252 @@
+"""The browser client in Node, with `ws` and `eventsource`."""
+
+import asyncio
+import contextlib
+import json
+import shutil
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sanic_nats_bridge import Permissions
+from sanic_nats_bridge.testing import NatsServer
+from tests.support.bridge import WAIT_SECONDS, Bridge, Publisher, running, until
+from tests.support.middlebox import Middlebox
+from tests.support.process import ended
+
+NODE = Path(__file__).parents[1] / "support" / "node"
+CLIENT = Path(__file__).parents[2] / "sanic_nats_bridge" / "browser" / "client.js"
+
+both = pytest.mark.parametrize("transport", ["websocket", "sse"])
+
+
+class Follower:
+    def __init__(self, process: Process) -> None:
+        self.process = process
+
+    async def line(self) -> Any:
+        assert self.process.stdout is not None
+        async with asyncio.timeout(WAIT_SECONDS):
+            return json.loads(await self.process.stdout.readline())
+
+    def say(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n".encode())
+
+
+@contextlib.asynccontextmanager
+async def program(name: str, url: str, transport: str, *arguments: str) -> AsyncIterator[Follower]:
+    node = shutil.which("node")
+    assert node is not None, "make test installs node"
+    assert (NODE / "node_modules" / "ws").is_dir(), "make test installs ws"
+    process = await asyncio.create_subprocess_exec(
+        node, NODE / name, CLIENT, url, transport, *arguments, stdin=PIPE, stdout=PIPE
+    )
+    try:
+        yield Follower(process)
+    finally:
+        await ended(process)
+
+
+def following(url: str, transport: str, *patterns: str) -> contextlib.AbstractAsyncContextManager[Follower]:
+    return program("follow.js", url, transport, *patterns)
+
+
+@both
+async def test_it_follows_and_ends(bridge: Bridge, publisher: Publisher, transport: str) -> None:
+    base = publisher.base
+    async with following(bridge.url, transport, f"{base}.>", f"{base}.a", "_INBOX.a") as node:
+        assert await node.line() == ["ended", "subject.forbidden"]
+        assert await node.line() == ["ready", [True, True, "subject.forbidden"]]
+        await publisher.send(f"{base}.a", b'{"key":[1]}')
+        assert [await node.line(), await node.line()] == [["message", f"{base}.a", {"key": [1]}]] * 2
+        await publisher.send(f"{base}.b", b"text")
+        assert await node.line() == ["message", f"{base}.b", "text"]
+        node.say("close")
+        assert [await node.line(), await node.line()] == [["ended", None]] * 2
+        assert node.process.stdin is not None
+        node.process.stdin.close()
+        # Nothing of the client's keeps the process alive.
+        async with asyncio.timeout(WAIT_SECONDS):
+            assert await node.process.wait() == 0
+        await until(lambda: not bridge.extension.sessions)
+
+
+@both
+async def test_it_comes_back_with_its_subscriptions(bridge: Bridge, publisher: Publisher, transport: str) -> None:
+    subject = publisher.subject("a")
+    async with Middlebox.listening(bridge.port) as box, following(f"{box.url}/nats", transport, subject) as node:
+        assert await node.line() == ["ready", [True]]
+        box.cut()
+        assert await node.line() == [
+            "gap",
+            {"type": "gap", "subjects": [subject], "lost": None, "reason": "reconnect"},
+        ]
+        await until(lambda: [set(session.subscriptions) for session in bridge.extension.sessions] == [{subject}])
+        node.say("iterate")
+        assert await node.line() == ["iterates"]
+        await publisher.send(subject, b"1")
+        assert sorted([await node.line(), await node.line()]) == [["iterated", 1], ["message", subject, 1]]
+
+
+@both
+async def test_what_is_over_is_over(shared_nats: NatsServer, transport: str) -> None:
+    def permissions(_: object) -> Permissions:
+        return Permissions(["a"], identity="ada")
+
+    async with (
+        running(servers=shared_nats.url, permissions=permissions) as bridge,
+        following(bridge.url, transport, "a") as node,
+    ):
+        assert await node.line() == ["ready", [True]]
+        await bridge.extension.revoke(identity="ada")
+        kind, how = await node.line()
+        assert (kind, how["code"], how["final"]) == ("close", 4403, True)
+        assert await node.line() == ["ended", "closed"]
+
+
+async def test_a_stream_that_is_refused_says_why(shared_nats: NatsServer) -> None:
+    async with (
+        running(servers=shared_nats.url, permissions=lambda _: None) as bridge,
+        following(bridge.url, "sse", "a") as node,
+    ):
+        assert await node.line() == ["close", {"code": 4401, "reason": "HTTP 401", "final": True}]
+        assert await node.line() == ["ended", "closed"]
+
+
+async def evaluated(bridge: Bridge, transport: str, body: str) -> Any:
+    """What the body returns, once nothing of the client's keeps the process alive."""
+    async with program("evaluate.js", bridge.url, transport, body) as node:
+        result = await node.line()
+        async with asyncio.timeout(WAIT_SECONDS):
+            assert await node.process.wait() == 0
+    await until(lambda: not bridge.extension.sessions)
+    return result
+
+
+@both
+async def test_what_the_page_throws_harms_nothing_else(bridge: Bridge, publisher: Publisher, transport: str) -> None:
+    body = f"""
+      const nats = client();
+      nats.subscribe("_INBOX.a", null, () => {{ throw new Error("page") }});
+      const {{ active }} = await nats.subscribe("{publisher.subject("a")}").ready;
+      nats.close();
+      return [active, errors];
+    """
+    assert await evaluated(bridge, transport, body) == [True, ["page"]]
+
+
+@pytest.mark.parametrize("wanted", ["connected", "waiting"])
+async def test_a_status_listener_may_close(bridge: Bridge, wanted: str) -> None:
+    body = f"""
+      const nats = client({{ url: "{wanted}" === "waiting" ? "http://127.0.0.1:1/" : "{bridge.url}" }});
+      await new Promise((resolve) => nats.addEventListener("status", ({{ detail }}) => {{
+        if (detail.state === "{wanted}") resolve(nats.close());
+      }}));
+      await turn();
+      // While connected `ws` itself has one, until the server has said goodbye.
+      return [nats.status.state, "{wanted}" === "waiting" && process.getActiveResourcesInfo().includes("Timeout")];
+    """
+    assert await evaluated(bridge, "websocket", body) == ["closed", False]
+
+
+async def test_a_listener_to_frames_may_close(bridge: Bridge) -> None:
+    body = """
+      const nats = client();
+      nats.addEventListener("frame", ({ detail }) => detail.type === "welcome" && nats.close());
+      await state(nats, "closed");
+      await turn();
+      return nats.status.state;
+    """
+    assert await evaluated(bridge, "websocket", body) == "closed"
+
+
+async def test_one_who_subscribes_while_the_link_ends_has_it_on_the_next(shared_nats: NatsServer) -> None:
+    async with running(servers=shared_nats.url, subscribe=[">"], linger=0) as bridge:
+        body = """
+          let socket;
+          class Ours extends WebSocket { constructor(url) { super(url); socket = this } }
+          const nats = client({ WebSocket: Ours });
+          await state(nats, "connected");
+          let late;
+          nats.addEventListener("frame", ({ detail }) => { if (detail.type === "close") late = nats.subscribe("a") });
+          const close = { type: "close", code: 1001, reason: "", reconnect: true, retry: 1 };
+          socket.onmessage({ data: JSON.stringify(close) });
+          const { active } = await late.ready;
+          nats.close();
+          return active;
+        """
+        assert await evaluated(bridge, "websocket", body) is True
+
+
+@both
+async def test_what_was_unsubscribed_gets_no_more(bridge: Bridge, publisher: Publisher, transport: str) -> None:
+    subject = publisher.subject("a")
+    body = f"""
+      const nats = client(), got = [];
+      const first = nats.subscribe("{subject}", () => {{ got.push("first"); second.unsubscribe(); nats.close(); }});
+      const second = nats.subscribe("{subject}", () => got.push("second"));
+      await first.ready;
+      console.log("null");
+      await state(nats, "closed");
+      return got;
+    """
+    async with program("evaluate.js", bridge.url, transport, body) as node:
+        assert await node.line() is None
+        await publisher.send(subject, b"1")
+        assert await node.line() == ["first"]
+
+
+async def test_credentials_may_fail_with_anything(bridge: Bridge) -> None:
+    body = """
+      Math.random = () => 0;
+      let asked = 0;
+      const nats = client({ credentials: () => (asked++ ? undefined : Promise.reject()) });
+      await state(nats, "connected");
+      nats.close();
+      return asked;
+    """
+    assert await evaluated(bridge, "websocket", body) == 2
+
+
+async def test_an_error_that_is_not_the_bridges_passes(bridge: Bridge, publisher: Publisher) -> None:
+    body = f"""
+      Math.random = () => 0;
+      let posts = 0;
+      const refusal = Response.json({{ message: "Bad gateway" }}, {{ status: 502 }});
+      const nats = client({{ fetch: async (...all) => (posts++ ? fetch(...all) : refusal) }});
+      const {{ active }} = await nats.subscribe("{publisher.subject("a")}").ready;
+      nats.close();
+      return [active, posts > 1];
+    """
+    assert await evaluated(bridge, "sse", body) == [True, True]
+
+
+async def test_a_better_way_that_opens_while_the_client_waits_is_not_a_second_session(bridge: Bridge) -> None:
+    body = """
+      let made = 0, source;
+      class Stream extends EventSource { constructor(...all) { super(...all); source = this } }
+      class Late extends WebSocket {
+        constructor(url) {
+          if (!made++) throw new Error("blocked");
+          super(url);
+          if (made === 2) setTimeout(() => source.onerror());
+        }
+        set onmessage(read) { super.onmessage = (event) => setTimeout(read, 100, event) }
+      }
+      const nats = client({ transports: ["websocket", "sse"], retryBetter: 1, EventSource: Stream, WebSocket: Late });
+      await state(nats, "waiting");
+      await state(nats, "connecting");
+      await state(nats, "connected");
+      console.log("null");
+      await new Promise((resolve) => process.stdin.once("data", resolve));
+      process.stdin.destroy();
+      nats.close();
+    """
+    async with program("evaluate.js", bridge.url, "sse", body) as node:
+        assert await node.line() is None
+        await until(lambda: len(bridge.extension.sessions) == 1)
+        node.say("close")

@@ -1,0 +1,213 @@
+"""The example app as a process, its page in a real browser: what hostile messages and foreign pages can do to it."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from playwright.sync_api import Browser, Dialog, Page, expect
+
+from sanic_nats_bridge.testing import NatsServer
+from tests.support.example import ExampleApp, publish
+from tests.support.page import CONNECTED, TRANSPORTS, chromium, command, follow, switch
+
+
+@pytest.fixture(scope="module")
+def example(shared_nats: NatsServer) -> Iterator[ExampleApp]:
+    with ExampleApp("--nats", shared_nats.url) as app:
+        yield app
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+HOSTILE_TEXTS = [
+    '<img src=x onerror="attack()">',
+    "</script><script>attack()</script>",
+    "</li></ol><svg onload=attack()>",
+    "javascript:attack()",
+    "\"><iframe srcdoc='<script>parent.attack()</script>'></iframe>",
+    "<style>*{display:none}</style><base href=//evil.example/>",
+    "<form action=//evil.example><input name=subject></form>",
+    "\u202e\u2066\u200b\u200d\ufeff\u2028\u2029\u0000\u001b[31m\u0085 \U0001f3f4 Zalgo\u0335\u0321",
+    "data: x\n\nevent: close\ndata: {}\r\n\r\nid: 1\rretry: 1",
+    "{{constructor.constructor('attack()')()}} ${attack()} <!--#exec-->",
+    "<b>" + "x" * 1_000_000,
+]
+HOSTILE_JSON = [
+    '{"__proto__":{"polluted":1},"constructor":{"prototype":{"polluted":1}}}',
+    '{"type":"close","subject":"x","session":"x"}',
+    '{"<img src=x onerror=attack()>":["</script><script>attack()</script>"],"then":1,"toString":null}',
+    '"<img src=x onerror=attack()>"',
+]
+HOSTILE_TOKENS = [
+    "<img/src=x/onerror=attack()>",
+    "</b></li><svg/onload=attack()>",
+    "</script><script>attack()</script>",
+    "\u202e\u200bright-to-left",
+    "__proto__",
+    "'\"`${attack()}",
+]
+WATCH = """
+  window.attacks = [];
+  window.attack = () => attacks.push("ran");
+  document.addEventListener("securitypolicyviolation", (event) => attacks.push(event.violatedDirective));
+"""
+SHAPE = """() => [...document.querySelectorAll("*")]
+  .filter((element) => !element.closest("#rows tr, #followed li, #frames li, #rates li, #empty, #subject"))
+  .map((element) => element.outerHTML.slice(0, element.outerHTML.indexOf(">") + 1))"""
+ENTRIES = """() => [...document.querySelectorAll("#rows tr")].map((row) => [
+  row.querySelector(".name").textContent, row.querySelector(".by").textContent, row.querySelector(".text").textContent,
+  row.querySelector(".left-out")?.textContent ?? "",
+])"""
+ELEMENTS = (
+    """(where) => [...new Set([...document.querySelectorAll(where)].map((element) => element.localName))].sort()"""
+)
+LONGEST = 960  # characters of a message that are shown unasked
+
+
+@pytest.fixture
+def watched(browser: Browser, example: ExampleApp) -> Iterator[Page]:
+    """The example's page, in which nothing may run, be asked, or break its policy."""
+    page = browser.new_page()
+    dialogs: list[str] = []
+    errors: list[str] = []
+    requests: list[str] = []
+
+    def note(dialog: Dialog) -> None:
+        dialogs.append(dialog.message)
+        dialog.dismiss()
+
+    page.on("dialog", note)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.add_init_script(WATCH)
+    page.goto(example.url)
+    expect(page.locator("#state")).to_have_text(CONNECTED)
+    yield page
+    assert page.evaluate("attacks") == []
+    assert page.evaluate("({}).polluted") is None
+    page.close()
+    assert (dialogs, errors) == ([], [])
+    assert [url for url in requests if not url.startswith((example.url, example.url.replace("http", "ws")))] == []
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_hostile_messages_are_shown_as_text_and_nothing_runs(
+    watched: Page, transport: str, shared_nats: NatsServer
+) -> None:
+    switch(watched, transport)
+    pattern = f"hostile.{transport}.>"
+    follow(watched, pattern)
+    watched.check("#every")
+    shape = watched.evaluate(SHAPE)
+    expected = []
+    for text in HOSTILE_TEXTS:
+        publish(shared_nats, f"hostile.{transport}.text", text.encode())
+        expected.append((f"hostile.{transport}.text", text))
+    for document in HOSTILE_JSON:
+        publish(shared_nats, f"hostile.{transport}.json", document.encode())
+        expected.append((f"hostile.{transport}.json", json.loads(document)))
+    for token in HOSTILE_TOKENS:
+        publish(shared_nats, f"hostile.{transport}.{token}", b'"x"')
+        expected.append((f"hostile.{transport}.{token}", "x"))
+    expect(watched.locator("#count")).to_have_text(f"{len(expected)} messages")
+
+    entries = watched.evaluate(ENTRIES)[::-1]
+    assert [(subject, by) for subject, by, _, _ in entries] == [(subject, f"by {pattern}") for subject, _ in expected]
+    texts = [text for _, _, text, _ in entries]
+    assert texts[: len(HOSTILE_TEXTS)] == [text[:LONGEST] for text in HOSTILE_TEXTS]
+    assert [json.loads(text) for text in texts[len(HOSTILE_TEXTS) :]] == [
+        shown for _, shown in expected[len(HOSTILE_TEXTS) :]
+    ]
+    assert [left_out for _, _, _, left_out in entries if left_out] == ["980,003 characters more came"]
+    watched.locator("#rows").get_by_role("button", name="Show all").click()
+    assert watched.evaluate(ELEMENTS, "#rows *") == ["button", "span", "td", "time", "tr"]
+    expect(watched.locator("#rates li")).to_have_count(8)
+    assert watched.evaluate(ELEMENTS, "#rates *") == ["code", "li", "polygon", "polyline", "span", "svg"]
+    expect(watched.locator("#frames li").first).to_contain_text("message")
+    assert watched.evaluate(ELEMENTS, "#frames *") == ["b", "li", "span", "time"]
+    watched.fill("#filter", HOSTILE_TOKENS[0])
+    expect(watched.locator("#rows .name")).to_have_text([f"hostile.{transport}.{HOSTILE_TOKENS[0]}"])
+    assert watched.evaluate(SHAPE) == shape
+    assert watched.title() == "NATS, live in the browser"
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_hostile_subjects_and_commands_of_ones_own_are_shown_as_text(watched: Page, transport: str) -> None:
+    switch(watched, transport)
+    shape = watched.evaluate(SHAPE)
+    subject = "<img/src=x/onerror=attack()//"
+    follow(watched, subject)
+    watched.fill("#subject", "<img src=x onerror=attack()>")
+    watched.click("#follow button")
+    expect(watched.get_by_role("alert")).to_contain_text("subject.invalid")
+    command(watched, '{"subjects": ["<svg/onload=attack()//"], "id": "<svg onload=attack()>", "__proto__": {}}')
+    expect(watched.locator("#followed code")).to_have_text([subject, "<svg/onload=attack()//"])
+    expect(watched.locator("#frames li").first).to_contain_text("<svg onload=attack()>")
+    switch(watched, "sse")  # a gap names them
+    switch(watched, "websocket")
+    expect(watched.locator("#rows .said").first).to_contain_text(subject)
+    expect(watched.locator("#announcement")).to_contain_text(subject)
+    switch(watched, transport)
+    assert watched.evaluate(ELEMENTS, "#rows *") == ["strong", "td", "time", "tr"]
+    assert watched.evaluate(ELEMENTS, "#followed *") == ["button", "code", "li"]
+    assert watched.evaluate(ELEMENTS, "#frames *") == ["b", "li", "span", "time"]
+    assert watched.evaluate(SHAPE) == shape
+
+
+def test_the_page_allows_nothing_but_its_own_origin(watched: Page, example: ExampleApp) -> None:
+    response = watched.request.get(example.url)
+    assert response.headers["content-security-policy"] == "default-src 'self'"
+
+
+CALL_ON = """(url) => {
+  const opened = (source) => new Promise((resolve) => {
+    source.onopen = () => { source.close(); resolve("open"); };
+    source.onerror = () => { source.close(); resolve("refused"); };
+  });
+  const command = {
+    method: "POST", credentials: "include", headers: { "Content-Type": "application/json", Authorization: "x" },
+    body: '{"session":"x","subjects":["a"]}',
+  };
+  return Promise.all([
+    opened(new WebSocket(url.replace("http", "ws") + "stream")),
+    opened(new EventSource(url + "events", { withCredentials: true })),
+    fetch(url + "subscribe", command).then((response) => response.json()).then((reply) => reply.code, () => "refused"),
+  ]);
+}"""
+
+
+@pytest.fixture(scope="module")
+def elsewhere() -> Iterator[str]:
+    """The origin of a page of somebody else."""
+
+    class Blank(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Blank) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("allowed", [False, True], ids=["not allowed", "allowed"])
+def test_the_page_of_another_origin_comes_in_where_it_is_allowed(
+    browser: Browser, shared_nats: NatsServer, elsewhere: str, allowed: bool
+) -> None:
+    origins = {"SANIC_NATS_BRIDGE_ALLOWED_ORIGINS": elsewhere if allowed else ""}
+    with ExampleApp("--nats", shared_nats.url, **origins) as app:
+        page = browser.new_page()
+        page.goto(elsewhere)
+        outcome = page.evaluate(CALL_ON, app.url)
+        assert outcome == (["open", "open", "session.unknown"] if allowed else ["refused"] * 3)
+        page.close()

@@ -1,0 +1,261 @@
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from uuid import uuid4
+
+import nats
+import pytest
+from nats.aio.client import DEFAULT_PENDING_SIZE
+
+from sanic_nats_bridge.cluster.control_channel import ControlChannel, NobodyListensError
+from sanic_nats_bridge.nats.connection import NatsClient
+from sanic_nats_bridge.protocol.session_ids import new_worker_id
+from sanic_nats_bridge.testing import NatsServer
+from tests.support.bridge import WAIT_SECONDS, until
+
+
+class Link:
+    """A connection to NATS by nats-py alone."""
+
+    client: NatsClient | None = None
+
+
+class Worker:
+    """One that says back what it is asked, and notes what it is told."""
+
+    def __init__(self, prefix: str) -> None:
+        self.link = Link()
+        self.id = new_worker_id()
+        self.channel = ControlChannel(self.link, prefix)
+        self.channel.start(self.id)
+        self.channel.answer = self.answer
+        self.told: list[bytes] = []
+        self.channel.on_announced = self.told.append
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+
+    async def answer(self, request: bytes) -> bytes:
+        await self.may_answer.wait()
+        return b"echo " + request
+
+    async def connect(self, url: str) -> None:
+        if self.link.client is not None:
+            await self.link.client.close()
+        self.link.client = await nats.connect(url)
+        self.channel.connected()
+        await until(lambda: self.channel.ready)
+
+
+@asynccontextmanager
+async def workers(url: str, count: int = 2) -> AsyncIterator[list[Worker]]:
+    prefix = f"_T.{uuid4().hex}"
+    made = [Worker(prefix) for _ in range(count)]
+    try:
+        for worker in made:
+            await worker.connect(url)
+            assert worker.link.client is not None
+            await worker.link.client.flush()
+        yield made
+    finally:
+        for worker in made:
+            await worker.channel.stop()
+            if worker.link.client is not None:
+                await worker.link.client.close()
+
+
+async def test_a_request_is_answered_by_the_worker_of_that_id(shared_nats: NatsServer) -> None:
+    async with workers(shared_nats.url, 3) as (one, two, three):
+        asked = [one.channel.request(other.id, b"%d" % number, 5) for number in range(20) for other in (two, three)]
+        assert await asyncio.gather(*asked) == [b"echo %d" % number for number in range(20) for _ in range(2)]
+        assert not one.channel._waiting
+
+
+async def test_a_worker_that_there_is_not_is_told_by_nats(shared_nats: NatsServer) -> None:
+    async with workers(shared_nats.url, 1) as (one,):
+        with pytest.raises(NobodyListensError):
+            await one.channel.request(new_worker_id(), b"", 5)
+
+
+async def test_one_that_does_not_answer_is_waited_for_so_long(shared_nats: NatsServer) -> None:
+    async with workers(shared_nats.url) as (one, two):
+        two.may_answer.clear()
+        with pytest.raises(TimeoutError):
+            await one.channel.request(two.id, b"", 0.1)
+        assert not one.channel._waiting
+        # What comes too late is nobody's.
+        two.may_answer.set()
+        assert await one.channel.request(two.id, b"1", 5) == b"echo 1"
+
+
+async def test_a_slow_answer_holds_up_no_other(shared_nats: NatsServer) -> None:
+    async with workers(shared_nats.url) as (one, two):
+        two.may_answer.clear()
+        slow = asyncio.create_task(one.channel.request(two.id, b"slow", 5))
+        await until(lambda: two.channel._tasks)
+        two.channel.answer = _at_once
+        assert await one.channel.request(two.id, b"", 5) == b"at once"
+        two.may_answer.set()
+        assert await slow == b"echo slow"
+
+
+async def _at_once(_: bytes) -> bytes:
+    return b"at once"
+
+
+async def test_an_announcement_reaches_everybody(shared_nats: NatsServer) -> None:
+    async with workers(shared_nats.url, 3) as made:
+        await made[0].channel.announce(b"news")
+        await until(lambda: all(worker.told == [b"news"] for worker in made))
+
+
+async def test_without_nats_nothing_is_asked_or_told() -> None:
+    worker = Worker("_T")
+    worker.channel.connected()
+    assert not worker.channel.ready
+    with pytest.raises(ConnectionError):
+        await worker.channel.request(new_worker_id(), b"", 5)
+    with pytest.raises(ConnectionError):
+        await worker.channel.announce(b"")
+    assert not worker.channel._waiting
+
+
+async def test_a_connection_that_has_ended_is_no_way(shared_nats: NatsServer) -> None:
+    async with workers(shared_nats.url) as (one, two):
+        assert one.link.client is not None
+        await one.link.client.close()
+        with pytest.raises(ConnectionError):
+            await one.channel.request(two.id, b"", 5)
+
+
+async def test_a_new_connection_brings_everything_back(shared_nats: NatsServer) -> None:
+    async with workers(shared_nats.url) as (one, two):
+        for worker in (one, two):
+            await worker.connect(shared_nats.url)
+        assert two.link.client is not None
+        await two.link.client.flush()
+        assert await one.channel.request(two.id, b"1", 5) == b"echo 1"
+        await one.channel.announce(b"news")
+        await until(lambda: two.told == [b"news"])
+
+
+async def test_whoever_waits_hears_when_others_can_be_reached(shared_nats: NatsServer) -> None:
+    heard: list[bool] = []
+    async with workers(shared_nats.url, 1) as (one,):
+
+        async def hear() -> None:
+            heard.append(one.channel.ready)
+
+        one.channel.on_ready = hear
+        await one.connect(shared_nats.url)
+        await until(lambda: heard)
+    assert heard == [True]
+
+
+async def test_what_nats_does_not_take_is_refused() -> None:
+    with NatsServer(config="max_payload: 1024") as small:
+        async with workers(small.url) as (one, two):
+            with pytest.raises(ValueError, match="larger than NATS takes"):
+                await one.channel.request(two.id, bytes(1025), 5)
+            with pytest.raises(ValueError, match="larger than NATS takes"):
+                await one.channel.announce(bytes(1025))
+            assert await one.channel.request(two.id, b"1", 5) == b"echo 1"
+            # An answer that cannot be sent is missed by one alone.
+            with pytest.raises(TimeoutError):
+                await one.channel.request(two.id, bytes(1024), 0.2)
+
+
+async def test_one_that_stops_answers_what_has_come_and_takes_nothing_more(shared_nats: NatsServer) -> None:
+    async with workers(shared_nats.url) as (one, two):
+        two.may_answer.clear()
+        asked = asyncio.create_task(one.channel.request(two.id, b"1", 5))
+        await until(lambda: two.channel._tasks)
+        stopping = asyncio.create_task(two.channel.stop())
+        await until(lambda: not two.channel._subscriptions)
+        two.may_answer.set()
+        await stopping
+        assert await asked == b"echo 1"
+        assert not two.channel.ready
+        with pytest.raises(NobodyListensError):
+            await one.channel.request(two.id, b"2", 5)
+
+
+async def test_an_answer_that_does_not_come_does_not_hold_up_the_end(shared_nats: NatsServer) -> None:
+    async with workers(shared_nats.url) as (one, two):
+        two.may_answer.clear()
+        asked = asyncio.create_task(one.channel.request(two.id, b"", 1.5))
+        await until(lambda: two.channel._tasks)
+        await two.channel.stop()
+        await until(lambda: not two.channel._tasks)
+        with pytest.raises(TimeoutError):
+            await asked
+
+
+async def test_what_waits_for_an_answer_does_not_hold_up_the_end(shared_nats: NatsServer) -> None:
+    async with workers(shared_nats.url) as (one, two):
+        two.may_answer.clear()
+        answered, silent = (asyncio.create_task(one.channel.request(two.id, b"%d" % number, 60)) for number in range(2))
+        await until(lambda: len(two.channel._tasks) == 2)
+        stopping = asyncio.create_task(one.channel.stop())
+        await until(lambda: not one.channel._subscriptions)
+        # What comes meanwhile is taken.
+        assert two.link.client is not None
+        await two.link.client.publish(f"{one.channel._prefix}.reply.{one.id}.0", b"yes")
+        assert await answered == b"yes"
+        await stopping
+        with pytest.raises(TimeoutError):
+            await silent
+        assert not one.channel._waiting
+
+
+@asynccontextmanager
+async def clogged(client: NatsClient, server: NatsServer) -> AsyncIterator[None]:
+    """The server hangs, and as much waits for it in nats-py as may."""
+    server.pause()
+    publishing = []
+    while client.pending_data_size <= 2 * DEFAULT_PENDING_SIZE:
+        publishing.append(asyncio.create_task(client.publish("a", bytes(500_000))))
+        await asyncio.sleep(0)
+    try:
+        yield
+    finally:
+        server.resume()
+        for task in publishing:
+            task.cancel()
+        await asyncio.wait(publishing)
+
+
+async def test_a_server_that_takes_nothing_holds_up_nobody_for_longer_than_may_be(nats_server: NatsServer) -> None:
+    async with workers(nats_server.url) as (one, two):
+        assert one.link.client is not None
+        announced = None
+        async with clogged(one.link.client, nats_server):
+            with pytest.raises(TimeoutError):
+                await one.channel.request(two.id, b"", 0.1)
+            assert not one.channel._waiting
+            announced = asyncio.create_task(one.channel.announce(b"news"))
+            await asyncio.sleep(0)
+            assert not announced.done()
+        await announced
+        await until(lambda: two.told == [b"news"])
+
+
+async def test_what_waits_for_a_connection_that_ends_ends_with_it(nats_server: NatsServer) -> None:
+    async with workers(nats_server.url, 1) as (one,):
+        client = one.link.client
+        assert client is not None
+        async with clogged(client, nats_server):
+            announced = asyncio.create_task(one.channel.announce(b"news"))
+            await asyncio.sleep(0)
+            one.link.client = None
+            with pytest.raises(ConnectionError):
+                await announced
+            one.link.client = client
+
+
+async def test_a_server_that_takes_nothing_does_not_hold_up_the_end(nats_server: NatsServer) -> None:
+    async with workers(nats_server.url, 1) as (one,):
+        assert one.link.client is not None
+        async with clogged(one.link.client, nats_server):
+            async with asyncio.timeout(WAIT_SECONDS):
+                await one.channel.stop()
+            assert not one.channel.ready

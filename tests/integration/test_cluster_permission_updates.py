@@ -1,0 +1,324 @@
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from sanic import Request
+
+from sanic_nats_bridge import Permissions
+from sanic_nats_bridge.cluster.permission_updates import Decisions
+from sanic_nats_bridge.testing import NatsServer
+from tests.support.bridge import Bridge, running, until
+from tests.support.nats import Proxy
+from tests.unit.sessions.test_session import EVERYTHING, Worker, act
+
+
+async def permissions(request: Request) -> Permissions | None:
+    """Everybody is who they say."""
+    return Permissions(["*.open", "*.staff"], identity=request.cookies.get("user"))
+
+
+@contextlib.asynccontextmanager
+async def workers(server: NatsServer, **settings: Any) -> AsyncIterator[tuple[Bridge, Bridge]]:
+    """Two bridges that are workers of one app."""
+    options: dict[str, Any] = {"servers": server.url, "control_prefix": f"_T.{uuid4().hex}", "permissions": permissions}
+    options |= settings
+    async with running(**options) as here, running(**options) as there:
+        yield here, there
+
+
+async def test_revoke_reaches_the_sessions_of_every_worker(shared_nats: NatsServer) -> None:
+    async with (
+        workers(shared_nats) as (here, there),
+        here.events(Cookie="user=ada") as mine,
+        there.events(Cookie="user=ada") as theirs,
+        there.events(Cookie="user=bob") as other,
+    ):
+        assert await here.extension.revoke(identity="ada") == 1
+        for client in (mine, theirs):
+            frame = await client.frame()
+            assert (frame["type"], frame["code"], frame["reconnect"]) == ("close", 4403, False)
+        assert await there.extension.revoke(identity="bob") == 1
+        assert (await other.frame())["code"] == 4403
+
+
+@pytest.mark.parametrize("name", ["session", "key"])
+async def test_one_session_is_revoked_wherever_it_is(shared_nats: NatsServer, name: str) -> None:
+    async with workers(shared_nats) as (here, there), there.events() as client, there.events() as other:
+        assert await here.extension.revoke(session=getattr(client, name)) == 0
+        assert (await client.frame())["code"] == 4403
+        assert [session.key for session in there.extension.sessions] == [other.key]
+
+
+async def test_repermit_reaches_the_sessions_of_every_worker(shared_nats: NatsServer) -> None:
+    async with (
+        workers(shared_nats) as (here, there),
+        there.events("a.open", "a.staff", Cookie="user=ada") as client,
+        there.events("a.staff", Cookie="user=bob") as other,
+    ):
+        narrower = Permissions(["*.open"], identity="ada", expires=datetime.fromtimestamp(time.time() + 60, UTC))
+        assert await here.extension.repermit(narrower, identity="ada") == 0
+        frame = await client.frame()
+        assert (frame["type"], frame["subjects"], frame["code"]) == ("unsubscribed", ["a.staff"], "subject.forbidden")
+        (session,) = (each for each in there.extension.sessions if each.key == client.key)
+        assert session.permissions == Permissions(["*.open"], identity="ada", expires=narrower.expires_at)
+        assert await here.extension.repermit(Permissions([], identity="bob"), session=other.key) == 0
+        assert (await other.frame())["type"] == "unsubscribed"
+
+
+async def test_what_is_decided_while_nats_is_away_is_told_when_it_is_back(nats_server: NatsServer) -> None:
+    options: dict[str, Any] = {"control_prefix": f"_T.{uuid4().hex}", "permissions": permissions}
+    async with (
+        Proxy.before(nats_server) as proxy,
+        running(servers=proxy.url, ping_interval=0.2, connect_timeout=0.2, **options) as here,
+        running(servers=nats_server.url, **options) as there,
+        there.events("a.staff", Cookie="user=ada") as client,
+    ):
+        proxy.hole = True
+        await until(lambda: here.extension.client is None)
+        await here.extension.repermit(Permissions(["*.open"]), identity="ada")
+        await here.extension.revoke(identity="ada")
+        proxy.hole = False
+        # The last decision alone.
+        assert (await client.frame())["code"] == 4403
+        await until(lambda: not here.extension._decisions._untold)
+
+
+class Told:
+    def __init__(self) -> None:
+        self.told: list[bytes] = []
+        self.error: Exception | None = None
+
+    async def announce(self, payload: bytes) -> None:
+        if self.error is not None:
+            raise self.error
+        self.told.append(payload)
+
+
+async def test_what_the_others_are_told_says_the_same_there() -> None:
+    told, here, there = Told(), Worker(), Worker()
+    written = Permissions(
+        ["shop.{tenant}.>", "me.42.>"],
+        ["shop.*.internal"],
+        {"tenant": "7"},
+        {"me.": "me.42."},
+        literal_only=True,
+        identity="ada",
+        expires=time.time() + 60,
+    )
+    session, _ = there.open(Permissions([">"], identity="ada"))
+    await Decisions(here.sessions, told).repermit(written, "ada", None)
+    Decisions(there.sessions, Told()).hear(told.told[0])
+    assert session.permissions == written
+    assert session.permissions.grant("shop.7.a").real == "shop.7.a"
+
+
+async def test_a_worker_does_not_hear_itself() -> None:
+    told, worker = Told(), Worker()
+    decisions = Decisions(worker.sessions, told)
+    await decisions.repermit(Permissions(["a"]), "ada", None)
+    session, _ = worker.open(Permissions([">"], identity="ada"))
+    decisions.hear(told.told[0])
+    assert session.permissions == Permissions([">"], identity="ada")
+
+
+async def test_the_last_decision_about_each_is_what_waits_for_nats(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, worker = Told(), Worker()
+    decisions = Decisions(worker.sessions, told)
+    told.error = ConnectionError("away")
+    for identity in ("ada", "bob", "ada"):
+        await decisions.repermit(Permissions([identity]), identity, None)
+    await decisions.revoke("ada", None)
+    told.error = None
+    monkeypatch.setattr("sanic_nats_bridge.cluster.permission_updates._OTHERS_RETURN_SECONDS", 0)
+    await decisions.nats_returned()
+    assert [(json.loads(each)["identity"], json.loads(each)["permissions"] is None) for each in told.told] == [
+        ("bob", False),
+        ("ada", True),
+    ]
+    await decisions.nats_returned()
+    assert len(told.told) == 2
+
+
+async def test_decisions_are_told_in_their_order_though_nats_takes_nothing_for_a_while() -> None:
+    class Slow(Told):
+        may_take = asyncio.Event()
+        asked = 0
+
+        async def announce(self, payload: bytes) -> None:
+            self.asked += 1
+            if self.asked == 1:
+                await self.may_take.wait()
+            self.told.append(payload)
+
+    slow, worker = Slow(), Worker()
+    decisions = Decisions(worker.sessions, slow)
+    first = asyncio.create_task(decisions.repermit(Permissions([">"]), "ada", None))
+    await until(lambda: slow.asked)
+    second = asyncio.create_task(decisions.revoke("ada", None))
+    await asyncio.sleep(0)
+    slow.may_take.set()
+    await asyncio.gather(first, second)
+    assert [json.loads(each)["permissions"] is None for each in slow.told] == [False, True]
+
+
+async def test_what_was_decided_before_nats_was_lost_does_not_undo_what_was_decided_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sanic_nats_bridge.cluster.permission_updates._OTHERS_RETURN_SECONDS", 0)
+    cut_off, present, there = Told(), Told(), Worker()
+    session, _ = there.open(Permissions([">"], identity="ada"))
+    first, second = (Decisions(Worker().sessions, told) for told in (cut_off, present))
+    hearer = Decisions(there.sessions, Told())
+    cut_off.error = ConnectionError("away")
+    await first.repermit(Permissions(["wide.>"]), "ada", None)
+    await second.repermit(Permissions(["narrow"]), "ada", None)
+    hearer.hear(present.told[0])
+    cut_off.error = None
+    await first.nats_returned()
+    hearer.hear(cut_off.told[0])
+    assert session.permissions.subscribe == ("narrow",)
+    # What nothing newer contradicts holds, however late.
+    cut_off.error = ConnectionError("away")
+    await first.repermit(Permissions(["later"]), "ada", None)
+    cut_off.error = None
+    await first.nats_returned()
+    hearer.hear(cut_off.told[1])
+    assert session.permissions.subscribe == ("later",)
+    # And a revoke always.
+    cut_off.error = ConnectionError("away")
+    await first.revoke("ada", None)
+    await second.repermit(Permissions(["narrow"]), "ada", None)
+    hearer.hear(present.told[1])
+    cut_off.error = None
+    await first.nats_returned()
+    hearer.hear(cut_off.told[2])
+    assert session.closed
+
+
+async def test_what_is_decided_while_the_others_return_waits_with_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sanic_nats_bridge.cluster.permission_updates._OTHERS_RETURN_SECONDS", 0.05)
+    told, worker = Told(), Worker()
+    decisions = Decisions(worker.sessions, told)
+    told.error = ConnectionError("away")
+    await decisions.revoke("ada", None)
+    told.error = None
+    returning = asyncio.create_task(decisions.nats_returned())
+    await until(lambda: decisions._others_return)
+    await decisions.revoke("bob", None)
+    assert told.told == []
+    await returning
+    assert [json.loads(each)["identity"] for each in told.told] == ["ada", "bob"]
+
+
+async def test_only_so_many_decisions_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sanic_nats_bridge.cluster.permission_updates._MAX_NOTED", 3)
+    decisions = Decisions(Worker().sessions, Told())
+    for name in "abcda":
+        await decisions.revoke(name, None)
+    assert list(decisions._newest) == [("c", None), ("d", None), ("a", None)]
+
+
+@pytest.mark.parametrize("name", ["identity", "session"])
+async def test_only_a_text_names_whom_a_decision_is_about(name: str) -> None:
+    told, worker = Told(), Worker()
+    decisions = Decisions(worker.sessions, told)
+    target: dict[str, Any] = {"identity": None, "session": None, name: 42}
+    with pytest.raises(TypeError, match=f"{name} must be a str, not int"):
+        await decisions.revoke(**target)
+    with pytest.raises(TypeError, match=f"{name} must be a str, not int"):
+        await decisions.repermit(Permissions(["a"]), **target)
+    assert (told.told, decisions._untold) == ([], {})
+
+
+async def test_only_permissions_take_the_place_of_permissions() -> None:
+    told, worker = Told(), Worker()
+    session, _ = worker.open(Permissions([">"], identity="ada"))
+    rules: Any = {"subscribe": ["a"]}
+    with pytest.raises(TypeError, match="must be Permissions, not dict"):
+        await Decisions(worker.sessions, told).repermit(rules, "ada", None)
+    assert (told.told, session.permissions.subscribe) == ([], (">",))
+
+
+async def test_an_identity_may_be_of_a_kind_of_text() -> None:
+    class Name(str):
+        __slots__ = ()
+
+    told, there = Told(), Worker()
+    session, _ = there.open(Permissions([">"], identity="ada"))
+    decisions, hearer = Decisions(Worker().sessions, told), Decisions(there.sessions, Told())
+    await decisions.repermit(Permissions(["a"], identity=Name("ada")), Name("ada"), None)
+    await decisions.revoke(Name("ada"), None)
+    hearer.hear(told.told[0])
+    assert session.permissions.subscribe == ("a",)
+    hearer.hear(told.told[1])
+    assert session.closed
+
+
+async def test_what_nats_does_not_take_is_logged_and_holds_up_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    told, worker = Told(), Worker()
+    decisions = Decisions(worker.sessions, told)
+    told.error = ValueError("larger than NATS takes")
+    assert await decisions.revoke("ada", None) == 0
+    assert "larger than NATS takes" in caplog.text
+    told.error = None
+    await decisions.revoke("bob", None)
+    assert len(told.told) == 1
+
+
+def decision(**fields: Any) -> bytes:
+    whole = {"worker": "x", "identity": "ada", "session": None, "permissions": None}
+    return json.dumps(whole | fields).encode()
+
+
+WRITTEN = {
+    "subscribe": ["a"],
+    "deny": [],
+    "values": {},
+    "map": {},
+    "literal_only": False,
+    "identity": None,
+    "expires_at": None,
+}
+
+JUNK = [
+    b"",
+    b"null",
+    b"\xff",
+    b"[" * 100_000,
+    b"{}",
+    decision(identity=None),
+    decision(session="0" * 64),
+    decision(identity=5),
+    decision(permissions={}),
+    decision(permissions=WRITTEN | {"subscribe": ["a..b"]}),
+    decision(permissions=WRITTEN | {"subscribe": ["{nothing}"]}),
+    decision(permissions=WRITTEN | {"identity": "bob"}),
+    decision(permissions=WRITTEN | {"identity": ""}),
+    decision(permissions=WRITTEN | {"literal_only": 1}),
+]
+
+
+@pytest.mark.parametrize("junk", JUNK, ids=range(len(JUNK)))
+async def test_what_cannot_be_read_changes_nothing_and_is_logged(junk: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    worker = Worker()
+    session, _ = worker.open(Permissions([">"], identity="ada"))
+    anybody, _ = worker.open(EVERYTHING)
+    await act(session, "subscribe", "b")
+    Decisions(worker.sessions, Told()).hear(junk)
+    assert (session.closed, anybody.closed, session.subscriptions) == (False, False, ("b",))
+    assert "cannot be carried out" in caplog.text
+
+
+async def test_a_fault_of_ours_in_a_decision_is_logged(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker()
+    monkeypatch.setattr(worker.sessions, "revoke", None)
+    Decisions(worker.sessions, Told()).hear(decision())
+    assert "Fault in a revoke or repermit" in caplog.text

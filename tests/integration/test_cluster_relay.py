@@ -1,0 +1,360 @@
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import uuid4
+
+import nats
+import pytest
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from sanic import Request
+
+from sanic_nats_bridge import Permissions
+from sanic_nats_bridge.cluster.control_channel import NobodyListensError
+from sanic_nats_bridge.cluster.relay import Relay
+from sanic_nats_bridge.errors import InternalError
+from sanic_nats_bridge.protocol.messages import Command
+from sanic_nats_bridge.protocol.session_ids import digest, new_session_id, new_worker_id
+from sanic_nats_bridge.testing import NatsServer
+from tests.support.bridge import SERVERS, Bridge, Publisher, ServerName, running, subscribed, until
+from tests.support.raw import sessions
+from tests.unit.sessions.test_session import Worker
+
+
+@pytest.fixture(params=SERVERS)
+def server(request: pytest.FixtureRequest) -> ServerName:
+    name: ServerName = request.param
+    return name
+
+
+async def permissions(request: Request) -> Permissions | None:
+    """Everybody but a guest has a name; those who have none follow the same."""
+    user = request.cookies.get("user")
+    return None if user == "guest" else Permissions(["*.open.>", "*.open"], identity=user)
+
+
+@contextlib.asynccontextmanager
+async def workers(url: str, server: ServerName = "sanic", **settings: Any) -> AsyncIterator[tuple[Bridge, Bridge]]:
+    """Two bridges that are workers of one app."""
+    options: dict[str, Any] = {"control_prefix": f"_T.{uuid4().hex}", "linger": 0.1, "permissions": permissions}
+    options |= settings
+    async with (
+        running(servers=url, server=server, **options) as home,
+        running(servers=url, server=server, **options) as away,
+    ):
+        yield home, away
+
+
+@pytest.fixture
+async def both(shared_nats: NatsServer, server: ServerName) -> AsyncIterator[tuple[Bridge, Bridge]]:
+    async with workers(shared_nats.url, server) as both:
+        yield both
+
+
+def control_prefix(bridge: Bridge) -> str:
+    return str(bridge.extension.settings.control_prefix)
+
+
+def address(bridge: Bridge) -> str:
+    """The control subject on which the worker takes requests."""
+    return f"{control_prefix(bridge)}.worker.{sessions(bridge).worker}"
+
+
+@contextlib.asynccontextmanager
+async def bystander(url: str) -> AsyncIterator[Client]:
+    """Somebody else on the same NATS."""
+    client = await nats.connect(url)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+async def test_a_command_works_on_whichever_worker_it_arrives(
+    both: tuple[Bridge, Bridge], publisher: Publisher
+) -> None:
+    home, away = both
+    subject = publisher.subject("open")
+    async with home.events() as events, home.websocket() as websocket:
+        for client in (events, websocket):
+            command = {"session": client.session, "subjects": [subject], "id": 7}
+            assert await away.post("/subscribe", command) == (200, subscribed(subject) | {"id": 7})
+            await publisher.send(subject, b"1")
+            assert await client.data(1) == [1]
+            status, reply = await away.post("/unsubscribe", command)
+            assert (status, reply["success"], reply["id"]) == (200, True, 7)
+            await publisher.send(subject, b"2")
+            assert (await home.post("/unsubscribe", command))[0] == 409
+
+
+REFUSED = [
+    ("/subscribe", {"subjects": ["secret.>"]}, 403),
+    ("/subscribe", {"subjects": ["a..b"], "id": "x"}, 400),
+    ("/unsubscribe", {"subjects": ["a.open"], "id": 3}, 409),
+    ("/subscribe", {"subjects": [f"{number}.open" for number in range(200)]}, 429),
+    ("/subscribe", {"subjects": []}, 400),
+    ("/subscribe", {"subjects": ["a.open"], "after": 1}, 400),
+    ("/subscribe", {"subjects": ["a.open"], "action": "unsubscribe"}, 400),
+]
+
+
+@pytest.mark.parametrize(("path", "command", "status"), REFUSED)
+async def test_a_refusal_is_the_same_elsewhere(
+    both: tuple[Bridge, Bridge], path: str, command: dict[str, Any], status: int
+) -> None:
+    async with both[0].events() as client:
+        body = command | {"session": client.session}
+        answers = [await bridge.post(path, body) for bridge in both]
+        assert answers[0] == answers[1]
+        assert answers[0][0] == status
+
+
+async def test_the_rate_of_commands_is_that_of_the_session(shared_nats: NatsServer) -> None:
+    async with workers(shared_nats.url, command_rate=0.1, command_burst=2) as (home, away), home.events() as client:
+        body = {"session": client.session, "subjects": ["a.open"]}
+        assert [(await bridge.post("/subscribe", body))[0] for bridge in (away, home)] == [200, 200]
+        async with away.http.post(f"{away.url}/subscribe", json=body) as response:
+            assert (response.status, (await response.json())["code"]) == (429, "limit.rate")
+            assert int(response.headers["Retry-After"]) >= 1
+        await away.post("/subscribe", body)
+        await away.post("/subscribe", body)
+        frames = [await client.frame()]
+        assert (frames[-1]["type"], frames[-1]["code"]) == ("close", 4429)
+
+
+async def test_commands_that_are_not_valid_are_counted_at_home(shared_nats: NatsServer) -> None:
+    async with workers(shared_nats.url, max_bad_commands=2) as (home, away), home.events() as client:
+        for _ in range(3):
+            assert (await away.post("/subscribe", {"session": client.session, "subjects": ["a..b"]}))[0] == 400
+        assert (await client.frame())["code"] == 4429
+
+
+async def test_the_holder_compares_who_the_client_is(both: tuple[Bridge, Bridge]) -> None:
+    home, away = both
+    async with home.events(Cookie="user=ada") as client:
+        body = {"session": client.session, "subjects": ["a.open"]}
+        unknown = await away.post("/subscribe", body | {"session": new_session_id(new_worker_id())}, Cookie="user=bob")
+        assert await away.post("/subscribe", body, Cookie="user=bob") == unknown
+        assert (unknown[0], unknown[1]["code"]) == (404, "session.unknown")
+        assert await away.post("/subscribe", body) == unknown
+        assert (await away.post("/subscribe", body, Cookie="user=guest"))[1]["code"] == "auth.required"
+        assert (await away.post("/subscribe", body, Cookie="user=ada"))[0] == 200
+
+
+async def test_a_session_that_has_ended_is_unknown_everywhere(shared_nats: NatsServer) -> None:
+    async with running(servers=shared_nats.url, control_prefix="_T.ended", subscribe=["a"]) as away:
+        async with running(servers=shared_nats.url, control_prefix="_T.ended", subscribe=["a"]) as home:
+            async with home.events() as client:
+                body = {"session": client.session, "subjects": ["a"]}
+                assert (await away.post("/subscribe", body))[0] == 200
+            await until(lambda: not home.extension.sessions)
+            answers = [await bridge.post("/subscribe", body) for bridge in (home, away)]
+        # And when its worker is there no longer.
+        answers.append(await away.post("/subscribe", body))
+        assert answers == [answers[0]] * 3
+        assert (answers[0][0], answers[0][1]["code"]) == (404, "session.unknown")
+
+
+@pytest.mark.parametrize("wrong", ["", "x", "x" * 48 + "y", "*" * 48, ">" + "x" * 47, "ü" * 48, "." * 48, " " * 48])
+async def test_what_no_session_is_called_never_reaches_nats(bridge: Bridge, wrong: str) -> None:
+    assert bridge.extension.client is not None
+    sent = bridge.extension.client.stats["out_msgs"]
+    assert (await bridge.post("/subscribe", {"session": wrong, "subjects": ["a"]}))[1]["code"] == "session.unknown"
+    assert bridge.extension.client.stats["out_msgs"] == sent
+
+
+async def test_while_nats_is_away_only_sessions_at_home_can_be_commanded(nats_server: NatsServer) -> None:
+    async with workers(nats_server.url) as (home, away), home.events() as client:
+        nats_server.stop()
+        await until(lambda: away.extension.client is None and home.extension.client is None)
+        body = {"session": client.session, "subjects": ["a.open"]}
+        status, reply = await away.post("/subscribe", body | {"id": 1})
+        assert (status, reply["code"], reply["id"]) == (503, "nats.unavailable", 1)
+        status, reply = await home.post("/subscribe", body)
+        assert (status, reply["active"]) == (200, False)
+        nats_server.start()
+        await until(lambda: home.extension._control.ready and away.extension._control.ready)
+        assert (await away.post("/unsubscribe", body))[0] == 200
+
+
+async def test_a_holder_that_is_silent_is_unreachable(shared_nats: NatsServer) -> None:
+    short: dict[str, Any] = {"relay_timeout": 0.1, "confirm_timeout": 0.1}
+    async with workers(shared_nats.url, **short) as (_, away), bystander(shared_nats.url) as silent:
+        worker = new_worker_id()
+        await silent.subscribe(f"{control_prefix(away)}.worker.{worker}", cb=_ignore)
+        await silent.flush()
+        body = {"session": new_session_id(worker), "subjects": ["a.open"]}
+        status, reply = await away.post("/subscribe", body)
+        assert (status, reply["code"]) == (503, "session.unreachable")
+
+
+async def _ignore(_: Msg) -> None: ...
+
+
+class Answers:
+    """Other workers, as far as this one can tell."""
+
+    def __init__(self, *answers: bytes | Exception) -> None:
+        self.answers = list(answers)
+        self.asked: list[bytes] = []
+
+    async def request(self, worker: str, payload: bytes, seconds: float) -> bytes:
+        self.asked.append(payload)
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+JUNK = [b"", b"{", b"\xff", b"null", b"[]", b'{"refusal":1}', b'{"reply":{"type":"reply"}}', b"{}", b"[" * 100_000]
+
+
+@pytest.mark.parametrize("junk", JUNK, ids=range(len(JUNK)))
+async def test_a_reply_that_cannot_be_read_is_an_internal_error(junk: bytes) -> None:
+    session_id = new_session_id(new_worker_id())
+    with pytest.raises(InternalError, match="Internal error"):
+        await Relay(Worker().sessions, Answers(junk)).carry_out(session_id, None, Command(action="subscribe"))
+
+
+def request(**fields: Any) -> bytes:
+    return json.dumps({"session": "0" * 64, "identity": None, "command": {"subjects": ["a.open"]}} | fields).encode()
+
+
+STRICT = [
+    (b"", "command.invalid"),
+    (b"{", "command.invalid"),
+    (b"\xff\xfe", "command.invalid"),
+    (b"null", "command.invalid"),
+    (b"[" * 100_000, "command.invalid"),
+    (request(session="0" * 63), "command.invalid"),
+    (request(session=5), "command.invalid"),
+    (request(session="0" * 64 + "\n"), "command.invalid"),
+    (request(identity=7), "command.invalid"),
+    (request(command=None), "command.invalid"),
+    (request(command={"subjects": "a"}), "command.invalid"),
+    (request(command={"action": "dance", "subjects": ["a"]}), "command.invalid"),
+    (request(command={"action": "publish", "subjects": ["a"]}), "command.unsupported"),
+    (request(command={"subjects": ["a"], "from": 1}), "command.unsupported"),
+    (request(command={"subjects": ["a" * 70_000]}), "limit.size"),
+    (request(), "session.unknown"),
+]
+
+
+@pytest.mark.parametrize(("data", "code"), STRICT, ids=range(len(STRICT)))
+async def test_a_request_is_read_as_strictly_as_what_comes_from_a_browser(data: bytes, code: str) -> None:
+    answer = await Relay(Worker().sessions, Answers()).answer(data)
+    assert json.loads(answer)["refusal"]["code"] == code
+
+
+async def test_no_request_makes_the_bridge_publish_elsewhere(shared_nats: NatsServer) -> None:
+    async with workers(shared_nats.url) as (home, away), bystander(shared_nats.url) as stranger:
+        prefix = control_prefix(home)
+        elsewhere = ["orders.new", "$JS.API.STREAM.DELETE.a", f"{prefix}.all", f"{prefix}.reply.x.0", address(away)]
+        heard = [await stranger.subscribe(subject) for subject in elsewhere]
+        for subject in elsewhere:
+            await stranger.publish(address(home), request(), subject)
+        inbox = f"{prefix}.reply.{new_worker_id()}.0"
+        replies = await stranger.subscribe(inbox)
+        await stranger.publish(address(home), request(), inbox)
+        await replies.next_msg(5)
+        await stranger.flush()
+        assert [subscription.pending_msgs for subscription in heard] == [0] * len(heard)
+
+
+async def test_the_id_of_a_session_never_goes_over_nats(both: tuple[Bridge, Bridge], shared_nats: NatsServer) -> None:
+    home, away = both
+    async with bystander(shared_nats.url) as tap, home.events() as client:
+        seen: list[bytes] = []
+
+        async def note(message: Msg) -> None:
+            seen.append(f"{message.subject} {message.reply} ".encode() + message.data)
+
+        await tap.subscribe(f"{control_prefix(home)}.>", cb=note)
+        await tap.flush()
+        assert (await away.post("/subscribe", {"session": client.session, "subjects": ["a.open"]}))[0] == 200
+        await until(lambda: len(seen) == 2)
+        assert b"a.open" in seen[0]
+        assert not any(client.session[16:].encode() in each for each in seen)
+
+
+async def test_a_command_that_nats_would_not_take_is_refused() -> None:
+    with NatsServer(config="max_payload: 4096") as small:
+        async with workers(small.url) as (home, away), home.events() as client:
+            body = {"session": client.session, "subjects": ["a.open"], "id": "x" * 5_000}
+            assert (await away.post("/subscribe", body))[1]["code"] == "limit.size"
+            assert (await home.post("/subscribe", body))[0] == 200
+            assert (await away.post("/unsubscribe", body | {"id": 1}))[0] == 200
+
+
+async def test_no_browser_reaches_the_control_subjects(shared_nats: NatsServer) -> None:
+    options: dict[str, Any] = {"servers": shared_nats.url, "control_prefix": "_SHOP.ctl", "subscribe": [">", "_SHOP.>"]}
+    async with running(**options) as bridge, bridge.websocket() as client, bystander(shared_nats.url) as stranger:
+        for pattern in ("_SHOP.>", "_SHOP.*.>", "_SHOP.ctl.>", "_SHOP.ctl.all", "_SHOP.*.all", "_NATSBRIDGE.>"):
+            assert (await client.ask({"subjects": [pattern]}))["code"] == "subject.forbidden", pattern
+        await client.follow("_SHOP.other", ">", "*.*.all")
+        await stranger.publish("_SHOP.ctl.all", b"1")
+        await stranger.publish("_SHOP.other", b"2")
+        assert await client.data(1) == [2]
+
+
+async def test_new_permissions_do_not_open_the_control_subjects_either(shared_nats: NatsServer) -> None:
+    options: dict[str, Any] = {"servers": shared_nats.url, "control_prefix": "_SHOP2", "subscribe": ["_SHOP2"]}
+    async with running(**options) as bridge, bridge.websocket() as client:
+        await client.follow("_SHOP2")
+        await bridge.extension.repermit(Permissions(["_SHOP2.>", "_SHOP2"]), session=client.session)
+        assert (await client.ask({"subjects": ["_SHOP2.all"]}))["code"] == "subject.forbidden"
+
+
+async def test_two_apps_on_one_nats_do_not_meet(shared_nats: NatsServer) -> None:
+    async with (
+        running(servers=shared_nats.url, subscribe=["a"]) as one,
+        running(servers=shared_nats.url, subscribe=["a"]) as other,
+        one.events() as client,
+    ):
+        body = {"session": client.session, "subjects": ["a"]}
+        assert (await other.post("/subscribe", body))[0] == 404
+        assert (await one.post("/subscribe", body))[0] == 200
+
+
+async def test_a_worker_that_is_just_on_its_way_to_another_nats_server_is_asked_again() -> None:
+    reply = b'{"reply":{"type":"reply","success":true,"message":"done"}}'
+    answers = Answers(NobodyListensError("x"), reply)
+    session_id = new_session_id(new_worker_id())
+    command = Command(action="subscribe", subjects=["a"], session=session_id)
+    outcome = await Relay(Worker().sessions, answers).carry_out(session_id, None, command)
+    assert outcome.message == "done"
+    assert len(answers.asked) == 2
+    assert json.loads(answers.asked[0]) == {
+        "session": digest(session_id),
+        "identity": None,
+        "command": {"action": "subscribe", "subjects": ["a"]},
+    }
+
+
+async def test_a_command_that_takes_too_long_is_given_up_by_the_holder() -> None:
+    worker = Worker(relay_timeout=0.1, confirm_timeout=0)
+    session, _ = worker.open()
+    async with session._one_at_a_time:
+        answer = await Relay(worker.sessions, Answers()).answer(request(session=session.key))
+    assert json.loads(answer)["refusal"]["code"] == "session.unreachable"
+    await asyncio.sleep(0)
+    answer = await Relay(worker.sessions, Answers()).answer(request(session=session.key))
+    assert json.loads(answer)["reply"]["success"]
+
+
+async def test_a_fault_of_the_holder_is_told_and_logged(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker()
+    session, _ = worker.open()
+    monkeypatch.setattr(worker.sessions, "find", None)
+    answer = await Relay(worker.sessions, Answers()).answer(request(session=session.key))
+    assert json.loads(answer)["refusal"] == {
+        "code": "internal",
+        "message": "Internal error",
+        "subjects": [],
+        "retry_after": 0,
+    }
+    assert "Fault in a command from another worker" in caplog.text

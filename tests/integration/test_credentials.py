@@ -1,0 +1,98 @@
+"""Logins by nkey and by a .creds file, with keys and JWTs that are made here."""
+
+import base64
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nkeys  # type: ignore[import-untyped]
+import pytest
+
+from sanic_nats_bridge.testing import NatsServer
+from tests.integration.test_nats_supervisor import linked
+from tests.support.bridge import until
+
+UNLIMITED = {"subs": -1, "data": -1, "payload": -1}
+
+
+class Key:
+    def __init__(self, prefix: int) -> None:
+        self.seed: bytes = nkeys.encode_seed(os.urandom(32), prefix)
+        self._pair = nkeys.from_seed(bytearray(self.seed))
+        self.public: str = self._pair.public_key.decode()
+
+    def issue(self, kind: str, subject: str, claims: dict[str, Any] | None = None, **registered: int) -> str:
+        """A JWT about the subject, signed by this key; ``registered`` are claims of RFC 7519."""
+        header = {"typ": "JWT", "alg": "ed25519-nkey"}
+        said = {"type": kind, "version": 2} | (claims or {})
+        body = {"jti": "1", "iat": int(time.time()), "iss": self.public, "name": kind, "sub": subject, "nats": said}
+        body |= registered
+        signed = f"{encoded(json.dumps(header).encode())}.{encoded(json.dumps(body).encode())}"
+        return f"{signed}.{encoded(self._pair.sign(signed.encode()))}"
+
+
+def encoded(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+@pytest.fixture
+def user() -> Key:
+    return Key(nkeys.PREFIX_BYTE_USER)
+
+
+async def test_an_nkey_seed_in_a_file_opens_the_server(user: Key, tmp_path: Path) -> None:
+    seed = tmp_path / "user.nk"
+    seed.write_bytes(user.seed)
+    with NatsServer(config=f"authorization {{users: [{{nkey: {user.public}}}]}}") as server:
+        async with linked(server, nkeys_seed=seed) as bridge:
+            assert await bridge.ask("a") == {"a": "confirmed"}
+
+
+@dataclass
+class Account:
+    """An account of an operator of its own, and a file for one user's credentials."""
+
+    file: Path
+
+    def __post_init__(self) -> None:
+        operator, self._account = Key(nkeys.PREFIX_BYTE_OPERATOR), Key(nkeys.PREFIX_BYTE_ACCOUNT)
+        limits = UNLIMITED | {"imports": -1, "exports": -1, "wildcards": True, "conn": -1, "leaf": -1}
+        account = operator.issue("account", self._account.public, {"limits": limits})
+        self.config = (
+            f"operator: {operator.issue('operator', operator.public)}\nresolver: MEMORY\n"
+            f"resolver_preload {{{self._account.public}: {account}}}"
+        )
+
+    def issue(self, user: Key, **registered: int) -> None:
+        token = self._account.issue("user", user.public, UNLIMITED, **registered)
+        self.file.write_text(
+            f"-----BEGIN NATS USER JWT-----\n{token}\n------END NATS USER JWT------\n"
+            f"-----BEGIN USER NKEY SEED-----\n{user.seed.decode()}\n------END USER NKEY SEED------\n"
+        )
+
+
+async def test_a_credentials_file_opens_the_server(user: Key, tmp_path: Path) -> None:
+    account = Account(tmp_path / "user.creds")
+    account.issue(user)
+    with NatsServer(config=account.config) as server:
+        async with linked(server, credentials=account.file) as bridge:
+            assert await bridge.ask("a") == {"a": "confirmed"}
+
+
+async def test_credentials_that_expire_are_read_again(
+    user: Key, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    account = Account(tmp_path / "user.creds")
+    account.issue(user, exp=int(time.time()) + 2)
+    with NatsServer(config=account.config) as server:
+        async with linked(server, credentials=account.file) as bridge:
+            await until(lambda: "down" in bridge.listener.told)
+            assert "authentication expired" in caplog.text
+            await until(lambda: "NATS is away" in caplog.text)
+            before = len(bridge.listener.told)
+            account.issue(user)
+            await until(lambda: bridge.listener.told[before:] == ["up"])
+            assert await bridge.ask("a") == {"a": "confirmed"}

@@ -1,0 +1,302 @@
+import asyncio
+from collections.abc import Callable
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from sanic import HTTPResponse, Request, Sanic
+from sanic.response import json
+
+from sanic_nats_bridge import NatsBridge, Permissions, Session, SettingsError
+from sanic_nats_bridge.testing import NatsServer
+from tests.support.bridge import Bridge, Publisher, running, served, until
+
+App = Sanic[Any, Any]
+
+
+def app_with(bridge: NatsBridge, **config: Any) -> App:
+    """An app that is extended with the bridge, with ``NATS_BRIDGE_…`` in its configuration."""
+    app: App = Sanic(f"test_{uuid4().hex}", configure_logging=False)
+    app.config.update({f"NATS_BRIDGE_{name.upper()}": value for name, value in config.items()})
+    extensions: list[Any] = [bridge]
+    app.extend(extensions=extensions)
+    return app
+
+
+# In the app's hands
+
+
+async def test_the_app_gets_the_bridge_by_injection_and_in_its_context(shared_nats: NatsServer) -> None:
+    def prepare(app: App) -> None:
+        @app.get("/same")
+        async def same(request: Request, bridge: NatsBridge) -> HTTPResponse:
+            return json([bridge is request.app.ctx.nats_bridge, bridge.client is not None])
+
+    async with running(servers=shared_nats.url, prepare=prepare) as bridge:
+        assert bridge.app.ctx.nats_bridge is bridge.extension
+        async with bridge.http.get(f"http://127.0.0.1:{bridge.port}/same") as response:
+            assert await response.json() == [True, True]
+
+
+async def test_the_client_is_none_while_nats_is_away_and_another_one_after_its_return(
+    nats_server: NatsServer,
+) -> None:
+    nats_server.stop()
+    assert NatsBridge().client is None
+    async with running(servers=nats_server.url, connected=False) as bridge:
+        extension = bridge.extension
+        assert extension.client is None
+        nats_server.start()
+        await until(lambda: extension.client is not None)
+        first = extension.client
+        nats_server.stop()
+        await until(lambda: extension.client is None)
+        nats_server.start()
+        await until(lambda: extension.client is not None)
+        assert extension.client is not first
+    assert extension.client is None
+
+
+async def test_a_bridge_that_is_on_no_app_yet_says_so() -> None:
+    bridge = NatsBridge(subscribe=["a"])
+    assert (bridge.client, len(bridge.sessions)) == (None, 0)
+    for early in (bridge.stats, lambda: bridge.client_url):
+        with pytest.raises(RuntimeError, match="on no app yet"):
+            early()
+    for decided in (bridge.revoke(identity="ada"), bridge.repermit(Permissions(["a"]), identity="ada")):
+        with pytest.raises(RuntimeError, match="on no app yet"):
+            await decided
+
+
+async def test_the_app_publishes_through_the_client(bridge: Bridge, publisher: Publisher) -> None:
+    subject = publisher.subject("a")
+    async with bridge.websocket() as websocket:
+        await websocket.follow(subject)
+        assert bridge.extension.client is not None
+        await bridge.extension.client.publish(subject, b"1")
+        assert await websocket.data(1) == [1]
+
+
+# Settings
+
+
+async def test_settings_come_from_the_configuration_of_the_app_and_keywords_before_it(
+    shared_nats: NatsServer,
+) -> None:
+    extension = NatsBridge(prefix="/keyword")
+    app = app_with(extension, servers=shared_nats.url, prefix="/config", heartbeat=3, subscribe="a.> b")
+    settings = extension.settings
+    assert (settings.prefix, settings.heartbeat, settings.subscribe) == ("/keyword", 3.0, ("a.>", "b"))
+    async with served(app) as port:
+        await until(lambda: extension._hub.connected)
+        async with Bridge(app, extension, port, "/keyword").websocket() as websocket:
+            assert websocket.welcome["heartbeat"] == 3
+            await websocket.follow("b")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"nonsense": 1}, {"heartbeat": -1}, {"servers": "http://x"}], ids=["unknown", "value", "server"]
+)
+def test_a_wrong_setting_stops_the_start_and_is_named(settings: dict[str, Any]) -> None:
+    (name,) = settings
+    with pytest.raises(SettingsError, match=name):
+        NatsBridge(**settings)
+    with pytest.raises(SettingsError, match=name):
+        app_with(NatsBridge(), **settings)
+
+
+@pytest.mark.parametrize(
+    ("subscribe", "worker", "warnings"),
+    [([], False, 1), ([], True, 0), (["a"], False, 0)],
+    ids=["main process", "worker process", "not empty"],
+)
+def test_a_bridge_that_opens_nothing_says_so_once(
+    subscribe: list[str],
+    worker: bool,
+    warnings: int,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("SANIC_WORKER_IDENTIFIER", raising=False)
+    if worker:
+        monkeypatch.setenv("SANIC_WORKER_IDENTIFIER", "Srv 0")
+    app_with(NatsBridge(subscribe=subscribe))
+    assert caplog.text.count("no subject may be followed") == warnings
+
+
+def test_one_bridge_on_two_apps_is_refused() -> None:
+    extension = NatsBridge(subscribe=["a"])
+    app_with(extension)
+    with pytest.raises(SettingsError, match="one app"):
+        app_with(extension)
+
+
+def test_two_bridges_on_one_app_are_refused() -> None:
+    app: App = Sanic(f"test_{uuid4().hex}", configure_logging=False)
+    extensions: list[Any] = [NatsBridge(subscribe=["a"]), NatsBridge(subscribe=["b"], prefix="/other")]
+    with pytest.raises(SettingsError, match="One app has one NatsBridge"):
+        app.extend(extensions=extensions)
+
+
+async def test_two_apps_have_a_bridge_each(shared_nats: NatsServer, publisher: Publisher) -> None:
+    subject = publisher.subject("a")
+    options: dict[str, Any] = {"servers": shared_nats.url, "subscribe": [">"]}
+    async with running(**options) as first, running(**options, prefix="/other") as second:
+        assert first.extension is not second.extension
+        async with first.websocket() as one, second.websocket() as other:
+            await one.follow(subject)
+            await other.follow(subject)
+            await publisher.send(subject, b"1")
+            assert await one.data(1) == await other.data(1) == [1]
+
+
+# Signals
+
+
+def listening(heard: list[tuple[Any, ...]]) -> Callable[[App], None]:
+    def prepare(app: App) -> None:
+        @app.signal("natsbridge.session.opened")
+        async def opened(session: Session) -> None:
+            heard.append(("opened", session.key))
+
+        @app.signal("natsbridge.session.closed")
+        async def closed(session: Session, code: int) -> None:
+            heard.append(("closed", session.key, code))
+
+        @app.signal("natsbridge.link.connected")
+        async def connected() -> None:
+            heard.append(("connected",))
+
+    return prepare
+
+
+async def test_the_app_hears_of_sessions_and_of_the_connection(nats_server: NatsServer) -> None:
+    heard: list[tuple[Any, ...]] = []
+    async with running(servers=nats_server.url, prepare=listening(heard)) as bridge:
+        await until(lambda: heard == [("connected",)])
+        async with bridge.websocket() as websocket:
+            await until(lambda: heard[1:] == [("opened", websocket.key)])
+            await websocket.connection.close(1000)
+            await until(lambda: heard[2:] == [("closed", websocket.key, 1000)])
+        async with bridge.events() as events:
+            await until(lambda: heard[3:] == [("opened", events.key)])
+        await until(lambda: heard[4:] == [("closed", events.key, 1006)])
+        nats_server.restart()
+        await until(lambda: heard[5:] == [("connected",)])
+        async with bridge.websocket() as websocket:
+            websocket.connection.transport.abort()
+            await until(lambda: heard[7:] == [("closed", websocket.key, 1006)])
+
+
+async def test_subscriptions_made_when_connected_are_there_again_after_each_return(nats_server: NatsServer) -> None:
+    received: list[bytes] = []
+    restarts: list[int] = []
+
+    def prepare(app: App) -> None:
+        @app.signal("natsbridge.link.connected")
+        async def connected() -> None:
+            async def take(message: Any) -> None:
+                received.append(message.data)
+
+            await app.ctx.nats_bridge.client.subscribe("app", cb=take)
+
+    async with running(servers=nats_server.url, prepare=prepare):
+        for number in range(2):
+            restarts.append(number)
+            await until(lambda: nats_server.subscriptions() == ["app"])
+            async with Publisher.connected(nats_server) as publisher:
+                await publisher.send("app", b"%d" % number)
+            await until(lambda: len(received) == len(restarts))
+            nats_server.restart()
+    assert received == [b"0", b"1"]
+
+
+@pytest.mark.parametrize("event", ["session.opened", "session.closed", "link.connected"])
+async def test_a_signal_handler_that_fails_harms_nobody(
+    nats_server: NatsServer, event: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def prepare(app: App) -> None:
+        @app.signal(f"natsbridge.{event}")
+        async def fail(**_: Any) -> None:
+            raise RuntimeError("the app's own fault")
+
+    async with running(servers=nats_server.url, subscribe=["a"], prepare=prepare) as bridge:
+        async with bridge.websocket():
+            pass
+        async with bridge.websocket() as websocket:
+            await websocket.follow("a")
+            async with Publisher.connected(nats_server) as publisher:
+                await publisher.send("a", b"1")
+            assert await websocket.data(1) == [1]
+        await until(lambda: f"natsbridge.{event}" in caplog.text)
+    assert "the app's own fault" in caplog.text
+
+
+async def test_a_signal_handler_that_never_ends_harms_nobody_and_goes_with_the_app(shared_nats: NatsServer) -> None:
+    started: list[str] = []
+
+    def prepare(app: App) -> None:
+        @app.signal("natsbridge.session.opened")
+        async def hang(session: Session) -> None:
+            started.append(session.key)
+            await asyncio.Event().wait()
+
+    before = asyncio.all_tasks()
+    async with running(servers=shared_nats.url, subscribe=[">"], prepare=prepare) as bridge:
+        for _ in range(2):
+            async with bridge.websocket() as websocket:
+                await until(lambda: websocket.key in started)
+                assert (await websocket.ask({"action": "ping"}))["message"] == "pong"
+    assert len(started) == 2
+    await until(lambda: asyncio.all_tasks() == before, 3)
+
+
+# The end
+
+
+async def test_nothing_is_left_when_the_app_has_stopped(nats_server: NatsServer) -> None:
+    before = asyncio.all_tasks()
+    async with running(servers=nats_server.url, subscribe=[">"]) as bridge:
+        sessions = bridge.extension._sessions
+        async with bridge.websocket() as websocket, bridge.events("a") as events:
+            await websocket.follow("a", "b.>")
+            assert len(sessions) == 2
+            await bridge.extension._stop(bridge.app)
+            closes = await websocket.frame(), await events.frame()
+            assert [(close["type"], close["code"], close["reconnect"]) for close in closes] == [
+                ("close", 1001, True)
+            ] * 2
+            await websocket.connection.wait_closed()
+            assert websocket.connection.close_code == 1001
+        assert len(sessions) == 0
+    await until(lambda: nats_server.monitor("/connz")["num_connections"] == 0)
+    await until(lambda: asyncio.all_tasks() == before)
+
+
+async def test_an_app_that_is_served_again_starts_anew(nats_server: NatsServer) -> None:
+    app: App = Sanic(f"test_{uuid4().hex}", configure_logging=False)
+    bridge = NatsBridge(servers=nats_server.url, subscribe=["a"], linger=60)
+    extensions: list[Any] = [bridge]
+    app.extend(extensions=extensions)
+    for _ in range(2):
+        async with served(app) as port, Publisher.connected(nats_server) as publisher:
+            await until(lambda: bridge._hub.connected)
+            async with Bridge(app, bridge, port).websocket() as websocket:
+                assert websocket.welcome["nats"] == "connected"
+                await websocket.follow("a")
+                assert nats_server.subscriptions() == ["a"]
+                await publisher.send("a", b"1")
+                assert await websocket.data(1) == [1]
+        assert bridge._hub.patterns == ()
+        assert not bridge._hub.connected
+
+
+async def test_it_does_without_the_other_extensions(nats_server: NatsServer) -> None:
+    app: App = Sanic(f"test_{uuid4().hex}", configure_logging=False)
+    bridge = NatsBridge(servers=nats_server.url, subscribe=["a"])
+    extensions: list[Any] = [bridge]
+    app.extend(extensions=extensions, built_in_extensions=False)
+    async with served(app) as port:
+        await until(lambda: bridge._hub.connected)
+        async with Bridge(app, bridge, port).websocket() as websocket:
+            await websocket.follow("a")

@@ -1,0 +1,223 @@
+"""Clients that mean harm, by bare sockets: whatever they send, the others are served."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+
+import pytest
+
+from sanic_nats_bridge.testing import NatsServer
+from tests.support.bridge import (
+    SERVERS,
+    WAIT_SECONDS,
+    Bridge,
+    Publisher,
+    ServerName,
+    running,
+    sanic_only,
+    until,
+)
+from tests.support.raw import UPGRADE, sessions
+
+OFFER = b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n"
+KEY = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+
+
+@pytest.fixture(params=SERVERS)
+def server(request: pytest.FixtureRequest) -> ServerName:
+    name: ServerName = request.param
+    return name
+
+
+@pytest.fixture(autouse=True)
+async def bystander(bridge: Bridge, publisher: Publisher, caplog: pytest.LogCaptureFixture) -> AsyncIterator[None]:
+    """A client that was there before, and one that comes after; the log has no fault of the bridge's own."""
+    subject = publisher.subject("a")
+    async with bridge.websocket() as client:
+        await client.follow(subject)
+        yield
+        await until(lambda: len(sessions(bridge)) == 1)
+        async with bridge.events(subject) as late:
+            await publisher.send(subject, b"1")
+            assert [*await client.data(1), *await late.data(1)] == [1, 1]
+    own = [r for r in caplog.records if r.name == "sanic.root.nats_bridge" and r.levelno >= logging.ERROR]
+    assert own == []
+
+
+@contextlib.asynccontextmanager
+async def connection(bridge: Bridge) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", bridge.port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def head(reader: asyncio.StreamReader) -> bytes:
+    return await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), WAIT_SECONDS)
+
+
+async def rest(reader: asyncio.StreamReader) -> bytes:
+    """Everything up to the end of the connection, which must come."""
+    data = b""
+    with contextlib.suppress(ConnectionResetError):
+        data = await asyncio.wait_for(reader.read(), WAIT_SECONDS)
+    return data
+
+
+async def handshake(bridge: Bridge, more: bytes, method: bytes = b"GET", path: str = "/stream") -> bytes:
+    """The head of the answer to a handshake with these header lines too."""
+    async with connection(bridge) as (reader, writer):
+        writer.write(b"%b %b HTTP/1.1\r\n" % (method, (bridge.prefix + path).encode()))
+        writer.write(UPGRADE.encode() + more + b"\r\n")
+        return await head(reader)
+
+
+def close_code(answer: bytes) -> int:
+    """That of the close frame at the end, whose reason is short."""
+    before, _, body = answer.rpartition(b"\x88")
+    assert before, answer
+    return int.from_bytes(body[1:3])
+
+
+HEADERS: dict[str, bytes] = {
+    "a subprotocol that is not ASCII": "Sec-WebSocket-Protocol: caf\u00e9\r\n".encode(),
+    "a subprotocol of bytes": b"Sec-WebSocket-Protocol: \xff\xfe\r\n",
+    "an empty subprotocol": b"Sec-WebSocket-Protocol:\r\n",
+    "a subprotocol with NUL": b"Sec-WebSocket-Protocol: a\0b\r\n",
+    "extensions of bytes": b"Sec-WebSocket-Extensions: \xff;;=,\r\n",
+    "two keys": KEY.encode(),
+    "a version of long ago": b"Sec-WebSocket-Version: 7\r\n",
+    "a line without a colon": b"nonsense\r\n",
+}
+
+
+async def test_a_handshake_with_headers_that_nobody_should_send_is_refused(bridge: Bridge) -> None:
+    for what, more in HEADERS.items():
+        assert (await handshake(bridge, more)).startswith(b"HTTP/1.1 400"), what
+
+
+BAD_OPENINGS: dict[str, str] = {
+    "a plain GET": "Host: x\r\n",
+    "one that keeps the connection": UPGRADE.replace("Connection: Upgrade", "Connection: keep-alive"),
+    "another upgrade": UPGRADE.replace("Upgrade: websocket", "Upgrade: h2c"),
+    "no key": UPGRADE.replace(KEY, ""),
+    "a version of long ago": UPGRADE.replace("Version: 13", "Version: 7"),
+}
+
+
+async def test_what_opens_no_websocket_is_refused_and_is_no_error_in_the_log(
+    bridge: Bridge, caplog: pytest.LogCaptureFixture
+) -> None:
+    for what, lines in BAD_OPENINGS.items():
+        async with connection(bridge) as (reader, writer):
+            writer.write(b"GET /nats/stream HTTP/1.1\r\n%b\r\n" % lines.encode())
+            assert (await head(reader)).startswith(b"HTTP/1.1 400"), what
+    async with bridge.http.get(f"{bridge.url}/stream") as response:
+        assert (await response.json())["code"] == "command.invalid"
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+@sanic_only
+async def test_a_body_that_never_comes_is_not_waited_for(bridge: Bridge) -> None:
+    for method, path in ((b"GET", "/stream"), (b"GET", "/events"), (b"POST", "/subscribe")):
+        for more in (b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n"):
+            assert (await handshake(bridge, more, method, path)).startswith(b"HTTP/1.1 400"), path
+
+
+@sanic_only
+async def test_a_cookie_that_sanic_cannot_read_stays_out_of_the_log(
+    bridge: Bridge, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert (await handshake(bridge, "Cookie: id=SECRET; name=\u0416\r\n".encode())).startswith(b"HTTP/1.1 400")
+    assert "SECRET" not in caplog.text
+
+
+@sanic_only
+async def test_compression_is_not_accepted(bridge: Bridge) -> None:
+    answer = await handshake(bridge, OFFER)
+    assert answer.startswith(b"HTTP/1.1 101")
+    assert b"extensions" not in answer.lower()
+
+
+@sanic_only
+async def test_uvicorn_takes_neither_compression_nor_large_frames_where_it_is_told_so(shared_nats: NatsServer) -> None:
+    options = {"ws_per_message_deflate": False, "ws_max_size": 65_536}
+    async with running(servers=shared_nats.url, server="uvicorn", server_options=options) as bridge:
+        assert b"extensions" not in (await handshake(bridge, OFFER)).lower()
+        async with connection(bridge) as (reader, writer):
+            writer.write(b"GET /nats/stream HTTP/1.1\r\n" + UPGRADE.encode() + b"\r\n")
+            await head(reader)
+            writer.write(b"\x81\xff" + (65_537).to_bytes(8) + bytes(4))
+            assert close_code(await rest(reader)) == 1009
+
+
+async def test_a_handshake_by_another_method_opens_nothing_for_a_foreign_page(bridge: Bridge) -> None:
+    for method in (b"HEAD", b"OPTIONS", b"POST"):
+        async with connection(bridge) as (reader, writer):
+            writer.write(b"%b /nats/stream HTTP/1.1\r\n" % method + UPGRADE.encode() + b"Origin: https://evil\r\n\r\n")
+            answer = await head(reader)
+            assert b"welcome" not in answer
+            assert len(sessions(bridge)) == 1
+
+
+FRAMES: dict[str, tuple[bytes, int]] = {
+    "2^63 bytes": (b"\x81\xff" + (2**63).to_bytes(8) + bytes(4), 1009),
+    "2^64 - 1 bytes": (b"\x82\xff" + b"\xff" * 8 + bytes(4), 1009),
+    "2^63 - 1 bytes": (b"\x81\xff" + (2**63 - 1).to_bytes(8) + bytes(4), 1009),
+    "no mask": (b"\x81\x02hi", 1002),
+    "compressed": (b"\xc1\x82" + bytes(4) + b"hi", 1002),
+    "the third reserved bit": (b"\x91\x82" + bytes(4) + b"hi", 1002),
+    "a reserved opcode": (b"\x83\x80" + bytes(4), 1002),
+    "a reserved opcode of control": (b"\x8f\x80" + bytes(4), 1002),
+    "a long ping": (b"\x89\xfe\x00\x7e" + bytes(4) + b"a" * 126, 1002),
+    "a ping in pieces": (b"\x09\x80" + bytes(4), 1002),
+    "the continuation of nothing": (b"\x80\x80" + bytes(4), 1002),
+    "a text in a text": (b"\x01\x81" + bytes(4) + b"a\x81\x81" + bytes(4) + b"a", 1002),
+    "half a close code": (b"\x88\x81" + bytes(4) + b"a", 1002),
+    "a close code that must not be sent": (b"\x88\x82" + bytes(4) + b"\x03\xee", 1002),
+    "a close reason that is not UTF-8": (b"\x88\x83" + bytes(4) + b"\x03\xe8\xff", 1007),
+    "HTTP": (b"GET / HTTP/1.1\r\n\r\n", 1002),
+}
+
+
+async def test_a_frame_that_breaks_the_rules_ends_its_own_connection_alone(bridge: Bridge) -> None:
+    for what, (frame, code) in FRAMES.items():
+        async with connection(bridge) as (reader, writer):
+            writer.write(b"GET /nats/stream HTTP/1.1\r\n" + UPGRADE.encode() + b"\r\n")
+            await head(reader)
+            writer.write(frame)
+            assert (what, close_code(await rest(reader))) == (what, code)
+
+
+# What never ends
+
+TIMEOUTS = {"REQUEST_TIMEOUT": 0.3, "RESPONSE_TIMEOUT": 0.3, "KEEP_ALIVE_TIMEOUT": 0.3}
+POST = b"POST /nats/subscribe HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+HALVES: dict[str, tuple[bytes, bytes]] = {
+    "half a handshake": (b"GET /nats/stream HTTP/1.1\r\nHost: localhost\r\nUpgrade: webso", b"408"),
+    "half a request line": (b"GET /nats/ev", b"408"),
+    "half a body": (POST + b'Content-Length: 50\r\n\r\n{"session":', b"400"),
+    "half a chunk": (POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{", b"400"),
+    "half a body of a foreign page": (POST + b"Origin: https://evil\r\nContent-Length: 5\r\n\r\n", b"403"),
+    "half a body of a handshake": (POST + b"Upgrade: websocket\r\nContent-Length: 5\r\n\r\n", b"400"),
+}
+
+
+@sanic_only
+async def test_what_never_ends_is_ended(bridge: Bridge) -> None:
+    bridge.app.config.update(TIMEOUTS)
+
+    async def outcome(half: bytes) -> bytes:
+        async with connection(bridge) as (reader, writer):
+            writer.write(half)
+            return (await rest(reader))[:12]
+
+    answers = await asyncio.gather(*(outcome(half) for half, _ in HALVES.values()))
+    assert dict(zip(HALVES, answers, strict=True)) == {
+        what: b"HTTP/1.1 " + status for what, (_, status) in HALVES.items()
+    }

@@ -1,0 +1,412 @@
+"""Each limit on what a client may do: it gets a clear answer, and everybody else is served meanwhile."""
+
+import asyncio
+import contextlib
+import gzip
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import pytest
+from sanic import Request
+
+from sanic_nats_bridge import Permissions
+from sanic_nats_bridge.testing import NatsServer
+from sanic_nats_bridge.transports.assembler import Inbox
+from tests.support.bridge import SERVERS, Bridge, Publisher, ServerName, WebSocketClient, running, until
+from tests.support.raw import UPGRADE, client_frame, raw_connection, sessions
+
+
+@pytest.fixture(params=SERVERS)
+def server(request: pytest.FixtureRequest) -> ServerName:
+    name: ServerName = request.param
+    return name
+
+
+class Bystander:
+    """Follows a subject on which something comes all the time, and must miss nothing of it."""
+
+    def __init__(self, bridge: Bridge, client: WebSocketClient, publisher: Publisher) -> None:
+        self._bridge = bridge
+        self._client = client
+        self._publisher = publisher
+        self._subject = publisher.subject("bystander")
+        self._sent = self._read = 0
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def of(cls, bridge: Bridge, publisher: Publisher) -> AsyncIterator["Bystander"]:
+        async with bridge.websocket() as client:
+            bystander = cls(bridge, client, publisher)
+            await client.follow(bystander._subject)
+            feed = asyncio.create_task(bystander._feed())
+            try:
+                yield bystander
+            finally:
+                feed.cancel()
+
+    async def _feed(self) -> None:
+        while True:
+            await self._publisher.send(self._subject, b"%d" % self._sent)
+            self._sent += 1
+            await asyncio.sleep(0.01)
+
+    async def is_served(self) -> None:
+        """Everything so far has come, in order, more comes, and whoever is new is let in and served."""
+        expected = list(range(self._read, self._sent + 1))
+        assert await self._client.data(len(expected)) == expected
+        self._read = expected[-1] + 1
+        async with self._bridge.websocket() as other:
+            assert (await other.ask({"action": "ping"}))["message"] == "pong"
+
+
+@contextlib.asynccontextmanager
+async def limited(
+    shared_nats: NatsServer, publisher: Publisher, server: ServerName = "sanic", **settings: Any
+) -> AsyncIterator[tuple[Bridge, Bystander]]:
+    defaults: dict[str, Any] = {} if "permissions" in settings else {"subscribe": [">"]}
+    async with (
+        running(servers=shared_nats.url, server=server, **({"linger": 0.1} | defaults | settings)) as bridge,
+        Bystander.of(bridge, publisher) as bystander,
+    ):
+        await bystander.is_served()
+        yield bridge, bystander
+        await bystander.is_served()
+
+
+async def frames_to_the_end(client: WebSocketClient) -> list[dict[str, Any]]:
+    """All up to the `close`, with whose code the WebSocket ends."""
+    frames = [await client.frame()]
+    while frames[-1]["type"] != "close":
+        frames.append(await client.frame())
+    await client.connection.wait_closed()
+    assert client.connection.close_code == frames[-1]["code"]
+    return frames
+
+
+async def test_commands_over_the_rate_are_refused_and_who_goes_on_is_closed(
+    shared_nats: NatsServer, publisher: Publisher, server: ServerName
+) -> None:
+    async with (
+        limited(shared_nats, publisher, server, command_rate=0.01, command_burst=10) as (bridge, _),
+        bridge.websocket() as client,
+    ):
+        for number in range(21):
+            await client.send({"action": "ping", "id": number})
+        *replies, close = await frames_to_the_end(client)
+        assert [reply["success"] for reply in replies[:20]] == [True] * 10 + [False] * 10
+        assert {reply["code"] for reply in replies[10:]} == {"limit.rate"}
+        assert [reply["id"] for reply in replies] == list(range(20))
+        assert (close["code"], close["reconnect"]) == (4429, True)
+        assert close["retry"] > 0
+
+
+async def test_pings_over_the_rate_end_the_session_too(shared_nats: NatsServer, publisher: Publisher) -> None:
+    async with (
+        limited(shared_nats, publisher, command_rate=0.01, command_burst=10) as (bridge, _),
+        bridge.websocket() as client,
+    ):
+        pongs = [await client.connection.ping() for _ in range(21)]
+        await asyncio.gather(*pongs[:20])
+        (close,) = await frames_to_the_end(client)
+        assert close["code"] == 4429
+
+
+@pytest.mark.parametrize("kind", ["pongs", "empty fragments"])
+async def test_frames_that_are_no_commands_end_the_session_too(
+    shared_nats: NatsServer, publisher: Publisher, kind: str
+) -> None:
+    async with (
+        limited(shared_nats, publisher, command_rate=0.01, command_burst=10) as (bridge, _),
+        bridge.websocket() as client,
+    ):
+        if kind == "pongs":
+            for _ in range(21):
+                await client.connection.pong()
+        else:
+            await client.connection.send([""] * 21)
+        (close,) = await frames_to_the_end(client)
+        assert close["code"] == 4429
+
+
+async def nobody(_: Request) -> None:
+    """Knows no client."""
+
+
+DOORS_THAT_CLOSE: dict[str, dict[str, Any]] = {
+    "too many commands": {"subscribe": [">"], "command_rate": 0.01, "command_burst": 1},
+    "not authenticated": {"permissions": nobody},
+}
+
+
+@pytest.mark.parametrize("settings", DOORS_THAT_CLOSE.values(), ids=DOORS_THAT_CLOSE)
+async def test_of_who_has_been_closed_little_more_is_read(
+    monkeypatch: pytest.MonkeyPatch, shared_nats: NatsServer, settings: dict[str, Any]
+) -> None:
+    shut: list[Inbox] = []
+    shut_down = Inbox.shut
+
+    def shut_and_tell(inbox: Inbox) -> None:
+        shut_down(inbox)
+        shut.append(inbox)
+
+    monkeypatch.setattr(Inbox, "shut", shut_and_tell)
+    handshake = f"GET /nats/stream HTTP/1.1\r\n{UPGRADE}\r\n"
+    async with (
+        running(servers=shared_nats.url, **settings) as bridge,
+        raw_connection(bridge.port, handshake) as (reader, writer),
+    ):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(client_frame(b"", 9) * 5)
+        await reader.readuntil(b'"type":"close"')
+        assert not shut
+        writer.write(client_frame(b"", 9) * 200)
+        await until(lambda: shut)
+
+
+async def test_after_a_pause_commands_are_carried_out_again(
+    shared_nats: NatsServer, publisher: Publisher, server: ServerName
+) -> None:
+    async with (
+        limited(shared_nats, publisher, server, command_rate=20, command_burst=3) as (bridge, _),
+        bridge.websocket() as client,
+    ):
+        refused = 0
+        while not refused:
+            reply = await client.ask({"action": "ping"})
+            refused += not reply["success"]
+        await asyncio.sleep(0.5)  # ten times what a token takes
+        assert (await client.ask({"action": "ping"}))["success"]
+
+
+async def test_a_post_over_the_rate_says_when_to_come_back(
+    shared_nats: NatsServer, publisher: Publisher, server: ServerName
+) -> None:
+    async with (
+        limited(shared_nats, publisher, server, command_rate=0.1, command_burst=2) as (bridge, _),
+        bridge.events() as client,
+    ):
+        body = {"session": client.session, "subjects": ["a"]}
+        codes = []
+        for _ in range(5):
+            async with bridge.http.post(f"{bridge.url}/subscribe", json=body) as response:
+                codes.append((response.status, (await response.json()).get("code")))
+                if response.status == 429:
+                    assert 10 <= int(response.headers["Retry-After"]) <= 40
+        assert codes == [(200, None)] * 2 + [(429, "limit.rate")] * 3
+        assert (await client.frame())["code"] == 4429
+        assert (await bridge.post("/subscribe", body))[0] == 404
+
+
+BAD = {
+    "no JSON": "{",
+    "no object": "[]",
+    "unknown action": '{"action": "x"}',
+    "reserved": '{"action": "publish"}',
+    "no subject": '{"subjects": ["a..b"]}',
+    "binary": b"x",
+}
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
+async def test_too_many_bad_commands_end_the_session(
+    shared_nats: NatsServer, publisher: Publisher, server: ServerName, bad: str | bytes
+) -> None:
+    async with (
+        limited(shared_nats, publisher, server, max_bad_commands=3) as (bridge, _),
+        bridge.websocket() as client,
+    ):
+        for _ in range(4):
+            await client.send(bad)
+        *replies, close = await frames_to_the_end(client)
+        assert len(replies) == 3
+        assert not any(reply["success"] for reply in replies)
+        assert (close["code"], close["reconnect"]) == (4429, True)
+
+
+async def test_bad_commands_by_post_count_too(shared_nats: NatsServer, publisher: Publisher) -> None:
+    async with limited(shared_nats, publisher, max_bad_commands=2) as (bridge, _), bridge.events() as client:
+        body = {"session": client.session, "subjects": ["a..b"]}
+        statuses = [(await bridge.post("/subscribe", body))[0] for _ in range(4)]
+        assert statuses == [400, 400, 400, 404]
+        assert (await client.frame())["code"] == 4429
+
+
+async def test_what_is_forbidden_is_no_bad_command(shared_nats: NatsServer, publisher: Publisher) -> None:
+    async with limited(shared_nats, publisher, max_bad_commands=2) as (bridge, _), bridge.websocket() as client:
+        for _ in range(6):
+            assert (await client.ask({"subjects": ["$SYS.>"]}))["code"] == "subject.forbidden"
+            unknown = await client.ask({"action": "unsubscribe", "subjects": ["x"]})
+            assert unknown["code"] == "subject.not_subscribed"
+
+
+async def test_a_worker_follows_no_more_patterns_than_it_may(
+    shared_nats: NatsServer, publisher: Publisher, server: ServerName
+) -> None:
+    async with (
+        limited(shared_nats, publisher, server, max_patterns=3) as (bridge, _),
+        bridge.websocket() as client,
+        bridge.websocket() as other,
+    ):
+        await client.follow("a", "b")
+        refused = await other.ask({"subjects": ["c"]})
+        assert (refused["code"], refused["success"]) == ("limit.subscriptions", False)
+        await other.follow("a", "b")
+        for client_ in (client, other):
+            await client_.ask({"action": "unsubscribe", "subjects": ["b"]})
+        await other.follow("c")
+
+
+async def test_one_identity_has_no_more_sessions_than_it_may(
+    shared_nats: NatsServer, publisher: Publisher, server: ServerName
+) -> None:
+    async def permissions(request: Request) -> Permissions:
+        return Permissions([">"], identity=request.cookies.get("user"))
+
+    cookie = {"Cookie": "user=ada"}
+    async with limited(shared_nats, publisher, server, permissions=permissions, max_sessions_per_identity=2) as (
+        bridge,
+        _,
+    ):
+        async with bridge.websocket(additional_headers=cookie), bridge.events(**cookie):
+            async with bridge.unwelcome_websocket(additional_headers=cookie) as third:
+                (close,) = await frames_to_the_end(third)
+                assert (close["code"], close["reconnect"]) == (1013, True)
+            async with bridge.http.get(f"{bridge.url}/events", headers=cookie) as response:
+                assert response.status == 200
+                body = await response.read()
+                assert b"event: close" in body
+                assert b"retry: " in body
+            async with bridge.websocket(additional_headers={"Cookie": "user=bob"}), bridge.websocket():
+                assert len(sessions(bridge)) == 5
+        await until(lambda: len(sessions(bridge)) == 1)
+        async with bridge.websocket(additional_headers=cookie):
+            pass
+
+
+async def test_whatever_clients_flip_nats_hears_no_more_than_it_may(
+    nats_server: NatsServer, server: ServerName
+) -> None:
+    rate = 50
+    async with (
+        Publisher.connected(nats_server) as publisher,
+        limited(
+            nats_server, publisher, server, linger=0, max_sub_rate=rate, command_rate=10_000, confirm_timeout=0.2
+        ) as (bridge, bystander),
+        contextlib.AsyncExitStack() as stack,
+    ):
+        flippers = [await stack.enter_async_context(bridge.websocket()) for _ in range(3)]
+        heard = _subs_and_unsubs(bridge)
+
+        async def flip(number: int, client: WebSocketClient) -> None:
+            for turn in range(10):
+                patterns = [f"flip.{number}.{turn}.{index}" for index in range(100)]
+                await client.ask({"action": "subscribe", "subjects": patterns})
+                await client.ask({"action": "unsubscribe", "subjects": patterns})
+
+        began = time.monotonic()
+        flipping = [asyncio.create_task(flip(number, client)) for number, client in enumerate(flippers)]
+        async with bridge.websocket() as other:
+            for number in range(3):
+                # Its turn comes, however many wait.
+                reply = await other.ask({"subjects": [f"other.{number}"]})
+                assert reply["success"]
+                assert reply["active"], reply
+        await asyncio.gather(*flipping)
+        seconds = time.monotonic() - began
+        assert len(heard) <= rate * seconds + rate * 0.1 + 2
+        await bystander.is_served()
+        await until(lambda: set(nats_server.subscriptions()) == {publisher.subject("bystander")})
+
+
+def _subs_and_unsubs(bridge: Bridge) -> list[str]:
+    """What the bridge sends to NATS from here on."""
+    heard: list[str] = []
+    link: Any = bridge.extension._link
+    subscribe, unsubscribe = link.subscribe, link.unsubscribe
+
+    def hear_subscribe(pattern: str, sink: Any) -> Any:
+        heard.append(pattern)
+        return subscribe(pattern, sink)
+
+    def hear_unsubscribe(sid: int) -> None:
+        heard.append(f"-{sid}")
+        unsubscribe(sid)
+
+    link.subscribe, link.unsubscribe = hear_subscribe, hear_unsubscribe
+    return heard
+
+
+async def test_no_compression_is_taken(shared_nats: NatsServer, publisher: Publisher) -> None:
+    async with limited(shared_nats, publisher) as (bridge, _):
+        async with bridge.http.ws_connect(f"{bridge.url}/stream", compress=15) as websocket:
+            assert websocket.compress == 0
+            assert (await websocket.receive_json())["type"] == "welcome"
+        async with bridge.events() as client:
+            body = gzip.compress(json.dumps({"session": client.session, "subjects": ["a"]}).encode())
+            status, reply = await bridge.post("/subscribe", body, **{"Content-Encoding": "gzip"})
+            assert (status, reply["code"]) == (415, "command.invalid")
+            assert client.response.headers.get("Content-Encoding") is None
+
+
+async def test_a_body_that_does_not_say_its_size_is_read_no_further_than_it_may_be(
+    shared_nats: NatsServer, publisher: Publisher
+) -> None:
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while sent < 100_000_000:
+            sent += 1000
+            yield b"x" * 1000
+
+    async with limited(shared_nats, publisher, max_command_bytes=2_000) as (bridge, _):
+        headers = {"Content-Type": "application/json"}
+        with contextlib.suppress(aiohttp.ClientError):
+            async with bridge.http.post(f"{bridge.url}/subscribe", data=endless(), headers=headers) as response:
+                assert (response.status, (await response.json())["code"]) == (413, "limit.size")
+        assert sent < 50_000_000
+
+
+async def test_a_session_holds_no_more_patterns_than_it_may(
+    shared_nats: NatsServer, publisher: Publisher, server: ServerName
+) -> None:
+    async with (
+        limited(shared_nats, publisher, server, max_subscriptions=3) as (bridge, _),
+        bridge.websocket() as client,
+    ):
+        await client.follow("a", "b")
+        refused = await client.ask({"subjects": ["c", "d"]})
+        assert (refused["code"], refused["subjects"]) == ("limit.subscriptions", ["c", "d"])
+        await client.follow("a", "c")
+
+
+async def test_a_worker_has_no_more_sessions_than_it_may(
+    shared_nats: NatsServer, publisher: Publisher, server: ServerName
+) -> None:
+    # One for the bystander, one for whom it finds to be let in.
+    async with limited(shared_nats, publisher, server, max_sessions=2) as (bridge, bystander):
+        async with bridge.websocket():
+            for _ in range(20):
+                async with bridge.unwelcome_websocket() as other:
+                    (close,) = await frames_to_the_end(other)
+                    assert (close["code"], close["reconnect"]) == (1013, True)
+            assert len(sessions(bridge)) == 2
+        await until(lambda: len(sessions(bridge)) == 1)
+        await bystander.is_served()
+
+
+async def test_a_frame_larger_than_it_may_be_ends_its_session_alone(
+    shared_nats: NatsServer, publisher: Publisher, server: ServerName
+) -> None:
+    async with (
+        limited(shared_nats, publisher, server, max_command_bytes=1_000) as (bridge, _),
+        bridge.websocket() as client,
+    ):
+        await client.send({"action": "ping", "id": "x" * 900})
+        await client.send({"action": "ping", "id": "x" * 1_000})
+        reply, close = await frames_to_the_end(client)
+        assert reply["success"]
+        assert (close["code"], close["reconnect"]) == (1009, False)

@@ -1,0 +1,178 @@
+"""TLS towards NATS: spoken where it can be, and nothing said without it where it was asked for."""
+
+import json
+import ssl
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sanic_nats_bridge.testing import NatsServer
+from tests.integration.test_nats_supervisor import Linked, linked
+from tests.support.bridge import free_port, until
+from tests.support.nats import INFO, Peer
+
+REFUSED = "TLS was asked for, and the server offers none"
+LOGIN: dict[str, Any] = {"user": "u", "password": "hidden"}
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ca.pem, and server.pem and server.key for 127.0.0.1."""
+    folder = tmp_path_factory.mktemp("certificates")
+    request = "openssl req -x509 -days 2 -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1"
+    signed = "-CA ca.pem -CAkey ca.key -addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=CA:FALSE"
+    # From Python 3.13 on authorities must say what they may sign (RFC 5280).
+    for arguments in (
+        "-subj /CN=test-ca -keyout ca.key -out ca.pem -addext keyUsage=critical,keyCertSign",
+        f"-subj /CN=nats -keyout server.key -out server.pem {signed}",
+    ):
+        subprocess.run(f"{request} {arguments}".split(), cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+def tls(folder: Path, **more: Any) -> str:
+    names = {"cert_file": f"{folder}/server.pem", "key_file": f"{folder}/server.key"} | more
+    return f"tls: {json.dumps(names)}\n"
+
+
+def asked_for(how: str, folder: Path) -> dict[str, Any]:
+    """Settings that ask for TLS in one way."""
+    certificate = {"tls_cert": folder / "server.pem", "tls_key": folder / "server.key"}
+    ways: dict[str, dict[str, Any]] = {
+        "tls": {"tls": ssl.create_default_context(cafile=folder / "ca.pem")},
+        "tls_ca": {"tls_ca": folder / "ca.pem"},
+        "tls_cert": certificate,
+        "tls_hostname": {"tls_hostname": "127.0.0.1"},
+    }
+    return ways.get(how, {})
+
+
+WAYS = ["the URL", "tls", "tls_ca", "tls_cert", "tls_hostname"]
+
+
+@pytest.mark.parametrize("scheme", ["tls", "nats"])
+@pytest.mark.parametrize("first", [False, True], ids=["after INFO", "handshake first"])
+async def test_tls_is_spoken_with_a_server_whose_authority_is_known(
+    certificates: Path, scheme: str, first: bool
+) -> None:
+    with NatsServer(config=tls(certificates, handshake_first=first)) as server:
+        url = f"{scheme}://127.0.0.1:{server.port}"
+        async with linked(server, servers=url, tls_ca=certificates / "ca.pem", tls_handshake_first=first) as bridge:
+            assert await bridge.ask("a") == {"a": "confirmed"}
+            (connection,) = server.monitor("/connz")["connections"]
+            assert connection["tls_version"] in ("1.2", "1.3")
+
+
+async def test_tls_is_not_spoken_with_a_server_whose_authority_is_unknown(
+    certificates: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with NatsServer(config=tls(certificates)) as server:
+        async with linked(server, servers=f"tls://127.0.0.1:{server.port}", connected=False) as bridge:
+            await until(lambda: "NATS is away" in caplog.text)
+            assert "certificate" in caplog.text.lower()
+            assert bridge.listener.told == []
+
+
+async def test_a_server_that_leaves_tls_to_its_clients_is_spoken_to_with_tls(certificates: Path) -> None:
+    with NatsServer(config=tls(certificates) + "allow_non_tls: true") as server:
+        async with linked(server, tls_ca=certificates / "ca.pem") as bridge:
+            assert await bridge.ask("a") == {"a": "confirmed"}
+            (connection,) = server.monitor("/connz")["connections"]
+            assert connection["tls_version"] in ("1.2", "1.3")
+        async with linked(server):
+            (connection,) = server.monitor("/connz")["connections"]
+            assert "tls_version" not in connection
+
+
+@pytest.mark.filterwarnings("ignore:parameter 'timeout' of type:DeprecationWarning")  # nats-py's call of aiohttp
+@pytest.mark.parametrize("below", ["", "tls"], ids=["alone", "and TLS at the other port"])
+async def test_a_websocket_has_the_tls_of_its_url(certificates: Path, below: str) -> None:
+    port = free_port()
+    websocket = tls(certificates).removeprefix("tls: ")
+    config = f"websocket {{listen: '127.0.0.1:{port}', tls: {websocket}}}\n" + (tls(certificates) if below else "")
+    with NatsServer(config=config) as server:
+        async with linked(servers=f"wss://127.0.0.1:{port}", tls_ca=certificates / "ca.pem") as bridge:
+            assert await bridge.ask("a") == {"a": "confirmed"}
+            (connection,) = server.monitor("/connz")["connections"]
+            assert connection["tls_version"] in ("1.2", "1.3")
+
+
+@pytest.mark.parametrize("how", WAYS)
+async def test_a_server_without_tls_is_told_nothing_where_tls_was_asked_for(
+    certificates: Path, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    async with Peer().listening() as peer:
+        url = peer.url.replace("nats:", "tls:") if how == "the URL" else peer.url
+        async with linked(servers=url, connected=False, **LOGIN, **asked_for(how, certificates)) as bridge:
+            # By the third time it has read all that the first one said.
+            await until(lambda: peer.accepted >= 3)
+            assert bridge.listener.told == []
+        assert peer.lines == []
+    assert f"NATS is away (127.0.0.1:{peer.port}: {REFUSED}); trying until it is there" in caplog.text
+
+
+@pytest.mark.parametrize("said", [b"{}", b'{"tls_required":false}', b'{"tls_required":null,"tls_available":false}'])
+async def test_no_greeting_talks_the_link_out_of_tls(said: bytes) -> None:
+    async with Peer(greeting=b"INFO " + said + b"\r\nPONG\r\n").listening() as peer:
+        url = f"tls://u:hidden@127.0.0.1:{peer.port}"
+        async with linked(servers=url, connected=False) as bridge:
+            await until(lambda: peer.accepted >= 3)
+            assert bridge.listener.told == []
+        assert peer.lines == []
+
+
+async def test_a_nats_server_without_tls_is_tried_until_it_has_it(
+    certificates: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with NatsServer() as server:
+        url = f"tls://127.0.0.1:{server.port}"
+        async with linked(servers=url, tls_ca=certificates / "ca.pem", connected=False) as bridge:
+            await until(lambda: REFUSED in caplog.text)
+            assert bridge.listener.told == []
+            server.config = tls(certificates)
+            server.restart()
+            await until(lambda: bridge.listener.told == ["up"])
+            assert await bridge.ask("a") == {"a": "confirmed"}
+
+
+async def test_tls_of_one_url_does_not_bar_a_server_whose_url_does_not_ask_for_it(nats_server: NatsServer) -> None:
+    async with Peer().listening() as peer:
+        servers = [f"tls://u:hidden@127.0.0.1:{peer.port}", nats_server.url]
+        async with linked(servers=servers) as bridge:
+            assert await bridge.ask("a") == {"a": "confirmed"}
+        assert peer.lines == []
+
+
+@pytest.mark.parametrize("how", ["the URL", "tls_ca"])
+async def test_a_server_of_the_cluster_is_held_to_tls_as_the_named_ones_are(
+    certificates: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    # Where only the URL asks for TLS, the authorities are those of the system.
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificates / "ca.pem"))
+    port = free_port()
+    async with Peer().listening() as peer:
+        named = tls(certificates) + f"cluster: {{name: c, listen: '127.0.0.1:{port}'}}"
+        other = (
+            f"client_advertise: '127.0.0.1:{peer.port}'\n"
+            f"cluster: {{name: c, listen: '127.0.0.1:-1', routes: ['nats://127.0.0.1:{port}']}}"
+        )
+        with NatsServer(config=named) as server, NatsServer(config=other):
+            await until(lambda: server.monitor("/routez")["num_routes"] > 0)
+            url = f"{'tls' if how == 'the URL' else 'nats'}://127.0.0.1:{server.port}"
+            async with linked(servers=url, **LOGIN, **asked_for(how, certificates)) as bridge:
+                await until(lambda: told_of(bridge, peer.port))
+                server.kill()
+                await until(lambda: peer.accepted >= 3)
+                assert bridge.listener.told == ["up", "down"]
+        assert peer.lines == []
+
+
+def told_of(bridge: Linked, port: int) -> bool:
+    return port in {uri.port for uri in bridge.client.discovered_servers}
+
+
+async def test_a_peer_without_tls_is_connected_to_where_nobody_asked_for_it() -> None:
+    async with Peer(greeting=INFO).listening() as peer, linked(servers=peer.url, **LOGIN):
+        assert b"hidden" in peer.lines[0]

@@ -1,0 +1,155 @@
+import asyncio
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from sanic_nats_bridge.testing import NatsServer
+from tests.support.bridge import (
+    SERVERS,
+    WAIT_SECONDS,
+    Bridge,
+    EventClient,
+    Publisher,
+    ServerName,
+    WebSocketClient,
+    running,
+)
+
+DEEP = b"[" * 20_000 + b"]" * 20_000  # deeper than the decoder follows on any Python
+MEGABYTE = 1_048_576
+
+
+@pytest.fixture(params=SERVERS)
+def server(request: pytest.FixtureRequest) -> ServerName:
+    name: ServerName = request.param
+    return name
+
+
+def embedded(*payloads: str) -> dict[str, tuple[bytes, str]]:
+    return {payload or "empty": (payload.encode(), payload) for payload in payloads}
+
+
+def as_text(payload: bytes) -> tuple[bytes, str]:
+    return payload, json.dumps(payload.decode(), ensure_ascii=False) + ',"encoding":"text"'
+
+
+def as_base64(payload: bytes) -> tuple[bytes, str]:
+    return payload, f'"{base64.b64encode(payload).decode()}","encoding":"base64"'
+
+
+PAYLOADS: dict[str, tuple[bytes, str]] = {
+    **embedded("null", "true", "false", "0", "-0", "-1.50", "1e5", "1E+05", '""', '"ä\\u00e4\\n"', "[]", "{}", " 1 "),
+    **embedded('{"a":1,"a":2}', '{"a": [1, {"b": null}]}', '"\\ud83d"', '"\u2028"', "1e999"),
+    "big integer": (b"123456789012345678901234567890", "123456789012345678901234567890"),
+    "long decimal": (b"0.1000000000000000055511151231257827", "0.1000000000000000055511151231257827"),
+    "2^53 + 1": (b'{"id":9007199254740993}', '{"id":9007199254740993}'),
+    "pretty-printed": (b'{\n  "a": 1,\r\n  "b": "\\n"\n}\n', '{   "a": 1,    "b": "\\n" } '),
+    "empty": (b"", "null"),
+    "text": as_text(b"hello"),
+    "text with CR and LF": as_text(b"one\r\ntwo\n\ndata: three\r"),
+    "text with U+2028": as_text("a\u2028b\u2029c\x85d".encode()),
+    "text of an event": as_text(b"x\n\nevent: close\ndata: {}\n\n"),
+    "emoji": as_text("😀".encode()),
+    "broken JSON": as_text(b'{"a": 1'),
+    "two documents": as_text(b"1 2"),
+    "NaN": as_text(b"NaN"),
+    "leading zero": as_text(b"01"),
+    "20,000 levels": as_text(DEEP),
+    "byte order mark": as_text("\ufeff1".encode()),
+    "all bytes": as_base64(bytes(range(256))),
+    "JSON with invalid UTF-8 in a string": as_base64(b'{"a": "\xff"}'),
+    "encoded surrogate": as_base64(b'"\xed\xa0\x80"'),
+    "overlong": as_base64(b"\xc0\xaf"),
+}
+
+
+async def raw_websocket(client: WebSocketClient) -> str:
+    async with asyncio.timeout(WAIT_SECONDS):
+        text = await client.connection.recv()
+    assert isinstance(text, str)
+    return text
+
+
+async def raw_event(client: EventClient) -> str:
+    """The data of the next event, which must be a message on a single line."""
+    block = b""
+    async with asyncio.timeout(WAIT_SECONDS):
+        while not block.endswith(b"\n\n"):
+            block += await client.response.content.readany()
+    assert block.startswith(b"data: ")
+    assert block.count(b"\n") == 2
+    assert b"\r" not in block
+    return block[6:-2].decode()
+
+
+@pytest.mark.parametrize(("payload", "data"), PAYLOADS.values(), ids=map(ascii, PAYLOADS))
+async def test_a_payload_arrives_exactly(bridge: Bridge, publisher: Publisher, payload: bytes, data: str) -> None:
+    subject = publisher.subject("a")
+    async with bridge.websocket() as websocket, bridge.events(subject) as events:
+        await websocket.follow(subject)
+        await publisher.send(subject, payload)
+        frame = f'{{"type":"message","subject":"{subject}","data":{data}}}'
+        assert await raw_websocket(websocket) == frame
+        assert await raw_event(events) == frame
+        assert json.loads(frame)["type"] == "message"
+
+
+@pytest.mark.parametrize("fill", [b"x", b"\xff"], ids=["text", "bytes"])
+async def test_the_largest_payload_of_nats_arrives(bridge: Bridge, publisher: Publisher, fill: bytes) -> None:
+    subject, payload = publisher.subject("a"), fill * MEGABYTE
+    async with bridge.websocket() as websocket, bridge.events(subject) as events:
+        await websocket.follow(subject)
+        await publisher.send(subject, payload)
+        for text in (await raw_websocket(websocket), await raw_event(events)):
+            frame = json.loads(text)
+            decode = base64.b64decode if frame["encoding"] == "base64" else str.encode
+            assert decode(frame["data"]) == payload
+
+
+async def test_only_the_allowed_headers_are_shown(
+    shared_nats: NatsServer, publisher: Publisher, server: ServerName
+) -> None:
+    subject = publisher.subject("a")
+    async with (
+        running(server=server, servers=shared_nats.url, subscribe=[">"], headers=["Shown", "Absent"]) as bridge,
+        bridge.websocket() as websocket,
+        bridge.events(subject) as events,
+    ):
+        await websocket.follow(subject)
+        await publisher.send(subject, b"1", headers={"Shown": 'a "b"', "Hidden": "c"})
+        await publisher.send(subject, b"2", headers={"Hidden": "c"})
+        await publisher.send(subject, b"", headers={"Shown": "d"})
+        message = {"type": "message", "subject": subject}
+        expected: list[dict[str, Any]] = [
+            message | {"headers": {"Shown": ['a "b"']}, "data": 1},
+            message | {"data": 2},
+            message | {"headers": {"Shown": ["d"]}, "data": None},
+        ]
+        assert await websocket.frames(3) == expected
+        assert await events.frames(3) == expected
+
+
+async def test_no_header_is_shown_by_default(bridge: Bridge, publisher: Publisher) -> None:
+    subject = publisher.subject("a")
+    async with bridge.websocket() as client:
+        await client.follow(subject)
+        await publisher.send(subject, b"1", headers={"Shown": "a"})
+        assert await client.frame() == {"type": "message", "subject": subject, "data": 1}
+
+
+async def test_a_request_is_shown_without_its_reply_subject_and_never_answered(
+    bridge: Bridge, publisher: Publisher
+) -> None:
+    subject, inbox = publisher.subject("a"), publisher.client.new_inbox()
+    answers = await publisher.client.subscribe(inbox)
+    async with bridge.websocket() as websocket, bridge.events(subject) as events:
+        await websocket.follow(subject)
+        await publisher.client.publish(subject, b"1", reply=inbox)
+        for client in (websocket, events):
+            assert await client.frame() == {"type": "message", "subject": subject, "data": 1}
+        # Whatever the bridge would have sent stands before the answer to its next command.
+        await websocket.follow(publisher.subject("b"))
+        await publisher.send(inbox, b"marker")
+        assert (await answers.next_msg(timeout=WAIT_SECONDS)).data == b"marker"

@@ -1,0 +1,277 @@
+import asyncio
+import contextlib
+import json
+import signal
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from websockets.asyncio.client import connect
+
+from sanic_nats_bridge.testing import NatsServer
+from tests.support.bridge import Bridge, EventClient, Publisher, WebSocketClient, running, until
+from tests.support.process import app_process
+
+LOST = {"type": "status", "nats": "disconnected"}
+BACK = {"type": "status", "nats": "connected"}
+
+
+@contextlib.asynccontextmanager
+async def bridged(server: NatsServer, **settings: Any) -> AsyncIterator[Bridge]:
+    async with running(servers=server.url, subscribe=[">"], **{"linger": 0.05} | settings) as bridge:
+        yield bridge
+
+
+def gap(*patterns: str) -> dict[str, Any]:
+    return {"type": "gap", "subjects": list(patterns), "lost": None, "reason": "nats_reconnect"}
+
+
+async def publish(server: NatsServer, subject: str, *payloads: bytes) -> None:
+    async with Publisher.connected(server) as publisher:
+        await publisher.send(subject, *payloads)
+
+
+def denying(*patterns: str) -> str:
+    rules = {"subscribe": {"deny": ["never", *patterns]}}
+    users = json.dumps({"users": [{"user": "u", "password": "p", "permissions": rules}]})
+    return f"authorization: {users}\nno_auth_user: u"
+
+
+async def test_nobody_is_dropped_when_nats_is_away_for_seconds(nats_server: NatsServer) -> None:
+    async with (
+        bridged(nats_server) as bridge,
+        bridge.websocket() as websocket,
+        bridge.websocket() as idle,
+        bridge.events("a", "b.*") as events,
+    ):
+        await websocket.follow("a", "b.*")
+        sessions = bridge.extension._sessions
+        before = {session.key for session in sessions}
+        nats_server.stop()
+        followers: list[WebSocketClient | EventClient] = [websocket, events]
+        assert [await client.frame() for client in [*followers, idle]] == [LOST] * 3
+        await asyncio.sleep(3)
+        nats_server.start()
+        for client in followers:
+            assert await client.frames(2) == [gap("a", "b.*"), BACK]
+        assert await idle.frame() == BACK
+        await publish(nats_server, "a", b"1")
+        await publish(nats_server, "b.c", b"2")
+        assert [await client.data(2) for client in followers] == [[1, 2]] * 2
+        assert (await idle.ask({"action": "ping"}))["message"] == "pong"
+        assert {session.key for session in sessions} == before
+
+
+async def test_the_gap_stands_before_the_first_message_of_the_new_connection(nats_server: NatsServer) -> None:
+    async with bridged(nats_server) as bridge, bridge.websocket() as websocket:
+        await websocket.follow("a")
+        nats_server.restart()
+        async with Publisher.connected(nats_server) as publisher:
+            sent = 0
+            while "a" not in nats_server.subscriptions():
+                await publisher.send("a", b"%d" % sent)
+                sent += 1
+            await publisher.send("a", b'"last"')
+        frames = [await websocket.frame()]
+        while frames[-1].get("data") != "last":
+            frames.append(await websocket.frame())
+        assert frames[:2] == [LOST, gap("a")]
+        assert frames.count(BACK) == 1
+        numbers = [frame["data"] for frame in frames if frame["type"] == "message"][:-1]
+        assert numbers == list(range(sent - len(numbers), sent))
+
+
+async def test_what_is_subscribed_while_nats_is_away_becomes_live(nats_server: NatsServer) -> None:
+    async with bridged(nats_server) as bridge, bridge.websocket() as websocket, bridge.events() as events:
+        nats_server.stop()
+        assert [await client.frame() for client in (websocket, events)] == [LOST] * 2
+        reply = await websocket.ask({"action": "subscribe", "subjects": ["a"]})
+        assert (reply["success"], reply["active"]) == (True, False)
+        status, reply = await bridge.post("/subscribe", {"session": events.session, "subjects": ["a"]})
+        assert (status, reply["success"], reply["active"]) == (200, True, False)
+        nats_server.start()
+        assert [await client.frame() for client in (websocket, events)] == [BACK] * 2
+        await publish(nats_server, "a", b"1")
+        assert await websocket.data(1) == await events.data(1) == [1]
+
+
+async def test_what_is_unsubscribed_while_nats_is_away_is_gone(nats_server: NatsServer) -> None:
+    async with bridged(nats_server) as bridge, bridge.websocket() as websocket:
+        await websocket.follow("a", "b")
+        nats_server.stop()
+        assert await websocket.frame() == LOST
+        assert (await websocket.ask({"action": "unsubscribe", "subjects": ["a"]}))["success"]
+        nats_server.start()
+        assert await websocket.frames(2) == [gap("b"), BACK]
+        assert nats_server.subscriptions() == ["b"]
+        await publish(nats_server, "a", b"1")
+        await publish(nats_server, "b", b"2")
+        assert await websocket.data(1) == [2]
+
+
+async def test_nats_may_come_after_the_app(nats_server: NatsServer) -> None:
+    nats_server.stop()
+    async with bridged(nats_server, connected=False) as bridge, bridge.websocket() as websocket:
+        assert websocket.welcome["nats"] == "disconnected"
+        reply = await websocket.ask({"action": "subscribe", "subjects": ["a"]})
+        assert reply["active"] is False
+        async with bridge.events("a") as events:
+            assert (events.welcome["nats"], events.reply["active"]) == ("disconnected", False)
+            nats_server.start()
+            assert await websocket.frame() == await events.frame() == BACK
+            await publish(nats_server, "a", b"1")
+            assert await websocket.data(1) == await events.data(1) == [1]
+
+
+async def test_what_nats_refuses_after_its_return_is_ended_between_gap_and_status() -> None:
+    with NatsServer() as server:
+        async with bridged(server) as bridge, bridge.websocket() as websocket:
+            await websocket.follow("a", "b", "c")
+            server.stop()
+            server.config = denying("b")
+            server.start()
+            lost, hole, ended, back = await websocket.frames(4)
+            assert [lost, hole, back] == [LOST, gap("a", "b", "c"), BACK]
+            assert (ended["type"], ended["subjects"], ended["code"]) == ("unsubscribed", ["b"], "nats.refused")
+            await publish(server, "b", b"1")
+            await publish(server, "c", b"2")
+            assert await websocket.data(1) == [2]
+            assert (await websocket.ask({"action": "unsubscribe", "subjects": ["b"]}))["code"] == (
+                "subject.not_subscribed"
+            )
+
+
+async def test_a_pattern_that_is_no_longer_permitted_is_ended() -> None:
+    with NatsServer(config=denying()) as server:
+        async with bridged(server) as bridge, bridge.websocket() as websocket, bridge.websocket() as other:
+            await websocket.follow("a", "b")
+            await other.follow("b")
+            server.config = denying("a")
+            server.reload()
+            ended = await websocket.frame()
+            assert (ended["type"], ended["subjects"], ended["code"]) == ("unsubscribed", ["a"], "nats.refused")
+            await publish(server, "b", b"1")
+            assert await websocket.data(1) == await other.data(1) == [1]
+
+
+async def test_a_server_that_does_not_answer_makes_an_inactive_reply_and_a_later_status(
+    nats_server: NatsServer,
+) -> None:
+    async with (
+        bridged(nats_server, confirm_timeout=0.1, ping_interval=60) as bridge,
+        bridge.websocket() as websocket,
+    ):
+        nats_server.pause()
+        reply = await websocket.ask({"action": "subscribe", "subjects": ["a"]})
+        assert (reply["success"], reply["active"]) == (True, False)
+        nats_server.resume()
+        assert await websocket.frame() == BACK
+        await publish(nats_server, "a", b"1")
+        assert await websocket.data(1) == [1]
+
+
+async def test_a_server_that_hangs_for_long_is_lost_and_comes_back(nats_server: NatsServer) -> None:
+    async with (
+        bridged(nats_server, confirm_timeout=0.05, ping_interval=0.2) as bridge,
+        bridge.websocket() as websocket,
+    ):
+        await websocket.follow("a")
+        nats_server.pause()
+        assert (await websocket.ask({"action": "subscribe", "subjects": ["b"]}))["active"] is False
+        assert await websocket.frame() == LOST
+        nats_server.resume()
+        assert await websocket.frames(2) == [gap("a"), BACK]
+        await publish(nats_server, "b", b"1")
+        assert await websocket.data(1) == [1]
+
+
+@pytest.mark.parametrize("rounds", [4])
+async def test_the_promise_is_kept_each_time_that_nats_goes(nats_server: NatsServer, rounds: int) -> None:
+    async with bridged(nats_server) as bridge, bridge.events("a") as events:
+        for number in range(rounds):
+            nats_server.kill()
+            nats_server.start()
+            assert await events.frames(3) == [LOST, gap("a"), BACK]
+            await publish(nats_server, "a", b"%d" % number)
+            assert await events.data(1) == [number]
+        await until(lambda: nats_server.subscriptions() == ["a"])
+
+
+async def test_what_nats_denies_is_a_failed_reply_to_that_client_alone() -> None:
+    with NatsServer(config=denying("secret")) as server:
+        async with bridged(server) as bridge, bridge.websocket() as websocket, bridge.websocket() as other:
+            await websocket.follow("a", "SECRET")
+            reply = await other.ask({"action": "subscribe", "subjects": ["a", "secret"]})
+            assert (reply["success"], reply["code"], reply["subjects"]) == (False, "nats.refused", ["secret"])
+            await publish(server, "a", b"1")
+            assert await websocket.data(1) == [1]
+            assert (await other.ask({"action": "ping"}))["message"] == "pong"
+
+
+async def test_a_pattern_that_costs_the_connection_fails_and_is_not_asked_for_again() -> None:
+    poison = "x" * 255
+    with NatsServer(config="max_control_line: 200") as server:
+        async with bridged(server) as bridge, bridge.websocket() as websocket, bridge.websocket() as other:
+            await websocket.follow("a")
+            await other.send({"action": "subscribe", "subjects": [poison]})
+            assert await websocket.frames(3) == [LOST, gap("a"), BACK]
+            replies = [frame for frame in await other.frames(3) if frame["type"] == "reply"]
+            assert [(reply["success"], reply["code"]) for reply in replies] == [(False, "nats.refused")]
+            # Nobody can cost the others a gap again and again.
+            for number in range(20):
+                again = await other.ask({"action": "subscribe", "subjects": ["b", "c" * 255], "id": number})
+                assert (again["id"], again["code"], again["subjects"]) == (number, "nats.refused", ["c" * 255])
+            await publish(server, "a", b"1")
+            assert await websocket.data(1) == [1]
+            await until(lambda: server.subscriptions() == ["a"])
+
+
+async def test_what_the_server_dropped_because_the_bridge_was_too_slow_is_a_gap() -> None:
+    count, size = 3_000, 8_000
+
+    def flood(port: int) -> None:
+        with socket.create_connection(("127.0.0.1", port)) as publisher:
+            publisher.sendall(b'CONNECT {"verbose":false}\r\n')
+            for number in range(count):
+                publisher.sendall(b"PUB a %d\r\n%-*d\r\n" % (size, size, number))
+            publisher.sendall(b"PING\r\n")
+            while b"PONG" not in publisher.recv(4096):
+                pass
+
+    with NatsServer(config="max_payload: 16384\nmax_pending: 65536") as server:
+        async with bridged(server) as bridge, bridge.websocket() as websocket:
+            await websocket.follow("a")
+            # In the loop's own thread: it is blocked, and reads nothing meanwhile.
+            flood(server.port)
+            last, holes = -1, 0
+            while (frame := await websocket.frame()) != BACK:
+                if frame["type"] == "gap":
+                    assert frame["reason"] == "nats_reconnect"
+                    last, holes = count, holes + 1
+                elif frame["type"] == "message":
+                    assert last + 1 == int(frame["data"])
+                    last += 1
+            assert holes == 1
+            await publish(server, "a", b"1")
+            assert await websocket.data(1) == [1]
+
+
+async def test_a_bridge_that_was_suspended_goes_on(nats_server: NatsServer) -> None:
+    settings = {"servers": nats_server.url, "subscribe": [">"], "ping_interval": 0.2, "heartbeat": 60}
+    async with app_process(settings) as app:
+        await until(lambda: nats_server.monitor("/varz")["connections"] == 1)
+        async with connect(f"ws://127.0.0.1:{app.ports[0]}/nats/stream") as connection:
+            websocket = WebSocketClient(connection)
+            websocket.welcome = await websocket.frame()
+            if websocket.welcome["nats"] == "disconnected":
+                assert await websocket.frame() == BACK
+            await websocket.follow("a")
+            app.process.send_signal(signal.SIGSTOP)
+            await publish(nats_server, "a", b"1")
+            # Longer than a server may be silent.
+            await asyncio.sleep(1)
+            app.process.send_signal(signal.SIGCONT)
+            await asyncio.sleep(0.5)
+            await publish(nats_server, "a", b"2")
+            assert await websocket.data(2) == [1, 2]

@@ -1,0 +1,576 @@
+import asyncio
+import contextlib
+import json
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from sanic import Request
+from sanic.exceptions import Unauthorized
+from websockets.exceptions import ConnectionClosed
+
+from sanic_nats_bridge import Permissions
+from sanic_nats_bridge.testing import NatsServer
+from tests.support.bridge import (
+    SERVERS,
+    Bridge,
+    EventClient,
+    Publisher,
+    ServerName,
+    WebSocketClient,
+    running,
+    until,
+)
+from tests.support.raw import sessions
+
+DOORS = ("websocket", "events")
+
+
+@pytest.fixture(params=SERVERS)
+def server(request: pytest.FixtureRequest) -> ServerName:
+    name: ServerName = request.param
+    return name
+
+
+@pytest.fixture(params=DOORS)
+def door(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+class App:
+    """Knows its users by a cookie, and what each may follow."""
+
+    def __init__(self) -> None:
+        self.users: dict[str, Permissions | Any | None] = {}
+        self.asked: list[str] = []
+        self.wait: Callable[[], Any] | None = None
+
+    async def permissions(self, request: Request) -> Permissions | None:
+        user = request.cookies.get("user")
+        self.asked.append(f"{request.method} {request.path} {user}")
+        if self.wait is not None:
+            await self.wait()
+        known = self.users.get(user or "")
+        if isinstance(known, Exception):
+            raise known
+        return known
+
+
+@contextlib.asynccontextmanager
+async def serve(
+    shared_nats: NatsServer, app: App, server: ServerName = "sanic", **settings: Any
+) -> AsyncIterator[Bridge]:
+    async with running(
+        servers=shared_nats.url, permissions=app.permissions, linger=0.1, server=server, **settings
+    ) as bridge:
+        yield bridge
+
+
+def connected(
+    bridge: Bridge, door: str, user: str, *subjects: str
+) -> contextlib.AbstractAsyncContextManager[WebSocketClient | EventClient]:
+    """A client with the cookie of a user."""
+    if door == "websocket":
+        return bridge.websocket(additional_headers={"Cookie": f"user={user}"})
+    return bridge.events(*subjects, Cookie=f"user={user}")
+
+
+async def follow(bridge: Bridge, client: WebSocketClient | EventClient, user: str, *subjects: str) -> dict[str, Any]:
+    status, reply = await bridge.post(
+        "/subscribe", {"session": client.session, "subjects": subjects}, Cookie=f"user={user}"
+    )
+    if isinstance(client, WebSocketClient) and reply["success"]:
+        assert (status, reply["active"]) == (200, True)
+    return reply
+
+
+def block_the_loop(seconds: float) -> None:
+    """What was due meanwhile is due at one moment then."""
+    time.sleep(seconds)
+
+
+async def last_frame(client: WebSocketClient | EventClient) -> dict[str, Any]:
+    """The `close` frame, which must be the next; then nothing, but the end."""
+    frame = await client.frame()
+    assert frame["type"] == "close", frame
+    with pytest.raises((EOFError, ConnectionClosed)):
+        await client.frame()
+    if isinstance(client, WebSocketClient):
+        assert client.connection.close_code == frame["code"]
+    return frame
+
+
+async def test_the_app_is_asked_once_for_each_session_and_each_post(
+    shared_nats: NatsServer, server: ServerName
+) -> None:
+    app = App()
+    app.users["ada"] = Permissions([">"])
+    async with serve(shared_nats, app, server) as bridge:
+        async with connected(bridge, "websocket", "ada") as client:
+            assert isinstance(client, WebSocketClient)
+            await client.follow("a", "b")
+            await client.ask({"action": "unsubscribe", "subjects": ["a"]})
+        async with connected(bridge, "events", "ada", "a", "b") as events:
+            assert (await follow(bridge, events, "ada", "c"))["success"]
+    assert app.asked == ["GET /nats/stream ada", "GET /nats/events ada", "POST /nats/subscribe ada"]
+
+
+async def test_each_sees_what_the_app_lets_it_see(
+    shared_nats: NatsServer, publisher: Publisher, server: ServerName, door: str
+) -> None:
+    app, base = App(), publisher.base
+    for user in ("ada", "bob"):
+        app.users[user] = Permissions(
+            [f"{base}.{{user}}.>", f"{base}.public.>"], [f"{base}.*.secret"], values={"user": user}
+        )
+    async with (
+        serve(shared_nats, app, server) as bridge,
+        connected(bridge, door, "ada") as ada,
+        connected(bridge, door, "bob") as bob,
+    ):
+        refused = await follow(bridge, ada, "ada", f"{base}.ada.>", f"{base}.bob.>")
+        assert (refused["code"], refused["subjects"]) == ("subject.forbidden", [f"{base}.bob.>"])
+        for user, client in (("ada", ada), ("bob", bob)):
+            assert (await follow(bridge, client, user, f"{base}.{user}.>", f"{base}.public.>"))["success"]
+        for subject in ("ada.x", "bob.x", "public.x", "ada.secret", "public.secret", "public.end"):
+            await publisher.send(f"{base}.{subject}", json.dumps(subject).encode())
+        assert await ada.data(3) == ["ada.x", "public.x", "public.end"]
+        assert await bob.data(3) == ["bob.x", "public.x", "public.end"]
+
+
+async def test_what_the_app_does_not_know_is_not_let_in(shared_nats: NatsServer, server: ServerName) -> None:
+    app = App()
+    app.users["old"] = Permissions([">"], expires=time.time() - 1)
+    async with serve(shared_nats, app, server) as bridge:
+        for user, code in (("eve", "auth.required"), ("old", "auth.expired")):
+            async with bridge.http.get(f"{bridge.url}/events", headers={"Cookie": f"user={user}"}) as response:
+                body = await response.json()
+                assert (response.status, body["type"], body["code"]) == (401, "reply", code)
+            async with bridge.http.head(f"{bridge.url}/events", headers={"Cookie": f"user={user}"}) as response:
+                assert response.status == 401
+            async with bridge.unwelcome_websocket(additional_headers={"Cookie": f"user={user}"}) as client:
+                frame = await last_frame(client)
+                assert (frame["code"], frame["reconnect"]) == (4401, False)
+        assert (await bridge.post("/subscribe", {"session": "x", "subjects": ["a"]}))[0] == 401
+        assert len(sessions(bridge)) == 0
+
+
+@pytest.mark.parametrize("fault", [ValueError("hidden"), Unauthorized("hidden"), "hidden", True, [Permissions()]])
+async def test_a_fault_of_the_apps_function_is_told_to_the_operator_alone(
+    shared_nats: NatsServer, caplog: pytest.LogCaptureFixture, fault: Any
+) -> None:
+    app = App()
+    app.users["ada"] = fault
+    async with serve(shared_nats, app) as bridge:
+        # It may pass, and no EventSource comes back after a status but 200.
+        async with bridge.http.get(f"{bridge.url}/events", headers={"Cookie": "user=ada"}) as response:
+            assert response.status == 200
+            body = await response.text()
+            assert re.fullmatch(r"retry: \d{4}\nevent: close\ndata: .*\"code\":1011,.*\n\n", body)
+            assert "hidden" not in body
+        async with bridge.unwelcome_websocket(additional_headers={"Cookie": "user=ada"}) as client:
+            frame = await last_frame(client)
+            assert (frame["code"], frame["reconnect"]) == (1011, True)
+            assert "hidden" not in json.dumps(frame)
+        status, reply = await bridge.post("/subscribe", {"session": "x", "subjects": ["a"]}, Cookie="user=ada")
+        assert (status, reply["code"]) == (500, "internal")
+        assert "hidden" not in json.dumps(reply)
+    logged = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert [record.exc_info is not None for record in logged] == [True] * 3
+
+
+async def test_a_function_that_takes_too_long_is_a_fault(
+    shared_nats: NatsServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = App()
+    app.wait = asyncio.Event().wait
+    async with (
+        serve(shared_nats, app, permissions_timeout=0.1) as bridge,
+        bridge.unwelcome_websocket() as client,
+    ):
+        assert (await last_frame(client))["code"] == 1011
+    assert any(record.exc_info for record in caplog.records)
+
+
+async def test_a_function_without_async_will_do(shared_nats: NatsServer) -> None:
+    async with (
+        running(servers=shared_nats.url, permissions=lambda _: Permissions(["a"])) as bridge,
+        bridge.websocket() as client,
+    ):
+        await client.follow("a")
+        assert (await client.ask({"subjects": ["b"]}))["code"] == "subject.forbidden"
+
+
+async def test_a_task_that_the_function_waits_for_may_be_cancelled(
+    shared_nats: NatsServer, server: ServerName, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = App()
+
+    async def wait_for_what_is_cancelled() -> None:
+        task = asyncio.create_task(asyncio.sleep(60))
+        task.cancel()
+        await task
+
+    app.wait = wait_for_what_is_cancelled
+    async with serve(shared_nats, app, server) as bridge:
+        async with bridge.unwelcome_websocket() as client:
+            assert (await last_frame(client))["code"] == 1011
+        async with bridge.http.get(f"{bridge.url}/events") as response:
+            assert response.status == 200
+            assert b'"code":1011' in await response.read()
+    assert len([record for record in caplog.records if record.exc_info]) == 2
+
+
+async def test_no_more_clients_are_asked_about_than_there_is_room_for(
+    shared_nats: NatsServer, server: ServerName
+) -> None:
+    app, known = App(), asyncio.Event()
+    app.users["ada"] = Permissions([">"])
+    app.wait = known.wait
+    async with serve(shared_nats, app, server, max_sessions=3) as bridge, contextlib.AsyncExitStack() as stack:
+        cookie = {"Cookie": "user=ada"}
+        sockets = [
+            await stack.enter_async_context(bridge.unwelcome_websocket(additional_headers=cookie)) for _ in range(3)
+        ]
+        await until(lambda: len(app.asked) == 3)
+        for _ in range(5):
+            async with bridge.unwelcome_websocket(additional_headers=cookie) as client:
+                assert (await last_frame(client))["code"] == 1013
+        assert len(app.asked) == 3
+        known.set()
+        assert {(await socket.frame())["type"] for socket in sockets} == {"welcome"}
+        assert len(sessions(bridge)) == 3
+
+
+@pytest.mark.parametrize("decided", ["revoke", "repermit"])
+async def test_what_is_decided_while_the_app_is_asked_holds_for_who_comes_in(
+    shared_nats: NatsServer, server: ServerName, door: str, decided: str
+) -> None:
+    app, known = App(), asyncio.Event()
+    app.users["ada"] = Permissions([">"], identity="ada")
+    app.wait = known.wait
+    async with serve(shared_nats, app, server) as bridge:
+
+        async def first_frame() -> tuple[str, int | None]:
+            if door == "websocket":
+                async with bridge.unwelcome_websocket(additional_headers={"Cookie": "user=ada"}) as client:
+                    frame = await client.frame()
+                    return frame["type"], frame.get("code")
+            async with bridge.http.get(f"{bridge.url}/events", headers={"Cookie": "user=ada"}) as response:
+                frame = await EventClient(response).frame()
+                return frame["type"], frame.get("code")
+
+        coming = asyncio.create_task(first_frame())
+        await until(lambda: app.asked)
+        if decided == "revoke":
+            assert await bridge.extension.revoke(identity="ada") == 0
+        else:
+            assert await bridge.extension.repermit(Permissions(["b"]), identity="ada") == 0
+        known.set()
+        assert await coming == (("close", 4403) if decided == "revoke" else ("welcome", None))
+        # It concerns nobody who comes later.
+        async with connected(bridge, door, "ada") as later:
+            assert (await follow(bridge, later, "ada", "a"))["success"]
+
+
+async def test_a_post_that_is_no_command_is_not_asked_about(shared_nats: NatsServer) -> None:
+    app = App()
+    async with serve(shared_nats, app) as bridge:
+        for body in (b"{", b"[]", b'{"subjects": ["a"]}', b'{"session": "x", "subjects": []}'):
+            assert (await bridge.post("/subscribe", body))[0] == 400
+        assert app.asked == []
+
+
+async def test_while_there_is_no_room_the_app_is_not_asked(shared_nats: NatsServer, server: ServerName) -> None:
+    app = App()
+    app.users["ada"] = Permissions([">"])
+    async with serve(shared_nats, app, server, max_sessions=1) as bridge, connected(bridge, "events", "ada"):
+        del app.asked[:]
+        async with bridge.unwelcome_websocket() as client:
+            assert (await last_frame(client))["code"] == 1013
+        async with bridge.http.get(f"{bridge.url}/events?subjects=a") as response:
+            assert response.status == 200
+            assert b'"code":1013' in await response.read()
+        assert app.asked == []
+
+
+# POST
+
+
+async def test_a_post_of_another_is_answered_as_one_to_an_unknown_session(shared_nats: NatsServer, door: str) -> None:
+    app = App()
+    app.users |= {
+        "ada": Permissions([">"], identity="ada"),
+        "tab": Permissions(["none"], identity="ada"),
+        "bob": Permissions([">"], identity="bob"),
+        "anonymous": Permissions([">"]),
+    }
+    async with serve(shared_nats, app) as bridge, connected(bridge, door, "ada") as ada:
+        unknown = await bridge.post("/subscribe", {"session": "x", "subjects": ["a"], "id": 1}, Cookie="user=ada")
+        assert unknown[0] == 404
+        body = {"session": ada.session, "subjects": ["a"], "id": 1}
+        for other in ("bob", "anonymous"):
+            for path in ("/subscribe", "/unsubscribe"):
+                status, reply = await bridge.post(path, body, Cookie=f"user={other}")
+                assert (status, reply | {"action": "subscribe"}) == unknown
+        assert (await bridge.post("/subscribe", body))[0] == 401
+        # The identity alone is used: what may be followed was decided when the session began.
+        assert (await bridge.post("/subscribe", body, Cookie="user=tab"))[0] == 200
+        (session,) = sessions(bridge)
+        assert session.subscriptions == ("a",)
+
+
+async def test_to_a_session_without_an_identity_its_id_is_enough(shared_nats: NatsServer, door: str) -> None:
+    app = App()
+    app.users |= {"anonymous": Permissions([">"]), "bob": Permissions([">"], identity="bob")}
+    async with serve(shared_nats, app) as bridge, connected(bridge, door, "anonymous") as client:
+        body = {"session": client.session, "subjects": ["a"]}
+        assert (await bridge.post("/subscribe", body, Cookie="user=bob"))[0] == 200
+        assert (await bridge.post("/subscribe", body))[0] == 401
+
+
+# The end of permissions
+
+
+async def test_when_permissions_expire_nothing_more_is_written_but_the_close(
+    shared_nats: NatsServer, publisher: Publisher, server: ServerName, door: str
+) -> None:
+    app, subject = App(), publisher.subject("a")
+    expires = time.time() + 1
+    app.users["ada"] = Permissions([">"], expires=expires)
+    app.users["bob"] = Permissions([">"])
+    async with (
+        serve(shared_nats, app, server) as bridge,
+        connected(bridge, door, "ada") as ada,
+        connected(bridge, door, "bob") as bob,
+    ):
+        await follow(bridge, ada, "ada", subject)
+        await follow(bridge, bob, "bob", subject)
+        sent = 0
+        while len(sessions(bridge)) > 1:
+            await publisher.send(subject, b"%.6f" % time.time())
+            sent += 1
+            await asyncio.sleep(0.002)
+        frames = [await ada.frame()]
+        while frames[-1]["type"] != "close":
+            frames.append(await ada.frame())
+        assert (frames[-1]["code"], frames[-1]["reconnect"]) == (4401, False)
+        times = [frame["data"] for frame in frames[:-1] if frame["type"] == "message"]
+        assert len(times) > 10
+        assert max(times) <= expires
+        assert len(await bob.data(sent)) == sent
+
+
+async def test_what_has_come_in_a_turn_in_which_permissions_expire_is_not_written(
+    shared_nats: NatsServer, publisher: Publisher, door: str
+) -> None:
+    app, subject = App(), publisher.subject("a")
+    app.users["ada"] = Permissions([">"])
+    async with serve(shared_nats, app, flush_interval=0.5) as bridge, connected(bridge, door, "ada") as ada:
+        await follow(bridge, ada, "ada", subject)
+        (session,) = sessions(bridge)
+        await publisher.send(subject, b"1")
+        await until(lambda: bridge.extension._hub.batch._hit)
+        expires = time.time() + 0.01
+        assert await bridge.extension.repermit(Permissions([">"], expires=expires), session=session.key) == 1
+        block_the_loop(0.6)
+        frame = await ada.frame()
+        while frame["type"] == "message":
+            frame = await ada.frame()
+        assert (frame["type"], frame["code"]) == ("close", 4401)
+
+
+# Revoking and changing
+
+
+@pytest.mark.parametrize("by", ["identity", "id", "key"])
+async def test_what_is_revoked_ends_at_once(
+    shared_nats: NatsServer, publisher: Publisher, server: ServerName, door: str, by: str
+) -> None:
+    app, subject = App(), publisher.subject("a")
+    app.users |= {name: Permissions([">"], identity=name) for name in ("ada", "bob")}
+    async with (
+        serve(shared_nats, app, server, flush_interval=0.5) as bridge,
+        connected(bridge, door, "ada") as ada,
+        connected(bridge, door, "bob") as bob,
+    ):
+        await follow(bridge, ada, "ada", subject)
+        await follow(bridge, bob, "bob", subject)
+        await publisher.send(subject, b"1")
+        await until(lambda: bridge.extension._hub.batch._hit)
+        chosen = {"identity": {"identity": "ada"}, "id": {"session": ada.session}, "key": {"session": ada.key}}[by]
+        assert await bridge.extension.revoke(**chosen) == 1
+        frame = await ada.frame()
+        assert (frame["type"], frame["code"], frame["reconnect"]) == ("close", 4403, False)
+        assert await bob.data(1) == [1]
+        assert await bridge.extension.revoke(**chosen) == 0
+
+
+async def test_live_sessions_go_by_new_permissions(
+    shared_nats: NatsServer, publisher: Publisher, server: ServerName, door: str
+) -> None:
+    app, base = App(), publisher.base
+    app.users["ada"] = Permissions([f"{base}.a.>", f"{base}.b.>"], identity="ada")
+    async with (
+        serve(shared_nats, app, server) as bridge,
+        connected(bridge, door, "ada") as first,
+        connected(bridge, door, "ada") as second,
+    ):
+        for client in (first, second):
+            await follow(bridge, client, "ada", f"{base}.a.>", f"{base}.b.>")
+        narrowed = Permissions([f"{base}.a.>", f"{base}.c.>"], [f"{base}.a.secret"])
+        assert await bridge.extension.repermit(narrowed, identity="ada") == 2
+        for client in (first, second):
+            ended = await client.frame()
+            assert (ended["type"], ended["subjects"], ended["code"]) == (
+                "unsubscribed",
+                [f"{base}.b.>"],
+                "subject.forbidden",
+            )
+            assert (await follow(bridge, client, "ada", f"{base}.c.x"))["success"]
+            assert (await follow(bridge, client, "ada", f"{base}.b.x"))["code"] == "subject.forbidden"
+        for subject in ("b.x", "a.secret", "a.x", "c.x"):
+            await publisher.send(f"{base}.{subject}", json.dumps(subject).encode())
+        for client in (first, second):
+            assert await client.data(2) == ["a.x", "c.x"]
+        with pytest.raises(ValueError, match="identity"):
+            await bridge.extension.repermit(Permissions(identity="bob"), identity="ada")
+        for wrong in ({}, {"identity": "ada", "session": first.session}):
+            with pytest.raises(ValueError, match="identity or a session"):
+                await bridge.extension.repermit(narrowed, **wrong)
+            with pytest.raises(ValueError, match="identity or a session"):
+                await bridge.extension.revoke(**wrong)
+        assert await bridge.extension.repermit(narrowed, session="unknown") == 0
+        assert {session.identity for session in bridge.extension.sessions} == {"ada"}
+
+
+async def test_the_apps_view_of_the_sessions(shared_nats: NatsServer, door: str) -> None:
+    app = App()
+    app.users["ada"] = Permissions([">"], identity="ada")
+    async with serve(shared_nats, app) as bridge:
+        view = bridge.extension.sessions
+        assert (len(view), list(view)) == (0, [])
+        async with connected(bridge, door, "ada") as client:
+            await follow(bridge, client, "ada", "a")
+            (session,) = view
+            assert session in view
+            assert (session.key, session.identity, session.transport) == (client.key, "ada", door)
+            assert (session.permissions, session.subscriptions) == (app.users["ada"], ("a",))
+        await until(lambda: not len(view))
+        assert session not in view
+
+
+# Names of the app's own
+
+
+async def test_a_thousand_sessions_with_ten_views_get_nothing_of_each_other(
+    shared_nats: NatsServer, publisher: Publisher
+) -> None:
+    app, base = App(), publisher.base
+    for number in range(10):
+        app.users[str(number)] = Permissions(
+            [f"{base}.>"],
+            [f"{base}.shared.{number}"],
+            map={"me.": f"{base}.users.{number}.", "we.": f"{base}.users.{number % 3}."},
+            identity=str(number),
+        )
+    patterns = ["me.>", "we.orders.*", f"{base}.>", f"{base}.shared.*"]
+    async with serve(shared_nats, app, max_sessions_per_identity=100) as bridge, contextlib.AsyncExitStack() as stack:
+        clients = []
+        for number in range(1000):
+            user = str(number % 10)
+            client = await stack.enter_async_context(connected(bridge, DOORS[number // 10 % 2], user, *patterns))
+            if isinstance(client, WebSocketClient):
+                await client.follow(*patterns)
+            clients.append((user, client))
+        assert len(sessions(bridge)) == 1000
+        subjects = [f"{base}.{kind}" for of in range(10) for kind in (f"users.{of}.orders.1", f"shared.{of}")]
+        for subject in subjects:
+            await publisher.send(subject, json.dumps(subject).encode())
+        await publisher.send(f"{base}.end", b'"end"')
+        for user, client in clients:
+            got = await _until_the_end(client)
+            assert got == _expected(base, int(user), subjects)
+
+
+async def _until_the_end(client: WebSocketClient | EventClient) -> list[tuple[str, str, str]]:
+    """Pattern, subject and what was published, of each message."""
+    got: list[tuple[str, str, str]] = []
+    while not got or got[-1][2] != "end":
+        frame = await client.frame()
+        if frame["type"] == "message":
+            got.append((frame["pattern"], frame["subject"], frame["data"]))
+    return got[:-1]
+
+
+def _expected(base: str, user: int, subjects: list[str]) -> list[tuple[str, str, str]]:
+    own, team = f"{base}.users.{user}.", f"{base}.users.{user % 3}."
+    expected = []
+    for subject in subjects:
+        if subject.startswith(own):
+            expected.append(("me.>", subject.replace(own, "me."), subject))
+        if subject.startswith(f"{team}orders."):
+            expected.append(("we.orders.*", subject.replace(team, "we."), subject))
+        if not subject.startswith((own, team)) and subject != f"{base}.shared.{user}":
+            expected.append((f"{base}.>", subject, subject))
+            if ".shared." in subject:
+                expected.append((f"{base}.shared.*", subject, subject))
+    return expected
+
+
+async def test_no_frame_shows_a_real_name(nats_server: NatsServer, door: str) -> None:
+    app = App()
+    app.users["ada"] = Permissions(
+        ["hidden.>"], ["hidden.9.denied"], map={"me.": "hidden.9."}, literal_only=False, identity="ada"
+    )
+    nats_server.config = """
+        authorization { users: [{ user: u, password: p, permissions: { subscribe: { deny: "hidden.9.shut" } } }] }
+        no_auth_user: u
+    """
+    nats_server.restart()
+    commands = (["me.>"], ["me.denied"], ["me.shut"], ["me.*.x", "hidden.9.x"], ["me.a..b"], ["me." + "x" * 250])
+    frames: list[dict[str, Any]] = []
+    async with serve(nats_server, app) as bridge, connected(bridge, door, "ada") as client:
+        frames += [await follow(bridge, client, "ada", *wanted) for wanted in commands]
+        async with Publisher.connected(nats_server) as publisher:
+            await publisher.send("hidden.9.y.x", b"1")
+        while frames[-1]["type"] != "message":
+            frames.append(await client.frame())
+        nats_server.restart()
+        while not frames or frames[-1] != {"type": "status", "nats": "connected"}:
+            frames.append(await client.frame())
+        frames.append(await follow(bridge, client, "ada", "me.z"))
+        await bridge.extension.repermit(Permissions(["other"]), identity="ada")
+        frames.append(await client.frame())
+    assert {frame["type"] for frame in frames} == {"reply", "gap", "status", "message", "unsubscribed"}
+    assert {"subject.forbidden", "nats.refused", "subject.invalid"} <= {frame.get("code") for frame in frames}
+    shown = [frame for frame in frames if "hidden" in json.dumps(frame)]
+    # What the client itself has asked for by a guess of the real name stands in its own reply.
+    assert [frame["subjects"] for frame in shown] == [["hidden.9.x"]] * len(shown)
+
+
+async def test_a_client_that_the_app_is_still_asked_about_hears_that_the_server_goes_away(
+    shared_nats: NatsServer, server: ServerName, door: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = App()
+    app.wait = asyncio.Event().wait
+    async with serve(shared_nats, app, server) as bridge:
+        path = "/stream" if door == "websocket" else "/events"
+        frame = asyncio.create_task(first_frame(bridge, door))
+        await until(lambda: app.asked == [f"GET /nats{path} None"])
+        sessions(bridge).close_all("The server is going away")
+        assert (await frame)["code"] == 1001
+        status, reply = await bridge.post("/subscribe", {"session": "x", "subjects": ["a"]})
+        assert (status, reply["code"]) == (503, "session.unreachable")
+    assert "has failed" not in caplog.text
+
+
+async def first_frame(bridge: Bridge, door: str) -> dict[str, Any]:
+    if door == "websocket":
+        async with bridge.unwelcome_websocket() as client:
+            return await client.frame()
+    async with bridge.http.get(f"{bridge.url}/events") as response:
+        return await EventClient(response).frame()

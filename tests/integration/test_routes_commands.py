@@ -1,0 +1,335 @@
+import asyncio
+import contextlib
+import gzip
+import json
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from sanic import Sanic
+from sanic_testing.reusable import ReusableClient  # type: ignore[import-untyped]
+
+from sanic_nats_bridge import NatsBridge
+from sanic_nats_bridge.testing import NatsServer
+from tests.support.bridge import (
+    SERVERS,
+    WAIT_SECONDS,
+    Bridge,
+    EventClient,
+    Publisher,
+    ServerName,
+    WebSocketClient,
+    free_port,
+    running,
+    sanic_only,
+    subscribed,
+    until,
+)
+from tests.support.raw import kept_connection, raw_connection, reset, session_of, sessions
+
+SIZE = 70_000
+
+
+@pytest.fixture(params=SERVERS)
+def server(request: pytest.FixtureRequest) -> ServerName:
+    name: ServerName = request.param
+    return name
+
+
+@pytest.fixture(params=["websocket", "events"])
+async def client(bridge: Bridge, request: pytest.FixtureRequest) -> AsyncIterator[WebSocketClient | EventClient]:
+    """A session on either transport."""
+    async with getattr(bridge, request.param)() as client:
+        yield client
+
+
+async def test_a_post_subscribes_and_unsubscribes_a_session(
+    bridge: Bridge, publisher: Publisher, client: WebSocketClient | EventClient
+) -> None:
+    subject, end = publisher.subject("a"), publisher.subject("end")
+    command = {"session": client.session, "subjects": [subject], "id": "4"}
+    assert await bridge.post("/subscribe", command) == (200, subscribed(subject) | {"id": "4"})
+    await publisher.send(subject, b"1")
+    assert await client.data(1) == [1]
+    assert await bridge.post("/unsubscribe", command | {"action": "unsubscribe"}) == (
+        200,
+        {
+            "type": "reply",
+            "id": "4",
+            "action": "unsubscribe",
+            "success": True,
+            "message": f"Successfully disconnected from events: '{subject}'",
+            "subjects": [subject],
+        },
+    )
+    assert (await bridge.post("/subscribe", {"session": client.session, "subjects": [end]}))[0] == 200
+    await publisher.send(subject, b"2")
+    await publisher.send(end, b"3")
+    assert await client.data(1) == [3]
+
+
+REFUSALS: dict[str, tuple[str, dict[str, Any], int, str]] = {
+    "no subjects": ("/subscribe", {"subjects": None}, 400, "command.invalid"),
+    "empty subjects": ("/subscribe", {"subjects": []}, 400, "command.invalid"),
+    "session is a number": ("/subscribe", {"session": 1}, 400, "command.invalid"),
+    "contradicting action": ("/subscribe", {"action": "unsubscribe"}, 400, "command.invalid"),
+    "contradicting the other way": ("/unsubscribe", {"action": "subscribe"}, 400, "command.invalid"),
+    "ping": ("/subscribe", {"action": "ping"}, 400, "command.invalid"),
+    "unknown action": ("/subscribe", {"action": "x"}, 400, "command.invalid"),
+    "reserved action": ("/subscribe", {"action": "publish"}, 400, "command.invalid"),
+    "reserved field": ("/subscribe", {"from": 1}, 400, "command.unsupported"),
+    "invalid subject": ("/subscribe", {"subjects": ["a..b"]}, 400, "subject.invalid"),
+    "invalid subject to leave": ("/unsubscribe", {"subjects": ["a b"]}, 400, "subject.invalid"),
+    "forbidden subject": ("/subscribe", {"subjects": ["a", "$SYS.>"]}, 403, "subject.forbidden"),
+    "unknown session": ("/subscribe", {"session": "x"}, 404, "session.unknown"),
+    "unknown session to leave": ("/unsubscribe", {"session": ""}, 404, "session.unknown"),
+    "not subscribed": ("/unsubscribe", {}, 409, "subject.not_subscribed"),
+    "too many": ("/subscribe", {"subjects": [f"a.{n}" for n in range(129)]}, 429, "limit.subscriptions"),
+}
+
+
+@pytest.mark.parametrize(("path", "fields", "status", "code"), REFUSALS.values(), ids=REFUSALS)
+async def test_a_refused_post_is_told_why(
+    bridge: Bridge, path: str, fields: dict[str, Any], status: int, code: str
+) -> None:
+    async with bridge.events() as client:
+        good = {"session": client.session, "subjects": ["a"], "id": 5}
+        with kept_connection(bridge) as connection:
+            answered, reply = await connection.post(path, good | fields)
+            assert (answered, reply["type"], reply["success"], reply["code"]) == (status, "reply", False, code)
+            assert reply["id"] == 5
+            assert reply["message"]
+            assert session_of(bridge, client.session).subscriptions == ()
+            assert await connection.post("/subscribe", good) == (200, reply_to("subscribe", 5))
+
+
+def reply_to(action: str, command_id: int) -> dict[str, Any]:
+    return {
+        "type": "reply",
+        "id": command_id,
+        "action": action,
+        "success": True,
+        "message": "Successfully connected to events: 'a'",
+        "subjects": ["a"],
+        "active": True,
+    }
+
+
+async def test_a_reply_is_never_stored(bridge: Bridge) -> None:
+    with kept_connection(bridge) as connection:
+        response, _ = await connection.request("POST", "/subscribe", b"{}", content_type="application/json")
+        assert response.headers["Content-Type"] == "application/json"
+        assert response.headers["Cache-Control"] == "no-store"
+        assert "Retry-After" not in response.headers
+
+
+BODIES: dict[str, tuple[bytes | Iterable[bytes], str, int, str]] = {
+    "broken JSON": (b"{", "application/json", 400, "command.invalid"),
+    "no body": (b"", "application/json", 400, "command.invalid"),
+    "a list": (b"[]", "application/json", 400, "command.invalid"),
+    "not UTF-8": (b'{"session": "\xff"}', "application/json", 400, "command.invalid"),
+    "20,000 levels": (b'{"x":' + b"[" * 20_000 + b"]" * 20_000 + b"}", "application/json", 400, "command.invalid"),
+    "too long": (b" " * SIZE, "application/json", 413, "limit.size"),
+    "2 MiB": (b" " * 2**21, "application/json", 413, "limit.size"),
+    "too long without a length": ([b" " * 10_000] * 7, "application/json", 413, "limit.size"),
+    "text": (b"{}", "text/plain", 415, "command.invalid"),
+    "text that says JSON": (b"{}", "text/plain; application/json", 415, "command.invalid"),
+    "form": (b"subjects=a", "application/x-www-form-urlencoded", 415, "command.invalid"),
+    "no content type": (b"{}", "", 415, "command.invalid"),
+}
+
+
+@pytest.mark.parametrize("path", ["/subscribe", "/unsubscribe"])
+@pytest.mark.parametrize(("body", "content_type", "status", "code"), BODIES.values(), ids=BODIES)
+async def test_a_body_that_is_no_command_is_refused(
+    bridge: Bridge, path: str, body: bytes | Iterable[bytes], content_type: str, status: int, code: str
+) -> None:
+    async with bridge.events() as client:
+        with kept_connection(bridge) as connection:
+            answered, reply = await connection.post(path, body, content_type=content_type)
+            assert (answered, reply["type"], reply["success"], reply["code"]) == (status, "reply", False, code)
+            assert reply["action"] == path[1:]
+            good = {"session": client.session, "subjects": ["a"], "id": 1}
+            assert await connection.post("/subscribe", good) == (200, reply_to("subscribe", 1))
+
+
+@pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "Application/JSON"])
+async def test_json_may_be_declared_in_any_spelling(bridge: Bridge, content_type: str) -> None:
+    async with bridge.events() as client:
+        with kept_connection(bridge) as connection:
+            body = {"session": client.session, "subjects": ["a"]}
+            assert (await connection.post("/subscribe", body, content_type=content_type))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("coding", "status"),
+    [
+        ("gzip", 415),
+        ("br", 415),
+        ("identity, deflate", 415),
+        ("x", 415),
+        ("identity", 404),
+        ("Identity", 404),
+        ("", 404),
+    ],
+)
+async def test_a_body_is_not_compressed(bridge: Bridge, coding: str, status: int) -> None:
+    command = json.dumps({"session": "x", "subjects": ["a"]}).encode()
+    body = command if status == 404 else gzip.compress(command)
+    answered, reply = await bridge.post("/subscribe", body, **{"Content-Encoding": coding})
+    assert answered == status
+    assert reply["code"] == ("session.unknown" if status == 404 else "command.invalid")
+
+
+async def test_a_body_in_chunks_is_read_whole(bridge: Bridge) -> None:
+    async with bridge.events() as client:
+        body = json.dumps({"session": client.session, "subjects": ["a"], "id": 1}).encode()
+        with kept_connection(bridge) as connection:
+            assert await connection.post("/subscribe", [body[:9], body[9:]]) == (200, reply_to("subscribe", 1))
+
+
+async def test_the_session_of_a_closed_stream_is_unknown(bridge: Bridge) -> None:
+    async with bridge.events() as client:
+        pass
+    await until(lambda: not len(sessions(bridge)))
+    status, reply = await bridge.post("/subscribe", {"session": client.session, "subjects": ["a"], "id": 1})
+    assert (status, reply["code"], reply["id"]) == (404, "session.unknown", 1)
+
+
+async def test_posts_to_one_session_are_carried_out_in_their_order(nats_server: NatsServer, server: ServerName) -> None:
+    async with running(server=server, servers=nats_server.url, subscribe=["a"]) as bridge, bridge.events() as client:
+        nats_server.pause()
+        command = {"session": client.session, "subjects": ["a"]}
+        first = asyncio.create_task(bridge.post("/subscribe", command))
+        await until(lambda: bridge.extension._hub.patterns)
+        second = asyncio.create_task(bridge.post("/unsubscribe", command))
+        # The answer to a request that came later: the second has been read by then, and waits.
+        assert (await bridge.post("/unsubscribe", {"session": "x", "subjects": ["a"]}))[0] == 404
+        assert not second.done()
+        nats_server.resume()
+        assert [status for status, _ in (await first, await second)] == [200, 200]
+        assert session_of(bridge, client.session).subscriptions == ()
+
+
+@sanic_only
+async def test_a_client_that_gives_up_while_nats_is_slow_leaves_nothing_behind(
+    nats_server: NatsServer, server: ServerName
+) -> None:
+    async with (
+        running(server=server, servers=nats_server.url, subscribe=[">"], linger=0.1) as bridge,
+        bridge.events() as client,
+    ):
+        nats_server.pause()
+        post = asyncio.create_task(bridge.post("/subscribe", {"session": client.session, "subjects": ["a", "b"]}))
+        await until(lambda: bridge.extension._hub.patterns == ("a", "b"))
+        post.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await post
+        await until(lambda: not bridge.extension._hub.patterns)
+        nats_server.resume()
+        status, reply = await bridge.post("/subscribe", {"session": client.session, "subjects": ["c"]})
+        assert (status, reply["active"]) == (200, True)
+        assert session_of(bridge, client.session).subscriptions == ("c",)
+        assert nats_server.subscriptions() == ["c"]
+
+
+async def test_openapi_lists_the_commands_and_nothing_else(shared_nats: NatsServer) -> None:
+    # sanic-ext has one OpenAPI document for all apps of the process.
+    prefix = "/openapi"
+    async with (
+        running(servers=shared_nats.url, prefix=prefix) as bridge,
+        bridge.http.get(f"http://127.0.0.1:{bridge.port}/docs/openapi.json") as response,
+    ):
+        listed = (await response.json())["paths"]
+    paths = {path: listed[path] for path in listed if path.startswith(prefix)}
+    assert set(paths) == {f"{prefix}/subscribe", f"{prefix}/unsubscribe"}
+    for path in paths.values():
+        assert set(path) == {"post"}
+        command = path["post"]["requestBody"]["content"]["application/json"]["schema"]
+        assert set(command["properties"]) == {"action", "subjects", "id", "session"}
+        assert set(path["post"]["responses"]) == {
+            "200",
+            "400",
+            "401",
+            "403",
+            "404",
+            "409",
+            "413",
+            "415",
+            "429",
+            "500",
+            "503",
+        }
+        for answer in path["post"]["responses"].values():
+            reply = answer["content"]["application/json"]["schema"]
+            assert {"type", "success", "message", "code"} <= set(reply["properties"])
+
+
+@pytest.fixture
+def app(shared_nats: NatsServer) -> Sanic[Any, Any]:
+    app: Sanic[Any, Any] = Sanic(f"test_{uuid4().hex}", configure_logging=False)
+    extensions: list[Any] = [NatsBridge(servers=shared_nats.url, subscribe=["a"])]
+    app.extend(extensions=extensions)
+    return app
+
+
+UNKNOWN = {"session": "x", "subjects": ["a"], "id": 1}
+
+
+@pytest.mark.filterwarnings("ignore:.*Passing the loop argument to listeners:DeprecationWarning")
+def test_the_test_client_of_sanic_reaches_the_bridge(app: Sanic[Any, Any]) -> None:
+    _, response = app.test_client.post("/nats/subscribe", json=UNKNOWN)
+    assert (response.status, response.json["code"], response.json["id"]) == (404, "session.unknown", 1)
+
+
+def test_the_reusable_test_client_of_sanic_reaches_the_bridge(app: Sanic[Any, Any]) -> None:
+    client = ReusableClient(app, port=free_port())  # its own choice may be taken
+    with client:
+        for _ in range(2):
+            _, response = client.post("/nats/unsubscribe", json=UNKNOWN)
+            assert (response.status, response.json["code"]) == (404, "session.unknown")
+
+
+async def test_the_asgi_test_client_of_sanic_reaches_the_bridge(
+    app: Sanic[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Sanic, "__call__", Sanic.__call__)  # which that client puts its own in the place of
+    for _ in range(2):
+        _, response = await app.asgi_client.post("/nats/subscribe", json=UNKNOWN)
+        assert (response.status, response.json["code"], response.json["id"]) == (404, "session.unknown", 1)
+
+
+@sanic_only
+async def test_a_body_that_cannot_be_read_is_the_clients_fault(
+    bridge: Bridge, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = "POST /nats/subscribe HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    async with raw_connection(bridge.port, f"{head}Transfer-Encoding: chunked\r\n\r\nzz\r\n") as (reader, _):
+        assert (await reader.readline()).startswith(b"HTTP/1.1 400 ")
+        assert b'"code":"command.invalid"' in await reader.readuntil(b"}")
+    assert [record for record in caplog.records if "nats_bridge" in record.name] == []
+
+
+@pytest.mark.parametrize("server", ["uvicorn", "hypercorn"])
+async def test_a_client_that_vanishes_within_its_body_is_answered_as_if_it_were_whole(bridge: Bridge) -> None:
+    # Nobody reads the answer; the session is as it was.
+    head = "POST /nats/subscribe HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
+    async with bridge.events() as client:
+        tasks = asyncio.all_tasks()
+        async with raw_connection(bridge.port, f'{head}{{"session":"{client.session}",') as (_, writer):
+            await until(lambda: asyncio.all_tasks() > tasks)
+            reset(writer.transport)
+        await until(lambda: asyncio.all_tasks() == tasks)
+        assert session_of(bridge, client.session).subscriptions == ()
+
+
+@sanic_only
+async def test_half_a_command_is_given_up_when_the_server_goes_away(bridge: Bridge) -> None:
+    head = "POST /nats/subscribe HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n"
+    async with raw_connection(bridge.port, head + '{"session"') as (reader, _):
+        await until(lambda: sessions(bridge).patience._deadlines)
+        sessions(bridge).close_all("The server is going away")
+        answer = await asyncio.wait_for(reader.readuntil(b"}"), WAIT_SECONDS)
+    assert answer.startswith(b"HTTP/1.1 503")
+    assert b"session.unreachable" in answer

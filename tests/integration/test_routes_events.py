@@ -1,0 +1,290 @@
+import asyncio
+import contextlib
+import json
+import re
+import threading
+import urllib.request
+from typing import Any
+
+import httpx
+import pytest
+from aiohttp import ClientResponse
+from httpx_sse import aconnect_sse
+from sseclient import SSEClient
+
+from sanic_nats_bridge.testing import NatsServer
+from tests.support.bridge import (
+    SERVERS,
+    WAIT_SECONDS,
+    Bridge,
+    Publisher,
+    ServerName,
+    running,
+    sanic_only,
+    subscribed,
+    until,
+)
+from tests.support.raw import kept_connection, raw_connection, reset, sessions
+
+HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-store",
+    "X-Accel-Buffering": "no",
+    "Vary": "origin",
+}
+
+
+@pytest.fixture(params=SERVERS)
+def server(request: pytest.FixtureRequest) -> ServerName:
+    name: ServerName = request.param
+    return name
+
+
+def shown(response: ClientResponse) -> dict[str, str]:
+    """The headers that describe the answer, without those of the connection."""
+    transport = {"Alt-Svc", "Connection", "Keep-Alive", "Transfer-Encoding", "Content-Length", "Date", "Server"}
+    return {name.title(): value for name, value in response.headers.items() if name.title() not in transport}
+
+
+async def event(response: ClientResponse) -> str:
+    """The text of the next event."""
+    async with asyncio.timeout(WAIT_SECONDS):
+        return (await response.content.readuntil(b"\n\n")).decode()
+
+
+def data(text: str) -> dict[str, Any]:
+    (line,) = re.findall(r"^data: (.*)$", text, re.MULTILINE)
+    frame: dict[str, Any] = json.loads(line)
+    return frame
+
+
+async def test_a_stream_opens_with_a_retry_and_the_welcome(shared_nats: NatsServer, server: ServerName) -> None:
+    async with (
+        running(server=server, servers=shared_nats.url, retry=3) as bridge,
+        bridge.http.get(f"{bridge.url}/events") as response,
+    ):
+        assert response.status == 200
+        assert shown(response) == HEADERS
+        match = re.fullmatch(r"retry: (\d+)\nevent: welcome\ndata: (.*)\n\n", await event(response))
+        assert match is not None
+        assert 3000 <= int(match[1]) <= 6000
+        welcome = json.loads(match[2])
+        assert len(welcome.pop("session")) >= 32
+        assert welcome == {
+            "type": "welcome",
+            "success": True,
+            "data": "Successfully connected",
+            "protocol": 1,
+            "features": [],
+            "heartbeat": 15,
+            "nats": "connected",
+        }
+
+
+async def test_streams_are_told_different_retries(bridge: Bridge) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        responses = [await stack.enter_async_context(bridge.http.get(f"{bridge.url}/events")) for _ in range(5)]
+        assert len({(await event(response)).partition("\n")[0] for response in responses}) > 1
+
+
+async def test_only_messages_have_no_event_name(bridge: Bridge, publisher: Publisher) -> None:
+    subject = publisher.subject("a")
+    async with bridge.events(subject) as client:
+        assert client.reply == subscribed(subject)
+        await publisher.send(subject, b"1")
+        assert await client.frame() == {"type": "message", "subject": subject, "data": 1}
+        assert client.events == ["welcome", "reply", "message"]
+
+
+async def test_the_subjects_of_the_query_are_followed_from_the_reply_on(bridge: Bridge, publisher: Publisher) -> None:
+    subject, rest = publisher.subject("a"), publisher.subject("b.>")
+    async with bridge.events(subject, rest, subject) as client:
+        assert client.reply["subjects"] == [subject, rest]
+        await publisher.send(subject, b"1")
+        await publisher.send(publisher.subject("b.c"), b"2")
+        assert [(frame["data"], frame.get("pattern")) for frame in await client.frames(2)] == [(1, None), (2, rest)]
+
+
+REFUSALS = {
+    "blank": ("subjects=", 400, "subject.invalid"),
+    "empty token": ("subjects=a..b", 400, "subject.invalid"),
+    "NUL": ("subjects=a%00b", 400, "subject.invalid"),
+    "CR LF": ("subjects=a%0D%0Ab", 400, "subject.invalid"),
+    "not UTF-8": ("subjects=%FF", 400, "subject.invalid"),
+    "one of two": ("subjects=a&subjects=b.%3E.c", 400, "subject.invalid"),
+    "reserved": ("subjects=%24SYS.%3E", 403, "subject.forbidden"),
+    "inbox": ("subjects=a&subjects=_INBOX.%3E", 403, "subject.forbidden"),
+    "129": ("&".join(f"subjects=a.{number}" for number in range(129)), 429, "limit.subscriptions"),
+    "another protocol": ("protocol=2", 400, "command.unsupported"),
+    "no protocol": ("protocol=", 400, "command.unsupported"),
+    "from": ("subjects=a&from=1", 400, "command.unsupported"),
+    "after": ("after=1", 400, "command.unsupported"),
+}
+
+
+@pytest.mark.parametrize(("query", "status", "code"), REFUSALS.values(), ids=REFUSALS)
+async def test_what_is_wrong_for_good_is_an_http_error(bridge: Bridge, query: str, status: int, code: str) -> None:
+    async with bridge.http.get(f"{bridge.url}/events?{query}") as response:
+        assert (response.status, response.content_type) == (status, "application/json")
+        assert response.headers["Cache-Control"] == "no-store"
+        assert "Retry-After" not in response.headers
+        reply = await response.json()
+        assert (reply["type"], reply["success"], reply["code"]) == ("reply", False, code)
+        assert reply["message"]
+    async with bridge.http.head(f"{bridge.url}/events?{query}") as head:
+        assert (head.status, shown(head)) == (response.status, shown(response))
+        assert await head.read() == b""
+    assert not len(sessions(bridge))
+    assert not bridge.extension._hub.patterns
+
+
+async def test_head_shows_the_headers_of_a_stream_and_opens_none(bridge: Bridge) -> None:
+    with kept_connection(bridge) as connection:
+        # The second answer comes on the same connection: nothing follows the first.
+        for query in ("", "?subjects=a&protocol=1"):
+            response, body = await connection.request("HEAD", f"/events{query}")
+            assert (response.status, body) == (200, b"")
+            assert {name: response.headers[name] for name in HEADERS} == HEADERS
+    assert not len(sessions(bridge))
+    assert not bridge.extension._hub.patterns
+
+
+async def test_a_full_worker_answers_with_a_goodbye_and_keeps_the_connection(
+    shared_nats: NatsServer, server: ServerName
+) -> None:
+    async with running(server=server, servers=shared_nats.url, subscribe=["a"], max_sessions=1, retry=1) as bridge:
+        async with bridge.events() as client:
+            with kept_connection(bridge) as connection:
+                for _ in range(2):
+                    response, body = await connection.request("GET", "/events?subjects=a")
+                    assert response.status == 200
+                    assert {name: response.headers[name] for name in HEADERS} == HEADERS
+                    match = re.fullmatch(r"retry: (\d+)\nevent: close\ndata: (.*)\n\n", body.decode())
+                    assert match is not None
+                    close = json.loads(match[2])
+                    assert (close["type"], close["code"], close["reconnect"]) == ("close", 1013, True)
+                    assert close["retry"] == int(match[1]) > 2000
+                assert (await connection.request("HEAD", "/events"))[0].status == 200
+                status, _ = await connection.post("/subscribe", {"session": client.session, "subjects": ["a"]})
+                assert status == 200
+        await until(lambda: not len(sessions(bridge)))
+        async with bridge.events() as client:
+            assert client.welcome["type"] == "welcome"
+
+
+async def test_pipelined_requests_are_answered_behind_the_end_of_a_stream(
+    shared_nats: NatsServer, server: ServerName
+) -> None:
+    request = "GET /nats/events HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    async with running(server=server, servers=shared_nats.url, max_sessions=1) as bridge, bridge.events():
+        last = "HEAD /nats/events?protocol=2 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        async with raw_connection(bridge.port, request * 2 + last) as (reader, _), asyncio.timeout(WAIT_SECONDS):
+            answers = (await reader.read()).decode()
+        assert re.findall(r"HTTP/1.1 (\d+)", answers) == ["200", "200", "400"]
+        assert answers.count("event: close") == 2
+
+
+@sanic_only
+async def test_a_stopping_server_says_goodbye_and_ends_the_stream(shared_nats: NatsServer, server: ServerName) -> None:
+    request = "GET /nats/events HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    async with contextlib.AsyncExitStack() as stack, asyncio.timeout(2 * WAIT_SECONDS):
+        async with running(server=server, servers=shared_nats.url, retry=1) as bridge:
+            reader, _ = await stack.enter_async_context(raw_connection(bridge.port, request))
+            await reader.readuntil(b'"type":"welcome"')
+        text = (await reader.read()).decode()
+    match = re.search(r"\nretry: (\d+)\nevent: close\ndata: (.*)\n\n\r\n0\r\n\r\n$", text)
+    assert match is not None
+    close = json.loads(match[2])
+    assert (close["code"], close["reconnect"], close["retry"]) == (1001, True, int(match[1]))
+
+
+async def test_a_script_in_httpx_reads_the_stream(bridge: Bridge, publisher: Publisher) -> None:
+    subject = publisher.subject("a")
+    async with (
+        httpx.AsyncClient(timeout=WAIT_SECONDS) as http,
+        aconnect_sse(http, "GET", f"{bridge.url}/events", params={"subjects": subject}) as source,
+    ):
+        received = []
+        async for event in source.aiter_sse():
+            received.append((event.event, event.json().get("data")))
+            if event.event == "reply":
+                await publisher.send(subject, b'"two\\nlines"', "ä\u2028".encode())
+            if len(received) == 4:
+                break
+    assert [name for name, _ in received] == ["welcome", "reply", "message", "message"]
+    assert [text for _, text in received[2:]] == ["two\nlines", "ä\u2028"]
+
+
+async def test_a_script_with_sseclient_reads_the_stream(bridge: Bridge, publisher: Publisher) -> None:
+    subject = publisher.subject("a")
+    received: list[tuple[str, Any]] = []
+
+    def read() -> None:
+        with urllib.request.urlopen(f"{bridge.url}/events?subjects={subject}", timeout=WAIT_SECONDS) as response:
+            for event in SSEClient(response).events():
+                received.append((event.event, json.loads(event.data)))
+                if len(received) == 4:
+                    return
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    await until(lambda: len(received) == 2)
+    await publisher.send(subject, b"[1]", "ä\u2028".encode())
+    await asyncio.to_thread(reader.join)
+    assert [name for name, _ in received] == ["welcome", "reply", "message", "message"]
+    assert [frame["data"] for _, frame in received[2:]] == [[1], "ä\u2028"]
+
+
+@pytest.mark.parametrize("crash", [False, True], ids=["close", "crash"])
+async def test_a_client_that_leaves_gives_everything_back(
+    bridge: Bridge, publisher: Publisher, shared_nats: NatsServer, crash: bool
+) -> None:
+    subject = publisher.subject("a")
+    request = f"GET /nats/events?subjects={subject} HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    async with raw_connection(bridge.port, request) as (reader, writer):
+        await reader.readuntil(b'"active":true')
+        assert subject in shared_nats.subscriptions()
+        if crash:
+            reset(writer.transport)
+        else:
+            writer.close()
+        await until(lambda: not len(sessions(bridge)))
+        await until(lambda: subject not in shared_nats.subscriptions())
+
+
+@sanic_only
+async def test_streams_outlive_the_response_timeout(
+    shared_nats: NatsServer, publisher: Publisher, server: ServerName
+) -> None:
+    idle, busy = publisher.subject("idle"), publisher.subject("busy")
+    async with (
+        running(
+            server=server,
+            servers=shared_nats.url,
+            subscribe=[">"],
+            prepare=lambda app: app.config.update(RESPONSE_TIMEOUT=2),
+        ) as bridge,
+        bridge.events(idle) as idle_client,
+        bridge.events(busy) as busy_client,
+    ):
+        for number in range(600):
+            await publisher.send(busy, b"%d" % number)
+            await asyncio.sleep(0.01)
+        await publisher.send(idle, b'"alive"')
+        assert await idle_client.data(1) == ["alive"]
+        assert await busy_client.data(600) == list(range(600))
+
+
+async def test_an_idle_stream_carries_heartbeats(shared_nats: NatsServer, server: ServerName) -> None:
+    async with (
+        running(server=server, servers=shared_nats.url, heartbeat=0.2) as bridge,
+        bridge.http.get(f"{bridge.url}/events") as response,
+    ):
+        assert data(await event(response))["heartbeat"] == 0.2
+        assert {await event(response) for _ in range(3)} == {'event: heartbeat\ndata: {"type":"heartbeat"}\n\n'}
+
+
+async def test_an_idle_websocket_carries_heartbeats(shared_nats: NatsServer, server: ServerName) -> None:
+    async with running(server=server, servers=shared_nats.url, heartbeat=0.2) as bridge, bridge.websocket() as client:
+        async with asyncio.timeout(WAIT_SECONDS):
+            assert [await client.connection.recv() for _ in range(3)] == ['{"type":"heartbeat"}'] * 3

@@ -1,0 +1,113 @@
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from sanic import Sanic
+
+from sanic_nats_bridge.testing import NatsServer
+from tests.support.bridge import SERVERS, Bridge, ServerName, running, until
+from tests.support.process import managed_process
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+FOREIGN = {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}
+
+
+@pytest.fixture(params=SERVERS)
+def server(request: pytest.FixtureRequest) -> ServerName:
+    name: ServerName = request.param
+    return name
+
+
+async def asked(bridge: Bridge, which: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> Any:
+    async with bridge.http.request(method, f"{bridge.url}/health/{which}", headers=headers) as response:
+        assert response.headers["Cache-Control"] == "no-store"
+        assert response.headers["Content-Type"] == "application/json"
+        return response.status, await response.json() if method == "GET" else await response.read()
+
+
+async def test_a_worker_that_serves_is_live_and_ready(bridge: Bridge) -> None:
+    assert await asked(bridge, "live") == (200, {"live": True})
+    assert await asked(bridge, "ready") == (200, {"ready": True, "stopping": False, "nats": "connected"})
+
+
+async def test_head_has_no_body(bridge: Bridge) -> None:
+    for _ in range(2):  # on one connection: a body would be taken for the next answer
+        assert await asked(bridge, "live", "HEAD") == (200, b"")
+        assert await asked(bridge, "ready", "HEAD") == (200, b"")
+
+
+async def test_a_worker_that_stops_is_live_and_not_ready(bridge: Bridge) -> None:
+    bridge.extension._sessions.close_all("The server is going away")
+    assert await asked(bridge, "live") == (200, {"live": True})
+    status, body = await asked(bridge, "ready")
+    assert (status, body["ready"], body["stopping"]) == (503, False, True)
+    assert await asked(bridge, "ready", "HEAD") == (503, b"")
+
+
+@pytest.mark.parametrize("needed", [False, True], ids=["not needed", "needed"])
+async def test_nats_decides_only_where_it_shall(nats_server: NatsServer, needed: bool, server: ServerName) -> None:
+    nats_server.stop()
+    async with running(servers=nats_server.url, connected=False, ready_needs_nats=needed, server=server) as bridge:
+        assert await asked(bridge, "live") == (200, {"live": True})
+        away = {"ready": not needed, "stopping": False, "nats": "disconnected"}
+        assert await asked(bridge, "ready") == (503 if needed else 200, away)
+        nats_server.start()
+        await until(lambda: bridge.extension._hub.connected)
+        assert await asked(bridge, "ready") == (200, {"ready": True, "stopping": False, "nats": "connected"})
+
+
+async def test_no_origin_is_turned_away(bridge: Bridge) -> None:
+    for which in ("live", "ready"):
+        status, _ = await asked(bridge, which, headers=FOREIGN)
+        assert status == 200
+    async with bridge.http.head(f"{bridge.url}/events", headers=FOREIGN) as response:
+        assert response.status == 403
+
+
+async def test_a_body_that_never_comes_holds_no_answer_up(shared_nats: NatsServer) -> None:
+    async with running(servers=shared_nats.url) as bridge:
+        reader, writer = await asyncio.open_connection("127.0.0.1", bridge.port)
+        writer.write(b"GET /nats/health/live HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\n")
+        async with asyncio.timeout(10):
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+        await writer.wait_closed()
+
+
+@pytest.mark.parametrize("auto_head", [True, False])
+async def test_head_needs_no_setting_of_sanic_ext(shared_nats: NatsServer, auto_head: bool) -> None:
+    def prepare(app: Sanic[Any, Any]) -> None:
+        app.config.HTTP_AUTO_HEAD = auto_head
+        app.config.HTTP_AUTO_OPTIONS = auto_head
+
+    async with running(servers=shared_nats.url, prefix="", prepare=prepare) as bridge:
+        assert await asked(bridge, "live", "HEAD") == (200, b"")
+        assert await asked(bridge, "ready") == (200, {"ready": True, "stopping": False, "nats": "connected"})
+
+
+async def test_the_health_extension_of_sanic_ext_goes_on_beside_it(shared_nats: NatsServer) -> None:
+    configuration = {"HEALTH": "true", "HEALTH_ENDPOINT": "true", "HEALTH_MONITOR": "false"}
+    configuration |= {"NATS_BRIDGE_SERVERS": shared_nats.url, "NATS_BRIDGE_PREFIX": "", "NATS_BRIDGE_METRICS": "true"}
+    async with (
+        managed_process(configuration) as port,
+        aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http,
+    ):
+        state = ""
+        while state != "ACKED":  # Sanic's manager overhears a SIGTERM until its worker has reported
+            async with http.get("/__health__/") as response:
+                assert response.status == 200
+                state = (await response.json())["Sanic-Server-0-0"]["state"]
+            await asyncio.sleep(0.05)
+        for path in ("/health/live", "/health/ready", "/metrics", "/__health__/"):
+            for method in ("GET", "HEAD"):
+                async with http.request(method, path) as response:
+                    assert response.status == 200, (method, path)
+                    assert bool(await response.read()) == (method == "GET")
+
+
+async def test_the_body_in_the_readme_is_the_one_that_comes(bridge: Bridge) -> None:
+    async with bridge.http.get(f"{bridge.url}/health/ready") as response:
+        assert f"`{await response.text()}`" in README

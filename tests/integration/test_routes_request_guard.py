@@ -1,0 +1,230 @@
+import asyncio
+import logging
+import ssl
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from sanic import HTTPResponse, Request, Sanic
+from sanic.compat import Header
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from sanic_nats_bridge.auth.origins import OriginRule
+from sanic_nats_bridge.errors import OriginForbidden
+from sanic_nats_bridge.routes.request_guard import Doorkeeper
+from sanic_nats_bridge.testing import NatsServer
+from tests.support.bridge import SERVERS, WAIT_SECONDS, Bridge, ServerName, WebSocketClient, running
+from tests.support.raw import UPGRADE, raw_connection, sessions
+
+FOREIGN = "https://evil.example"
+ALLOWED = "https://app.example"
+REFUSED = {
+    "type": "reply",
+    "success": False,
+    "code": "origin.forbidden",
+    "message": "Pages of this origin may not use this server",
+}
+DOORS = [
+    ("GET", "/events"), ("GET", "/events/"), ("HEAD", "/events"), ("OPTIONS", "/events"),
+    ("POST", "/subscribe"), ("OPTIONS", "/subscribe"), ("POST", "/unsubscribe"), ("OPTIONS", "/unsubscribe"),
+    ("GET", "/stream"), ("OPTIONS", "/stream"),
+]  # fmt: skip
+
+
+@pytest.fixture(params=SERVERS)
+def server(request: pytest.FixtureRequest) -> ServerName:
+    name: ServerName = request.param
+    return name
+
+
+async def status(bridge: Bridge, path: str = "/events", method: str = "HEAD", **headers: str) -> int:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    async with bridge.http.request(method, bridge.url + path, headers=named) as response:
+        return response.status
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Origin": FOREIGN}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}], ids=str
+)
+async def test_a_foreign_page_is_turned_away_at_each_door(bridge: Bridge, headers: dict[str, str]) -> None:
+    asked: list[str] = []
+    bridge.extension._hub.claim = lambda patterns, _: asked.extend(patterns)  # type: ignore[method-assign,assignment,misc]
+    for method, path in DOORS:
+        async with bridge.http.request(
+            method, bridge.url + path, json={"subjects": ["a"]}, params={"subjects": "a"}, headers=headers
+        ) as response:
+            assert response.status == 403, (method, path)
+            assert response.headers["Content-Type"] == "application/json"
+            assert response.headers["Cache-Control"] == "no-store"
+            if method != "HEAD":
+                reply = await response.json()
+                assert {name: value for name, value in reply.items() if name != "action"} == REFUSED
+    assert len(sessions(bridge)) == 0
+    assert asked == []
+
+
+async def test_a_websocket_of_a_foreign_page_is_refused(bridge: Bridge, server: ServerName) -> None:
+    address = bridge.url.replace("http", "ws") + "/stream"
+    if server == "sanic":
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(address, origin=FOREIGN)  # type: ignore[arg-type]
+        assert refused.value.response.status_code == 403
+        assert b"origin.forbidden" in refused.value.response.body
+    else:
+        async with connect(address, origin=FOREIGN) as connection:  # type: ignore[arg-type]
+            frame = await WebSocketClient(connection).frame()
+            assert frame == {
+                "type": "close", "code": 4403, "reason": REFUSED["message"], "reconnect": False
+            }  # fmt: skip
+            with pytest.raises(ConnectionClosed) as closed:
+                await connection.recv()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 4403
+    assert len(sessions(bridge)) == 0
+
+
+async def test_own_pages_and_clients_that_are_no_browsers_come_in(bridge: Bridge) -> None:
+    own = f"http://127.0.0.1:{bridge.port}"
+    for headers in ({"Origin": own}, {"Sec_Fetch_Site": "same-origin"}, {"Sec_Fetch_Site": "none"}, {}):
+        assert await status(bridge, **headers) == 200
+        assert await status(bridge, "/subscribe", "POST", **headers) == 415
+    async with bridge.websocket(origin=own), bridge.websocket():
+        assert len(sessions(bridge)) == 2
+
+
+async def test_pages_of_an_allowed_origin_come_in(shared_nats: NatsServer, server: ServerName) -> None:
+    async with running(servers=shared_nats.url, server=server, allowed_origins=ALLOWED) as bridge:
+        assert await status(bridge, Origin=ALLOWED, Sec_Fetch_Site="cross-site") == 200
+        async with bridge.websocket(origin=ALLOWED):
+            assert len(sessions(bridge)) == 1
+        assert await status(bridge, Origin=FOREIGN) == 403
+
+
+async def test_two_origins_are_refused_before_the_handshake(shared_nats: NatsServer) -> None:
+    async with running(servers=shared_nats.url, allowed_origins=ALLOWED) as bridge:
+        request = f"GET /nats/stream HTTP/1.1\r\n{UPGRADE}" + f"Origin: {ALLOWED}\r\n" * 2 + "\r\n"
+        async with raw_connection(bridge.port, request) as (reader, _):
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), WAIT_SECONDS)
+            assert head.startswith(b"HTTP/1.1 403")
+
+
+async def test_a_middleware_of_the_app_runs_before_the_rule_and_may_answer_itself(shared_nats: NatsServer) -> None:
+    def prepare(app: Sanic[Any, Any]) -> None:
+        @app.middleware("request", priority=-100)
+        async def tag(request: Request) -> HTTPResponse | None:
+            request.ctx.tag = "seen"
+            return HTTPResponse("mine", 401) if request.headers.get("authorization") == "wrong" else None
+
+        @app.on_response  # type: ignore[untyped-decorator]
+        async def show(request: Request, response: HTTPResponse) -> None:
+            response.headers["X-Tag"] = request.ctx.tag
+
+    async with running(servers=shared_nats.url, prepare=prepare) as bridge:
+        async with bridge.http.get(f"{bridge.url}/events", headers={"Origin": FOREIGN}) as response:
+            assert (response.status, response.headers["X-Tag"]) == (403, "seen")
+        assert await status(bridge, Origin=FOREIGN, Authorization="wrong") == 401
+
+
+def certificate(folder: Path) -> ssl.SSLContext:
+    """A context for a server that nobody has reason to trust."""
+    key, chain = folder / "key.pem", folder / "cert.pem"
+    command = ("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    names = ("-subj", "/CN=localhost", "-keyout", str(key), "-out", str(chain))
+    subprocess.run([*command, *names], check=True, capture_output=True)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(chain, key)
+    return context
+
+
+FORWARDED = {"X_Forwarded_For": "192.0.2.1", "X_Forwarded_Host": "shop.example", "X_Forwarded_Proto": "https"}
+
+
+async def test_what_a_proxy_says_counts_only_where_sanic_trusts_it(shared_nats: NatsServer) -> None:
+    origin = "https://shop.example"
+    async with running(servers=shared_nats.url) as bridge:
+        assert await status(bridge, Origin=origin, **FORWARDED) == 403
+        # A plain proxy with TLS, which passes the Host header on: the scheme is not known.
+        assert await status(bridge, Origin=origin, Host="shop.example") == 200
+        assert await status(bridge, Origin="http://shop.example", Host="shop.example") == 200
+
+        bridge.app.config.PROXIES_COUNT = 1
+        assert await status(bridge, Origin=origin, **FORWARDED) == 200
+        assert await status(bridge, Origin="http://shop.example", **FORWARDED) == 403
+        port = {"X_Forwarded_Port": "8443"}
+        assert await status(bridge, Origin=origin, **FORWARDED, **port) == 403
+        assert await status(bridge, Origin=f"{origin}:8443", **FORWARDED, **port) == 200
+        # A proxy that says `wss` of a WebSocket.
+        async with bridge.websocket(origin=origin, additional_headers={
+            "X-Forwarded-For": "192.0.2.1", "X-Forwarded-Host": "shop.example", "X-Forwarded-Proto": "wss",
+        }):  # fmt: skip
+            assert len(sessions(bridge)) == 1
+
+
+async def test_the_server_name_of_sanic_is_the_apps_own_host(shared_nats: NatsServer) -> None:
+    async with running(servers=shared_nats.url) as bridge:
+        bridge.app.config.SERVER_NAME = "https://shop.example"
+        assert await status(bridge, Origin="https://shop.example") == 200
+        assert await status(bridge, Origin="http://shop.example") == 403
+        assert await status(bridge, Origin="http://evil.example", Host="evil.example") == 403
+
+
+async def test_the_scheme_counts_where_sanic_itself_speaks_tls(shared_nats: NatsServer, tmp_path: Path) -> None:
+    keys = certificate(tmp_path)
+    async with running(servers=shared_nats.url, server_options={"ssl": keys}) as bridge:
+        for scheme, expected in (("https", 200), ("http", 403)):
+            headers = {"Origin": f"{scheme}://shop.example", "Host": "shop.example"}
+            url = f"https://127.0.0.1:{bridge.port}/nats/events"
+            async with bridge.http.head(url, headers=headers, ssl=False) as response:
+                assert response.status == expected
+
+
+async def test_the_scheme_counts_where_an_asgi_server_knows_it(shared_nats: NatsServer) -> None:
+    async with running(servers=shared_nats.url, server="uvicorn") as bridge:
+        for scheme, expected in (("https", 200), ("http", 403)):
+            headers = {"Origin": f"{scheme}://shop.example", "Host": "shop.example", "X_Forwarded_Proto": "https"}
+            assert await status(bridge, **headers) == expected
+
+
+async def test_each_origin_is_logged_once_with_what_to_do(
+    shared_nats: NatsServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(servers=shared_nats.url) as bridge:
+        for _ in range(2):
+            await status(bridge, Origin=FOREIGN, Host="shop.example:80")
+            await status(bridge, Origin="https://\u0435vil", Host="shop.example")
+            await status(bridge, Sec_Fetch_Site="same-site")
+        lines = [record.getMessage() for record in caplog.records if "Refused" in record.getMessage()]
+    assert len(lines) == 3
+    assert "'https://evil.example' at host 'shop.example:80'" in lines[0]
+    assert "allowed_origins" in lines[0]
+    assert "\\u0435vil" in lines[1]
+    assert "'same-site'" in lines[2]
+
+
+class _Foreign:
+    """Requests as the rule sees them, each from an origin of its own."""
+
+    scheme, host, transport = "http", "shop\n.example", None
+    app = SimpleNamespace(config={})
+    conn_info = None
+
+    def __init__(self, origin: str) -> None:
+        self.headers = Header({"Origin": origin})
+        self.forwarded: dict[str, Any] = {}
+
+
+def test_endless_origins_fill_neither_the_log_nor_the_memory(caplog: pytest.LogCaptureFixture) -> None:
+    doorkeeper = Doorkeeper(OriginRule([]))
+    with caplog.at_level(logging.WARNING):
+        for number in range(3000):
+            request: Any = _Foreign(f"https://{number}.example\n" + "x" * 10_000)
+            with pytest.raises(OriginForbidden):
+                doorkeeper.admit(request)
+    assert len(caplog.records) == 1001
+    assert caplog.records[-1].getMessage() == "1000 origins were refused; no more of them are logged"
+    assert all(len(record.getMessage()) < 600 for record in caplog.records)
+    assert not any("\n" in record.getMessage() for record in caplog.records)
+    assert sum(map(len, doorkeeper._told)) <= 1000 * 200

@@ -1,0 +1,412 @@
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import aiohttp
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+from sanic_nats_bridge.testing import NatsServer
+from tests.support.bridge import (
+    SERVERS,
+    WAIT_SECONDS,
+    Bridge,
+    Publisher,
+    ServerName,
+    WebSocketClient,
+    running,
+    sanic_only,
+    until,
+)
+from tests.support.raw import reset, session_of, sessions
+
+MAX_COMMAND_BYTES = 65_536
+
+DEEP = "[" * 20_000 + "]" * 20_000  # deeper than the decoder follows on any Python
+
+
+@pytest.fixture(params=SERVERS)
+def server(request: pytest.FixtureRequest) -> ServerName:
+    name: ServerName = request.param
+    return name
+
+
+@pytest.fixture
+async def followed(bridge: Bridge, publisher: Publisher) -> AsyncIterator[str]:
+    """A subject that is published on all the while, and whose follower must get every message, in order."""
+    subject = publisher.subject("followed")
+    stopped = asyncio.Event()
+
+    async def publish() -> int:
+        published = 0
+        while published < 5 or not stopped.is_set():
+            await publisher.send(subject, b"%d" % published)
+            published += 1
+            await asyncio.sleep(0.002)
+        return published
+
+    async with bridge.websocket() as follower:
+        await follower.follow(subject)
+        publishing = asyncio.create_task(publish())
+        yield subject
+        stopped.set()
+        published = await publishing
+        assert await follower.data(published) == list(range(published))
+
+
+async def answer(client: WebSocketClient) -> dict[str, Any]:
+    """The next frame that is not a message."""
+    while (frame := await client.frame())["type"] == "message":
+        pass
+    return frame
+
+
+async def closing(client: WebSocketClient) -> tuple[dict[str, Any], int | None]:
+    """The last frame, and the close code that came behind it."""
+    frame = await answer(client)
+    with pytest.raises(ConnectionClosed) as closed:
+        await client.frame()
+    assert closed.value.rcvd is not None
+    return frame, closed.value.rcvd.code
+
+
+def subscribe(*subjects: str, **fields: Any) -> dict[str, Any]:
+    return {"action": "subscribe", "subjects": subjects} | fields
+
+
+async def test_the_first_frame_is_the_welcome(bridge: Bridge) -> None:
+    async with bridge.websocket() as client, bridge.websocket() as other:
+        assert len(client.session) >= 32
+        assert client.session != other.session
+        assert client.welcome == {
+            "type": "welcome",
+            "success": True,
+            "data": "Successfully connected",
+            "session": client.session,
+            "protocol": 1,
+            "features": [],
+            "heartbeat": 15,
+            "nats": "connected",
+        }
+
+
+@pytest.mark.parametrize(
+    ("query", "reason"),
+    [
+        ("protocol=2", "This server speaks protocol 1"),
+        ("protocol=abc", "This server speaks protocol 1"),
+        ("protocol=", "This server speaks protocol 1"),
+        ("from=5", "Not supported here: 'from' and 'after'"),
+        ("token=x&after=", "Not supported here: 'from' and 'after'"),
+    ],
+)
+async def test_a_query_of_what_the_protocol_reserves_is_refused(bridge: Bridge, query: str, reason: str) -> None:
+    async with bridge.unwelcome_websocket(query) as client:
+        assert await client.frame() == {"type": "close", "code": 4400, "reason": reason, "reconnect": False}
+        with pytest.raises(ConnectionClosed) as closed:
+            await client.frame()
+        assert (closed.value.rcvd and (closed.value.rcvd.code, closed.value.rcvd.reason)) == (4400, reason)
+    assert len(bridge.extension.sessions) == 0
+
+
+async def test_other_parameters_of_the_query_are_the_apps_own(bridge: Bridge) -> None:
+    async with bridge.websocket("protocol=1&token=x&subjects=a&empty="):
+        assert len(bridge.extension.sessions) == 1
+
+
+async def test_the_command_of_the_panini_example_is_answered(bridge: Bridge, publisher: Publisher) -> None:
+    async with bridge.websocket() as client:
+        assert await client.ask('{"subjects":["test.subject"],"action":"subscribe"}') == {
+            "type": "reply",
+            "action": "subscribe",
+            "success": True,
+            "message": "Successfully connected to events: 'test.subject'",
+            "subjects": ["test.subject"],
+            "active": True,
+        }
+        await publisher.send("test.subject", b'{"key1":"value1"}')
+        assert await client.frame() == {"type": "message", "subject": "test.subject", "data": {"key1": "value1"}}
+
+
+INVALID_SUBJECTS = {
+    "empty": "",
+    "empty token": "a..b",
+    "CR LF": "a\r\nPUB b 0\r\n",
+    "space": "a b",
+    "NUL": "a\0b",
+    "not ASCII": "ä",
+    "5,000 bytes": "a" * 5_000,
+    "33 tokens": ".".join("a" * 33),
+    "wildcard inside a token": "a*.b",
+    "> before the end": "a.>.b",
+}
+
+BAD_INPUT: dict[str, tuple[str | bytes | dict[str, Any], str]] = {
+    "broken JSON": ('{"action": ', "command.invalid"),
+    "two JSON documents": ('{"action": "ping"} {"action": "ping"}', "command.invalid"),
+    "empty text frame": ("", "command.invalid"),
+    "not an object": ("[]", "command.invalid"),
+    "binary frame": (b'{"action": "ping"}', "command.unsupported"),
+    "empty binary frame": (b"", "command.unsupported"),
+    "20,000 levels": (DEEP, "command.invalid"),
+    "20,000 levels in an unknown field": ('{"action": "ping", "x": ' + DEEP + "}", "command.invalid"),
+    "unknown action": ({"action": "delete", "subjects": ["a"]}, "command.invalid"),
+    "action is no text": ({"action": 1, "subjects": ["a"]}, "command.invalid"),
+    "id is an object": (subscribe("a", id={}), "command.invalid"),
+    "id is a fraction": (subscribe("a", id=1.5), "command.invalid"),
+    **{
+        f"reserved action {action}": ({"action": action, "subjects": ["a"]}, "command.unsupported")
+        for action in ("publish", "request", "authenticate")
+    },
+    **{f"reserved field {name}": (subscribe("a", **{name: 1}), "command.unsupported") for name in ("from", "after")},
+    "no subjects": ({"action": "subscribe"}, "command.invalid"),
+    "subjects empty": (subscribe(), "command.invalid"),
+    "subjects is a text": ({"action": "subscribe", "subjects": "a"}, "command.invalid"),
+    "a subject is a number": ({"action": "subscribe", "subjects": [1]}, "command.invalid"),
+    "129 subjects": (subscribe(*(f"a.{number}" for number in range(129))), "limit.subscriptions"),
+    "lone surrogate": ('{"subjects": ["a\\ud800"]}', "command.invalid"),
+    **{f"subject {name}": (subscribe(subject), "subject.invalid") for name, subject in INVALID_SUBJECTS.items()},
+    **{
+        f"subject {subject}": (subscribe(subject), "subject.forbidden")
+        for subject in ("$SYS.>", "$SYS.ACCOUNT.*.>", "_INBOX.>", "_NATSBRIDGE.x")
+    },
+    "one of two is forbidden": (subscribe("a", "$JS.API.>"), "subject.forbidden"),
+    "unsubscribe from what is not held": ({"action": "unsubscribe", "subjects": ["a"]}, "subject.not_subscribed"),
+    "unsubscribe without subjects": ({"action": "unsubscribe"}, "command.invalid"),
+}
+
+
+@pytest.mark.parametrize(("command", "code"), BAD_INPUT.values(), ids=BAD_INPUT)
+async def test_bad_input_is_answered_and_harms_nobody(
+    bridge: Bridge, followed: str, command: str | bytes | dict[str, Any], code: str
+) -> None:
+    async with bridge.websocket() as client:
+        await client.follow(followed)
+        await client.send(command)
+        reply = await answer(client)
+        assert (reply["type"], reply["success"], reply["code"]) == ("reply", False, code)
+        assert reply["message"]
+        await client.send({"action": "ping"})
+        assert (await answer(client))["message"] == "pong"
+        assert session_of(bridge, client.session).subscriptions == (followed,)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [" " * (MAX_COMMAND_BYTES + 1), " " * 2**21, [" " * 40_000, " " * 40_000]],
+    ids=["one byte", "2 MiB", "fragmented"],
+)
+async def test_a_frame_over_the_size_limit_ends_the_session_with_1009(
+    bridge: Bridge, followed: str, text: str | list[str]
+) -> None:
+    async with bridge.websocket() as client:
+        await client.follow(followed)
+        with contextlib.suppress(ConnectionClosed):
+            await client.connection.send(text)
+        frame, code = await closing(client)
+    assert (frame["type"], frame["code"], frame["reconnect"], code) == ("close", 1009, False, 1009)
+    await until(lambda: len(sessions(bridge)) == 1)
+
+
+async def test_a_command_of_exactly_the_size_limit_is_carried_out(bridge: Bridge) -> None:
+    async with bridge.websocket() as client:
+        assert (await client.ask('{"action": "ping"}'.ljust(MAX_COMMAND_BYTES)))["message"] == "pong"
+
+
+async def test_a_text_frame_that_is_not_utf8_is_its_senders_own_trouble(bridge: Bridge, followed: str) -> None:
+    async with bridge.websocket() as client:
+        await client.connection.send(b'{"action": "\xff"}', text=True)
+        assert await fate(client) in ("command.invalid", 1007)
+
+
+async def fate(client: WebSocketClient) -> object:
+    """The code of the next reply, or the one that the connection was closed with."""
+    try:
+        return (await answer(client)).get("code")
+    except ConnectionClosed as closed:
+        return closed.rcvd and closed.rcvd.code
+
+
+async def test_ping_is_answered_by_pong(bridge: Bridge) -> None:
+    async with bridge.websocket() as client:
+        assert await client.ask({"action": "ping"}) == {
+            "type": "reply",
+            "action": "ping",
+            "success": True,
+            "message": "pong",
+        }
+
+
+@pytest.mark.parametrize("command_id", ["1", "", "ä" * 100, 0, -1, 2**60], ids=ascii)
+async def test_the_id_of_a_command_comes_back(bridge: Bridge, command_id: str | int) -> None:
+    async with bridge.websocket() as client:
+        good: list[dict[str, Any]] = [subscribe("a"), {"action": "unsubscribe", "subjects": ["a"]}, {"action": "ping"}]
+        bad: list[dict[str, Any]] = [subscribe("$SYS.>"), {"action": "none"}, {"action": "ping", "subjects": 1}]
+        replies = [await client.ask(command | {"id": command_id}) for command in good + bad]
+        assert [reply["id"] for reply in replies] == [command_id] * 6
+        assert [reply["success"] for reply in replies] == [True] * 3 + [False] * 3
+
+
+async def test_a_command_without_an_action_subscribes(bridge: Bridge, publisher: Publisher) -> None:
+    subject = publisher.subject("a")
+    async with bridge.websocket() as client:
+        reply = await client.ask({"subjects": [subject], "unknown": {"field": 1}})
+        assert (reply["action"], reply["success"], reply["subjects"]) == ("subscribe", True, [subject])
+
+
+async def test_a_subject_named_twice_or_subscribed_twice_brings_one_copy(bridge: Bridge, publisher: Publisher) -> None:
+    subject = publisher.subject("a")
+    async with bridge.websocket() as client:
+        assert (await client.ask(subscribe(subject, subject)))["subjects"] == [subject]
+        await client.follow(subject)
+        await publisher.send(subject, b"1", b"2")
+        assert await client.data(2) == [1, 2]
+
+
+async def test_overlapping_patterns_bring_a_copy_each(bridge: Bridge, publisher: Publisher) -> None:
+    subject, star, rest = publisher.subject("a"), publisher.subject("*"), publisher.subject(">")
+    async with bridge.websocket() as client:
+        await client.follow(subject, star, rest)
+        await publisher.send(subject, b"1")
+        copies = await client.frames(3)
+        assert {(frame["subject"], frame["data"]) for frame in copies} == {(subject, 1)}
+        assert sorted(frame.get("pattern", "") for frame in copies) == sorted(["", star, rest])
+
+
+async def test_a_command_is_carried_out_wholly_or_not_at_all(bridge: Bridge, publisher: Publisher) -> None:
+    subject = publisher.subject("a")
+    async with bridge.websocket() as client:
+        assert (await client.ask(subscribe(subject, "$SYS.>")))["subjects"] == ["$SYS.>"]
+        await client.follow(publisher.subject("end"))
+        await publisher.send(subject, b"1")
+        await publisher.send(publisher.subject("end"), b"2")
+        assert await client.data(1) == [2]
+        refused = await client.ask({"action": "unsubscribe", "subjects": [publisher.subject("end"), subject]})
+        assert (refused["code"], refused["subjects"]) == ("subject.not_subscribed", [subject])
+        await publisher.send(publisher.subject("end"), b"3")
+        assert await client.data(1) == [3]
+
+
+async def test_the_reply_comes_before_the_first_message(bridge: Bridge, publisher: Publisher) -> None:
+    subject = publisher.subject("a")
+
+    stopped = asyncio.Event()
+
+    async def flood() -> None:
+        while not stopped.is_set():
+            await publisher.send(subject, *[b"1"] * 20)
+
+    async with asyncio.TaskGroup() as flooding, bridge.websocket() as early, bridge.websocket() as late:
+        flooding.create_task(flood())
+        for client in (early, late):
+            await client.send(subscribe(subject))
+            assert [frame["type"] for frame in await client.frames(50)] == ["reply"] + ["message"] * 49
+        stopped.set()
+
+
+async def test_commands_are_answered_in_their_order(nats_server: NatsServer, server: ServerName) -> None:
+    async with running(server=server, servers=nats_server.url, subscribe=["a"]) as bridge, bridge.websocket() as client:
+        nats_server.pause()
+        for number, action in enumerate(["subscribe", "unsubscribe", "ping", "unsubscribe"]):
+            await client.send({"action": action, "subjects": ["a"], "id": number})
+        await until(lambda: bridge.extension._hub.patterns)
+        nats_server.resume()
+        replies = await client.frames(4)
+        assert [(reply["id"], reply["success"]) for reply in replies] == [(0, True), (1, True), (2, True), (3, False)]
+
+
+async def test_unsubscribing_stops_the_messages_for_this_client_only(bridge: Bridge, publisher: Publisher) -> None:
+    subject, end = publisher.subject("a"), publisher.subject("end")
+    async with bridge.websocket() as client, bridge.websocket() as other:
+        for each in (client, other):
+            await each.follow(subject, end)
+        assert await client.ask({"action": "unsubscribe", "subjects": [subject], "id": 7}) == {
+            "type": "reply",
+            "id": 7,
+            "action": "unsubscribe",
+            "success": True,
+            "message": f"Successfully disconnected from events: '{subject}'",
+            "subjects": [subject],
+        }
+        await publisher.send(subject, b"1")
+        await publisher.send(end, b"2")
+        assert await client.data(1) == [2]
+        assert await other.data(2) == [1, 2]
+
+
+async def leave_in_order(connection: ClientConnection) -> None:
+    await connection.close()
+
+
+async def leave_without_a_handshake(connection: ClientConnection) -> None:
+    connection.transport.close()
+
+
+async def crash(connection: ClientConnection) -> None:
+    reset(connection.transport)
+
+
+@pytest.mark.parametrize("leave", [leave_in_order, leave_without_a_handshake, crash])
+async def test_a_client_that_leaves_gives_everything_back(
+    bridge: Bridge, publisher: Publisher, shared_nats: NatsServer, leave: Callable[[ClientConnection], Any]
+) -> None:
+    subject = publisher.subject("a")
+    async with bridge.websocket() as client:
+        await client.follow(subject)
+        assert subject in shared_nats.subscriptions()
+        await leave(client.connection)
+        await until(lambda: not len(sessions(bridge)))
+        await until(lambda: subject not in shared_nats.subscriptions())
+
+
+async def test_a_client_at_a_full_worker_is_told_to_come_back(shared_nats: NatsServer, server: ServerName) -> None:
+    async with running(server=server, servers=shared_nats.url, max_sessions=1, retry=1) as bridge:
+        async with bridge.websocket():
+            url = f"ws://127.0.0.1:{bridge.port}/nats/stream"
+            async with connect(url) as connection:
+                frame, code = await closing(WebSocketClient(connection))
+            assert (frame["type"], frame["code"], frame["reconnect"], code) == ("close", 1013, True, 1013)
+            assert frame["reason"]
+            assert frame["retry"] > 1000
+            assert len(sessions(bridge)) == 1
+        await until(lambda: not len(sessions(bridge)))
+        async with bridge.websocket() as client:
+            assert client.welcome["type"] == "welcome"
+
+
+@sanic_only
+async def test_a_stopping_server_says_goodbye(shared_nats: NatsServer, server: ServerName) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        async with running(server=server, servers=shared_nats.url, drain=1) as bridge:
+            client = await stack.enter_async_context(bridge.websocket())
+        frame, code = await closing(client)
+    assert (frame["type"], frame["code"], frame["reconnect"], code) == ("close", 1001, True, 1001)
+    assert 0 <= frame["retry"] <= 1000
+
+
+@sanic_only
+async def test_compression_is_not_negotiated(bridge: Bridge) -> None:
+    url = f"ws://127.0.0.1:{bridge.port}/nats/stream"
+    async with connect(url, compression="deflate") as connection:
+        assert connection.request is not None
+        assert connection.response is not None
+        assert "permessage-deflate" in connection.request.headers["Sec-WebSocket-Extensions"]
+        assert "Sec-WebSocket-Extensions" not in connection.response.headers
+        client = WebSocketClient(connection)
+        assert (await client.frame())["type"] == "welcome"
+        assert (await client.ask({"action": "ping"}))["message"] == "pong"
+
+
+async def test_the_websocket_of_aiohttp_works(bridge: Bridge, publisher: Publisher) -> None:
+    subject = publisher.subject("a")
+    async with bridge.http.ws_connect(f"{bridge.url}/stream", autoping=True) as client:
+        assert (await client.receive_json(timeout=WAIT_SECONDS))["type"] == "welcome"
+        await client.send_json(subscribe(subject))
+        assert (await client.receive_json(timeout=WAIT_SECONDS))["active"] is True
+        await publisher.send(subject, b"x" * 100_000)
+        received = await client.receive(timeout=WAIT_SECONDS)
+        assert received.type is aiohttp.WSMsgType.TEXT
+        assert json.loads(received.data)["data"] == "x" * 100_000

@@ -1,0 +1,576 @@
+import asyncio
+import contextlib
+import json
+import re
+import socket
+from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from sanic.exceptions import WebsocketClosed
+from sanic.http.constants import Stage
+
+from sanic_nats_bridge import Session
+from sanic_nats_bridge.errors import CloseCode
+from sanic_nats_bridge.protocol.messages import Close
+from sanic_nats_bridge.settings import Settings
+from sanic_nats_bridge.testing import NatsServer
+from sanic_nats_bridge.transports.asgi import QueuedEventStreamOutlet, QueuedWebSocketOutlet
+from tests.support.bridge import WAIT_SECONDS, Bridge, Publisher, ServerName, running, until
+from tests.support.raw import UPGRADE, client_frame, reset, session_id, sessions
+
+HIGH = 2_000
+
+# Behind real servers.
+LIMIT, SIZE, BATCH = 300_000, 10_000, 10
+
+SETTINGS = Settings(max_pending_bytes=HIGH)
+CLOSE = Close(code=1001, reason="bye", reconnect=True)
+
+
+class Server:
+    """What an ASGI server gives an app for one connection; the test decides when it takes something."""
+
+    def __init__(self) -> None:
+        self.taken: list[dict[str, Any]] = []
+        self.ready = asyncio.Event()
+        self.fault: Exception | None = None
+        self.received: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.receive = self.received.get
+        self._send = self.send
+
+    async def send(self, event: dict[str, Any]) -> None:
+        await self.ready.wait()
+        if self.fault is not None:
+            raise self.fault
+        self.taken.append(event)
+
+    @property
+    def texts(self) -> list[str]:
+        return [event["text"] for event in self.taken if event["type"] == "websocket.send"]
+
+    @property
+    def request(self) -> Any:
+        return SimpleNamespace(transport=self, stream=SimpleNamespace(stage=Stage.RESPONSE))
+
+
+class Response:
+    """What Sanic gives an app for a response that has begun."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    async def send(self, data: bytes = b"", end_stream: bool = False) -> None:
+        await self._server.send({"type": "body", "data": data, "end": end_stream})
+
+
+class Watcher:
+    def __init__(self) -> None:
+        self.heard: list[object] = []
+
+    def filled(self) -> None:
+        self.heard.append("filled")
+
+    def drained(self) -> None:
+        self.heard.append("drained")
+
+    def pinged(self) -> None:
+        self.heard.append("pinged")
+
+    def gone(self, code: int) -> None:
+        self.heard.append(code)
+
+
+@pytest.fixture
+def server() -> Server:
+    return Server()
+
+
+@pytest.fixture
+async def websocket(server: Server) -> AsyncIterator[QueuedWebSocketOutlet]:
+    async with QueuedWebSocketOutlet(server.request, SETTINGS).serving() as outlet:
+        outlet.watcher = Watcher()
+        yield outlet
+
+
+def heard(outlet: Any) -> list[object]:
+    watcher: Watcher = outlet.watcher
+    return watcher.heard
+
+
+def line(size: int, letter: str = "x") -> bytes:
+    return letter.encode() * (size - 1) + b"\n"
+
+
+async def test_what_is_written_leaves_in_its_order_one_event_for_each_document(
+    server: Server, websocket: QueuedWebSocketOutlet
+) -> None:
+    websocket.write(b"{}\n[1]\n")
+    websocket.write('["\u2028"]\n'.encode())
+    assert (websocket.written, websocket.pending) == (15, 15)
+    server.ready.set()
+    await until(lambda: not websocket.pending)
+    assert server.texts == ["{}", "[1]", '["\u2028"]']
+    assert websocket.written == 15
+
+
+async def test_the_watcher_hears_once_that_too_much_waits_and_once_that_it_has_gone(
+    server: Server, websocket: QueuedWebSocketOutlet
+) -> None:
+    for _ in range(4):
+        websocket.write(line(HIGH // 4))
+    assert heard(websocket) == []
+    websocket.write(line(HIGH // 4))
+    assert heard(websocket) == ["filled"]
+    websocket.write(line(HIGH // 4))
+    assert websocket.pending == HIGH * 6 // 4
+    server.ready.set()
+    await until(lambda: not websocket.pending)
+    assert heard(websocket) == ["filled", "drained"]
+
+
+async def test_what_the_server_has_not_yet_accepted_counts_as_waiting(
+    server: Server, websocket: QueuedWebSocketOutlet
+) -> None:
+    websocket.write(line(100) * 2)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert websocket.pending == 200
+    server.ready.set()
+    await until(lambda: not websocket.pending)
+
+
+async def test_the_last_frame_and_the_close_stand_behind_all_that_waits(
+    server: Server, websocket: QueuedWebSocketOutlet
+) -> None:
+    websocket.write(line(10))
+    websocket.finish(CLOSE, 60)
+    websocket.write(line(10))
+    server.ready.set()
+    await until(lambda: len(server.taken) == 3)
+    assert server.texts == ["x" * 9, '{"type":"close","code":1001,"reason":"bye","reconnect":true}']
+    assert server.taken[-1] == {"type": "websocket.close", "code": 1001, "reason": "bye"}
+
+
+class Doors:
+    """Handlers of both transports, each as its route has it."""
+
+    @staticmethod
+    async def websocket(server: Server, ready: list[Any]) -> None:
+        async with QueuedWebSocketOutlet(server.request, SETTINGS).serving() as outlet:
+            outlet.watcher = Watcher()
+            ready.append(outlet)
+            with contextlib.suppress(WebsocketClosed):
+                while True:
+                    await outlet.recv()
+
+    @staticmethod
+    async def events(server: Server, ready: list[Any]) -> None:
+        async with QueuedEventStreamOutlet(server.request, Response(server), SETTINGS).serving() as outlet:  # type: ignore[arg-type]
+            outlet.watcher = Watcher()
+            ready.append(outlet)
+            await outlet.wait_finished()
+
+
+@contextlib.asynccontextmanager
+async def handled(server: Server, door: str) -> AsyncIterator[tuple[Any, asyncio.Task[None]]]:
+    """An outlet and the task of its handler, which leaves nothing behind."""
+    before = asyncio.all_tasks()
+    ready: list[Any] = []
+    handler = asyncio.create_task(getattr(Doors, door)(server, ready))
+    await until(lambda: ready)
+    yield ready[0], handler
+    await until(lambda: asyncio.all_tasks() == before)
+    assert not handler.cancelled()
+    assert handler.exception() is None
+
+
+both_doors = pytest.mark.parametrize("door", ["websocket", "events"])
+
+
+@both_doors
+async def test_an_abort_ends_the_session_the_writer_and_the_handler(server: Server, door: str) -> None:
+    async with handled(server, door) as (outlet, _):
+        outlet.write(line(HIGH * 2))
+        outlet.abort()
+        assert heard(outlet) == ["filled", 1006]
+        assert outlet.pending == 0
+        outlet.write(line(1))
+        assert outlet.pending == 0
+    assert server.taken == []
+
+
+@both_doors
+async def test_a_client_that_takes_nothing_is_left_by_force(server: Server, door: str) -> None:
+    async with handled(server, door) as (outlet, _):
+        outlet.finish(CLOSE, 0.01)
+    assert server.taken == []
+
+
+@both_doors
+async def test_a_server_that_takes_no_more_ends_it(server: Server, door: str) -> None:
+    async with handled(server, door) as (outlet, _):
+        server.fault = OSError("gone")
+        server.ready.set()
+        outlet.write(line(1))
+    assert heard(outlet) == [1006]
+
+
+@both_doors
+async def test_a_handler_that_the_server_cancels_ends_in_order(server: Server, door: str) -> None:
+    async with handled(server, door) as (outlet, handler):
+        handler.cancel()
+    assert heard(outlet) == [1006]
+
+
+async def test_a_timeout_of_the_handler_is_its_own_fault(server: Server) -> None:
+    with pytest.raises(TimeoutError):
+        async with QueuedWebSocketOutlet(server.request, SETTINGS).serving():
+            raise TimeoutError
+
+
+async def test_a_handler_that_has_failed_still_lets_the_goodbye_out(server: Server) -> None:
+    server.ready.set()
+    async with QueuedWebSocketOutlet(server.request, SETTINGS).serving() as outlet:
+        outlet.finish(Close(code=CloseCode.INTERNAL, reason="", reconnect=True), 60)
+    assert [event["type"] for event in server.taken] == ["websocket.send", "websocket.close"]
+
+
+@pytest.mark.parametrize(("event", "code"), [({"code": 4001}, 4001), ({"code": None}, 1006), ({}, 1006)])
+async def test_the_code_of_a_close_is_told(server: Server, event: dict[str, Any], code: int) -> None:
+    async with handled(server, "websocket") as (outlet, _):
+        server.received.put_nowait({"type": "websocket.connect"})
+        server.received.put_nowait({"type": "websocket.disconnect"} | event)
+    assert heard(outlet) == [code]
+
+
+async def test_text_and_bytes_of_the_client_are_told_apart(server: Server, websocket: QueuedWebSocketOutlet) -> None:
+    for content in ({"text": ""}, {"text": None, "bytes": b"1"}, {"bytes": b""}):
+        server.received.put_nowait({"type": "websocket.receive"} | content)
+    assert [await websocket.recv() for _ in range(3)] == ["", b"1", b""]
+
+
+async def test_an_event_stream_leaves_in_parts_that_servers_let_wait(server: Server) -> None:
+    async with handled(server, "events") as (outlet, _):
+        for letter in "abc":
+            outlet.write(line(100_000, letter))
+        outlet.finish(CLOSE, 60)
+        server.ready.set()
+        await until(lambda: not outlet.pending)
+    body = b"".join(event["data"] for event in server.taken)
+    assert body.startswith(line(100_000, "a") + line(100_000, "b") + line(100_000, "c") + b"event: close\n")
+    assert [event["end"] for event in server.taken] == [False] * 5 + [True]
+    assert max(len(event["data"]) for event in server.taken) == 65_536
+    assert heard(outlet) == ["filled", "drained", 1006]
+
+
+# A session that is cut
+
+CUT = Close(code=CloseCode.FORBIDDEN, reason="revoked", reconnect=False)
+
+
+def event(letter: str, size: int = 100) -> bytes:
+    return b"data: %b\n\n" % (letter.encode() * (size - 8))
+
+
+@both_doors
+async def test_of_a_session_that_is_cut_nothing_leaves_that_the_server_has_not_been_given(
+    server: Server, door: str
+) -> None:
+    async with handled(server, door) as (outlet, _):
+        outlet.write(event("a") if door == "events" else line(100, "a") + line(100, "b"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        outlet.write(event("c") if door == "events" else line(100, "c"))
+        taken = outlet.written - outlet.pending
+        outlet.finish(CUT, 60)
+        close = outlet.pending - 100
+        assert 0 < close < 100
+        assert outlet.written - outlet.pending == taken == 0
+        server.ready.set()
+        await until(lambda: not outlet.pending)
+        assert outlet.written == 100 + close
+        server.received.put_nowait({"type": "websocket.disconnect"})
+    if door == "events":
+        body = b"".join(event["data"] for event in server.taken)
+        assert body.startswith(event("a") + b"event: close\n")
+        assert body.count(b"\n\n") == 2
+    else:
+        assert server.texts[0] == "a" * 99
+        assert [json.loads(text)["type"] for text in server.texts[1:]] == ["close"]
+        assert server.taken[-1]["code"] == 4403
+
+
+@both_doors
+async def test_a_session_that_is_cut_before_the_server_was_given_anything_gets_its_close_alone(
+    server: Server, door: str
+) -> None:
+    async with handled(server, door) as (outlet, _):
+        outlet.write(event("a") if door == "events" else line(100))
+        outlet.finish(CUT, 60)
+        server.ready.set()
+        await until(lambda: not outlet.pending)
+        server.received.put_nowait({"type": "websocket.disconnect"})
+    assert len(server.taken) == 2
+    assert b'"type":"close"' in server.taken[0].get("data", server.taken[0].get("text", "").encode())
+
+
+PART = 65_536
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [(PART - 50, 100, 100), (PART, 100, 100), (PART + 1, 100, 100), (PART + 2, 100, 100), (PART * 2, 100, 100)],
+    ids=["within the second event", "at its end", "before its last byte", "before its last two", "within the first"],
+)
+async def test_an_event_that_was_handed_over_in_part_is_handed_over_to_its_end(
+    server: Server, sizes: tuple[int, ...]
+) -> None:
+    events = [event(letter, size) for letter, size in zip("abc", sizes, strict=True)]
+    whole = b"".join(events)
+    ends = [len(b"".join(events[: count + 1])) for count in range(3)]
+    async with handled(server, "events") as (outlet, _):
+        outlet.write(whole)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        outlet.finish(CUT, 60)
+        server.ready.set()
+        await until(lambda: not outlet.pending)
+    body = b"".join(event["data"] for event in server.taken)
+    end = min(end for end in ends if end >= PART)
+    assert body[:end] == whole[:end]
+    assert body[end:].startswith(b"event: close\n")
+
+
+# Behind real servers
+
+REQUESTS = {
+    "websocket": f"GET /nats/stream HTTP/1.1\r\n{UPGRADE}\r\n",
+    "events": "GET /nats/events HTTP/1.1\r\nHost: localhost\r\n\r\n",
+}
+SERVERS: dict[str, tuple[ServerName, dict[str, Any]]] = {
+    "uvicorn": ("uvicorn", {}),
+    "uvicorn's older parts": ("uvicorn", {"ws": "websockets", "http": "h11"}),
+    "uvicorn with wsproto": ("uvicorn", {"ws": "wsproto", "http": "httptools"}),
+    "hypercorn": ("hypercorn", {}),
+}
+
+
+def behind_servers(test: Any) -> Any:
+    """Run the test on both transports behind each of the servers."""
+    for mark in (
+        both_doors,
+        pytest.mark.parametrize(("name", "options"), SERVERS.values(), ids=SERVERS),
+        pytest.mark.filterwarnings("ignore:The `websockets` implementation is deprecated"),
+        pytest.mark.filterwarnings("ignore::DeprecationWarning:websockets"),
+    ):
+        test = mark(test)
+    return test
+
+
+@contextlib.asynccontextmanager
+async def stalled(
+    bridge: Bridge, door: str, subject: str
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, Session, str]]:
+    """A client that follows the subject, and reads no further than its welcome unless the test does; with its id."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8_192)
+    connection.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", bridge.port))
+    reader, writer = await asyncio.open_connection(sock=connection, limit=2**16)
+    writer.write(REQUESTS[door].encode())
+    secret = session_id(await reader.readuntil(b'"nats":"connected"}'))
+    (session,) = sessions(bridge)
+    assert (await bridge.post("/subscribe", {"session": secret, "subjects": [subject]}))[0] == 200
+    try:
+        yield reader, writer, session, secret
+    finally:
+        writer.transport.abort()
+
+
+class Received:
+    """What a client has read, without the framing of chunks."""
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self._reader = reader
+        self._received = b""
+
+    @property
+    def text(self) -> bytes:
+        return re.sub(rb"\r\n[0-9a-f]+\r\n", b"", self._received)
+
+    async def until(self, fact: Callable[[], object]) -> None:
+        async with asyncio.timeout(WAIT_SECONDS):
+            while not fact():
+                data = await self._reader.read(2**16)
+                assert data
+                self._received += data
+
+
+async def overfill(session: Session, publisher: Publisher, subject: str) -> int:
+    """Publish until more waits for the session than may, and some more; how many messages."""
+    published = 0
+    while session.keeps_up or published % 1_000:
+        await publisher.send(subject, *[b"x" * SIZE] * BATCH)
+        published += BATCH
+    return published
+
+
+@behind_servers
+async def test_what_a_stalled_client_is_not_given_it_is_told(
+    shared_nats: NatsServer, publisher: Publisher, door: str, name: ServerName, options: dict[str, Any]
+) -> None:
+    subject = publisher.subject("a")
+    limits: dict[str, Any] = {"subscribe": [">"], "max_pending_bytes": LIMIT}
+    async with (
+        running(server=name, server_options=options, servers=shared_nats.url, **limits) as bridge,
+        stalled(bridge, door, subject) as (reader, _, session, _),
+    ):
+        published = await overfill(session, publisher, subject)
+        # The last write is at most what one turn of the event loop brings: asyncio reads 256 KiB at once.
+        assert LIMIT // 4 < session._outlet.pending <= LIMIT + 300_000
+        received = Received(reader)
+        await received.until(lambda: session.keeps_up)
+        await publisher.send(subject, b'"end"')
+        await received.until(lambda: b'"data":"end"' in received.text)
+    lost = sum(map(int, re.findall(rb'"lost":(\d+)', received.text)))
+    assert lost > 0
+    assert received.text.count(b'"type":"message"') + lost == published + 1
+
+
+@behind_servers
+async def test_a_client_that_takes_nothing_is_given_up_and_nothing_of_it_stays(
+    shared_nats: NatsServer, publisher: Publisher, door: str, name: ServerName, options: dict[str, Any]
+) -> None:
+    subject = publisher.subject("a")
+    limits: dict[str, Any] = {"subscribe": [">"], "max_pending_bytes": LIMIT, "write_timeout": 0.4}
+    async with running(server=name, server_options=options, servers=shared_nats.url, **limits) as bridge:
+        await bridge.post("/subscribe", {})
+        tasks = len(asyncio.all_tasks())
+        async with stalled(bridge, door, subject) as (_, _, session, _):
+            await overfill(session, publisher, subject)
+            await until(lambda: not len(sessions(bridge)))
+        await until(lambda: len(asyncio.all_tasks()) == tasks)
+
+
+@both_doors
+@pytest.mark.parametrize("ws", ["websockets-sansio", "wsproto"])
+async def test_a_client_that_has_stopped_reading_does_not_hold_up_the_end_of_uvicorn(
+    shared_nats: NatsServer, publisher: Publisher, door: str, ws: str
+) -> None:
+    subject = publisher.subject("a")
+    options = {"ws": ws, "timeout_graceful_shutdown": None}
+    limits: dict[str, Any] = {"subscribe": [">"], "max_pending_bytes": LIMIT}
+    async with (
+        contextlib.AsyncExitStack() as stack,
+        asyncio.timeout(WAIT_SECONDS),
+        running(server="uvicorn", server_options=options, servers=shared_nats.url, **limits) as bridge,
+    ):
+        _, _, session, _ = await stack.enter_async_context(stalled(bridge, door, subject))
+        await overfill(session, publisher, subject)
+        session.close(CloseCode.GOING_AWAY, "", 0.2)
+
+
+@both_doors
+@pytest.mark.parametrize("code", [CloseCode.UNAUTHORIZED, CloseCode.FORBIDDEN])
+async def test_a_stalled_client_whose_session_is_cut_gets_only_what_the_server_had(
+    shared_nats: NatsServer, publisher: Publisher, door: str, code: CloseCode
+) -> None:
+    subject = publisher.subject("a")
+    limits: dict[str, Any] = {"subscribe": [">"], "max_pending_bytes": 4 * LIMIT}
+    async with (
+        running(server="uvicorn", servers=shared_nats.url, **limits) as bridge,
+        stalled(bridge, door, subject) as (reader, _, session, _),
+    ):
+        await overfill(session, publisher, subject)
+        outlet: Any = session._outlet
+        waiting = outlet.pending
+        session.close(code, "cut", WAIT_SECONDS)
+        # What the server is being given is at most one part, and there may be the rest of an event.
+        assert outlet.pending < PART + 2 * SIZE < waiting
+        received = Received(reader)
+        await received.until(lambda: b'"reason":"cut"' in received.text)
+    whole = re.findall(rb'"data":"?x{%d}"?[,}]' % SIZE, received.text)
+    assert received.text.count(b'"type":"message"') == len(whole) > 0
+    assert b'"code":%d' % code in received.text
+
+
+@behind_servers
+async def test_of_a_client_that_has_gone_nothing_stays(
+    shared_nats: NatsServer, publisher: Publisher, door: str, name: ServerName, options: dict[str, Any]
+) -> None:
+    subject = publisher.subject("a")
+    async with running(server=name, server_options=options, servers=shared_nats.url, subscribe=[">"]) as bridge:
+        await bridge.post("/subscribe", {})
+        tasks = len(asyncio.all_tasks())
+        for leave in (asyncio.StreamWriter.close, lambda writer: reset(writer.transport)):
+            async with stalled(bridge, door, subject) as (_, writer, _, _):
+                leave(writer)
+                await until(lambda: not len(sessions(bridge)))
+                await until(lambda: len(asyncio.all_tasks()) == tasks)
+
+
+@behind_servers
+async def test_a_client_that_stalls_for_a_while_gets_replies_and_messages_in_their_order(
+    shared_nats: NatsServer, publisher: Publisher, door: str, name: ServerName, options: dict[str, Any]
+) -> None:
+    subject, late = publisher.subject("a"), publisher.subject("late")
+    limits: dict[str, Any] = {"subscribe": [">"], "max_pending_bytes": LIMIT}
+    async with (
+        running(server=name, server_options=options, servers=shared_nats.url, **limits) as bridge,
+        stalled(bridge, door, subject) as (reader, writer, session, secret),
+    ):
+        await overfill(session, publisher, subject)
+        post: asyncio.Task[Any] | None = None
+        if door == "websocket":
+            writer.write(client_frame(b'{"subjects":["%b"]}' % late.encode()))
+        else:
+            post = asyncio.create_task(bridge.post("/subscribe", {"session": secret, "subjects": [late]}))
+        received = Received(reader)
+        await received.until(lambda: late in session.subscriptions)
+        await publisher.send(late, b'"late"')
+        await received.until(lambda: b'"data":"late"' in received.text)
+        if post is not None:
+            assert (await post)[1]["active"] is True
+    gap, message = received.text.rindex(b'"gap"'), received.text.rindex(b'"data":"late"')
+    assert received.text.rindex(b"xxx") < gap < message
+    assert post or gap < received.text.rindex(b'"active":true') < message
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "code"),
+    [(*served, 1006 if served[0] == "hypercorn" else 4001) for served in SERVERS.values()],
+    ids=SERVERS,
+)
+@pytest.mark.filterwarnings("ignore:The `websockets` implementation is deprecated")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:websockets")
+async def test_the_code_that_a_client_closes_with_is_what_the_server_tells(
+    shared_nats: NatsServer, name: ServerName, options: dict[str, Any], code: int
+) -> None:
+    codes: list[int] = []
+    async with running(server=name, server_options=options, servers=shared_nats.url) as bridge:
+        sessions(bridge).on_closed = lambda session, code: codes.append(code)
+        async with bridge.websocket() as client:
+            await client.connection.close(4001)
+        await until(lambda: codes)
+    assert codes == [code]
+
+
+async def test_a_whole_conversation_under_hypercorn(shared_nats: NatsServer, publisher: Publisher) -> None:
+    subject, rest = publisher.subject("a"), publisher.subject(">")
+    async with (
+        running(server="hypercorn", servers=shared_nats.url, subscribe=[">"]) as bridge,
+        bridge.websocket() as websocket,
+        bridge.events(subject) as events,
+    ):
+        await websocket.follow(subject)
+        assert (await bridge.post("/subscribe", {"session": events.session, "subjects": [rest]}))[0] == 200
+        await publisher.send(subject, "ä\u2028".encode(), b"\xff", b"1")
+        assert await websocket.data(3) == ["ä\u2028", "/w==", 1]
+        frames = await events.frames(6)
+        assert sorted(frame.get("pattern", "") for frame in frames) == [""] * 3 + [rest] * 3
+        await websocket.send(" " * 70_000)
+        assert (await websocket.frame())["code"] == 1009
+        await websocket.connection.wait_closed()
+        assert websocket.connection.close_code == 1009

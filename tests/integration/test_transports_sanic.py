@@ -1,0 +1,385 @@
+import asyncio
+import contextlib
+import re
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from sanic import Sanic
+from websockets.protocol import Protocol
+
+from sanic_nats_bridge import Session
+from sanic_nats_bridge.testing import NatsServer
+from tests.integration.test_routes_request_guard import certificate
+from tests.support.bridge import WAIT_SECONDS, running, until
+from tests.support.frames import CLOSE, CONT, PONG, TEXT, frame, read_frame
+from tests.support.raw import UPGRADE, client_frame, raw_connection, reset, session_of, sessions
+
+LIMIT: Final = 64 * 1024
+KERNEL_BYTES: Final = 32 * 1024
+REQUESTS: Final = {
+    "websocket": f"GET /nats/stream HTTP/1.1\r\n{UPGRADE}\r\n",
+    "events": "GET /nats/events HTTP/1.1\r\nHost: localhost\r\n\r\n",
+}
+
+on_both_transports = pytest.mark.parametrize("door", REQUESTS)
+
+
+def transport_of(session: Session) -> Any:
+    return session._outlet._transport  # type: ignore[attr-defined]
+
+
+class Watcher:
+    """Hears how the way to the client fares."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def filled(self) -> None:
+        self.heard.append("filled")
+
+    def drained(self) -> None:
+        self.heard.append("drained")
+
+    def pinged(self) -> None:
+        self.heard.append("pinged")
+
+    def gone(self, code: int) -> None:
+        self.heard.append(f"gone {code}")
+
+
+@contextlib.asynccontextmanager
+async def watched(
+    server: NatsServer, door: str
+) -> AsyncIterator[tuple[Any, Watcher, asyncio.StreamReader, asyncio.StreamWriter]]:
+    """An outlet whose client does not read by itself."""
+    async with (
+        running(servers=server.url, max_pending_bytes=LIMIT) as bridge,
+        raw_connection(bridge.port, REQUESTS[door], limit=1024) as (reader, writer),
+    ):
+        await reader.readuntil(b'"nats":"connected"}')
+        (session,) = sessions(bridge)
+        outlet: Any = session._outlet
+        outlet._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BYTES)
+        outlet.watcher = watcher = Watcher()
+        yield outlet, watcher, reader, writer
+        outlet.watcher = session
+
+
+@on_both_transports
+async def test_the_watcher_hears_once_that_the_buffer_is_full_and_once_that_it_has_drained(
+    shared_nats: NatsServer, door: str
+) -> None:
+    async with watched(shared_nats, door) as (outlet, watcher, reader, _):
+        for _ in range(2):
+            watcher.heard.clear()
+            while outlet.pending < LIMIT + 100_000:
+                outlet.write(b"x" * 10_000)
+            assert watcher.heard == ["filled"]
+            while outlet.pending > LIMIT // 4:
+                assert watcher.heard == ["filled"]
+                await reader.read(2**16)
+            await until(lambda: watcher.heard == ["filled", "drained"])
+            while outlet.pending:
+                await reader.read(2**16)
+
+
+@on_both_transports
+async def test_what_is_written_counts_and_what_waits_is_less(shared_nats: NatsServer, door: str) -> None:
+    async with watched(shared_nats, door) as (outlet, _, reader, _):
+        before = outlet.written
+        outlet.write(b"x" * 500_000)
+        assert outlet.written - before == 500_000
+        assert 0 < outlet.pending <= 500_000
+        await until(lambda: outlet.pending < 500_000)
+        received = 0
+        while received < 500_000:
+            received += len(await reader.read(2**16))
+        await until(lambda: outlet.pending == 0)
+
+
+@on_both_transports
+async def test_nobody_hears_of_a_buffer_when_nobody_cares_any_more(shared_nats: NatsServer, door: str) -> None:
+    async with watched(shared_nats, door) as (outlet, watcher, reader, _):
+        outlet.watcher = None
+        outlet.write(b"x" * 500_000)
+        while outlet.pending:
+            await reader.read(2**16)
+        assert watcher.heard == []
+
+
+@on_both_transports
+async def test_what_is_aborted_is_over_at_once(shared_nats: NatsServer, door: str) -> None:
+    async with watched(shared_nats, door) as (outlet, watcher, reader, _):
+        outlet.write(b"x" * 500_000)
+        outlet.watcher = None
+        outlet.abort()
+        with contextlib.suppress(ConnectionError):
+            while await reader.read(2**16):
+                pass
+        written = outlet.written
+        outlet.write(b"x")
+        assert outlet.written == written
+        assert "gone" not in watcher.heard
+
+
+@pytest.mark.parametrize(("overflow", "high"), [("gap", LIMIT), ("close", LIMIT), ("latest", LIMIT // 2)])
+@on_both_transports
+async def test_the_marks_of_the_buffer_follow_the_limit_and_a_quarter_of_it(
+    shared_nats: NatsServer, door: str, overflow: str, high: int
+) -> None:
+    async with (
+        running(servers=shared_nats.url, max_pending_bytes=LIMIT, overflow=overflow) as bridge,
+        getattr(bridge, door)() as client,
+    ):
+        transport = transport_of(session_of(bridge, client.session))
+        assert transport.get_write_buffer_limits() == (high // 4, high)
+
+
+async def test_a_connection_goes_back_to_sanic_with_its_own_marks(nats_server: NatsServer) -> None:
+    async with (
+        running(servers=nats_server.url) as bridge,
+        raw_connection(bridge.port, REQUESTS["events"]) as (reader, writer),
+    ):
+        await reader.readuntil(b'"nats":"connected"}')
+        (session,) = sessions(bridge)
+        transport = transport_of(session)
+        bridge.extension._sessions.close_all("test")
+        await reader.readuntil(b"\r\n0\r\n\r\n")
+        assert transport.get_write_buffer_limits() == (16_384, 65_536)
+        writer.write(b"GET /nats/events?subjects=%2A%2A HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"400 Bad Request" in await reader.readuntil(b"\r\n\r\n")
+
+
+# A client that is silent
+
+
+@on_both_transports
+async def test_the_time_that_the_kernel_waits_for_a_client_is_the_write_timeout(
+    shared_nats: NatsServer, door: str
+) -> None:
+    async with running(servers=shared_nats.url, write_timeout=7.5) as bridge, getattr(bridge, door)() as client:
+        connection = transport_of(session_of(bridge, client.session)).get_extra_info("socket")
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 7_500
+
+
+def impatient(app: Sanic[Any, Any]) -> None:
+    app.config.WEBSOCKET_PING_INTERVAL = app.config.WEBSOCKET_PING_TIMEOUT = 0.2
+
+
+def unlimited(app: Sanic[Any, Any]) -> None:
+    app.config.WEBSOCKET_PING_INTERVAL, app.config.WEBSOCKET_PING_TIMEOUT = 0.2, None
+
+
+async def test_a_client_that_answers_no_ping_though_nothing_waits_for_it_is_closed(shared_nats: NatsServer) -> None:
+    async with (
+        running(servers=shared_nats.url, heartbeat=0.1, prepare=impatient) as bridge,
+        raw_connection(bridge.port, REQUESTS["websocket"]) as (reader, _),
+    ):
+        received = await reader.readuntil(b"\x88")
+        assert b'{"type":"close","code":1011' in received
+        assert b"\x89" in received
+        assert int.from_bytes((await reader.readexactly(3))[1:]) == 1011
+        assert len(sessions(bridge)) == 0
+
+
+async def test_a_client_that_answers_pings_stays(shared_nats: NatsServer) -> None:
+    async with (
+        running(servers=shared_nats.url, heartbeat=0.1, prepare=impatient) as bridge,
+        bridge.websocket() as client,
+    ):
+        for _ in range(15):
+            await client._read()
+        assert session_of(bridge, client.session)
+
+
+async def test_a_client_may_leave_pings_unanswered_where_no_time_is_set_for_them(shared_nats: NatsServer) -> None:
+    async with (
+        running(servers=shared_nats.url, heartbeat=0.1, prepare=unlimited) as bridge,
+        raw_connection(bridge.port, REQUESTS["websocket"]) as (reader, writer),
+    ):
+        for _ in range(12):
+            assert b'"close"' not in await reader.readuntil(b'"heartbeat"}')
+        writer.write(client_frame(b'{"action":"ping"}'))
+        assert b'"pong"' in await reader.readuntil(b'"pong"')
+
+
+async def test_pings_wait_where_messages_wait(shared_nats: NatsServer) -> None:
+    async with (
+        running(servers=shared_nats.url, heartbeat=0.1, prepare=impatient, max_pending_bytes=LIMIT) as bridge,
+        raw_connection(bridge.port, REQUESTS["websocket"], limit=1024) as (reader, _),
+    ):
+        await reader.readuntil(b'"nats":"connected"}')
+        (session,) = sessions(bridge)
+        outlet: Any = session._outlet
+        outlet.write(b"x" * 20_000_000)
+        await asyncio.sleep(1)
+        assert not session.closed
+        received = b""
+        while b"\x89" not in received:
+            received = (received + await reader.read(2**20))[-100:]
+
+
+async def test_a_ping_of_the_client_is_answered_by_a_pong_alone_even_between_fragments(shared_nats: NatsServer) -> None:
+    async with (
+        running(servers=shared_nats.url) as bridge,
+        raw_connection(bridge.port, REQUESTS["websocket"]) as (reader, writer),
+    ):
+        await reader.readuntil(b'"nats":"connected"}')
+        first, rest = client_frame(b'{"action":'), client_frame(b'"ping"}', opcode=0)
+        writer.write(bytes([first[0] & 0x7F]) + first[1:] + client_frame(b"between", opcode=9) + rest)
+        async with asyncio.timeout(WAIT_SECONDS):
+            received = await reader.readuntil(b'"pong"}')
+    assert b"\x8a\x07between" in received
+    assert received.count(b'"reply"') == 1
+
+
+async def test_a_client_that_is_not_read_is_not_expected_to_answer_a_ping(shared_nats: NatsServer) -> None:
+    async with (
+        running(servers=shared_nats.url, heartbeat=0.1, prepare=impatient) as bridge,
+        bridge.websocket() as client,
+    ):
+        session = session_of(bridge, client.session)
+        outlet: Any = session._outlet
+        outlet._inbox.hold()
+        for _ in range(15):
+            await client._read()
+        assert not session.closed
+        outlet._inbox.release()
+        assert (await client.ask({"action": "ping"}))["message"] == "pong"
+
+
+async def test_a_command_that_comes_before_the_bridge_has_taken_over_is_carried_out(shared_nats: NatsServer) -> None:
+    def prepare(app: Sanic[Any, Any]) -> None:
+        @app.signal("websocket.handler.before")
+        async def dawdle(**_: Any) -> None:
+            await asyncio.sleep(0.2)
+
+    async with (
+        running(servers=shared_nats.url, prepare=prepare) as bridge,
+        raw_connection(bridge.port, REQUESTS["websocket"]) as (reader, writer),
+    ):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(client_frame(b'{"action":"ping","id":1}') + client_frame(b'{"action":"ping","id":2}'))
+        received = await asyncio.wait_for(reader.readuntil(b'"id":2,"action":"ping"'), WAIT_SECONDS)
+    assert 0 < received.index(b'"welcome"') < received.index(b'"id":1,')
+
+
+# A client that sends much at once
+
+UNHURRIED: Final[dict[str, Any]] = {"command_rate": 1_000_000.0, "command_burst": 1_000_000}
+SLICE: Final = 4_096
+
+
+async def test_one_turn_of_the_loop_takes_no_more_frames_apart_than_a_slice_holds(
+    monkeypatch: pytest.MonkeyPatch, shared_nats: NatsServer
+) -> None:
+    turns = [0]
+    receive = Protocol.recv_frame
+
+    def count(protocol: Protocol, received: Any) -> None:
+        if received.opcode == PONG:
+            turns[-1] += 1
+        receive(protocol, received)
+
+    def turn() -> None:
+        turns.append(0)
+        if sum(turns) < 20_000:
+            loop.call_soon(turn)
+
+    monkeypatch.setattr(Protocol, "recv_frame", count)
+    loop = asyncio.get_running_loop()
+    smallest = frame(PONG)
+    async with (
+        running(servers=shared_nats.url, **UNHURRIED) as bridge,
+        raw_connection(bridge.port, REQUESTS["websocket"]) as (reader, writer),
+    ):
+        await reader.readuntil(b'"nats":"connected"}')
+        loop.call_soon(turn)
+        writer.write(smallest * 20_000 + client_frame(b'{"action":"ping"}'))
+        await asyncio.wait_for(reader.readuntil(b'"pong"}'), WAIT_SECONDS)
+    assert sum(turns) == 20_000
+    assert max(turns) <= SLICE // len(smallest) + 1
+
+
+async def test_all_that_is_sent_at_once_is_answered_in_its_order(shared_nats: NatsServer) -> None:
+    commands = [b'{"action":"ping","id":%d}' % number for number in range(500)]
+    async with (
+        running(servers=shared_nats.url, **UNHURRIED) as bridge,
+        raw_connection(bridge.port, REQUESTS["websocket"]) as (reader, writer),
+    ):
+        await reader.readuntil(b'"nats":"connected"}')
+        writer.write(b"".join(map(client_frame, commands)))
+        received = await asyncio.wait_for(reader.readuntil(b'"id":499,"action":"ping"'), WAIT_SECONDS)
+    assert re.findall(rb'"id":(\d+)', received) == [b"%d" % number for number in range(500)]
+
+
+@pytest.mark.parametrize("leave", ["waits", "ends"])
+async def test_a_close_behind_much_else_is_answered_and_told(shared_nats: NatsServer, leave: str) -> None:
+    codes: list[int] = []
+    async with (
+        running(servers=shared_nats.url, **UNHURRIED) as bridge,
+        raw_connection(bridge.port, REQUESTS["websocket"]) as (reader, writer),
+    ):
+        sessions(bridge).on_closed = lambda _, code: codes.append(code)
+        await reader.readuntil(b'"nats":"connected"}')
+        writer.write(frame(PONG) * 20_000 + frame(CLOSE, (4001).to_bytes(2)))
+        if leave == "ends":
+            writer.write_eof()
+        assert await asyncio.wait_for(reader.read(), WAIT_SECONDS) == b"\x88\x02\x0f\xa1"
+        await until(lambda: codes)
+    assert codes == [4001]
+
+
+async def test_a_client_that_ends_tls_behind_much_else_has_left(shared_nats: NatsServer, tmp_path: Path) -> None:
+    keys, mine = certificate(tmp_path), ssl.create_default_context()
+    mine.check_hostname, mine.verify_mode = False, ssl.CERT_NONE
+    async with running(servers=shared_nats.url, server_options={"ssl": keys}, **UNHURRIED) as bridge:
+        tasks = len(asyncio.all_tasks())
+        reader, writer = await asyncio.open_connection("127.0.0.1", bridge.port, ssl=mine)
+        writer.write(REQUESTS["websocket"].encode())
+        await reader.readuntil(b'"nats":"connected"}')
+        (session,) = sessions(bridge)
+        outlet: Any = session._outlet
+        writer.write(frame(PONG) * 20_000)
+        writer.close()  # its close_notify is read together with what stands before it
+        await until(lambda: session.closed)
+        await until(lambda: len(asyncio.all_tasks()) == tasks)
+        assert outlet._intake._unfed is None
+
+
+async def test_a_message_in_fragments_is_not_waited_for_when_it_is_larger_than_may_be(shared_nats: NatsServer) -> None:
+    async with (
+        running(servers=shared_nats.url, max_command_bytes=1_000) as bridge,
+        raw_connection(bridge.port, REQUESTS["websocket"]) as (reader, writer),
+        bridge.websocket() as other,
+    ):
+        await reader.readuntil(b'"nats":"connected"}')
+        writer.write(frame(TEXT, b" ", fin=False) + frame(CONT, b" ", fin=False) * 5_000)
+        async with asyncio.timeout(WAIT_SECONDS):
+            opcode, told = await read_frame(reader)
+            assert (opcode, b'"code":1009' in told, b'"reconnect":false' in told) == (TEXT, True, True)
+            opcode, payload = await read_frame(reader)
+        assert (opcode, int.from_bytes(payload[:2])) == (CLOSE, 1009)
+        assert (await other.ask({"action": "ping"}))["message"] == "pong"
+        assert len(sessions(bridge)) == 1
+
+
+async def test_of_a_client_that_is_lost_no_slice_is_left(shared_nats: NatsServer) -> None:
+    async with running(servers=shared_nats.url, max_pending_bytes=LIMIT, **UNHURRIED) as bridge:
+        tasks = len(asyncio.all_tasks())
+        async with raw_connection(bridge.port, REQUESTS["websocket"], limit=1024) as (reader, writer):
+            await reader.readuntil(b'"nats":"connected"}')
+            (session,) = sessions(bridge)
+            outlet: Any = session._outlet
+            outlet._inbox.hold()
+            outlet._intake.data_received(frame(PONG) * 20_000)
+            assert outlet._intake._unfed
+            reset(writer.transport)
+            # By writing alone it is noticed that a client has gone of which nothing is read.
+            await until(lambda: outlet.write(b"x") or session.closed)
+        assert outlet._intake._unfed is None
+        await until(lambda: len(asyncio.all_tasks()) == tasks)

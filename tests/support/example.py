@@ -1,0 +1,125 @@
+"""`python -m example_app` as a process, as `make run` starts it."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from sanic_nats_bridge.testing import NatsServer
+from tests.support.bridge import WAIT_SECONDS, alive, free_port
+from tests.support.process import MANAGER_SECONDS
+
+ROOT = Path(__file__).parents[2]
+
+
+def descendants(pid: int) -> set[int]:
+    """The processes below this one."""
+    found: set[int] = set()
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, children.read_text().split()):
+            found |= {child} | descendants(child)
+    return found
+
+
+def name_of(pid: int) -> str:
+    """The name of a process, if it still runs."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def publish(server: NatsServer, subject: str, payload: bytes) -> None:
+    """Publish one message by the NATS protocol itself; returns when the server has it."""
+    with socket.create_connection(("127.0.0.1", server.port), WAIT_SECONDS) as connection:
+        line = f"PUB {subject} {len(payload)}\r\n".encode()
+        connection.sendall(b"CONNECT {}\r\n" + line + payload + b"\r\nPING\r\n")
+        answer = b""
+        while b"PONG" not in answer:
+            part = connection.recv(4096)
+            assert part, answer
+            answer += part
+
+
+class ExampleApp:
+    def __init__(self, *arguments: str, **environment: str) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}/"
+        self._arguments = arguments
+        self._workers = int(arguments[arguments.index("--workers") + 1]) if "--workers" in arguments else 1
+        self._environment = environment
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.end(signal.SIGTERM)
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "example_app", "--port", str(self.port), *self._arguments]
+        environment = {name: value for name, value in os.environ.items() if name != "NATS_URL"} | self._environment
+        with tempfile.TemporaryFile() as log:
+            # Sanic's manager may kill its whole process group, which must not be that of the tests.
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+            deadline = time.monotonic() + 3 * WAIT_SECONDS
+            while not self._answers():
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    self.end(signal.SIGKILL)
+                    log.seek(0)
+                    raise AssertionError(f"the example app does not answer: {log.read().decode()}")
+                time.sleep(0.05)
+            while os.pread(log.fileno(), 2**20, 0).count(b"Worker ready") < self._workers:
+                assert time.monotonic() < deadline, "some workers do not start"
+                time.sleep(0.05)
+        if self._workers > 1:
+            time.sleep(MANAGER_SECONDS)
+
+    def end(self, number: signal.Signals) -> int:
+        """Send the signal; returns the exit status. Nothing but the nats-server may be left then."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            return self.process.wait(3 * WAIT_SECONDS)
+        finally:
+            # Sanic's workers outlive a killed main process.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+    def restart(self, number: signal.Signals) -> None:
+        """End it by the signal, and start it again on the same port."""
+        family = self.family()
+        self.end(number)
+        deadline = time.monotonic() + WAIT_SECONDS
+        while any(alive(pid) for pid in family):
+            assert time.monotonic() < deadline, "the example app does not end"
+            time.sleep(0.02)
+        self.start()
+
+    def family(self) -> set[int]:
+        """All processes of the app."""
+        return {self.process.pid} | descendants(self.process.pid)
+
+    def nats_servers(self) -> set[int]:
+        """Those that are a nats-server."""
+        return {pid for pid in self.family() if name_of(pid) == "nats-server"}
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(self.url, timeout=5):
+                return True
+        except (urllib.error.URLError, OSError):
+            return False

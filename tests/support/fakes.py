@@ -1,0 +1,236 @@
+"""Stand-ins for the two neighbours of the hub and of a session: the link to NATS, and the way to a client."""
+
+import asyncio
+import json
+import selectors
+from collections.abc import Sequence
+from typing import Any
+
+from sanic_nats_bridge.auth.permissions import Grant
+from sanic_nats_bridge.errors import BridgeError
+from sanic_nats_bridge.hub.hub import Hub
+from sanic_nats_bridge.hub.interest import Interest
+from sanic_nats_bridge.protocol import encoding as wire
+from sanic_nats_bridge.protocol import subjects
+from sanic_nats_bridge.protocol.encoding import Delivery, Form
+from sanic_nats_bridge.protocol.messages import Close, Frame
+from sanic_nats_bridge.transports.base import OutletWatcher
+
+
+def granted(*patterns: str) -> list[Grant]:
+    """Grants to follow the patterns by their real names, without exception."""
+    return [Grant(pattern, pattern, "", "", ()) for pattern in patterns]
+
+
+class FakeLink:
+    """A NATS server as the hub sees it; the test decides when it answers, unless it ``confirms`` by itself.
+
+    ``faults`` holds what a timer of the event loop would have swallowed.
+    """
+
+    def __init__(self, *, confirms: bool = False) -> None:
+        self.confirms = confirms
+        self.up = False
+        self.sent: list[tuple[str, str]] = []
+        self.faults: list[str] = []
+        self.standing: dict[int, Interest] = {}
+        self._last = 0
+        self._hub: Hub | None = None
+
+    @classmethod
+    def with_hub(cls, *, confirms: bool = False, linger: float = 0.01, **options: Any) -> tuple["FakeLink", Hub]:
+        link = cls(confirms=confirms)
+        link._hub = Hub(link, linger=linger, **options)
+        link.come_back()
+        return link, link._hub
+
+    @property
+    def hub(self) -> Hub:
+        assert self._hub is not None
+        return self._hub
+
+    @property
+    def patterns(self) -> list[str]:
+        return [interest.pattern for interest in self.standing.values()]
+
+    def subscribe(self, pattern: str, sink: Interest) -> int | None:
+        if not self.up:
+            return None
+        if pattern in self.patterns:
+            self._fault(f"a second subscription for {pattern}")
+        self.sent.append(("SUB", pattern))
+        self._last += 1
+        self.standing[self._last] = sink
+        if self.confirms:
+            asyncio.get_running_loop().call_soon(self._confirm, self._last)
+        return self._last
+
+    def unsubscribe(self, sid: int) -> None:
+        if sid not in self.standing:
+            self._fault(f"an unsubscribe of the unknown number {sid}")
+        self.sent.append(("UNSUB", self.standing.pop(sid).pattern))
+
+    def confirm(self, *patterns: str) -> None:
+        for sid in self._sids(patterns):
+            self._confirm(sid)
+
+    def refuse(self, *patterns: str) -> None:
+        for sid in self._sids(patterns):
+            self.hub.refused(self.standing.pop(sid))
+
+    def lose(self) -> None:
+        self.up = False
+        self.standing.clear()
+        self.hub.link_down()
+
+    def come_back(self) -> None:
+        self.up = True
+        self.hub.link_up()
+
+    def deliver(self, subject: str | bytes, payload: bytes = b"1", headers: bytes = b"") -> None:
+        """Hand a message to the hub under each standing pattern, as a server without taboos would."""
+        raw = subject.encode() if isinstance(subject, str) else subject
+        text = raw.decode("utf-8", "replace")
+        unreserved = "x" + text[1:] if subjects.is_reserved(text) else text
+        for interest in tuple(self.standing.values()):
+            if interest.pattern == text or subjects.matches(interest.pattern, unreserved):
+                self.hub.dispatch(interest, raw, headers, payload)
+
+    def _confirm(self, sid: int) -> None:
+        if sid in self.standing:
+            self.hub.confirmed(self.standing[sid])
+
+    def _sids(self, patterns: tuple[str, ...]) -> list[int]:
+        return [sid for pattern in patterns for sid, sink in self.standing.items() if sink.pattern == pattern]
+
+    def _fault(self, text: str) -> None:
+        self.faults.append(text)
+        raise AssertionError(text)
+
+
+class _Recorder:
+    """Keeps each write; reads them back as frames."""
+
+    def __init__(self, form: Form = Form.WEBSOCKET) -> None:
+        self.form = form
+        self.writes: list[bytes] = []
+        self.written = 0
+
+    def write(self, data: bytes) -> None:
+        self.writes.append(data)
+        self.written += len(data)
+
+    @property
+    def frames(self) -> list[dict[str, Any]]:
+        return read_websocket_frames(b"".join(self.writes))
+
+    @property
+    def types(self) -> list[str]:
+        return [frame["type"] for frame in self.frames]
+
+    @property
+    def data(self) -> list[Any]:
+        """The payloads of the messages."""
+        return [frame["data"] for frame in self.frames if frame["type"] == "message"]
+
+
+class FakeSubscriber(_Recorder):
+    def __init__(self, form: Form = Form.WEBSOCKET) -> None:
+        super().__init__(form)
+        self.keeps_up = True
+        self.left_out: list[Delivery] = []
+        self.told: list[tuple[str, str]] = []
+
+    def leave_out(self, deliveries: Sequence[Delivery]) -> None:
+        self.left_out += deliveries
+
+    def missed(self, pattern: str) -> None:
+        self.told.append(("missed", pattern))
+
+    def activated(self, pattern: str) -> None:
+        self.told.append(("activated", pattern))
+
+    def ended(self, pattern: str, error: BridgeError) -> None:
+        self.told.append((error.code, pattern))
+
+
+class FakeOutlet(_Recorder):
+    """The client takes everything at once, until there is a ``limit``: then it takes what the test says."""
+
+    watcher: OutletWatcher | None = None
+    limit: int | None = None
+    pending = 0
+    tells_pending = True
+    full = False
+    finished: Close | None = None
+    finish_seconds = 0.0
+    aborted = False
+
+    def write(self, data: bytes) -> None:
+        super().write(data)
+        if self.limit is None:
+            return
+        self.pending += len(data)
+        if self.pending > self.limit and not self.full:
+            self.full = True
+            if self.watcher is not None:
+                self.watcher.filled()
+
+    def take(self, size: int | None = None) -> None:
+        """The client takes so much of what waits for it, or everything."""
+        self.pending -= min(self.pending, self.pending if size is None else size)
+        if self.full and self.limit is not None and self.pending <= self.limit // 4:
+            self.full = False
+            if self.watcher is not None:
+                self.watcher.drained()
+
+    def send(self, frame: Frame, retry: int | None = None) -> None:
+        self.write(wire.encode_frame(frame, self.form, retry))
+
+    def keep(self) -> None:
+        pass
+
+    def finish(self, close: Close, seconds: float) -> None:
+        self.send(close)
+        self.finished = close
+        self.finish_seconds = seconds
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+class _Leap(selectors.SelectSelector):
+    """Waits for nothing; moves its loop's clock instead."""
+
+    loop: "LeapingLoop"
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        self.loop.now += timeout or 0
+        return super().select(0)
+
+
+class LeapingLoop(asyncio.SelectorEventLoop):
+    """An event loop in which nobody waits: its clock leaps to what comes next."""
+
+    now = 0.0
+
+    def __init__(self) -> None:
+        selector = _Leap()
+        selector.loop = self
+        super().__init__(selector)
+
+    def time(self) -> float:
+        return self.now
+
+
+def read_websocket_frames(data: bytes) -> list[dict[str, Any]]:
+    """The JSON objects of unmasked text frames (RFC 6455, section 5.2)."""
+    frames = []
+    while data:
+        assert data[0] == 0x81
+        extended = {126: 2, 127: 8}.get(data[1], 0)
+        size = int.from_bytes(data[2 : 2 + extended]) if extended else data[1]
+        start = 2 + extended
+        frames.append(json.loads(data[start : start + size]))
+        data = data[start + size :]
+    return frames

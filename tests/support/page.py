@@ -1,0 +1,106 @@
+"""The example's page in a real Chromium."""
+
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from playwright.sync_api import Browser, ConsoleMessage, Page, ViewportSize, expect, sync_playwright
+
+from sanic_nats_bridge.testing import NatsServer
+from tests.support.bridge import WAIT_SECONDS
+
+CONNECTED = "Connected"
+NAMES = {"websocket": "WebSocket", "sse": "Server-Sent Events"}
+TRANSPORTS = list(NAMES)
+PANINI_COMMAND = '{"subjects": ["test.subject"], "action": "subscribe"}'
+# Chromium itself notes every refused POST, and every connection that fails.
+_OF_CHROMIUM = ("Failed to load resource", "WebSocket connection to")
+_WATCH = """
+  window.violations = [];
+  document.addEventListener("securitypolicyviolation", (event) => violations.push(event.violatedDirective));
+"""
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    executable = shutil.which("chromium")
+    assert executable is not None, "make test installs chromium"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def opened(browser: Browser, url: str, size: tuple[int, int] = (1280, 800)) -> Iterator[Page]:
+    """The page, which must not raise, log an error or break its policy."""
+    complaints: list[str] = []
+
+    def note(message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning") and not message.text.startswith(_OF_CHROMIUM):
+            complaints.append(message.text)
+
+    page = browser.new_page(viewport=ViewportSize(width=size[0], height=size[1]))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", note)
+    page.add_init_script(_WATCH)
+    page.goto(url)
+    expect(page.locator("#state")).to_have_text(CONNECTED)
+    yield page
+    assert page.evaluate("violations") == []
+    page.close()
+    assert complaints == []
+
+
+def switch(page: Page, transport: str) -> None:
+    page.check(f"input[value={transport}]")
+    expect(page.locator("#state")).to_have_text(CONNECTED)
+    expect(page.locator("#used")).to_have_text(NAMES[transport])
+
+
+def follow(page: Page, pattern: str) -> None:
+    """Follow it, and wait until NATS has the subscription."""
+    page.fill("#subject", pattern)
+    page.click("#follow button")
+    expect(page.locator("#followed li:not(.pending) code").get_by_text(pattern, exact=True)).to_be_visible()
+
+
+def command(page: Page, text: str) -> None:
+    page.fill("#command", text)
+    page.click("#send button.main")
+
+
+@contextmanager
+def publishing(server: NatsServer, subject: str, rate: int) -> Iterator[list[int]]:
+    """Publish so many messages a second until the end of the block; then the list holds how many they were."""
+    over = threading.Event()
+    sent: list[int] = []
+
+    def publish() -> None:
+        with socket.create_connection(("127.0.0.1", server.port), WAIT_SECONDS) as connection:
+            connection.sendall(b'CONNECT {"verbose": false}\r\n')
+            started, count = time.monotonic(), 0
+            while not over.wait(0.01):
+                due = int((time.monotonic() - started) * rate)
+                payloads = [b'{"number": %d, "list": [1, 2, 3]}' % number for number in range(count, due)]
+                head = subject.encode()
+                connection.sendall(b"".join(b"PUB %s %d\r\n%s\r\n" % (head, len(text), text) for text in payloads))
+                count = due
+            connection.sendall(b"PING\r\n")
+            answers = b""
+            while b"PONG" not in answers:
+                part = connection.recv(4096)
+                assert part, answers
+                answers += part
+            sent.append(count)
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    try:
+        yield sent
+    finally:
+        over.set()
+        thread.join()

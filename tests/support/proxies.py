@@ -1,0 +1,238 @@
+"""nginx and HAProxy by the configurations that the documents give, and clients that come through them."""
+
+import asyncio
+import contextlib
+import grp
+import os
+import pwd
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import aiohttp
+from websockets.asyncio.client import connect
+
+from tests.support.bridge import WAIT_SECONDS, EventClient, WebSocketClient, free_port
+from tests.support.example import descendants
+from tests.support.process import PROJECT
+
+ProxyName: TypeAlias = Literal["nginx", "haproxy"]
+Scheme: TypeAlias = Literal["http", "https"]
+
+PROXIES: tuple[ProxyName, ...] = ("nginx", "haproxy")
+READY_PATH = "/health/ready"
+"""What HAProxy asks a machine for to see whether it takes clients."""
+
+_FOLDER = PROJECT / "docs" / "proxies"
+_IDLE = "60s"
+_RELOAD_SECONDS = 2.0
+_NGINX_PATHS = "".join(f" {kind}_temp_path {kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+
+
+@dataclass
+class Proxy:
+    """A proxy that runs."""
+
+    name: ProxyName
+    ports: Mapping[Scheme, int]
+    certificate: Path
+    process: subprocess.Popen[bytes]
+
+    async def reload(self) -> None:
+        """Have it read its configuration anew, and wait for its new processes, which come while the old ones end."""
+        before = descendants(self.process.pid)
+        async with asyncio.timeout(WAIT_SECONDS):
+            while not descendants(self.process.pid) - before:
+                # Again and again: HAProxy's master loses one that comes just before it executes itself anew.
+                self.process.send_signal(signal.SIGHUP if self.name == "nginx" else signal.SIGUSR2)
+                await asyncio.sleep(_RELOAD_SECONDS)
+
+
+@dataclass
+class Door:
+    """The app as clients see it through a proxy."""
+
+    proxy: Proxy
+    scheme: Scheme
+    http: aiohttp.ClientSession = field(repr=False)
+    trust: ssl.SSLContext = field(repr=False)
+
+    @property
+    def origin(self) -> str:
+        return f"{self.scheme}://localhost:{self.proxy.ports[self.scheme]}"
+
+    @contextlib.asynccontextmanager
+    async def websocket(self, **options: Any) -> AsyncIterator[WebSocketClient]:
+        """A client of ``/stream`` that has read its welcome."""
+        encryption: dict[str, Any] = {"ssl": self.trust} if self.scheme == "https" else {}
+        url = self.origin.replace("http", "ws") + "/stream"
+        async with connect(url, max_size=None, compression=None, **encryption, **options) as connection:
+            client = WebSocketClient(connection)
+            client.welcome = await client.frame()
+            yield client
+
+    @contextlib.asynccontextmanager
+    async def events(self, *subjects: str) -> AsyncIterator[EventClient]:
+        """A client of ``/events`` that has read its welcome, and its reply if it asked."""
+        query = [("subjects", subject) for subject in subjects]
+        async with self.http.get(f"{self.origin}/events", params=query) as response:
+            assert response.status == 200, await response.text()
+            client = EventClient(response)
+            client.welcome = await client.frame()
+            if subjects:
+                client.reply = await client.frame()
+            yield client
+            abort(response)
+
+    async def post(self, path: str, body: Any, **headers: str) -> tuple[int, dict[str, Any]]:
+        async with self.http.post(self.origin + path, json=body, headers=headers) as response:
+            return response.status, await response.json()
+
+    async def status(self, method: str, path: str, **headers: str) -> int:
+        """The status alone; what comes behind it is not read."""
+        async with self.http.request(method, self.origin + path, headers=headers) as response:
+            abort(response)
+            return response.status
+
+
+def abort(response: aiohttp.ClientResponse) -> None:
+    """Leave without a farewell; over TLS, aiohttp waits for the proxy's before it closes the socket."""
+    if response.connection is not None and response.connection.transport is not None:
+        response.connection.transport.abort()
+
+
+@contextlib.asynccontextmanager
+async def door(proxy: Proxy, scheme: Scheme) -> AsyncIterator[Door]:
+    """Clients that trust the proxy's certificate, and nobody else's."""
+    trust = ssl.create_default_context(cafile=proxy.certificate)
+    connector = aiohttp.TCPConnector(limit=0, ssl=trust)
+    async with aiohttp.ClientSession(connector=connector) as http:
+        yield Door(proxy, scheme, http, trust)
+
+
+@contextlib.contextmanager
+def running_proxy(
+    name: ProxyName, certificate: Path, folder: Path, machines: Sequence[int], idle: str = _IDLE
+) -> Iterator[Proxy]:
+    """The proxy before two machines, which listen at these ports; ``idle``: its timeout for idle connections."""
+    ports: dict[Scheme, int] = {"http": free_port(), "https": free_port()}
+    adapt = {"nginx": _nginx, "haproxy": _haproxy}[name]
+    command = adapt(folder, ports, certificate, machines, idle)
+    path = f"{os.environ['PATH']}:/usr/local/sbin:/usr/sbin"
+    binary = shutil.which(command[0], path=path)
+    assert binary is not None, f"{command[0]} is not installed"
+    with (folder / "log").open("w+b") as log:
+        # The processes of a proxy must not outlive it, whatever becomes of the one that leads them.
+        process = subprocess.Popen([binary, *command[1:]], stdout=log, stderr=log, start_new_session=True)
+        try:
+            for port in ports.values():
+                _wait_for(port, process, folder / "log")
+            if name == "haproxy":
+                # Before that a signal to reload would end it.
+                _wait_for_line("Loading success", folder / "log")
+            yield Proxy(name, ports, certificate, process)
+        finally:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(WAIT_SECONDS)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def self_signed(folder: Path) -> Path:
+    """A certificate for ``localhost``; beside it its key, and both in one file."""
+    request = "openssl req -x509 -days 2 -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1"
+    names = "-subj /CN=localhost -addext subjectAltName=DNS:localhost -keyout app.key -out app.pem"
+    subprocess.run(f"{request} {names}".split(), cwd=folder, check=True, capture_output=True)
+    both = (folder / "app.pem").read_text() + (folder / "app.key").read_text()
+    (folder / "both.pem").write_text(both)
+    return folder / "app.pem"
+
+
+def _nginx(
+    folder: Path, ports: Mapping[Scheme, int], certificate: Path, machines: Sequence[int], idle: str
+) -> tuple[str, ...]:
+    user, group = _own_names()
+    _adapt(
+        "nginx.conf",
+        folder,
+        {
+            "user www-data;": f"user {user} {group};",
+            "http {": "http { access_log off;" + _NGINX_PATHS,
+            "listen 80;": f"listen {ports['http']};",
+            "listen 443 ssl http2;": f"listen {ports['https']} ssl http2;",
+            "/etc/ssl/app.pem;": f"{certificate};",
+            "/etc/ssl/app.key;": f"{certificate.with_suffix('.key')};",
+            "server 10.0.0.1:5001": f"server 127.0.0.1:{machines[0]}",
+            "server 10.0.0.2:5001": f"server 127.0.0.1:{machines[1]}",
+            f"proxy_read_timeout {_IDLE};": f"proxy_read_timeout {idle};",
+            "location = /nats/events {": "location = /events {",
+        },
+    )
+    options = "daemon off; pid nginx.pid; error_log stderr;"
+    return ("nginx", "-p", str(folder), "-c", "nginx.conf", "-e", "stderr", "-g", options)
+
+
+def _haproxy(
+    folder: Path, ports: Mapping[Scheme, int], certificate: Path, machines: Sequence[int], idle: str
+) -> tuple[str, ...]:
+    user, group = _own_names()
+    _adapt(
+        "haproxy.cfg",
+        folder,
+        {
+            "user haproxy": f"user {user}",
+            "group haproxy": f"group {group}",
+            # As many as the number of open files that the tests may have allows.
+            "maxconn 20000": "maxconn 200",
+            "bind :80 ": f"bind :{ports['http']} ",
+            "bind :443 ": f"bind :{ports['https']} ",
+            "/etc/haproxy/app.pem": str(certificate.with_name("both.pem")),
+            "server one 10.0.0.1:5001": f"server one 127.0.0.1:{machines[0]}",
+            "server two 10.0.0.2:5001": f"server two 127.0.0.1:{machines[1]}",
+            f"timeout client {_IDLE}": f"timeout client {idle}",
+            f"timeout server {_IDLE}": f"timeout server {idle}",
+            f"timeout tunnel {_IDLE}": f"timeout tunnel {idle}",
+            "path /nats/events": "path /events",
+            "GET /nats/health/ready": f"GET {READY_PATH}",
+        },
+    )
+    return ("haproxy", "-W", "-db", "-f", str(folder / "haproxy.cfg"))
+
+
+def _adapt(name: str, folder: Path, changes: Mapping[str, str]) -> None:
+    """Write the documents' file with these changes, each of which has its one place."""
+    text = (_FOLDER / name).read_text()
+    for old, new in changes.items():
+        assert text.count(old) == 1, (name, old)
+        text = text.replace(old, new)
+    (folder / name).write_text(text)
+
+
+def _own_names() -> tuple[str, str]:
+    return pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(os.getegid()).gr_name
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            return
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.01)
+
+
+def _wait_for_line(text: str, log: Path) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while text not in log.read_text():
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.01)

@@ -1,0 +1,80 @@
+"""Two machines, each of two workers, on a cluster of three: its servers and a worker are killed, all is judged."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools.faults import __main__ as command_line
+from tools.faults import network as networks
+from tools.faults.network import LOOPBACK, network
+from tools.faults.results import Results
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.mark.timeout(180)
+def test_nothing_is_lost_in_silence_by_the_clients_of_two_machines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(DOCS / "reliability.md", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["faults", "fleet", "--small", "--rounds", "1", "--docs", str(tmp_path)])
+    code = command_line.main()
+    assert code == 0, capsys.readouterr().out
+    (run,) = Results.load(tmp_path / "reliability" / "results.json").runs
+    assert (run.clients, run.recovered, run.verdict.broken) == (16, 16, 0)
+    assert run.verdict.delivered
+    assert run.verdict.announced
+    assert len(run.back) == 3
+    assert run.returns
+    *told, posts = run.remarks
+    assert "200: " in posts
+    if os.geteuid() == 0:
+        assert told == []
+    else:
+        with capsys.disabled():
+            sys.stderr.write(f"\nNOT ROOT, SO LESS IS SHOWN: {told[0]}\n")
+
+
+def interfaces() -> set[str]:
+    return {name for _, name in socket.if_nameindex()}
+
+
+def test_a_place_has_a_network_of_its_own_which_leaves_nothing_behind() -> None:
+    before = interfaces()
+    with network() as net:
+        here, there = net.place(), net.place()
+        if not net.isolated:
+            assert (here, there) == (LOOPBACK, LOOPBACK)
+            return
+        assert interfaces() == {"lo", "switch", "port1", "port2"}
+        with there.entered():
+            assert interfaces() == {"lo", "uplink"}
+            listener = socket.create_server((there.host, 0))
+        with listener, here.entered():
+            with socket.create_connection(listener.getsockname(), 5) as connection:
+                assert connection.getsockname()[0] == here.host
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection((here.host, listener.getsockname()[1]), 5)
+        shown = subprocess.run(there.command("cat", "/proc/net/dev"), capture_output=True, text=True, check=True).stdout
+        assert "uplink:" in shown
+    assert interfaces() == before
+
+
+def test_without_namespaces_all_places_are_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(networks, "_namespace", refused)
+    with network() as net:
+        assert not net.isolated
+        place = net.place()
+        assert place.host == "127.0.0.1"
+        assert place.command("true") == ["true"]
+        before = interfaces()
+        with place.entered():
+            assert interfaces() == before

@@ -1,0 +1,328 @@
+"""The example app behind nginx and HAProxy, by the configurations of the documents."""
+
+import asyncio
+import contextlib
+import json
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import aiohttp
+import httpx
+import pytest
+from httpx_sse import aconnect_sse
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from sanic_nats_bridge.testing import NatsServer
+from tests.support.bridge import WAIT_SECONDS, Publisher, until
+from tests.support.example import ExampleApp
+from tests.support.proxies import (
+    PROXIES,
+    Door,
+    Proxy,
+    ProxyName,
+    Scheme,
+    abort,
+    door,
+    running_proxy,
+    self_signed,
+)
+
+MACHINES, WORKERS = 2, 2
+"""Among how many a POST is spread, and the workers of each: it must reach the one that holds its session."""
+
+FOREIGN = "https://evil.example"
+SCHEMES: tuple[Scheme, ...] = ("http", "https")
+SECOND_BEAT, LIVELY_BEAT = 14, 0.3
+
+
+class Machines(NamedTuple):
+    """Apps that a client can tell from each other, by the heartbeat that its welcome names."""
+
+    first: ExampleApp
+    second: ExampleApp
+
+
+def machine(nats: NatsServer, heartbeat: float = 15) -> ExampleApp:
+    settings = {"HEARTBEAT": str(heartbeat), "LINGER": "0.1"}
+    environment = {f"SANIC_NATS_BRIDGE_{setting}": value for setting, value in settings.items()}
+    return ExampleApp("--nats", nats.url, "--workers", str(WORKERS), SANIC_PROXIES_COUNT="1", **environment)
+
+
+@pytest.fixture(scope="module")
+def machines(shared_nats: NatsServer) -> Iterator[Machines]:
+    with machine(shared_nats) as first, machine(shared_nats, SECOND_BEAT) as second:
+        yield Machines(first, second)
+
+
+@pytest.fixture(scope="module")
+def lively(shared_nats: NatsServer) -> Iterator[ExampleApp]:
+    with machine(shared_nats, LIVELY_BEAT) as app:
+        yield app
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return self_signed(tmp_path_factory.mktemp("certificate"))
+
+
+@pytest.fixture(scope="module", params=PROXIES)
+def name(request: pytest.FixtureRequest) -> ProxyName:
+    chosen: ProxyName = request.param
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def proxy(
+    name: ProxyName, machines: Machines, certificate: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Proxy]:
+    ports = (machines[0].port, machines[MACHINES - 1].port)
+    with running_proxy(name, certificate, tmp_path_factory.mktemp(name), ports) as proxy:
+        yield proxy
+
+
+@pytest.fixture(params=SCHEMES)
+async def app(request: pytest.FixtureRequest, proxy: Proxy) -> AsyncIterator[Door]:
+    async with door(proxy, request.param) as app:
+        yield app
+
+
+@pytest.fixture
+async def encrypted(proxy: Proxy) -> AsyncIterator[Door]:
+    async with door(proxy, "https") as app:
+        yield app
+
+
+async def test_events_come_one_by_one(app: Door, publisher: Publisher) -> None:
+    """Each waits for none behind it, neither in a buffer nor for the 200 ms of the kernel's MSG_MORE."""
+    subject = publisher.subject("a")
+    async with app.events(subject) as client, asyncio.timeout(WAIT_SECONDS):
+        for number in range(100):
+            await publisher.send(subject, b"%d" % number)
+            assert await client.data(1) == [number]
+
+
+async def test_a_websocket_carries_both_ways(app: Door, publisher: Publisher) -> None:
+    subject = publisher.subject("a")
+    async with app.websocket() as client:
+        await client.follow(subject)
+        for number in range(20):
+            await publisher.send(subject, b"%d" % number)
+            assert await client.data(1) == [number]
+            assert (await client.ask({"action": "ping", "id": number}))["id"] == number
+
+
+async def test_commands_by_post_refusals_and_head(app: Door, publisher: Publisher) -> None:
+    subject = publisher.subject("a")
+    async with app.events() as client:
+        command = {"session": client.session, "subjects": [subject]}
+        status, reply = await app.post("/subscribe", command)
+        assert (status, reply["active"]) == (200, True)
+        await publisher.send(subject, b"1")
+        assert await client.data(1) == [1]
+        assert (await app.post("/unsubscribe", command))[0] == 200
+        assert (await app.post("/unsubscribe", command))[0] == 409
+    assert await app.status("HEAD", "/events") == 200
+    assert await app.status("HEAD", "/events?subjects=%24SYS.%3E") == 403
+    async with app.http.get(f"{app.origin}/events?subjects=%24SYS.%3E") as response:
+        assert (response.status, (await response.json())["code"]) == (403, "subject.forbidden")
+
+
+async def test_large_messages(app: Door, publisher: Publisher) -> None:
+    subject, text = publisher.subject("a"), "x" * 300_000
+    async with app.events(subject) as stream, app.websocket() as websocket:
+        await websocket.follow(subject)
+        await publisher.send(subject, json.dumps(text).encode())
+        assert await stream.data(1) == await websocket.data(1) == [text]
+
+
+async def test_the_close_of_a_websocket_comes_with_its_code(app: Door) -> None:
+    async with app.websocket() as client:
+        await client.send("x" * 70_000)
+        assert (await client.frame())["code"] == 1009
+        with pytest.raises(ConnectionClosed):
+            await client.frame()
+        assert client.connection.close_code == 1009
+    async with app.websocket() as client:
+        await client.connection.close(3000, "bye")
+        assert client.connection.close_code == 3000
+
+
+async def test_own_pages_come_in_and_those_of_other_origins_do_not(app: Door) -> None:
+    async with app.websocket(origin=app.origin) as client:
+        command = {"session": client.session, "subjects": ["a"]}
+        assert (await app.post("/subscribe", command, Origin=app.origin))[0] == 200
+    assert await app.status("GET", "/events", Origin=app.origin) == 200
+
+    other_scheme = {"http": "https", "https": "http"}[app.scheme]
+    for origin in (FOREIGN, app.origin.replace(app.scheme, other_scheme, 1), app.origin + "0", "null"):
+        assert await app.status("GET", "/events", Origin=origin) == 403, origin
+        assert (await app.post("/subscribe", command, Origin=origin))[1]["code"] == "origin.forbidden"
+        with pytest.raises(InvalidStatus) as refused:
+            async with app.websocket(origin=origin):
+                pass
+        assert refused.value.response.status_code == 403
+
+
+async def test_what_a_client_says_of_a_proxy_does_not_count(app: Door) -> None:
+    said = {
+        "X-Forwarded-For": "192.0.2.1",
+        "X-Forwarded-Host": "evil.example",
+        "X-Forwarded-Proto": "https",
+        "X-Forwarded-Port": "443",
+    }
+    assert await app.status("GET", "/events", Origin=FOREIGN, **said) == 403
+    assert await app.status("GET", "/events", Origin=app.origin, **said) == 200
+
+
+@pytest.mark.parametrize("way", ["websocket", "events"])
+async def test_a_client_that_leaves_is_gone_from_the_app(
+    app: Door, publisher: Publisher, shared_nats: NatsServer, way: str
+) -> None:
+    """At once: the heartbeat, by which a proxy would notice at the latest, is longer than is waited for."""
+    subject = publisher.subject("a")
+    if way == "websocket":
+        async with app.websocket() as websocket:
+            await websocket.follow(subject)
+            assert subject in shared_nats.subscriptions()
+            # Not a word of farewell.
+            websocket.connection.transport.abort()
+            await until(lambda: subject not in shared_nats.subscriptions())
+    else:
+        async with app.events(subject) as client:
+            assert subject in shared_nats.subscriptions()
+            abort(client.response)
+            await until(lambda: subject not in shared_nats.subscriptions())
+
+
+@contextlib.asynccontextmanager
+async def http2_client(app: Door) -> AsyncIterator[httpx.AsyncClient]:
+    """A client with one connection."""
+    limits = httpx.Limits(max_connections=1)
+    async with httpx.AsyncClient(http1=False, http2=True, verify=app.trust, limits=limits, base_url=app.origin) as http:
+        yield http
+
+
+async def test_one_http2_connection_carries_many_streams(encrypted: Door, publisher: Publisher) -> None:
+    subject, count = publisher.subject("a"), 30
+    async with http2_client(encrypted) as http, contextlib.AsyncExitStack() as stack, asyncio.timeout(WAIT_SECONDS):
+        streams = []
+        for _ in range(count):
+            source = await stack.enter_async_context(aconnect_sse(http, "GET", "/events", params={"subjects": subject}))
+            assert source.response.http_version == "HTTP/2"
+            events = source.aiter_sse()
+            assert [(await anext(events)).event for _ in range(2)] == ["welcome", "reply"]
+            streams.append(events)
+        for number in range(3):
+            await publisher.send(subject, b"%d" % number)
+            for events in streams:
+                event = await anext(events)
+                while event.event == "heartbeat":
+                    event = await anext(events)
+                assert json.loads(event.data)["data"] == number
+
+
+async def test_heartbeats_keep_idle_connections_open(
+    name: ProxyName, machines: Machines, lively: ExampleApp, certificate: Path, tmp_path: Path
+) -> None:
+    async def beats(app: Door) -> None:
+        """Stay for three times as long as the proxy would let an idle connection."""
+        async with app.websocket() as websocket, app.events() as stream:
+            for _ in range(10):
+                for client in (websocket, stream):
+                    assert (await client._read())["type"] == "heartbeat"
+
+    async def cut_off(app: Door) -> None:
+        async with app.websocket() as websocket, app.events() as stream:
+            with pytest.raises(ConnectionClosed):
+                await websocket.frame()
+            assert websocket.connection.close_code == 1006
+            with pytest.raises(Exception, match=r"ended|not completed|Connection closed"):
+                await stream.frame()
+
+    for folder, machine, outcome in (("a", lively, beats), ("b", machines.first, cut_off)):
+        (tmp_path / folder).mkdir()
+        with running_proxy(name, certificate, tmp_path / folder, (machine.port,) * 2, idle="1s") as proxy:
+            async with door(proxy, "http") as plain, door(proxy, "https") as encrypted:
+                await asyncio.gather(outcome(plain), outcome(encrypted))
+
+
+async def test_a_reload_of_the_proxy_leaves_streams_alone(
+    name: ProxyName, machines: Machines, certificate: Path, tmp_path: Path, publisher: Publisher
+) -> None:
+    subject = publisher.subject("a")
+    with running_proxy(name, certificate, tmp_path, (machines.second.port,) * 2) as proxy:
+        async with door(proxy, "https") as app, app.websocket() as websocket, app.events(subject) as stream:
+            await websocket.follow(subject)
+            await proxy.reload()
+            async with door(proxy, "https") as again, again.events(subject) as fresh:
+                await publisher.send(subject, b"1")
+                for client in (websocket, stream, fresh):
+                    assert await client.data(1) == [1]
+
+
+@pytest.fixture
+async def balanced(name: ProxyName, machines: Machines, certificate: Path, tmp_path: Path) -> AsyncIterator[Door]:
+    """The app on both machines."""
+    with running_proxy(name, certificate, tmp_path, (machines.first.port, machines.second.port)) as proxy:
+        async with door(proxy, "https") as app:
+            yield app
+
+
+async def test_a_machine_that_stops_and_comes_back(balanced: Door, machines: Machines) -> None:
+    async def next_machine() -> float:
+        """Which machine a new client gets."""
+        async with balanced.websocket() as client:
+            return float(client.welcome["heartbeat"])
+
+    async def come_and_go() -> None:
+        while not stopped.is_set():
+            assert await balanced.status("GET", "/events") == 200
+            # One that was sent to a worker that stops may be lost, and no proxy may send it twice.
+            with contextlib.suppress(aiohttp.ServerDisconnectedError):
+                assert await balanced.status("POST", "/subscribe") in (415, 502)
+
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(balanced.websocket()) for _ in range(8)]
+        streams = [await stack.enter_async_context(balanced.events()) for _ in range(8)]
+        held = [client.welcome["heartbeat"] for client in (*clients, *streams)]
+        assert held.count(SECOND_BEAT) == held.count(15) == 8, "who has fewer clients gets the next"
+
+        stopped = asyncio.Event()
+        traffic = asyncio.create_task(come_and_go())
+        await asyncio.to_thread(machines.second.end, signal.SIGTERM)
+        for client in (*clients, *streams):
+            if client.welcome["heartbeat"] == SECOND_BEAT:
+                frame = await client.frame()
+                assert (frame["type"], frame["code"]) == ("close", 1001)
+        for websocket in clients:
+            if websocket.welcome["heartbeat"] == SECOND_BEAT:
+                await websocket.connection.wait_closed()
+                assert websocket.connection.close_code == 1001
+        assert {await next_machine() for _ in range(5)} == {15}
+        await asyncio.to_thread(machines.second.start)
+        async with asyncio.timeout(WAIT_SECONDS):
+            while await next_machine() != SECOND_BEAT:
+                pass
+        stopped.set()
+        await traffic
+
+
+async def test_an_event_source_is_not_given_up_while_no_machine_answers(proxy: Proxy, machines: Machines) -> None:
+    for machine in machines:
+        machine.end(signal.SIGKILL)
+    try:
+        async with door(proxy, "https") as app:
+            async with app.http.get(f"{app.origin}/events") as response:
+                assert (response.status, response.content_type) == (200, "text/event-stream")
+                body = await response.text()
+            assert not any(line.startswith(("data", "event", "id", "retry")) for line in body.splitlines())
+            assert await app.status("GET", "/stream") in (502, 503)
+            assert await app.status("POST", "/subscribe") in (502, 503)
+    finally:
+        for machine in machines:
+            machine.start()
+    async with door(proxy, "https") as app, asyncio.timeout(WAIT_SECONDS):
+        while await app.status("GET", "/") != 200:
+            pass

@@ -1,0 +1,160 @@
+"""The example app with several workers, where most commands by POST arrive at another one than holds the session."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import pytest
+
+from sanic_nats_bridge.testing import NatsServer
+from tests.support.bridge import Publisher, subscribed, until
+from tests.support.example import ExampleApp
+
+WORKERS: Final = 4
+CLIENTS: Final = 200
+ROUNDS: Final = 20
+WAIT_SECONDS: Final = 30
+
+
+@pytest.fixture(scope="module")
+def nats_server() -> Iterator[NatsServer]:
+    with NatsServer() as server:
+        yield server
+
+
+@pytest.fixture
+def example(nats_server: NatsServer) -> Iterator[ExampleApp]:
+    with ExampleApp("--workers", str(WORKERS), "--nats", nats_server.url) as app:
+        yield app
+
+
+class EventStream:
+    """Keeps what it gets."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self.frames: list[dict[str, Any]] = []
+        self.over = False
+        self._response = response
+        self._task = asyncio.create_task(self._read())
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def opened(cls, http: aiohttp.ClientSession, url: str) -> AsyncIterator["EventStream"]:
+        async with http.get(f"{url}events") as response:
+            stream = cls(response)
+            await until(lambda: stream.frames, WAIT_SECONDS)
+            try:
+                yield stream
+            finally:
+                stream._task.cancel()
+                await asyncio.wait({stream._task})
+
+    @property
+    def session(self) -> str:
+        return str(self.frames[0]["session"])
+
+    @property
+    def messages(self) -> list[tuple[str, Any]]:
+        return [(frame["subject"], frame["data"]) for frame in self.frames if frame["type"] == "message"]
+
+    async def _read(self) -> None:
+        with contextlib.suppress(aiohttp.ClientError):
+            async for line in self._response.content:
+                if line.startswith(b"data: "):
+                    self.frames.append(json.loads(line.removeprefix(b"data: ")))
+        self.over = True
+
+
+async def post(url: str, action: str, session: str, subject: str) -> tuple[int, dict[str, Any]]:
+    """A command over a connection of its own, so that any of the workers may take it."""
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as http,
+        http.post(f"{url}{action}", json={"session": session, "subjects": [subject]}) as response,
+    ):
+        return response.status, await response.json()
+
+
+async def come_and_go(url: str, stream: EventStream, publisher: Publisher, name: str) -> list[tuple[str, Any]]:
+    """Follow one subject after another, each with a message before, while and after it is followed; what must come."""
+    due = []
+    for number in range(ROUNDS):
+        subject = f"{publisher.base}.{name}.{number}"
+        await publisher.client.publish(subject, b'"before"')
+        await publisher.client.flush()
+        assert await post(url, "subscribe", stream.session, subject) == (200, subscribed(subject))
+        await publisher.client.publish(subject, b"%d" % number)
+        due.append((subject, number))
+        await until(lambda: len(stream.messages) >= len(due), WAIT_SECONDS)
+        status, reply = await post(url, "unsubscribe", stream.session, subject)
+        assert (status, reply["success"], reply["subjects"]) == (200, True, [subject])
+        await publisher.client.publish(subject, b'"after"')
+    return due
+
+
+@pytest.mark.timeout(120)
+async def test_every_command_by_post_works_wherever_it_arrives(example: ExampleApp, nats_server: NatsServer) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        http = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
+        publisher = await stack.enter_async_context(Publisher.connected(nats_server))
+        streams = [await stack.enter_async_context(EventStream.opened(http, example.url)) for _ in range(CLIENTS)]
+        # Otherwise no command would have to be passed on.
+        assert len({stream.session[:16] for stream in streams}) == WORKERS
+        due = await asyncio.gather(
+            *(come_and_go(example.url, stream, publisher, f"c{name}") for name, stream in enumerate(streams))
+        )
+        await publisher.client.flush()
+        for stream, messages in zip(streams, due, strict=True):
+            assert await post(example.url, "subscribe", stream.session, publisher.base) == (
+                200,
+                subscribed(publisher.base),
+            )
+            await publisher.send(publisher.base, b"0")
+            await until(lambda stream=stream: stream.messages[-1] == (publisher.base, 0), WAIT_SECONDS)  # type: ignore[misc]
+            assert stream.messages[: len(messages) + 1] == [*messages, (publisher.base, 0)]
+            # A status where the worker had just started, and NATS was not there yet.
+            assert {frame["type"] for frame in stream.frames} <= {"welcome", "status", "message", "heartbeat"}
+    await until(lambda: not nats_server.subscriptions(), WAIT_SECONDS)
+
+
+async def test_a_worker_that_is_killed_takes_its_sessions_with_it_and_no_others(
+    example: ExampleApp, nats_server: NatsServer
+) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        http = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
+        publisher = await stack.enter_async_context(Publisher.connected(nats_server))
+        streams = [await stack.enter_async_context(EventStream.opened(http, example.url)) for _ in range(32)]
+        for stream in streams:
+            assert (await post(example.url, "subscribe", stream.session, publisher.base))[0] == 200
+        holders = len({stream.session[:16] for stream in streams})
+        assert len(nats_server.subscriptions()) == holders
+        os.kill(holder_of_a_client(example), signal.SIGKILL)
+        await until(lambda: any(stream.over for stream in streams))
+        dead = next(stream.session[:16] for stream in streams if stream.over)
+        await until(lambda: all(stream.over == (stream.session[:16] == dead) for stream in streams))
+        lost = [stream for stream in streams if stream.over]
+        await until(lambda: len(nats_server.subscriptions()) == holders - 1)
+        asked = (post(example.url, "subscribe", stream.session, "a") for stream in lost for _ in range(WORKERS))
+        answers = await asyncio.gather(*asked)
+        assert {(status, reply["code"]) for status, reply in answers} == {(404, "session.unknown")}
+        # Those that have lost their session get another one elsewhere.
+        async with EventStream.opened(http, example.url) as back:
+            assert (await post(example.url, "subscribe", back.session, publisher.base))[0] == 200
+            await publisher.send(publisher.base, b"1")
+            others = [stream for stream in streams if not stream.over]
+            for stream in (back, *others):
+                await until(lambda stream=stream: stream.messages == [(publisher.base, 1)])  # type: ignore[misc]
+
+
+def holder_of_a_client(example: ExampleApp) -> int:
+    """A worker with connections to clients."""
+
+    def sockets(pid: int) -> int:
+        return sum(str(link.readlink()).startswith("socket:") for link in Path(f"/proc/{pid}/fd").iterdir())
+
+    return max(example.family() - example.nats_servers(), key=sockets)

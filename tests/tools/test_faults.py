@@ -1,0 +1,102 @@
+"""The faults are done, and judged: counts over real servers, never times."""
+
+import dataclasses
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools.faults import __main__ as command_line
+from tools.faults.bridge_faults import CONTROL
+from tools.faults.catalogue import CATALOGUE
+from tools.faults.checker import Verdict
+from tools.faults.report import counts_table, put_into, times_table
+from tools.faults.results import Results, Run
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["faults", *arguments])
+    return command_line.main()
+
+
+def test_faults_are_done_judged_and_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(DOCS / "reliability.md", tmp_path)
+    faults = ["kill", "hiccup", "bytes", "control"]
+    code = call(monkeypatch, *faults, "--small", "--rounds", "1", "--docs", str(tmp_path))
+    assert code == 0, capsys.readouterr().out
+    results = Results.load(tmp_path / "reliability" / "results.json")
+    assert [run.fault for run in results.runs] == faults
+    kill, hiccup, noise, control = results.runs
+    assert (len(kill.noticed), len(kill.back), hiccup.noticed, noise.noticed) == (1, 1, [], [])
+    assert {run.recovered for run in results.runs} == {16}
+    assert all(run.verdict.delivered for run in results.runs)
+    assert control.verdict.lost == control.verdict.broken == control.dropped > 0
+    assert {run.verdict.broken for run in (kill, hiccup, noise)} == {0}
+    written = (tmp_path / "reliability.md").read_text()
+    for name in faults:
+        assert f"\n| {name} |" in written
+
+
+def test_a_bridge_that_is_not_caught_makes_the_command_fail(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # It loses nothing, so that nothing can be found.
+    monkeypatch.setitem(CATALOGUE, CONTROL.name, dataclasses.replace(CONTROL, drop=10**9))
+    assert call(monkeypatch, "control", "--small", "--rounds", "1") == 1
+    assert "FAILED: of 0 that the bridge has lost 0 were caught" in capsys.readouterr().out
+
+
+def test_the_control_run_is_the_last_of_all() -> None:
+    assert list(CATALOGUE)[-1] == CONTROL.name
+    assert [fault.name for fault in CATALOGUE.values() if fault.drop] == [CONTROL.name]
+
+
+def test_the_tables_hold_the_worst_of_all_rounds_and_each_failure() -> None:
+    runs = [
+        Run("kill", number, noticed=[time], back=[1.0], clients=2, recovered=2, verdict=Verdict(delivered=600, lost=1))
+        for number, time in enumerate((0.5, 4.0, 1.0))
+    ]
+    runs[1].failures.append("c: silently lost")
+    results = Results({"CPU": "made up"}, runs)
+    assert times_table(results).rows == [
+        ("kill", CATALOGUE["kill"].title, "1.00 (4.00)", "1.00 (1.00)", "6 of 6"),
+    ]
+    counts = counts_table(results)
+    assert counts.rows == [("kill", "1,800", "0", "3", "0", "0", "0", "0")]
+    assert counts.notes == ["FAILED: kill, round 1: c: silently lost"]
+
+
+def test_only_what_is_between_the_marks_is_written_anew(tmp_path: Path) -> None:
+    document = tmp_path / "reliability.md"
+    document.write_text("before\n<!-- measured -->\nold\n<!-- end -->\nafter\n")
+    put_into(document, [counts_table(Results({}))])
+    lines = document.read_text().splitlines()
+    assert (lines[:2], lines[-2:]) == (["before", "<!-- measured -->"], ["<!-- end -->", "after"])
+    assert "old" not in lines
+
+
+def test_results_are_the_same_when_read_again(tmp_path: Path) -> None:
+    results = Results({"CPU": "made up"}, [Run("kill", 0, noticed=[1.5], verdict=Verdict(lost=1, notes=["x"]))])
+    results.save(tmp_path / "results.json")
+    assert Results.load(tmp_path / "results.json") == results
+
+
+def test_an_unknown_fault_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "boredom")
+    assert "no such fault: boredom" in capsys.readouterr().err
+
+
+def test_the_list_names_every_fault(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "--list") == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(CATALOGUE)
+
+
+def test_the_report_names_every_fault() -> None:
+    written = (DOCS / "reliability.md").read_text()
+    assert [name for name in CATALOGUE if f"\n| {name} |" not in written] == []

@@ -1,0 +1,638 @@
+"""The checker of faults/ tells what is wrong from what is right: its word stands for the bridge's promise."""
+
+import base64
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sanic_nats_bridge.protocol import subjects
+from tools.faults.checker import Log, Verdict, View, judge
+from tools.faults.gap_analysis import OVERTAKING_SECONDS, Publication
+from tools.faults.patterns import covers, matches
+from tools.faults.payloads import Key, carried, digest, key_of, payload
+
+STEP_SECONDS = 0.001
+EVERYTHING = View((">",))
+
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""A busy machine is no fault of the checker."""
+
+
+class Story:
+    """What publishers send and one client gets, in the order in which it happens."""
+
+    def __init__(self, *patterns: str, view: View = EVERYTHING, active: bool = True) -> None:
+        self.now = 0.0
+        self.log = Log("c", view)
+        self.publications: list[Publication] = []
+        self.patterns: tuple[str, ...] = ()
+        if patterns:
+            self.subscribe(*patterns, active=active)
+
+    def frame(self, kind: str, **rest: Any) -> None:
+        self.now += STEP_SECONDS
+        self.log.entries.append((self.now, {"type": kind, **rest}))
+
+    def subscribe(self, *patterns: str, active: bool = True) -> None:
+        self.patterns += patterns
+        self.frame("reply", action="subscribe", success=True, subjects=list(patterns), active=active)
+
+    def unsubscribe(self, pattern: str) -> None:
+        self.patterns = tuple(each for each in self.patterns if each != pattern)
+        self.frame("reply", action="unsubscribe", success=True, subjects=[pattern])
+
+    def gap(self, *patterns: str, lost: int | None = None) -> None:
+        self.frame("gap", subjects=list(patterns), lost=lost, reason="nats_reconnect")
+
+    def publish(self, subject: str | None = "s", by: str = "a.0", *, confirmed: bool = True) -> Publication:
+        """What is published, and lost."""
+        self.now += STEP_SECONDS
+        key = Key(by, sum(each.key.publisher == by for each in self.publications))
+        made = Publication(key, subject, digest(payload(key)), self.now, self.now if confirmed else None)
+        self.publications.append(made)
+        return made
+
+    def deliver(self, publication: Publication, pattern: str, **other: Any) -> None:
+        assert publication.subject is not None
+        shown = {} if pattern == publication.subject else {"pattern": pattern}
+        told = {"subject": publication.subject, **shown, **written(payload(publication.key)), **other}
+        self.frame("message", **told)
+
+    def send(self, subject: str = "s", by: str = "a.0", *, confirmed: bool = True) -> Publication:
+        """What is published, and delivered."""
+        publication = self.publish(subject, by, confirmed=confirmed)
+        for pattern in self.patterns:
+            if matches(pattern, subject):
+                self.deliver(publication, pattern)
+        return publication
+
+    def verdict(self, *, to_the_end: bool = True) -> Verdict:
+        return judge(self.publications, [replace(self.log, to_the_end=to_the_end)])
+
+
+def written(data: bytes) -> dict[str, Any]:
+    """The payload as the protocol has it in a message."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return {"data": base64.b64encode(data).decode(), "encoding": "base64"}
+    try:
+        return {"data": json.loads(text)}
+    except ValueError:
+        return {"data": text, "encoding": "text"}
+
+
+def counts(verdict: Verdict) -> dict[str, int]:
+    """All that are not 0."""
+    return {name: value for name, value in vars(verdict).items() if value and name != "notes"}
+
+
+# What is right
+
+tellings = st.lists(
+    st.one_of(
+        st.tuples(st.just("send"), st.sampled_from(["s", "t", "u.v"]), st.sampled_from(["a.0", "b.0"])),
+        st.tuples(st.just("lose"), st.integers(1, 4), st.booleans()),
+        st.tuples(st.just("flip"), st.sampled_from(["s", "u.*"]), st.just("")),
+        st.tuples(st.just("wait"), st.floats(0, 3), st.just("")),
+    ),
+    max_size=30,
+)
+
+
+def told(events: Iterable[tuple[Any, ...]]) -> Story:
+    """A story in which everything is right."""
+    story = Story("s", ">", "u.*")
+    for kind, one, two in events:
+        if kind == "send":
+            story.send(one, two)
+        elif kind == "lose":
+            for _ in range(one):
+                story.publish("s", "b.0")
+            for pattern in {"s", ">"} & set(story.patterns):
+                story.gap(pattern, lost=one if two else None)
+        elif kind == "wait":
+            story.now += one
+        elif one in story.patterns:
+            story.unsubscribe(one)
+        else:
+            story.subscribe(one)
+    for by in ("a.0", "b.0"):
+        for subject in ("s", "t", "u.v"):
+            story.send(subject, by)
+    return story
+
+
+@unhurried
+@given(tellings)
+def test_what_is_right_is_found_right(events: list[tuple[Any, ...]]) -> None:
+    story = told(events)
+    verdict = story.verdict()
+    assert (verdict.broken, verdict.notes) == (0, [])
+    assert verdict.delivered == sum(frame["type"] == "message" for _, frame in story.log.entries)
+
+
+# What is damaged
+
+sends = st.lists(
+    st.tuples(st.sampled_from(["s", "t", "u.v"]), st.sampled_from(["a.0", "b.0"])), min_size=3, max_size=20
+)
+
+
+def delivered(events: Iterable[tuple[str, str]]) -> Story:
+    story = Story("s", ">", "u.*")
+    for subject, by in events:
+        story.send(subject, by)
+    return story
+
+
+def places(story: Story) -> list[int]:
+    return [place for place, (_, frame) in enumerate(story.log.entries) if frame["type"] == "message"]
+
+
+@unhurried
+@given(sends, st.data())
+def test_what_is_dropped_is_silently_lost(events: list[tuple[str, str]], data: st.DataObject) -> None:
+    story = delivered(events)
+    dropped = data.draw(st.sets(st.sampled_from(places(story)), min_size=1))
+    story.log.entries = [entry for place, entry in enumerate(story.log.entries) if place not in dropped]
+    verdict = story.verdict()
+    assert verdict.lost == verdict.broken == len(dropped)
+
+
+@unhurried
+@given(sends, st.data())
+def test_what_comes_again_is_a_duplicate(events: list[tuple[str, str]], data: st.DataObject) -> None:
+    story = delivered(events)
+    again = data.draw(st.sampled_from(places(story)))
+    where = data.draw(st.integers(again + 1, len(story.log.entries)))
+    story.log.entries.insert(where, story.log.entries[again])
+    verdict = story.verdict()
+    assert verdict.duplicate == verdict.broken == 1
+
+
+@unhurried
+@given(sends, st.data())
+def test_what_comes_too_late_is_out_of_order(events: list[tuple[str, str]], data: st.DataObject) -> None:
+    story = delivered([*events, ("s", "a.0"), ("s", "a.0")])
+    late = data.draw(st.sampled_from(places(story)[:-1]))
+    frame = story.log.entries[late][1]
+    of_same = [
+        place
+        for place in places(story)
+        if key_of_frame(story.log.entries[place][1]).publisher == key_of_frame(frame).publisher
+        and key_of_frame(story.log.entries[place][1]).number > key_of_frame(frame).number
+    ]
+    if of_same:
+        where = data.draw(st.integers(of_same[0], len(story.log.entries) - 1))
+        story.log.entries.insert(where, story.log.entries.pop(late))
+        verdict = story.verdict()
+        assert verdict.disordered == verdict.broken == 1
+
+
+def key_of_frame(frame: Any) -> Key:
+    key = key_of(carried(frame) or b"")
+    assert key is not None
+    return key
+
+
+@unhurried
+@given(sends, st.data())
+def test_what_was_never_published_is_not_allowed(events: list[tuple[str, str]], data: st.DataObject) -> None:
+    story = delivered(events)
+    where = data.draw(st.integers(1, len(story.log.entries)))
+    stranger = {"type": "message", "subject": "s", "data": data.draw(st.sampled_from(["x", ["a.0", 99, ""], None]))}
+    story.log.entries.insert(where, (story.now, stranger))
+    verdict = story.verdict()
+    assert verdict.forbidden == verdict.broken == 1
+
+
+# Where a gap must stand
+
+
+def test_a_gap_in_the_place_of_what_is_missing_announces_it() -> None:
+    story = Story("s")
+    story.send()
+    story.publish()
+    story.gap("s")
+    story.publish()
+    story.send()
+    assert counts(story.verdict()) == {"delivered": 2, "announced": 2}
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_gap_elsewhere_announces_nothing(before: bool) -> None:
+    story = Story("s")
+    if before:
+        story.gap("s")
+    story.send()
+    story.publish()
+    story.send()
+    if not before:
+        story.gap("s")
+    assert counts(story.verdict()) == {"delivered": 2, "lost": 1}
+
+
+def test_a_gap_of_another_pattern_announces_nothing() -> None:
+    story = Story("s", ">")
+    story.send()
+    story.publish()
+    story.gap(">")
+    story.send()
+    assert counts(story.verdict()) == {"delivered": 4, "announced": 1, "lost": 1}
+
+
+def test_a_gap_is_heard_at_the_end_too() -> None:
+    story = Story("s")
+    story.send()
+    story.publish()
+    story.gap("s")
+    assert counts(story.verdict()) == {"delivered": 1, "announced": 1}
+
+
+def test_what_is_missing_at_the_end_is_lost_unless_the_client_had_left() -> None:
+    story = Story("s")
+    story.send()
+    story.publish()
+    assert counts(story.verdict()) == {"delivered": 1, "lost": 1}
+    assert counts(story.verdict(to_the_end=False)) == {"delivered": 1}
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_another_publisher_tells_where_the_last_of_one_is_missing(late: bool) -> None:
+    story = Story("s")
+    story.send(by="a.0")
+    story.publish(by="a.0")
+    if not late:
+        story.gap("s")
+    story.now += OVERTAKING_SECONDS
+    story.send(by="a.1")
+    if late:
+        story.gap("s")
+    assert counts(story.verdict()) == {"delivered": 2, ("lost" if late else "announced"): 1}
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_another_publisher_tells_where_the_first_of_one_is_missing(early: bool) -> None:
+    story = Story("s")
+    if early:
+        story.gap("s")
+    story.send(by="a.0")
+    story.now += OVERTAKING_SECONDS
+    if not early:
+        story.gap("s")
+    story.publish(by="a.1")
+    story.send(by="a.1")
+    assert counts(story.verdict()) == {"delivered": 2, ("lost" if early else "announced"): 1}
+
+
+def test_messages_of_two_publishers_may_overtake_each_other_a_little() -> None:
+    story = Story("s")
+    first = story.publish(by="a.0")
+    second = story.publish(by="b.0")
+    story.deliver(second, "s")
+    story.gap("s")
+    story.deliver(first, "s")
+    assert counts(story.verdict()) == {"delivered": 2}
+
+
+# What a gap says
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ([3], {"announced": 3}),
+        ([1, 2], {"announced": 3}),
+        ([None], {"announced": 3}),
+        ([1, None], {"announced": 3}),
+        ([2], {"announced": 2, "lost": 1}),
+        ([5], {"announced": 3, "overstated": 2}),
+        ([2, 2], {"announced": 3, "overstated": 1}),
+    ],
+)
+def test_a_number_must_be_that_of_what_is_missing(said: list[int | None], found: dict[str, int]) -> None:
+    story = Story("s")
+    for by in ("a.0", "b.0"):
+        story.send(by=by)
+    for by in ("a.0", "b.0", "a.0"):
+        story.publish(by=by)
+    for lost in said:
+        story.gap("s", lost=lost)
+    for by in ("a.0", "b.0"):
+        story.send(by=by)
+    assert counts(story.verdict()) == {"delivered": 4} | found
+
+
+def test_each_place_has_its_own_number() -> None:
+    story = Story("s")
+    story.send()
+    story.publish()
+    story.gap("s", lost=2)
+    story.send()
+    story.publish()
+    story.publish()
+    story.gap("s", lost=1)
+    story.send()
+    assert counts(story.verdict()) == {"delivered": 3, "announced": 2, "lost": 1, "overstated": 1}
+
+
+def test_a_number_where_nothing_is_missing_is_too_many() -> None:
+    story = Story("s")
+    story.send()
+    story.gap("s", lost=1)
+    story.gap("s")
+    story.send()
+    assert counts(story.verdict()) == {"delivered": 2, "overstated": 1}
+
+
+def test_what_may_not_have_reached_the_server_may_be_missing_and_may_be_counted() -> None:
+    story = Story("s")
+    story.send()
+    story.publish(confirmed=False)
+    story.send(by="a.1", confirmed=False)
+    assert counts(story.verdict()) == {"delivered": 2}
+    story.gap("s", lost=1)
+    assert counts(story.verdict()) == {"delivered": 2}
+
+
+# From when to when
+
+
+def test_what_came_before_nats_had_the_subscription_may_be_missing() -> None:
+    story = Story("s", active=False)
+    story.publish()
+    story.frame("status", nats="connected")
+    story.send()
+    assert counts(story.verdict()) == {"delivered": 1}
+    story.publish()
+    assert counts(story.verdict()) == {"delivered": 1, "lost": 1}
+
+
+def test_a_later_reply_says_that_nats_has_the_subscription() -> None:
+    story = Story("s", active=False)
+    story.subscribe("s")
+    story.publish()
+    assert counts(story.verdict()) == {"lost": 1}
+
+
+@pytest.mark.parametrize("by_bridge", [True, False])
+def test_nothing_comes_after_the_end_of_a_subscription(by_bridge: bool) -> None:
+    story = Story("s")
+    story.send()
+    if by_bridge:
+        story.frame("unsubscribed", subjects=["s"], code="nats.refused", message="")
+    else:
+        story.frame("reply", action="unsubscribe", success=True, subjects=["s"])
+    story.send()
+    assert counts(story.verdict()) == {"delivered": 1, "forbidden": 1}
+
+
+def test_what_was_on_its_way_when_a_subscription_ended_may_be_missing() -> None:
+    story = Story("s")
+    story.publish()
+    story.send()
+    story.publish()
+    story.unsubscribe("s")
+    assert counts(story.verdict()) == {"delivered": 1, "lost": 1}
+
+
+def test_a_refused_command_changes_nothing() -> None:
+    story = Story("s")
+    for action in ("subscribe", "unsubscribe"):
+        story.frame("reply", action=action, success=False, subjects=["s", "t"], code="subject.forbidden")
+    story.send()
+    assert counts(story.verdict()) == {"delivered": 1}
+
+
+def test_a_message_that_came_before_is_a_duplicate_in_a_new_subscription_too() -> None:
+    story = Story("s")
+    sent = story.send()
+    story.unsubscribe("s")
+    story.subscribe("s")
+    story.deliver(sent, "s")
+    assert counts(story.verdict()) == {"delivered": 1, "duplicate": 1}
+
+
+# Commands by POST, whose replies are not in the stream
+
+
+def post(story: Story, action: str, pattern: str, **answer: Any) -> None:
+    """Send a command; where an answer is given, it comes at once."""
+    story.frame("sent", action=action, subjects=[pattern])
+    if answer:
+        story.frame("answer", action=action, subjects=[pattern], **{"success": True, "active": True} | answer)
+
+
+def test_messages_may_come_before_the_answer_and_must_behind_it() -> None:
+    story = Story()
+    post(story, "subscribe", "s")
+    story.publish()
+    story.deliver(story.publish(), "s")
+    post(story, "subscribe", "s", success=True)
+    story.publish()
+    story.deliver(story.publish(), "s")
+    assert counts(story.verdict()) == {"delivered": 2, "lost": 1}
+
+
+def test_nats_that_is_back_says_nothing_of_a_command_without_an_answer() -> None:
+    story = Story()
+    post(story, "subscribe", "s")
+    story.frame("status", nats="connected")
+    story.publish()
+    post(story, "subscribe", "s", active=False)
+    story.publish()
+    story.frame("status", nats="connected")
+    story.publish()
+    assert counts(story.verdict()) == {"lost": 1}
+
+
+def test_a_second_command_for_what_is_followed_takes_nothing_back() -> None:
+    story = Story("s")
+    post(story, "subscribe", "s")
+    story.publish()
+    post(story, "subscribe", "s", success=False)
+    story.publish()
+    assert counts(story.verdict()) == {"lost": 2}
+
+
+def test_nothing_comes_by_a_command_that_was_refused() -> None:
+    story = Story()
+    post(story, "subscribe", "s", success=False)
+    story.deliver(story.publish(), "s")
+    assert counts(story.verdict()) == {"forbidden": 1}
+
+
+def test_what_was_published_before_the_answer_may_come_behind_it_and_nothing_else() -> None:
+    story = Story("s")
+    story.frame("sent", action="unsubscribe", subjects=["s"])
+    early = story.publish()
+    story.frame("answer", action="unsubscribe", subjects=["s"], success=True)
+    story.deliver(early, "s")
+    story.gap("s")
+    assert counts(story.verdict()) == {"delivered": 1}
+    story.deliver(early, "s")
+    story.deliver(story.publish(), "s")
+    assert counts(story.verdict()) == {"delivered": 1, "duplicate": 1, "forbidden": 1}
+
+
+def test_what_is_missing_before_a_message_that_came_late_is_lost() -> None:
+    story = Story("s")
+    story.publish()
+    late = story.publish()
+    post(story, "unsubscribe", "s", success=True)
+    story.deliver(late, "s")
+    assert counts(story.verdict()) == {"delivered": 1, "lost": 1}
+
+
+def test_other_servers_of_a_cluster_have_a_while_to_hear_of_a_subscription() -> None:
+    story = Story()
+    story.log.spreading = 1.0
+    story.subscribe("s")
+    story.publish()
+    story.now += 1.0
+    story.publish()
+    assert counts(story.verdict()) == {"lost": 1}
+
+
+# Copies, order, content
+
+
+def test_each_pattern_brings_its_copy() -> None:
+    story = Story("s", "*", ">")
+    story.send()
+    lost = story.publish()
+    story.deliver(lost, "*")
+    story.send()
+    assert counts(story.verdict()) == {"delivered": 7, "lost": 2}
+
+
+def test_the_order_holds_across_patterns_for_each_publisher() -> None:
+    story = Story("s", "t")
+    first, second, other = story.publish("s"), story.publish("t"), story.publish("s", "b.0")
+    for each in (other, second, first):
+        story.deliver(each, each.subject or "")
+    assert counts(story.verdict()) == {"delivered": 2, "disordered": 1}
+
+
+@pytest.mark.parametrize("changed", [{"data": "a.0 1 changed"}, {"encoding": "odd"}, {"encoding": "base64"}])
+def test_a_payload_that_was_changed_is_not_allowed(changed: dict[str, str]) -> None:
+    story = Story("s")
+    story.send()
+    text = story.publish()
+    story.deliver(text, "s", **changed)
+    assert counts(story.verdict()) == {"delivered": 1, "forbidden": 1, "lost": 1}
+
+
+def test_a_payload_on_another_subject_is_not_allowed() -> None:
+    story = Story(">")
+    story.deliver(story.publish("s"), ">", subject="t")
+    assert counts(story.verdict()) == {"forbidden": 1, "lost": 1}
+
+
+def test_what_the_client_may_not_follow_is_not_allowed() -> None:
+    story = Story("s.*", view=View(("s.a", "t")))
+    assert counts(story.verdict()) == {"forbidden": 1}
+    story.send("s.a")
+    story.send("s.b")
+    assert counts(story.verdict()) == {"delivered": 1, "forbidden": 2, "lost": 1}
+
+
+def test_what_is_denied_must_be_left_out() -> None:
+    story = Story("s.*", view=View(("s.*",), denied=("s.b",)))
+    story.send("s.a")
+    story.publish("s.b")
+    assert counts(story.verdict()) == {"delivered": 1}
+    story.send("s.b")
+    story.subscribe("s.b")
+    assert counts(story.verdict()) == {"delivered": 1, "forbidden": 2}
+
+
+def test_what_is_renamed_comes_under_the_name_that_the_client_knows() -> None:
+    story = Story("me.>", view=View(("me.>",), renamed=(("users.7.", "me."),)))
+    story.deliver(story.publish("users.7.a"), "me.>", subject="me.a")
+    story.publish("users.7.b")
+    story.publish("users.8.a")
+    assert counts(story.verdict()) == {"delivered": 1, "lost": 1}
+
+
+@pytest.mark.parametrize("shown", ["users.7.a", "me.b", "users.8.a"])
+def test_a_name_that_the_client_does_not_know_is_not_allowed(shown: str) -> None:
+    story = Story("me.>", view=View(("me.>",), renamed=(("users.7.", "me."),)))
+    story.deliver(story.publish("users.7.a"), "me.>", subject=shown)
+    assert counts(story.verdict()) == {"forbidden": 1, "lost": 1}
+
+
+def test_a_message_that_the_pattern_does_not_match_is_not_allowed() -> None:
+    story = Story("s.*")
+    story.deliver(story.publish("t"), "s.*")
+    story.deliver(story.publish("s.a"), "t.*")
+    assert counts(story.verdict()) == {"forbidden": 2, "lost": 1}
+
+
+def test_a_client_is_told_nothing_of_what_it_does_not_follow() -> None:
+    story = Story("s")
+    story.gap("t")
+    story.frame("unsubscribed", subjects=["t"], code="nats.refused", message="")
+    assert counts(story.verdict()) == {"forbidden": 2}
+
+
+def test_a_subject_that_is_not_utf_8_is_nobodys() -> None:
+    story = Story(">")
+    story.publish(None)
+    story.send()
+    assert counts(story.verdict()) == {"delivered": 1}
+
+
+def test_only_the_first_of_what_is_wrong_is_told_in_words() -> None:
+    story = Story("s")
+    for _ in range(100):
+        story.publish()
+    verdict = story.verdict()
+    assert (verdict.lost, len(verdict.notes)) == (100, 20)
+    assert verdict.notes[0] == "c: silently lost by 's': number 0 of a.0 on 's'"
+
+
+# What the checker knows of subjects and payloads
+
+tokens = st.lists(st.sampled_from(["a", "b", "$c", "_d"]), min_size=1, max_size=4)
+
+
+@st.composite
+def patterns(draw: st.DrawFn) -> str:
+    drawn = draw(st.lists(st.sampled_from(["a", "b", "$c", "_d", "*"]), max_size=3))
+    return ".".join([*drawn, draw(st.sampled_from(["a", "*", ">"]))])
+
+
+@unhurried
+@given(patterns(), tokens.map(".".join))
+def test_the_checker_and_the_bridge_agree_on_what_matches(pattern: str, subject: str) -> None:
+    assert matches(pattern, subject) == subjects.matches(pattern, subject)
+
+
+@unhurried
+@given(patterns(), patterns())
+def test_the_checker_and_the_bridge_agree_on_what_covers(allowed: str, pattern: str) -> None:
+    assert covers(allowed, pattern) == subjects.covers(allowed, pattern)
+
+
+def test_a_subject_with_an_empty_token_is_nobodys() -> None:
+    assert not matches(">", "a..b")
+
+
+@unhurried
+@given(st.integers(0, 5), st.binary(max_size=20))
+def test_a_payload_says_which_message_it_is_in_every_form(number: int, filler: bytes) -> None:
+    data = payload(Key("a.0", number), filler)
+    assert carried(written(data)) == data
+    assert key_of(data) == Key("a.0", number)
+
+
+def test_an_empty_payload_is_none_of_ours() -> None:
+    assert carried({"data": None}) == b""
+    assert key_of(b"") is None

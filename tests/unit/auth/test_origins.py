@@ -1,0 +1,159 @@
+import pytest
+
+from sanic_nats_bridge.auth.origins import Caller, Origin, OriginRule, parse_origin
+
+ALLOWED = ("https://app.example", "http://[::1]:8000", "capacitor://localhost", "null")
+
+# Origin, Host: the page is the app's own, as far as is known of the scheme.
+OWN = [
+    ("https://shop.example", "shop.example"),
+    ("http://shop.example", "shop.example"),
+    ("https://shop.example", "shop.example:443"),
+    ("https://shop.example:443", "shop.example"),
+    ("http://shop.example:80", "shop.example:80"),
+    ("https://shop.example:8443", "shop.example:8443"),
+    ("HTTPS://Shop.EXAMPLE", "sHOP.example"),
+    ("https://shop.example ", "shop.example"),
+    ("https://shop.example", "shop.example:"),
+    ("https://shop.example.", "shop.example."),
+    ("https://xn--bcher-kva.example", "xn--bcher-kva.example"),
+    ("http://127.0.0.1:5001", "127.0.0.1:5001"),
+    ("http://[::1]:5001", "[::1]:5001"),
+    ("http://[::1]", "[0:0:0:0:0:0:0:1]:80"),
+    ("http://my_host", "my_host"),
+]
+
+FOREIGN = [
+    ("https://evil.example", "shop.example"),
+    ("null", "shop.example"),
+    ("null", "null"),
+    ("", "shop.example"),
+    ("https://", ""),
+    ("https://shop.example", ""),
+    ("https://shop.example.evil", "shop.example"),
+    ("https://evil-shop.example", "shop.example"),
+    ("https://www.shop.example", "shop.example"),
+    ("https://example", "shop.example"),
+    ("https://shop.example", "shop.example:80"),
+    ("https://shop.example", "shop.example:8443"),
+    ("https://shop.example:8443", "shop.example"),
+    ("http://shop.example:443", "shop.example"),
+    ("https://shop.example.", "shop.example"),
+    ("https://shop.example", "shop.example."),
+    ("https://shop.example:0", "shop.example"),
+    ("https://shop.example:99999", "shop.example:99999"),
+    ("https://shop.example:", "shop.example"),
+    ("https://shop.example/", "shop.example"),
+    ("https://shop.example?", "shop.example"),
+    ("https://shop.example#", "shop.example"),
+    ("https://shop.example@evil.example", "shop.example"),
+    ("https://evil.example@shop.example", "shop.example"),
+    ("https://user:word@shop.example", "shop.example"),
+    ("https://shop.example\\@evil.example", "shop.example"),
+    ("https://shop.example, https://shop.example", "shop.example"),
+    ("https://shop.example https://evil.example", "shop.example"),
+    ("https://shop.example\n", "shop.example"),
+    ("https://shop%2eexample", "shop.example"),
+    ("https://shop.\u0435xample", "shop.example"),
+    ("https://shop\uff0eexample", "shop.example"),
+    ("https://b\u00fccher.example", "b\u00fccher.example"),
+    ("https://shop.example:\u0664\u0664\u0663", "shop.example"),
+    ("//shop.example", "shop.example"),
+    ("shop.example", "shop.example"),
+    ("ws://shop.example", "shop.example"),
+    ("wss://shop.example", "shop.example"),
+    ("evil://shop.example", "shop.example"),
+    ("chrome-extension://shop.example", "shop.example"),
+    ("https://[::1", "[::1"),
+    ("https://[::1::2]", "[::1::2]"),
+    ("https://[::1]", "::1"),
+    ("https://::1", "::1"),
+    ("https://shop.example", "shop.example, evil.example"),
+    ("https://shop.example", "evil.example@shop.example"),
+    ("https://*", "*"),
+]
+
+
+def caller(
+    *origins: str, host: str = "shop.example", sites: tuple[str, ...] = (), port: int | None = None,
+    scheme: str | None = None,
+) -> Caller:  # fmt: skip
+    return Caller(origins, sites, host, port, scheme)
+
+
+@pytest.mark.parametrize(("origin", "host"), OWN)
+def test_the_apps_own_pages_come_in(origin: str, host: str) -> None:
+    assert OriginRule([]).admits(caller(origin, host=host))
+
+
+@pytest.mark.parametrize(("origin", "host"), FOREIGN)
+def test_other_pages_do_not(origin: str, host: str) -> None:
+    for scheme in (None, "http", "https"):
+        assert not OriginRule(["https://app.example"]).admits(caller(origin, host=host, scheme=scheme))
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["https://app.example", "https://app.example:443", "HTTPS://APP.example", "http://[0::1]:8000",
+     "capacitor://localhost", "null"],
+)  # fmt: skip
+def test_pages_of_an_allowed_origin_come_in_to_every_host(origin: str) -> None:
+    for scheme in (None, "http", "https"):
+        assert OriginRule(ALLOWED).admits(caller(origin, host="any", scheme=scheme, sites=("cross-site",)))
+    assert OriginRule(ALLOWED).listed([origin]) == origin
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://app.example", "https://app.example:8443", "NULL", "capacitor://localhost:1"]
+)
+def test_an_allowed_origin_is_its_scheme_host_and_port(origin: str) -> None:
+    assert not OriginRule(ALLOWED).admits(caller(origin))
+    assert OriginRule(ALLOWED).listed([origin]) is None
+
+
+def test_two_origins_are_none() -> None:
+    rule = OriginRule(ALLOWED)
+    assert not rule.admits(caller("https://app.example", "https://app.example"))
+    assert not rule.admits(caller("https://shop.example", "https://shop.example"))
+    assert rule.listed(["https://app.example"] * 2) is None
+    assert rule.listed([]) is None
+
+
+@pytest.mark.parametrize(
+    ("origin", "scheme", "admitted"),
+    [("https://shop.example", "https", True), ("http://shop.example", "https", False),
+     ("http://shop.example", "http", True), ("https://shop.example", "http", False)],
+)  # fmt: skip
+def test_the_scheme_counts_where_it_is_known(origin: str, scheme: str, admitted: bool) -> None:
+    assert OriginRule([]).admits(caller(origin, scheme=scheme)) is admitted
+
+
+def test_the_port_that_a_proxy_tells_is_that_of_the_request() -> None:
+    rule = OriginRule([])
+    assert rule.admits(caller("https://shop.example:8443", port=8443))
+    assert rule.admits(caller("https://shop.example", host="shop.example:8000", port=443))
+    assert not rule.admits(caller("https://shop.example", port=8443))
+
+
+@pytest.mark.parametrize(
+    ("sites", "admitted"),
+    [((), True), (("same-origin",), True), (("none",), True), (("cross-site",), False), (("same-site",), False),
+     (("Cross-Site ",), False), (("none", "cross-site"), False), (("from-the-future",), True)],
+)  # fmt: skip
+def test_without_an_origin_the_browsers_word_for_the_site_decides(sites: tuple[str, ...], admitted: bool) -> None:
+    assert OriginRule(ALLOWED).admits(caller(sites=sites)) is admitted
+
+
+def test_an_own_origin_comes_in_whatever_the_word_for_the_site() -> None:
+    assert OriginRule([]).admits(caller("https://shop.example", sites=("cross-site",)))
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [("https://a:443", "https://a"), ("http://a:443", "http://a:443"), ("http://A:080", "http://a"),
+     ("app://-", "app://-"), ("app://a:80", "app://a:80"), ("http://[1::0:1]", "http://[1::1]"), ("null", "null")],
+)  # fmt: skip
+def test_an_origin_is_written_as_browsers_do(text: str, written: str) -> None:
+    assert str(parse_origin(text)) == written
+    assert parse_origin(written) == parse_origin(text)
+    assert isinstance(parse_origin(text), Origin)

@@ -1,0 +1,405 @@
+import copy
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import FrozenInstanceError
+from datetime import UTC, datetime, timedelta, timezone
+from itertools import product
+from math import inf, nan
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sanic_nats_bridge.auth.permissions import CONTROL_TOKEN, Explanation, Permissions
+from sanic_nats_bridge.errors import SubjectForbidden, SubjectInvalid
+from sanic_nats_bridge.protocol import subjects
+
+
+def allows(opened: Sequence[str], requested: str, **others: Any) -> bool:
+    """Whether it may be followed; what `explain` says is held to it."""
+    permissions = Permissions(opened, **others)
+    try:
+        grant = permissions.grant(requested)
+    except SubjectForbidden:
+        assert not permissions.explain(requested).allowed
+        return False
+    assert permissions.explain(requested).allowed
+    assert permissions.explain(requested).real_pattern == grant.real
+    return True
+
+
+@pytest.mark.parametrize("requested", ["a", "a.b", "*", ">", "$SYS.>", "_INBOX.>"])
+def test_nothing_is_open_by_default(requested: str) -> None:
+    assert not allows([], requested)
+
+
+@pytest.mark.parametrize(
+    ("opened", "requested"),
+    [
+        (["orders.42"], "orders.42"),
+        (["orders.*"], "orders.*"),
+        (["orders.>"], "orders.*"),
+        (["orders.>"], "orders.eu.>"),
+        (["orders.>"], "orders.*.items"),
+        (["*.public"], "orders.public"),
+        ([">"], "*.>"),
+        (["secret", "orders.*"], "orders.42"),
+        (["$KV.flags.>"], "$KV.flags.*"),
+        (["$KV.>"], "$KV.>"),
+    ],
+)
+def test_what_lies_wholly_inside_one_opened_pattern_is_allowed(opened: list[str], requested: str) -> None:
+    assert allows(opened, requested)
+
+
+@pytest.mark.parametrize(
+    ("opened", "requested"),
+    [
+        (["orders.eu.>"], "orders.*"),
+        (["orders.eu.>"], "orders.>"),
+        (["orders.eu.>"], "orders.eu"),
+        (["orders.*"], "orders.>"),
+        (["orders.*"], "orders.eu.42"),
+        (["orders.*"], "orders"),
+        (["orders"], "Orders"),
+        (["orders"], "*"),
+        (["orders.a", "orders.b"], "orders.*"),
+        ([">"], "$SYS.>"),
+        (["*.>"], "_INBOX.>"),
+        (["*"], "$SYS"),
+        (["$KV.flags.>"], "$KV.>"),
+        (["$KV.>"], ">"),
+    ],
+)
+def test_what_reaches_out_of_every_opened_pattern_is_forbidden(opened: list[str], requested: str) -> None:
+    assert not allows(opened, requested)
+
+
+@pytest.mark.parametrize("requested", ["_NATSBRIDGE", "_NATSBRIDGE.>", "_NATSBRIDGE.*", "_NATSBRIDGE.worker.7"])
+def test_the_bridges_own_subjects_can_neither_be_opened_nor_be_followed(requested: str) -> None:
+    assert requested.startswith(CONTROL_TOKEN)
+    assert not allows([">", "_NATSBRIDGES.>"], requested)
+    with pytest.raises(ValueError, match="the bridge's own"):
+        Permissions([requested])
+    with pytest.raises(ValueError, match="map"):
+        Permissions([">"], map={"me.": f"{CONTROL_TOKEN}."})
+
+
+def test_a_longer_first_token_is_not_the_bridges_own() -> None:
+    assert allows(["_NATSBRIDGES.>"], "_NATSBRIDGES.a")
+
+
+def test_what_is_not_a_pattern_cannot_be_opened() -> None:
+    with pytest.raises(ValueError, match=r"a\.\.b"):
+        Permissions(["orders.>", "a..b"])
+
+
+# What is shut
+
+
+@pytest.mark.parametrize(
+    ("denied", "requested"),
+    [
+        ("secret", "secret"),
+        ("secret.>", "secret.>"),
+        ("secret.>", "secret.*"),
+        ("*.secret", "a.secret"),
+        ("*.secret", "*.secret"),
+        (">", "a"),
+        # What shuts is not kept from reserved tokens as what opens is.
+        ("*.secret", "$KV.secret"),
+        (">", "$KV.>"),
+    ],
+)
+def test_what_lies_inside_a_denied_pattern_is_forbidden(denied: str, requested: str) -> None:
+    assert not allows([">", "$KV.>"], requested, deny=[denied])
+
+
+def test_what_overlaps_with_a_denied_pattern_is_let_through_without_it() -> None:
+    permissions = Permissions([">"], deny=["orders.secret.>", "*.hidden", "users.>"])
+    assert permissions.grant("orders.>").left_out == ("*.hidden", "orders.secret.>")
+    assert permissions.grant("orders.eu.>").left_out == ()
+    assert permissions.grant("orders.eu").left_out == ()
+
+
+TOKENS = ("a", "b")
+SUBJECTS = [".".join(tokens) for size in (1, 2, 3) for tokens in product(TOKENS, repeat=size)]
+PATTERNS = [
+    ".".join(tokens)
+    for size in (1, 2, 3)
+    for tokens in product((*TOKENS, "*", ">"), repeat=size)
+    if ">" not in tokens[:-1]
+]
+# Longer than any pattern, so that a `>` is known by what it alone matches.
+UNIVERSE = [*SUBJECTS, *(".".join(tokens) for tokens in product(TOKENS, repeat=4))]
+MATCHED = {pattern: frozenset(filter(subjects.matcher((pattern,)), UNIVERSE)) for pattern in PATTERNS}
+
+some_patterns = st.lists(st.sampled_from(PATTERNS), max_size=3)
+
+
+@given(some_patterns, some_patterns, st.sampled_from(PATTERNS), st.booleans())
+def test_what_may_be_followed_and_what_is_shown_is_what_brute_force_finds(
+    opened: list[str], shut: list[str], requested: str, literal_only: bool
+) -> None:
+    asked = MATCHED[requested]
+    denied = frozenset().union(*(MATCHED[pattern] for pattern in shut))
+    wildcard = "*" in requested or ">" in requested
+    allowed = any(asked <= MATCHED[pattern] for pattern in opened)
+    refused = any(asked <= MATCHED[pattern] for pattern in shut)
+    expected = allowed and not refused and not (wildcard and literal_only)
+    permissions = Permissions(opened, shut, literal_only=literal_only)
+    assert permissions.explain(requested).allowed == expected
+    if expected:
+        left_out = permissions.grant(requested).left_out
+        hidden = subjects.matcher(left_out) if left_out else lambda _: False
+        assert {subject for subject in asked if not hidden(subject)} == asked - denied
+        # Clients that see the same are to share it: what makes no difference stands in no grant.
+        assert all(MATCHED[pattern] & asked for pattern in left_out)
+
+
+# The app's values
+
+
+def test_values_stand_in_the_place_of_their_names() -> None:
+    permissions = Permissions(
+        ["users.{user}.>", "{tenant}-{user}.x"], ["users.{user}.secret"], values={"user": "42", "tenant": "acme"}
+    )
+    assert permissions.explain("users.42.a").allowed
+    assert permissions.explain("acme-42.x").allowed
+    assert not permissions.explain("users.42.secret").allowed
+    assert not permissions.explain("users.43.a").allowed
+    assert not permissions.explain("users.{user}.a").allowed
+
+
+@pytest.mark.parametrize(
+    "value", ["", ".", "a.b", "*", ">", "a.>", "a b", "a\n", "a\r\nPUB x 0", "a\0", "ü", "a" * 256, 42, None]
+)
+def test_a_value_that_is_not_one_token_is_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match="values"):
+        Permissions(["users.{user}.>"], values={"user": value})
+    with pytest.raises(ValueError, match="values"):
+        Permissions(["users.>"], values={"user": value})
+
+
+@pytest.mark.parametrize("pattern", ["{user}.>", "{user}", "{user}x.>"])
+@pytest.mark.parametrize("value", ["$SYS", "_INBOX", "$", "_"])
+def test_a_value_opens_no_reserved_subject(pattern: str, value: str) -> None:
+    with pytest.raises(ValueError, match="reserved"):
+        Permissions([pattern], values={"user": value})
+    Permissions(["users.{user}.>", f"_x{value}.{{user}}"], deny=[pattern], values={"user": value})
+
+
+@pytest.mark.parametrize("name", ["subscribe", "deny"])
+@pytest.mark.parametrize("pattern", ["users.{user}.>", "users.{}.>", "{a}{user}", "users.{a-b}.>", "users.{a }"])
+def test_a_name_without_a_value_is_refused(name: str, pattern: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name} has .* values has nothing for"):
+        Permissions(values={"a": "1"}, **{name: [pattern]})  # type: ignore[arg-type]
+
+
+def test_values_cannot_make_a_pattern_too_long() -> None:
+    with pytest.raises(ValueError, match="subscribe"):
+        Permissions(["a.{v}.{v}"], values={"v": "x" * 200})
+
+
+# Names of the app's own
+
+
+ME = Permissions(["tenants.42.>"], map={"me.": "tenants.42.users.7.", "me.team.": "tenants.42.teams.3."})
+
+
+@pytest.mark.parametrize(
+    ("requested", "real"),
+    [
+        ("me.orders.>", "tenants.42.users.7.orders.>"),
+        ("me.>", "tenants.42.users.7.>"),
+        ("me.*", "tenants.42.users.7.*"),
+        ("me.team.x", "tenants.42.teams.3.x"),
+        ("me.team", "tenants.42.users.7.team"),
+        ("me.teams.x", "tenants.42.users.7.teams.x"),
+        ("tenants.42.users.8.x", "tenants.42.users.8.x"),
+        ("tenants.42.users.7", "tenants.42.users.7"),
+    ],
+)
+def test_a_name_of_the_apps_own_stands_for_real_subjects(requested: str, real: str) -> None:
+    grant = ME.grant(requested)
+    assert (grant.pattern, grant.real) == (requested, real)
+    assert real == grant.hidden + requested.removeprefix(grant.shown)
+    assert ME.explain(requested).real_pattern == real
+
+
+@pytest.mark.parametrize(
+    "requested",
+    [
+        "tenants.42.users.7.orders.>",
+        "tenants.42.users.7.>",
+        "tenants.42.users.7.x",
+        "tenants.42.teams.3.*",
+        "me",
+        "*.orders",
+        "me2.x",
+        "Me.x",
+    ],
+)
+def test_what_has_a_name_of_the_apps_own_cannot_be_followed_by_its_real_one(requested: str) -> None:
+    with pytest.raises(SubjectForbidden) as refused:
+        ME.grant(requested)
+    assert refused.value.subjects == (requested,)
+    assert refused.value.message == f"Not allowed: '{requested}'"
+
+
+def test_no_wide_pattern_shows_what_has_a_name_of_the_apps_own() -> None:
+    assert ME.grant("tenants.42.>").left_out == ("tenants.42.teams.3.>", "tenants.42.users.7.>")
+    assert ME.grant("tenants.42.users.*.orders").left_out == ("tenants.42.users.7.>",)
+    assert ME.grant("me.>").left_out == ()
+
+
+def test_denials_are_about_the_real_subjects() -> None:
+    permissions = Permissions(["t.>"], ["t.1.secret.>", "me.open"], map={"me.": "t.1."})
+    assert permissions.grant("me.>").left_out == ("t.1.secret.>",)
+    assert permissions.explain("me.open").allowed
+    with pytest.raises(SubjectForbidden) as refused:
+        permissions.grant("me.secret.x")
+    assert "t.1" not in refused.value.message
+
+
+def test_a_real_name_can_be_too_long_or_reserved_where_the_clients_is_not() -> None:
+    long = Permissions([">"], map={"me.": f"{'x' * 200}."})
+    assert long.explain(f"me.{'y' * 54}").allowed
+    with pytest.raises(SubjectInvalid) as invalid:
+        long.grant(f"me.{'y' * 55}")
+    assert "x" not in invalid.value.message.replace("Not a valid subject", "")
+    assert not Permissions([">"], map={"me.": "$SYS."}).explain("me.x").allowed
+    assert not Permissions([">"], map={"me.": "_inner."}).explain("me.>").allowed
+    assert Permissions(["_inner.>"], map={"me.": "_inner."}).explain("me.>").allowed
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"me": "a."},
+        {"me.": "a"},
+        {"": "a."},
+        {"me.": ""},
+        {".": "a."},
+        {"me.": "a.*."},
+        {"*.": "a."},
+        {"me.": "a..b."},
+        {"me.": "a b."},
+        {">": "a."},
+        {"me.": 1},
+        [("me.", "a.")],
+        "me.",
+    ],
+)
+def test_names_of_the_apps_own_are_whole_literal_tokens(names: Any) -> None:
+    with pytest.raises(ValueError, match="map"):
+        Permissions(map=names)
+
+
+# The rest
+
+
+@pytest.mark.parametrize("requested", ["*", "a.*", "a.>", ">"])
+def test_literal_only_means_no_wildcards(requested: str) -> None:
+    assert allows([">"], requested)
+    assert not allows([">"], requested, literal_only=True)
+    assert allows([">"], "a.b", literal_only=True)
+
+
+@pytest.mark.parametrize(
+    ("expires", "at"),
+    [
+        (None, inf),
+        (0, 0.0),
+        (12.5, 12.5),
+        (datetime(2026, 1, 1, tzinfo=UTC), 1767225600.0),
+        (datetime(2026, 1, 1, 2, tzinfo=timezone(timedelta(hours=2))), 1767225600.0),
+        (datetime.max.replace(tzinfo=timezone(timedelta(hours=-23, minutes=-59))), 253402387140.0),
+        (253402387140.0, 253402387140.0),
+    ],
+)
+def test_the_end_is_a_moment(expires: Any, at: float) -> None:
+    assert Permissions(expires=expires).expires_at == at
+
+
+@pytest.mark.parametrize("expires", [1767225600_000, 1767225600e6, 10**400, -(10**400)], ids=range(4))
+def test_a_time_that_nobody_can_mean_is_refused(expires: float) -> None:
+    with pytest.raises(ValueError, match="must be in Unix seconds, not milliseconds"):
+        Permissions(expires=expires)
+
+
+@pytest.mark.parametrize("expires", [datetime(2026, 1, 1), nan, inf, -inf, True, "2026-01-01", [1]])
+def test_what_is_no_moment_is_refused(expires: Any) -> None:
+    with pytest.raises(ValueError, match="expires"):
+        Permissions(expires=expires)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"subscribe": "orders"},
+        {"subscribe": b"orders"},
+        {"subscribe": 5},
+        {"subscribe": [5]},
+        {"subscribe": None},
+        {"deny": "orders"},
+        {"deny": ["a..b"]},
+        {"values": ["a"]},
+        {"values": {"not a name": "a"}},
+        {"values": {1: "a"}},
+        {"literal_only": 1},
+        {"identity": ""},
+        {"identity": 42},
+        {"identity": "ad\udcffa"},
+    ],
+)
+def test_what_cannot_be_meant_is_refused_at_once(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"^{next(iter(wrong))} "):
+        Permissions(**wrong)
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
+def test_permissions_are_plain_data(again: Callable[[Permissions], Permissions]) -> None:
+    permissions = Permissions(["a.{x}"], ["b"], {"x": "1"}, {"me.": "c.", "me.too.": "d."}, True, "ada", 5.0)
+    other = again(permissions)
+    assert other == permissions
+    assert hash(other) == hash(permissions)
+    assert other.explain("a.1") == permissions.explain("a.1")
+    assert list(other.map) == list(permissions.map)
+
+
+def test_permissions_do_not_change() -> None:
+    opened, values, names = ["a.{x}"], {"x": "1"}, {"me.": "b."}
+    permissions = Permissions(opened, values=values, map=names)
+    opened.append("c")
+    values["x"] = "2"
+    names["us."] = "c."
+    assert permissions == Permissions(["a.{x}"], values={"x": "1"}, map={"me.": "b."})
+    with pytest.raises(FrozenInstanceError):
+        permissions.identity = "x"  # type: ignore[misc]
+    for mapping in (permissions.values, permissions.map):
+        assert isinstance(mapping, Mapping)
+        with pytest.raises(TypeError):
+            mapping["x"] = "3"  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("requested", "explanation"),
+    [
+        ("orders.eu", Explanation(True, "subscribe orders.>", "orders.eu")),
+        ("orders.>", Explanation(True, "subscribe orders.>; left out: orders.secret", "orders.>")),
+        ("orders.secret", Explanation(False, "deny orders.secret", "orders.secret")),
+        ("me.x", Explanation(True, "subscribe users.7.>", "users.7.x")),
+        ("users.7.x", Explanation(False, "map: users.7.> has a name of its own", "users.7.x")),
+        ("other", Explanation(False, "no pattern of subscribe covers other", "other")),
+        ("_NATSBRIDGE.x", Explanation(False, "the bridge's own subjects cannot be opened", "_NATSBRIDGE.x")),
+        ("a..b", Explanation(False, "not a valid subject", "a..b")),
+        ("", Explanation(False, "not a valid subject", "")),
+    ],
+)
+def test_an_explanation_names_the_rule(requested: str, explanation: Explanation) -> None:
+    permissions = Permissions(
+        ["orders.>", "users.{user}.>"], ["orders.secret"], values={"user": "7"}, map={"me.": "users.7."}
+    )
+    assert permissions.explain(requested) == explanation

@@ -1,0 +1,71 @@
+import logging
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sanic_nats_bridge.hub.fan_out import fan_out
+from sanic_nats_bridge.hub.interest import Interest, Subscriber, View
+from sanic_nats_bridge.protocol.encoding import Delivery, Form, Source
+from tests.support.fakes import FakeSubscriber, granted
+
+PATTERNS = ("a", "b", "c")
+
+
+def new_views() -> list[View]:
+    return [View(Interest(grant.real), grant, Source(grant.pattern)) for grant in granted(*PATTERNS)]
+
+
+def fanned_out(views: Sequence[View], pattern_of: Sequence[int]) -> None:
+    """Number k goes out under the pattern that stands there."""
+    batches: dict[View, list[Delivery]] = {}
+    for number, index in enumerate(pattern_of):
+        view = views[index]
+        delivery = Delivery(view.source, view.pattern, b"", b"%d" % number, number)
+        batches.setdefault(view, []).append(delivery)
+    fan_out(batches)
+
+
+@given(
+    st.lists(st.tuples(st.sets(st.integers(0, 2)), st.booleans()), max_size=8),
+    st.lists(st.integers(0, 2), min_size=1, max_size=20),
+)
+def test_each_gets_what_it_follows_once_in_order_and_in_one_write(
+    follow: list[tuple[set[int], bool]], pattern_of: list[int]
+) -> None:
+    views = new_views()
+    subscribers = []
+    for indexes, keeps_up in follow:
+        subscriber = FakeSubscriber()
+        subscriber.keeps_up = keeps_up
+        subscribers.append(subscriber)
+        for index in indexes:
+            views[index].subscribers[subscriber] = None
+    fanned_out(views, pattern_of)
+    for subscriber, (indexes, keeps_up) in zip(subscribers, follow, strict=True):
+        numbers = [number for number, index in enumerate(pattern_of) if index in indexes]
+        left_out = [int(delivery.payload) for delivery in subscriber.left_out]
+        assert (subscriber.data, left_out) == ((numbers, []) if keeps_up else ([], numbers))
+        assert len(subscriber.writes) == (1 if numbers and keeps_up else 0)
+
+
+def test_a_fault_with_some_does_not_keep_the_batch_from_others(caplog: pytest.LogCaptureFixture) -> None:
+    class Faulty(FakeSubscriber):
+        def write(self, data: bytes) -> None:
+            raise ArithmeticError
+
+    views = new_views()
+    single, both = FakeSubscriber(), FakeSubscriber(Form.EVENT_STREAM)
+    faulty = Faulty()
+    followers: list[list[Subscriber]] = [[faulty], [single, both], [both]]
+    for view, subscribers in zip(views, followers, strict=True):
+        view.subscribers = dict.fromkeys(subscribers)
+    with caplog.at_level(logging.ERROR):
+        fanned_out(views, [0, 1, 2])
+    assert single.data == [1]
+    assert len(both.writes) == 1
+    # Who of those that share a batch had it before the fault cannot be known.
+    assert faulty.told == [("missed", "a")]
+    assert single.told == both.told == []
+    assert [record.getMessage() for record in caplog.records] == ["Messages could not be delivered"]

@@ -1,0 +1,719 @@
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from sanic_nats_bridge.auth.permissions import Permissions
+from sanic_nats_bridge.errors import BridgeError, CloseCode, NatsRefused, SubscriptionLimit
+from sanic_nats_bridge.hub.hub import Hub, refusal
+from sanic_nats_bridge.hub.interest import State, View
+from sanic_nats_bridge.protocol.encoding import Delivery, Form
+from sanic_nats_bridge.protocol.messages import Action, Command, Reply
+from sanic_nats_bridge.sessions.pending import Arrival
+from sanic_nats_bridge.sessions.registry import Sessions
+from sanic_nats_bridge.sessions.session import Session
+from sanic_nats_bridge.settings import Settings
+from tests.support.bridge import until
+from tests.support.fakes import (
+    FakeLink,
+    FakeOutlet,
+    FakeSubscriber,
+    LeapingLoop,
+    granted,
+    read_websocket_frames,
+)
+
+
+async def follow(hub: Hub, subscriber: FakeSubscriber, *patterns: str, seconds: float = 5) -> list[View]:
+    """Subscribe as a session does."""
+    interests = hub.claim(patterns)
+    try:
+        await hub.confirm(interests, seconds)
+        refused = [interest.pattern for interest in interests if interest.state is State.REFUSED]
+        if refused:
+            raise refusal(refused)
+    except BaseException:
+        hub.release(interests)
+        raise
+    return hub.attach(subscriber, zip(interests, granted(*patterns), strict=True))
+
+
+async def follower(hub: Hub, *patterns: str, form: Form = Form.WEBSOCKET) -> FakeSubscriber:
+    subscriber = FakeSubscriber(form)
+    await follow(hub, subscriber, *patterns)
+    return subscriber
+
+
+async def turns(count: int = 3) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+# Commands
+
+
+async def test_two_first_subscribers_at_once_make_one_subscription_and_both_wait_for_it() -> None:
+    link, hub = FakeLink.with_hub()
+    waiting = [asyncio.create_task(follower(hub, "a")) for _ in range(2)]
+    await turns()
+    assert link.sent == [("SUB", "a")]
+    assert not any(task.done() for task in waiting)
+    link.confirm("a")
+    first, second = await asyncio.gather(*waiting)
+    link.deliver("a")
+    await turns()
+    assert first.data == second.data == [1]
+
+
+async def test_a_refusal_reaches_all_who_wait_and_leaves_nothing() -> None:
+    link, hub = FakeLink.with_hub()
+    waiting = [asyncio.create_task(follower(hub, "a")) for _ in range(2)]
+    await turns()
+    link.refuse("a")
+    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [outcome.subjects for outcome in outcomes if isinstance(outcome, NatsRefused)] == [("a",), ("a",)]
+    assert hub.patterns == ()
+    again = asyncio.create_task(follower(hub, "a"))
+    await turns()
+    link.confirm("a")
+    assert (await again).told == []
+    assert link.sent == [("SUB", "a"), ("SUB", "a")]
+
+
+async def test_the_refusal_of_one_pattern_leaves_nothing_of_its_command() -> None:
+    link, hub = FakeLink.with_hub()
+    waiting = asyncio.create_task(follower(hub, "a", "b", "c"))
+    await turns()
+    link.confirm("a")
+    link.refuse("b")
+    link.confirm("c")
+    with pytest.raises(NatsRefused) as refused:
+        await waiting
+    assert refused.value.subjects == ("b",)
+    await until(lambda: hub.patterns == ())
+    assert link.patterns == []
+    assert link.faults == []
+
+
+async def test_a_pattern_claimed_again_within_its_linger_costs_nats_nothing() -> None:
+    link, hub = FakeLink.with_hub(confirms=True, linger=0.05)
+    views = await follow(hub, first := FakeSubscriber(), "a")
+    hub.detach(first, views)
+    second = await follower(hub, "a")
+    await asyncio.sleep(0.1)
+    link.deliver("a")
+    await turns()
+    assert link.sent == [("SUB", "a")]
+    assert (first.data, second.data) == ([], [1])
+
+
+async def test_the_last_release_unsubscribes_after_the_linger() -> None:
+    link, hub = FakeLink.with_hub(confirms=True)
+    held = [(subscriber := FakeSubscriber(), await follow(hub, subscriber, "a")) for _ in range(2)]
+    hub.detach(*held[0])
+    await asyncio.sleep(0.03)
+    assert link.sent == [("SUB", "a")]
+    hub.detach(*held[1])
+    assert link.patterns == ["a"]
+    await until(lambda: link.sent == [("SUB", "a"), ("UNSUB", "a")])
+    assert hub.patterns == ()
+
+
+async def test_a_waiting_command_that_is_cancelled_gives_its_claim_back() -> None:
+    link, hub = FakeLink.with_hub()
+    waiting = asyncio.create_task(follower(hub, "a", "b"))
+    await turns()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    link.confirm("a", "b")
+    await until(lambda: hub.patterns == ())
+    assert link.patterns == []
+
+
+async def test_a_command_that_waits_while_the_link_is_lost_ends_inactive_and_is_asked_for_again() -> None:
+    link, hub = FakeLink.with_hub()
+    waiting = asyncio.create_task(follow(hub, subscriber := FakeSubscriber(), "a"))
+    await turns()
+    link.lose()
+    (view,) = await waiting
+    assert view.interest.state is State.AWAY
+    link.come_back()
+    link.confirm("a")
+    link.deliver("a")
+    await turns()
+    assert subscriber.data == [1]
+    assert link.sent == [("SUB", "a"), ("SUB", "a")]
+
+
+async def test_a_confirmation_that_comes_late_is_told_later() -> None:
+    link, hub = FakeLink.with_hub()
+    (view,) = await follow(hub, subscriber := FakeSubscriber(), "a", seconds=0.01)
+    before = view.interest.state
+    assert subscriber.told == []
+    link.confirm("a")
+    assert (before, view.interest.state) == (State.PENDING, State.LIVE)
+    assert subscriber.told == [("activated", "a")]
+
+
+async def test_a_refusal_that_comes_late_ends_the_subscription_behind_its_messages() -> None:
+    link, hub = FakeLink.with_hub()
+    await follow(hub, subscriber := FakeSubscriber(), "a", seconds=0.01)
+    link.deliver("a")
+    link.refuse("a")
+    assert subscriber.data == [1]
+    assert subscriber.told == [("nats.refused", "a")]
+    assert hub.patterns == ()
+
+
+async def test_a_lingering_pattern_is_not_asked_for_after_a_return_until_it_is_claimed() -> None:
+    link, hub = FakeLink.with_hub(confirms=True, linger=60)
+    hub.detach(subscriber := FakeSubscriber(), await follow(hub, subscriber, "a"))
+    link.lose()
+    link.come_back()
+    assert link.patterns == []
+    await follow(hub, subscriber, "a")
+    assert link.patterns == ["a"]
+
+
+# Messages
+
+
+async def test_messages_of_one_turn_keep_their_order_for_every_set_of_subscriptions() -> None:
+    link, hub = FakeLink.with_hub(confirms=True)
+    sets: list[tuple[str, ...]] = [("a", "b", "c"), ("c", "a"), ("b",), ("*", "a"), ("d",)]
+    followers = {patterns: await follower(hub, *patterns) for patterns in sets}
+    for number, subject in enumerate("abcacb"):
+        link.deliver(subject, b"%d" % number)
+    await turns()
+    seen = {patterns: subscriber.data for patterns, subscriber in followers.items()}
+    doubled = seen.pop(("*", "a"))
+    assert seen == {("a", "b", "c"): [0, 1, 2, 3, 4, 5], ("c", "a"): [0, 2, 3, 4], ("b",): [1, 5], ("d",): []}
+    assert doubled == sorted([0, 1, 2, 3, 4, 5, 0, 3])
+
+
+async def test_a_turn_of_the_loop_is_one_write_for_each_subscriber() -> None:
+    link, hub = FakeLink.with_hub(confirms=True)
+    both, one = await follower(hub, "a", "b"), await follower(hub, "b")
+    for subject in "abab":
+        link.deliver(subject)
+    await turns()
+    link.deliver("b")
+    await turns()
+    assert (len(both.writes), len(one.writes)) == (2, 2)
+    assert (len(both.data), len(one.data)) == (5, 3)
+
+
+@pytest.mark.parametrize("subjects", [["a", "a"], ["a", "b"]], ids=["one pattern", "several patterns"])
+async def test_followers_of_the_same_are_written_the_same_bytes_object_in_each_form(subjects: list[str]) -> None:
+    link, hub = FakeLink.with_hub(confirms=True)
+    firsts, seconds = [[await follower(hub, "a", "b", form=form) for form in Form] for _ in range(2)]
+    for subject in subjects:
+        link.deliver(subject)
+    await turns()
+    written = [subscriber.writes for subscriber in firsts]
+    assert all(first.writes[0] is second.writes[0] for first, second in zip(firsts, seconds, strict=True))
+    assert len({writes[0] for writes in written}) == len(Form)
+
+
+async def test_who_joins_or_leaves_within_a_turn_gets_its_own_messages_alone() -> None:
+    link, hub = FakeLink.with_hub(confirms=True)
+    views = await follow(hub, leaver := FakeSubscriber(), "a")
+    stayer = await follower(hub, "a")
+    joiner, claims = FakeSubscriber(), hub.claim(["a"])
+    link.deliver("a", b"1")
+    hub.attach(joiner, zip(claims, granted("a"), strict=True))
+    link.deliver("a", b"2")
+    hub.detach(leaver, views)
+    link.deliver("a", b"3")
+    await turns()
+    assert (leaver.data, joiner.data, stayer.data) == ([1, 2], [2, 3], [1, 2, 3])
+
+
+@pytest.mark.parametrize("pattern", ["*", ">", "*.>", "*.b"])
+@pytest.mark.parametrize("subject", ["$SYS.b", "_INBOX.b", "$b", "_b"])
+async def test_a_wildcard_in_first_place_does_not_deliver_reserved_subjects(pattern: str, subject: str) -> None:
+    link, hub = FakeLink.with_hub(confirms=True)
+    wide, exact = await follower(hub, pattern), await follower(hub, subject)
+    (interest,) = (sink for sink in link.standing.values() if sink.pattern == pattern)
+    hub.dispatch(interest, subject.encode(), b"", b"1")
+    hub.dispatch(interest, b"open.b", b"", b"2")
+    link.deliver(subject, b"3")
+    await turns()
+    assert wide.data == [2]
+    assert exact.data == [3]
+
+
+async def test_a_subject_that_is_not_utf_8_is_left_out_and_counted() -> None:
+    link, hub = FakeLink.with_hub(confirms=True)
+    subscriber = await follower(hub, "a.>")
+    link.deliver(b"a.\xff\xfe", b"1")
+    link.deliver("a.\N{SNOWMAN}", b"2")
+    await turns()
+    assert [frame["subject"] for frame in subscriber.frames] == ["a.\N{SNOWMAN}"]
+    assert hub.tally.lost["unreadable_subject"] == 1
+
+
+# Subscribers that do not keep up
+
+
+@pytest.mark.parametrize("subjects", [["a", "a"], ["a", "b"]], ids=["one pattern", "several patterns"])
+async def test_one_that_does_not_keep_up_is_left_out_and_the_others_still_share_their_bytes(
+    subjects: list[str],
+) -> None:
+    link, hub = FakeLink.with_hub(confirms=True)
+    slow, first, second = [await follower(hub, "a", "b") for _ in range(3)]
+    slow.keeps_up = False
+    for number, subject in enumerate(subjects):
+        link.deliver(subject, b"%d" % number)
+    await turns()
+    assert slow.writes == []
+    assert [(left.subject, left.payload) for left in slow.left_out] == [(subjects[0], b"0"), (subjects[1], b"1")]
+    assert first.data == [0, 1]
+    assert first.writes[0] is second.writes[0]
+
+
+async def test_what_is_left_out_for_all_is_encoded_for_none() -> None:
+    link, hub = FakeLink.with_hub(confirms=True)
+    slow = await follower(hub, "a")
+    slow.keeps_up = False
+    link.deliver("a")
+    await turns()
+    (left,) = slow.left_out
+    assert (left.json, left.frame) == (None, None)
+
+
+async def test_one_that_is_full_within_a_turn_leaves_the_shared_bytes_in_that_turn() -> None:
+    link, hub = FakeLink.with_hub(confirms=True)
+    full, other = await follower(hub, "a"), await follower(hub, "a")
+    link.deliver("a", b"1")
+    hub.flush()
+    full.keeps_up = False
+    link.deliver("a", b"2")
+    hub.flush()
+    full.keeps_up = True
+    link.deliver("a", b"3")
+    hub.flush()
+    assert (full.data, len(full.left_out)) == ([1, 3], 1)
+    assert other.data == [1, 2, 3]
+
+
+@pytest.mark.parametrize("subjects", [["a"], ["a", "b"]], ids=["one pattern", "several patterns"])
+async def test_one_that_ends_because_it_does_not_keep_up_harms_no_other(subjects: list[str]) -> None:
+    link, hub = FakeLink.with_hub(confirms=True)
+
+    class Leaver(FakeSubscriber):
+        views: Sequence[View] = ()
+
+        def leave_out(self, deliveries: Sequence[Delivery]) -> None:
+            super().leave_out(deliveries)
+            hub.detach(self, self.views)
+
+    others = [await follower(hub, "a", "b")]
+    leavers = [Leaver(), Leaver()]
+    for leaver in leavers:
+        leaver.views, leaver.keeps_up = await follow(hub, leaver, "a", "b"), False
+        others.append(await follower(hub, "a", "b"))
+    for _ in range(2):
+        for subject in subjects:
+            link.deliver(subject)
+        await turns()
+    assert [other.data for other in others] == [[1] * 2 * len(subjects)] * 3
+    assert [len(leaver.left_out) for leaver in leavers] == [len(subjects)] * 2
+
+
+# A flush interval
+
+INTERVAL = 0.05
+
+
+async def test_messages_of_a_flush_interval_leave_in_one_write() -> None:
+    link, hub = FakeLink.with_hub(confirms=True, flush_interval=INTERVAL)
+    subscriber = await follower(hub, "a", "b")
+    for number, subject in enumerate("abab"):
+        link.deliver(subject, b"%d" % number)
+        await turns()
+    assert subscriber.writes == []
+    await until(lambda: subscriber.writes)
+    assert subscriber.data == [0, 1, 2, 3]
+    assert len(subscriber.writes) == 1
+
+
+async def test_a_flush_interval_ends_early_when_much_has_come() -> None:
+    link, hub = FakeLink.with_hub(confirms=True, flush_interval=1)
+    subscriber = await follower(hub, "a")
+    for _ in range(10):
+        link.deliver("a", b'"' + b"x" * 200_000 + b'"')
+    assert [len(write) > 2**20 for write in subscriber.writes] == [True]
+    hub.flush()
+    assert len(subscriber.data) == 10
+
+
+async def test_after_the_end_and_another_start_messages_leave_again() -> None:
+    link, hub = FakeLink.with_hub(confirms=True, flush_interval=INTERVAL)
+    await follower(hub, "a")
+    link.deliver("a", b"1")
+    hub.close()
+    link.lose()
+    link.come_back()
+    subscriber = await follower(hub, "a")
+    link.deliver("a", b"2")
+    await until(lambda: subscriber.data == [2])
+
+
+async def test_one_flush_interval_follows_on_another() -> None:
+    link, hub = FakeLink.with_hub(confirms=True, flush_interval=INTERVAL)
+    subscriber = await follower(hub, "a")
+    for number in range(3):
+        link.deliver("a", b"%d" % number)
+        hub.flush()
+        link.deliver("a", b"%d" % number)
+        await until(lambda number=number: len(subscriber.data) == 2 * number + 2)  # type: ignore[misc]
+    assert subscriber.data == [0, 0, 1, 1, 2, 2]
+    assert len(subscriber.writes) == 6
+
+
+def test_no_message_waits_for_longer_than_the_flush_interval() -> None:
+    loop = LeapingLoop()
+    waited: list[float] = []
+
+    class Clocked(FakeSubscriber):
+        def write(self, data: bytes) -> None:
+            waited.extend(loop.now - frame["data"] for frame in read_websocket_frames(data))
+
+    async def scene() -> None:
+        link, hub = FakeLink.with_hub(confirms=True, flush_interval=1)
+        await follow(hub, Clocked(), "a")
+        for pause in (0.3, 0.3, 0.9, 0.0, 1.2, 5.0, 0.1):
+            link.deliver("a", b"%f" % loop.now)
+            if pause == 0.9:
+                hub.flush()
+            await asyncio.sleep(pause)
+        await asyncio.sleep(1)
+
+    try:
+        loop.run_until_complete(scene())
+    finally:
+        loop.close()
+    assert len(waited) == 7
+    assert max(waited) <= 1.001
+
+
+async def test_who_joins_or_leaves_within_a_flush_interval_gets_its_own_messages_alone() -> None:
+    link, hub = FakeLink.with_hub(confirms=True, flush_interval=1)
+    views = await follow(hub, leaver := FakeSubscriber(), "a")
+    stayer = await follower(hub, "a")
+    joiner, claims = FakeSubscriber(), hub.claim(["a"])
+    link.deliver("a", b"1")
+    hub.attach(joiner, zip(claims, granted("a"), strict=True))
+    link.deliver("a", b"2")
+    hub.detach(leaver, views)
+    link.deliver("a", b"3")
+    hub.flush()
+    assert (leaver.data, joiner.data, stayer.data) == ([1, 2], [2, 3], [1, 2, 3])
+
+
+@pytest.mark.parametrize("event", ["refuse", "lose"])
+async def test_what_ends_a_subscription_flushes_first_within_a_flush_interval(event: str) -> None:
+    link, hub = FakeLink.with_hub(confirms=True, flush_interval=1)
+    subscriber = await follower(hub, "a")
+    link.deliver("a")
+    getattr(link, event)(*(["a"] if event == "refuse" else []))
+    assert subscriber.data == [1]
+
+
+# What waits for its turn in the pacing
+
+
+async def given_up(hub: Hub, *patterns: str) -> None:
+    """Claim them and give them up, until their linger is over."""
+    interests = hub.claim(patterns)
+    await hub.confirm(interests, 5)
+    hub.release(interests)
+    await until(lambda: all(interest.linger is None for interest in interests))
+
+
+async def test_what_is_given_up_twice_while_its_turn_has_not_come_is_unsubscribed_once() -> None:
+    link, hub = FakeLink.with_hub(confirms=True, linger=0, max_sub_rate=10)
+    for _ in range(3):
+        await given_up(hub, "a")
+    await given_up(hub, "b")
+    await until(lambda: hub.patterns == ())
+    assert link.sent == [("SUB", "a"), ("UNSUB", "a"), ("SUB", "b"), ("UNSUB", "b")]
+
+
+async def test_what_is_given_up_and_gives_way_while_its_turn_has_not_come_is_unsubscribed_once() -> None:
+    link, hub = FakeLink.with_hub(confirms=True, linger=0, max_sub_rate=10, max_patterns=1)
+    await given_up(hub, "a")
+    await given_up(hub, "b")
+    await until(lambda: link.patterns == [] and hub.patterns == ())
+    assert link.sent == [("SUB", "a"), ("UNSUB", "a"), ("SUB", "b"), ("UNSUB", "b")]
+
+
+async def test_what_nats_refuses_while_it_waits_to_be_unsubscribed_is_not_asked_for_again() -> None:
+    link, hub = FakeLink.with_hub(confirms=True, linger=0, max_sub_rate=10)
+    await given_up(hub, "a")
+    subscriber = await follower(hub, "a")
+    link.refuse("a")
+    assert subscriber.told == [("nats.refused", "a")]
+    await given_up(hub, "b")
+    await until(lambda: hub.patterns == ())
+    assert link.sent == [("SUB", "a"), ("SUB", "b"), ("UNSUB", "b")]
+
+
+async def test_nats_holds_little_more_than_the_hub_may_follow_however_many_flip() -> None:
+    link, hub = FakeLink.with_hub(confirms=True, linger=0, max_sub_rate=1000, max_patterns=20)
+    most = 0
+
+    async def flip(number: int) -> None:
+        nonlocal most
+        for turn in range(15):
+            claims = hub.claim([f"{number}.{turn}"], number)
+            await hub.confirm(claims, 5)
+            most = max(most, len(link.patterns))
+            hub.release(claims)
+
+    await asyncio.gather(*map(flip, range(20)))
+    assert most <= 21
+    await until(lambda: link.patterns == [])
+
+
+async def test_what_lingers_makes_no_room_for_itself() -> None:
+    link, hub = FakeLink.with_hub(confirms=True, linger=60, max_patterns=2)
+    hub.release(hub.claim(["a", "b"]))
+    with pytest.raises(SubscriptionLimit):
+        hub.claim(["a", "b", "c"])
+    hub.claim(["a", "c"])
+    assert set(hub.patterns) == {"a", "c"}
+    assert link.sent == [("SUB", "a"), ("SUB", "b"), ("UNSUB", "b"), ("SUB", "c")]
+
+
+# The order of status and gap
+
+
+class Recorder:
+    """Hears how the link fares."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def nats_lost(self) -> None:
+        self.heard.append("lost")
+
+    def nats_returned(self) -> None:
+        self.heard.append("returned")
+
+    def nats_connected(self) -> None:
+        self.heard.append("connected")
+
+
+async def test_connected_is_told_when_the_server_has_answered_for_every_live_pattern() -> None:
+    link, hub = FakeLink.with_hub(confirms=True)
+    await follower(hub, "a", "b", "c")
+    recorder = Recorder()
+    hub.watch(recorder)
+    link.confirms = False
+    link.lose()
+    link.come_back()
+    link.confirm("a")
+    link.refuse("b")
+    assert recorder.heard == ["lost", "returned"]
+    assert not hub.connected
+    link.confirm("c")
+    assert recorder.heard == ["lost", "returned", "connected"]
+
+
+async def test_who_goes_on_asking_keeps_nobody_from_being_told_that_nats_is_back() -> None:
+    link, hub = FakeLink.with_hub()
+    hub.claim(["a"])
+    recorder = Recorder()
+    hub.watch(recorder)
+    link.lose()
+    link.come_back()
+    hub.claim(["b"])
+    link.confirm("a")
+    assert recorder.heard == ["lost", "returned", "connected"]
+
+
+async def test_messages_before_the_loss_are_written_before_it_is_told() -> None:
+    link, hub = FakeLink.with_hub(confirms=True)
+    subscriber = await follower(hub, "a")
+    written: list[int] = []
+
+    class Lost(Recorder):
+        def nats_lost(self) -> None:
+            written.append(len(subscriber.writes))
+
+    hub.watch(Lost())
+    link.deliver("a")
+    link.lose()
+    assert written == [1]
+
+
+# Races
+
+
+class SteeredLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock moves only when it is told to."""
+
+    now = 0.0
+
+    def time(self) -> float:
+        return self.now
+
+
+LINGER, TIMEOUT = 1.0, 5.0
+PATTERNS = st.sampled_from(["a", "b", "*"])
+
+
+class Races(RuleBasedStateMachine):
+    """Sessions, hub and a NATS server that answers, refuses, goes and returns when it likes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = SteeredLoop()
+        self.faults: list[dict[str, Any]] = []
+        self.loop.set_exception_handler(lambda _, context: self.faults.append(context))
+        self.commands: dict[asyncio.Task[Reply | BridgeError], tuple[Session, list[str]]] = {}
+        self.expected: dict[Session, set[str]] = {}
+        self.outlets: dict[Session, FakeOutlet] = {}
+        self.loop.run_until_complete(self.build())
+
+    async def build(self) -> None:
+        options = Settings.resolve({"heartbeat": 86_400, "confirm_timeout": TIMEOUT}, {})
+        self.link, self.hub = FakeLink.with_hub(linger=LINGER)
+        self.sessions = Sessions(options, self.hub)
+        for _ in range(2):
+            self.open()
+
+    def open(self) -> None:
+        outlet = FakeOutlet()
+        session = self.sessions.open(outlet, Permissions([">"]), Arrival())
+        assert session is not None
+        self.outlets[session], self.expected[session] = outlet, set()
+
+    def run(self, step: Any, *arguments: Any) -> None:
+        """Do a step in the loop, and let everything that follows from it happen."""
+
+        async def inside() -> None:
+            step(*arguments)
+            await turns(10 + 3 * len(self.commands))
+
+        self.loop.run_until_complete(inside())
+        for task in [task for task in self.commands if task.done()]:
+            self.settle(*self.commands.pop(task), task.result())
+
+    def settle(self, session: Session, patterns: list[str], outcome: Reply | BridgeError) -> None:
+        if isinstance(outcome, BridgeError):
+            assert outcome.code in ("nats.refused", "subject.not_subscribed", "session.unknown")
+        elif outcome.action == "subscribe":
+            self.expected[session] |= set(patterns)
+        else:
+            self.expected[session] -= set(patterns)
+
+    def command(self, action: Action, index: int, patterns: list[str]) -> None:
+        session = list(self.expected)[index % len(self.expected)]
+
+        async def carry_out() -> Reply | BridgeError:
+            try:
+                return await session.handle(Command(action=action, subjects=patterns))
+            except BridgeError as error:
+                return error
+
+        self.run(lambda: self.commands.update({self.loop.create_task(carry_out()): (session, patterns)}))
+
+    @rule(index=st.integers(0, 2), patterns=st.lists(PATTERNS, min_size=1, max_size=2, unique=True))
+    def subscribe(self, index: int, patterns: list[str]) -> None:
+        self.command("subscribe", index, patterns)
+
+    @rule(index=st.integers(0, 2), pattern=PATTERNS)
+    def unsubscribe(self, index: int, pattern: str) -> None:
+        self.command("unsubscribe", index, [pattern])
+
+    @rule(pattern=PATTERNS)
+    def confirm(self, pattern: str) -> None:
+        self.run(self.link.confirm, pattern)
+
+    @rule(pattern=PATTERNS)
+    def refuse(self, pattern: str) -> None:
+        if pattern in self.link.patterns:
+            for held in self.expected.values():
+                held.discard(pattern)
+        self.run(self.link.refuse, pattern)
+
+    @precondition(lambda self: self.link.up)
+    @rule()
+    def lose(self) -> None:
+        self.run(self.link.lose)
+
+    @precondition(lambda self: not self.link.up)
+    @rule()
+    def come_back(self) -> None:
+        self.run(self.link.come_back)
+
+    @rule(seconds=st.sampled_from([LINGER / 2, LINGER, TIMEOUT]))
+    def wait(self, seconds: float) -> None:
+        self.loop.now += seconds
+        self.run(lambda: None)
+
+    @rule(index=st.integers(0, 2))
+    def leave(self, index: int) -> None:
+        session = list(self.expected)[index % len(self.expected)]
+        self.expected.pop(session)
+        self.run(session.close, CloseCode.GOING_AWAY, "test")
+        self.run(self.open)
+        for task, (owner, _) in tuple(self.commands.items()):
+            if owner is session:
+                del self.commands[task]
+
+    @rule(subject=st.sampled_from(["a", "b", "c"]))
+    def publish(self, subject: str) -> None:
+        before = {session: len(self.outlets[session].data) for session in self.expected}
+        self.run(self.link.deliver, subject)
+        for session, held in self.expected.items():
+            matching = held & {subject, "*"} if self.link.up else set()
+            assert len(self.outlets[session].data) - before[session] == len(matching)
+
+    @invariant()
+    def each_session_holds_what_it_was_told(self) -> None:
+        assert {session: set(session.subscriptions) for session in self.expected} == self.expected
+
+    @invariant()
+    def the_server_has_what_is_followed_and_nothing_that_the_hub_does_not_know(self) -> None:
+        assert self.faults == []
+        assert self.link.faults == []
+        followed = {pattern for held in self.expected.values() for pattern in held}
+        if self.link.up:
+            assert followed <= set(self.link.patterns) <= set(self.hub.patterns)
+        assert followed <= set(self.hub.patterns)
+
+    def teardown(self) -> None:
+        try:
+            self.run(self.sessions.close_all, "test")
+            for seconds in (TIMEOUT, LINGER):
+                self.loop.now += seconds
+                self.run(lambda: None)
+            assert (self.link.patterns, self.hub.patterns, len(self.sessions)) == ([], (), 0)
+            assert (self.faults, self.link.faults) == ([], [])
+            assert asyncio.all_tasks(self.loop) == set()
+        finally:
+            self.loop.close()
+
+
+TestRaces = Races.TestCase
+TestRaces.settings = settings(
+    max_examples=150, stateful_step_count=40, deadline=None, database=None, phases=[Phase.generate, Phase.shrink]
+)
+
+
+async def test_a_claim_that_is_given_up_after_the_end_leaves_nothing() -> None:
+    _, hub = FakeLink.with_hub(linger=0)
+    interests = hub.claim(["a"])
+    hub.close()
+    hub.release(interests)
+    assert interests[0].linger is None
+    assert (hub.patterns, hub.connected) == ((), False)

@@ -1,0 +1,28 @@
+import pytest
+
+from sanic_nats_bridge.hub.interest import Interest, State
+from tests.support.fakes import FakeSubscriber, granted
+
+
+@pytest.mark.parametrize(
+    ("pattern", "shuns_reserved", "head"),
+    [
+        ("orders.new", False, b'{"type":"message","subject":"orders.new"'),
+        ("orders.*", False, b'{"type":"message","pattern":"orders.*","subject":"a"'),
+        ("*.new", True, b'{"type":"message","pattern":"*.new","subject":"a"'),
+        (">", True, b'{"type":"message","pattern":">","subject":"a"'),
+        ('say."hi"', False, b'{"type":"message","subject":"say.\\"hi\\""'),
+        ('"hi".*', False, b'{"type":"message","pattern":"\\"hi\\".*","subject":"a"'),
+        ("$KV.>", False, b'{"type":"message","pattern":"$KV.>","subject":"a"'),
+    ],
+)
+def test_what_a_pattern_says_of_its_messages(pattern: str, shuns_reserved: bool, head: bytes) -> None:
+    interest = Interest(pattern)
+    view = interest.add(FakeSubscriber(), *granted(pattern))
+    assert (interest.shuns_reserved, view.source.head("a")) == (shuns_reserved, head)
+
+
+def test_a_new_interest_is_nobodys_and_unknown_to_nats() -> None:
+    interest = Interest("orders")
+    assert interest.state is State.AWAY
+    assert (interest.sid, interest.claims, interest.linger, interest.views) == (None, 0, None, {})

@@ -1,0 +1,160 @@
+import asyncio
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from sanic_nats_bridge.metrics.aggregator import MetricsBoard
+from sanic_nats_bridge.metrics.definitions import Readings
+from sanic_nats_bridge.metrics.stats import Stats
+from sanic_nats_bridge.metrics.worker_files import SharedFiles
+from tests.support.bridge import until
+from tests.unit.metrics.test_definitions import STATS
+
+
+class Worker:
+    """A worker whose stats are what the test says."""
+
+    def __init__(self, name: str, folder: Path | None, messages: int = 0) -> None:
+        self.stats = dataclasses.replace(STATS, messages=messages)
+        self.board = MetricsBoard(self._take_stats, "app", name, folder)
+
+    def _take_stats(self) -> Stats:
+        return self.stats
+
+    def counts(self, messages: int) -> None:
+        self.stats = dataclasses.replace(self.stats, messages=messages)
+
+    async def dies(self) -> None:
+        """As by SIGKILL: nothing is written any more, and the kernel lets its lock go."""
+        assert self.board._writer is not None
+        self.board._stopping.set()
+        await self.board._writer
+        assert self.board._files is not None
+        self.board._files.release()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "shared"
+
+
+def files_of(folder: Path) -> list[Path]:
+    return list(folder.glob("app.*"))
+
+
+def messages(gathered: dict[str, Readings]) -> dict[str, float]:
+    return {worker: found["natsbridge_messages_total"][""] for worker, found in gathered.items()}
+
+
+async def test_alone_a_worker_tells_of_itself_and_writes_nothing(folder: Path) -> None:
+    worker = Worker("single", None, 5)
+    await worker.board.start()
+    assert messages(await worker.board.gather()) == {"single": 5}
+    await worker.board.stop()
+
+
+async def test_each_tells_of_all_and_of_itself_as_of_now(folder: Path) -> None:
+    first, second = Worker("w0", folder, 1), Worker("w1", folder, 2)
+    for worker in (first, second):
+        await worker.board.start()
+    await first.board.gather()
+    await second.board.gather()
+    first.counts(10)
+    assert messages(await first.board.gather()) == {"w0": 10, "w1": 2}
+    # What one has told of itself nobody tells less of, though it writes no more by itself.
+    assert messages(await second.board.gather()) == {"w0": 10, "w1": 2}
+    for worker in (first, second):
+        await worker.board.stop()
+
+
+async def test_who_asks_may_go_away_meanwhile(folder: Path) -> None:
+    worker = Worker("w0", folder)
+    await worker.board.start()
+    for count in range(1, 50):
+        worker.counts(count)
+        asked = asyncio.create_task(worker.board.gather())
+        for _ in range(count % 5):
+            await asyncio.sleep(0)
+        asked.cancel()
+        await asyncio.wait({asked})
+    assert messages(await worker.board.gather()) == {"w0": 49}
+    (path,) = files_of(folder)
+    written = await asyncio.to_thread(path.read_bytes)
+    assert b'"natsbridge_messages_total":{"":49.0}' in written
+    await worker.board.stop()
+
+
+async def test_others_hear_within_a_second_or_so(folder: Path) -> None:
+    first, second = Worker("w0", folder), Worker("w1", folder)
+    for worker in (first, second):
+        await worker.board.start()
+    second.counts(7)
+    async with asyncio.timeout(10):
+        while messages(await first.board.gather()).get("w1") != 7:
+            pass
+    for worker in (first, second):
+        await worker.board.stop()
+
+
+@pytest.mark.parametrize("orderly", [True, False], ids=["stopped", "killed"])
+async def test_what_a_worker_has_counted_goes_on_with_the_next_and_its_gauges_end(folder: Path, orderly: bool) -> None:
+    witness, first = Worker("w0", folder), Worker("w1", folder, 100)
+    await witness.board.start()
+    await first.board.start()
+    await first.board.gather()
+    if orderly:
+        first.counts(101)
+        await first.board.stop()
+    else:
+        await first.dies()
+    last = 101 if orderly else 100
+    dead = (await witness.board.gather())["w1"]
+    assert dead["natsbridge_messages_total"] == {"": last}
+    assert "natsbridge_sessions" not in dead
+    for starts in range(1, 4):
+        successor = Worker("w1", folder, starts)
+        await successor.board.start()
+        last += starts
+        assert messages(await successor.board.gather())["w1"] == last
+        found = (await witness.board.gather())["w1"]
+        assert found["natsbridge_messages_total"] == {"": last}
+        assert found["natsbridge_sessions"] == {"websocket": 2, "events": 1}
+        await successor.dies()
+    await witness.board.stop()
+    assert len(files_of(folder)) == 2
+
+
+async def test_what_others_have_written_and_nobody_can_read_is_left_out(folder: Path) -> None:
+    worker = Worker("w0", folder, 1)
+    await worker.board.start()
+    SharedFiles(folder, "app", "w1").write(b"\xff{")
+    gathered = await worker.board.gather()
+    assert gathered["w0"]["natsbridge_messages_total"] == {"": 1}
+    assert not any(gathered["w1"].values())
+    await worker.board.stop()
+
+
+async def test_a_folder_that_cannot_be_used_is_told_once_and_the_worker_tells_of_itself(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await asyncio.to_thread(folder.write_text, "a file")
+    worker = Worker("w0", folder, 3)
+    await worker.board.start()
+    for _ in range(3):
+        assert messages(await worker.board.gather()) == {"w0": 3}
+    await until(lambda: "cannot be written" in caplog.text)
+    await worker.board.stop()
+    assert caplog.text.count("cannot be written") == 1
+
+
+async def test_a_folder_that_goes_before_the_worker_does_is_no_news(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = Worker("w0", folder, 3)
+    await worker.board.start()
+    await worker.board.gather()
+    await asyncio.to_thread(folder.rename, folder.with_name("gone"))
+    assert messages(await worker.board.gather()) == {"w0": 3}
+    await worker.board.stop()
+    assert caplog.text == ""

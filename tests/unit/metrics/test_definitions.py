@@ -1,0 +1,65 @@
+import dataclasses
+import re
+from typing import Any
+
+import pytest
+
+from sanic_nats_bridge.metrics.definitions import METRICS, combined, readings
+from sanic_nats_bridge.metrics.stats import Stats
+
+STATS = Stats(
+    sessions={"websocket": 2, "events": 1},
+    patterns=3,
+    messages=4,
+    deliveries=5,
+    sent_bytes=6,
+    lost={"slow_consumer": 7},
+    gaps={"internal": 8},
+    slow_consumers=9,
+    refused={"limit.rate": 10},
+    closes={"1001": 11},
+    nats="connected",
+    nats_reconnects=12,
+    loop_lag=0.5,
+)
+
+
+def test_every_field_of_the_stats_is_a_metric() -> None:
+    found = readings(STATS)
+    assert len(found) == len(METRICS) == len(dataclasses.fields(Stats))
+    assert found["natsbridge_sessions"] == {"websocket": 2, "events": 1}
+    assert found["natsbridge_sent_bytes_total"] == {"": 6}
+    assert found["natsbridge_refused_commands_total"] == {"limit.rate": 10}
+    assert found["natsbridge_nats_connected"] == {"": 1}
+    assert readings(dataclasses.replace(STATS, nats="disconnected"))["natsbridge_nats_connected"] == {"": 0}
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+def test_names_and_labels_are_what_prometheus_wants_and_no_client_chooses(metric: Any) -> None:
+    assert re.fullmatch(r"natsbridge(_[a-z]+)+", metric.name)
+    assert not re.search(r"_(ms|milliseconds|kb|count|gauge|counter)(_|$)", metric.name)
+    assert metric.label in (None, "transport", "reason", "code")
+    assert metric.help
+    assert not metric.help.endswith(".")
+
+
+def test_of_a_dead_process_what_it_has_counted_stays_and_nothing_else() -> None:
+    whole = combined([(readings(STATS), False)])
+    assert set(whole) == {metric.name for metric in METRICS if metric.name.endswith("_total")}
+    assert whole["natsbridge_lost_messages_total"] == {"slow_consumer": 7}
+
+
+def test_two_processes_that_are_one_worker_for_a_moment_become_one() -> None:
+    other = dataclasses.replace(STATS, nats="disconnected", loop_lag=0.1, closes={"1000": 1})
+    whole = combined([(readings(STATS), True), (readings(other), True)])
+    assert whole["natsbridge_sessions"] == {"websocket": 4, "events": 2}
+    assert whole["natsbridge_messages_total"] == {"": 8}
+    assert whole["natsbridge_closed_sessions_total"] == {"1000": 1, "1001": 11}
+    assert whole["natsbridge_nats_connected"] == {"": 0}
+    assert whole["natsbridge_loop_lag_seconds"] == {"": 0.5}
+
+
+def test_what_another_version_has_written_counts_as_far_as_it_is_known() -> None:
+    whole = combined([({"natsbridge_messages_total": {"": 1}, "natsbridge_unknown_total": {"": 1}}, True)])
+    assert whole["natsbridge_messages_total"] == {"": 1}
+    assert "natsbridge_unknown_total" not in whole

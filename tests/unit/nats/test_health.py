@@ -1,0 +1,117 @@
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from sanic_nats_bridge.nats.health import silence
+from sanic_nats_bridge.settings import Settings
+from tests.support.fakes import LeapingLoop
+
+INTERVAL = 4.0
+
+
+class Line:
+    """A connection whose server answers each PING at once, until the test says when it stops; time only leaps."""
+
+    def __init__(self, *, stops: float = float("inf"), ponging: bool = True, chatty: float = 0) -> None:
+        self.reads = 0
+        self.unanswered_pings = 0
+        self.pinged: list[float] = []
+        self._stops = stops
+        self._ponging = ponging
+        if chatty:
+            self._chat(chatty)
+
+    def ping(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.pinged.append(loop.time())
+        self.unanswered_pings += 1
+        if self._ponging:
+            loop.call_soon(self._pong)
+
+    def _pong(self) -> None:
+        if asyncio.get_running_loop().time() <= self._stops:
+            self.reads += 1
+            self.unanswered_pings -= 1
+
+    def _chat(self, interval: float) -> None:
+        loop = asyncio.get_running_loop()
+        if loop.time() <= self._stops:
+            self.reads += 1
+            loop.call_later(interval, self._chat, interval)
+
+
+def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    with asyncio.Runner(loop_factory=LeapingLoop) as runner:
+        runner.run(main())
+
+
+@pytest.mark.parametrize("stops", [0.0, 3.9, 4.0, 4.1, 21.0])
+def test_a_server_that_stops_is_given_up_within_two_intervals(stops: float) -> None:
+    async def main() -> None:
+        reason = await silence(Line(stops=stops), INTERVAL)
+        assert stops < asyncio.get_running_loop().time() <= stops + 2 * INTERVAL
+        assert reason == "the server was silent for 4 s after a PING"
+
+    run(main)
+
+
+def test_with_the_default_a_silent_server_is_noticed_within_ten_seconds() -> None:
+    assert 2 * Settings().ping_interval < 10
+
+
+def test_a_server_that_lives_is_pinged_once_in_each_interval_and_never_given_up() -> None:
+    async def main() -> None:
+        line = Line()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(silence(line, INTERVAL), 1_000)
+        assert line.pinged == [INTERVAL * number for number in range(len(line.pinged))]
+        assert len(line.pinged) == 250
+
+    run(main)
+
+
+def test_a_server_that_says_much_before_its_pong_lives() -> None:
+    async def main() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(silence(Line(ponging=False, chatty=0.5), INTERVAL), 50)
+
+    run(main)
+
+
+def test_a_server_that_says_much_and_never_answers_is_given_up() -> None:
+    async def main() -> None:
+        reason = await silence(Line(ponging=False, chatty=0.5), INTERVAL)
+        assert asyncio.get_running_loop().time() == 15 * INTERVAL
+        assert reason == "the server left 15 PINGs unanswered"
+
+    run(main)
+
+
+def test_a_server_that_chats_and_stops_is_given_up_within_two_intervals() -> None:
+    async def main() -> None:
+        await silence(Line(stops=10, chatty=0.5), INTERVAL)
+        assert 10 < asyncio.get_running_loop().time() <= 10 + 2 * INTERVAL
+
+    run(main)
+
+
+@pytest.mark.parametrize("seconds", [5.0, 20.0])
+def test_an_event_loop_that_is_blocked_after_each_ping_is_no_silence(seconds: float) -> None:
+    class Blocked(Line):
+        def ping(self) -> None:
+            asyncio.get_running_loop().call_soon(self._block)
+
+        def _block(self) -> None:
+            loop = asyncio.get_running_loop()
+            assert isinstance(loop, LeapingLoop)
+            loop.now += seconds
+            # What came meanwhile is read some turns after the loop runs again; in uvloop timers come first.
+            loop.call_soon(loop.call_soon, loop.call_soon, super().ping)
+
+    async def main() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(silence(Blocked(), INTERVAL), 500)
+
+    run(main)

@@ -1,0 +1,111 @@
+from itertools import islice
+
+import pytest
+
+from sanic_nats_bridge.nats.server_pool import Server, ServerPool
+
+MEMBERS = ["nats://10.0.0.1:4222", "nats://10.0.0.2:4223"]
+
+
+def first(pool: ServerPool, count: int) -> list[Server]:
+    return [server for server, _ in islice(pool.attempts(), count)]
+
+
+def test_every_named_server_is_tried_before_one_is_tried_again() -> None:
+    pool = ServerPool(["nats://a:1", "b:2", "tls://c"])
+    tried = [server.url for server in first(pool, 6)]
+    assert set(tried[:3]) == {"nats://a:1", "nats://b:2", "tls://c"}
+    assert tried[3:] == tried[:3]
+
+
+def test_the_order_differs_from_time_to_time() -> None:
+    pool = ServerPool([f"nats://host:{port}" for port in range(1, 30)])
+    assert len({first(pool, 1)[0].url for _ in range(50)}) > 1
+
+
+def test_servers_of_the_cluster_come_after_the_named_ones() -> None:
+    pool = ServerPool(["nats://seed:4222"])
+    pool.discover(MEMBERS)
+    servers = [server.url for server in first(pool, 3)]
+    assert servers[0] == "nats://seed:4222"
+    assert set(servers[1:]) == set(MEMBERS)
+
+
+def test_a_named_server_that_the_cluster_tells_of_is_not_tried_twice() -> None:
+    pool = ServerPool(["nats://user:secret@10.0.0.1:4222"])
+    pool.discover([*MEMBERS, *MEMBERS])
+    assert len({server.url for server in first(pool, 6)}) == 2
+
+
+def test_what_the_cluster_tells_of_gets_the_credentials_and_the_name_of_the_first_named() -> None:
+    pool = ServerPool(["tls://user:secret@nats.example.com"])
+    pool.discover(["tls://10.0.0.1:4222"])
+    assert first(pool, 2) == [
+        Server("tls://user:secret@nats.example.com"),
+        Server("tls://user:secret@10.0.0.1:4222", "nats.example.com"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("configured", "scheme", "has_tls"),
+    [
+        (["nats://seed"], "nats", False),
+        (["tls://seed"], "tls", True),
+        (["nats://seed", "tls://other"], "tls", True),
+        (["ws://seed"], "ws", False),
+        (["ws://seed", "wss://other"], "wss", True),
+    ],
+    ids=str,
+)
+def test_what_the_cluster_tells_of_has_tls_where_one_that_is_named_has(
+    configured: list[str], scheme: str, has_tls: bool
+) -> None:
+    pool = ServerPool(configured)
+    # nats-py says nats:// of them all, unless it is connected to one by tls://.
+    pool.discover(MEMBERS)
+    told_of = [server for server in pool.others("") if server.verified_name]
+    assert {server.url for server in told_of} == {url.replace("nats:", f"{scheme}:") for url in MEMBERS}
+    assert {server.has_tls for server in told_of} == {has_tls}
+    assert [Server(url).has_tls for url in configured] == [url.startswith(("tls", "wss")) for url in configured]
+
+
+def test_the_others_are_all_but_the_one_with_that_address() -> None:
+    pool = ServerPool(["nats://user:secret@10.0.0.1:4222", "nats://seed"])
+    pool.discover(MEMBERS)
+    assert {server.address for server in pool.others("10.0.0.1:4222")} == {"10.0.0.2:4223", "seed:4222"}
+    assert {server.address for server in pool.others("seed:4222")} == {"10.0.0.1:4222", "10.0.0.2:4223"}
+    assert ServerPool(["nats://seed"]).others("seed:4222") == []
+
+
+def test_an_address_that_has_no_sense_is_left_out() -> None:
+    pool = ServerPool(["nats://seed:4222"])
+    pool.discover(["nats://a:port", "nats://a:99999", "nats://a:0", "nats://:4222", "nats://[::", *MEMBERS[:1]])
+    assert {server.address for server in first(pool, 4)} == {"seed:4222", "10.0.0.1:4222"}
+
+
+def test_an_address_shows_no_credentials() -> None:
+    assert Server("nats://user:secret@host:1").address == "host:1"
+    assert Server("nats://token@host").address == "host:4222"
+
+
+def test_waits_are_short_within_a_round_and_grow_from_round_to_round_to_a_limit() -> None:
+    pauses = [pause for _, pause in islice(ServerPool(["a", "b"]).attempts(), 40)]
+    within, between = pauses[0::2], pauses[1::2]
+    assert set(within) == {0.05}
+    assert all(0.05 <= pause <= 2 for pause in between)
+    assert all(pause >= 1 for pause in between[6:])
+    assert len(set(between[6:])) > 1
+
+
+def test_a_wait_is_short_again_when_all_has_been_well() -> None:
+    pool = ServerPool(["a"])
+    assert max(pool.pause() for _ in range(10)) > 1
+    pool.relax()
+    assert pool.pause() <= 0.1
+
+
+def test_what_the_cluster_no_longer_tells_of_is_forgotten() -> None:
+    pool = ServerPool(["nats://seed:4222"])
+    pool.discover(MEMBERS)
+    pool.discover(MEMBERS[:1])
+    assert {server.url for server in first(pool, 6)} == {"nats://seed:4222", MEMBERS[0]}

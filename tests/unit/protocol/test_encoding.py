@@ -1,0 +1,389 @@
+import base64
+import gc
+import json
+from collections.abc import Generator, Iterable
+from typing import Any
+
+import h11
+import httpx
+import msgspec
+import pytest
+from httpx_sse import EventSource
+from hypothesis import example, given
+from hypothesis import strategies as st
+from sseclient import SSEClient
+from websockets.frames import Frame, Opcode
+from websockets.streams import StreamReader
+
+from sanic_nats_bridge.protocol import encoding as wire
+from sanic_nats_bridge.protocol import messages as protocol
+from sanic_nats_bridge.protocol.encoding import Delivery, Form, Source
+
+TRICKY = (
+    b"",
+    b"1",
+    b"\r",
+    b"\n\n",
+    b"\r\n\r\n0\r\n\r\n",
+    b'{"a":\r\n[1,\n2]\r}',
+    b'"data: 1\\n\\nevent: x"',
+    b"data: 1\n\nevent: close\ndata: 2\n\n",
+    b"event:",
+    b":comment",
+    "\u2028\u2029\x85\x0b\x0c\x1c\x1e".encode(),
+    '["\u2028\u2029\x85"]'.encode(),
+    b"\xef\xbb\xbf",
+    b"\xef\xbb\xbf[1]",
+    b'["\xff"]',
+    b"\x00",
+    b'"\\ud800"',
+)
+
+payloads = (
+    st.sampled_from(TRICKY)
+    | st.binary()
+    | st.text().map(str.encode)
+    | st.lists(st.sampled_from(TRICKY), max_size=4).map(b"".join)
+    | st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    ).map(lambda value: json.dumps(value, allow_nan=True, ensure_ascii=False, indent=1).encode("utf-8", "replace"))
+)
+subject_texts = st.text(max_size=30) | st.sampled_from(["a\u2028b", "\ufeffa", 'a","data":1', "event:", "data:\x0b"])
+
+
+def delivery(payload: bytes, subject: str = "a.b", pattern: str = "", headers: bytes = b"") -> Delivery:
+    return Delivery(Source(pattern or subject), subject, headers, payload)
+
+
+def run(parser: Generator[None, None, Frame]) -> Frame:
+    try:
+        next(parser)
+    except StopIteration as end:
+        frame: Frame = end.value
+        return frame
+    raise AssertionError("the frame wants more bytes than there are")
+
+
+def websocket_payloads(data: bytes) -> list[bytes]:
+    """What a client of the `websockets` library reads: whole, unmasked text frames and nothing else."""
+    reader = StreamReader()
+    reader.feed_data(data)
+    reader.feed_eof()
+    found = []
+    while reader.buffer:
+        frame = run(Frame.parse(reader.read_exact, mask=False))
+        assert (frame.fin, frame.opcode) == (True, Opcode.TEXT)
+        found.append(bytes(frame.data))
+    return found
+
+
+def body(chunks: bytes) -> bytes:
+    """What an HTTP client makes of the chunks, which must leave no byte over."""
+    client = h11.Connection(h11.CLIENT)
+    client.send(h11.Request(method="GET", target="/", headers=[("Host", "h")]))
+    client.send(h11.EndOfMessage())
+    client.receive_data(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n")
+    assert isinstance(client.next_event(), h11.Response)
+    found = b""
+    while isinstance(event := client.next_event(), h11.Data):
+        found += bytes(event.data)
+    assert isinstance(event, h11.EndOfMessage)
+    assert client.trailing_data == (b"", False)
+    return found
+
+
+def events(chunks: bytes) -> list[tuple[str, str, int | None]]:
+    """Name, data and retry of each event, on which two foreign parsers must agree."""
+    stream = body(chunks)
+    response = httpx.Response(200, headers={"Content-Type": "text/event-stream; charset=utf-8"}, content=stream)
+    by_httpx = [(event.event, event.data, event.retry) for event in EventSource(response).iter_sse()]
+    source: Any = iter([stream])
+    by_sseclient = [
+        (event.event, event.data, int(event.retry) if event.retry else None) for event in SSEClient(source).events()
+    ]
+    assert by_httpx == by_sseclient
+    return by_httpx
+
+
+def decoded(frame: bytes) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(frame)
+    return document
+
+
+def published(frame: dict[str, Any]) -> bytes:
+    """The payload that a client gets back from a `message` with an encoding."""
+    data: str = frame["data"]
+    assert frame["encoding"] in ("text", "base64")
+    return data.encode() if frame["encoding"] == "text" else base64.b64decode(data)
+
+
+# WebSocket frames
+
+
+@given(st.binary(max_size=300))
+def test_a_websocket_frame_is_one_whole_text_frame(payload: bytes) -> None:
+    assert websocket_payloads(wire.websocket_frame(payload)) == [payload]
+
+
+@pytest.mark.parametrize("size", [0, 125, 126, 65_535, 65_536, 1_000_000])
+def test_a_websocket_frame_is_whole_on_either_side_of_its_lengths(size: int) -> None:
+    payload = b"x" * size
+    assert websocket_payloads(wire.websocket_frame(payload)) == [payload]
+
+
+# Events
+
+
+@given(payloads, subject_texts)
+@example(b'{"a":\r\n1}', "a\r\nb")
+@example(b"data: x\n\nevent: close\n\n", "\n\ndata: y\n\n")
+def test_a_message_is_one_unnamed_event_with_the_json_of_the_websocket(payload: bytes, subject: str) -> None:
+    message = delivery(payload, subject, "a.>", b'{"A":["\\r\\n"]}')
+    (websocket,) = websocket_payloads(message.encoded(Form.WEBSOCKET))
+    assert events(message.encoded(Form.EVENT_STREAM)) == [("message", websocket.decode(), None)]
+    assert decoded(websocket)["subject"] == subject
+
+
+@pytest.mark.parametrize("retry", [None, 8_123])
+def test_any_other_frame_is_an_event_of_its_type(retry: int | None) -> None:
+    close = protocol.Close(code=1001, reason="Going\n\ndata: away", reconnect=True)
+    (websocket,) = websocket_payloads(wire.encode_frame(close, Form.WEBSOCKET, retry))
+    assert events(wire.encode_frame(close, Form.EVENT_STREAM, retry)) == [("close", websocket.decode(), retry)]
+    assert websocket == protocol.encode(close)
+
+
+def test_an_event_is_written_field_by_field() -> None:
+    assert wire.event_text(b"{}", "close", 5) == b"retry: 5\nevent: close\ndata: {}\n\n"
+    assert wire.event_text(b"{}") == b"data: {}\n\n"
+
+
+def test_what_is_joined_comes_out_one_by_one() -> None:
+    deliveries = [delivery(b"%d" % number) for number in range(300)]
+    assert [decoded(frame)["data"] for frame in websocket_payloads(wire.join(deliveries, Form.WEBSOCKET))] == [
+        *range(300)
+    ]
+    assert [json.loads(data)["data"] for _, data, _ in events(wire.join(deliveries, Form.EVENT_STREAM))] == [
+        *range(300)
+    ]
+    assert wire.join([], Form.WEBSOCKET) == b""
+
+
+# Messages
+
+
+@pytest.mark.parametrize("form", Form)
+def test_a_delivery_is_encoded_once_in_each_form(form: Form) -> None:
+    message = delivery(b'{"a": 1}')
+    assert message.encoded(form) is message.encoded(form)
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        (delivery(b'{"key1":"value1"}', "test.subject"), b'{"type":"message","subject":"test.subject","data":%b}'),
+        (
+            delivery(b'{"key1":"value1"}', "orders.1", "orders.>"),
+            b'{"type":"message","pattern":"orders.>","subject":"orders.1","data":%b}',
+        ),
+        (
+            delivery(b'{"key1":"value1"}', "a", headers=b'{"A":["1"]}'),
+            b'{"type":"message","subject":"a","headers":{"A":["1"]},"data":%b}',
+        ),
+        (delivery(b'{"key1":"value1"}', 'a"\n'), b'{"type":"message","subject":"a\\"\\n","data":%b}'),
+    ],
+    ids=["plain", "by a wildcard", "with headers", "subject that needs escapes"],
+)
+def test_a_message_is_this_json(message: Delivery, text: bytes) -> None:
+    assert websocket_payloads(message.encoded(Form.WEBSOCKET)) == [text % b'{"key1":"value1"}']
+
+
+# Payloads
+
+
+def nested(levels: int) -> bytes:
+    return b"[" * levels + b"]" * levels
+
+
+EMBEDDED = {
+    "object": b'{"a": {"b": [1, 2.50, -0, true, false, null]}}',
+    "string": '"größe \U0001f600"'.encode(),
+    "number": b"1",
+    "true": b"true",
+    "null": b"null",
+    "empty object": b"{}",
+    "digits of a fraction": b"0.10000000000000000555",
+    "digits of an integer": b"12345678901234567890123",
+    "10**400": b"1" + b"0" * 400,
+    "10**5000": b"[1" + b"0" * 5_000 + b"]",
+    "10**5000 beside what is unusual": b"[1e999, 1" + b"0" * 5_000 + b"]",
+    "beyond a double": b"1e999999",
+    "beyond a double, negative": b'{"a": -1E+400}',
+    "below a double": b"1e-999999",
+    "escaped lone surrogate": b'"cut \\ud83d"',
+    "escaped lone surrogate as a key": b'{"\\uDFFF": [1e999]}',
+    "escaped pair": b'"\\ud83d\\ude00"',
+    "escaped NUL": b'"\\u0000"',
+    "escaped line end": b'"\\r\\n"',
+    "doubled keys": b'{"a": 1, "a": 2}',
+    "spaces around": b" \t[1] ",
+    "line separator": '["\u2028\u2029\x85"]'.encode(),
+    "500 levels": nested(500),
+}
+
+
+@pytest.mark.parametrize("payload", EMBEDDED.values(), ids=EMBEDDED.keys())
+def test_json_is_embedded_to_the_digit(payload: bytes) -> None:
+    assert wire.encode_payload(payload) == (payload, b"")
+
+
+@pytest.mark.parametrize(
+    ("payload", "embedded"),
+    [
+        (b'{\n  "a": 1\n}\n', b'{   "a": 1 } '),
+        (b'[1,\r\n2,\r"a\\nb"]', b'[1,  2, "a\\nb"]'),
+        (b"[1,\r2]", b"[1, 2]"),
+        (b"\n1e999\r", b" 1e999 "),
+    ],
+)
+def test_pretty_printed_json_comes_on_one_line(payload: bytes, embedded: bytes) -> None:
+    assert wire.encode_payload(payload) == (embedded, b"")
+
+
+TEXT = {
+    "words": b"hello",
+    "non-ASCII": "größe \U0001f600 \u2028".encode(),
+    "spaces": b" ",
+    "line ends": b"\r\n",
+    "NaN": b"NaN",
+    "Infinity": b"Infinity",
+    "-Infinity": b'{"a": -Infinity}',
+    "NaN beside what is unusual": b"[1e999, NaN]",
+    "byte order mark": b'\xef\xbb\xbf{"a": 1}',
+    "20,000 levels": nested(20_000),
+    "20,000 levels of objects": b'{"a":' * 20_000 + b"1" + b"}" * 20_000,
+    "20,000 levels beside what is unusual": b"[1e999," + nested(20_000) + b"]",
+    "open levels": b"[" * 100_000,
+    "two documents": b"1 2",
+    "cut": b'{"a": 1',
+    "trailing comma": b"[1,]",
+    "single quotes": b"{'a': 1}",
+    "comment": b"[1] // one",
+    "leading zero": b"01",
+    "leading plus": b"+1",
+    "bare point": b"1.",
+    "hexadecimal": b"0x1F",
+    "other digits": "1\u0662".encode(),
+    "other spaces": "1\xa0".encode(),
+    "form feed": b"\x0c1",
+    "raw line end in a string": b'"a\nb"',
+    "raw control in a string beside what is unusual": b'["\\ud800", "\x01"]',
+    "unknown escape": b'"\\x41"',
+    "NUL": b"\0",
+}
+
+
+@pytest.mark.parametrize("payload", TEXT.values(), ids=TEXT.keys())
+def test_other_text_is_a_string(payload: bytes) -> None:
+    data, encoding = wire.encode_payload(payload)
+    assert (json.loads(data), encoding) == (payload.decode(), b',"encoding":"text"')
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"\xff", b'"\xff"', b'{"a": "\xc3"}', b'{"\xed\xa0\x80": 1}', b"[1]\xfe", bytes(range(256))],
+    ids=["a byte", "in a string", "cut character", "surrogate in a key", "behind JSON", "all bytes"],
+)
+def test_what_is_not_utf8_is_base64(payload: bytes) -> None:
+    data, encoding = wire.encode_payload(payload)
+    assert (base64.b64decode(json.loads(data)), encoding) == (payload, b',"encoding":"base64"')
+
+
+def test_an_empty_payload_is_null() -> None:
+    assert wire.encode_payload(b"") == (b"null", b"")
+
+
+@given(payloads)
+def test_a_client_gets_back_what_was_published(payload: bytes) -> None:
+    (websocket,) = websocket_payloads(delivery(payload).encoded(Form.WEBSOCKET))
+    frame = decoded(websocket)
+    if "encoding" in frame:
+        assert published(frame) == payload
+        assert (frame["encoding"] == "base64") == (payload.decode("utf-8", "ignore").encode() != payload)
+    else:
+        assert frame["data"] == (json.loads(payload) if payload else None)
+        assert websocket.endswith(b'"data":' + (payload or b"null").translate(bytes.maketrans(b"\r\n", b"  ")) + b"}")
+
+
+# Headers
+
+ALLOWED = frozenset({"Trace-Id", "Größe", "A"})
+
+
+@pytest.mark.parametrize(
+    ("lines", "shown"),
+    [
+        ([b"Trace-Id: 7"], {"Trace-Id": ["7"]}),
+        ([b"A:1", b"Trace-Id: 7", b"A:  2 "], {"A": ["1", "2"], "Trace-Id": ["7"]}),
+        ([b"A: a:b: c"], {"A": ["a:b: c"]}),
+        ([b"A:"], {"A": [""]}),
+        ([b'A: "\\ \x01'], {"A": ['"\\ \x01']}),
+        (["Größe: ä".encode()], {"Größe": ["ä"]}),
+        ([b"A: \xff"], {"A": ["\ufffd"]}),
+        ([b"a: 1", b"trace-id: 2", b"AA: 3", b" A: 4", b"A : 5", b"\xffA: 6"], {}),
+        ([b"A", b"", b": 1", b"A\r: 2"], {}),
+        ([], {}),
+    ],
+    ids=[
+        "one",
+        "several values",
+        "colons",
+        "empty",
+        "escapes",
+        "UTF-8",
+        "not UTF-8",
+        "not on the list",
+        "no headers at all",
+        "nothing",
+    ],
+)
+def test_exactly_the_allowed_headers_are_shown(lines: Iterable[bytes], shown: dict[str, list[str]]) -> None:
+    block = b"\r\n".join([b"NATS/1.0", *lines, b"", b""])
+    fields = wire.header_fields(block, ALLOWED)
+    assert (json.loads(fields) if fields else {}) == shown
+
+
+def test_the_status_line_is_no_header() -> None:
+    assert wire.header_fields(b"A: 1\r\n\r\n", ALLOWED) == b""
+
+
+header_parts = st.sampled_from(
+    [b"NATS/1.0", b"A", b"Trace-Id", b":", b" ", b"\r\n", b"\r", b"\n", b"\xff", b"\0", b'"']
+)
+
+
+@given(st.binary() | st.lists(header_parts).map(b"".join))
+def test_no_header_block_brings_the_reader_down(block: bytes) -> None:
+    fields = wire.header_fields(block, ALLOWED)
+    if fields:
+        assert msgspec.json.decode(fields, type=dict[str, list[str]]).keys() <= ALLOWED
+
+
+def test_text_that_only_begins_like_json_is_not_read_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("the slow way")
+
+    monkeypatch.setattr("sanic_nats_bridge.protocol.encoding.json.loads", read)
+    assert wire.encode_payload(b"[1,2,3") == (b'"[1,2,3"', b',"encoding":"text"')
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_delivery_holds_nothing_that_the_garbage_collector_would_have_to_look_at(shared: bool) -> None:
+    delivery = Delivery(Source("a.*"), "a.x", b'{"h":["1"]}', b'{"k": 1}', 7)
+    deliveries = [delivery, *([delivery.under(Source("b.*", "b.", "a."))] if shared else [])]
+    for each in deliveries:
+        for form in Form:
+            each.encoded(form)
+        assert not gc.is_tracked(each)
+        kept = {name: getattr(each, name) for name in each.__struct_fields__ if name not in ("source", "first")}
+        assert [name for name, value in kept.items() if gc.is_tracked(value)] == []

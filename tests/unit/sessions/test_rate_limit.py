@@ -1,0 +1,72 @@
+import asyncio
+from typing import Any
+
+import pytest
+
+from sanic_nats_bridge.errors import BridgeError, CommandInvalid, RateLimit, SubjectForbidden, SubjectInvalid
+from sanic_nats_bridge.sessions.rate_limit import CommandMeter
+from sanic_nats_bridge.settings import Settings
+from tests.support.fakes import LeapingLoop
+
+
+def meter(**settings: Any) -> CommandMeter:
+    return CommandMeter(Settings.resolve(settings, {}))
+
+
+def counted(meter: CommandMeter, times: int) -> list[float | None]:
+    """After how long to come back, by command; ``None`` where it passed."""
+    waits: list[float | None] = []
+    for _ in range(times):
+        try:
+            meter.count()
+            waits.append(None)
+        except RateLimit as error:
+            waits.append(error.retry_after)
+    return waits
+
+
+def test_the_defaults_are_20_a_second_40_at_once_and_20_bad_ones_a_minute() -> None:
+    async def scene() -> None:
+        one = meter()
+        assert counted(one, 40) == [None] * 40
+        assert counted(one, 1) == [pytest.approx(0.1)]
+        await asyncio.sleep(0.1)
+        assert counted(one, 1) == [None]
+        await asyncio.sleep(10)
+        assert counted(one, 80)[:40] == [None] * 40
+        assert one.excess is None
+        counted(one, 1)
+        assert one.excess == "Too many commands"
+        bad = meter()
+        for _ in range(20):
+            bad.count_refusal(CommandInvalid("x"))
+        await asyncio.sleep(60.01)
+        for _ in range(20):
+            bad.count_refusal(CommandInvalid("x"))
+        assert bad.excess is None
+        await asyncio.sleep(59)
+        bad.count_refusal(CommandInvalid("x"))
+        assert bad.excess == "Too many commands that are not valid"
+
+    loop = LeapingLoop()
+    try:
+        loop.run_until_complete(scene())
+    finally:
+        loop.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "counts"),
+    [
+        (CommandInvalid("x"), True),
+        (SubjectInvalid("x"), True),
+        (SubjectForbidden("x"), False),
+        (RateLimit("x"), False),
+    ],
+    ids=lambda value: getattr(value, "code", value),
+)
+async def test_only_what_no_client_should_send_is_a_bad_command(error: BridgeError, counts: bool) -> None:
+    one = meter(max_bad_commands=1)
+    one.count_refusal(error)
+    one.count_refusal(error)
+    assert (one.excess is not None) == counts

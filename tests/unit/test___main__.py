@@ -1,0 +1,81 @@
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RULES = (
+    '{"subscribe": ["users.{user}.>"], "deny": ["users.*.secret"], "values": {"user": "7"}, "map": {"me.": "users.7."}}'
+)
+
+
+def explain(*arguments: str, stdin: str = "") -> tuple[int, str, str]:
+    command = [sys.executable, "-m", "sanic_nats_bridge", "explain", *arguments]
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=30, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_each_pattern_is_explained_on_a_line_of_its_own() -> None:
+    lines = (
+        "allowed  me.orders (in NATS: users.7.orders): subscribe users.7.>\n"
+        "allowed  me.> (in NATS: users.7.>): subscribe users.7.>; left out: users.*.secret\n"
+        "refused  users.7.orders: map: users.7.> has a name of its own\n"
+        "refused  users.8.x: no pattern of subscribe covers users.8.x\n"
+        "refused  me.secret (in NATS: users.7.secret): deny users.*.secret\n"
+    )
+    assert explain(RULES, "me.orders", "me.>", "users.7.orders", "users.8.x", "me.secret") == (1, lines, "")
+
+
+def test_permissions_may_stand_in_a_file_or_come_in_by_standard_input(tmp_path: Path) -> None:
+    (tmp_path / "rules.json").write_text(RULES)
+    expected = (0, "allowed  me.x (in NATS: users.7.x): subscribe users.7.>\n", "")
+    assert explain(str(tmp_path / "rules.json"), "me.x") == expected
+    assert explain("-", "me.x", stdin=RULES) == expected
+
+
+def test_the_example_in_the_readme_says_what_it_shows() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (command, shown) = re.findall(r"```console\n\$ python (-m sanic_nats_bridge explain .*)\n((?:.+\n)+?)```", readme)[
+        0
+    ]
+    assert explain(*shlex.split(command)[3:]) == (1, shown, "")
+
+
+@pytest.mark.parametrize("expires", ['"2126-01-01T00:00:00+00:00"', "4922899200"])
+def test_a_time_may_be_written_in_both_ways(expires: str) -> None:
+    assert explain(f'{{"subscribe": [">"], "expires": {expires}}}', "a")[0] == 0
+
+
+def test_permissions_that_have_expired_allow_nothing() -> None:
+    lines = (
+        "allowed  a: subscribe >\n"
+        "expired  the permissions: a client hears auth.expired, whatever it asks for\n"
+    )  # fmt: skip
+    assert explain('{"subscribe": [">"], "expires": 1767225600}', "a") == (1, lines, "")
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ('{"subscribes": []}', "subscribes"),
+        ('{"subscribe": "orders"}', "subscribe must be a list"),
+        ('{"subscribe": ["a..b"]}', "not a valid subject"),
+        ('{"expires": "2026-01-01"}', "aware datetime"),
+        ('{"expires": "soon"}', "soon"),
+        ("{", "the permissions are not JSON: Expecting"),
+        ("[]", "JSON object"),
+        (" [{}]", "JSON object"),
+        ("no-such-file", "no-such-file"),
+    ],
+)
+def test_what_cannot_be_read_is_said_in_one_line(written: str, said: str) -> None:
+    status, out, err = explain(written, "a")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert said in err
+
+
+def test_what_comes_in_by_standard_input_is_read_as_strictly() -> None:
+    assert explain("-", "a", stdin="null") == (2, "", "explain: the permissions must be a JSON object\n")
+    assert explain("-", "a", stdin="")[2].startswith("explain: the permissions are not JSON: ")

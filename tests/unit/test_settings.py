@@ -1,0 +1,463 @@
+import json
+import ssl
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import certifi
+import pytest
+from sanic import Sanic
+
+from sanic_nats_bridge import NatsBridge, SettingsError
+from sanic_nats_bridge.auth.permissions import Permissions
+from sanic_nats_bridge.settings import SettingKeywords, Settings
+
+NAMES = [option.name for option in fields(Settings)]
+THIS_FILE = __file__
+OTHER_FILE = str(Path(__file__).with_name("test_errors.py"))
+CREDENTIALS = "-----BEGIN NATS USER JWT-----\nhidden\n------END NATS USER JWT------\n"
+
+
+def resolve(config: dict[str, Any] | None = None, **keywords: Any) -> Settings:
+    return Settings.resolve(keywords, config or {})
+
+
+def refusal(config: dict[str, Any] | None = None, **keywords: Any) -> str:
+    with pytest.raises(SettingsError) as refused:
+        resolve(config, **keywords)
+    return str(refused.value)
+
+
+NOT_SECONDS = [0.0, -1, "5", True, float("nan"), float("inf"), 10**400, [5]]
+NOT_COUNTS = [0, -1, 1.5, "5", True, float("inf")]
+NOT_RATES = [0, -1, "5", True, float("nan"), float("inf"), [5]]
+NOT_FLAGS = [2, -1, 1.0, 0.0, "true", "", []]
+NOT_TEXTS = ["", 42, True, ["a"], b"a"]
+NOT_FILES = ["", 42, "/no/such/file", Path("/no/such/file"), str(Path(THIS_FILE).parent), "x" * 5_000, "a\nb", "a\0b"]
+NOT_LISTS = [5, {"a": 1}, ["a", 1], '["a"', "[1]", '["a", null]', b"a"]
+
+WRONG: dict[str, list[Any]] = {
+    "servers": [
+        *NOT_LISTS,
+        "",
+        [],
+        "http://h",
+        "nats://",
+        "nats://user:pw@",
+        "nats://h:0",
+        "nats://h:port",
+        "nats://h:99999",
+        "nats://[::1",
+        ["nats://h h:1"],
+        ["nats://h:1", "ws://h:2"],
+        ["nats://h:1", "WS://h:2"],
+        ["nats://h:1", "nats://"],
+    ],
+    "prefix": ["nats", "/", "/nats/", "//nats", "/a//b", "/größe", "/<id:int>", "/a b", "/nats\n", 5, ["/nats"]],
+    "subscribe": [
+        *NOT_LISTS,
+        "a..b",
+        "a.>.b",
+        ["a", ""],
+        ["a b"],
+        ["a\nb"],
+        "_NATSBRIDGE",
+        "_NATSBRIDGE.>",
+        "{user}.>",
+    ],
+    "deny": [*NOT_LISTS, "a..b", ["a", ""], "{user}.>"],
+    "permissions": [True, "function", Permissions(), [print]],
+    "permissions_timeout": NOT_SECONDS,
+    "allowed_origins": [
+        *NOT_LISTS,
+        "*",
+        "app.example",
+        "https://app.example/",
+        "https://*.app.example",
+        "https://größe",
+        "NULL",
+    ],
+    "headers": [*NOT_LISTS, [""], ["a b"], "a:b", ["größe"], ["a\n"]],
+    "heartbeat": NOT_SECONDS,
+    "retry": NOT_SECONDS,
+    "drain": NOT_SECONDS[1:],
+    "linger": NOT_SECONDS[1:],
+    "confirm_timeout": NOT_SECONDS[1:],
+    "relay_timeout": NOT_SECONDS,
+    "max_subscriptions": NOT_COUNTS,
+    "max_patterns": NOT_COUNTS,
+    "max_sub_rate": NOT_RATES,
+    "max_sessions": NOT_COUNTS,
+    "max_sessions_per_identity": NOT_COUNTS,
+    "command_rate": NOT_RATES,
+    "command_burst": NOT_COUNTS,
+    "max_bad_commands": NOT_COUNTS,
+    "max_command_bytes": [*NOT_COUNTS, 63],
+    "max_pending_bytes": [*NOT_COUNTS, 1023],
+    "overflow": ["", "Gap", "drop", 1, True, ["gap"]],
+    "write_timeout": NOT_SECONDS,
+    "flush_interval": [*NOT_SECONDS[1:], 1.01],
+    "ready_needs_nats": NOT_FLAGS,
+    "metrics": NOT_FLAGS,
+    "name": NOT_TEXTS,
+    "user": NOT_TEXTS,
+    "password": NOT_TEXTS,
+    "token": NOT_TEXTS,
+    "credentials": NOT_FILES,
+    "nkeys_seed": NOT_FILES,
+    "inbox_prefix": [*NOT_TEXTS, "a b", "a.", ".a", "a..b", "a.*", "a.>", "größe"],
+    "control_prefix": [*NOT_TEXTS, "a", "$a", "_a b", "_a.", "_a.*", "_a.>", "_" * 129],
+    "tls": [True, "default", THIS_FILE],
+    "tls_ca": NOT_FILES,
+    "tls_cert": NOT_FILES,
+    "tls_key": NOT_FILES,
+    "tls_hostname": NOT_TEXTS,
+    "tls_handshake_first": NOT_FLAGS,
+    "connect_timeout": NOT_SECONDS,
+    "ping_interval": NOT_SECONDS,
+}
+
+
+def test_the_table_of_wrong_values_covers_every_setting() -> None:
+    assert list(WRONG) == NAMES
+
+
+def test_the_keywords_are_exactly_the_settings() -> None:
+    assert set(SettingKeywords.__annotations__) == set(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [pytest.param(name, value, id=f"{name}={value!a:.40}") for name, values in WRONG.items() for value in values],
+)
+def test_a_wrong_value_is_refused_in_one_line_that_names_its_setting(name: str, value: Any) -> None:
+    for line in (refusal(**{name: value}), refusal({f"NATS_BRIDGE_{name.upper()}": value})):
+        assert line.startswith(f"NatsBridge setting '{name}' ")
+        assert line.isprintable()
+
+
+RIGHT: list[tuple[str, Any, Any]] = [
+    ("servers", "nats://h:4222", ("nats://h:4222",)),
+    ("servers", "h:4222 tls://user:pw@[::1]:4223", ("h:4222", "tls://user:pw@[::1]:4223")),
+    ("servers", ["ws://h:1", "wss://h:2"], ("ws://h:1", "wss://h:2")),
+    ("prefix", "", ""),
+    ("prefix", "/live/v1.0_~-", "/live/v1.0_~-"),
+    ("subscribe", "orders.> test.*\n $KV.flags.>", ("orders.>", "test.*", "$KV.flags.>")),
+    ("subscribe", ' ["orders.>", "test.*"]', ("orders.>", "test.*")),
+    ("subscribe", ["orders.>", "test.*"], ("orders.>", "test.*")),
+    ("subscribe", {"orders.>"}, ("orders.>",)),
+    ("subscribe", "", ()),
+    ("subscribe", "[]", ()),
+    ("headers", "Trace-Id Nats-Msg-Id", ("Trace-Id", "Nats-Msg-Id")),
+    ("heartbeat", 0.1, 0.1),
+    ("heartbeat", 20, 20.0),
+    ("linger", 0, 0.0),
+    ("confirm_timeout", 0, 0.0),
+    ("max_subscriptions", 1, 1),
+    ("max_command_bytes", 64, 64),
+    ("max_pending_bytes", 1024, 1024),
+    ("overflow", "latest", "latest"),
+    ("write_timeout", 0.1, 0.1),
+    ("flush_interval", 0.01, 0.01),
+    ("flush_interval", 1, 1.0),
+    ("token", "0042", "0042"),
+    ("inbox_prefix", "_INBOX.app", "_INBOX.app"),
+    ("control_prefix", "_SHOP.bridge", "_SHOP.bridge"),
+    ("credentials", Path(THIS_FILE), THIS_FILE),
+    ("nkeys_seed", THIS_FILE, THIS_FILE),
+    ("tls_handshake_first", True, True),
+    ("metrics", 1, True),
+    ("metrics", 0, False),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "meant"), RIGHT, ids=[f"{name}={value!a:.40}" for name, value, _ in RIGHT])
+def test_a_right_value_is_taken_from_keywords_and_from_the_configuration(name: str, value: Any, meant: Any) -> None:
+    for settings in (resolve(**{name: value}), resolve({f"NATS_BRIDGE_{name.upper()}": value})):
+        assert getattr(settings, name) == meant
+        assert type(getattr(settings, name)) is type(meant)
+
+
+def test_the_defaults_open_nothing_and_pass_their_own_checks() -> None:
+    settings = resolve()
+    assert settings.subscribe == settings.headers == ()
+    assert settings.prefix == "/nats"
+    values = {name: getattr(settings, name) for name in NAMES}
+    assert resolve(**values) == settings
+
+
+@pytest.mark.parametrize(
+    ("name", "keyword", "configured"),
+    [
+        ("servers", ("nats://k",), ("nats://c",)),
+        ("prefix", "", "/c"),
+        ("subscribe", (), ("c",)),
+        ("heartbeat", 1.0, 2.0),
+        ("max_sessions", 1, 2),
+        ("token", "k", "c"),
+        ("tls_handshake_first", False, True),
+        ("credentials", THIS_FILE, OTHER_FILE),
+    ],
+)
+def test_a_keyword_beats_the_configuration_which_beats_the_default(name: str, keyword: Any, configured: Any) -> None:
+    config = {f"NATS_BRIDGE_{name.upper()}": configured, "NATS_BRIDGES": "another's"}
+    assert getattr(resolve(config, **{name: keyword}), name) == keyword
+    assert getattr(resolve(config), name) == configured
+    assert getattr(resolve({"NATS_BRIDGES": "another's"}), name) == getattr(Settings, name)
+
+
+def test_an_unknown_name_is_refused() -> None:
+    assert refusal(subject="orders.>") == "NatsBridge has no setting 'subject'"
+    assert refusal({"NATS_BRIDGE_FOO": 1}) == "NatsBridge has no setting 'foo'"
+    assert refusal({"NATS_BRIDGE_FOO": None}) == "NatsBridge has no setting 'foo'"
+
+
+# TLS
+
+
+def test_there_is_no_tls_context_unless_one_is_configured() -> None:
+    assert resolve().tls_context() is None
+
+
+def test_the_operators_own_tls_context_is_used() -> None:
+    context = ssl.create_default_context()
+    assert resolve(tls=context, tls_hostname="nats.example").tls_context() is context
+
+
+def test_a_ca_file_makes_a_context_that_verifies_by_it() -> None:
+    context = resolve(tls_ca=certifi.where()).tls_context()
+    assert context is not None
+    assert context.verify_mode is ssl.CERT_REQUIRED
+    assert context.check_hostname
+    assert context.cert_store_stats()["x509_ca"] > 0
+
+
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [
+        (["tls_key"], "NatsBridge setting 'tls_key' needs 'tls_cert' beside it"),
+        (["tls_key", "tls_ca"], "NatsBridge setting 'tls_key' needs 'tls_cert' beside it"),
+        (["tls", "tls_ca"], "NatsBridge setting 'tls' excludes 'tls_ca', 'tls_cert' and 'tls_key'"),
+        (["tls", "tls_cert"], "NatsBridge setting 'tls' excludes 'tls_ca', 'tls_cert' and 'tls_key'"),
+    ],
+    ids="+".join,
+)
+def test_tls_settings_that_do_not_fit_are_refused(names: list[str], line: str) -> None:
+    values: dict[str, Any] = {"tls": ssl.create_default_context(), "tls_ca": certifi.where()}
+    assert refusal(**{name: values.get(name, THIS_FILE) for name in names}) == line
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tls", ssl.create_default_context()),
+        ("tls_ca", certifi.where()),
+        ("tls_hostname", "h"),
+        ("tls_handshake_first", True),
+    ],
+    ids=["tls", "tls_ca", "tls_hostname", "tls_handshake_first"],
+)
+def test_a_tls_setting_holds_for_every_server_and_excludes_what_can_have_no_tls(name: str, value: Any) -> None:
+    keywords: dict[str, Any] = {name: value}
+    assert resolve(servers="nats://a", **keywords).tls_only
+    assert resolve(servers="wss://a", **keywords).tls_only
+    assert refusal(servers=["wss://a", "WS://b"], **keywords) == (
+        "NatsBridge setting 'servers' must be wss:// URLs, not ws://, where TLS is set up beside it"
+    )
+    assert not resolve(servers=["wss://a", "ws://b"]).tls_only
+
+
+@pytest.mark.parametrize("name", ["tls_ca", "tls_cert"])
+def test_a_tls_file_that_does_not_load_stops_the_start(name: str) -> None:
+    option: dict[str, Any] = {name: THIS_FILE}
+    assert f"'{name}'" in refusal(**option)
+
+
+# Packages that are not there
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "module", "package"),
+    [
+        ("metrics", True, "prometheus_client", "sanic-nats-bridge[metrics]"),
+        ("credentials", THIS_FILE, "nkeys", "nats-py[nkeys]"),
+        ("nkeys_seed", THIS_FILE, "nkeys", "nats-py[nkeys]"),
+        ("servers", "ws://h", "aiohttp", "nats-py[aiohttp]"),
+        ("servers", ["WSS://h"], "aiohttp", "nats-py[aiohttp]"),
+    ],
+)
+def test_a_setting_whose_package_is_not_there_stops_the_start(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: Any, module: str, package: str
+) -> None:
+    resolve(**{name: value})
+    monkeypatch.setattr("sanic_nats_bridge.settings.find_spec", lambda asked: None if asked == module else True)
+    assert refusal(**{name: value}) == f"NatsBridge setting '{name}' needs pip install '{package}'"
+    resolve(servers="tls://h", subscribe="a")
+
+
+# Secrets
+
+
+def test_settings_show_no_secret() -> None:
+    secrets: dict[str, Any] = {"servers": "nats://u:hidden-1@h", "password": "hidden-2", "token": "hidden-3"}
+    settings = resolve(**secrets)
+    for shown in (repr(settings), str(settings), repr([settings])):
+        assert "hidden" not in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("servers", "nats://user:hidden@h:port"),
+        ("servers", "nats://user:hidden@[::1"),
+        ("servers", "nats://user:hidden@\N{CARE OF}"),
+        ("servers", '["nats://user:hidden@h"'),
+        ("servers", ["nats://h", "ftp://user:hidden@h"]),
+        ("password", ["hidden"]),
+        ("token", b"hidden"),
+        ("nkeys_seed", "SUAhidden"),
+        ("credentials", CREDENTIALS),
+        ("credentials", CREDENTIALS * 40),
+    ],
+    ids=[
+        "port",
+        "address",
+        "host that no IDNA takes",
+        "list",
+        "scheme",
+        "password",
+        "token",
+        "the seed itself",
+        "the credentials themselves",
+        "long credentials themselves",
+    ],
+)
+def test_a_refusal_shows_no_secret(name: str, value: Any) -> None:
+    line = refusal(**{name: value})
+    assert line.startswith(f"NatsBridge setting '{name}' ")
+    assert "hidden" not in line
+
+
+# A real app
+
+
+@pytest.fixture
+def names_of_apps() -> Iterator[list[str]]:
+    names: list[str] = []
+    yield names
+    for name in names:
+        Sanic._app_registry.pop(name, None)
+
+
+@pytest.fixture
+def set_up(names_of_apps: list[str]) -> Any:
+    """Make an app with a bridge; ``config`` is what its code puts into ``app.config``."""
+
+    def set_up(config: dict[str, Any] | None = None, **keywords: Any) -> Settings:
+        app: Sanic[Any, Any] = Sanic(f"settings_{uuid4().hex}", configure_logging=False)
+        names_of_apps.append(app.name)
+        app.config.update(config or {})
+        bridge = NatsBridge(**keywords)
+        extensions: list[Any] = [bridge]
+        app.extend(extensions=extensions)
+        return bridge.settings
+
+    return set_up
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "meant"),
+    [
+        ("token", "0042", "0042"),
+        ("token", "1e3", "1e3"),
+        ("token", "yes", "yes"),
+        ("password", "007.50", "007.50"),
+        ("user", "False", "False"),
+        ("name", "1_000", "1_000"),
+        ("inbox_prefix", "_7", "_7"),
+        ("subscribe", "orders.> test.*", ("orders.>", "test.*")),
+        ("subscribe", '["orders.>", "test.*"]', ("orders.>", "test.*")),
+        ("subscribe", "0042", ("0042",)),
+        ("subscribe", "on", ("on",)),
+        ("headers", "1", ("1",)),
+        ("servers", "nats://a:1 nats://b:2", ("nats://a:1", "nats://b:2")),
+        ("prefix", "", ""),
+        ("heartbeat", "20", 20.0),
+        ("heartbeat", "0.5", 0.5),
+        ("max_sessions", "5", 5),
+        ("tls_handshake_first", "true", True),
+        ("metrics", "1", True),
+        ("metrics", "yes", True),
+        ("ready_needs_nats", "0", False),
+        ("ready_needs_nats", "off", False),
+    ],
+)
+def test_the_environment_is_taken_as_it_is_written(
+    set_up: Any, monkeypatch: pytest.MonkeyPatch, name: str, written: str, meant: Any
+) -> None:
+    monkeypatch.setenv(f"SANIC_NATS_BRIDGE_{name.upper()}", written)
+    value = getattr(set_up(), name)
+    assert value == meant
+    assert type(value) is type(meant)
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("heartbeat", "soon"),
+        ("max_sessions", "1.5"),
+        ("max_sessions", "yes"),
+        ("metrics", "2"),
+        ("metrics", "maybe"),
+        ("subscribe", "[1"),
+        ("prefix", "7"),
+    ],
+)
+def test_a_wrong_environment_stops_the_start(
+    set_up: Any, monkeypatch: pytest.MonkeyPatch, name: str, written: str
+) -> None:
+    monkeypatch.setenv(f"SANIC_NATS_BRIDGE_{name.upper()}", written)
+    with pytest.raises(SettingsError, match=f"^NatsBridge setting '{name}' "):
+        set_up()
+
+
+@pytest.mark.parametrize(("name", "in_code"), [("subscribe", ["code.>"]), ("token", "code"), ("max_sessions", 7)])
+def test_what_the_apps_code_configures_beats_the_environment(
+    set_up: Any, monkeypatch: pytest.MonkeyPatch, name: str, in_code: Any
+) -> None:
+    monkeypatch.setenv(f"SANIC_NATS_BRIDGE_{name.upper()}", "5")
+    value = getattr(set_up({f"NATS_BRIDGE_{name.upper()}": in_code}), name)
+    assert json.loads(json.dumps(value)) == in_code
+
+
+def test_a_keyword_beats_the_environment(set_up: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SANIC_NATS_BRIDGE_SUBSCRIBE", "environment.>")
+    assert set_up(subscribe="keyword.>").subscribe == ("keyword.>",)
+
+
+def test_an_unknown_name_in_the_environment_stops_the_start(set_up: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SANIC_NATS_BRIDGE_SUBJECTS", "orders.>")
+    with pytest.raises(SettingsError, match="no setting 'subjects'"):
+        set_up()
+
+
+def test_a_wrong_keyword_is_refused_where_the_bridge_is_made() -> None:
+    with pytest.raises(SettingsError, match="'heartbeat'"):
+        NatsBridge(heartbeat=-1)
+
+
+@pytest.mark.parametrize("name", ["subscribe", "deny"])
+def test_a_permissions_function_excludes_what_would_hold_for_nobody(name: str) -> None:
+    async def permissions(_: Any) -> None: ...
+
+    keywords: dict[str, Any] = {"permissions": permissions, name: ["a"]}
+    assert refusal(**keywords) == (
+        "NatsBridge setting 'permissions' excludes 'subscribe' and 'deny': let it return them"
+    )
+    assert resolve(permissions=permissions).permissions is permissions
+
+
+def test_what_everybody_may_follow_is_what_the_settings_say() -> None:
+    assert resolve(subscribe=["a.>"], deny="a.b").everybody == Permissions(["a.>"], ["a.b"])

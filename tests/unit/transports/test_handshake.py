@@ -1,0 +1,45 @@
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from sanic.compat import Header
+
+from sanic_nats_bridge.errors import CommandInvalid
+from sanic_nats_bridge.transports.handshake import check_handshake
+
+UPGRADE = {"upgrade": "WebSocket"}
+
+
+def fault(**headers: str) -> str | None:
+    request: Any = SimpleNamespace(headers=Header({name.replace("_", "-"): text for name, text in headers.items()}))
+    try:
+        check_handshake(request)
+    except CommandInvalid as error:
+        return error.message
+    return None
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"content_length": "0"}, {"cookie": "caf\xe9"}, {"cookie": ""}, {"x": "\t !~"}],
+    ids=str,
+)  # fmt: skip
+def test_a_handshake_that_sanic_stands_passes(headers: dict[str, str]) -> None:
+    assert fault(**UPGRADE, **headers) is None
+
+
+@pytest.mark.parametrize(
+    "headers", [{"content_length": "5"}, {"content_length": "x"}, {"transfer_encoding": "chunked"}], ids=str
+)
+def test_one_with_a_body_does_not(headers: dict[str, str]) -> None:
+    assert fault(**UPGRADE, **headers) == "A WebSocket's handshake has no body"
+
+
+@pytest.mark.parametrize("text", ["\udcff", "a\0", "\u0436", "\x7f", "a\nb"], ids=ascii)
+def test_one_with_a_header_that_cannot_be_read_does_not(text: str) -> None:
+    assert fault(**UPGRADE, cookie=text) == "A header cannot be read"
+
+
+def test_what_asks_for_no_websocket_passes() -> None:
+    assert fault(content_length="5", cookie="\udcff") is None
+    assert fault(upgrade="h2c", transfer_encoding="chunked") is None

@@ -1,0 +1,1 @@
+"""Development tools: benchmarks, fault injection and what they share."""

@@ -1,0 +1,23 @@
+"""The bridge in a Sanic app: ``python -m tools.benchmarks.servers.bridge '{"servers": "nats://…"}' LOOP [WORKERS]``."""
+
+import json
+import sys
+from typing import Any
+
+from sanic import Sanic
+
+from sanic_nats_bridge import NatsBridge
+
+from .serving import App, serve
+
+
+def create_app() -> App:
+    """The app, with the bridge that the command line describes."""
+    app: App = Sanic("bench_bridge", configure_logging=False)
+    extensions: list[Any] = [NatsBridge(**json.loads(sys.argv[1]))]
+    app.extend(extensions=extensions)
+    return app
+
+
+if __name__ == "__main__":
+    serve(create_app, sys.argv[2], *map(int, sys.argv[3:]))

@@ -1,0 +1,60 @@
+"""How the Sanic apps are served, all alike."""
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
+
+from sanic import Sanic
+from sanic.worker.loader import AppLoader
+
+from ...harness.processes import raise_file_limit
+
+__all__ = ["App", "serve"]
+
+App: TypeAlias = Sanic[Any, Any]
+
+_BACKLOG: Final = 4096
+_PING_SECONDS: Final = 3600
+
+
+def serve(create_app: Callable[[], App], loop: str, workers: int = 1) -> None:
+    """Serve on a free port; one worker is this process, several are those of Sanic's manager.
+
+    Each worker prints the port and its process id when it takes clients.
+    """
+    raise_file_limit()
+    loader = AppLoader(factory=_Prepared(create_app, loop))
+    app = loader.load()
+    listener = socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG)
+    single = workers == 1
+    app.prepare(sock=listener, workers=workers, single_process=single, access_log=False, motd=False, backlog=_BACKLOG)
+    if single:
+        Sanic.serve_single(app)
+    else:
+        Sanic.serve(primary=app, app_loader=loader)
+
+
+class _Prepared:
+    """Makes the app, in each process."""
+
+    def __init__(self, create_app: Callable[[], App], loop: str) -> None:
+        self._create_app = create_app
+        self._loop = loop
+
+    def __call__(self) -> App:
+        app = self._create_app()
+        app.config.USE_UVLOOP = self._loop == "uvloop"
+        # The clients of a benchmark do not look at frames, and so answer no ping.
+        app.config.WEBSOCKET_PING_INTERVAL = _PING_SECONDS
+        app.register_listener(self._announce, "after_server_start")
+        return app
+
+    async def _announce(self, app: App) -> None:
+        running = type(asyncio.get_running_loop()).__module__
+        assert running.startswith(self._loop), running
+        port = app.state.server_info[0].settings["sock"].getsockname()[1]
+        sys.stdout.write(f"{port} {os.getpid()}\n")
+        sys.stdout.flush()
