@@ -1,4 +1,4 @@
-// What goes over the wire: docs/protocol.md
+// What goes over the wire: docs/reference/protocol.md
 
 export type NatsState = "connected" | "disconnected";
 export type Action = "subscribe" | "unsubscribe" | "ping";

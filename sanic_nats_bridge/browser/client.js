@@ -1,4 +1,4 @@
-// The browser client of sanic-nats-bridge: docs/client.md
+// The browser client of sanic-nats-bridge: docs/reference/client.md
 
 const TYPES = ["welcome", "reply", "message", "gap", "unsubscribed", "status", "heartbeat", "close"];
 const PRIVATE = /reply|unsubscribed|close/;

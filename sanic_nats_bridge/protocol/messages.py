@@ -1,4 +1,4 @@
-"""What a browser and the bridge say to each other: the one definition of docs/protocol.md in code.
+"""What a browser and the bridge say to each other: the one definition of docs/reference/protocol.md in code.
 
 Commands come in by `decode_command` and `query_command`; frames go out by `encode`.
 """

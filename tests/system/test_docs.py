@@ -23,7 +23,7 @@ from tests.support.bridge import running
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
+PROTOCOL = (ROOT / "docs" / "reference" / "protocol.md").read_text()
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -148,12 +148,12 @@ async def test_who_is_narrowed_as_in_the_readme_keeps_the_end_of_its_session(sha
     "document",
     [
         "README.md",
-        "docs/protocol.md",
-        "docs/client.md",
-        "docs/design.md",
-        "docs/benchmarks.md",
-        "docs/operations.md",
-        "docs/reliability.md",
+        "docs/reference/protocol.md",
+        "docs/reference/client.md",
+        "docs/internals/decisions.md",
+        "docs/internals/benchmarks.md",
+        "docs/guides/deployment.md",
+        "docs/internals/reliability.md",
         "CHANGELOG.md",
     ],
 )

@@ -1,4 +1,4 @@
-"""What docs/operations.md promises of the bridge's NATS user."""
+"""What docs/guides/deployment.md promises of the bridge's NATS user."""
 
 import re
 from collections.abc import AsyncIterator, Iterator
@@ -14,7 +14,7 @@ from sanic_nats_bridge import Permissions
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import Bridge, running, subscribed, until
 
-OPERATIONS = Path(__file__).parents[2] / "docs/operations.md"
+GUIDE = Path(__file__).parents[2] / "docs/guides/deployment.md"
 
 
 async def permissions(request: Request) -> Permissions | None:
@@ -24,7 +24,7 @@ async def permissions(request: Request) -> Permissions | None:
 @pytest.fixture
 def server() -> Iterator[NatsServer]:
     """One with the users of the documentation, and one more who may do everything else."""
-    (block,) = re.findall(r"```\n(authorization \{\n.*?\n\})\n```", OPERATIONS.read_text(), re.DOTALL)
+    (block,) = re.findall(r"```\n(authorization \{\n.*?\n\})\n```", GUIDE.read_text(), re.DOTALL)
     everybody_else = """
     {user: others, password: o, permissions: {publish: {deny: "_NATSBRIDGE.>"}, subscribe: {deny: "_NATSBRIDGE.>"}}}
   ]"""
