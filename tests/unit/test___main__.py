@@ -1,5 +1,3 @@
-import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -33,14 +31,6 @@ def test_permissions_may_stand_in_a_file_or_come_in_by_standard_input(tmp_path: 
     expected = (0, "allowed  me.x (in NATS: users.7.x): subscribe users.7.>\n", "")
     assert explain(str(tmp_path / "rules.json"), "me.x") == expected
     assert explain("-", "me.x", stdin=RULES) == expected
-
-
-def test_the_example_in_the_readme_says_what_it_shows() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    (command, shown) = re.findall(r"```console\n\$ python (-m sanic_nats_bridge explain .*)\n((?:.+\n)+?)```", readme)[
-        0
-    ]
-    assert explain(*shlex.split(command)[3:]) == (1, shown, "")
 
 
 @pytest.mark.parametrize("expires", ['"2126-01-01T00:00:00+00:00"', "4922899200"])
