@@ -86,7 +86,7 @@ def test_the_search_finds_a_setting(tab: Page, address: str) -> None:
     opener = tab.locator("label.md-header__button[for=__search]")
     if opener.is_visible():  # on a phone
         opener.click()
-    tab.fill("input[name=query]", "unsubscribe_delay")
+    tab.locator("input[name=query]").press_sequentially("unsubscribe_delay")
     expect(tab.locator(".md-search-result__link[href*='/reference/settings/']").first).to_be_attached()
 
 

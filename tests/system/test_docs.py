@@ -16,6 +16,7 @@ from sanic_nats_bridge.settings import Settings
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import running
 from tests.support.docs import PAGES, ROOT, blocks, file_of, links, table
+from tests.support.messages import UNSEEN, messages
 
 SETTINGS = table("docs/reference/settings.md", "All settings")
 ERRORS = "docs/reference/errors.md"
@@ -180,3 +181,15 @@ def test_every_make_target_that_a_page_names_exists() -> None:
         for target in re.findall(r"(?:^|`)make ([\w-]+)", (ROOT / page).read_text(), re.MULTILINE)
     }
     assert named <= targets
+
+
+def test_the_troubleshooting_page_has_each_message_of_the_code_once() -> None:
+    text = (ROOT / "docs/troubleshooting.md").read_text().partition("\n## Settings\n")[2]
+    listed = re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)
+    assert sorted(listed) == sorted(set(listed))
+    assert UNSEEN.keys() <= messages().keys()
+    written = messages().keys() - UNSEEN.keys()
+    assert {"no entry for": written - {*listed}, "not in the code": {*listed} - written} == {
+        "no entry for": set(),
+        "not in the code": set(),
+    }
