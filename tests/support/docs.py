@@ -171,6 +171,7 @@ class Story:
         self._complaints: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
         """The last command."""
+        self._served: subprocess.Popen[bytes] | None = None
         self._commands = ""
         self._log = folder / ".log-0"
         self._read = 0
@@ -189,7 +190,9 @@ class Story:
                     error.add_note(f"at {self.page}:{part.line}")
                     raise
         for path in self.python_files:
-            assert re.search(rf"\b{path.stem}\b", self._commands), f"{self.page} doesn't run {path.name}"
+            imports = "".join(other.read_text() for other in self.python_files if other != path)
+            used = re.search(rf"\b{path.stem}\b", self._commands) or f"from {path.stem} import" in imports
+            assert used, f"{self.page} doesn't run {path.name}"
         assert self._complaints == [], self._complaints
 
     @property
@@ -344,8 +347,11 @@ class Story:
     def _serve(self, app: str) -> None:
         if not _listens(int(self._ports["4222"])):
             self._start_nats("nats-server")
+        if self._served is not None:
+            _end(self._served)
         command = ["sanic", app, "--port", self._ports["8000"], "--single-process"]
-        self._await_port("8000", self._start(command, self._folder, self._environment()))
+        self._served = self._start(command, self._folder, self._environment())
+        self._await_port("8000", self._served)
 
     def _import(self, module: str) -> None:
         command = [sys.executable, "-c", f"import {module}"]

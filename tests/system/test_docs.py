@@ -12,6 +12,7 @@ import pytest
 import sanic_nats_bridge
 from sanic_nats_bridge import CloseCode, Permissions, errors, testing
 from sanic_nats_bridge.metrics.definitions import METRICS
+from sanic_nats_bridge.protocol.subjects import MAX_SUBJECT_BYTES, MAX_TOKENS
 from sanic_nats_bridge.settings import Settings
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import running
@@ -101,6 +102,22 @@ def test_the_protocol_shows_each_frame_and_each_command() -> None:
     kinds = {"welcome", "reply", "message", "gap", "unsubscribed", "status", "heartbeat", "close"}
     assert set(re.findall(r'"type": "(\w+)"', shown)) == kinds
     assert {"subscribe", "unsubscribe", "ping"} <= set(re.findall(r'"action": "(\w+)"', shown))
+
+
+def test_the_client_page_has_each_option_and_each_event() -> None:
+    types = (ROOT / "sanic_nats_bridge/browser/client.d.ts").read_text()
+    for interface, heading in (("Options", "connect(options)"), ("ClientEvents", "Events")):
+        declared = re.search(rf"interface {interface} {{\n(.*?)\n}}", types, re.DOTALL)
+        assert declared is not None
+        fields_of_it = re.findall(r"^  (\w+)\??:", declared[1], re.MULTILINE)
+        rows = table("docs/reference/client.md", heading)
+        assert sorted(name for row in rows for name in names_in(row[0])) == sorted(fields_of_it)
+
+
+def test_the_protocol_states_the_limits_of_patterns() -> None:
+    text = (ROOT / "docs/reference/protocol.md").read_text()
+    assert f"1 to {MAX_SUBJECT_BYTES} bytes" in text
+    assert f"at most {MAX_TOKENS} tokens" in text
 
 
 def test_the_api_page_has_every_public_name() -> None:
