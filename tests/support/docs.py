@@ -18,7 +18,7 @@ Elsewhere it says what the reader does or sees between the blocks:
 - ``take FILE, FILE from PAGE`` (files of another page)
 - ``start nats-server`` (at port 4222), ``serve MODULE:APP`` (at port 8000, with a nats-server)
 - ``import MODULE``
-- ``open URL``, ``page shows TEXT``
+- ``open URL``, ``click BUTTON``, ``page shows TEXT``
 - ``publish SUBJECT PAYLOAD``, once or ``until NAME gets TEXT, TEXT``
 - ``NAME gets TEXT, TEXT`` (a function that was given is called with these in its arguments)
 """
@@ -325,6 +325,7 @@ class Story:
             (r"serve (\w+:\w+)", self._serve),
             (r"import (\w+)", self._import),
             (r"open (\S+)", self._open),
+            (r"click (.+)", self._click),
             (r"page shows (.+)", self._shows),
             (r"publish (\S+) (.+?)(?: until (\S+) gets (.+))?", self._publish),
             (r"(\S+) gets (.+)", self._gets),
@@ -375,6 +376,10 @@ class Story:
         # Chromium itself notes that a page has no icon.
         if message.type in ("error", "warning") and not message.text.startswith("Failed to load resource"):
             self._complaints.append(message.text)
+
+    def _click(self, name: str) -> None:
+        assert self._tab is not None, "no page is open"
+        self._tab.get_by_role("button", name=name, exact=True).click()
 
     def _shows(self, text: str) -> None:
         assert self._tab is not None, "no page is open"

@@ -15,7 +15,7 @@ def types_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("mypy")
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
 def test_the_page_does_what_it_says(page: str, tmp_path: Path, types_cache: Path) -> None:
     story = Story(page, tmp_path)
