@@ -58,7 +58,7 @@ def url_of(address: str, page: str) -> str:
 
 @pytest.fixture(params=SIZES)
 def tab(request: pytest.FixtureRequest, browser: Browser, address: str) -> Iterator[Page]:
-    """A page that must raise no error, and load nothing from another host."""
+    """A browser tab in which no page may raise an error, or load anything from another host."""
     complaints: list[str] = []
 
     def note(sent: Request) -> None:

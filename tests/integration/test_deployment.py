@@ -1,4 +1,4 @@
-"""What docs/guides/deployment.md promises of the bridge's NATS user."""
+"""The NATS permissions in docs/guides/deployment.md."""
 
 import re
 from collections.abc import AsyncIterator, Iterator

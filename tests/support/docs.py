@@ -5,7 +5,7 @@ open page of Chromium; ``text`` is the output of the last command, with ``…`` 
 ``nginx`` must be in the configuration that the tests of the proxies use; ``json`` and ``http`` hold frames and
 commands.
 
-A comment ``<!-- test: … -->`` before a block says how it is run:
+A comment ``<!-- test: … -->`` before a block sets how it is run:
 
 - ``keep running`` (a server, until the end of the page), with ``port N`` to wait for, or ``with npm packages``
 - ``exits with STATUS``
@@ -13,7 +13,7 @@ A comment ``<!-- test: … -->`` before a block says how it is run:
 - ``dry run, REASON`` (only what ``make`` would do)
 - ``not run: REASON``
 
-Elsewhere it says what the reader does or sees between the blocks:
+Elsewhere it is a step between the blocks, which the reader takes or sees:
 
 - ``take FILE, FILE from PAGE`` (files of another page)
 - ``start nats-server`` (at port 4222), ``serve MODULE:APP`` (at port 8000, with a nats-server)
@@ -52,7 +52,7 @@ PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md")
 """Every document."""
 
 SLOW_SECONDS = 6 * WAIT_SECONDS
-"""How long a program may take to start, on a busy machine."""
+"""The longest wait for a program to start, on a busy machine."""
 
 _COMMENT = re.compile(r"\s*<!-- test: (.+) -->")
 _FENCE = re.compile(r'(\s*)```(\w*)(?: title="([^"]+)")?')
@@ -100,7 +100,7 @@ class Block:
 
 @dataclass
 class Step:
-    """What a comment says that the reader does or sees."""
+    """Something that the reader does or sees between the blocks."""
 
     line: int
     text: str
@@ -300,7 +300,7 @@ class Story:
         assert process is not None, "no command comes before the output"
         self._until(lambda: process.poll() is not None or expression.search(self._log.read_text(), self._read))
         said = self._log.read_text()
-        # A command that has ended has said nothing else.
+        # A command that has ended has printed nothing else.
         found = expression.search(said, self._read) if self._read or process.poll() != 0 else None
         found = found or expression.fullmatch(said.strip())
         assert found is not None, said
@@ -426,7 +426,7 @@ def _listens(port: int) -> bool:
 
 
 def _is_disconnected(port: int) -> bool:
-    """Whether a bridge with the default prefix answers at the port, and has no NATS yet."""
+    """Return whether a bridge with the default prefix answers at the port, and has no NATS yet."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/nats/health/ready", timeout=WAIT_SECONDS) as answer:
             return bool(json.load(answer)["nats"] == "disconnected")
@@ -445,7 +445,7 @@ def _publish(port: int, subject: str, payload: bytes) -> None:
 
 
 def _check_make(text: str) -> None:
-    """Have make say what it would do, and the tools read the arguments that they would be given."""
+    """Have make print the commands, and the tools read the arguments in them."""
     from tools.benchmarks import __main__ as benchmarks
     from tools.faults import __main__ as faults
 

@@ -21,7 +21,7 @@ UNSEEN = {
     "The client has closed": "ends the handler",
     "Successfully … events: …": "no error",
 }
-"""Messages that nobody meets as a problem, and why."""
+"""Messages that are no problem for a reader, with the reason."""
 
 _LEVELS = ("debug", "info", "warning", "error", "exception")
 _PLACEHOLDER = re.compile(r"%[%asdr]")
