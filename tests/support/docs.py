@@ -57,6 +57,7 @@ SLOW_SECONDS = 6 * WAIT_SECONDS
 _COMMENT = re.compile(r"\s*<!-- test: (.+) -->")
 _FENCE = re.compile(r'(\s*)```(\w*)(?: title="([^"]+)")?')
 _MODIFIERS = ("keep running", "exits with", "given", "dry run", "not run")
+_TAKE = r"take (.+) from (\S+)"
 _NODE = ROOT / "tests" / "support" / "node" / "node_modules"
 _BROWSER = ROOT / "sanic_nats_bridge" / "browser"
 _PORTS = ("4222", "8000", "8001", "5001")
@@ -147,6 +148,20 @@ def file_of(page: str, title: str) -> str:
     return block.text
 
 
+def python_files(page: str) -> dict[str, str]:
+    """Return the modules that the reader of a page has: its own, and those taken from other pages."""
+    files = {block.title: block.text for block in blocks(page, "python") if block.title is not None}
+    for part in parse(page):
+        if isinstance(part, Step) and (taken := re.fullmatch(_TAKE, part.text)):
+            source = _source(page, taken[2])
+            files |= {name: file_of(source, name) for name in taken[1].split(", ") if name.endswith(".py")}
+    return files
+
+
+def _source(page: str, other: str) -> str:
+    return (ROOT / page).parent.joinpath(other).resolve().relative_to(ROOT).as_posix()
+
+
 def table(page: str, heading: str) -> list[list[str]]:
     """Return the cells of the first table below the heading, without its header."""
     text = (ROOT / page).read_text()
@@ -189,16 +204,12 @@ class Story:
                 except Exception as error:
                     error.add_note(f"at {self.page}:{part.line}")
                     raise
-        for path in self.python_files:
-            imports = "".join(other.read_text() for other in self.python_files if other != path)
-            used = re.search(rf"\b{path.stem}\b", self._commands) or f"from {path.stem} import" in imports
-            assert used, f"{self.page} doesn't run {path.name}"
+        modules = python_files(self.page)
+        for name in modules:
+            module = name.removesuffix(".py")
+            used = re.search(rf"\b{module}\b", self._commands)
+            assert used or f"from {module} import" in "".join(modules.values()), f"{self.page} doesn't run {name}"
         assert self._complaints == [], self._complaints
-
-    @property
-    def python_files(self) -> list[Path]:
-        """The modules that the page has written."""
-        return sorted(self._folder.glob("*.py"))
 
     def _here(self, text: str) -> str:
         """Return the text with the ports and hosts of this run."""
@@ -320,7 +331,7 @@ class Story:
 
     def _step(self, text: str) -> None:
         for expression, do in (
-            (r"take (.+) from (\S+)", self._take),
+            (_TAKE, self._take),
             (r"start (nats-server)", self._start_nats),
             (r"serve (\w+:\w+)", self._serve),
             (r"import (\w+)", self._import),
@@ -337,7 +348,7 @@ class Story:
         raise AssertionError(f"no such step: {text}")
 
     def _take(self, files: str, page: str) -> None:
-        source = (ROOT / self.page).parent.joinpath(page).resolve().relative_to(ROOT).as_posix()
+        source = _source(self.page, page)
         for name in files.split(", "):
             self._write(name, file_of(source, name))
 
