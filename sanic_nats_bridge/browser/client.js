@@ -30,10 +30,10 @@
 /** @typedef {Api.Command & { id: string | number }} SentCommand */
 
 /**
- * @typedef {Api.Options & {
- *   transports: Api.Transport[], timeout: number, retryBetter: number,
- *   WebSocket: typeof WebSocket, EventSource: typeof EventSource, fetch: typeof fetch,
- * }} Settings The options with their defaults.
+ * @typedef {Api.Options
+ *   & Required<Pick<Api.Options, "transports" | "timeout" | "retryBetter" | "fetch">>
+ *   & { WebSocket: typeof WebSocket, EventSource: typeof EventSource }
+ * } Settings The options with their defaults.
  */
 
 /**
@@ -328,6 +328,7 @@ class Connection {
   }
 }
 
+/** A WebSocket for the frames and the commands. */
 class WebSocketConnection extends Connection {
   /** @type {WebSocket | undefined} */
   #socket;

@@ -4,7 +4,9 @@ import asyncio
 import re
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -34,7 +36,10 @@ from tests.support.middlebox import Habit, Middlebox
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-RUNNING = {"chromium": Chromium.running, "firefox": Firefox.running}
+RUNNING: dict[str, Callable[[Path], AbstractAsyncContextManager[Browser]]] = {
+    "chromium": Chromium.running,
+    "firefox": Firefox.running,
+}
 
 one_browser = pytest.mark.parametrize("browser", ["chromium"], indirect=True)
 """For the client's own logic, which is the same in every browser."""
