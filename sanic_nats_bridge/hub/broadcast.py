@@ -1,102 +1,112 @@
-"""The messages of one turn of the event loop, until they are written.
+"""The message path from NATS to the subscribers.
 
-Nothing on the way of a message awaits: it is put into the batch, and `Batch.flush`, at the turn's end,
-writes once to each subscriber.
+`Broadcaster.on_message` puts a message into the views that show it; nothing on this path awaits. At the end of the
+turn of the event loop, `Broadcaster.flush` writes once to each subscriber: the same bytes to all that get the same
+messages.
 """
 
 import asyncio
-import math
+import contextlib
+import logging
 import time
-from collections.abc import Callable, Iterable
-from typing import Final
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from operator import attrgetter
 
-from ..metrics.counters import Tally
-from ..protocol import encoding as wire
-from ..protocol.encoding import Delivery
+from ..auth.expirations import ExpirationQueue
+from ..metrics.counters import Counters
+from ..protocol import encoding
+from ..protocol.encoding import EncodedMessage, WireFormat
 from ..protocol.subjects import is_reserved
-from .fan_out import fan_out
 from .interest import Interest, View
+from .interfaces import Subscriber
 
-__all__ = ["Batch"]
+__all__ = ["Broadcaster", "fan_out"]
 
-_MAX_GATHERED_BYTES: Final = 1024 * 1024
+logger = logging.getLogger("sanic.root.nats_bridge")
+
+_MAX_BATCH_BYTES = 1024 * 1024
+_number = attrgetter("number")
 
 
-class Batch:
-    """What NATS has brought since the last flush, by the views that show it.
+class Broadcaster:
+    """The messages that NATS has sent since the last flush, by the views that show them.
 
-    With a ``flush_interval`` (seconds) it gathers for so long, but not more than 1 MiB.
+    Args:
+        tally: Counts the messages and their deliveries.
+        expiries: Asked before each flush, so that no message is written after a session's permissions have expired.
+        headers: The NATS headers that clients get.
+        flush_interval: Seconds for which messages are gathered, up to 1 MiB; 0 flushes once per turn of the loop.
     """
 
-    def __init__(self, headers: Iterable[str] = (), flush_interval: float = 0, tally: Tally | None = None) -> None:
+    def __init__(
+        self, counters: Counters, expirations: ExpirationQueue, headers: Iterable[str] = (), flush_interval: float = 0
+    ) -> None:
+        self._counters = counters
+        self._expirations = expirations
         self._headers = frozenset(headers)
         self._interval = flush_interval
-        self._tally = tally or Tally()
         self._timer: asyncio.Handle | None = None
         self._hit: list[View] = []
         self._numbered = self._gathered = 0
-        self.expires_at = math.inf
-        """Unix seconds after which `on_expired` must be called before anything is written."""
-        self.on_expired: Callable[[], None] | None = None
 
-    def add(self, interest: Interest, subject: bytes, headers: bytes, payload: bytes) -> None:
-        """Put a message in."""
+    def on_message(self, interest: Interest, subject: bytes, headers: bytes, payload: bytes) -> None:
+        """Add a message to the views that show it."""
         if not interest.views:
             return
         text = self._readable(interest, subject) if interest.has_wildcard else interest.pattern
         if not text:
             return
-        shown = wire.header_fields(headers, self._headers) if headers and self._headers else b""
+        shown = encoding.header_fields(headers, self._headers) if headers and self._headers else b""
         self._numbered += 1
-        view = interest.only_view
+        view = interest.sole_view
         if view is not None:
-            # Nearly always: all see the same.
+            # The usual case: all subscribers see the same.
             if not view.batch:
                 self._hit.append(view)
-            view.batch.append(Delivery(view.source, text, shown, payload, self._numbered))
+            view.batch.append(EncodedMessage(view.prefix, text, shown, payload, self._numbered))
         else:
             self._share(interest, text, shown, payload)
         if self._timer is None or self._interval:
             self._flush_soon(len(payload))
 
     def _share(self, interest: Interest, subject: str, headers: bytes, payload: bytes) -> None:
-        """Put a message into the views that show it; under one name it is one delivery."""
-        first: Delivery | None = None
+        """Add a message to several views. Views of one name share one delivery."""
+        first: EncodedMessage | None = None
         for alike in interest.views.values():
-            delivery: Delivery | None = None
+            message: EncodedMessage | None = None
             for view in alike.values():
-                if view.leaves_out is not None and view.leaves_out(subject):
+                if view.excludes is not None and view.excludes(subject):
                     continue
                 if first is None:
-                    first = delivery = Delivery(view.source, subject, headers, payload, self._numbered)
-                elif delivery is None:
-                    delivery = first.under(view.source)
+                    first = message = EncodedMessage(view.prefix, subject, headers, payload, self._numbered)
+                elif message is None:
+                    message = first.under(view.prefix)
                 if not view.batch:
                     self._hit.append(view)
-                view.batch.append(delivery or first)
+                view.batch.append(message or first)
 
     def _readable(self, interest: Interest, subject: bytes) -> str:
-        """The subject of a message that came by a wildcard; empty where that does not reach it."""
+        """Decode the subject of a message of a wildcard pattern; empty if the pattern must not match it."""
         try:
             text = subject.decode()
         except UnicodeDecodeError:
-            self._tally.lost["unreadable_subject"] += 1
+            self._counters.lost["unreadable_subject"] += 1
             return ""
-        return "" if interest.shuns_reserved and is_reserved(text) else text
+        return "" if interest.excludes_reserved and is_reserved(text) else text
 
     def flush(self) -> None:
-        """Write: once to each subscriber, the same bytes to all that get the same messages."""
+        """Write the messages gathered so far: one write to each subscriber."""
         if not self._hit:
             return
-        if self.expires_at <= time.time() and self.on_expired is not None:
-            self.on_expired()
+        if self._expirations.next <= time.time():
+            self._expirations.expire_due()
         hit, self._hit = self._hit, []
-        self._tally.messages += self._numbered
+        self._counters.messages += self._numbered
         self._numbered = self._gathered = 0
-        self._tally.deliveries += fan_out({view: view.take_batch() for view in hit})
+        self._counters.deliveries += fan_out({view: view.take_batch() for view in hit})
 
     def close(self) -> None:
-        """Flush no more by itself."""
+        """Cancel the next flush."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -105,13 +115,90 @@ class Batch:
         if self._timer is None:
             loop = asyncio.get_running_loop()
             if self._interval:
-                self._timer = loop.call_later(self._interval, self._flush_in_time)
+                self._timer = loop.call_later(self._interval, self._timer_fired)
             else:
-                self._timer = loop.call_soon(self._flush_in_time)
+                self._timer = loop.call_soon(self._timer_fired)
         self._gathered += size
-        if self._interval and self._gathered > _MAX_GATHERED_BYTES:
+        if self._interval and self._gathered > _MAX_BATCH_BYTES:
             self.flush()
 
-    def _flush_in_time(self) -> None:
+    def _timer_fired(self) -> None:
         self._timer = None
         self.flush()
+
+
+def fan_out(batches: Mapping[View, Sequence[EncodedMessage]]) -> int:
+    """Write the batches of all views, in the order of the messages' numbers.
+
+    A subscriber of several views gets one write with their messages merged.
+
+    Returns:
+        The number of deliveries: a message to ten subscribers counts ten times.
+    """
+    messages = 0
+    several = _with_several_views(batches) if len(batches) > 1 else {}
+    for view, batch in batches.items():
+        subscribers: Collection[Subscriber] = view.subscribers
+        if several:
+            subscribers = [each for each in subscribers if each not in several]
+        messages += _write(subscribers, batch)
+    for views, subscribers in _by_views(several).items():
+        merged = [message for view in views for message in batches[view]]
+        merged.sort(key=_number)
+        messages += _write(subscribers, merged)
+    return messages
+
+
+def _with_several_views(views: Iterable[View]) -> dict[Subscriber, list[View]]:
+    """Return the subscribers of more than one of these views, with their views."""
+    first: dict[Subscriber, View] = {}
+    several: dict[Subscriber, list[View]] = {}
+    for view in views:
+        for subscriber in view.subscribers:
+            other = first.setdefault(subscriber, view)
+            if other is not view:
+                several.setdefault(subscriber, [other]).append(view)
+    return several
+
+
+def _by_views(several: Mapping[Subscriber, list[View]]) -> dict[tuple[View, ...], list[Subscriber]]:
+    """Group the subscribers by their views."""
+    groups: dict[tuple[View, ...], list[Subscriber]] = {}
+    for subscriber, views in several.items():
+        groups.setdefault(tuple(views), []).append(subscriber)
+    return groups
+
+
+def _write(subscribers: Collection[Subscriber], messages: Sequence[EncodedMessage]) -> int:
+    try:
+        return _write_to_each(subscribers, messages)
+    except Exception:
+        # The other subscribers must get their messages all the same.
+        logger.exception("Messages could not be delivered")
+        _report_missed(subscribers, {message.prefix.pattern for message in messages})
+        return 0
+
+
+def _report_missed(subscribers: Iterable[Subscriber], patterns: Iterable[str]) -> None:
+    for subscriber in tuple(subscribers):
+        for pattern in patterns:
+            with contextlib.suppress(Exception):  # the same fault may occur again
+                subscriber.missed(pattern)
+
+
+def _write_to_each(subscribers: Collection[Subscriber], messages: Sequence[EncodedMessage]) -> int:
+    total = len(subscribers)
+    joined: dict[WireFormat, bytes] = {}
+    slow: list[Subscriber] = []
+    for subscriber in subscribers:
+        if not subscriber.is_writable:
+            slow.append(subscriber)
+            continue
+        data = joined.get(subscriber.wire_format)
+        if data is None:
+            data = joined[subscriber.wire_format] = encoding.join(messages, subscriber.wire_format)
+        subscriber.write(data)
+    # Last, because it may end a session, and so change the subscribers.
+    for subscriber in slow:
+        subscriber.skip(messages)
+    return (total - len(slow)) * len(messages)

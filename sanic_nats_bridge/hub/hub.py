@@ -1,77 +1,91 @@
-"""The shared hub of NATS subscriptions: one for each pattern, however many sessions follow it.
+"""The hub of NATS subscriptions, shared by all sessions of a worker: one per pattern.
 
 Rules of this module:
 
-1. Who gets a batch never changes while it holds messages: whatever adds or removes a subscriber, or
-   writes a frame whose place among the messages matters, flushes first. Only who must see nothing
-   more is cut off without.
-2. An interest is claimed by each session that holds it, and by each command that waits for it; the
-   last claim given up starts its linger, after which NATS hears UNSUB.
-3. What clients cause reaches NATS by way of the pacing; what a new connection needs, at once.
+1. The subscribers of a view never change while its batch holds messages. Code that adds or removes a subscriber,
+   or writes a frame whose position among the messages matters, flushes first. The exception is `detach` with
+   ``cut``, after which the subscriber must see nothing more.
+2. Each session that holds an interest claims it, and so does each command that waits for it. When the last claim
+   is released, the interest lingers; then UNSUB is sent.
+3. SUB and UNSUB that clients cause pass through the throttle. A new connection sends its SUBs at once.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
 
 from ..auth.permissions import Grant
-from ..errors import NatsRefused, SubscriptionLimit
-from ..metrics.counters import Tally
-from .broadcast import Batch
-from .interest import Interest, Link, LinkWatcher, State, Subscriber, View
-from .throttle import Pacing
+from ..errors import NatsRefused, SubscriptionLimitExceeded
+from ..metrics.counters import Counters
+from .broadcast import Broadcaster
+from .interest import Interest, State, View
+from .interfaces import Link, Subscriber
+from .throttle import SubscribeThrottle
 
-__all__ = ["Hub", "refusal"]
+__all__ = ["Hub", "refused_by_nats"]
 
 
 class Hub:
-    """Pattern → interest."""
+    """The interests of one worker, by their patterns.
+
+    Args:
+        link: The connection to NATS.
+        batch: The message path.
+        tally: Counts the connections to NATS.
+        on_disconnected: Called when the connection has ended, while the interests still show their last state.
+        on_established: Called when a new connection is established, before any of its messages is delivered.
+        on_connected: Called when NATS has answered for each pattern that was subscribed at that moment.
+        unsubscribe_delay: Seconds before UNSUB is sent after the last claim was released.
+        max_patterns: The largest number of interests.
+        max_subscribe_rate: The largest number of SUB and UNSUB per second that clients may cause.
+    """
 
     def __init__(
         self,
         link: Link,
+        broadcaster: Broadcaster,
+        counters: Counters,
         *,
-        linger: float,
-        headers: Iterable[str] = (),
-        flush_interval: float = 0,
+        on_disconnected: Callable[[], None],
+        on_established: Callable[[], None],
+        on_connected: Callable[[], None],
+        unsubscribe_delay: float,
         max_patterns: int = 20_000,
-        max_sub_rate: float = 1000,
+        max_subscribe_rate: float = 1000,
     ) -> None:
         self._link = link
-        self._linger = linger
+        self._broadcaster = broadcaster
+        self._counters = counters
+        self._on_disconnected = on_disconnected
+        self._on_established = on_established
+        self._on_connected = on_connected
+        self._unsubscribe_delay = unsubscribe_delay
         self._max_patterns = max_patterns
-        self.tally: Final = Tally()
-        self.batch: Final = Batch(headers, flush_interval, self.tally)
-        # Called for each message: no function of ours between.
-        self.dispatch: Final = self.batch.add
-        self.flush: Final = self.batch.flush
+        # Bound to Broadcaster.on_message: a method of the hub in between would cost a call per message.
+        self.on_message = broadcaster.on_message
+        self.flush = broadcaster.flush
         self._interests: dict[str, Interest] = {}
         self._idle: dict[Interest, None] = {}
-        self._pacing = Pacing(max_sub_rate, self._bring)
+        self._throttle = SubscribeThrottle(max_subscribe_rate, self._sync)
         self._unanswered: set[Interest] = set()
-        self._watcher: LinkWatcher | None = None
         self._up = False
         self.connected = False
-
-    def watch(self, watcher: LinkWatcher) -> None:
-        """Tell the watcher how the connection fares."""
-        self._watcher = watcher
+        """Whether NATS has answered for every pattern since the connection was established."""
 
     @property
     def patterns(self) -> tuple[str, ...]:
-        """The patterns that NATS was, or shall be, asked for."""
+        """The patterns of all interests."""
         return tuple(self._interests)
 
     # Commands
 
-    def claim(self, patterns: Sequence[str], owner: object = None) -> list[Interest]:
+    def acquire(self, patterns: Sequence[str], owner: object = None) -> list[Interest]:
         """The interests in these patterns, made where there are none; each to be attached or released.
 
         Raises:
-            SubscriptionLimit: They would be more than the worker may follow; nothing is claimed.
+            SubscriptionLimitExceeded: They would be more than the worker may follow; nothing is claimed.
         """
         self._make_room({*patterns})
-        return [self._claim(pattern, owner) for pattern in patterns]
+        return [self._acquire(pattern, owner) for pattern in patterns]
 
     async def confirm(self, interests: Iterable[Interest], seconds: float) -> None:
         """Wait until NATS has answered for these claimed interests, or is away, or the time is over."""
@@ -80,7 +94,7 @@ class Hub:
             try:
                 async with asyncio.timeout(seconds):
                     for interest in pending:
-                        await interest.settled.wait()
+                        await interest.confirmed_or_failed.wait()
             except TimeoutError:
                 pass
 
@@ -92,7 +106,7 @@ class Hub:
             if not interest.claims and self._interests.get(interest.pattern) is interest:
                 self._idle[interest] = None
                 loop = asyncio.get_running_loop()
-                interest.linger = loop.call_later(self._linger, self._give_up, interest)
+                interest.unsubscribe_timer = loop.call_later(self._unsubscribe_delay, self._give_up, interest)
 
     def attach(self, subscriber: Subscriber, claimed: Iterable[tuple[Interest, Grant]]) -> list[View]:
         """Deliver to the subscriber from here on, as the grants say; the claims are its own now."""
@@ -120,19 +134,19 @@ class Hub:
             return
         spare = [interest for interest in self._idle if interest.pattern not in wanted]
         if too_many > len(spare):
-            raise SubscriptionLimit("This server follows as many subjects as it may; try again later")
+            raise SubscriptionLimitExceeded("This server follows as many subjects as it may; try again later")
         for interest in spare[:too_many]:
             self._give_up(interest)
             self._drop(interest)
 
-    def _claim(self, pattern: str, owner: object) -> Interest:
+    def _acquire(self, pattern: str, owner: object) -> Interest:
         interest = self._interests.get(pattern)
         if interest is None:
             interest = self._interests[pattern] = Interest(pattern)
         self._idle.pop(interest, None)
-        if interest.linger is not None:
-            interest.linger.cancel()
-            interest.linger = None
+        if interest.unsubscribe_timer is not None:
+            interest.unsubscribe_timer.cancel()
+            interest.unsubscribe_timer = None
         interest.claims += 1
         if self._up and interest.sid is None and not interest.queued:
             self._await_answer(interest)
@@ -141,13 +155,13 @@ class Hub:
 
     def _await_answer(self, interest: Interest) -> None:
         interest.state = State.PENDING
-        interest.settled.clear()
+        interest.confirmed_or_failed.clear()
 
     def _give_up(self, interest: Interest) -> None:
         """Nobody has claimed it for as long as it lingers."""
-        if interest.linger is not None:
-            interest.linger.cancel()
-            interest.linger = None
+        if interest.unsubscribe_timer is not None:
+            interest.unsubscribe_timer.cancel()
+            interest.unsubscribe_timer = None
         if interest.sid is None:
             self._drop(interest)
         elif not interest.queued:
@@ -155,16 +169,16 @@ class Hub:
 
     def _queue(self, interest: Interest, owner: object) -> None:
         interest.queued = True
-        self._pacing.bring(interest, owner)
+        self._throttle.submit(interest, owner)
 
-    def _bring(self, interest: Interest) -> bool:
+    def _sync(self, interest: Interest) -> bool:
         """Bring to NATS what has become of the interest meanwhile; returns whether that took a SUB or an UNSUB."""
         interest.queued = False
         if interest.state is State.REFUSED:
             return False
         if interest.sid is None:
             return bool(interest.claims) and self._ask(interest)
-        if interest.claims or interest.linger is not None:
+        if interest.claims or interest.unsubscribe_timer is not None:
             return False
         self._drop(interest)
         self._link.unsubscribe(interest.sid)
@@ -185,19 +199,19 @@ class Hub:
 
     # The link's side
 
-    def undelivered(self, interest: Interest) -> None:
+    def delivery_failed(self, interest: Interest) -> None:
         """A fault of ours has lost a message: tell all who follow."""
         self.flush()
-        for view, subscriber in interest.followers():
+        for view, subscriber in interest.subscribers_by_view():
             subscriber.missed(view.pattern)
 
     def confirmed(self, interest: Interest) -> None:
         """The NATS server has the subscription."""
         interest.state = State.LIVE
-        interest.settled.set()
+        interest.confirmed_or_failed.set()
         if self.connected:
-            for view, subscriber in interest.followers():
-                subscriber.activated(view.pattern)
+            for view, subscriber in interest.subscribers_by_view():
+                subscriber.subscription_active(view.pattern)
         self._answered(interest)
 
     def refused(self, interest: Interest) -> None:
@@ -205,21 +219,20 @@ class Hub:
         self.flush()
         interest.state = State.REFUSED
         interest.sid = None
-        interest.settled.set()
-        if interest.linger is not None:
-            interest.linger.cancel()
+        interest.confirmed_or_failed.set()
+        if interest.unsubscribe_timer is not None:
+            interest.unsubscribe_timer.cancel()
         self._remove(interest)
-        for view, subscriber in interest.followers():
-            subscriber.ended(view.pattern, refusal([view.pattern]))
+        for view, subscriber in interest.subscribers_by_view():
+            subscriber.ended(view.pattern, refused_by_nats([view.pattern]))
         interest.views.clear()
         self._answered(interest)
 
-    def link_up(self) -> None:
+    def connection_established(self) -> None:
         """Ask the new connection for every interest that is still claimed."""
         self._up = True
-        self.tally.nats_connections += 1
-        if self._watcher is not None:
-            self._watcher.nats_returned()
+        self._counters.nats_connections += 1
+        self._on_established()
         for interest in tuple(self._interests.values()):
             if interest.claims:
                 self._await_answer(interest)
@@ -228,29 +241,28 @@ class Hub:
                 self._ask(interest)
         self._answered(None)
 
-    def link_down(self) -> None:
+    def connection_closed(self) -> None:
         """The connection has ended: nothing is subscribed any more."""
         self.flush()
         self._up = self.connected = False
         self._unanswered.clear()
-        self._pacing.forget()
-        if self._watcher is not None:
-            self._watcher.nats_lost()
+        self._throttle.forget()
+        self._on_disconnected()
         for interest in tuple(self._interests.values()):
             interest.state = State.AWAY
             interest.sid = None
             interest.queued = False
-            interest.settled.set()
-            if not interest.claims and interest.linger is None:
+            interest.confirmed_or_failed.set()
+            if not interest.claims and interest.unsubscribe_timer is None:
                 self._drop(interest)
 
     def close(self) -> None:
         """Forget every interest; the connection is gone, and so are the subscribers."""
-        self.link_down()
-        self.batch.close()
+        self.connection_closed()
+        self._broadcaster.close()
         for interest in self._interests.values():
-            if interest.linger is not None:
-                interest.linger.cancel()
+            if interest.unsubscribe_timer is not None:
+                interest.unsubscribe_timer.cancel()
         self._interests.clear()
         self._idle.clear()
 
@@ -261,11 +273,10 @@ class Hub:
             self._unanswered.discard(interest)
         if self._up and not self._unanswered and not self.connected:
             self.connected = True
-            if self._watcher is not None:
-                self._watcher.nats_connected()
+            self._on_connected()
 
 
-def refusal(patterns: Sequence[str]) -> NatsRefused:
+def refused_by_nats(patterns: Sequence[str]) -> NatsRefused:
     """What a client is told of patterns, as it names them, that NATS has refused."""
     names = ", ".join(f"'{pattern}'" for pattern in patterns)
     return NatsRefused(f"NATS does not let this server follow {names}", patterns)

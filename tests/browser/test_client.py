@@ -207,15 +207,15 @@ async def test_it_reconnects_at_once_when_the_page_is_shown(
 ) -> None:
     subject = publisher.subject("a")
     monkeypatch.setattr("random.uniform", lambda _, most: most)
-    async with serving(shared_nats, drain=600) as (bridge, box):
+    async with serving(shared_nats, reconnect_spread=600) as (bridge, box):
         await tab.goto(box.url)
         await begin(tab, {}, subject)
         await ready(tab, "websocket")
         await tab.evaluate("Object.defineProperty(document, 'hidden', { value: true, configurable: true })")
-        bridge.extension._sessions.close_all("The server is going away")
+        bridge.runtime.sessions.close_all("The server is going away")
         await true(tab, "nats.status.state === 'waiting'")
         assert await tab.evaluate("nats.status.retry") > 500_000
-        bridge.extension._sessions.going_away = None
+        bridge.runtime.sessions.going_away = None
         await tab.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
         assert await tab.evaluate("nats.status.state") == "waiting"
         await tab.evaluate(
@@ -366,7 +366,7 @@ async def test_credentials_that_have_expired_are_renewed(
         await tab.evaluate("window.token = '2'")
         token.value = "2"
         expiring = Permissions([">"], identity="ada", expires=time.time() + 0.1)
-        await bridge.extension.repermit(expiring, identity="ada")
+        await bridge.extension.update_permissions(expiring, identity="ada")
         await true(tab, "asked === 2")
         await back(tab, bridge, publisher, subject)
         assert await tab.evaluate("asked") == 2
@@ -526,7 +526,7 @@ async def test_subscriptions_that_the_bridge_ends_end_for_loops_and_callbacks(
               (async () => { for await (const _ of nats.subscribe("a")); ends.push("iterated"); })();
             })()"""
         )
-        await bridge.extension.repermit(Permissions(["b"], identity="ada"), identity="ada")
+        await bridge.extension.update_permissions(Permissions(["b"], identity="ada"), identity="ada")
         await true(tab, "ends.length === 2")
         assert sorted(await tab.evaluate("ends")) == ["iterated", "subject.forbidden"]
         assert await tab.evaluate("seen('unsubscribed').map(({ subjects }) => subjects)") == [["a"]]

@@ -38,7 +38,11 @@ async def permissions(request: Request) -> Permissions | None:
 @contextlib.asynccontextmanager
 async def workers(url: str, server: ServerName = "sanic", **settings: Any) -> AsyncIterator[tuple[Bridge, Bridge]]:
     """Two bridges that are workers of one app."""
-    options: dict[str, Any] = {"control_prefix": f"_T.{uuid4().hex}", "linger": 0.1, "permissions": permissions}
+    options: dict[str, Any] = {
+        "control_prefix": f"_T.{uuid4().hex}",
+        "unsubscribe_delay": 0.1,
+        "permissions": permissions,
+    }
     options |= settings
     async with (
         running(servers=url, server=server, **options) as home,
@@ -175,7 +179,7 @@ async def test_while_nats_is_away_only_sessions_at_home_can_be_commanded(nats_se
         status, reply = await home.post("/subscribe", body)
         assert (status, reply["active"]) == (200, False)
         nats_server.start()
-        await until(lambda: home.extension._control.ready and away.extension._control.ready)
+        await until(lambda: home.runtime.control.ready and away.runtime.control.ready)
         assert (await away.post("/unsubscribe", body))[0] == 200
 
 
@@ -215,7 +219,7 @@ JUNK = [b"", b"{", b"\xff", b"null", b"[]", b'{"refusal":1}', b'{"reply":{"type"
 async def test_a_reply_that_cannot_be_read_is_an_internal_error(junk: bytes) -> None:
     session_id = new_session_id(new_worker_id())
     with pytest.raises(InternalError, match="Internal error"):
-        await Relay(Worker().sessions, Answers(junk)).carry_out(session_id, None, Command(action="subscribe"))
+        await Relay(Worker().sessions, Answers(junk).request).execute(session_id, None, Command(action="subscribe"))
 
 
 def request(**fields: Any) -> bytes:
@@ -244,7 +248,7 @@ STRICT = [
 
 @pytest.mark.parametrize(("data", "code"), STRICT, ids=range(len(STRICT)))
 async def test_a_request_is_read_as_strictly_as_what_comes_from_a_browser(data: bytes, code: str) -> None:
-    answer = await Relay(Worker().sessions, Answers()).answer(data)
+    answer = await Relay(Worker().sessions, Answers().request).answer(data)
     assert json.loads(answer)["refusal"]["code"] == code
 
 
@@ -255,9 +259,9 @@ async def test_no_request_makes_the_bridge_publish_elsewhere(shared_nats: NatsSe
         heard = [await stranger.subscribe(subject) for subject in elsewhere]
         for subject in elsewhere:
             await stranger.publish(address(home), request(), subject)
-        inbox = f"{prefix}.reply.{new_worker_id()}.0"
-        replies = await stranger.subscribe(inbox)
-        await stranger.publish(address(home), request(), inbox)
+        assembler = f"{prefix}.reply.{new_worker_id()}.0"
+        replies = await stranger.subscribe(assembler)
+        await stranger.publish(address(home), request(), assembler)
         await replies.next_msg(5)
         await stranger.flush()
         assert [subscription.pending_msgs for subscription in heard] == [0] * len(heard)
@@ -303,7 +307,7 @@ async def test_new_permissions_do_not_open_the_control_subjects_either(shared_na
     options: dict[str, Any] = {"servers": shared_nats.url, "control_prefix": "_SHOP2", "subscribe": ["_SHOP2"]}
     async with running(**options) as bridge, bridge.websocket() as client:
         await client.follow("_SHOP2")
-        await bridge.extension.repermit(Permissions(["_SHOP2.>", "_SHOP2"]), session=client.session)
+        await bridge.extension.update_permissions(Permissions(["_SHOP2.>", "_SHOP2"]), session=client.session)
         assert (await client.ask({"subjects": ["_SHOP2.all"]}))["code"] == "subject.forbidden"
 
 
@@ -323,8 +327,8 @@ async def test_a_worker_that_is_just_on_its_way_to_another_nats_server_is_asked_
     answers = Answers(NobodyListensError("x"), reply)
     session_id = new_session_id(new_worker_id())
     command = Command(action="subscribe", subjects=["a"], session=session_id)
-    outcome = await Relay(Worker().sessions, answers).carry_out(session_id, None, command)
-    assert outcome.message == "done"
+    outcome = await Relay(Worker().sessions, answers.request).execute(session_id, None, command)
+    assert outcome.reply.message == "done"
     assert len(answers.asked) == 2
     assert json.loads(answers.asked[0]) == {
         "session": digest(session_id),
@@ -336,11 +340,11 @@ async def test_a_worker_that_is_just_on_its_way_to_another_nats_server_is_asked_
 async def test_a_command_that_takes_too_long_is_given_up_by_the_holder() -> None:
     worker = Worker(relay_timeout=0.1, confirm_timeout=0)
     session, _ = worker.open()
-    async with session._one_at_a_time:
-        answer = await Relay(worker.sessions, Answers()).answer(request(session=session.key))
+    async with session._lock:
+        answer = await Relay(worker.sessions, Answers().request).answer(request(session=session.key))
     assert json.loads(answer)["refusal"]["code"] == "session.unreachable"
     await asyncio.sleep(0)
-    answer = await Relay(worker.sessions, Answers()).answer(request(session=session.key))
+    answer = await Relay(worker.sessions, Answers().request).answer(request(session=session.key))
     assert json.loads(answer)["reply"]["success"]
 
 
@@ -350,7 +354,7 @@ async def test_a_fault_of_the_holder_is_told_and_logged(
     worker = Worker()
     session, _ = worker.open()
     monkeypatch.setattr(worker.sessions, "find", None)
-    answer = await Relay(worker.sessions, Answers()).answer(request(session=session.key))
+    answer = await Relay(worker.sessions, Answers().request).answer(request(session=session.key))
     assert json.loads(answer)["refusal"] == {
         "code": "internal",
         "message": "Internal error",

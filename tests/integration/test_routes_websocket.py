@@ -312,7 +312,7 @@ async def test_commands_are_answered_in_their_order(nats_server: NatsServer, ser
         nats_server.pause()
         for number, action in enumerate(["subscribe", "unsubscribe", "ping", "unsubscribe"]):
             await client.send({"action": action, "subjects": ["a"], "id": number})
-        await until(lambda: bridge.extension._hub.patterns)
+        await until(lambda: bridge.runtime.sessions.hub.patterns)
         nats_server.resume()
         replies = await client.frames(4)
         assert [(reply["id"], reply["success"]) for reply in replies] == [(0, True), (1, True), (2, True), (3, False)]
@@ -380,7 +380,7 @@ async def test_a_client_at_a_full_worker_is_told_to_come_back(shared_nats: NatsS
 @sanic_only
 async def test_a_stopping_server_says_goodbye(shared_nats: NatsServer, server: ServerName) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        async with running(server=server, servers=shared_nats.url, drain=1) as bridge:
+        async with running(server=server, servers=shared_nats.url, reconnect_spread=1) as bridge:
             client = await stack.enter_async_context(bridge.websocket())
         frame, code = await closing(client)
     assert (frame["type"], frame["code"], frame["reconnect"], code) == ("close", 1001, True, 1001)
