@@ -332,7 +332,6 @@ def test_any_frames_are_answered_by_the_rfc_and_disturb_nobody(
     @settings(
         max_examples=CONNECTIONS,
         derandomize=True,
-        deadline=None,
         database=None,
         # What is shrunk is run hundreds of times, which takes long where a connection hangs.
         phases=[Phase.generate],

@@ -24,12 +24,13 @@ from websockets.asyncio.client import ClientConnection, connect
 from sanic_nats_bridge import NatsBridge
 from sanic_nats_bridge.testing import NatsServer
 from tests.support import asgi as support_asgi
+from tests.support.clock import moment
 from tools.harness.processes import free_port as free_port
 
 # Otherwise Sanic prepares its classes for the first app of the process alone.
 Sanic.test_mode = True
 
-WAIT_SECONDS = 10.0
+WAIT_SECONDS = 60.0
 """How long a fact is waited for before a test fails; never how long something must take."""
 
 
@@ -47,7 +48,7 @@ async def until(fact: Callable[[], object], seconds: float = WAIT_SECONDS) -> No
     deadline = time.monotonic() + seconds
     while not fact():
         assert time.monotonic() < deadline, f"did not come true in {seconds} s"
-        await asyncio.sleep(0.005)
+        await moment()
 
 
 def alive(pid: int | None) -> bool:
