@@ -325,7 +325,7 @@ def scene(loop: asyncio.AbstractEventLoop, shared_nats: NatsServer) -> Iterator[
     assert scene.faults == []
 
 
-@pytest.mark.timeout(60 + CONNECTIONS)
+@pytest.mark.timeout(300 + CONNECTIONS)
 def test_any_frames_are_answered_by_the_rfc_and_disturb_nobody(
     loop: asyncio.AbstractEventLoop, scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:

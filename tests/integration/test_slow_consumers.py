@@ -772,7 +772,6 @@ async def crowd(port: int, shared: str, own: Sequence[str]) -> list[Member]:
     return members
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.usefixtures("many_files")
 @pytest.mark.parametrize("uvloop_is_used", [False, True], ids=["asyncio", "uvloop"])
 async def test_a_hundred_stalled_clients_among_a_thousand_cost_no_more_than_their_limits(

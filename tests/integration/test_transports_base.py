@@ -73,7 +73,6 @@ async def own_network() -> AsyncIterator[Process]:
         await ended(holder)
 
 
-@pytest.mark.timeout(120)
 async def test_half_open_clients_are_given_up() -> None:
     assert shutil.which("ip"), "make test installs iproute2"
     async with (
