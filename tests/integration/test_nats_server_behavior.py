@@ -18,7 +18,7 @@ from sanic_nats_bridge.nats.supervisor import NatsLink
 from sanic_nats_bridge.settings import Settings
 from sanic_nats_bridge.testing import NatsServer
 from tests.integration.test_nats_supervisor import Linked, Listener, linked, own_subscription, permissions
-from tests.support.bridge import Publisher, free_port, until
+from tests.support.bridge import WAIT_SECONDS, Publisher, free_port, until
 from tests.support.nats import INFO, Peer, Proxy, sockets
 
 QUICK: dict[str, Any] = {"ping_interval": 0.2, "connect_timeout": 0.3}
@@ -321,7 +321,7 @@ async def test_the_app_may_close_its_client(nats_server: NatsServer) -> None:
         await bridge.client.publish("last", b"words")
         await bridge.client.close()
         await until(lambda: bridge.listener.told == CAME_BACK)
-        assert (await watched.next_msg(5)).data == b"words"
+        assert (await watched.next_msg(WAIT_SECONDS)).data == b"words"
         await lives(bridge, nats_server)
 
 

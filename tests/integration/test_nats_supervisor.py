@@ -13,7 +13,7 @@ from sanic_nats_bridge.nats.connection import NatsClient
 from sanic_nats_bridge.nats.supervisor import NatsLink
 from sanic_nats_bridge.settings import Settings
 from sanic_nats_bridge.testing import NatsServer
-from tests.support.bridge import Publisher, free_port, until
+from tests.support.bridge import UNHURRIED, WAIT_SECONDS, Publisher, free_port, until
 
 
 class Listener:
@@ -71,7 +71,7 @@ class Linked:
 
 @contextlib.asynccontextmanager
 async def linked(*servers: NatsServer, connected: bool = True, **settings: Any) -> AsyncIterator[Linked]:
-    linked = Linked(**{"servers": [server.url for server in servers]} | settings)
+    linked = Linked(**{**UNHURRIED, "servers": [server.url for server in servers]} | settings)
     linked.link.start(linked.listener)
     try:
         if connected:
@@ -360,7 +360,7 @@ async def test_whatever_a_publisher_sends_the_link_and_the_apps_own_subscription
         await publish_raw(shared_nats, raw)
         await publisher.send(marker, b"after")
         await until(lambda: b"after" in bridge.listener.payloads)
-        assert (await own_marker.next_msg(5)).data == b"after"
+        assert (await own_marker.next_msg(WAIT_SECONDS)).data == b"after"
         with contextlib.suppress(nats.errors.TimeoutError):
             await own.next_msg(0.01)
         assert len(bridge.listener.messages) == 2, "the server did not let it through"
@@ -405,7 +405,7 @@ async def test_the_apps_own_subscriptions_get_their_messages_in_order_with_heade
         own = await own_subscription(bridge.client, nats_server, "app")
         for number in range(50):
             await publisher.send("app", b"%d" % number, headers={"Number": str(number)})
-        messages = [await own.next_msg(5) for _ in range(50)]
+        messages = [await own.next_msg(WAIT_SECONDS) for _ in range(50)]
         assert [message.data for message in messages] == [b"%d" % number for number in range(50)]
         assert [message.headers for message in messages] == [{"Number": str(number)} for number in range(50)]
         assert bridge.listener.payloads == [b"%d" % number for number in range(50)]
@@ -419,7 +419,9 @@ async def test_the_app_can_ask_and_answer_requests(nats_server: NatsServer) -> N
 
         for asker, answerer in ((bridge.client, publisher.client), (publisher.client, bridge.client)):
             subscription = await own_subscription(answerer, nats_server, "echo", cb=echo)
-            answers = await asyncio.gather(*(asker.request("echo", b"%d" % number, timeout=5) for number in range(10)))
+            answers = await asyncio.gather(
+                *(asker.request("echo", b"%d" % number, timeout=WAIT_SECONDS) for number in range(10))
+            )
             assert [answer.data for answer in answers] == [b"%d!" % number for number in range(10)]
             await subscription.unsubscribe()
             await until(lambda: "echo" not in nats_server.subscriptions())
@@ -558,7 +560,7 @@ async def test_stop_ends_also_when_a_cancellation_is_lost(monkeypatch: pytest.Mo
     link = NatsLink(Settings.resolve({"connect_timeout": 120}, {}))
     link.start(Listener())
     await asyncio.sleep(0)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT_SECONDS):
         await link.stop()
     assert lost.is_set()
 

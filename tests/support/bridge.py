@@ -34,6 +34,11 @@ WAIT_SECONDS = 60.0
 """How long a fact is waited for before a test fails; never how long something must take."""
 
 
+UNHURRIED: Mapping[str, Any] = MappingProxyType(
+    dict.fromkeys(("confirm_timeout", "connect_timeout", "ping_interval", "relay_timeout"), WAIT_SECONDS)
+)
+"""Settings for which no process is too slow; a test of one of them sets it."""
+
 ServerName: TypeAlias = Literal["sanic", "uvicorn", "hypercorn"]
 
 SERVERS: tuple[ServerName, ...] = ("sanic", "uvicorn")
@@ -103,7 +108,8 @@ class Bridge:
     async def unwelcome_websocket(self, query: str = "", **options: Any) -> AsyncIterator["WebSocketClient"]:
         """The same, but nothing was read."""
         url = f"ws://127.0.0.1:{self.port}{self.prefix}/stream" + (query and f"?{query}")
-        async with connect(url, max_size=None, compression=None, max_queue=None, **options) as connection:
+        patient = {"open_timeout": WAIT_SECONDS, "close_timeout": WAIT_SECONDS} | options
+        async with connect(url, max_size=None, compression=None, max_queue=None, **patient) as connection:
             yield WebSocketClient(connection)
 
     @contextlib.asynccontextmanager
@@ -216,7 +222,7 @@ class Publisher:
     @classmethod
     @contextlib.asynccontextmanager
     async def connected(cls, server: NatsServer) -> AsyncIterator[Self]:
-        client = await nats.connect(server.url, pending_size=64 * 1024 * 1024)
+        client = await nats.connect(server.url, pending_size=64 * 1024 * 1024, connect_timeout=WAIT_SECONDS)  # type: ignore[arg-type]  # nats-py says int
         try:
             yield cls(client)
         finally:
@@ -229,7 +235,7 @@ class Publisher:
         """Publish, and return when the server has it."""
         for payload in payloads:
             await self.client.publish(subject, payload, headers=headers)
-        await self.client.flush()
+        await self.client.flush(timeout=WAIT_SECONDS)  # type: ignore[arg-type]
 
 
 @contextlib.asynccontextmanager
@@ -247,7 +253,7 @@ async def running(
     of the server.
     """
     app: Sanic[Any, Any] = Sanic(f"test_{uuid4().hex}", configure_logging=False)
-    extension = NatsBridge(**settings)
+    extension = NatsBridge(**{**UNHURRIED, **settings})
     extensions: list[Any] = [extension]
     app.extend(extensions=extensions)
     if prepare is not None:

@@ -19,6 +19,7 @@ Ts = TypeVarTuple("Ts")
 _TURNS = 4
 """Turns of the loop after each timer; what a timer starts is done by then, unless it waits for another process."""
 
+_MOST_SECONDS = 60.0
 _POLL_SECONDS = 0.005
 _HELD_POLL_SECONDS = 0.001
 
@@ -111,6 +112,14 @@ class HeldClock:
             await turns()
         self.now = end
         await turns()
+
+    async def forward_until(self, fact: Callable[[], object], step: float = 0.1) -> None:
+        """Let time pass step by step, and what comes from elsewhere arrive, until the fact holds."""
+        deadline = time.monotonic() + _MOST_SECONDS
+        while not fact():
+            assert time.monotonic() < deadline, "it does not come true, however much time passes"
+            await self.forward(step)
+            await moment()
 
     def jump(self, seconds: float) -> None:
         """Let time pass while the loop is blocked. All that is due then fires at once, before anything is read."""
