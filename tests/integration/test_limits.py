@@ -317,7 +317,7 @@ async def test_whatever_clients_flip_nats_hears_no_more_than_it_may(
             asking.append(asyncio.create_task(ask_for_little()))
             while not all(task.done() for task in asking):
                 # No time passes while NATS has still to answer, nor while a command is on its way.
-                await until(lambda: not client.unanswered_pings)
+                await until(lambda: not client._pongs)
                 await turns(20)
                 await clock.forward(1 / rate)
                 assert len(heard) <= rate * (clock.now - began) + rate * 0.1 + 2
