@@ -25,7 +25,7 @@ from sanic_nats_bridge import NatsBridge
 from sanic_nats_bridge.runtime import BridgeRuntime
 from sanic_nats_bridge.testing import NatsServer
 from tests.support import asgi as support_asgi
-from tests.support.clock import moment
+from tests.support.clock import limit, moment
 from tools.harness.processes import free_port as free_port
 
 # Otherwise Sanic prepares its classes for the first app of the process alone.
@@ -155,7 +155,7 @@ class _Frames(ABC):
 
     async def frame(self) -> dict[str, Any]:
         """The next frame that is not a heartbeat."""
-        async with asyncio.timeout(WAIT_SECONDS):
+        async with asyncio.timeout(limit(WAIT_SECONDS)):
             while True:
                 frame = await self._read()
                 if frame["type"] != "heartbeat":

@@ -13,6 +13,9 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from typing import Any, TypeVar, TypeVarTuple
 
+import pytest
+from sanic.server.protocols import base_protocol, http_protocol
+
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
@@ -162,16 +165,23 @@ class HeldClock:
 
 @contextlib.asynccontextmanager
 async def held() -> AsyncIterator[HeldClock]:
-    """Stop the clock of the running loop, and the wall clock, except for what the test lets pass."""
+    """Stop the clock of the running loop, the wall clock and that of Sanic; only the test lets time pass."""
     loop = asyncio.get_running_loop()
-    clock, real_time = HeldClock(loop), time.time
-    clock.hold()
-    time.time = WallClock(loop).time
-    try:
-        yield clock
-    finally:
-        time.time = real_time
-        clock.release()
+    clock, began = HeldClock(loop), time.monotonic() - loop.time()
+    with pytest.MonkeyPatch.context() as patch:
+        clock.hold()
+        patch.setattr(time, "time", WallClock(loop).time)
+        for module in (base_protocol, http_protocol):
+            patch.setattr(module, "current_time", lambda: began + clock.now)
+        try:
+            yield clock
+        finally:
+            clock.release()
+
+
+def limit(seconds: float) -> float | None:
+    """Return the limit of a wait. There is none while the clock is held, because the time that passes is not real."""
+    return None if asyncio.get_running_loop() in _held else seconds
 
 
 async def turns(count: int = _TURNS) -> None:
