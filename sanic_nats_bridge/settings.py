@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, TypedDict
 from urllib.parse import urlsplit
 
-from . import validators as checks
+from . import validators
 from .auth.permissions import Permissions, PermissionsFunction
 from .errors import SettingsError
 
@@ -44,12 +44,12 @@ class SettingKeywords(TypedDict, total=False):
     heartbeat: float
     retry: float
     drain: float
-    linger: float
+    unsubscribe_delay: float
     confirm_timeout: float
     relay_timeout: float
     max_subscriptions: int
     max_patterns: int
-    max_sub_rate: float
+    max_subscribe_rate: float
     max_sessions: int
     max_sessions_per_identity: int
     command_rate: float
@@ -84,52 +84,52 @@ class SettingKeywords(TypedDict, total=False):
 class Settings:
     """The options of one bridge, checked. It has no ``repr``: some are secrets."""
 
-    servers: tuple[str, ...] = _option(("nats://127.0.0.1:4222",), checks.server_urls)
-    prefix: str = _option("/nats", checks.path_prefix)
-    subscribe: tuple[str, ...] = _option((), checks.open_patterns)
-    deny: tuple[str, ...] = _option((), checks.shut_patterns)
-    permissions: PermissionsFunction | None = _option(None, checks.function)
-    permissions_timeout: float = _option(10.0, checks.seconds(0.1))
-    allowed_origins: tuple[str, ...] = _option((), checks.origins)
-    headers: tuple[str, ...] = _option((), checks.header_names)
-    heartbeat: float = _option(15.0, checks.seconds(0.1))
-    retry: float = _option(2.0, checks.seconds(0.1))
-    drain: float = _option(10.0, checks.seconds(0))
-    linger: float = _option(1.0, checks.seconds(0))
-    confirm_timeout: float = _option(5.0, checks.seconds(0))
-    relay_timeout: float = _option(2.0, checks.seconds(0.1))
-    max_subscriptions: int = _option(128, checks.whole(1))
-    max_patterns: int = _option(20_000, checks.whole(1))
-    max_sub_rate: float = _option(1000.0, checks.rate)
-    max_sessions: int = _option(10_000, checks.whole(1))
-    max_sessions_per_identity: int = _option(100, checks.whole(1))
-    command_rate: float = _option(20.0, checks.rate)
-    command_burst: int = _option(40, checks.whole(1))
-    max_bad_commands: int = _option(20, checks.whole(1))
-    max_command_bytes: int = _option(65_536, checks.whole(64))
-    max_pending_bytes: int = _option(1_048_576, checks.whole(1024))
-    overflow: str = _option("gap", checks.one_of("gap", "latest", "close"))
-    write_timeout: float = _option(20.0, checks.seconds(0.1))
-    flush_interval: float = _option(0.0, checks.seconds(0, 1))
-    ready_needs_nats: bool = _option(False, checks.flag)
-    metrics: bool = _option(False, checks.flag)
+    servers: tuple[str, ...] = _option(("nats://127.0.0.1:4222",), validators.server_urls)
+    prefix: str = _option("/nats", validators.path_prefix)
+    subscribe: tuple[str, ...] = _option((), validators.open_patterns)
+    deny: tuple[str, ...] = _option((), validators.shut_patterns)
+    permissions: PermissionsFunction | None = _option(None, validators.function)
+    permissions_timeout: float = _option(10.0, validators.seconds(0.1))
+    allowed_origins: tuple[str, ...] = _option((), validators.origins)
+    headers: tuple[str, ...] = _option((), validators.header_names)
+    heartbeat: float = _option(15.0, validators.seconds(0.1))
+    retry: float = _option(2.0, validators.seconds(0.1))
+    drain: float = _option(10.0, validators.seconds(0))
+    unsubscribe_delay: float = _option(1.0, validators.seconds(0))
+    confirm_timeout: float = _option(5.0, validators.seconds(0))
+    relay_timeout: float = _option(2.0, validators.seconds(0.1))
+    max_subscriptions: int = _option(128, validators.whole(1))
+    max_patterns: int = _option(20_000, validators.whole(1))
+    max_subscribe_rate: float = _option(1000.0, validators.rate)
+    max_sessions: int = _option(10_000, validators.whole(1))
+    max_sessions_per_identity: int = _option(100, validators.whole(1))
+    command_rate: float = _option(20.0, validators.rate)
+    command_burst: int = _option(40, validators.whole(1))
+    max_bad_commands: int = _option(20, validators.whole(1))
+    max_command_bytes: int = _option(65_536, validators.whole(64))
+    max_pending_bytes: int = _option(1_048_576, validators.whole(1024))
+    overflow: str = _option("gap", validators.one_of("gap", "latest", "close"))
+    write_timeout: float = _option(20.0, validators.seconds(0.1))
+    flush_interval: float = _option(0.0, validators.seconds(0, 1))
+    ready_needs_nats: bool = _option(False, validators.flag)
+    metrics: bool = _option(False, validators.flag)
 
-    name: str = _option("sanic-nats-bridge", checks.text)
-    user: str | None = _option(None, checks.text)
-    password: str | None = _option(None, checks.text)
-    token: str | None = _option(None, checks.text)
-    credentials: str | None = _option(None, checks.readable_file)
-    nkeys_seed: str | None = _option(None, checks.readable_file)
-    inbox_prefix: str = _option("_INBOX", checks.reserved_prefix)
-    control_prefix: str | None = _option(None, checks.reserved_prefix)
-    tls: ssl.SSLContext | None = _option(None, checks.tls_context)
-    tls_ca: str | None = _option(None, checks.readable_file)
-    tls_cert: str | None = _option(None, checks.readable_file)
-    tls_key: str | None = _option(None, checks.readable_file)
-    tls_hostname: str | None = _option(None, checks.text)
-    tls_handshake_first: bool = _option(False, checks.flag)
-    connect_timeout: float = _option(2.0, checks.seconds(0.1))
-    ping_interval: float = _option(4.0, checks.seconds(0.1))
+    name: str = _option("sanic-nats-bridge", validators.text)
+    user: str | None = _option(None, validators.text)
+    password: str | None = _option(None, validators.text)
+    token: str | None = _option(None, validators.text)
+    credentials: str | None = _option(None, validators.readable_file)
+    nkeys_seed: str | None = _option(None, validators.readable_file)
+    inbox_prefix: str = _option("_INBOX", validators.reserved_prefix)
+    control_prefix: str | None = _option(None, validators.reserved_prefix)
+    tls: ssl.SSLContext | None = _option(None, validators.tls_context)
+    tls_ca: str | None = _option(None, validators.readable_file)
+    tls_cert: str | None = _option(None, validators.readable_file)
+    tls_key: str | None = _option(None, validators.readable_file)
+    tls_hostname: str | None = _option(None, validators.text)
+    tls_handshake_first: bool = _option(False, validators.flag)
+    connect_timeout: float = _option(2.0, validators.seconds(0.1))
+    ping_interval: float = _option(4.0, validators.seconds(0.1))
 
     @classmethod
     def resolve(cls, keywords: Mapping[str, Any], config: Mapping[str, Any]) -> "Settings":
@@ -175,7 +175,7 @@ class Settings:
                 raise SettingsError(f"NatsBridge setting '{name}' needs pip install '{package}'")
 
     @cached_property
-    def everybody(self) -> Permissions:
+    def default_permissions(self) -> Permissions:
         """What everybody may follow, where there is no ``permissions`` function."""
         return Permissions(self.subscribe, self.deny)
 

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from .auth.origins import parse_origin
 from .auth.permissions import Permissions
-from .errors import SubjectInvalid
+from .errors import InvalidSubject
 from .protocol.subjects import has_wildcard, validate
 
 __all__ = [
@@ -224,7 +224,7 @@ def readable_file(value: Any) -> str:
 def reserved_prefix(value: Any) -> str:
     """A subject without wildcards, of those that no wildcard in first place matches."""
     prefix = text(value)
-    with contextlib.suppress(SubjectInvalid):
+    with contextlib.suppress(InvalidSubject):
         # A client that may follow everything must not see what the app and the bridge say to others.
         if validate(prefix)[0] == "_" and not has_wildcard(prefix) and len(prefix) <= _MAX_PREFIX_BYTES:
             return prefix

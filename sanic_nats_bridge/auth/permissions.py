@@ -8,7 +8,7 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from ..errors import SubjectForbidden, SubjectInvalid
+from ..errors import ForbiddenSubject, InvalidSubject
 from ..protocol import subjects
 
 __all__ = ["CONTROL_TOKEN", "Explanation", "Grant", "Permissions", "PermissionsFunction"]
@@ -38,7 +38,7 @@ class Grant(NamedTuple):
     hidden: str
     """How every real subject of it begins."""
 
-    left_out: tuple[str, ...]
+    excluded: tuple[str, ...]
     """Patterns of the real subjects that the client is not shown."""
 
 
@@ -70,7 +70,7 @@ class Permissions:
             and values are literal tokens that end in a dot. ``subscribe`` and ``deny`` are about the real
             subjects. By their real names these cannot be followed.
         literal_only: No wildcards may be asked for.
-        identity: Who the client is, for a POST to its session, `NatsBridge.revoke`, `NatsBridge.repermit`
+        identity: Who the client is, for a POST to its session, `NatsBridge.revoke`, `NatsBridge.update_permissions`
             and ``max_sessions_per_identity``.
         expires: When its session ends, as an aware ``datetime`` or in Unix seconds, up to the year 9999.
 
@@ -123,23 +123,23 @@ class Permissions:
         """Return the grant for a pattern as a client names it.
 
         Raises:
-            SubjectInvalid: The pattern is outside the grammar of `subjects`.
-            SubjectForbidden: The permissions don't allow it.
+            InvalidSubject: The pattern is outside the grammar of `subjects`.
+            ForbiddenSubject: The permissions don't allow it.
         """
-        return self.grant_valid(subjects.validate(pattern))
+        return self.authorize(subjects.validate(pattern))
 
-    def grant_valid(self, pattern: str) -> Grant:
+    def authorize(self, pattern: str) -> Grant:
         """Return the grant for a pattern that is known to be inside the grammar of `subjects`.
 
         Raises:
-            SubjectInvalid: The real pattern behind an alias is too long or has too many tokens.
-            SubjectForbidden: The permissions don't allow it.
+            InvalidSubject: The real pattern behind an alias is too long or has too many tokens.
+            ForbiddenSubject: The permissions don't allow it.
         """
         grant = self._renamed(pattern)
         if grant.hidden and not subjects.is_valid(grant.real):
-            raise SubjectInvalid(f"Not a valid subject: '{pattern}'", [pattern])
+            raise InvalidSubject(f"Not a valid subject: '{pattern}'", [pattern])
         if not self._judge(grant)[0]:
-            raise SubjectForbidden(f"Not allowed: '{pattern}'", [pattern])
+            raise ForbiddenSubject(f"Not allowed: '{pattern}'", [pattern])
         return grant
 
     def explain(self, pattern: str) -> Explanation:
@@ -148,7 +148,7 @@ class Permissions:
         if not subjects.is_valid(pattern) or not subjects.is_valid(grant.real):
             return Explanation(False, "not a valid subject", grant.real)
         allowed, rule = self._judge(grant)
-        if allowed and grant.left_out:
+        if allowed and grant.excluded:
             rule += f"; left out: {', '.join(grant.left_out)}"
         return Explanation(allowed, rule, grant.real)
 
@@ -156,8 +156,8 @@ class Permissions:
         # Keys are literal, so only the literal tokens that lead the pattern can be meant.
         shown, hidden = next((names for names in self.map.items() if pattern.startswith(names[0])), ("", ""))
         real = hidden + pattern.removeprefix(shown)
-        left_out = tuple(denied for denied in self._shut_for(hidden) if subjects.overlaps(denied, real))
-        return Grant(pattern, real, shown, hidden, left_out)
+        excluded = tuple(denied for denied in self._shut_for(hidden) if subjects.overlaps(denied, real))
+        return Grant(pattern, real, shown, hidden, excluded)
 
     def _shut_for(self, hidden: str) -> tuple[str, ...]:
         # What has a name of the app's own cannot be reached by its real one.
@@ -169,7 +169,7 @@ class Permissions:
             return False, "literal_only: no wildcards"
         if grant.real.partition(".")[0] == CONTROL_TOKEN:
             return False, "the bridge's own subjects cannot be opened"
-        for denied in grant.left_out:
+        for denied in grant.excluded:
             if subjects.includes(denied, grant.real):
                 return False, f"deny {denied}" if denied in self._shut else f"map: {denied} has a name of its own"
         for allowed in self._open:

@@ -38,7 +38,7 @@ class Metric:
 METRICS: Final = (
     Metric(
         name="natsbridge_sessions",
-        help="Sessions now",
+        help="SessionRegistry now",
         read=lambda stats: stats.sessions,
         label="transport",
     ),
@@ -87,7 +87,7 @@ METRICS: Final = (
     ),
     Metric(
         name="natsbridge_closed_sessions_total",
-        help="Sessions that have ended, by close code",
+        help="SessionRegistry that have ended, by close code",
         read=lambda stats: stats.closes,
         label="code",
     ),

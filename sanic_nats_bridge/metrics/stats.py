@@ -13,7 +13,7 @@ class Stats:
     """How one worker fares. What is counted is counted from the start of its process."""
 
     sessions: Mapping[str, int]
-    """Sessions now, by transport: ``websocket`` and ``events``."""
+    """SessionRegistry now, by transport: ``websocket`` and ``events``."""
     patterns: int
     """Patterns now that NATS is asked for."""
     messages: int
@@ -33,7 +33,7 @@ class Stats:
     refused: Mapping[str, int]
     """Commands that were refused here, by the code of the error, such as ``subject.forbidden``."""
     closes: Mapping[str, int]
-    """Sessions that have ended, by close code; ``other`` for codes of clients' own."""
+    """SessionRegistry that have ended, by close code; ``other`` for codes of clients' own."""
     nats: NatsState
     """Whether NATS has answered for all that is followed."""
     nats_reconnects: int

@@ -12,9 +12,9 @@ from sanic.compat import Header
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from sanic_nats_bridge.auth.origins import OriginRule
-from sanic_nats_bridge.errors import OriginForbidden
-from sanic_nats_bridge.routes.request_guard import Doorkeeper
+from sanic_nats_bridge.auth.origins import OriginPolicy
+from sanic_nats_bridge.errors import ForbiddenOrigin
+from sanic_nats_bridge.routes.request_guard import RequestGuard
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import SERVERS, WAIT_SECONDS, Bridge, ServerName, WebSocketClient, running
 from tests.support.raw import UPGRADE, raw_connection, sessions
@@ -217,14 +217,14 @@ class _Foreign:
 
 
 def test_endless_origins_fill_neither_the_log_nor_the_memory(caplog: pytest.LogCaptureFixture) -> None:
-    doorkeeper = Doorkeeper(OriginRule([]))
+    guard = RequestGuard(OriginPolicy([]))
     with caplog.at_level(logging.WARNING):
         for number in range(3000):
             request: Any = _Foreign(f"https://{number}.example\n" + "x" * 10_000)
-            with pytest.raises(OriginForbidden):
-                doorkeeper.admit(request)
+            with pytest.raises(ForbiddenOrigin):
+                guard.check(request)
     assert len(caplog.records) == 1001
     assert caplog.records[-1].getMessage() == "1000 origins were refused; no more of them are logged"
     assert all(len(record.getMessage()) < 600 for record in caplog.records)
     assert not any("\n" in record.getMessage() for record in caplog.records)
-    assert sum(map(len, doorkeeper._told)) <= 1000 * 200
+    assert sum(map(len, guard._told)) <= 1000 * 200

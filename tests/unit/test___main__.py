@@ -10,9 +10,7 @@ import pytest
 
 from sanic_nats_bridge import __main__ as command_line
 
-RULES = (
-    '{"subscribe": ["users.{user}.>"], "deny": ["users.*.secret"], "values": {"user": "7"}, "map": {"me.": "users.7."}}'
-)
+RULES = '{"subscribe": ["users.{user}.>"], "deny": ["users.*.secret"], "variables": {"user": "7"}, "aliases": {"me.": "users.7."}}'
 
 
 Explained = tuple[int, str, str]

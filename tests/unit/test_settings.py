@@ -79,16 +79,16 @@ WRONG: dict[str, list[Any]] = {
         "https://größe",
         "NULL",
     ],
-    "headers": [*NOT_LISTS, [""], ["a b"], "a:b", ["größe"], ["a\n"]],
+    "expose_headers": [*NOT_LISTS, [""], ["a b"], "a:b", ["größe"], ["a\n"]],
     "heartbeat": NOT_SECONDS,
     "retry": NOT_SECONDS,
-    "drain": NOT_SECONDS[1:],
-    "linger": NOT_SECONDS[1:],
+    "reconnect_spread": NOT_SECONDS[1:],
+    "unsubscribe_delay": NOT_SECONDS[1:],
     "confirm_timeout": NOT_SECONDS[1:],
     "relay_timeout": NOT_SECONDS,
     "max_subscriptions": NOT_COUNTS,
     "max_patterns": NOT_COUNTS,
-    "max_sub_rate": NOT_RATES,
+    "max_subscribe_rate": NOT_RATES,
     "max_sessions": NOT_COUNTS,
     "max_sessions_per_identity": NOT_COUNTS,
     "command_rate": NOT_RATES,
@@ -150,10 +150,10 @@ RIGHT: list[tuple[str, Any, Any]] = [
     ("subscribe", {"orders.>"}, ("orders.>",)),
     ("subscribe", "", ()),
     ("subscribe", "[]", ()),
-    ("headers", "Trace-Id Nats-Msg-Id", ("Trace-Id", "Nats-Msg-Id")),
+    ("expose_headers", "Trace-Id Nats-Msg-Id", ("Trace-Id", "Nats-Msg-Id")),
     ("heartbeat", 0.1, 0.1),
     ("heartbeat", 20, 20.0),
-    ("linger", 0, 0.0),
+    ("unsubscribe_delay", 0, 0.0),
     ("confirm_timeout", 0, 0.0),
     ("max_subscriptions", 1, 1),
     ("max_command_bytes", 64, 64),
@@ -182,7 +182,7 @@ def test_a_right_value_is_taken_from_keywords_and_from_the_configuration(name: s
 
 def test_the_defaults_open_nothing_and_pass_their_own_checks() -> None:
     settings = resolve()
-    assert settings.subscribe == settings.headers == ()
+    assert settings.subscribe == settings.expose_headers == ()
     assert settings.prefix == "/nats"
     values = {name: getattr(settings, name) for name in NAMES}
     assert resolve(**values) == settings
@@ -380,7 +380,7 @@ def set_up(names_of_apps: list[str]) -> Any:
         ("subscribe", '["orders.>", "test.*"]', ("orders.>", "test.*")),
         ("subscribe", "0042", ("0042",)),
         ("subscribe", "on", ("on",)),
-        ("headers", "1", ("1",)),
+        ("expose_headers", "1", ("1",)),
         ("servers", "nats://a:1 nats://b:2", ("nats://a:1", "nats://b:2")),
         ("prefix", "", ""),
         ("heartbeat", "20", 20.0),
@@ -459,4 +459,4 @@ def test_a_permissions_function_excludes_what_would_hold_for_nobody(name: str) -
 
 
 def test_what_everybody_may_follow_is_what_the_settings_say() -> None:
-    assert resolve(subscribe=["a.>"], deny="a.b").everybody == Permissions(["a.>"], ["a.b"])
+    assert resolve(subscribe=["a.>"], deny="a.b").default_permissions == Permissions(["a.>"], ["a.b"])

@@ -62,7 +62,7 @@ async def _do(result: Run, settings: Mapping[str, Any], *, small: bool) -> None:
         servers = await stack.enter_async_context(cluster(1, "", [LOOPBACK]))
         machine = Machine(LOOPBACK)
         config = {"GRACEFUL_SHUTDOWN_TIMEOUT": terms.graceful}
-        options = {"servers": servers[0].url, "drain": terms.drain, "config": config, **settings}
+        options = {"servers": servers[0].url, "reconnect_spread": terms.drain, "config": config, **settings}
         await stack.enter_async_context(machine.running(options, _WORKERS))
         crowd = Crowd(servers, [machine], small=small)
         await stack.enter_async_context(crowd.gathered())
