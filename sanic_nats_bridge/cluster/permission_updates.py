@@ -31,9 +31,9 @@ _Target: TypeAlias = tuple[str | None, str | None]
 class _Permissions(Struct, frozen=True, kw_only=True):
     subscribe: tuple[str, ...]
     deny: tuple[str, ...]
-    values: dict[str, str]
-    map: dict[str, str]
-    literal_only: bool
+    variables: dict[str, str]
+    aliases: dict[str, str]
+    allow_wildcards: bool
     identity: str | None
     expires_at: float | None
 
@@ -78,7 +78,7 @@ class PermissionUpdates:
         return count
 
     async def update_permissions(self, permissions: Permissions, identity: str | None, session: str | None) -> int:
-        """Have sessions go by other permissions, as `NatsBridge.update_permissions` says; returns how many of this worker."""
+        """Replace permissions as `NatsBridge.update_permissions` does; return the number of sessions on this worker."""
         count = self._sessions.update_permissions(permissions, identity, session)
         await self._tell(identity, session, permissions)
         return count
@@ -160,7 +160,7 @@ def _written(permissions: Permissions) -> _Permissions:
         deny=tuple(permissions.deny),
         variables=dict(permissions.variables),
         aliases=dict(permissions.aliases),
-        literal_only=permissions.literal_only,
+        allow_wildcards=permissions.allow_wildcards,
         identity=permissions.identity,
         expires_at=None if permissions.expires is None else permissions.expires_at,
     )
@@ -172,7 +172,7 @@ def _read(written: _Permissions) -> Permissions:
         deny=written.deny,
         variables=written.variables,
         aliases=written.aliases,
-        literal_only=written.literal_only,
+        allow_wildcards=written.allow_wildcards,
         identity=written.identity,
         expires=written.expires_at,
     )

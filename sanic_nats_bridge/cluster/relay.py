@@ -16,12 +16,12 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from ..errors import (
     BridgeError,
-    InvalidCommand,
     InternalError,
+    InvalidCommand,
     NatsUnavailable,
+    SizeLimitExceeded,
     UnknownSession,
     UnreachableSession,
-    SizeLimitExceeded,
     error_from_code,
 )
 from ..protocol.messages import Command, Outcome, Reply, decode_command, encode

@@ -1,7 +1,8 @@
 """The message path from NATS to the subscribers.
 
-`Broadcaster.on_message` puts a message into the views that show it; nothing on this path awaits. `Broadcaster.flush`, at the
-end of the turn of the event loop, writes once to each subscriber: the same bytes to all that get the same messages.
+`Broadcaster.on_message` puts a message into the views that show it; nothing on this path awaits. At the end of the
+turn of the event loop, `Broadcaster.flush` writes once to each subscriber: the same bytes to all that get the same
+messages.
 """
 
 import asyncio

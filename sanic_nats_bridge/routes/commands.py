@@ -12,13 +12,13 @@ from sanic_ext import openapi
 from ..cluster.relay import Relay
 from ..errors import (
     BridgeError,
-    InvalidCommand,
     InternalError,
-    UnsupportedMediaType,
-    UnreachableSession,
+    InvalidCommand,
     SizeLimitExceeded,
+    UnreachableSession,
+    UnsupportedMediaType,
 )
-from ..protocol.messages import Action, Command, Outcome, Reply, decode_command, command_id_of
+from ..protocol.messages import Action, Command, Outcome, Reply, command_id_of, decode_command
 from ..protocol.subjects import GRAMMAR, MAX_SUBJECT_BYTES
 from ..sessions.deadlines import Deadlines
 from ..sessions.registry import SessionRegistry

@@ -14,7 +14,7 @@ from ..errors import BridgeError, InternalError, UnreachableSession
 from ..protocol.messages import Close, Command, query_command
 from ..sessions.pending import PendingConnection
 from ..sessions.registry import SessionRegistry
-from ..transports.auto import SseTransport, sse_transport, is_misdirected
+from ..transports.auto import SseTransport, is_misdirected, sse_transport
 from ..transports.base import CLOSE_SECONDS
 from .authorization import permit
 from .cors import CrossOrigin

@@ -4,7 +4,7 @@ import math
 
 from sanic import HTTPResponse
 
-from ..errors import BridgeError, UnsupportedCommand, RateLimitExceeded
+from ..errors import BridgeError, RateLimitExceeded, UnsupportedCommand
 from ..protocol.messages import Action, Outcome, encode
 
 __all__ = ["misdirected", "outcome_response", "refusal_response"]

@@ -20,7 +20,7 @@ _NOTHING: Final = -1  # waits for the client
 class Keepalive:
     """Beats for as long as a session lives; one timer serves the heartbeat and the write timeout."""
 
-    __slots__ = ("_idle_beats", "_transport", "_period", "_quiet_beats", "_settings", "_taken", "_timer", "_written")
+    __slots__ = ("_idle_beats", "_period", "_quiet_beats", "_settings", "_taken", "_timer", "_transport", "_written")
 
     def __init__(self, transport: Transport, settings: Settings) -> None:
         self._transport = transport

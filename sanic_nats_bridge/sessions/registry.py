@@ -79,7 +79,7 @@ class SessionRegistry:
         self._on_closed = on_closed
         self._sessions: dict[str, Session] = {}
         self._by_identity: dict[str, set[Session]] = {}
-        self._by_transport = Counter(websocket=0, events=0)
+        self._by_transport = Counter(websocket=0, sse=0)
 
     @property
     def worker(self) -> str:

@@ -12,11 +12,11 @@ from ..auth.policy import SubscriptionPolicy
 from ..errors import (
     BridgeError,
     CloseCode,
-    UnsupportedCommand,
-    InternalError,
-    UnknownSession,
-    SizeLimitExceeded,
     ForbiddenSubject,
+    InternalError,
+    SizeLimitExceeded,
+    UnknownSession,
+    UnsupportedCommand,
 )
 from ..hub.hub import Hub
 from ..metrics.counters import Counters
@@ -31,9 +31,9 @@ from ..protocol.messages import (
     Status,
     Unsubscribed,
     Welcome,
-    decode_command,
     close_frame,
     command_id_of,
+    decode_command,
     jittered_milliseconds,
     success,
 )
@@ -72,8 +72,21 @@ class Session:
     """One browser connection. Signal handlers and `NatsBridge.sessions` hand it to the app, which only reads it."""
 
     __slots__ = (
-        "__weakref__", "_context", "_slow_consumer", "_rate_limiter", "_lock", "_transport", "_keepalive",
-        "_secret", "_subscriptions", "closed", "wire_format", "identity", "is_writable", "key", "write",
+        "__weakref__",
+        "_context",
+        "_keepalive",
+        "_lock",
+        "_rate_limiter",
+        "_secret",
+        "_slow_consumer",
+        "_subscriptions",
+        "_transport",
+        "closed",
+        "identity",
+        "is_writable",
+        "key",
+        "wire_format",
+        "write",
     )  # fmt: skip
 
     def __init__(self, context: SessionContext, transport: Transport, permissions: Permissions) -> None:
@@ -106,9 +119,9 @@ class Session:
         return self._subscriptions.permissions
 
     @property
-    def transport(self) -> Literal["websocket", "events"]:
+    def transport(self) -> Literal["websocket", "sse"]:
         """The client's transport."""
-        return "websocket" if self.wire_format in (WireFormat.WEBSOCKET, WireFormat.JSON_LINES) else "events"
+        return "websocket" if self.wire_format in (WireFormat.WEBSOCKET, WireFormat.JSON_LINES) else "sse"
 
     @property
     def sent_bytes(self) -> int:
@@ -304,7 +317,7 @@ class Session:
     def close(self, code: CloseCode, reason: str, seconds: float | None = None) -> None:
         """End the session: the client hears why, and nothing more; it has so many seconds to take that."""
         if not self.closed:
-            self._leave(code, cut=code.cuts)
+            self._leave(code, cut=code.drops_pending)
             settings = self._context.settings
             close = close_frame(code, reason, retry=settings.retry, spread=settings.reconnect_spread)
             self._transport.close(close, seconds or CLOSE_SECONDS)

@@ -5,7 +5,7 @@ from typing import Final
 
 from ..auth.permissions import Grant, Permissions
 from ..auth.policy import SubscriptionPolicy
-from ..errors import NotSubscribed, UnknownSession, ForbiddenSubject, InvalidSubject
+from ..errors import ForbiddenSubject, InvalidSubject, NotSubscribed, UnknownSession
 from ..hub.hub import Hub, refused_by_nats
 from ..hub.interest import Interest, State, View
 from ..hub.interfaces import Subscriber
@@ -18,7 +18,15 @@ class Subscriptions:
     """The subscriptions of one session, by the client's names for their patterns."""
 
     __slots__ = (
-        "_policy", "_changes", "_gaps", "_hub", "_open", "_subscriber", "_unconfirmed", "_views", "permissions"
+        "_changes",
+        "_gaps",
+        "_hub",
+        "_open",
+        "_policy",
+        "_subscriber",
+        "_unconfirmed",
+        "_views",
+        "permissions"
     )  # fmt: skip
 
     def __init__(self, subscriber: Subscriber, hub: Hub, policy: SubscriptionPolicy, permissions: Permissions) -> None:
@@ -54,7 +62,7 @@ class Subscriptions:
             self._hub.release(claimed.values())
         views = self._hub.attach(self._subscriber, [(interest, grant) for grant, interest in claimed.items()])
         self._views |= {view.pattern: view for view in views}
-        waiting = {pattern for pattern in patterns if self._views[pattern].interest.state is not State.LIVE}
+        waiting = {pattern for pattern in patterns if self._views[pattern].interest.state is not State.ACTIVE}
         self._unconfirmed |= waiting
         return patterns, not waiting
 
@@ -128,7 +136,7 @@ class Subscriptions:
 
     def confirm_active(self) -> bool:
         """Nothing is left to be said of those that NATS has; returns whether these are all."""
-        live = {pattern for pattern, view in self._views.items() if view.interest.state is State.LIVE}
+        live = {pattern for pattern, view in self._views.items() if view.interest.state is State.ACTIVE}
         self._unconfirmed -= live
         return not self._unconfirmed
 
@@ -136,7 +144,7 @@ class Subscriptions:
         """Remember which subscriptions miss messages from here on."""
         for pattern, view in self._views.items():
             state = view.interest.state
-            if state is State.LIVE or (state is State.PENDING and pattern not in self._unconfirmed):
+            if state is State.ACTIVE or (state is State.PENDING and pattern not in self._unconfirmed):
                 self._gaps[pattern] = None
 
     def take_gaps(self) -> list[str]:

@@ -11,7 +11,7 @@ from ..settings import Settings
 from .asgi import AsgiSseTransport, AsgiWebSocketTransport
 from .sanic import SanicSseTransport, SanicWebSocketTransport
 
-__all__ = ["SseTransport", "WebSocketTransport", "sse_transport", "is_asgi", "is_misdirected", "websocket_transport"]
+__all__ = ["SseTransport", "WebSocketTransport", "is_asgi", "is_misdirected", "sse_transport", "websocket_transport"]
 
 WebSocketTransport: TypeAlias = SanicWebSocketTransport | AsgiWebSocketTransport
 SseTransport: TypeAlias = SanicSseTransport | AsgiSseTransport

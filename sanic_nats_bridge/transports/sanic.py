@@ -66,7 +66,7 @@ class _WriteGate:
 
 
 class _SanicTransport:
-    __slots__ = ("_transport", "_listener", "reports_pending", "written")
+    __slots__ = ("_listener", "_transport", "reports_pending", "written")
 
     wire_format: ClassVar[WireFormat]
 
@@ -116,8 +116,16 @@ class SanicWebSocketTransport(_SanicTransport):
     """The way to a client of ``/stream``."""
 
     __slots__ = (
-        "_answered", "_closing", "_fail", "_assembler", "_throttle", "_pinged_at", "_process_events", "_protocol",
-        "_unwatched", "_websocket",
+        "_answered",
+        "_assembler",
+        "_closing",
+        "_fail",
+        "_pinged_at",
+        "_process_events",
+        "_protocol",
+        "_throttle",
+        "_unwatched",
+        "_websocket",
     )  # fmt: skip
 
     wire_format = WireFormat.WEBSOCKET

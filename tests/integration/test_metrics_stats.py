@@ -32,7 +32,7 @@ async def test_messages_deliveries_and_bytes_are_those_that_clients_got(bridge: 
         await first.follow(subject, wildcard)
         await second.follow(subject)
         before = bridge.extension.stats()
-        assert (before.sessions, before.patterns) == ({"websocket": 2, "events": 1}, 2)
+        assert (before.sessions, before.patterns) == ({"websocket": 2, "sse": 1}, 2)
         await publisher.send(subject, b'"x"', b'"y"')
         for client, count in ((first, 4), (second, 2), (third, 2)):
             await client.data(count)
@@ -88,7 +88,7 @@ async def test_what_a_slow_client_misses_is_counted_and_what_it_got(shared_nats:
     subject = f"slow{uuid4().hex}"
     request = f"GET /nats/events?subjects={subject} HTTP/1.1\r\nHost: h\r\n\r\n"
     async with (
-        running(servers=shared_nats.url, subscribe=[">"], max_pending_bytes=65_536, write_timeout=60) as bridge,
+        running(servers=shared_nats.url, subscribe=[">"], max_pending_bytes=65_536, write_timeout=3600) as bridge,
         Publisher.connected(shared_nats) as publisher,
         raw_connection(bridge.port, request, limit=1000) as (reader, _),
     ):

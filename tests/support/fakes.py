@@ -12,8 +12,7 @@ from sanic_nats_bridge.hub.broadcast import Broadcaster
 from sanic_nats_bridge.hub.hub import Hub
 from sanic_nats_bridge.hub.interest import Interest
 from sanic_nats_bridge.metrics.counters import Counters
-from sanic_nats_bridge.protocol import encoding
-from sanic_nats_bridge.protocol import subjects
+from sanic_nats_bridge.protocol import encoding, subjects
 from sanic_nats_bridge.protocol.encoding import EncodedMessage, WireFormat
 from sanic_nats_bridge.protocol.messages import Close, Frame
 from sanic_nats_bridge.transports.base import TransportListener

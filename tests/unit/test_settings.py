@@ -237,8 +237,8 @@ def test_a_ca_file_makes_a_context_that_verifies_by_it() -> None:
 @pytest.mark.parametrize(
     ("names", "line"),
     [
-        (["tls_key"], "NatsBridge setting 'tls_key' needs 'tls_cert' beside it"),
-        (["tls_key", "tls_ca"], "NatsBridge setting 'tls_key' needs 'tls_cert' beside it"),
+        (["tls_key"], "NatsBridge setting 'tls_key' requires 'tls_cert'"),
+        (["tls_key", "tls_ca"], "NatsBridge setting 'tls_key' requires 'tls_cert'"),
         (["tls", "tls_ca"], "NatsBridge setting 'tls' excludes 'tls_ca', 'tls_cert' and 'tls_key'"),
         (["tls", "tls_cert"], "NatsBridge setting 'tls' excludes 'tls_ca', 'tls_cert' and 'tls_key'"),
     ],
@@ -264,7 +264,7 @@ def test_a_tls_setting_holds_for_every_server_and_excludes_what_can_have_no_tls(
     assert resolve(servers="nats://a", **keywords).tls_only
     assert resolve(servers="wss://a", **keywords).tls_only
     assert refusal(servers=["wss://a", "WS://b"], **keywords) == (
-        "NatsBridge setting 'servers' must be wss:// URLs, not ws://, where TLS is set up beside it"
+        "NatsBridge setting 'servers' must be wss:// URLs, not ws://, if TLS is configured"
     )
     assert not resolve(servers=["wss://a", "ws://b"]).tls_only
 
@@ -293,7 +293,7 @@ def test_a_setting_whose_package_is_not_there_stops_the_start(
 ) -> None:
     resolve(**{name: value})
     monkeypatch.setattr("sanic_nats_bridge.settings.find_spec", lambda asked: None if asked == module else True)
-    assert refusal(**{name: value}) == f"NatsBridge setting '{name}' needs pip install '{package}'"
+    assert refusal(**{name: value}) == f"NatsBridge setting '{name}' requires a package: pip install '{package}'"
     resolve(servers="tls://h", subscribe="a")
 
 
@@ -453,10 +453,26 @@ def test_a_permissions_function_excludes_what_would_hold_for_nobody(name: str) -
 
     keywords: dict[str, Any] = {"permissions": permissions, name: ["a"]}
     assert refusal(**keywords) == (
-        "NatsBridge setting 'permissions' excludes 'subscribe' and 'deny': let it return them"
+        "NatsBridge setting 'permissions' excludes 'subscribe' and 'deny': return them from the function"
     )
     assert resolve(permissions=permissions).permissions is permissions
 
 
 def test_what_everybody_may_follow_is_what_the_settings_say() -> None:
     assert resolve(subscribe=["a.>"], deny="a.b").default_permissions == Permissions(["a.>"], ["a.b"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("linger", "unsubscribe_delay"),
+        ("drain", "reconnect_spread"),
+        ("headers", "expose_headers"),
+        ("max_sub_rate", "max_subscribe_rate"),
+    ],
+)
+def test_the_old_name_of_a_setting_is_an_error_that_names_the_new_one(old: str, new: str) -> None:
+    with pytest.raises(SettingsError, match=f"'{old}' was renamed; use '{new}'"):
+        Settings.resolve({old: 1}, {})
+    with pytest.raises(SettingsError, match=f"'{old}' was renamed; use '{new}'"):
+        Settings.resolve({}, {f"NATS_BRIDGE_{old.upper()}": 1})

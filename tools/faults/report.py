@@ -59,7 +59,7 @@ def counts_table(results: Results) -> Table:
 def sessions_table(results: Results) -> Table:
     """What became of the sessions where they must end, and of the workers that held them."""
     table = Table(
-        "SessionRegistry that ended",
+        "Sessions that ended",
         ("fault", "sessions", "until the next (s)", "in the fullest tenth", "until a worker was gone (s)"),
     )
     for fault, runs in _measured(results):

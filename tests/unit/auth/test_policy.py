@@ -59,4 +59,4 @@ def test_a_refusal_names_its_subjects_and_the_gravest_comes_first(
 
 
 def test_valid_asks_for_no_permission() -> None:
-    assert SubscriptionPolicy(3).valid(["secret", "secret", "a"]) == ["secret", "a"]
+    assert SubscriptionPolicy(3).validate(["secret", "secret", "a"]) == ["secret", "a"]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sanic_nats_bridge.hub.broadcast import fan_out
 from sanic_nats_bridge.hub.interest import Interest, View
 from sanic_nats_bridge.hub.interfaces import Subscriber
-from sanic_nats_bridge.protocol.encoding import EncodedMessage, WireFormat, MessagePrefix
+from sanic_nats_bridge.protocol.encoding import EncodedMessage, MessagePrefix, WireFormat
 from tests.support.fakes import FakeSubscriber, granted
 
 PATTERNS = ("a", "b", "c")

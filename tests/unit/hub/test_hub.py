@@ -21,8 +21,8 @@ from tests.support.bridge import until
 from tests.support.clock import leaping
 from tests.support.fakes import (
     FakeLink,
-    FakeTransport,
     FakeSubscriber,
+    FakeTransport,
     granted,
     ignore,
     read_websocket_frames,
@@ -145,7 +145,7 @@ async def test_a_command_that_waits_while_the_link_is_lost_ends_inactive_and_is_
     await turns()
     link.lose()
     (view,) = await waiting
-    assert view.interest.state is State.AWAY
+    assert view.interest.state is State.DISCONNECTED
     link.come_back()
     link.confirm("a")
     link.deliver("a")
@@ -160,7 +160,7 @@ async def test_a_confirmation_that_comes_late_is_told_later() -> None:
     before = view.interest.state
     assert subscriber.told == []
     link.confirm("a")
-    assert (before, view.interest.state) == (State.PENDING, State.LIVE)
+    assert (before, view.interest.state) == (State.PENDING, State.ACTIVE)
     assert subscriber.told == [("subscription_active", "a")]
 
 
@@ -502,7 +502,7 @@ class Recorder:
         self.heard: list[str] = []
 
         self.callbacks: dict[str, Any] = {
-            f"on_{event}": self._callback(event) for event in ("lost", "returned", "connected")
+            f"on_{event}": self._callback(event) for event in ("disconnected", "established", "connected")
         }
 
     def _callback(self, event: str) -> Callable[[], None]:
@@ -519,10 +519,10 @@ async def test_connected_is_told_when_the_server_has_answered_for_every_live_pat
     link.come_back()
     link.confirm("a")
     link.refuse("b")
-    assert recorder.heard == ["lost", "returned"]
+    assert recorder.heard == ["disconnected", "established"]
     assert not hub.connected
     link.confirm("c")
-    assert recorder.heard == ["lost", "returned", "connected"]
+    assert recorder.heard == ["disconnected", "established", "connected"]
 
 
 async def test_who_goes_on_asking_keeps_nobody_from_being_told_that_nats_is_back() -> None:
@@ -534,7 +534,7 @@ async def test_who_goes_on_asking_keeps_nobody_from_being_told_that_nats_is_back
     link.come_back()
     hub.acquire(["b"])
     link.confirm("a")
-    assert recorder.heard == ["lost", "returned", "connected"]
+    assert recorder.heard == ["disconnected", "established", "connected"]
 
 
 async def test_messages_before_the_loss_are_written_before_it_is_told() -> None:

@@ -74,7 +74,7 @@ async def test_what_needs_nothing_of_nats_costs_nothing() -> None:
 async def test_what_waits_can_be_forgotten_and_more_be_brought_then() -> None:
     nats = Nats(10)
     nats.submit("one", *"abcde")
-    nats.pacing.forget()
+    nats.pacing.clear()
     nats.submit("one", "f")
     await asyncio.sleep(5)
     assert nats.patterns == ["a", "f"]

@@ -126,7 +126,7 @@ def test_a_worker_has_the_folder_that_it_was_handed(monkeypatch: pytest.MonkeyPa
 
 def test_the_folder_goes_with_the_process_that_has_named_it(tmp_path: Path) -> None:
     code = (
-        "import os; from pathlib import Path; from sanic_nats_bridge.metrics.worker_files import *; shared_folder();"
+        "import os; from pathlib import Path; from sanic_nats_bridge.metrics.worker_files import *; worker_folder();"
         f"f = Path(os.environ[{FOLDER!r}].partition(':')[2]); files = WorkerFiles(f, 'a', 'w');"
         "files.claim(); files.write(b'1');"
         "print(len(list(f.iterdir())), f)"

@@ -17,7 +17,7 @@ from websockets.streams import StreamReader
 
 from sanic_nats_bridge.protocol import encoding
 from sanic_nats_bridge.protocol import messages as protocol
-from sanic_nats_bridge.protocol.encoding import EncodedMessage, WireFormat, MessagePrefix
+from sanic_nats_bridge.protocol.encoding import EncodedMessage, MessagePrefix, WireFormat
 
 TRICKY = (
     b"",
@@ -287,8 +287,8 @@ TEXT = {
 
 @pytest.mark.parametrize("payload", TEXT.values(), ids=TEXT.keys())
 def test_other_text_is_a_string(payload: bytes) -> None:
-    data, encoding = encoding.encode_payload(payload)
-    assert (json.loads(data), encoding) == (payload.decode(), b',"encoding":"text"')
+    data, member = encoding.encode_payload(payload)
+    assert (json.loads(data), member) == (payload.decode(), b',"encoding":"text"')
 
 
 @pytest.mark.parametrize(
@@ -297,8 +297,8 @@ def test_other_text_is_a_string(payload: bytes) -> None:
     ids=["a byte", "in a string", "cut character", "surrogate in a key", "behind JSON", "all bytes"],
 )
 def test_what_is_not_utf8_is_base64(payload: bytes) -> None:
-    data, encoding = encoding.encode_payload(payload)
-    assert (base64.b64decode(json.loads(data)), encoding) == (payload, b',"encoding":"base64"')
+    data, member = encoding.encode_payload(payload)
+    assert (base64.b64decode(json.loads(data)), member) == (payload, b',"encoding":"base64"')
 
 
 def test_an_empty_payload_is_null() -> None:
@@ -381,11 +381,11 @@ def test_text_that_only_begins_like_json_is_not_read_twice(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_delivery_holds_nothing_that_the_garbage_collector_would_have_to_look_at(shared: bool) -> None:
-    new_message = EncodedMessage(MessagePrefix("a.*"), "a.x", b'{"h":["1"]}', b'{"k": 1}', 7)
-    messages = [new_message, *([new_message.under(MessagePrefix("b.*", "b.", "a."))] if shared else [])]
+    message = EncodedMessage(MessagePrefix("a.*"), "a.x", b'{"h":["1"]}', b'{"k": 1}', 7)
+    messages = [message, *([message.under(MessagePrefix("b.*", "b.", "a."))] if shared else [])]
     for each in messages:
         for wire_format in WireFormat:
             each.encoded(wire_format)
         assert not gc.is_tracked(each)
-        kept = {name: getattr(each, name) for name in each.__struct_fields__ if name not in ("source", "first")}
+        kept = {name: getattr(each, name) for name in each.__struct_fields__ if name not in ("prefix", "first")}
         assert [name for name, value in kept.items() if gc.is_tracked(value)] == []

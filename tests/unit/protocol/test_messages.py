@@ -7,15 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import UNSET, UnsetType
 
-from sanic_nats_bridge.errors import InvalidCommand, UnsupportedCommand, ForbiddenSubject
+from sanic_nats_bridge.errors import ForbiddenSubject, InvalidCommand, UnsupportedCommand
 from sanic_nats_bridge.protocol import messages as protocol
 from sanic_nats_bridge.protocol.messages import (
     Action,
     Command,
     Frame,
     Reply,
-    decode_command,
     command_id_of,
+    decode_command,
     query_command,
 )
 

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from sanic_nats_bridge.errors import BridgeError, InvalidCommand, RateLimitExceeded, ForbiddenSubject, InvalidSubject
+from sanic_nats_bridge.errors import BridgeError, ForbiddenSubject, InvalidCommand, InvalidSubject, RateLimitExceeded
 from sanic_nats_bridge.sessions.rate_limit import CommandRateLimiter
 from sanic_nats_bridge.settings import Settings
 

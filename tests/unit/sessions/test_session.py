@@ -13,8 +13,8 @@ from sanic_nats_bridge.errors import (
     CloseCode,
     InternalError,
     NatsRefused,
-    UnknownSession,
     SubscriptionLimitExceeded,
+    UnknownSession,
 )
 from sanic_nats_bridge.protocol import encoding
 from sanic_nats_bridge.protocol.messages import Action, Command, Outcome, Reply

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sanic_nats_bridge.metrics.counters import Counters
-from sanic_nats_bridge.protocol.encoding import EncodedMessage, WireFormat, MessagePrefix
+from sanic_nats_bridge.protocol.encoding import EncodedMessage, MessagePrefix, WireFormat
 from sanic_nats_bridge.protocol.messages import Gap
 from sanic_nats_bridge.sessions.slow_consumer import SlowConsumer
 

@@ -4,7 +4,7 @@ import pytest
 
 from sanic_nats_bridge.auth.permissions import Permissions
 from sanic_nats_bridge.auth.policy import SubscriptionPolicy
-from sanic_nats_bridge.errors import BridgeError, UnknownSession, SubscriptionLimitExceeded
+from sanic_nats_bridge.errors import BridgeError, SubscriptionLimitExceeded, UnknownSession
 from sanic_nats_bridge.hub.hub import Hub
 from sanic_nats_bridge.sessions.subscriptions import Subscriptions
 from tests.support.bridge import until
