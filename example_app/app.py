@@ -23,13 +23,13 @@ def create_app() -> Sanic[Any, Any]:
     """Make the app; called once in each process."""
     app: Sanic[Any, Any] = Sanic("example_app")
     bridge = NatsBridge(
+        app,
         servers=os.environ.get("NATS_URL", "nats://127.0.0.1:4222"),
         prefix="",
         # Everything may be followed, so that one can play. An app of one's own must not: whoever
         # reaches the page would read whatever its services say to each other over NATS.
         subscribe=[">"],
     )
-    app.extend(extensions=[bridge])  # type: ignore[list-item]  # Sanic takes instances, its stub does not
     app.static("/static", _STATIC, name="static")
     app.add_route(index, "/")
     app.register_middleware(add_security_headers, "response")

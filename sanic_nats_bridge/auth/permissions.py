@@ -120,14 +120,23 @@ class Permissions:
             object.__setattr__(self, name, value)
 
     def grant(self, pattern: str) -> Grant:
-        """Let the pattern pass.
+        """Return the grant for a pattern as a client names it.
 
         Raises:
-            SubjectInvalid: It is outside the grammar of `subjects`, by the client's name or by its real one.
-            SubjectForbidden: It may not be followed.
+            SubjectInvalid: The pattern is outside the grammar of `subjects`.
+            SubjectForbidden: The permissions don't allow it.
         """
-        grant = self._renamed(subjects.validate(pattern))
-        if not subjects.is_valid(grant.real):
+        return self.grant_valid(subjects.validate(pattern))
+
+    def grant_valid(self, pattern: str) -> Grant:
+        """Return the grant for a pattern that is known to be inside the grammar of `subjects`.
+
+        Raises:
+            SubjectInvalid: The real pattern behind an alias is too long or has too many tokens.
+            SubjectForbidden: The permissions don't allow it.
+        """
+        grant = self._renamed(pattern)
+        if grant.hidden and not subjects.is_valid(grant.real):
             raise SubjectInvalid(f"Not a valid subject: '{pattern}'", [pattern])
         if not self._judge(grant)[0]:
             raise SubjectForbidden(f"Not allowed: '{pattern}'", [pattern])

@@ -10,17 +10,22 @@ __all__ = ["Admission"]
 
 
 class Admission:
-    """What a command must keep to, whoever sends it."""
+    """The rules for the patterns of every command, whatever the permissions of its client.
+
+    Args:
+        max_subscriptions: The largest number of patterns of one session.
+        control_prefix: The prefix of the subjects on which the workers communicate. No client may subscribe to them.
+    """
 
     def __init__(self, max_subscriptions: int, control_prefix: str = CONTROL_TOKEN) -> None:
         self._max = max_subscriptions
         self._control = f"{control_prefix}.>"
 
     def valid(self, patterns: Sequence[str]) -> list[str]:
-        """The patterns, each once.
+        """Validate the patterns of a command; return each of them once.
 
         Raises:
-            SubscriptionLimit: They are more than a session may hold.
+            SubscriptionLimit: There are more than a session may hold.
             SubjectInvalid: One is outside the grammar.
         """
         if len(patterns) > self._max:
@@ -28,28 +33,32 @@ class Admission:
         return [subjects.validate(pattern) for pattern in dict.fromkeys(patterns)]
 
     def admit(self, permissions: Permissions, patterns: Sequence[str], held: Collection[str] = ()) -> list[Grant]:
-        """The grants for the patterns, each once, when a session that holds ``held`` may follow them all.
+        """Authorize patterns that `valid` has returned.
+
+        Args:
+            permissions: The permissions of the session.
+            patterns: The patterns of the command.
+            held: The patterns to which the session is subscribed.
 
         Raises:
-            SubscriptionLimit: They are more than a session may hold, by themselves or with ``held``.
-            SubjectInvalid: One is outside the grammar.
+            SubjectInvalid: The real pattern behind an alias is too long or has too many tokens.
             SubjectForbidden: One is not allowed.
+            SubscriptionLimit: Together with those held they are more than a session may hold.
         """
-        wanted = self.valid(patterns)
-        grants = [self.grant(permissions, pattern) for pattern in wanted]
-        if len({*wanted, *held}) > self._max:
-            raise SubscriptionLimit(f"At most {self._max} subjects for a session", wanted)
+        grants = [self.grant(permissions, pattern) for pattern in patterns]
+        if len({*patterns, *held}) > self._max:
+            raise SubscriptionLimit(f"At most {self._max} subjects for a session", patterns)
         return grants
 
     def grant(self, permissions: Permissions, pattern: str) -> Grant:
-        """The grant for one pattern.
+        """Authorize one valid pattern.
 
         Raises:
-            SubjectInvalid: It is outside the grammar.
-            SubjectForbidden: It is not allowed, or would reach the subjects on which bridges talk to each other.
+            SubjectInvalid: The real pattern behind an alias is too long or has too many tokens.
+            SubjectForbidden: It isn't allowed, or it overlaps the subjects on which the workers communicate.
         """
-        grant = permissions.grant(pattern)
-        # A wildcard in first place does not reach them anyway.
+        grant = permissions.grant_valid(pattern)
+        # A wildcard in first place doesn't match reserved subjects.
         if subjects.is_reserved(grant.real) and subjects.overlaps(self._control, grant.real):
             raise SubjectForbidden(f"Not allowed: '{pattern}'", [pattern])
         return grant

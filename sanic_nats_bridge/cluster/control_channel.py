@@ -12,7 +12,7 @@ import itertools
 import logging
 import re
 from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import nats.errors
 from nats.aio.client import DEFAULT_PENDING_SIZE
@@ -23,7 +23,7 @@ from ..nats.connection import NatsClient
 from ..nats.transport import within
 from ..protocol.session_ids import WORKER_ID_GRAMMAR
 
-__all__ = ["Answer", "ControlChannel", "LinkWithClient", "NobodyListensError"]
+__all__ = ["Answer", "ControlChannel", "NobodyListensError"]
 
 logger = logging.getLogger("sanic.root.nats_bridge")
 
@@ -40,25 +40,31 @@ class NobodyListensError(LookupError):
     """No worker of that id is connected to NATS."""
 
 
-class LinkWithClient(Protocol):
-    """What this needs of the connection to NATS."""
-
-    @property
-    def client(self) -> NatsClient | None:
-        """The live nats-py client; ``None`` while there is none."""
-
-
 class ControlChannel:
     """One worker's way to the others, and theirs to it.
 
     Args:
-        link: The connection to NATS, which tells `connected` of each new one.
-        prefix: How the control subjects begin.
+        client: Returns the connected nats-py client, if there is one. Call `connected` whenever there is a new one.
+        prefix: The first tokens of the control subjects.
+        answer: Answers the request of another worker; it must not raise.
+        on_announced: Called with each announcement of any worker, this one included.
+        on_ready: Called when the control subjects are subscribed on a new connection.
     """
 
-    def __init__(self, link: LinkWithClient, prefix: str) -> None:
-        self._link = link
+    def __init__(
+        self,
+        client: Callable[[], NatsClient | None],
+        prefix: str,
+        *,
+        answer: Answer,
+        on_announced: Callable[[bytes], None],
+        on_ready: Callable[[], Coroutine[Any, Any, None]],
+    ) -> None:
+        self._get_client = client
         self._prefix = prefix
+        self._answer = answer
+        self._on_announced = on_announced
+        self._on_ready = on_ready
         self._worker = ""
         self._client: NatsClient | None = None
         self._numbers = itertools.count()
@@ -66,14 +72,11 @@ class ControlChannel:
         self._subscriptions: list[Subscription] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._replies = re.compile(rf"{re.escape(prefix)}\.reply\.{WORKER_ID_GRAMMAR}\.\d+")
-        self.answer: Answer | None = None
-        self.on_announced: Callable[[bytes], None] | None = None
-        self.on_ready: Callable[[], Coroutine[Any, Any, None]] | None = None
 
     @property
     def ready(self) -> bool:
         """Whether the others can be reached, and reach this worker."""
-        return self._client is not None and self._client is self._link.client
+        return self._client is not None and self._client is self._get_client()
 
     def start(self, worker: str) -> None:
         """Be the worker of this id from here on."""
@@ -98,7 +101,7 @@ class ControlChannel:
 
     def connected(self) -> None:
         """A new connection stands: listen on it."""
-        client = self._link.client
+        client = self._get_client()
         if client is not None:
             self._spawn(self._listen(client))
 
@@ -160,8 +163,7 @@ class ControlChannel:
             logger.info("No control subjects on this connection: %s", error)
             return
         self._client = client
-        if self.on_ready is not None:
-            await self.on_ready()
+        await self._on_ready()
 
     async def _take_reply(self, message: Msg) -> None:
         answered = self._waiting.get(message.subject.rpartition(".")[2])
@@ -173,16 +175,14 @@ class ControlChannel:
             self._spawn(self._respond(message))
 
     async def _respond(self, message: Msg) -> None:
-        if self.answer is not None:
-            answer = await self.answer(message.data)
-            try:
-                await self._publish(message.reply, answer)
-            except (ConnectionError, ValueError) as error:
-                logger.info("A reply to another worker could not be sent: %s", error)
+        answer = await self._answer(message.data)
+        try:
+            await self._publish(message.reply, answer)
+        except (ConnectionError, ValueError) as error:
+            logger.info("A reply to another worker could not be sent: %s", error)
 
     async def _take_announcement(self, message: Msg) -> None:
-        if self.on_announced is not None:
-            self.on_announced(message.data)
+        self._on_announced(message.data)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -7,7 +7,8 @@ NATS is away from here what was decided last of each identity, or session, waits
 import asyncio
 import logging
 import time
-from typing import Final, Protocol, TypeAlias
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -16,7 +17,7 @@ from ..auth.permissions import Permissions
 from ..protocol.session_ids import key_of
 from ..sessions.registry import Sessions
 
-__all__ = ["Announcements", "Decisions"]
+__all__ = ["Decisions"]
 
 logger = logging.getLogger("sanic.root.nats_bridge")
 
@@ -25,13 +26,6 @@ _MAX_NOTED: Final = 10_000
 
 _Target: TypeAlias = tuple[str | None, str | None]
 """An identity, or else the key of a session."""
-
-
-class Announcements(Protocol):
-    """What this needs of the way to other workers."""
-
-    async def announce(self, payload: bytes) -> None:
-        """Tell them all; raises as `ControlChannel.announce` does."""
 
 
 class _Permissions(Struct, frozen=True, kw_only=True):
@@ -61,11 +55,16 @@ _decode = msgspec.json.Decoder(_Decision).decode
 
 
 class Decisions:
-    """Brings them to every worker."""
+    """Applies revocations and new permissions on every worker.
 
-    def __init__(self, sessions: Sessions, announcements: Announcements) -> None:
+    Args:
+        sessions: The sessions of this worker.
+        announce: Sends a payload to all other workers, as `ControlChannel.announce`.
+    """
+
+    def __init__(self, sessions: Sessions, announce: Callable[[bytes], Awaitable[None]]) -> None:
         self._sessions = sessions
-        self._announcements = announcements
+        self._announce = announce
         self._untold: dict[_Target, _Decision] = {}
         self._newest: dict[_Target, float] = {}
         """When the last decision about each was made, or heard of."""
@@ -100,7 +99,7 @@ class Decisions:
             while self._untold:
                 target, decision = next(iter(self._untold.items()))
                 try:
-                    await self._announcements.announce(_encode(decision))
+                    await self._announce(_encode(decision))
                 except ConnectionError:
                     for each, untold in self._untold.items():
                         late_since = untold.late_since or time.time()

@@ -8,7 +8,8 @@ session by its key.
 
 import asyncio
 import logging
-from typing import Annotated, Final, Protocol
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -23,23 +24,20 @@ from ..errors import (
     SizeLimit,
     revive,
 )
-from ..protocol.messages import Command, Reply, decode_command, encode
+from ..protocol.messages import Command, Outcome, Reply, decode_command, encode
 from ..protocol.session_ids import digest, worker_of
 from ..sessions.registry import Sessions
 from .control_channel import NobodyListensError
 
-__all__ = ["Relay", "Requests"]
+__all__ = ["Relay", "Request"]
 
 logger = logging.getLogger("sanic.root.nats_bridge")
 
 _ASK_AGAIN_SECONDS: Final = 0.25
 
 
-class Requests(Protocol):
-    """What this needs of the way to other workers."""
-
-    async def request(self, worker: str, payload: bytes, seconds: float) -> bytes:
-        """What the worker answers; raises as `ControlChannel.request` does."""
+Request: TypeAlias = Callable[[str, bytes, float], Awaitable[bytes]]
+"""Sends a request to a worker; takes its id, the payload and the timeout in seconds, as `ControlChannel.request`."""
 
 
 class _Request(Struct, frozen=True, kw_only=True):
@@ -55,52 +53,60 @@ class _Refusal(Struct, frozen=True, kw_only=True):
     retry_after: float = 0
 
 
-class _Outcome(Struct, frozen=True, kw_only=True):
+class _Answer(Struct, frozen=True, kw_only=True):
     reply: Reply | UnsetType = UNSET
     refusal: _Refusal | UnsetType = UNSET
 
 
 _decode_request = msgspec.json.Decoder(_Request).decode
-_decode_outcome = msgspec.json.Decoder(_Outcome).decode
+_decode_answer = msgspec.json.Decoder(_Answer).decode
 
 
 class Relay:
-    """Brings each command to the worker that holds its session."""
+    """Brings each command to the worker that holds its session.
 
-    def __init__(self, sessions: Sessions, requests: Requests) -> None:
+    Args:
+        sessions: The sessions of this worker.
+        request: Sends a request to another worker.
+    """
+
+    def __init__(self, sessions: Sessions, request: Request) -> None:
         self._sessions = sessions
-        self._requests = requests
+        self._request = request
         settings = sessions.settings
         self._max_bytes = settings.max_command_bytes
         self._seconds = settings.confirm_timeout + settings.relay_timeout
 
-    async def carry_out(self, session_id: str, identity: str | None, command: Command) -> Reply:
-        """Carry out a command that has arrived here, wherever its session is.
+    async def execute(self, session_id: str, identity: str | None, command: Command) -> Outcome:
+        """Execute a command that has arrived here, on the worker that holds its session.
+
+        That worker counts a rejection as its own, so an outcome needs no counting.
 
         Raises:
-            SessionUnknown: There is no such session, or it is another's.
-            SessionUnreachable: The worker that holds it does not answer; the command may have been
-                carried out all the same.
+            SessionUnknown: There is no such session, or it belongs to another client.
+            SessionUnreachable: The worker that holds it does not answer; the command may have been executed
+                all the same.
             NatsUnavailable: Another worker holds it, and NATS is away.
-            BridgeError: It was refused, and nothing has changed.
+            SizeLimit: The command is larger than NATS takes.
+            InternalError: The reply of the other worker cannot be read.
         """
         worker, key = worker_of(session_id), digest(session_id)
         if worker is None:
             raise SessionUnknown("No such session")
         if worker == self._sessions.worker:
-            return await self._sessions.carry_out(key, identity, command)
+            return await self._sessions.execute(key, identity, command)
         relayed = msgspec.Raw(encode(msgspec.structs.replace(command, session=UNSET)))
         request = _Request(session=key, identity=identity, command=relayed)
-        return _result(await self._ask(worker, encode(request)))
+        return _outcome(await self._ask(worker, encode(request)), command)
 
     async def _ask(self, worker: str, request: bytes) -> bytes:
         try:
             try:
-                return await self._requests.request(worker, request, self._seconds)
+                return await self._request(worker, request, self._seconds)
             except NobodyListensError:
                 # A worker that has just lost its NATS server is back on another in a moment.
                 await asyncio.sleep(_ASK_AGAIN_SECONDS)
-                return await self._requests.request(worker, request, self._seconds)
+                return await self._request(worker, request, self._seconds)
         except NobodyListensError:
             raise SessionUnknown("No such session") from None
         except TimeoutError:
@@ -111,23 +117,28 @@ class Relay:
             raise SizeLimit("This command is larger than can be passed on") from None
 
     async def answer(self, data: bytes) -> bytes:
-        """Carry out a command that has arrived at another worker. Never raises.
+        """Execute a command that has arrived at another worker; return the encoded outcome. Never raises.
 
-        What comes is read as strictly as what comes from a client.
+        The request is checked as strictly as a command from a client.
         """
         try:
             async with asyncio.timeout(self._seconds):
-                outcome = _Outcome(reply=await self._carry_out(data))
+                outcome = await self._execute(data)
+            error = outcome.error
+            if error is None:
+                return encode(_Answer(reply=outcome.reply))
+            return encode(_Answer(refusal=_refusal(error)))
         except BridgeError as error:
-            outcome = _Outcome(refusal=_refusal(error))
+            rejection = error
         except TimeoutError:
-            outcome = _Outcome(refusal=_refusal(SessionUnreachable("The session does not answer")))
+            rejection = SessionUnreachable("The session does not answer")
         except Exception:
             logger.exception("Fault in a command from another worker")
-            outcome = _Outcome(refusal=_refusal(InternalError("Internal error")))
-        return encode(outcome)
+            rejection = InternalError("Internal error")
+        self._sessions.count_refused(rejection)
+        return encode(_Answer(refusal=_refusal(rejection)))
 
-    async def _carry_out(self, data: bytes) -> Reply:
+    async def _execute(self, data: bytes) -> Outcome:
         try:
             request = _decode_request(data)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -135,7 +146,7 @@ class Relay:
         command = bytes(request.command)
         if len(command) > self._max_bytes:
             raise SizeLimit(f"A command is at most {self._max_bytes} bytes")
-        return await self._sessions.carry_out(request.session, request.identity, decode_command(command))
+        return await self._sessions.execute(request.session, request.identity, decode_command(command))
 
 
 def _refusal(error: BridgeError) -> _Refusal:
@@ -143,15 +154,16 @@ def _refusal(error: BridgeError) -> _Refusal:
     return _Refusal(code=error.code, message=error.message, subjects=error.subjects, retry_after=retry_after)
 
 
-def _result(data: bytes) -> Reply:
+def _outcome(data: bytes, command: Command) -> Outcome:
     try:
-        outcome = _decode_outcome(data)
+        answer = _decode_answer(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         logger.error("A reply of another worker cannot be read")
         raise InternalError("Internal error") from None
-    if isinstance(outcome.refusal, _Refusal):
-        refusal = outcome.refusal
-        raise revive(refusal.code, refusal.message, refusal.subjects, refusal.retry_after)
-    if isinstance(outcome.reply, UnsetType):
+    if isinstance(answer.refusal, _Refusal):
+        refusal = answer.refusal
+        error = revive(refusal.code, refusal.message, refusal.subjects, refusal.retry_after)
+        return Outcome.rejected(error, command.action, command.id)
+    if isinstance(answer.reply, UnsetType):
         raise InternalError("Internal error")
-    return outcome.reply
+    return Outcome(answer.reply)

@@ -1,56 +1,65 @@
-"""The messages of one turn of the event loop, until they are written.
+"""The message path from NATS to the subscribers.
 
-Nothing on the way of a message awaits: it is put into the batch, and `Batch.flush`, at the turn's end,
-writes once to each subscriber.
+`Batch.on_message` puts a message into the views that show it; nothing on this path awaits. `Batch.flush`, at the
+end of the turn of the event loop, writes once to each subscriber: the same bytes to all that get the same messages.
 """
 
 import asyncio
-import math
+import contextlib
+import logging
 import time
-from collections.abc import Callable, Iterable
-from typing import Final
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from operator import attrgetter
 
+from ..auth.expirations import Expiries
 from ..metrics.counters import Tally
-from ..protocol import encoding as wire
-from ..protocol.encoding import Delivery
+from ..protocol import encoding
+from ..protocol.encoding import Delivery, Form
 from ..protocol.subjects import is_reserved
-from .fan_out import fan_out
 from .interest import Interest, View
+from .interfaces import Subscriber
 
-__all__ = ["Batch"]
+__all__ = ["Batch", "fan_out"]
 
-_MAX_GATHERED_BYTES: Final = 1024 * 1024
+logger = logging.getLogger("sanic.root.nats_bridge")
+
+_MAX_BATCH_BYTES = 1024 * 1024
+_number = attrgetter("number")
 
 
 class Batch:
-    """What NATS has brought since the last flush, by the views that show it.
+    """The messages that NATS has sent since the last flush, by the views that show them.
 
-    With a ``flush_interval`` (seconds) it gathers for so long, but not more than 1 MiB.
+    Args:
+        tally: Counts the messages and their deliveries.
+        expiries: Asked before each flush, so that no message is written after a session's permissions have expired.
+        headers: The NATS headers that clients get.
+        flush_interval: Seconds for which messages are gathered, up to 1 MiB; 0 flushes once per turn of the loop.
     """
 
-    def __init__(self, headers: Iterable[str] = (), flush_interval: float = 0, tally: Tally | None = None) -> None:
+    def __init__(
+        self, tally: Tally, expiries: Expiries, headers: Iterable[str] = (), flush_interval: float = 0
+    ) -> None:
+        self._tally = tally
+        self._expiries = expiries
         self._headers = frozenset(headers)
         self._interval = flush_interval
-        self._tally = tally or Tally()
         self._timer: asyncio.Handle | None = None
         self._hit: list[View] = []
         self._numbered = self._gathered = 0
-        self.expires_at = math.inf
-        """Unix seconds after which `on_expired` must be called before anything is written."""
-        self.on_expired: Callable[[], None] | None = None
 
-    def add(self, interest: Interest, subject: bytes, headers: bytes, payload: bytes) -> None:
-        """Put a message in."""
+    def on_message(self, interest: Interest, subject: bytes, headers: bytes, payload: bytes) -> None:
+        """Add a message to the views that show it."""
         if not interest.views:
             return
         text = self._readable(interest, subject) if interest.has_wildcard else interest.pattern
         if not text:
             return
-        shown = wire.header_fields(headers, self._headers) if headers and self._headers else b""
+        shown = encoding.header_fields(headers, self._headers) if headers and self._headers else b""
         self._numbered += 1
         view = interest.only_view
         if view is not None:
-            # Nearly always: all see the same.
+            # The usual case: all subscribers see the same.
             if not view.batch:
                 self._hit.append(view)
             view.batch.append(Delivery(view.source, text, shown, payload, self._numbered))
@@ -60,7 +69,7 @@ class Batch:
             self._flush_soon(len(payload))
 
     def _share(self, interest: Interest, subject: str, headers: bytes, payload: bytes) -> None:
-        """Put a message into the views that show it; under one name it is one delivery."""
+        """Add a message to several views. Views of one name share one delivery."""
         first: Delivery | None = None
         for alike in interest.views.values():
             delivery: Delivery | None = None
@@ -76,7 +85,7 @@ class Batch:
                 view.batch.append(delivery or first)
 
     def _readable(self, interest: Interest, subject: bytes) -> str:
-        """The subject of a message that came by a wildcard; empty where that does not reach it."""
+        """Decode the subject of a message of a wildcard pattern; empty if the pattern must not match it."""
         try:
             text = subject.decode()
         except UnicodeDecodeError:
@@ -85,18 +94,18 @@ class Batch:
         return "" if interest.shuns_reserved and is_reserved(text) else text
 
     def flush(self) -> None:
-        """Write: once to each subscriber, the same bytes to all that get the same messages."""
+        """Write the messages gathered so far: one write to each subscriber."""
         if not self._hit:
             return
-        if self.expires_at <= time.time() and self.on_expired is not None:
-            self.on_expired()
+        if self._expiries.next <= time.time():
+            self._expiries.expire_due()
         hit, self._hit = self._hit, []
         self._tally.messages += self._numbered
         self._numbered = self._gathered = 0
         self._tally.deliveries += fan_out({view: view.take_batch() for view in hit})
 
     def close(self) -> None:
-        """Flush no more by itself."""
+        """Cancel the next flush."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -105,13 +114,90 @@ class Batch:
         if self._timer is None:
             loop = asyncio.get_running_loop()
             if self._interval:
-                self._timer = loop.call_later(self._interval, self._flush_in_time)
+                self._timer = loop.call_later(self._interval, self._timer_fired)
             else:
-                self._timer = loop.call_soon(self._flush_in_time)
+                self._timer = loop.call_soon(self._timer_fired)
         self._gathered += size
-        if self._interval and self._gathered > _MAX_GATHERED_BYTES:
+        if self._interval and self._gathered > _MAX_BATCH_BYTES:
             self.flush()
 
-    def _flush_in_time(self) -> None:
+    def _timer_fired(self) -> None:
         self._timer = None
         self.flush()
+
+
+def fan_out(batches: Mapping[View, Sequence[Delivery]]) -> int:
+    """Write the batches of all views, in the order of the messages' numbers.
+
+    A subscriber of several views gets one write with their messages merged.
+
+    Returns:
+        The number of deliveries: a message to ten subscribers counts ten times.
+    """
+    deliveries = 0
+    several = _with_several_views(batches) if len(batches) > 1 else {}
+    for view, batch in batches.items():
+        subscribers: Collection[Subscriber] = view.subscribers
+        if several:
+            subscribers = [each for each in subscribers if each not in several]
+        deliveries += _write(subscribers, batch)
+    for views, subscribers in _by_views(several).items():
+        merged = [delivery for view in views for delivery in batches[view]]
+        merged.sort(key=_number)
+        deliveries += _write(subscribers, merged)
+    return deliveries
+
+
+def _with_several_views(views: Iterable[View]) -> dict[Subscriber, list[View]]:
+    """Return the subscribers of more than one of these views, with their views."""
+    first: dict[Subscriber, View] = {}
+    several: dict[Subscriber, list[View]] = {}
+    for view in views:
+        for subscriber in view.subscribers:
+            other = first.setdefault(subscriber, view)
+            if other is not view:
+                several.setdefault(subscriber, [other]).append(view)
+    return several
+
+
+def _by_views(several: Mapping[Subscriber, list[View]]) -> dict[tuple[View, ...], list[Subscriber]]:
+    """Group the subscribers by their views."""
+    groups: dict[tuple[View, ...], list[Subscriber]] = {}
+    for subscriber, views in several.items():
+        groups.setdefault(tuple(views), []).append(subscriber)
+    return groups
+
+
+def _write(subscribers: Collection[Subscriber], deliveries: Sequence[Delivery]) -> int:
+    try:
+        return _write_to_each(subscribers, deliveries)
+    except Exception:
+        # The other subscribers must get their messages all the same.
+        logger.exception("Messages could not be delivered")
+        _report_missed(subscribers, {delivery.source.pattern for delivery in deliveries})
+        return 0
+
+
+def _report_missed(subscribers: Iterable[Subscriber], patterns: Iterable[str]) -> None:
+    for subscriber in tuple(subscribers):
+        for pattern in patterns:
+            with contextlib.suppress(Exception):  # the same fault may occur again
+                subscriber.missed(pattern)
+
+
+def _write_to_each(subscribers: Collection[Subscriber], deliveries: Sequence[Delivery]) -> int:
+    total = len(subscribers)
+    joined: dict[Form, bytes] = {}
+    slow: list[Subscriber] = []
+    for subscriber in subscribers:
+        if not subscriber.keeps_up:
+            slow.append(subscriber)
+            continue
+        data = joined.get(subscriber.form)
+        if data is None:
+            data = joined[subscriber.form] = encoding.join(deliveries, subscriber.form)
+        subscriber.write(data)
+    # Last, because it may end a session, and so change the subscribers.
+    for subscriber in slow:
+        subscriber.leave_out(deliveries)
+    return (total - len(slow)) * len(deliveries)

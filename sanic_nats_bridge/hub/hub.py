@@ -1,65 +1,79 @@
-"""The shared hub of NATS subscriptions: one for each pattern, however many sessions follow it.
+"""The hub of NATS subscriptions, shared by all sessions of a worker: one per pattern.
 
 Rules of this module:
 
-1. Who gets a batch never changes while it holds messages: whatever adds or removes a subscriber, or
-   writes a frame whose place among the messages matters, flushes first. Only who must see nothing
-   more is cut off without.
-2. An interest is claimed by each session that holds it, and by each command that waits for it; the
-   last claim given up starts its linger, after which NATS hears UNSUB.
-3. What clients cause reaches NATS by way of the pacing; what a new connection needs, at once.
+1. The subscribers of a view never change while its batch holds messages. Code that adds or removes a subscriber,
+   or writes a frame whose position among the messages matters, flushes first. The exception is `detach` with
+   ``cut``, after which the subscriber must see nothing more.
+2. Each session that holds an interest claims it, and so does each command that waits for it. When the last claim
+   is released, the interest lingers; then UNSUB is sent.
+3. SUB and UNSUB that clients cause pass through the throttle. A new connection sends its SUBs at once.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
 
 from ..auth.permissions import Grant
 from ..errors import NatsRefused, SubscriptionLimit
 from ..metrics.counters import Tally
 from .broadcast import Batch
-from .interest import Interest, Link, LinkWatcher, State, Subscriber, View
+from .interest import Interest, State, View
+from .interfaces import Link, Subscriber
 from .throttle import Pacing
 
 __all__ = ["Hub", "refusal"]
 
 
 class Hub:
-    """Pattern → interest."""
+    """The interests of one worker, by their patterns.
+
+    Args:
+        link: The connection to NATS.
+        batch: The message path.
+        tally: Counts the connections to NATS.
+        on_lost: Called when the connection has ended, while the interests still show their last state.
+        on_returned: Called when a new connection is established, before any of its messages is delivered.
+        on_connected: Called when NATS has answered for each pattern that was subscribed at that moment.
+        linger: Seconds before UNSUB is sent after the last claim was released.
+        max_patterns: The largest number of interests.
+        max_sub_rate: The largest number of SUB and UNSUB per second that clients may cause.
+    """
 
     def __init__(
         self,
         link: Link,
+        batch: Batch,
+        tally: Tally,
         *,
+        on_lost: Callable[[], None],
+        on_returned: Callable[[], None],
+        on_connected: Callable[[], None],
         linger: float,
-        headers: Iterable[str] = (),
-        flush_interval: float = 0,
         max_patterns: int = 20_000,
         max_sub_rate: float = 1000,
     ) -> None:
         self._link = link
+        self._batch = batch
+        self._tally = tally
+        self._on_lost = on_lost
+        self._on_returned = on_returned
+        self._on_connected = on_connected
         self._linger = linger
         self._max_patterns = max_patterns
-        self.tally: Final = Tally()
-        self.batch: Final = Batch(headers, flush_interval, self.tally)
-        # Called for each message: no function of ours between.
-        self.dispatch: Final = self.batch.add
-        self.flush: Final = self.batch.flush
+        # Bound to Batch.on_message: a method of the hub in between would cost a call per message.
+        self.on_message = batch.on_message
+        self.flush = batch.flush
         self._interests: dict[str, Interest] = {}
         self._idle: dict[Interest, None] = {}
         self._pacing = Pacing(max_sub_rate, self._bring)
         self._unanswered: set[Interest] = set()
-        self._watcher: LinkWatcher | None = None
         self._up = False
         self.connected = False
-
-    def watch(self, watcher: LinkWatcher) -> None:
-        """Tell the watcher how the connection fares."""
-        self._watcher = watcher
+        """Whether NATS has answered for every pattern since the connection was established."""
 
     @property
     def patterns(self) -> tuple[str, ...]:
-        """The patterns that NATS was, or shall be, asked for."""
+        """The patterns of all interests."""
         return tuple(self._interests)
 
     # Commands
@@ -217,9 +231,8 @@ class Hub:
     def link_up(self) -> None:
         """Ask the new connection for every interest that is still claimed."""
         self._up = True
-        self.tally.nats_connections += 1
-        if self._watcher is not None:
-            self._watcher.nats_returned()
+        self._tally.nats_connections += 1
+        self._on_returned()
         for interest in tuple(self._interests.values()):
             if interest.claims:
                 self._await_answer(interest)
@@ -234,8 +247,7 @@ class Hub:
         self._up = self.connected = False
         self._unanswered.clear()
         self._pacing.forget()
-        if self._watcher is not None:
-            self._watcher.nats_lost()
+        self._on_lost()
         for interest in tuple(self._interests.values()):
             interest.state = State.AWAY
             interest.sid = None
@@ -247,7 +259,7 @@ class Hub:
     def close(self) -> None:
         """Forget every interest; the connection is gone, and so are the subscribers."""
         self.link_down()
-        self.batch.close()
+        self._batch.close()
         for interest in self._interests.values():
             if interest.linger is not None:
                 interest.linger.cancel()
@@ -261,8 +273,7 @@ class Hub:
             self._unanswered.discard(interest)
         if self._up and not self._unanswered and not self.connected:
             self.connected = True
-            if self._watcher is not None:
-                self._watcher.nats_connected()
+            self._on_connected()
 
 
 def refusal(patterns: Sequence[str]) -> NatsRefused:

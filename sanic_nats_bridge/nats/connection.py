@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import math
+from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias, cast
 
 import nats.errors
@@ -32,11 +33,12 @@ logger = logging.getLogger("sanic.root.nats_bridge")
 class MessageListener(Protocol):
     """Who takes what comes for subscriptions; ``sink`` is what was handed to `Connection.follow`."""
 
-    def dispatch(self, sink: Any, subject: bytes, headers: bytes, payload: bytes) -> None:
-        """A message has arrived."""
+    @property
+    def on_message(self) -> Callable[[Any, bytes, bytes, bytes], None]:
+        """Called with each message: sink, subject, headers, payload."""
 
     def undelivered(self, sink: Any) -> None:
-        """`dispatch` has raised: the message is lost."""
+        """`on_message` has raised: the message is lost."""
 
     def confirmed(self, sink: Any) -> None:
         """The server has the subscription."""
@@ -78,7 +80,8 @@ class Connection(Client):
         self._given_up: str | None = None
         self._closed = asyncio.Event()
         self._listener = listener
-        self.dispatch = listener.dispatch
+        # Bound to Hub.on_message, which is bound to Batch.on_message: no call in between per message.
+        self.on_message = listener.on_message
         self.sinks: dict[bytes, Any] = {}
         self._patterns: dict[int, str] = {}
         self._slow: set[int] = set()

@@ -26,11 +26,11 @@ class Operations(Protocol):
         """The bridge's own subscriptions, by their numbers as the server writes them."""
 
     @property
-    def dispatch(self) -> Callable[[Any, bytes, bytes, bytes], None]:
-        """Takes a message for one of them: sink, subject, headers, payload."""
+    def on_message(self) -> Callable[[Any, bytes, bytes, bytes], None]:
+        """Called with each message for one of them: sink, subject, headers, payload."""
 
     def undelivered(self, sink: Any, error: Exception) -> None:
-        """Hear that `dispatch` has raised."""
+        """Hear that `on_message` has raised."""
 
     async def foreign_message(self, sid: int, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
         """Take a message of another subscription on the same connection."""
@@ -76,7 +76,7 @@ class Parser:
     async def _operate(self, data: bytes) -> int:
         """Act on what is whole; returns where the rest begins, and notes how much that lacks at least."""
         # One frame and no function of ours for each message: this loop is most of what one costs before its write.
-        operations, dispatch = self._operations, self._operations.dispatch
+        operations, on_message = self._operations, self._operations.on_message
         position = messages = taken = 0
         while (end := data.find(b"\r\n", position)) >= 0:
             words = data[position:end].split(b" ")
@@ -103,7 +103,7 @@ class Parser:
                 await self._pass_on(words, headers, payload)
                 continue
             try:
-                dispatch(sink, words[1], headers, payload)
+                on_message(sink, words[1], headers, payload)
             except Exception as error:
                 operations.undelivered(sink, error)
             messages += 1

@@ -40,10 +40,15 @@ class LinkListener(MessageListener, Protocol):
 
 
 class NatsLink:
-    """Keeps one connection to NATS, for as long as it is started."""
+    """Keeps one connection to NATS, for as long as it is started.
 
-    def __init__(self, settings: Settings) -> None:
-        self.on_connected: Callable[[], None] | None = None
+    Args:
+        settings: The options of the bridge.
+        on_connected: Called after each connection was established and the listener has subscribed.
+    """
+
+    def __init__(self, settings: Settings, on_connected: Callable[[], None]) -> None:
+        self._on_connected = on_connected
         self._settings = settings
         self._connection: Connection | None = None
         self._successor: Connection | None = None
@@ -87,8 +92,7 @@ class NatsLink:
             self._connection, self._successor = connection, None
             since = time.monotonic()
             _tell(listener.link_up)
-            if self.on_connected is not None:
-                _tell(self.on_connected)
+            _tell(self._on_connected)
             await self._outlast(connection, listener)
             self._connection = None
             logger.warning("Lost NATS: %s", connection.lost_by)

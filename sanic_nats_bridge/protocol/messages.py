@@ -5,7 +5,7 @@ Commands come in by `decode_command` and `query_command`; frames go out by `enco
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, Literal, Protocol, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
@@ -22,10 +22,10 @@ __all__ = [
     "Gap",
     "Heartbeat",
     "NatsState",
+    "Outcome",
     "Reply",
     "Status",
     "Unsubscribed",
-    "Waits",
     "Welcome",
     "check_query",
     "decode_command",
@@ -132,18 +132,6 @@ class Close(Struct, kw_only=True, frozen=True, tag="close"):
     retry: int | UnsetType = UNSET
 
 
-class Waits(Protocol):
-    """How long clients wait until they come back, in seconds."""
-
-    @property
-    def retry(self) -> float:
-        """Between once and twice that long, as a rule."""
-
-    @property
-    def drain(self) -> float:
-        """Up to that long, where the server goes away."""
-
-
 Frame: TypeAlias = Welcome | Reply | Gap | Unsubscribed | Status | Heartbeat | Close
 
 encode = msgspec.json.Encoder().encode
@@ -213,13 +201,19 @@ def identify(data: bytes) -> CommandId | UnsetType:
         return UNSET
 
 
-def farewell(code: CloseCode, reason: str, waits: Waits, times: float = 1) -> Close:
-    """The last frame of a session that the bridge ends; ``times``: so many times longer until the client comes back."""
+def farewell(code: CloseCode, reason: str, *, retry: float, spread: float) -> Close:
+    """Return the last frame of a session that the bridge ends.
+
+    Args:
+        code: The close code, which says whether the client may reconnect.
+        reason: The reason, for people.
+        retry: Seconds before the client reconnects, at least; twice as long at most.
+        spread: Seconds over which the clients of a worker that stops are to reconnect.
+    """
     if not code.reconnect:
         return Close(code=code, reason=reason, reconnect=False)
-    going_away = code is CloseCode.GOING_AWAY
-    retry = int(random.uniform(0, waits.drain) * 1000) if going_away else jittered(waits.retry * times)
-    return Close(code=code, reason=reason, reconnect=True, retry=retry)
+    wait = int(random.uniform(0, spread) * 1000) if code is CloseCode.GOING_AWAY else jittered(retry)
+    return Close(code=code, reason=reason, reconnect=True, retry=wait)
 
 
 def jittered(seconds: float) -> int:
@@ -255,6 +249,23 @@ def failure(
         message=error.message,
         subjects=error.subjects or UNSET,
     )
+
+
+class Outcome(NamedTuple):
+    """The reply to a command, and the error if it was rejected."""
+
+    reply: Reply
+    error: BridgeError | None = None
+
+    @classmethod
+    def rejected(
+        cls,
+        error: BridgeError,
+        action: str | UnsetType = UNSET,
+        id: CommandId | UnsetType = UNSET,  # noqa: A002 - the name on the wire
+    ) -> Self:
+        """Return the outcome of a command that was rejected with this error."""
+        return cls(failure(error, action, id), error)
 
 
 def _checked(command: Command, path_action: Action | None) -> Command:

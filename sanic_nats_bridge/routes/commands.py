@@ -1,5 +1,6 @@
 """``/subscribe`` and ``/unsubscribe``: commands by POST, chiefly for sessions on an event stream."""
 
+import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeAlias
 
@@ -9,16 +10,18 @@ from sanic.exceptions import SanicException
 from sanic_ext import openapi
 
 from ..cluster.relay import Relay
-from ..errors import BridgeError, CommandInvalid, MediaTypeUnsupported, SessionUnreachable, SizeLimit
-from ..protocol.messages import Action, Command, Reply, decode_command, identify
+from ..errors import BridgeError, CommandInvalid, InternalError, MediaTypeUnsupported, SessionUnreachable, SizeLimit
+from ..protocol.messages import Action, Command, Outcome, Reply, decode_command, identify
 from ..protocol.subjects import GRAMMAR, MAX_SUBJECT_BYTES
 from ..sessions.deadlines import Patience
 from ..sessions.registry import Sessions
 from ..transports.auto import is_misdirected
 from .authorization import identify_client
-from .replies import misdirected, outcome, refusal_response, reply_response
+from .replies import misdirected, outcome_response
 
 __all__ = ["add_command_routes"]
+
+logger = logging.getLogger("sanic.root.nats_bridge")
 
 _Handler: TypeAlias = Callable[[Request], Coroutine[Any, Any, HTTPResponse]]
 
@@ -46,20 +49,23 @@ def add_command_routes(blueprint: Blueprint, relay: Relay, sessions: Sessions) -
     async def serve(request: Request, action: Action) -> HTTPResponse:
         if is_misdirected(request):
             return misdirected(action)
+        body = b""
         try:
             body = await _body(request, settings.max_command_bytes, sessions.patience)
+            return outcome_response(await execute(request, body, action))
         except BridgeError as error:
-            sessions.count_refused(error)
-            return refusal_response(error, action)
-        reply, refusal = await outcome(carry_out(request, body, action), action, identify(body))
-        sessions.count_refused(refusal)
-        return reply_response(reply, refusal)
+            rejection = error
+        except Exception:
+            logger.exception("Fault in a command")
+            rejection = InternalError("Internal error")
+        sessions.count_refused(rejection)
+        return outcome_response(Outcome.rejected(rejection, action, identify(body)))
 
-    async def carry_out(request: Request, body: bytes, action: Action) -> Reply:
+    async def execute(request: Request, body: bytes, action: Action) -> Outcome:
         command = decode_command(body, action)
         if not isinstance(command.session, str):
             raise CommandInvalid("Not a valid command: 'session' is missing")
-        return await relay.carry_out(command.session, await identify_client(request, sessions), command)
+        return await relay.execute(command.session, await identify_client(request, sessions), command)
 
     async def subscribe(request: Request) -> HTTPResponse:
         return await serve(request, "subscribe")

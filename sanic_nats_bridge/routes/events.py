@@ -18,7 +18,7 @@ from ..transports.auto import EventStreamDoor, event_stream_outlet, is_misdirect
 from ..transports.base import CLOSE_SECONDS
 from .authorization import permit
 from .cors import CrossOrigin
-from .replies import misdirected, outcome, refusal_response
+from .replies import misdirected, refusal_response
 
 __all__ = ["add_event_route"]
 
@@ -63,8 +63,7 @@ async def _beginning(request: Request, sessions: Sessions) -> tuple[Permissions,
         BridgeError: What is wrong is so for good.
     """
     command = query_command(dict(request.get_args(keep_blank_values=True)))
-    if command is not None:
-        sessions.admission.valid(command.patterns)
+    patterns = [] if command is None else sessions.admission.valid(command.patterns)
     # While there is no room, the app is not asked who the client is either.
     refusal = sessions.refusal()
     if refusal is not None:
@@ -73,8 +72,7 @@ async def _beginning(request: Request, sessions: Sessions) -> tuple[Permissions,
         permissions = await permit(request, sessions)
     except (InternalError, SessionUnreachable) as error:
         return sessions.rejection(error)
-    if command is not None:
-        sessions.admission.admit(permissions, command.patterns)
+    sessions.admission.admit(permissions, patterns)
     return permissions, command
 
 
@@ -87,9 +85,9 @@ async def _stream(
         return
     try:
         if command is not None:
-            reply, refusal = await outcome(session.handle(command), "subscribe")
-            sessions.count_refused(refusal)
-            session.send(reply)
+            # The query was checked already, so this is no command of which a client could send many.
+            outcome = await session.execute(command, rate_limited=False)
+            session.send(outcome.reply)
         await outlet.wait_finished()
     finally:
         session.gone(outlet.close_code)

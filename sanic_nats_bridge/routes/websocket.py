@@ -6,14 +6,13 @@ import logging
 from sanic import Blueprint, Request, Websocket
 from sanic.exceptions import WebsocketClosed
 
-from ..errors import BridgeError, CommandUnsupported, InternalError, SizeLimit
-from ..protocol.messages import Reply, check_query, decode_command, failure, identify
+from ..errors import BridgeError, InternalError
+from ..protocol.messages import check_query
 from ..sessions.registry import Sessions
 from ..sessions.session import Session
 from ..transports.auto import WebSocketDoor, websocket_outlet
 from ..transports.base import CLOSE_SECONDS
 from .authorization import permit
-from .replies import outcome
 from .request_guard import Doorkeeper
 
 __all__ = ["add_websocket_route"]
@@ -31,7 +30,7 @@ def add_websocket_route(blueprint: Blueprint, sessions: Sessions, doorkeeper: Do
                 await _read_to_the_end(outlet)
                 return
             try:
-                await _serve(session, outlet, sessions)
+                await _serve(session, outlet)
             except WebsocketClosed:
                 pass
             except Exception:
@@ -60,39 +59,16 @@ async def _admitted(
     return None
 
 
-async def _serve(session: Session, outlet: WebSocketDoor, sessions: Sessions) -> None:
-    max_bytes = sessions.settings.max_command_bytes
+async def _serve(session: Session, outlet: WebSocketDoor) -> None:
     # Ends by WebsocketClosed, or by cancellation, when the client has closed.
     while not session.closed:
         received = await outlet.recv()
         await session.caught_up()
         if session.closed:
             break
-        data = received.encode() if isinstance(received, str) else bytes(received)
-        if len(data) > max_bytes:
-            error = SizeLimit(f"A command is at most {max_bytes} bytes")
-            sessions.count_refused(error)
-            session.fail(error)
-        else:
-            reply, refusal = await _answer(session, received, data)
-            sessions.count_refused(refusal)
-            session.send(reply)
+        outcome = await session.execute(received)
+        session.send(outcome.reply)
     await _read_to_the_end(outlet)
-
-
-async def _answer(session: Session, received: str | bytes, data: bytes) -> tuple[Reply, BridgeError | None]:
-    try:
-        session.count_command()
-        if not isinstance(received, str):
-            raise CommandUnsupported("Binary frames are not supported")
-        command = decode_command(data)
-    except BridgeError as error:
-        session.count_refusal(error)
-        return failure(error, id=identify(data)), error
-    reply, refusal = await outcome(session.handle(command), command.action, command.id)
-    if refusal is not None:
-        session.count_refusal(refusal)
-    return reply, refusal
 
 
 async def _read_to_the_end(outlet: WebSocketDoor) -> None:

@@ -8,17 +8,20 @@ from ..auth.expirations import Expiries
 from ..auth.permissions import CONTROL_TOKEN, Permissions
 from ..auth.policy import Admission
 from ..errors import BridgeError, CloseCode, SessionUnknown
+from ..hub.broadcast import Batch
 from ..hub.hub import Hub
+from ..hub.interfaces import Link
+from ..metrics.counters import Tally
 from ..metrics.stats import Stats
 from ..protocol import encoding as wire
 from ..protocol.encoding import Form
-from ..protocol.messages import Close, Command, NatsState, Reply, Status, farewell
+from ..protocol.messages import Close, Command, NatsState, Outcome, Status, farewell
 from ..protocol.session_ids import key_of, new_worker_id
 from ..settings import Settings
 from ..transports.base import CLOSE_SECONDS, Outlet
 from .deadlines import Patience
 from .pending import Arrival, Arrivals
-from .session import Session
+from .session import Session, SessionContext
 
 __all__ = ["Sessions", "SessionsView"]
 
@@ -27,25 +30,66 @@ _REVOKED: Final = "Access was revoked"
 
 
 class Sessions:
-    """All sessions of this worker; tells them how the connection to NATS fares."""
+    """All sessions of this worker, and the hub that they share.
 
-    def __init__(self, settings: Settings, hub: Hub) -> None:
-        self.settings: Final = settings
-        self.hub: Final = hub
-        self.worker = new_worker_id()
-        self.admission: Final = Admission(settings.max_subscriptions, settings.control_prefix or CONTROL_TOKEN)
-        self.arrivals: Final = Arrivals()
-        self.patience: Final = Patience()
-        self.nats: NatsState = "disconnected"
+    Args:
+        settings: The options of the bridge.
+        link: The connection to NATS.
+        on_opened: Called with each session when it has been welcomed.
+        on_closed: Called with each session when it has ended, and its WebSocket close code.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        link: Link,
+        *,
+        on_opened: Callable[[Session], None],
+        on_closed: Callable[[Session, int], None],
+    ) -> None:
+        self.settings = settings
+        self.tally = Tally()
+        self.expiries = Expiries(self._expire)
+        self.hub = Hub(
+            link,
+            Batch(self.tally, self.expiries, settings.headers, settings.flush_interval),
+            self.tally,
+            on_lost=self._nats_lost,
+            on_returned=self._nats_returned,
+            on_connected=self._nats_connected,
+            linger=settings.linger,
+            max_patterns=settings.max_patterns,
+            max_sub_rate=settings.max_sub_rate,
+        )
+        self.admission = Admission(settings.max_subscriptions, settings.control_prefix or CONTROL_TOKEN)
+        self.arrivals = Arrivals()
+        self.patience = Patience()
         self.going_away: str | None = None
-        self.on_opened: Callable[[Session], None] | None = None
-        self.on_closed: Callable[[Session, int], None] | None = None
-        self.by_transport: Final = Counter(websocket=0, events=0)
+        """The reason why the worker stops, once it does."""
+        self._context = SessionContext(
+            settings=settings,
+            hub=self.hub,
+            admission=self.admission,
+            tally=self.tally,
+            expiries=self.expiries,
+            on_closed=self._remove,
+            worker=new_worker_id(),
+        )
+        self._on_opened = on_opened
+        self._on_closed = on_closed
         self._sessions: dict[str, Session] = {}
         self._by_identity: dict[str, set[Session]] = {}
-        self._expiries = Expiries(self.expire)
-        hub.batch.on_expired = self.expire
-        hub.watch(self)
+        self._by_transport = Counter(websocket=0, events=0)
+
+    @property
+    def worker(self) -> str:
+        """The id of this worker."""
+        return self._context.worker
+
+    @property
+    def nats(self) -> NatsState:
+        """The state of the connection to NATS, as clients are told."""
+        return self._context.nats
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -57,41 +101,43 @@ class Sessions:
         """A new session, which has been welcomed; ``None`` where there can be none, as the client was told."""
         decided = arrival.up_to_date(permissions)
         if decided is None:
-            outlet.finish(farewell(CloseCode.FORBIDDEN, _REVOKED, self.settings), CLOSE_SECONDS)
+            outlet.finish(self._farewell(CloseCode.FORBIDDEN, _REVOKED), CLOSE_SECONDS)
             return None
         refusal = self.refusal(permissions.identity)
         if refusal is not None:
             outlet.finish(refusal, CLOSE_SECONDS)
             return None
         self.arrivals.over(arrival)
-        session = Session(self, outlet, decided)
+        session = Session(self._context, outlet, decided)
         session.begin()
         self._sessions[session.key] = session
-        self.by_transport[session.transport] += 1
+        self._by_transport[session.transport] += 1
         if session.identity is not None:
             self._by_identity.setdefault(session.identity, set()).add(session)
         self._note_expiry(session)
-        if self.on_opened is not None:
-            self.on_opened(session)
+        self._on_opened(session)
         return session
 
     def refusal(self, identity: str | None = None) -> Close | None:
         """Why none of those that have arrived can become a session for now, if so."""
         if self.going_away is not None:
-            return farewell(CloseCode.GOING_AWAY, self.going_away, self.settings)
+            return self._farewell(CloseCode.GOING_AWAY, self.going_away)
         if len(self._sessions) + len(self.arrivals) > self.settings.max_sessions:
             reason = "This server is full; come back later"
         elif len(self._of(identity)) >= self.settings.max_sessions_per_identity:
             reason = "Too many connections of one user; come back later"
         else:
             return None
-        return farewell(CloseCode.TRY_AGAIN_LATER, reason, self.settings, _FULL_RETRY_FACTOR)
+        return self._farewell(CloseCode.TRY_AGAIN_LATER, reason, self.settings.retry * _FULL_RETRY_FACTOR)
 
     def rejection(self, error: BridgeError) -> Close:
         """What one who has arrived hears of an error that keeps it out."""
         if self.going_away is not None:
-            return farewell(CloseCode.GOING_AWAY, self.going_away, self.settings)
-        return farewell(error.close_code or CloseCode.INTERNAL, error.message, self.settings)
+            return self._farewell(CloseCode.GOING_AWAY, self.going_away)
+        return self._farewell(error.close_code or CloseCode.INTERNAL, error.message)
+
+    def _farewell(self, code: CloseCode, reason: str, retry: float | None = None) -> Close:
+        return farewell(code, reason, retry=retry or self.settings.retry, spread=self.settings.drain)
 
     def find(self, key: str, identity: str | None) -> Session:
         """The session of that key, for a client of that identity.
@@ -104,46 +150,36 @@ class Sessions:
             raise SessionUnknown("No such session")
         return session
 
-    async def carry_out(self, key: str, identity: str | None, command: Command) -> Reply:
-        """Carry out a command that a client of that identity has sent by POST.
+    async def execute(self, key: str, identity: str | None, command: Command) -> Outcome:
+        """Execute a command that a client of that identity has sent by POST.
 
         Raises:
-            SessionUnknown: There is no such session here, or it is another's.
-            BridgeError: It was refused, and nothing has changed.
+            SessionUnknown: There is no such session on this worker, or it belongs to another client.
         """
-        session = self.find(key, identity)
-        session.count_command()
-        try:
-            return await session.handle(command)
-        except BridgeError as error:
-            session.count_refusal(error)
-            raise
+        return await self.find(key, identity).execute(command)
 
-    def left(self, session: Session, code: int) -> None:
-        """Forget a session that has ended."""
+    def _remove(self, session: Session, code: int) -> None:
         del self._sessions[session.key]
-        self.by_transport[session.transport] -= 1
+        self._by_transport[session.transport] -= 1
         if session.identity is not None:
             others = self._by_identity[session.identity]
             others.discard(session)
             if not others:
                 del self._by_identity[session.identity]
-        self._expiries.drop(session.key)
-        self.hub.tally.ended_bytes += session.sent_bytes
-        self.hub.tally.count_close(code)
-        if self.on_closed is not None:
-            self.on_closed(session, code)
+        self.expiries.drop(session.key)
+        self.tally.ended_bytes += session.sent_bytes
+        self.tally.count_close(code)
+        self._on_closed(session, code)
 
-    def count_refused(self, error: BridgeError | None) -> None:
-        """Count a command that was refused here, if it was."""
-        if error is not None:
-            self.hub.tally.refused[error.code] += 1
+    def count_refused(self, error: BridgeError) -> None:
+        """Count a request that was rejected before it reached a session."""
+        self.tally.refused[error.code] += 1
 
     def stats(self, loop_lag: float) -> Stats:
         """The stats of this worker as of now; takes about a tenth of a microsecond for each session."""
-        tally = self.hub.tally
+        tally = self.tally
         return Stats(
-            sessions=self.by_transport.copy(),
+            sessions=self._by_transport.copy(),
             patterns=len(self.hub.patterns),
             messages=tally.messages,
             deliveries=tally.deliveries,
@@ -160,7 +196,7 @@ class Sessions:
 
     def start(self) -> None:
         """Let sessions in, as those of a new worker."""
-        self.worker = new_worker_id()
+        self._context.worker = new_worker_id()
         self.going_away = None
         self.patience.begin()
 
@@ -196,18 +232,14 @@ class Sessions:
             each.repermit(permissions)
             if not each.closed:
                 self._note_expiry(each)
-        self.expire()
+        self.expiries.expire_due()
         return len(chosen)
 
-    def expire(self) -> None:
-        """End the sessions whose permissions have expired."""
-        for key in self._expiries.take_due():
-            self._sessions[key].expire()
-        self.hub.batch.expires_at = self._expiries.next
+    def _expire(self, key: str) -> None:
+        self._sessions[key].expire()
 
     def _note_expiry(self, session: Session) -> None:
-        self._expiries.put(session.key, session.permissions.expires_at)
-        self.hub.batch.expires_at = self._expiries.next
+        self.expiries.put(session.key, session.permissions.expires_at)
 
     def _chosen(self, identity: str | None, session: str | None) -> list[Session]:
         if (identity is None) == (session is None):
@@ -226,27 +258,24 @@ class Sessions:
 
     # The connection to NATS
 
-    def nats_lost(self) -> None:
-        """The connection to NATS has ended."""
-        self.expire()
+    def _nats_lost(self) -> None:
+        self.expiries.expire_due()
         for session in self:
             session.note_holes()
         if self.nats == "connected":
-            self.nats = "disconnected"
+            self._context.nats = "disconnected"
             statuses = _statuses(self.nats)
             for session in self:
                 session.write(statuses[session.form])
 
-    def nats_returned(self) -> None:
-        """A new connection stands, and no message of it has been delivered."""
-        self.expire()
+    def _nats_returned(self) -> None:
+        self.expiries.expire_due()
         for session in self:
             session.tell_holes()
 
-    def nats_connected(self) -> None:
-        """NATS has answered for every live pattern."""
-        self.expire()
-        self.nats = "connected"
+    def _nats_connected(self) -> None:
+        self.expiries.expire_due()
+        self._context.nats = "connected"
         statuses = _statuses(self.nats)
         for session in self:
             session.tell_connected(statuses[session.form])

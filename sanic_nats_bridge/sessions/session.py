@@ -1,24 +1,39 @@
 """One browser connection with its subscriptions, on either transport."""
 
 import asyncio
-from collections.abc import Sequence
-from typing import Final, Literal, Protocol
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
+from ..auth.expirations import Expiries
 from ..auth.permissions import Permissions
 from ..auth.policy import Admission
-from ..errors import BridgeError, CloseCode, SessionUnknown, SubjectForbidden
+from ..errors import (
+    BridgeError,
+    CloseCode,
+    CommandUnsupported,
+    InternalError,
+    SessionUnknown,
+    SizeLimit,
+    SubjectForbidden,
+)
 from ..hub.hub import Hub
+from ..metrics.counters import Tally
 from ..protocol.encoding import Delivery, Form
 from ..protocol.messages import (
     Command,
     Frame,
     Gap,
     NatsState,
+    Outcome,
     Reply,
     Status,
     Unsubscribed,
     Welcome,
+    decode_command,
     farewell,
+    identify,
     jittered,
     success,
 )
@@ -30,120 +45,141 @@ from .rate_limit import CommandMeter
 from .slow_consumer import LeftOut
 from .subscriptions import Subscriptions
 
-__all__ = ["Session", "SessionHome"]
+__all__ = ["Session", "SessionContext"]
 
-_TOO_SLOW: Final = "Too slow: more waits for this client than may"
+logger = logging.getLogger("sanic.root.nats_bridge")
+
+_TOO_SLOW = "Too slow: more waits for this client than may"
 
 
-class SessionHome(Protocol):
-    """What a session needs of the worker that it lives in."""
+@dataclass(kw_only=True, slots=True)
+class SessionContext:
+    """The parts of a worker that its sessions share."""
 
-    @property
-    def worker(self) -> str:
-        """The worker's id."""
-
-    @property
-    def settings(self) -> Settings:
-        """The bridge's options."""
-
-    @property
-    def hub(self) -> Hub:
-        """Where the session's subscriptions are."""
-
-    @property
-    def admission(self) -> Admission:
-        """Who judges the session's commands."""
-
-    @property
-    def nats(self) -> NatsState:
-        """How the connection to NATS is."""
-
-    def expire(self) -> None:
-        """End the sessions whose permissions have expired."""
-
-    def left(self, session: "Session", code: int) -> None:
-        """The session has ended, with this WebSocket close code."""
+    settings: Settings
+    hub: Hub
+    admission: Admission
+    tally: Tally
+    expiries: Expiries
+    on_closed: Callable[["Session", int], None]
+    """Called once for each session when it has ended, with its WebSocket close code."""
+    worker: str
+    """The worker's id, with which the ids of its sessions begin."""
+    nats: NatsState = "disconnected"
 
 
 class Session:
-    """One browser connection. Handlers of the bridge's signals get it, and `NatsBridge.sessions`; they only read it."""
+    """One browser connection. Signal handlers and `NatsBridge.sessions` hand it to the app, which only reads it."""
 
     __slots__ = (
-        "__weakref__", "_home", "_left_out", "_meter", "_one_at_a_time", "_outlet", "_pulse",
-        "_secret", "_subscriptions", "_tally", "closed", "form", "identity", "keeps_up", "key", "write",
+        "__weakref__", "_context", "_left_out", "_meter", "_one_at_a_time", "_outlet", "_pulse",
+        "_secret", "_subscriptions", "closed", "form", "identity", "keeps_up", "key", "write",
     )  # fmt: skip
 
-    def __init__(self, home: SessionHome, outlet: Outlet, permissions: Permissions) -> None:
-        # Set once. The id itself goes to the client with the first frame, and is kept nowhere.
-        self._secret: str | None = new_session_id(home.worker)
-        self.key: Final = digest(self._secret)
-        self.identity: Final = permissions.identity
-        self.form: Final = outlet.form
-        self.write: Final = outlet.write
-        self._home = home
+    def __init__(self, context: SessionContext, outlet: Outlet, permissions: Permissions) -> None:
+        # Set once. The id goes to the client with the first frame, and is stored nowhere.
+        self._secret: str | None = new_session_id(context.worker)
+        self.key = digest(self._secret)
+        self.identity = permissions.identity
+        self.form = outlet.form
+        self.write = outlet.write
+        self._context = context
         self._outlet = outlet
-        self._tally = home.hub.tally
-        outlet.watcher = self
         self._one_at_a_time = asyncio.Lock()
-        self._meter = CommandMeter(home.settings)
-        self._subscriptions = Subscriptions(self, home.hub, home.admission, permissions)
-        # Changed in the event loop alone.
+        self._meter = CommandMeter(context.settings)
+        self._subscriptions = Subscriptions(self, context.hub, context.admission, permissions)
+        # Changed in the event loop only.
         self.closed = False
         self.keeps_up = True
         self._pulse: Pulse | None = None
         self._left_out: LeftOut | None = None
+        outlet.set_watcher(self)
 
     @property
     def subscriptions(self) -> tuple[str, ...]:
-        """The patterns that the session follows, as its client names them."""
+        """The patterns to which the session is subscribed, as its client names them."""
         return self._subscriptions.patterns
 
     @property
     def permissions(self) -> Permissions:
-        """What the client may follow."""
+        """The permissions of the client."""
         return self._subscriptions.permissions
 
     @property
     def transport(self) -> Literal["websocket", "events"]:
-        """How the client is connected."""
+        """The client's transport."""
         return "websocket" if self.form in (Form.WEBSOCKET, Form.JSON_LINES) else "events"
 
     @property
     def sent_bytes(self) -> int:
-        """Bytes written to the client's connection."""
+        """The number of bytes written to the client's transport."""
         return self._outlet.written
 
     def send(self, frame: Frame) -> None:
-        """Write a frame to the client, behind everything that was written before."""
+        """Write a frame to the client, after everything that was written before."""
         if not self.closed:
             self._outlet.send(frame)
 
     def begin(self) -> None:
-        """Write the first frame, and keep the connection alive from here on."""
-        settings = self._home.settings
+        """Write the first frame, and start the keepalive."""
+        settings = self._context.settings
         heartbeat = int(settings.heartbeat) if settings.heartbeat.is_integer() else settings.heartbeat
         secret, self._secret = self._secret, None
         assert secret is not None
-        self._outlet.send(Welcome(session=secret, heartbeat=heartbeat, nats=self._home.nats), jittered(settings.retry))
+        welcome = Welcome(session=secret, heartbeat=heartbeat, nats=self._context.nats)
+        self._outlet.send(welcome, jittered(settings.retry))
         self._pulse = Pulse(self._outlet, settings)
 
     # Commands
 
-    def count_command(self) -> None:
-        """Count what has come as a command, whatever it is.
+    async def execute(self, received: str | bytes | Command, *, rate_limited: bool = True) -> Outcome:
+        """Execute one command after those that arrived before it. Never raises a `BridgeError`.
 
-        Raises:
-            RateLimit: The client sends more than it may; the session has ended if it went on regardless.
+        A rejected command changes nothing; it is counted, and may end the session. The caller must write the
+        reply before the event loop turns, so that it precedes the first message.
+
+        Args:
+            received: A text frame, the payload of a binary frame, or a command that is decoded already.
+            rate_limited: Whether the command counts against ``command_rate``.
         """
+        command = received if isinstance(received, Command) else None
+        data = b"" if isinstance(received, Command) else received.encode() if isinstance(received, str) else received
+        try:
+            self._check_size(data)
+            if rate_limited:
+                self._count_command()
+            if command is None:
+                command = self._decode(received, data)
+            return Outcome(await self._carry_out(command))
+        except BridgeError as error:
+            rejection = error
+        except Exception:
+            logger.exception("Fault in a command")
+            rejection = InternalError("Internal error")
+        self._context.tally.refused[rejection.code] += 1
+        self._meter.count_refusal(rejection)
+        self._end_excess()
+        if command is None:
+            return Outcome.rejected(rejection, id=identify(data))
+        return Outcome.rejected(rejection, command.action, command.id)
+
+    def _check_size(self, data: bytes) -> None:
+        max_bytes = self._context.settings.max_command_bytes
+        if len(data) > max_bytes:
+            error = SizeLimit(f"A command is at most {max_bytes} bytes")
+            self.fail(error)
+            raise error
+
+    def _count_command(self) -> None:
         try:
             self._meter.count()
         finally:
             self._end_excess()
 
-    def count_refusal(self, error: BridgeError) -> None:
-        """Count commands that no client should send; end the session where there are too many."""
-        self._meter.count_refusal(error)
-        self._end_excess()
+    def _decode(self, received: object, data: bytes) -> Command:
+        if not isinstance(received, str):
+            raise CommandUnsupported("Binary frames are not supported")
+        return decode_command(data)
 
     def pinged(self) -> None:
         """Count a ping, or another frame that is no command, as one: it costs no less."""
@@ -154,17 +190,10 @@ class Session:
         if self._meter.excess is not None:
             self.close(CloseCode.TOO_MANY_COMMANDS, self._meter.excess)
 
-    async def handle(self, command: Command) -> Reply:
-        """Carry one command out, after those that came before it.
-
-        The reply must be written before the event loop turns: then it stands before the first message.
-
-        Raises:
-            BridgeError: It was refused, and nothing has changed.
-        """
+    async def _carry_out(self, command: Command) -> Reply:
         async with self._one_at_a_time:
             await self.caught_up()
-            self._home.expire()
+            self._context.expiries.expire_due()
             if self.closed:
                 raise SessionUnknown("No such session")
             if command.action == "subscribe":
@@ -174,7 +203,7 @@ class Session:
             return Reply(id=command.id, action="ping", success=True, message="pong")
 
     async def _subscribe(self, command: Command) -> Reply:
-        seconds = self._home.settings.confirm_timeout
+        seconds = self._context.settings.confirm_timeout
         patterns, active = await self._subscriptions.subscribe(command.patterns, seconds)
         return success(command, patterns, active)
 
@@ -190,18 +219,18 @@ class Session:
         """More waits for the client than may: its messages are left out from here on."""
         if not self.closed:
             self.keeps_up = False
-            self._left_out = LeftOut(self.form, self._home.settings.kept_bytes, self._tally)
+            self._left_out = LeftOut(self.form, self._context.settings.kept_bytes, self._context.tally)
 
     def leave_out(self, deliveries: Sequence[Delivery]) -> None:
         """Deal with messages that come while the client does not keep up."""
-        if self._home.settings.overflow == "close":
-            self.close(CloseCode.TRY_AGAIN_LATER, _TOO_SLOW, self._home.settings.write_timeout)
+        if self._context.settings.overflow == "close":
+            self.close(CloseCode.TRY_AGAIN_LATER, _TOO_SLOW, self._context.settings.write_timeout)
         elif self._left_out is not None:
             self._left_out.add(deliveries)
 
     def drained(self) -> None:
         """The client has caught up: tell it what it has missed, and go on."""
-        self._home.expire()
+        self._context.expiries.expire_due()
         left_out, self._left_out = self._left_out, None
         if left_out is None or self.closed:
             return
@@ -219,7 +248,7 @@ class Session:
 
     def activated(self, pattern: str) -> None:
         """There is an end to whether NATS has a subscription: it has, or the client follows it no longer."""
-        if self._subscriptions.settle(pattern) and self._home.nats == "connected":
+        if self._subscriptions.settle(pattern) and self._context.nats == "connected":
             self.send(Status(nats="connected"))
 
     def ended(self, pattern: str, error: BridgeError) -> None:
@@ -234,7 +263,7 @@ class Session:
 
     def missed(self, pattern: str) -> None:
         """Tell the client that it may have missed messages here, by a fault of the bridge."""
-        self._tally.gaps["internal"] += 1
+        self._context.tally.gaps["internal"] += 1
         self.send(Gap(subjects=[pattern], lost=None, reason="internal"))
 
     def note_holes(self) -> None:
@@ -245,7 +274,7 @@ class Session:
         """Tell the client which subscriptions have missed messages up to here."""
         holes = self._subscriptions.take_holes()
         if holes:
-            self._tally.gaps["nats_reconnect"] += len(holes)
+            self._context.tally.gaps["nats_reconnect"] += len(holes)
             self.send(Gap(subjects=holes, lost=None, reason="nats_reconnect"))
 
     def tell_connected(self, status: bytes) -> None:
@@ -268,13 +297,15 @@ class Session:
 
     def expire(self) -> None:
         """End the session, for its permissions have expired; what the server, or the kernel, has may still leave."""
-        self.close(CloseCode.UNAUTHORIZED, "The permissions have expired", self._home.settings.write_timeout)
+        self.close(CloseCode.UNAUTHORIZED, "The permissions have expired", self._context.settings.write_timeout)
 
     def close(self, code: CloseCode, reason: str, seconds: float | None = None) -> None:
         """End the session: the client hears why, and nothing more; it has so many seconds to take that."""
         if not self.closed:
             self._leave(code, cut=code.cuts)
-            self._outlet.finish(farewell(code, reason, self._home.settings), seconds or CLOSE_SECONDS)
+            settings = self._context.settings
+            close = farewell(code, reason, retry=settings.retry, spread=settings.drain)
+            self._outlet.finish(close, seconds or CLOSE_SECONDS)
 
     def gone(self, code: int) -> None:
         """The client has ended the connection, with this WebSocket close code."""
@@ -283,11 +314,11 @@ class Session:
 
     def _leave(self, code: int, *, cut: bool = False) -> None:
         self.closed = True
-        self._outlet.watcher = None
+        self._outlet.set_watcher(None)
         if self._pulse is not None:
             self._pulse.stop()
         if self._left_out is not None:
             self._left_out.over.set()
             self._left_out = None
         self._subscriptions.close(cut=cut)
-        self._home.left(self, code)
+        self._context.on_closed(self, code)

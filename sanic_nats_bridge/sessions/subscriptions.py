@@ -7,7 +7,8 @@ from ..auth.permissions import Grant, Permissions
 from ..auth.policy import Admission
 from ..errors import NotSubscribed, SessionUnknown, SubjectForbidden, SubjectInvalid
 from ..hub.hub import Hub, refusal
-from ..hub.interest import Interest, State, Subscriber, View
+from ..hub.interest import Interest, State, View
+from ..hub.interfaces import Subscriber
 from ..protocol.messages import quoted
 
 __all__ = ["Subscriptions"]
@@ -43,16 +44,16 @@ class Subscriptions:
         Raises:
             BridgeError: One was refused, and nothing has changed.
         """
+        patterns = self._admission.valid(wanted)
         while True:
             changes = self._changes
-            grants = self._admission.admit(self.permissions, wanted, self._views)
+            grants = self._admission.admit(self.permissions, patterns, self._views)
             claimed = await self._claim(grants, seconds)
             if self._changes == changes:
                 break
             self._hub.release(claimed.values())
         views = self._hub.attach(self._subscriber, [(interest, grant) for grant, interest in claimed.items()])
         self._views |= {view.pattern: view for view in views}
-        patterns = [grant.pattern for grant in grants]
         waiting = {pattern for pattern in patterns if self._views[pattern].interest.state is not State.LIVE}
         self._unconfirmed |= waiting
         return patterns, not waiting

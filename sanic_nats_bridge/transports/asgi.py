@@ -39,7 +39,7 @@ class _QueuedOutlet(ABC):
     tells_pending = True
 
     def __init__(self, request: Request, settings: Settings) -> None:
-        self.watcher: OutletWatcher | None = None
+        self._watcher: OutletWatcher | None = None
         self.written = 0
         self.pending = 0
         self.close_code = CLOSED_WITHOUT_CODE
@@ -77,6 +77,9 @@ class _QueuedOutlet(ABC):
             self._handler = None
             self._end()
 
+    def set_watcher(self, watcher: OutletWatcher | None) -> None:
+        self._watcher = watcher
+
     def write(self, data: bytes) -> None:
         if self._over or self._last is not None:
             return
@@ -86,8 +89,8 @@ class _QueuedOutlet(ABC):
         self.pending += len(data)
         if self.pending > self._high_water and not self._full:
             self._full = True
-            if self.watcher is not None:
-                self.watcher.filled()
+            if self._watcher is not None:
+                self._watcher.filled()
 
     def send(self, frame: Frame, retry: int | None = None) -> None:
         self.write(wire.encode_frame(frame, self.form, retry))
@@ -143,8 +146,8 @@ class _QueuedOutlet(ABC):
         self.pending -= size
         if self._full and self.pending <= self._low_water:
             self._full = False
-            if self.watcher is not None:
-                self.watcher.drained()
+            if self._watcher is not None:
+                self._watcher.drained()
 
     def _end(self) -> None:
         """The connection is over: end the session, the writer and the handler."""
@@ -157,8 +160,8 @@ class _QueuedOutlet(ABC):
             self._writer.cancel()
         if self._handler is not None:
             self._handler.reschedule(0)
-        if self.watcher is not None:
-            self.watcher.gone(self.close_code)
+        if self._watcher is not None:
+            self._watcher.gone(self.close_code)
 
 
 class QueuedWebSocketOutlet(_QueuedOutlet):

@@ -31,9 +31,6 @@ class OutletWatcher(Protocol):
 class Outlet(Protocol):
     """What a session needs of the way to its client."""
 
-    watcher: OutletWatcher | None
-    """``None``: nobody cares any more."""
-
     written: int
     """How many bytes were handed over, so far, but for those that were dropped before they left."""
 
@@ -48,6 +45,9 @@ class Outlet(Protocol):
     @property
     def pending(self) -> int:
         """How many bytes wait for the client."""
+
+    def set_watcher(self, watcher: OutletWatcher | None) -> None:
+        """Report changes of the transport's state to this watcher, or to none."""
 
     def write(self, data: bytes) -> None:
         """Write bytes that are already in the outlet's form; never waits, never raises."""

@@ -66,13 +66,13 @@ class _WriteGate:
 
 
 class _TransportOutlet:
-    __slots__ = ("_transport", "tells_pending", "watcher", "written")
+    __slots__ = ("_transport", "_watcher", "tells_pending", "written")
 
     form: ClassVar[Form]
 
     def __init__(self, protocol: Any, settings: Settings) -> None:
         self._transport: asyncio.Transport = protocol.transport
-        self.watcher: OutletWatcher | None = None
+        self._watcher: OutletWatcher | None = None
         self.written = 0
         # A TLS transport does not count what waits in the one below it.
         self.tells_pending = self._transport.get_extra_info("sslcontext") is None
@@ -83,6 +83,9 @@ class _TransportOutlet:
     @property
     def pending(self) -> int:
         return self._transport.get_write_buffer_size()
+
+    def set_watcher(self, watcher: OutletWatcher | None) -> None:
+        self._watcher = watcher
 
     def write(self, data: bytes) -> None:
         if self._transport.is_closing():
@@ -101,12 +104,12 @@ class _TransportOutlet:
         self._transport.abort()
 
     def filled(self) -> None:
-        if self.watcher is not None:
-            self.watcher.filled()
+        if self._watcher is not None:
+            self._watcher.filled()
 
     def drained(self) -> None:
-        if self.watcher is not None:
-            self.watcher.drained()
+        if self._watcher is not None:
+            self._watcher.drained()
 
 
 class WebSocketOutlet(_TransportOutlet):
@@ -215,8 +218,8 @@ class WebSocketOutlet(_TransportOutlet):
     def _failed(self, code: int, reason: str = "") -> None:
         """Say why in a frame of ours too, where Sanic or `websockets` fails the connection, or it is lost."""
         self._intake.drop()
-        if code != CLOSED_WITHOUT_CODE and self.watcher is not None:
-            self.watcher.gone(int(code))
+        if code != CLOSED_WITHOUT_CODE and self._watcher is not None:
+            self._watcher.gone(int(code))
             self.send(Close(code=int(code), reason=reason, reconnect=code not in _FAULTS_OF_THE_CLIENT))
             asyncio.get_running_loop().call_later(CLOSE_SECONDS, self.abort)
         self._fail(code, reason)
@@ -224,10 +227,10 @@ class WebSocketOutlet(_TransportOutlet):
     async def _process_valid_events(self, events: Any) -> None:
         self._answered = True  # whatever has come
         for event in events:
-            if self.watcher is None:
+            if self._watcher is None:
                 self._unwatched += 1
             elif _is_endless(event):
-                self.watcher.pinged()
+                self._watcher.pinged()
         if self._unwatched > _MAX_UNWATCHED_FRAMES:
             self._inbox.shut()  # to take more apart would cost the others
         try:

@@ -281,10 +281,10 @@ async def test_a_page_that_is_shown_again_comes_back_at_once(
         await begin(page, {}, subject)
         await ready(page, "websocket")
         await page.evaluate("Object.defineProperty(document, 'hidden', { value: true, configurable: true })")
-        bridge.extension._sessions.close_all("The server is going away")
+        bridge.runtime.sessions.close_all("The server is going away")
         await true(page, "nats.status.state === 'waiting'")
         assert await page.evaluate("nats.status.retry") > 500_000
-        bridge.extension._sessions.going_away = None
+        bridge.runtime.sessions.going_away = None
         await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
         assert await page.evaluate("nats.status.state") == "waiting"
         await page.evaluate(

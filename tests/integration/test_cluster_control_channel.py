@@ -7,41 +7,44 @@ import nats
 import pytest
 from nats.aio.client import DEFAULT_PENDING_SIZE
 
-from sanic_nats_bridge.cluster.control_channel import ControlChannel, NobodyListensError
+from sanic_nats_bridge.cluster.control_channel import Answer, ControlChannel, NobodyListensError
 from sanic_nats_bridge.nats.connection import NatsClient
 from sanic_nats_bridge.protocol.session_ids import new_worker_id
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import WAIT_SECONDS, until
 
 
-class Link:
-    """A connection to NATS by nats-py alone."""
-
-    client: NatsClient | None = None
-
-
 class Worker:
     """One that says back what it is asked, and notes what it is told."""
 
     def __init__(self, prefix: str) -> None:
-        self.link = Link()
+        self.client: NatsClient | None = None
         self.id = new_worker_id()
-        self.channel = ControlChannel(self.link, prefix)
-        self.channel.start(self.id)
-        self.channel.answer = self.answer
         self.told: list[bytes] = []
-        self.channel.on_announced = self.told.append
+        self.ready_when_told: list[bool] = []
+        self.answer: Answer = self.echo
+        self.channel = ControlChannel(
+            lambda: self.client,
+            prefix,
+            answer=lambda request: self.answer(request),
+            on_announced=self.told.append,
+            on_ready=self.on_ready,
+        )
+        self.channel.start(self.id)
         self.may_answer = asyncio.Event()
         self.may_answer.set()
 
-    async def answer(self, request: bytes) -> bytes:
+    async def on_ready(self) -> None:
+        self.ready_when_told.append(self.channel.ready)
+
+    async def echo(self, request: bytes) -> bytes:
         await self.may_answer.wait()
         return b"echo " + request
 
     async def connect(self, url: str) -> None:
-        if self.link.client is not None:
-            await self.link.client.close()
-        self.link.client = await nats.connect(url)
+        if self.client is not None:
+            await self.client.close()
+        self.client = await nats.connect(url)
         self.channel.connected()
         await until(lambda: self.channel.ready)
 
@@ -53,14 +56,14 @@ async def workers(url: str, count: int = 2) -> AsyncIterator[list[Worker]]:
     try:
         for worker in made:
             await worker.connect(url)
-            assert worker.link.client is not None
-            await worker.link.client.flush()
+            assert worker.client is not None
+            await worker.client.flush()
         yield made
     finally:
         for worker in made:
             await worker.channel.stop()
-            if worker.link.client is not None:
-                await worker.link.client.close()
+            if worker.client is not None:
+                await worker.client.close()
 
 
 async def test_a_request_is_answered_by_the_worker_of_that_id(shared_nats: NatsServer) -> None:
@@ -92,7 +95,7 @@ async def test_a_slow_answer_holds_up_no_other(shared_nats: NatsServer) -> None:
         two.may_answer.clear()
         slow = asyncio.create_task(one.channel.request(two.id, b"slow", 5))
         await until(lambda: two.channel._tasks)
-        two.channel.answer = _at_once
+        two.answer = _at_once
         assert await one.channel.request(two.id, b"", 5) == b"at once"
         two.may_answer.set()
         assert await slow == b"echo slow"
@@ -121,8 +124,8 @@ async def test_without_nats_nothing_is_asked_or_told() -> None:
 
 async def test_a_connection_that_has_ended_is_no_way(shared_nats: NatsServer) -> None:
     async with workers(shared_nats.url) as (one, two):
-        assert one.link.client is not None
-        await one.link.client.close()
+        assert one.client is not None
+        await one.client.close()
         with pytest.raises(ConnectionError):
             await one.channel.request(two.id, b"", 5)
 
@@ -131,24 +134,18 @@ async def test_a_new_connection_brings_everything_back(shared_nats: NatsServer) 
     async with workers(shared_nats.url) as (one, two):
         for worker in (one, two):
             await worker.connect(shared_nats.url)
-        assert two.link.client is not None
-        await two.link.client.flush()
+        assert two.client is not None
+        await two.client.flush()
         assert await one.channel.request(two.id, b"1", 5) == b"echo 1"
         await one.channel.announce(b"news")
         await until(lambda: two.told == [b"news"])
 
 
 async def test_whoever_waits_hears_when_others_can_be_reached(shared_nats: NatsServer) -> None:
-    heard: list[bool] = []
     async with workers(shared_nats.url, 1) as (one,):
-
-        async def hear() -> None:
-            heard.append(one.channel.ready)
-
-        one.channel.on_ready = hear
+        await until(lambda: one.ready_when_told == [True])
         await one.connect(shared_nats.url)
-        await until(lambda: heard)
-    assert heard == [True]
+        await until(lambda: one.ready_when_told == [True, True])
 
 
 async def test_what_nats_does_not_take_is_refused() -> None:
@@ -198,8 +195,8 @@ async def test_what_waits_for_an_answer_does_not_hold_up_the_end(shared_nats: Na
         stopping = asyncio.create_task(one.channel.stop())
         await until(lambda: not one.channel._subscriptions)
         # What comes meanwhile is taken.
-        assert two.link.client is not None
-        await two.link.client.publish(f"{one.channel._prefix}.reply.{one.id}.0", b"yes")
+        assert two.client is not None
+        await two.client.publish(f"{one.channel._prefix}.reply.{one.id}.0", b"yes")
         assert await answered == b"yes"
         await stopping
         with pytest.raises(TimeoutError):
@@ -226,9 +223,9 @@ async def clogged(client: NatsClient, server: NatsServer) -> AsyncIterator[None]
 
 async def test_a_server_that_takes_nothing_holds_up_nobody_for_longer_than_may_be(nats_server: NatsServer) -> None:
     async with workers(nats_server.url) as (one, two):
-        assert one.link.client is not None
+        assert one.client is not None
         announced = None
-        async with clogged(one.link.client, nats_server):
+        async with clogged(one.client, nats_server):
             with pytest.raises(TimeoutError):
                 await one.channel.request(two.id, b"", 0.1)
             assert not one.channel._waiting
@@ -241,21 +238,21 @@ async def test_a_server_that_takes_nothing_holds_up_nobody_for_longer_than_may_b
 
 async def test_what_waits_for_a_connection_that_ends_ends_with_it(nats_server: NatsServer) -> None:
     async with workers(nats_server.url, 1) as (one,):
-        client = one.link.client
+        client = one.client
         assert client is not None
         async with clogged(client, nats_server):
             announced = asyncio.create_task(one.channel.announce(b"news"))
             await asyncio.sleep(0)
-            one.link.client = None
+            one.client = None
             with pytest.raises(ConnectionError):
                 await announced
-            one.link.client = client
+            one.client = client
 
 
 async def test_a_server_that_takes_nothing_does_not_hold_up_the_end(nats_server: NatsServer) -> None:
     async with workers(nats_server.url, 1) as (one,):
-        assert one.link.client is not None
-        async with clogged(one.link.client, nats_server):
+        assert one.client is not None
+        async with clogged(one.client, nats_server):
             async with asyncio.timeout(WAIT_SECONDS):
                 await one.channel.stop()
             assert not one.channel.ready

@@ -86,7 +86,7 @@ async def test_what_is_decided_while_nats_is_away_is_told_when_it_is_back(nats_s
         proxy.hole = False
         # The last decision alone.
         assert (await client.frame())["code"] == 4403
-        await until(lambda: not here.extension._decisions._untold)
+        await until(lambda: not here.runtime.decisions._untold)
 
 
 class Told:
@@ -112,15 +112,15 @@ async def test_what_the_others_are_told_says_the_same_there() -> None:
         expires=time.time() + 60,
     )
     session, _ = there.open(Permissions([">"], identity="ada"))
-    await Decisions(here.sessions, told).repermit(written, "ada", None)
-    Decisions(there.sessions, Told()).hear(told.told[0])
+    await Decisions(here.sessions, told.announce).repermit(written, "ada", None)
+    Decisions(there.sessions, Told().announce).hear(told.told[0])
     assert session.permissions == written
     assert session.permissions.grant("shop.7.a").real == "shop.7.a"
 
 
 async def test_a_worker_does_not_hear_itself() -> None:
     told, worker = Told(), Worker()
-    decisions = Decisions(worker.sessions, told)
+    decisions = Decisions(worker.sessions, told.announce)
     await decisions.repermit(Permissions(["a"]), "ada", None)
     session, _ = worker.open(Permissions([">"], identity="ada"))
     decisions.hear(told.told[0])
@@ -129,7 +129,7 @@ async def test_a_worker_does_not_hear_itself() -> None:
 
 async def test_the_last_decision_about_each_is_what_waits_for_nats(monkeypatch: pytest.MonkeyPatch) -> None:
     told, worker = Told(), Worker()
-    decisions = Decisions(worker.sessions, told)
+    decisions = Decisions(worker.sessions, told.announce)
     told.error = ConnectionError("away")
     for identity in ("ada", "bob", "ada"):
         await decisions.repermit(Permissions([identity]), identity, None)
@@ -157,7 +157,7 @@ async def test_decisions_are_told_in_their_order_though_nats_takes_nothing_for_a
             self.told.append(payload)
 
     slow, worker = Slow(), Worker()
-    decisions = Decisions(worker.sessions, slow)
+    decisions = Decisions(worker.sessions, slow.announce)
     first = asyncio.create_task(decisions.repermit(Permissions([">"]), "ada", None))
     await until(lambda: slow.asked)
     second = asyncio.create_task(decisions.revoke("ada", None))
@@ -173,8 +173,8 @@ async def test_what_was_decided_before_nats_was_lost_does_not_undo_what_was_deci
     monkeypatch.setattr("sanic_nats_bridge.cluster.permission_updates._OTHERS_RETURN_SECONDS", 0)
     cut_off, present, there = Told(), Told(), Worker()
     session, _ = there.open(Permissions([">"], identity="ada"))
-    first, second = (Decisions(Worker().sessions, told) for told in (cut_off, present))
-    hearer = Decisions(there.sessions, Told())
+    first, second = (Decisions(Worker().sessions, told.announce) for told in (cut_off, present))
+    hearer = Decisions(there.sessions, Told().announce)
     cut_off.error = ConnectionError("away")
     await first.repermit(Permissions(["wide.>"]), "ada", None)
     await second.repermit(Permissions(["narrow"]), "ada", None)
@@ -204,7 +204,7 @@ async def test_what_was_decided_before_nats_was_lost_does_not_undo_what_was_deci
 async def test_what_is_decided_while_the_others_return_waits_with_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sanic_nats_bridge.cluster.permission_updates._OTHERS_RETURN_SECONDS", 0.05)
     told, worker = Told(), Worker()
-    decisions = Decisions(worker.sessions, told)
+    decisions = Decisions(worker.sessions, told.announce)
     told.error = ConnectionError("away")
     await decisions.revoke("ada", None)
     told.error = None
@@ -218,7 +218,7 @@ async def test_what_is_decided_while_the_others_return_waits_with_the_rest(monke
 
 async def test_only_so_many_decisions_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sanic_nats_bridge.cluster.permission_updates._MAX_NOTED", 3)
-    decisions = Decisions(Worker().sessions, Told())
+    decisions = Decisions(Worker().sessions, Told().announce)
     for name in "abcda":
         await decisions.revoke(name, None)
     assert list(decisions._newest) == [("c", None), ("d", None), ("a", None)]
@@ -227,7 +227,7 @@ async def test_only_so_many_decisions_are_remembered(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("name", ["identity", "session"])
 async def test_only_a_text_names_whom_a_decision_is_about(name: str) -> None:
     told, worker = Told(), Worker()
-    decisions = Decisions(worker.sessions, told)
+    decisions = Decisions(worker.sessions, told.announce)
     target: dict[str, Any] = {"identity": None, "session": None, name: 42}
     with pytest.raises(TypeError, match=f"{name} must be a str, not int"):
         await decisions.revoke(**target)
@@ -241,7 +241,7 @@ async def test_only_permissions_take_the_place_of_permissions() -> None:
     session, _ = worker.open(Permissions([">"], identity="ada"))
     rules: Any = {"subscribe": ["a"]}
     with pytest.raises(TypeError, match="must be Permissions, not dict"):
-        await Decisions(worker.sessions, told).repermit(rules, "ada", None)
+        await Decisions(worker.sessions, told.announce).repermit(rules, "ada", None)
     assert (told.told, session.permissions.subscribe) == ([], (">",))
 
 
@@ -251,7 +251,7 @@ async def test_an_identity_may_be_of_a_kind_of_text() -> None:
 
     told, there = Told(), Worker()
     session, _ = there.open(Permissions([">"], identity="ada"))
-    decisions, hearer = Decisions(Worker().sessions, told), Decisions(there.sessions, Told())
+    decisions, hearer = Decisions(Worker().sessions, told.announce), Decisions(there.sessions, Told().announce)
     await decisions.repermit(Permissions(["a"], identity=Name("ada")), Name("ada"), None)
     await decisions.revoke(Name("ada"), None)
     hearer.hear(told.told[0])
@@ -262,7 +262,7 @@ async def test_an_identity_may_be_of_a_kind_of_text() -> None:
 
 async def test_what_nats_does_not_take_is_logged_and_holds_up_nothing(caplog: pytest.LogCaptureFixture) -> None:
     told, worker = Told(), Worker()
-    decisions = Decisions(worker.sessions, told)
+    decisions = Decisions(worker.sessions, told.announce)
     told.error = ValueError("larger than NATS takes")
     assert await decisions.revoke("ada", None) == 0
     assert "larger than NATS takes" in caplog.text
@@ -310,7 +310,7 @@ async def test_what_cannot_be_read_changes_nothing_and_is_logged(junk: bytes, ca
     session, _ = worker.open(Permissions([">"], identity="ada"))
     anybody, _ = worker.open(EVERYTHING)
     await act(session, "subscribe", "b")
-    Decisions(worker.sessions, Told()).hear(junk)
+    Decisions(worker.sessions, Told().announce).hear(junk)
     assert (session.closed, anybody.closed, session.subscriptions) == (False, False, ("b",))
     assert "cannot be carried out" in caplog.text
 
@@ -320,5 +320,5 @@ async def test_a_fault_of_ours_in_a_decision_is_logged(
 ) -> None:
     worker = Worker()
     monkeypatch.setattr(worker.sessions, "revoke", None)
-    Decisions(worker.sessions, Told()).hear(decision())
+    Decisions(worker.sessions, Told().announce).hear(decision())
     assert "Fault in a revoke or repermit" in caplog.text

@@ -175,7 +175,7 @@ async def test_while_nats_is_away_only_sessions_at_home_can_be_commanded(nats_se
         status, reply = await home.post("/subscribe", body)
         assert (status, reply["active"]) == (200, False)
         nats_server.start()
-        await until(lambda: home.extension._control.ready and away.extension._control.ready)
+        await until(lambda: home.runtime.control.ready and away.runtime.control.ready)
         assert (await away.post("/unsubscribe", body))[0] == 200
 
 
@@ -215,7 +215,7 @@ JUNK = [b"", b"{", b"\xff", b"null", b"[]", b'{"refusal":1}', b'{"reply":{"type"
 async def test_a_reply_that_cannot_be_read_is_an_internal_error(junk: bytes) -> None:
     session_id = new_session_id(new_worker_id())
     with pytest.raises(InternalError, match="Internal error"):
-        await Relay(Worker().sessions, Answers(junk)).carry_out(session_id, None, Command(action="subscribe"))
+        await Relay(Worker().sessions, Answers(junk).request).execute(session_id, None, Command(action="subscribe"))
 
 
 def request(**fields: Any) -> bytes:
@@ -244,7 +244,7 @@ STRICT = [
 
 @pytest.mark.parametrize(("data", "code"), STRICT, ids=range(len(STRICT)))
 async def test_a_request_is_read_as_strictly_as_what_comes_from_a_browser(data: bytes, code: str) -> None:
-    answer = await Relay(Worker().sessions, Answers()).answer(data)
+    answer = await Relay(Worker().sessions, Answers().request).answer(data)
     assert json.loads(answer)["refusal"]["code"] == code
 
 
@@ -323,8 +323,8 @@ async def test_a_worker_that_is_just_on_its_way_to_another_nats_server_is_asked_
     answers = Answers(NobodyListensError("x"), reply)
     session_id = new_session_id(new_worker_id())
     command = Command(action="subscribe", subjects=["a"], session=session_id)
-    outcome = await Relay(Worker().sessions, answers).carry_out(session_id, None, command)
-    assert outcome.message == "done"
+    outcome = await Relay(Worker().sessions, answers.request).execute(session_id, None, command)
+    assert outcome.reply.message == "done"
     assert len(answers.asked) == 2
     assert json.loads(answers.asked[0]) == {
         "session": digest(session_id),
@@ -337,10 +337,10 @@ async def test_a_command_that_takes_too_long_is_given_up_by_the_holder() -> None
     worker = Worker(relay_timeout=0.1, confirm_timeout=0)
     session, _ = worker.open()
     async with session._one_at_a_time:
-        answer = await Relay(worker.sessions, Answers()).answer(request(session=session.key))
+        answer = await Relay(worker.sessions, Answers().request).answer(request(session=session.key))
     assert json.loads(answer)["refusal"]["code"] == "session.unreachable"
     await asyncio.sleep(0)
-    answer = await Relay(worker.sessions, Answers()).answer(request(session=session.key))
+    answer = await Relay(worker.sessions, Answers().request).answer(request(session=session.key))
     assert json.loads(answer)["reply"]["success"]
 
 
@@ -350,7 +350,7 @@ async def test_a_fault_of_the_holder_is_told_and_logged(
     worker = Worker()
     session, _ = worker.open()
     monkeypatch.setattr(worker.sessions, "find", None)
-    answer = await Relay(worker.sessions, Answers()).answer(request(session=session.key))
+    answer = await Relay(worker.sessions, Answers().request).answer(request(session=session.key))
     assert json.loads(answer)["refusal"] == {
         "code": "internal",
         "message": "Internal error",

@@ -18,8 +18,7 @@ def app_with(bridge: NatsBridge, **config: Any) -> App:
     """An app that is extended with the bridge, with ``NATS_BRIDGE_…`` in its configuration."""
     app: App = Sanic(f"test_{uuid4().hex}", configure_logging=False)
     app.config.update({f"NATS_BRIDGE_{name.upper()}": value for name, value in config.items()})
-    extensions: list[Any] = [bridge]
-    app.extend(extensions=extensions)
+    bridge.init_app(app)
     return app
 
 
@@ -88,7 +87,7 @@ async def test_settings_come_from_the_configuration_of_the_app_and_keywords_befo
     settings = extension.settings
     assert (settings.prefix, settings.heartbeat, settings.subscribe) == ("/keyword", 3.0, ("a.>", "b"))
     async with served(app) as port:
-        await until(lambda: extension._hub.connected)
+        await until(lambda: extension._on_app.sessions.hub.connected)
         async with Bridge(app, extension, port, "/keyword").websocket() as websocket:
             assert websocket.welcome["heartbeat"] == 3
             await websocket.follow("b")
@@ -257,11 +256,11 @@ async def test_a_signal_handler_that_never_ends_harms_nobody_and_goes_with_the_a
 async def test_nothing_is_left_when_the_app_has_stopped(nats_server: NatsServer) -> None:
     before = asyncio.all_tasks()
     async with running(servers=nats_server.url, subscribe=[">"]) as bridge:
-        sessions = bridge.extension._sessions
+        sessions = bridge.runtime.sessions
         async with bridge.websocket() as websocket, bridge.events("a") as events:
             await websocket.follow("a", "b.>")
             assert len(sessions) == 2
-            await bridge.extension._stop(bridge.app)
+            await bridge.runtime._stop(bridge.app)
             closes = await websocket.frame(), await events.frame()
             assert [(close["type"], close["code"], close["reconnect"]) for close in closes] == [
                 ("close", 1001, True)
@@ -280,15 +279,15 @@ async def test_an_app_that_is_served_again_starts_anew(nats_server: NatsServer) 
     app.extend(extensions=extensions)
     for _ in range(2):
         async with served(app) as port, Publisher.connected(nats_server) as publisher:
-            await until(lambda: bridge._hub.connected)
+            await until(lambda: bridge._on_app.sessions.hub.connected)
             async with Bridge(app, bridge, port).websocket() as websocket:
                 assert websocket.welcome["nats"] == "connected"
                 await websocket.follow("a")
                 assert nats_server.subscriptions() == ["a"]
                 await publisher.send("a", b"1")
                 assert await websocket.data(1) == [1]
-        assert bridge._hub.patterns == ()
-        assert not bridge._hub.connected
+        assert bridge._on_app.sessions.hub.patterns == ()
+        assert not bridge._on_app.sessions.hub.connected
 
 
 async def test_it_does_without_the_other_extensions(nats_server: NatsServer) -> None:
@@ -297,6 +296,6 @@ async def test_it_does_without_the_other_extensions(nats_server: NatsServer) -> 
     extensions: list[Any] = [bridge]
     app.extend(extensions=extensions, built_in_extensions=False)
     async with served(app) as port:
-        await until(lambda: bridge._hub.connected)
+        await until(lambda: bridge._on_app.sessions.hub.connected)
         async with Bridge(app, bridge, port).websocket() as websocket:
             await websocket.follow("a")

@@ -324,7 +324,7 @@ async def test_whatever_clients_flip_nats_hears_no_more_than_it_may(
 def _subs_and_unsubs(bridge: Bridge) -> list[str]:
     """What the bridge sends to NATS from here on."""
     heard: list[str] = []
-    link: Any = bridge.extension._link
+    link: Any = bridge.runtime.connection
     subscribe, unsubscribe = link.subscribe, link.unsubscribe
 
     def hear_subscribe(pattern: str, sink: Any) -> Any:

@@ -19,6 +19,7 @@ from sanic_nats_bridge.settings import Settings
 from sanic_nats_bridge.testing import NatsServer
 from tests.integration.test_nats_supervisor import Linked, Listener, linked, own_subscription, permissions
 from tests.support.bridge import Publisher, free_port, until
+from tests.support.fakes import ignore
 from tests.support.nats import INFO, Peer, Proxy, sockets
 
 QUICK: dict[str, Any] = {"ping_interval": 0.2, "connect_timeout": 0.3}
@@ -376,7 +377,7 @@ async def test_a_read_loop_that_ends_ends_the_connection(nats_server: NatsServer
 async def test_file_descriptors_that_are_used_up_are_waited_for(
     nats_server: NatsServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    link, listener = NatsLink(Settings.resolve({"servers": nats_server.url}, {})), Listener()
+    link, listener = NatsLink(Settings.resolve({"servers": nats_server.url}, {}), on_connected=ignore), Listener()
     with files_used_up() as held:
         link.start(listener)
         try:

@@ -14,6 +14,7 @@ from sanic_nats_bridge.nats.supervisor import NatsLink
 from sanic_nats_bridge.settings import Settings
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import Publisher, free_port, until
+from tests.support.fakes import ignore
 
 
 class Listener:
@@ -25,7 +26,7 @@ class Listener:
         self.lost: list[str] = []
         self.messages: list[tuple[str, bytes, bytes, bytes]] = []
 
-    def dispatch(self, sink: str, subject: bytes, headers: bytes, payload: bytes) -> None:
+    def on_message(self, sink: str, subject: bytes, headers: bytes, payload: bytes) -> None:
         self.messages.append((sink, subject, headers, payload))
 
     def undelivered(self, sink: str) -> None:
@@ -53,7 +54,7 @@ class Linked:
 
     def __init__(self, **settings: Any) -> None:
         self.listener = Listener()
-        self.link = NatsLink(Settings.resolve(settings, {}))
+        self.link = NatsLink(Settings.resolve(settings, {}), on_connected=ignore)
 
     @property
     def client(self) -> NatsClient:
@@ -485,7 +486,7 @@ async def test_a_fault_of_the_listener_does_not_end_the_link(
             super().link_down()
             raise RuntimeError("a fault in what follows")
 
-    link, listener = NatsLink(Settings.resolve({"servers": nats_server.url}, {})), Faulty()
+    link, listener = NatsLink(Settings.resolve({"servers": nats_server.url}, {}), on_connected=ignore), Faulty()
     link.start(listener)
     try:
         await until(lambda: listener.told == ["up"])
@@ -508,7 +509,10 @@ async def test_a_server_that_drops_each_connection_is_tried_at_leisure() -> None
 
     async with await asyncio.start_server(greet_and_drop, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        link, listener = NatsLink(Settings.resolve({"servers": f"nats://127.0.0.1:{port}"}, {})), Listener()
+        link, listener = (
+            NatsLink(Settings.resolve({"servers": f"nats://127.0.0.1:{port}"}, {}), on_connected=ignore),
+            Listener(),
+        )
         link.start(listener)
         await until(lambda: listener.told.count("down") == 3)
         await asyncio.sleep(1)
@@ -555,7 +559,7 @@ async def test_stop_ends_also_when_a_cancellation_is_lost(monkeypatch: pytest.Mo
         await asyncio.sleep(60)
 
     monkeypatch.setattr("sanic_nats_bridge.nats.connection.Connection.open", lose_the_first)
-    link = NatsLink(Settings.resolve({"connect_timeout": 120}, {}))
+    link = NatsLink(Settings.resolve({"connect_timeout": 120}, {}), on_connected=ignore)
     link.start(Listener())
     await asyncio.sleep(0)
     async with asyncio.timeout(5):

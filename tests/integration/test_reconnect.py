@@ -46,7 +46,7 @@ async def test_nobody_is_dropped_when_nats_is_away_for_seconds(nats_server: Nats
         bridge.events("a", "b.*") as events,
     ):
         await websocket.follow("a", "b.*")
-        sessions = bridge.extension._sessions
+        sessions = bridge.runtime.sessions
         before = {session.key for session in sessions}
         nats_server.stop()
         followers: list[WebSocketClient | EventClient] = [websocket, events]

@@ -373,7 +373,7 @@ async def test_what_has_come_in_a_turn_in_which_permissions_expire_is_not_writte
         await follow(bridge, ada, "ada", subject)
         (session,) = sessions(bridge)
         await publisher.send(subject, b"1")
-        await until(lambda: bridge.extension._hub.batch._hit)
+        await until(lambda: bridge.runtime.sessions.hub._batch._hit)
         expires = time.time() + 0.01
         assert await bridge.extension.repermit(Permissions([">"], expires=expires), session=session.key) == 1
         block_the_loop(0.6)
@@ -400,7 +400,7 @@ async def test_what_is_revoked_ends_at_once(
         await follow(bridge, ada, "ada", subject)
         await follow(bridge, bob, "bob", subject)
         await publisher.send(subject, b"1")
-        await until(lambda: bridge.extension._hub.batch._hit)
+        await until(lambda: bridge.runtime.sessions.hub._batch._hit)
         chosen = {"identity": {"identity": "ada"}, "id": {"session": ada.session}, "key": {"session": ada.key}}[by]
         assert await bridge.extension.revoke(**chosen) == 1
         frame = await ada.frame()

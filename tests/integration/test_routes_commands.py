@@ -202,7 +202,7 @@ async def test_posts_to_one_session_are_carried_out_in_their_order(nats_server: 
         nats_server.pause()
         command = {"session": client.session, "subjects": ["a"]}
         first = asyncio.create_task(bridge.post("/subscribe", command))
-        await until(lambda: bridge.extension._hub.patterns)
+        await until(lambda: bridge.runtime.sessions.hub.patterns)
         second = asyncio.create_task(bridge.post("/unsubscribe", command))
         # The answer to a request that came later: the second has been read by then, and waits.
         assert (await bridge.post("/unsubscribe", {"session": "x", "subjects": ["a"]}))[0] == 404
@@ -222,11 +222,11 @@ async def test_a_client_that_gives_up_while_nats_is_slow_leaves_nothing_behind(
     ):
         nats_server.pause()
         post = asyncio.create_task(bridge.post("/subscribe", {"session": client.session, "subjects": ["a", "b"]}))
-        await until(lambda: bridge.extension._hub.patterns == ("a", "b"))
+        await until(lambda: bridge.runtime.sessions.hub.patterns == ("a", "b"))
         post.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await post
-        await until(lambda: not bridge.extension._hub.patterns)
+        await until(lambda: not bridge.runtime.sessions.hub.patterns)
         nats_server.resume()
         status, reply = await bridge.post("/subscribe", {"session": client.session, "subjects": ["c"]})
         assert (status, reply["active"]) == (200, True)
@@ -269,8 +269,7 @@ async def test_openapi_lists_the_commands_and_nothing_else(shared_nats: NatsServ
 @pytest.fixture
 def app(shared_nats: NatsServer) -> Sanic[Any, Any]:
     app: Sanic[Any, Any] = Sanic(f"test_{uuid4().hex}", configure_logging=False)
-    extensions: list[Any] = [NatsBridge(servers=shared_nats.url, subscribe=["a"])]
-    app.extend(extensions=extensions)
+    NatsBridge(app, servers=shared_nats.url, subscribe=["a"])
     return app
 
 

@@ -135,7 +135,7 @@ async def test_what_is_wrong_for_good_is_an_http_error(bridge: Bridge, query: st
         assert (head.status, shown(head)) == (response.status, shown(response))
         assert await head.read() == b""
     assert not len(sessions(bridge))
-    assert not bridge.extension._hub.patterns
+    assert not bridge.runtime.sessions.hub.patterns
 
 
 async def test_head_shows_the_headers_of_a_stream_and_opens_none(bridge: Bridge) -> None:
@@ -146,7 +146,7 @@ async def test_head_shows_the_headers_of_a_stream_and_opens_none(bridge: Bridge)
             assert (response.status, body) == (200, b"")
             assert {name: response.headers[name] for name in HEADERS} == HEADERS
     assert not len(sessions(bridge))
-    assert not bridge.extension._hub.patterns
+    assert not bridge.runtime.sessions.hub.patterns
 
 
 async def test_a_full_worker_answers_with_a_goodbye_and_keeps_the_connection(

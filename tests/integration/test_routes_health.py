@@ -40,7 +40,7 @@ async def test_head_has_no_body(bridge: Bridge) -> None:
 
 
 async def test_a_worker_that_stops_is_live_and_not_ready(bridge: Bridge) -> None:
-    bridge.extension._sessions.close_all("The server is going away")
+    bridge.runtime.sessions.close_all("The server is going away")
     assert await asked(bridge, "live") == (200, {"live": True})
     status, body = await asked(bridge, "ready")
     assert (status, body["ready"], body["stopping"]) == (503, False, True)
@@ -55,7 +55,7 @@ async def test_nats_decides_only_where_it_shall(nats_server: NatsServer, needed:
         away = {"ready": not needed, "stopping": False, "nats": "disconnected"}
         assert await asked(bridge, "ready") == (503 if needed else 200, away)
         nats_server.start()
-        await until(lambda: bridge.extension._hub.connected)
+        await until(lambda: bridge.runtime.sessions.hub.connected)
         assert await asked(bridge, "ready") == (200, {"ready": True, "stopping": False, "nats": "connected"})
 
 

@@ -51,7 +51,7 @@ async def status(bridge: Bridge, path: str = "/events", method: str = "HEAD", **
 )
 async def test_a_foreign_page_is_turned_away_at_each_door(bridge: Bridge, headers: dict[str, str]) -> None:
     asked: list[str] = []
-    bridge.extension._hub.claim = lambda patterns, _: asked.extend(patterns)  # type: ignore[method-assign,assignment,misc]
+    bridge.runtime.sessions.hub.claim = lambda patterns, _: asked.extend(patterns)  # type: ignore[method-assign,assignment,misc]
     for method, path in DOORS:
         async with bridge.http.request(
             method, bridge.url + path, json={"subjects": ["a"]}, params={"subjects": "a"}, headers=headers

@@ -312,7 +312,7 @@ async def test_commands_are_answered_in_their_order(nats_server: NatsServer, ser
         nats_server.pause()
         for number, action in enumerate(["subscribe", "unsubscribe", "ping", "unsubscribe"]):
             await client.send({"action": action, "subjects": ["a"], "id": number})
-        await until(lambda: bridge.extension._hub.patterns)
+        await until(lambda: bridge.runtime.sessions.hub.patterns)
         nats_server.resume()
         replies = await client.frames(4)
         assert [(reply["id"], reply["success"]) for reply in replies] == [(0, True), (1, True), (2, True), (3, False)]

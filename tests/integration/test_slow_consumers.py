@@ -471,7 +471,7 @@ async def leaving_nothing(bridge: Bridge) -> AsyncIterator[None]:
     """What is done in here leaves no session, no task and no pattern behind."""
 
     def held() -> tuple[int, int, tuple[str, ...]]:
-        return len(sessions(bridge)), len(asyncio.all_tasks()), bridge.extension._hub.patterns
+        return len(sessions(bridge)), len(asyncio.all_tasks()), bridge.runtime.sessions.hub.patterns
 
     before = held()
     yield
@@ -674,7 +674,7 @@ async def test_a_server_that_goes_away_leaves_nothing_of_clients_that_are_over_t
                 await flow.until_full(client.session)
             await flow.publish(5)
         assert len(sessions(bridge)) == 0
-        assert bridge.extension._hub.patterns == ()
+        assert bridge.runtime.sessions.hub.patterns == ()
         await until(lambda: len(asyncio.all_tasks()) == 1)
 
 

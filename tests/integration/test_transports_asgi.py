@@ -90,12 +90,12 @@ def server() -> Server:
 @pytest.fixture
 async def websocket(server: Server) -> AsyncIterator[QueuedWebSocketOutlet]:
     async with QueuedWebSocketOutlet(server.request, SETTINGS).serving() as outlet:
-        outlet.watcher = Watcher()
+        outlet.set_watcher(Watcher())
         yield outlet
 
 
 def heard(outlet: Any) -> list[object]:
-    watcher: Watcher = outlet.watcher
+    watcher: Watcher = outlet._watcher
     return watcher.heard
 
 
@@ -159,7 +159,7 @@ class Doors:
     @staticmethod
     async def websocket(server: Server, ready: list[Any]) -> None:
         async with QueuedWebSocketOutlet(server.request, SETTINGS).serving() as outlet:
-            outlet.watcher = Watcher()
+            outlet.set_watcher(Watcher())
             ready.append(outlet)
             with contextlib.suppress(WebsocketClosed):
                 while True:
@@ -168,7 +168,7 @@ class Doors:
     @staticmethod
     async def events(server: Server, ready: list[Any]) -> None:
         async with QueuedEventStreamOutlet(server.request, Response(server), SETTINGS).serving() as outlet:  # type: ignore[arg-type]
-            outlet.watcher = Watcher()
+            outlet.set_watcher(Watcher())
             ready.append(outlet)
             await outlet.wait_finished()
 
@@ -550,7 +550,7 @@ async def test_the_code_that_a_client_closes_with_is_what_the_server_tells(
 ) -> None:
     codes: list[int] = []
     async with running(server=name, server_options=options, servers=shared_nats.url) as bridge:
-        sessions(bridge).on_closed = lambda session, code: codes.append(code)
+        sessions(bridge)._on_closed = lambda session, code: codes.append(code)
         async with bridge.websocket() as client:
             await client.connection.close(4001)
         await until(lambda: codes)

@@ -164,10 +164,10 @@ async def test_what_waits_goes_out_before_the_close_of_a_connection_that_fails(
         await reader.readuntil(b'"nats":"connected"}')
         writer.write(client_frame(b'{"subjects":["%b"]}' % subject.encode()))
         await reader.readuntil(b'"active":true}')
-        hub = bridge.extension._hub
+        hub = bridge.runtime.sessions.hub
         (interest,) = hub._interests.values()
         (session,) = sessions(bridge)
-        hub.dispatch(interest, subject.encode(), b"", b"1")
+        hub.on_message(interest, subject.encode(), b"", b"1")
         websocket: Any = session._outlet
         websocket._websocket.fail_connection(1002, "test")
         received = await reader.read()

@@ -64,9 +64,9 @@ async def watched(
         (session,) = sessions(bridge)
         outlet: Any = session._outlet
         outlet._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BYTES)
-        outlet.watcher = watcher = Watcher()
+        outlet.set_watcher(watcher := Watcher())
         yield outlet, watcher, reader, writer
-        outlet.watcher = session
+        outlet.set_watcher(session)
 
 
 @on_both_transports
@@ -104,7 +104,7 @@ async def test_what_is_written_counts_and_what_waits_is_less(shared_nats: NatsSe
 @on_both_transports
 async def test_nobody_hears_of_a_buffer_when_nobody_cares_any_more(shared_nats: NatsServer, door: str) -> None:
     async with watched(shared_nats, door) as (outlet, watcher, reader, _):
-        outlet.watcher = None
+        outlet.set_watcher(None)
         outlet.write(b"x" * 500_000)
         while outlet.pending:
             await reader.read(2**16)
@@ -115,7 +115,7 @@ async def test_nobody_hears_of_a_buffer_when_nobody_cares_any_more(shared_nats: 
 async def test_what_is_aborted_is_over_at_once(shared_nats: NatsServer, door: str) -> None:
     async with watched(shared_nats, door) as (outlet, watcher, reader, _):
         outlet.write(b"x" * 500_000)
-        outlet.watcher = None
+        outlet.set_watcher(None)
         outlet.abort()
         with contextlib.suppress(ConnectionError):
             while await reader.read(2**16):
@@ -147,7 +147,7 @@ async def test_a_connection_goes_back_to_sanic_with_its_own_marks(nats_server: N
         await reader.readuntil(b'"nats":"connected"}')
         (session,) = sessions(bridge)
         transport = transport_of(session)
-        bridge.extension._sessions.close_all("test")
+        bridge.runtime.sessions.close_all("test")
         await reader.readuntil(b"\r\n0\r\n\r\n")
         assert transport.get_write_buffer_limits() == (16_384, 65_536)
         writer.write(b"GET /nats/events?subjects=%2A%2A HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -324,7 +324,7 @@ async def test_a_close_behind_much_else_is_answered_and_told(shared_nats: NatsSe
         running(servers=shared_nats.url, **UNHURRIED) as bridge,
         raw_connection(bridge.port, REQUESTS["websocket"]) as (reader, writer),
     ):
-        sessions(bridge).on_closed = lambda _, code: codes.append(code)
+        sessions(bridge)._on_closed = lambda _, code: codes.append(code)
         await reader.readuntil(b'"nats":"connected"}')
         writer.write(frame(PONG) * 20_000 + frame(CLOSE, (4001).to_bytes(2)))
         if leave == "ends":

@@ -22,6 +22,7 @@ from sanic import Sanic
 from websockets.asyncio.client import ClientConnection, connect
 
 from sanic_nats_bridge import NatsBridge
+from sanic_nats_bridge.runtime import BridgeRuntime
 from sanic_nats_bridge.testing import NatsServer
 from tests.support import asgi as support_asgi
 from tools.harness.processes import free_port as free_port
@@ -81,6 +82,11 @@ class Bridge:
     port: int
     prefix: str = "/nats"
     _http: aiohttp.ClientSession | None = field(default=None, repr=False)
+
+    @property
+    def runtime(self) -> BridgeRuntime:
+        """The parts of the bridge, for facts that its public API doesn't show."""
+        return self.extension._on_app
 
     @property
     def url(self) -> str:
@@ -246,9 +252,7 @@ async def running(
     of the server.
     """
     app: Sanic[Any, Any] = Sanic(f"test_{uuid4().hex}", configure_logging=False)
-    extension = NatsBridge(**settings)
-    extensions: list[Any] = [extension]
-    app.extend(extensions=extensions)
+    extension = NatsBridge(app, **settings)
     if prepare is not None:
         prepare(app)
     async with (
@@ -257,7 +261,7 @@ async def running(
     ):
         if connected:
             await until(lambda: extension.client is not None)
-            await until(lambda: extension._hub.connected and extension._control.ready)
+            await until(lambda: extension._on_app.sessions.hub.connected and extension._on_app.control.ready)
         yield Bridge(app, extension, port, extension.settings.prefix, http)
 
 

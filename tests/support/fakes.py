@@ -6,10 +6,13 @@ import selectors
 from collections.abc import Sequence
 from typing import Any
 
+from sanic_nats_bridge.auth.expirations import Expiries
 from sanic_nats_bridge.auth.permissions import Grant
 from sanic_nats_bridge.errors import BridgeError
+from sanic_nats_bridge.hub.broadcast import Batch
 from sanic_nats_bridge.hub.hub import Hub
 from sanic_nats_bridge.hub.interest import Interest
+from sanic_nats_bridge.metrics.counters import Tally
 from sanic_nats_bridge.protocol import encoding as wire
 from sanic_nats_bridge.protocol import subjects
 from sanic_nats_bridge.protocol.encoding import Delivery, Form
@@ -20,6 +23,14 @@ from sanic_nats_bridge.transports.base import OutletWatcher
 def granted(*patterns: str) -> list[Grant]:
     """Grants to follow the patterns by their real names, without exception."""
     return [Grant(pattern, pattern, "", "", ()) for pattern in patterns]
+
+
+def ignore(*_: object) -> None:
+    """Do nothing."""
+
+
+def _expire_nothing(key: str) -> None:
+    raise AssertionError(f"nothing expires here, but {key} did")
 
 
 class FakeLink:
@@ -40,9 +51,17 @@ class FakeLink:
     @classmethod
     def with_hub(cls, *, confirms: bool = False, linger: float = 0.01, **options: Any) -> tuple["FakeLink", Hub]:
         link = cls(confirms=confirms)
-        link._hub = Hub(link, linger=linger, **options)
-        link.come_back()
-        return link, link._hub
+        tally = Tally()
+        batch = Batch(tally, Expiries(_expire_nothing), options.pop("headers", ()), options.pop("flush_interval", 0))
+        unwatched = dict.fromkeys(("on_lost", "on_returned", "on_connected"), ignore)
+        hub = Hub(link, batch, tally, linger=linger, **(unwatched | options))
+        link.serve(hub)
+        return link, hub
+
+    def serve(self, hub: Hub) -> None:
+        """Be the connection of this hub, and connect it."""
+        self._hub = hub
+        self.come_back()
 
     @property
     def hub(self) -> Hub:
@@ -53,9 +72,10 @@ class FakeLink:
     def patterns(self) -> list[str]:
         return [interest.pattern for interest in self.standing.values()]
 
-    def subscribe(self, pattern: str, sink: Interest) -> int | None:
+    def subscribe(self, pattern: str, sink: object) -> int | None:
         if not self.up:
             return None
+        assert isinstance(sink, Interest)
         if pattern in self.patterns:
             self._fault(f"a second subscription for {pattern}")
         self.sent.append(("SUB", pattern))
@@ -94,7 +114,7 @@ class FakeLink:
         unreserved = "x" + text[1:] if subjects.is_reserved(text) else text
         for interest in tuple(self.standing.values()):
             if interest.pattern == text or subjects.matches(interest.pattern, unreserved):
-                self.hub.dispatch(interest, raw, headers, payload)
+                self.hub.on_message(interest, raw, headers, payload)
 
     def _confirm(self, sid: int) -> None:
         if sid in self.standing:
@@ -157,7 +177,7 @@ class FakeSubscriber(_Recorder):
 class FakeOutlet(_Recorder):
     """The client takes everything at once, until there is a ``limit``: then it takes what the test says."""
 
-    watcher: OutletWatcher | None = None
+    _watcher: OutletWatcher | None = None
     limit: int | None = None
     pending = 0
     tells_pending = True
@@ -166,6 +186,9 @@ class FakeOutlet(_Recorder):
     finish_seconds = 0.0
     aborted = False
 
+    def set_watcher(self, watcher: OutletWatcher | None) -> None:
+        self._watcher = watcher
+
     def write(self, data: bytes) -> None:
         super().write(data)
         if self.limit is None:
@@ -173,16 +196,16 @@ class FakeOutlet(_Recorder):
         self.pending += len(data)
         if self.pending > self.limit and not self.full:
             self.full = True
-            if self.watcher is not None:
-                self.watcher.filled()
+            if self._watcher is not None:
+                self._watcher.filled()
 
     def take(self, size: int | None = None) -> None:
         """The client takes so much of what waits for it, or everything."""
         self.pending -= min(self.pending, self.pending if size is None else size)
         if self.full and self.limit is not None and self.pending <= self.limit // 4:
             self.full = False
-            if self.watcher is not None:
-                self.watcher.drained()
+            if self._watcher is not None:
+                self._watcher.drained()
 
     def send(self, frame: Frame, retry: int | None = None) -> None:
         self.write(wire.encode_frame(frame, self.form, retry))

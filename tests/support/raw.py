@@ -35,7 +35,7 @@ def reset(connection: Any) -> None:
 
 
 def sessions(bridge: Bridge) -> Sessions:
-    return bridge.extension._sessions
+    return bridge.runtime.sessions
 
 
 def session_of(bridge: Bridge, session_id: str) -> Session:

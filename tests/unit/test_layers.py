@@ -29,7 +29,7 @@ LEVELS = (
     {"sessions"},
     {"cluster"},
     {"routes"},
-    {"neighbours"},
+    {"runtime"},
     {"extension"},
     {"__init__"},
 )
@@ -49,9 +49,9 @@ SANS_IO = {"errors", "token_bucket", "protocol", "auth.permissions", "auth.polic
 
 IMPORTED_BY = {
     "nats": {"nats", "cluster.control_channel", "testing", "__main__"},
-    "sanic": {"transports", "routes", "neighbours", "extension"},
-    "sanic_ext": {"routes", "extension"},
-    "sanic_routing": {"extension"},
+    "sanic": {"transports", "routes", "runtime", "extension"},
+    "sanic_ext": {"routes", "runtime", "extension"},
+    "sanic_routing": {"runtime"},
     "prometheus_client": {"routes.metrics"},
 }
 """The libraries that only some packages or modules may import."""

@@ -360,8 +360,7 @@ def set_up(names_of_apps: list[str]) -> Any:
         names_of_apps.append(app.name)
         app.config.update(config or {})
         bridge = NatsBridge(**keywords)
-        extensions: list[Any] = [bridge]
-        app.extend(extensions=extensions)
+        bridge.init_app(app)
         return bridge.settings
 
     return set_up

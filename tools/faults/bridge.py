@@ -41,8 +41,8 @@ def main() -> None:
 def make_app(settings: Mapping[str, Any]) -> Sanic[Any, Any]:
     """An app with nothing but the bridge in it."""
     app: Sanic[Any, Any] = Sanic("faults_bridge", configure_logging=False)
-    extensions: list[Any] = [NatsBridge(**{"permissions": permissions, **settings})]
-    app.extend(extensions=extensions)
+    options: Any = {"permissions": permissions, **settings}
+    NatsBridge(app, **options)
     return app
 
 
@@ -55,19 +55,19 @@ async def permissions(request: Request) -> Permissions | None:
 def drop_one_in(every: int) -> None:
     """Make a bridge that loses messages in silence, as no bridge may."""
     batch: Any = Batch
-    add, count = batch.add, 0
+    on_message, count = batch.on_message, 0
 
-    def add_most(self: Batch, interest: Interest, subject: bytes, *rest: bytes) -> None:
+    def drop_some(self: Batch, interest: Interest, subject: bytes, *rest: bytes) -> None:
         global dropped
         nonlocal count
         count += 1
         if count % every:
-            add(self, interest, subject, *rest)
+            on_message(self, interest, subject, *rest)
         else:
             leave_out = [view.leaves_out for view, _ in interest.followers()]
             dropped += sum(each is None or not each(subject.decode()) for each in leave_out)
 
-    batch.add = add_most
+    batch.on_message = drop_some
 
 
 async def facts(request: Request) -> HTTPResponse:

@@ -9,8 +9,7 @@ from sanic.response import empty, json
 from sanic_nats_bridge import NatsBridge
 
 app: Sanic[Any, Any] = Sanic("managed")
-extensions: list[Any] = [NatsBridge()]
-app.extend(extensions=extensions)
+NatsBridge(app)
 
 
 @app.get("/worker")

@@ -25,13 +25,13 @@ def prepared(number: int, settings: Any) -> int:
     app: Sanic[Any, Any] = Sanic(f"plain_{number}", configure_logging=False)
     send_buffer = settings.pop("send_buffer", None)
     bridge = NatsBridge(**settings)
-    extensions: list[Any] = [bridge]
-    app.extend(extensions=extensions)
+    bridge.init_app(app)
 
     @app.get("/facts")
     async def facts(request: Request) -> HTTPResponse:
-        connected = int(bridge._hub.connected)
-        return as_json({"connected": connected, "sessions": len(bridge._sessions), "tasks": len(asyncio.all_tasks())})
+        sessions = bridge._on_app.sessions
+        facts = {"connected": int(sessions.hub.connected), "sessions": len(sessions), "tasks": len(asyncio.all_tasks())}
+        return as_json(facts)
 
     @app.signal("natsbridge.session.closed")
     async def closed(session: Session, code: int) -> None:

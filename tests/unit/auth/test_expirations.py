@@ -22,7 +22,7 @@ class Clock:
 
 async def test_each_is_due_at_its_time_and_once() -> None:
     due: list[str] = []
-    expiries = Expiries(lambda: due.extend(expiries.take_due()))
+    expiries = Expiries(due.append)
     now = time.time()
     for key, after in (("b", 0.04), ("a", 0.02), ("never", math.inf), ("gone", 0.03), ("later", 3600), ("past", -5)):
         expiries.put(key, now + after)
@@ -33,12 +33,13 @@ async def test_each_is_due_at_its_time_and_once() -> None:
     assert expiries.next == now + 3600
     expiries.put("later", math.inf)
     assert expiries.next == math.inf
-    assert expiries.take_due() == []
+    expiries.expire_due()
+    assert due == ["past", "a", "b"]
 
 
 async def test_a_time_can_be_moved_both_ways() -> None:
     due: list[str] = []
-    expiries = Expiries(lambda: due.extend(expiries.take_due()))
+    expiries = Expiries(due.append)
     now = time.time()
     expiries.put("a", now + 0.01)
     expiries.put("b", now + 3600)
@@ -56,7 +57,7 @@ def test_a_wall_clock_that_is_set_is_noticed(monkeypatch: pytest.MonkeyPatch, se
 
     async def scene() -> None:
         due: list[float] = []
-        expiries = Expiries(lambda: due.extend(time.time() for _ in expiries.take_due()))
+        expiries = Expiries(lambda _: due.append(time.time()))
         at = time.time() + 600
         expiries.put("a", at)
         await asyncio.sleep(60)
@@ -77,7 +78,7 @@ def test_what_is_dropped_does_not_pile_up(steps: list[tuple[str, int | None]]) -
     now = time.time()
 
     async def scene() -> None:
-        expiries = Expiries(lambda: None)
+        expiries = Expiries(lambda _: None)
         model: dict[str, float] = {}
         for key, after in steps:
             if after is None:

@@ -8,7 +8,8 @@ from sanic_nats_bridge.errors import BridgeError, SubjectForbidden, SubjectInval
 
 
 def admit(patterns: Sequence[str], held: Sequence[str] = (), opened: Sequence[str] = (">",)) -> list[str]:
-    return [grant.pattern for grant in Admission(3).admit(Permissions(opened), patterns, held)]
+    admission = Admission(3)
+    return [grant.pattern for grant in admission.admit(Permissions(opened), admission.valid(patterns), held)]
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sanic_nats_bridge.hub.fan_out import fan_out
-from sanic_nats_bridge.hub.interest import Interest, Subscriber, View
+from sanic_nats_bridge.hub.broadcast import fan_out
+from sanic_nats_bridge.hub.interest import Interest, View
+from sanic_nats_bridge.hub.interfaces import Subscriber
 from sanic_nats_bridge.protocol.encoding import Delivery, Form, Source
 from tests.support.fakes import FakeSubscriber, granted
 

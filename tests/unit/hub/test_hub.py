@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -24,6 +24,7 @@ from tests.support.fakes import (
     FakeSubscriber,
     LeapingLoop,
     granted,
+    ignore,
     read_websocket_frames,
 )
 
@@ -240,8 +241,8 @@ async def test_a_wildcard_in_first_place_does_not_deliver_reserved_subjects(patt
     link, hub = FakeLink.with_hub(confirms=True)
     wide, exact = await follower(hub, pattern), await follower(hub, subject)
     (interest,) = (sink for sink in link.standing.values() if sink.pattern == pattern)
-    hub.dispatch(interest, subject.encode(), b"", b"1")
-    hub.dispatch(interest, b"open.b", b"", b"2")
+    hub.on_message(interest, subject.encode(), b"", b"1")
+    hub.on_message(interest, b"open.b", b"", b"2")
     link.deliver(subject, b"3")
     await turns()
     assert wide.data == [2]
@@ -255,7 +256,7 @@ async def test_a_subject_that_is_not_utf_8_is_left_out_and_counted() -> None:
     link.deliver("a.\N{SNOWMAN}", b"2")
     await turns()
     assert [frame["subject"] for frame in subscriber.frames] == ["a.\N{SNOWMAN}"]
-    assert hub.tally.lost["unreadable_subject"] == 1
+    assert hub._tally.lost["unreadable_subject"] == 1
 
 
 # Subscribers that do not keep up
@@ -501,21 +502,19 @@ class Recorder:
     def __init__(self) -> None:
         self.heard: list[str] = []
 
-    def nats_lost(self) -> None:
-        self.heard.append("lost")
+        self.callbacks: dict[str, Any] = {
+            f"on_{event}": self._callback(event) for event in ("lost", "returned", "connected")
+        }
 
-    def nats_returned(self) -> None:
-        self.heard.append("returned")
-
-    def nats_connected(self) -> None:
-        self.heard.append("connected")
+    def _callback(self, event: str) -> Callable[[], None]:
+        return lambda: self.heard.append(event)
 
 
 async def test_connected_is_told_when_the_server_has_answered_for_every_live_pattern() -> None:
-    link, hub = FakeLink.with_hub(confirms=True)
-    await follower(hub, "a", "b", "c")
     recorder = Recorder()
-    hub.watch(recorder)
+    link, hub = FakeLink.with_hub(confirms=True, **recorder.callbacks)
+    await follower(hub, "a", "b", "c")
+    recorder.heard.clear()
     link.confirms = False
     link.lose()
     link.come_back()
@@ -528,10 +527,10 @@ async def test_connected_is_told_when_the_server_has_answered_for_every_live_pat
 
 
 async def test_who_goes_on_asking_keeps_nobody_from_being_told_that_nats_is_back() -> None:
-    link, hub = FakeLink.with_hub()
-    hub.claim(["a"])
     recorder = Recorder()
-    hub.watch(recorder)
+    link, hub = FakeLink.with_hub(**recorder.callbacks)
+    hub.claim(["a"])
+    recorder.heard.clear()
     link.lose()
     link.come_back()
     hub.claim(["b"])
@@ -540,15 +539,10 @@ async def test_who_goes_on_asking_keeps_nobody_from_being_told_that_nats_is_back
 
 
 async def test_messages_before_the_loss_are_written_before_it_is_told() -> None:
-    link, hub = FakeLink.with_hub(confirms=True)
-    subscriber = await follower(hub, "a")
     written: list[int] = []
-
-    class Lost(Recorder):
-        def nats_lost(self) -> None:
-            written.append(len(subscriber.writes))
-
-    hub.watch(Lost())
+    subscribers: list[FakeSubscriber] = []
+    link, hub = FakeLink.with_hub(confirms=True, on_lost=lambda: written.append(len(subscribers[0].writes)))
+    subscribers.append(await follower(hub, "a"))
     link.deliver("a")
     link.lose()
     assert written == [1]
@@ -584,9 +578,11 @@ class Races(RuleBasedStateMachine):
         self.loop.run_until_complete(self.build())
 
     async def build(self) -> None:
-        options = Settings.resolve({"heartbeat": 86_400, "confirm_timeout": TIMEOUT}, {})
-        self.link, self.hub = FakeLink.with_hub(linger=LINGER)
-        self.sessions = Sessions(options, self.hub)
+        options = Settings.resolve({"heartbeat": 86_400, "confirm_timeout": TIMEOUT, "linger": LINGER}, {})
+        self.link = FakeLink()
+        self.sessions = Sessions(options, self.link, on_opened=ignore, on_closed=ignore)
+        self.hub = self.sessions.hub
+        self.link.serve(self.hub)
         for _ in range(2):
             self.open()
 
@@ -619,10 +615,8 @@ class Races(RuleBasedStateMachine):
         session = list(self.expected)[index % len(self.expected)]
 
         async def carry_out() -> Reply | BridgeError:
-            try:
-                return await session.handle(Command(action=action, subjects=patterns))
-            except BridgeError as error:
-                return error
+            outcome = await session.execute(Command(action=action, subjects=patterns), rate_limited=False)
+            return outcome.error or outcome.reply
 
         self.run(lambda: self.commands.update({self.loop.create_task(carry_out()): (session, patterns)}))
 

@@ -63,7 +63,7 @@ class Recorder:
     def own(self) -> list[Message]:
         return [message for message in self.seen if isinstance(message, Message) and message.own]
 
-    def dispatch(self, sink: int, subject: bytes, headers: bytes, payload: bytes) -> None:
+    def on_message(self, sink: int, subject: bytes, headers: bytes, payload: bytes) -> None:
         self.seen.append(Message(sink, subject, b"", headers, payload))
 
     def undelivered(self, sink: Any, error: Exception) -> None:

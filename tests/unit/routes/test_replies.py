@@ -1,46 +1,35 @@
 import json
-import logging
 
 import pytest
 
-from sanic_nats_bridge.errors import InternalError, NatsRefused
-from sanic_nats_bridge.protocol.messages import Reply
-from sanic_nats_bridge.routes.replies import misdirected, outcome, reply_response
+from sanic_nats_bridge.errors import BridgeError, InternalError, NatsRefused, RateLimit
+from sanic_nats_bridge.protocol.messages import Outcome, Reply
+from sanic_nats_bridge.routes.replies import misdirected, outcome_response, refusal_response
 
 
-async def answer(result: Reply | Exception) -> Reply:
-    if isinstance(result, Exception):
-        raise result
-    return result
+@pytest.mark.parametrize(
+    ("error", "status"), [(NatsRefused("not that", ["a"]), 403), (InternalError("Internal error"), 500)]
+)
+def test_a_rejection_is_a_failed_reply_with_the_status_of_its_error(error: BridgeError, status: int) -> None:
+    response = outcome_response(Outcome.rejected(error, "subscribe", 7))
+    assert response.status == status
+    assert json.loads(response.body or b"") == {
+        "type": "reply",
+        "id": 7,
+        "action": "subscribe",
+        "success": False,
+        "code": error.code,
+        "message": error.message,
+    } | ({"subjects": list(error.subjects)} if error.subjects else {})
 
 
-async def test_a_reply_passes_as_it_is() -> None:
-    reply = Reply(success=True, message="fine")
-    assert await outcome(answer(reply)) == (reply, None)
-
-
-async def test_a_refusal_becomes_a_failed_reply_with_its_status(caplog: pytest.LogCaptureFixture) -> None:
-    refused = NatsRefused("not that", ["a"])
-    reply, error = await outcome(answer(refused), "subscribe", 7)
-    assert error is refused
-    assert reply == Reply(
-        id=7, action="subscribe", success=False, code="nats.refused", message="not that", subjects=("a",)
-    )
-    assert caplog.records == []
-
-
-async def test_a_fault_is_logged_and_shown_to_nobody(caplog: pytest.LogCaptureFixture) -> None:
-    reply, error = await outcome(answer(LookupError("secret")), "unsubscribe", "x")
-    assert isinstance(error, InternalError)
-    assert (reply.code, reply.id) == ("internal", "x")
-    assert "secret" not in reply.message
-    (record,) = caplog.records
-    assert record.levelno == logging.ERROR
-    assert record.exc_info is not None
+def test_a_client_over_its_rate_is_told_when_to_try_again() -> None:
+    response = refusal_response(RateLimit("At most 2 commands a second", retry_after=0.3), "subscribe")
+    assert (response.status, response.headers["retry-after"]) == (429, "1")
 
 
 def test_a_reply_as_a_response_is_json_that_nobody_keeps() -> None:
-    response = reply_response(Reply(success=True, message="fine"))
+    response = outcome_response(Outcome(Reply(success=True, message="fine")))
     assert response.content_type == "application/json"
     assert dict(response.headers) == {"cache-control": "no-store", "x-content-type-options": "nosniff"}
     assert response.body is not None

@@ -75,13 +75,11 @@ async def test_a_worker_that_starts_again_is_another_one() -> None:
 
 async def test_whoever_listens_hears_of_each_session_once_and_with_its_code() -> None:
     worker = Worker()
-    heard: list[tuple[str, int | None]] = []
-    worker.sessions.on_opened = lambda session: heard.append((session.key, None))
-    worker.sessions.on_closed = lambda session, code: heard.append((session.key, code))
     session, _ = worker.open()
+    assert (worker.opened, worker.closed) == ([session.key], [])
     session.close(CloseCode.INTERNAL, "test")
     session.gone(1006)
-    assert heard == [(session.key, None), (session.key, 1011)]
+    assert (worker.opened, worker.closed) == ([session.key], [(session.key, 1011)])
 
 
 async def test_every_session_is_closed_with_the_code() -> None:

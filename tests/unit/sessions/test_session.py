@@ -8,9 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sanic_nats_bridge.auth.permissions import Permissions
-from sanic_nats_bridge.errors import BridgeError, CloseCode, NatsRefused, SessionUnknown, SubscriptionLimit
+from sanic_nats_bridge.errors import (
+    BridgeError,
+    CloseCode,
+    InternalError,
+    NatsRefused,
+    SessionUnknown,
+    SubscriptionLimit,
+)
 from sanic_nats_bridge.protocol import encoding as wire
-from sanic_nats_bridge.protocol.messages import Action, Command, Reply
+from sanic_nats_bridge.protocol.messages import Action, Command, Outcome, Reply
 from sanic_nats_bridge.sessions.registry import Sessions
 from sanic_nats_bridge.sessions.session import Session
 from sanic_nats_bridge.settings import Settings
@@ -28,9 +35,18 @@ class Worker:
 
     def __init__(self, *, confirms: bool = True, **settings: Any) -> None:
         options = Settings.resolve(settings, {})
-        self.link, self.hub = FakeLink.with_hub(confirms=confirms, flush_interval=options.flush_interval)
-        self.sessions = Sessions(options, self.hub)
-        self.sessions.nats_connected()
+        self.link = FakeLink(confirms=confirms)
+        # By their keys: the sessions themselves must be released when they have ended.
+        self.opened: list[str] = []
+        self.closed: list[tuple[str, int]] = []
+        self.sessions = Sessions(
+            options,
+            self.link,
+            on_opened=lambda session: self.opened.append(session.key),
+            on_closed=lambda session, code: self.closed.append((session.key, code)),
+        )
+        self.hub = self.sessions.hub
+        self.link.serve(self.hub)
 
     def open(self, permissions: Permissions = EVERYTHING) -> tuple[Session, FakeOutlet]:
         outlet = FakeOutlet()
@@ -42,9 +58,15 @@ class Worker:
 
 async def act(session: Session, action: Action, *patterns: str) -> Reply:
     """Carry a command out and write its reply, as a door does."""
-    reply = await session.handle(Command(action=action, subjects=list(patterns)))
-    session.send(reply)
-    return reply
+    outcome = await execute(session, action, *patterns)
+    if outcome.error is not None:
+        raise outcome.error
+    session.send(outcome.reply)
+    return outcome.reply
+
+
+async def execute(session: Session, action: Action, *patterns: str) -> Outcome:
+    return await session.execute(Command(action=action, subjects=list(patterns)), rate_limited=False)
 
 
 def fill(outlet: FakeOutlet) -> None:
@@ -108,6 +130,22 @@ async def test_commands_are_carried_out_in_the_order_of_their_arrival() -> None:
     await asyncio.gather(*tasks)
     assert [frame["action"] for frame in outlet.frames[1:]] == [action for action, _ in commands]
     assert session.subscriptions == ("b",)
+
+
+async def test_a_fault_in_a_command_is_logged_and_counted_and_not_shown(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker()
+    session, _ = worker.open()
+    monkeypatch.setattr(session._subscriptions, "_admission", None)
+    reply, error = await session.execute('{"subjects": ["a"], "id": "x"}')
+    assert isinstance(error, InternalError)
+    assert (reply.code, reply.id, reply.action) == ("internal", "x", "subscribe")
+    assert "NoneType" not in reply.message
+    (record,) = caplog.records
+    assert (record.levelname, record.exc_info is not None) == ("ERROR", True)
+    assert worker.sessions.stats(0).refused == {"internal": 1}
+    assert not session.closed
 
 
 async def test_the_reply_stands_before_the_first_message() -> None:
@@ -749,12 +787,11 @@ async def test_new_permissions_hold_from_here_on_and_not_for_what_has_come_befor
 async def test_a_command_under_way_when_permissions_expire_leaves_nothing() -> None:
     worker = Worker(confirms=False)
     session, outlet = worker.open(Permissions([">"], identity="ada"))
-    waiting = asyncio.create_task(session.handle(Command(action="subscribe", subjects=["a"])))
+    waiting = asyncio.create_task(execute(session, "subscribe", "a"))
     await turns()
     worker.sessions.repermit(Permissions([">"], expires=time.time() - 1), "ada", None)
     worker.link.confirm("a")
-    with pytest.raises(SessionUnknown):
-        await waiting
+    assert isinstance((await waiting).error, SessionUnknown)
     assert outlet.types == ["welcome", "close"]
     await until(lambda: worker.hub.patterns == ())
 
@@ -766,11 +803,11 @@ async def test_a_command_whose_session_is_ended_by_the_messages_before_its_reply
     worker = Worker(confirms=False, flush_interval=1, overflow="close")
     expires = time.time() + 3600
     session, outlet = worker.open(Permissions([">"], expires=expires))
-    first = asyncio.create_task(session.handle(Command(action="subscribe", subjects=["a"])))
+    first = asyncio.create_task(execute(session, "subscribe", "a"))
     await turns()
     worker.link.confirm("a")
     await first
-    second = asyncio.create_task(session.handle(Command(action="subscribe", subjects=["b"])))
+    second = asyncio.create_task(execute(session, "subscribe", "b"))
     await turns()
     if end == "overflow":
         fill(outlet)
@@ -778,8 +815,7 @@ async def test_a_command_whose_session_is_ended_by_the_messages_before_its_reply
     worker.link.confirm("b")
     if end == "expiry":
         monkeypatch.setattr(time, "time", lambda: expires)
-    with pytest.raises(SessionUnknown):
-        await second
+    assert isinstance((await second).error, SessionUnknown)
     worker.link.deliver("b")
     worker.hub.flush()
     assert outlet.types[-1] == "close"
@@ -806,8 +842,7 @@ async def test_no_command_is_carried_out_when_the_time_is_over_though_no_timer_h
     worker = Worker()
     session, outlet = worker.open(Permissions([">"], expires=time.time() + 0.01))
     time.sleep(0.02)  # noqa: ASYNC251 - the loop is to be late
-    with pytest.raises(SessionUnknown):
-        await session.handle(Command(action="ping"))
+    assert isinstance((await session.execute('{"action": "ping"}')).error, SessionUnknown)
     assert outlet.types == ["welcome", "close"]
 
 
@@ -838,7 +873,7 @@ async def test_a_fault_of_the_bridge_is_told_to_all_who_may_have_missed_messages
             worker.link.deliver("a.x", b"2")
             worker.hub.flush()
         else:
-            # What the connection does when `dispatch` has raised.
+            # What the connection does when `on_message` has raised.
             worker.hub.undelivered(next(iter(worker.link.standing.values())))
     worker.link.deliver("a.x", b"3")
     worker.hub.flush()

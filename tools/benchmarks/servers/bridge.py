@@ -2,7 +2,6 @@
 
 import json
 import sys
-from typing import Any
 
 from sanic import Sanic
 
@@ -14,8 +13,7 @@ from .serving import App, serve
 def create_app() -> App:
     """The app, with the bridge that the command line describes."""
     app: App = Sanic("bench_bridge", configure_logging=False)
-    extensions: list[Any] = [NatsBridge(**json.loads(sys.argv[1]))]
-    app.extend(extensions=extensions)
+    NatsBridge(app, **json.loads(sys.argv[1]))
     return app
 
 

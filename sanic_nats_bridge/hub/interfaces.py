@@ -1,0 +1,49 @@
+"""The interfaces that the hub needs of its neighbours: the connection to NATS and the sessions."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from ..errors import BridgeError
+from ..protocol.encoding import Delivery, Form
+
+__all__ = ["Link", "Subscriber"]
+
+
+class Link(Protocol):
+    """The connection to NATS, as the hub uses it."""
+
+    def subscribe(self, pattern: str, sink: object) -> int | None:
+        """Send SUB for the pattern, whose messages go to `sink`.
+
+        Returns:
+            The subscription's number, or ``None`` while NATS is disconnected.
+        """
+
+    def unsubscribe(self, sid: int) -> None:
+        """Send UNSUB for the subscription of this number."""
+
+
+class Subscriber(Protocol):
+    """A session, as the hub uses it."""
+
+    keeps_up: bool
+    """Whether the client's buffer is below its limit; otherwise its messages are skipped."""
+
+    @property
+    def form(self) -> Form:
+        """The encoding that the client's transport takes."""
+
+    def leave_out(self, deliveries: Sequence[Delivery]) -> None:
+        """Skip messages that arrive while the client is too slow."""
+
+    def write(self, data: bytes) -> None:
+        """Write bytes to the client's transport. Must not raise."""
+
+    def missed(self, pattern: str) -> None:
+        """Note that messages of the subscription were lost by a fault of the bridge."""
+
+    def activated(self, pattern: str) -> None:
+        """Note that NATS has confirmed a subscription that was reported as not yet active."""
+
+    def ended(self, pattern: str, error: BridgeError) -> None:
+        """Note that the hub has ended the subscription."""

@@ -1,0 +1,211 @@
+"""The composition root: builds the parts of a bridge, registers its routes, starts and stops them."""
+
+import asyncio
+import contextlib
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+from sanic import Blueprint, Sanic
+from sanic.exceptions import SanicException
+from sanic_ext import openapi
+from sanic_routing.exceptions import NotFound
+
+from .auth.origins import OriginRule
+from .auth.permissions import CONTROL_TOKEN
+from .cluster.control_channel import ControlChannel
+from .cluster.permission_updates import Decisions
+from .cluster.relay import Relay
+from .errors import SettingsError
+from .metrics.loop_lag import LoopLag
+from .metrics.stats import Stats
+from .nats.supervisor import NatsLink
+from .routes.client import add_client_routes
+from .routes.commands import add_command_routes
+from .routes.cors import CrossOrigin
+from .routes.events import add_event_route
+from .routes.health import add_health_routes
+from .routes.log_redaction import QueryRedaction
+from .routes.request_guard import Doorkeeper
+from .routes.websocket import add_websocket_route
+from .sessions.registry import Sessions
+from .sessions.session import Session
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from .metrics.aggregator import MetricsBoard
+
+__all__ = ["BridgeRuntime"]
+
+logger = logging.getLogger("sanic.root.nats_bridge")
+
+_BLUEPRINT = "natsbridge"
+_SIGNALS_SECONDS = 1.0
+_ONLY_WORKER = "single"
+_NEIGHBOUR_TASK = "RunServer"
+
+
+class BridgeRuntime:
+    """The parts of one bridge on one app, in one process.
+
+    Args:
+        app: The app, on which nothing of a bridge was registered yet.
+        settings: The options of the bridge.
+        injected: The object that handlers of the app get for an argument annotated with its type.
+
+    Raises:
+        SettingsError: The app has another bridge already.
+    """
+
+    def __init__(self, app: Sanic[Any, Any], settings: Settings, injected: object) -> None:
+        if _BLUEPRINT in app.blueprints:
+            raise SettingsError("One app has one NatsBridge; this one has another already")
+        self.settings = settings
+        self._app = app
+        self._injected = injected
+        self._lag = LoopLag()
+        self._signal_tasks: set[asyncio.Task[None]] = set()
+        self.connection = NatsLink(settings, on_connected=self._nats_connected)
+        self.sessions = Sessions(
+            settings, self.connection, on_opened=self._session_opened, on_closed=self._session_closed
+        )
+        self.control = ControlChannel(
+            lambda: self.connection.client,
+            settings.control_prefix or f"{CONTROL_TOKEN}.{app.name}",
+            # Lambdas, because the relay and the decisions need the channel.
+            answer=lambda request: self.relay.answer(request),
+            on_announced=lambda announcement: self.decisions.hear(announcement),
+            on_ready=lambda: self.decisions.nats_returned(),
+        )
+        self.relay = Relay(self.sessions, self.control.request)
+        self.decisions = Decisions(self.sessions, self.control.announce)
+        self._origins = OriginRule(settings.allowed_origins)
+        self._cross_origin = CrossOrigin(self._origins)
+        self._board: MetricsBoard | None = None
+        self._redaction = QueryRedaction(self._add_client_facing_routes())
+        self._add_operators_routes()
+        app.register_listener(self._start, "before_server_start")
+        app.register_listener(self._stop, "before_server_stop")
+        app.register_listener(self._stopped, "after_server_stop")
+
+    def stats(self) -> Stats:
+        """Return the stats of this worker as of now. Must be called in its event loop."""
+        return self.sessions.stats(self._lag.seconds)
+
+    # Routes
+
+    def _add_client_facing_routes(self) -> set[str]:
+        """Register the routes for browsers; return their paths."""
+        blueprint = Blueprint(_BLUEPRINT, url_prefix=self.settings.prefix)
+        doorkeeper = Doorkeeper(self._origins)
+        doorkeeper.guard(blueprint)
+        add_websocket_route(blueprint, self.sessions, doorkeeper)
+        add_event_route(blueprint, self.sessions, self._cross_origin)
+        add_command_routes(blueprint, self.relay, self.sessions)
+        add_client_routes(blueprint)
+        self._cross_origin.add_preflights(blueprint, "stream", "events", "subscribe", "unsubscribe")
+        self._app.blueprint(blueprint)
+        paths = _paths(blueprint)
+        self._cross_origin.watch(self._app)
+        self._cross_origin.cover(paths)
+        for route in blueprint.routes:
+            # Sanic would wait for a body before its guard sees the request; a handler with `stream` reads it itself.
+            route.extra.ignore_body = not route.extra.stream
+            # OpenAPI knows a WebSocket by the wrapper that Sanic puts around its handler.
+            if route.extra.websocket:
+                openapi.exclude()(route.handler)
+        return paths
+
+    def _add_operators_routes(self) -> None:
+        """Register health and metrics, on a blueprint whose requests pass no origin check: a probe has no origin."""
+        blueprint = Blueprint(f"{_BLUEPRINT}_operators", url_prefix=self.settings.prefix)
+        add_health_routes(blueprint, self.sessions)
+        if self.settings.metrics:
+            # Imported here, because they need an optional package (prometheus_client) and POSIX file locks.
+            from .metrics.aggregator import MetricsBoard
+            from .metrics.worker_files import shared_folder
+            from .routes.metrics import add_metrics_route
+
+            worker = os.environ.get("SANIC_WORKER_NAME", _ONLY_WORKER)
+            self._board = MetricsBoard(self.stats, self._app.name, worker, shared_folder())
+            add_metrics_route(blueprint, self._board)
+        self._app.blueprint(blueprint)
+        self._cross_origin.cover(_paths(blueprint))
+        for route in blueprint.routes:
+            route.extra.ignore_body = True
+
+    # Start and stop
+
+    async def _start(self, app: Sanic[Any, Any]) -> None:
+        self._redaction.install()
+        with contextlib.suppress(SanicException):  # the app may have disabled sanic-ext's injection
+            app.ext.dependency(self._injected)
+        self.sessions.start()
+        self.control.start(self.sessions.worker)
+        self.connection.start(self.sessions.hub)
+        self._lag.start()
+        if self._board is not None:
+            await self._board.start()
+
+    async def _stop(self, app: Sanic[Any, Any]) -> None:
+        try:
+            self.sessions.close_all("The server is going away")
+        finally:
+            await self.control.stop()
+            await self.connection.stop()
+            self.sessions.hub.close()
+        if self._signal_tasks:
+            _, late = await asyncio.wait(self._signal_tasks, timeout=_SIGNALS_SECONDS)
+            for task in late:
+                task.cancel()
+        await _neighbours_ended(app)
+
+    async def _stopped(self, app: Sanic[Any, Any]) -> None:
+        if self._board is not None:
+            await self._board.stop()
+        self._lag.stop()
+        self._redaction.remove()
+
+    # Signals
+
+    def _session_opened(self, session: Session) -> None:
+        self._signal("natsbridge.session.opened", session=session)
+
+    def _session_closed(self, session: Session, code: int) -> None:
+        self._signal("natsbridge.session.closed", session=session, code=code)
+
+    def _nats_connected(self) -> None:
+        self.control.connected()
+        self._signal("natsbridge.link.connected")
+
+    def _signal(self, event: str, **context: Any) -> None:
+        """Dispatch a signal if it has handlers, without waiting for them."""
+        try:
+            self._app.signal_router.get(event)
+        except NotFound:
+            return
+        task = asyncio.create_task(self._dispatch(event, context))
+        self._signal_tasks.add(task)
+        task.add_done_callback(self._signal_tasks.discard)
+
+    async def _dispatch(self, event: str, context: dict[str, Any]) -> None:
+        try:
+            await self._app.dispatch(event, context=context, inline=True)
+        except Exception:
+            # Sanic logs it only in debug mode.
+            logger.exception("A handler of the signal %s has failed", event)
+
+
+def _paths(blueprint: Blueprint) -> set[str]:
+    return {f"/{route.path.strip('/')}" for route in blueprint.routes}
+
+
+async def _neighbours_ended(app: Sanic[Any, Any]) -> None:
+    """Wait until the other apps of the process have ended, for Sanic's ``GRACEFUL_SHUTDOWN_TIMEOUT`` at most.
+
+    Sanic's own server runs them as tasks of the first app. When that app ends first, Sanic 25.12 counts down to
+    zero in steps of 0.1 without running the event loop. It never ends if the steps miss zero.
+    """
+    others = [task for task in app.tasks if task.get_name() == _NEIGHBOUR_TASK]
+    if others:
+        await asyncio.wait(others, timeout=app.config.GRACEFUL_SHUTDOWN_TIMEOUT)
