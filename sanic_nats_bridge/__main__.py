@@ -1,6 +1,7 @@
-"""``python -m sanic_nats_bridge explain PERMISSIONS PATTERN ...``: who may follow what, and by which rule.
+"""Command line: ``python -m sanic_nats_bridge explain PERMISSIONS PATTERN ...``.
 
-``PERMISSIONS`` are the arguments of `Permissions` as a JSON object, a file of them, or ``-`` for standard input.
+It prints whether each pattern is allowed, and by which rule. ``PERMISSIONS`` are the arguments of `Permissions` as a
+JSON object, the path of a file with it, or ``-`` for standard input.
 """
 
 import argparse
@@ -17,10 +18,10 @@ __all__ = ["main"]
 
 
 def main() -> int:
-    """Explain.
+    """Run the command; return its exit status.
 
-    The exit status is 0 where every pattern is allowed; 1 where one is not, or where the permissions have
-    expired; 2 for what cannot be read.
+    The status is 0 if every pattern is allowed, 1 if one is denied or the permissions have expired, and 2 if the
+    permissions cannot be read.
     """
     options = _options()
     try:
@@ -31,20 +32,20 @@ def main() -> int:
     explanations = {pattern: permissions.explain(pattern) for pattern in options.pattern}
     for pattern, explained in explanations.items():
         real = f" (in NATS: {explained.real_pattern})" if explained.real_pattern != pattern else ""
-        print(f"{'allowed' if explained.allowed else 'refused'}  {pattern}{real}: {explained.rule}")  # noqa: T201
+        print(f"{'allowed' if explained.allowed else 'denied'}  {pattern}{real}: {explained.rule}")  # noqa: T201
     expired = permissions.expires_at <= time.time()
     if expired:
-        print("expired  the permissions: a client hears auth.expired, whatever it asks for")  # noqa: T201
+        print("expired  the permissions: every command is answered with auth.expired")  # noqa: T201
     return 0 if not expired and all(explained.allowed for explained in explanations.values()) else 1
 
 
 def read_permissions(source: str) -> Permissions:
-    """The permissions that are written there.
+    """Read permissions from a JSON object, a file or standard input.
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It holds no JSON object, or a value is not what it must be.
-        TypeError: `Permissions` has no such argument.
+        ValueError: It isn't a JSON object, or a value is invalid.
+        TypeError: `Permissions` has no argument of that name.
     """
     if source == "-":
         text = sys.stdin.read()
@@ -53,9 +54,9 @@ def read_permissions(source: str) -> Permissions:
     try:
         arguments: Any = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"the permissions are not JSON: {error}") from None
+        raise ValueError(f"permissions must be JSON: {error}") from None
     if not isinstance(arguments, dict):
-        raise ValueError("the permissions must be a JSON object")
+        raise ValueError(f"permissions must be a JSON object, got {type(arguments).__name__}")
     if isinstance(arguments.get("expires"), str):
         arguments["expires"] = datetime.fromisoformat(arguments["expires"])
     return Permissions(**arguments)
@@ -64,9 +65,9 @@ def read_permissions(source: str) -> Permissions:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m sanic_nats_bridge", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="explain")
-    explain = commands.add_parser("explain", help="say whether patterns may be followed, and by which rule")
-    explain.add_argument("permissions", help="the arguments of Permissions as a JSON object, a file of them, or -")
-    explain.add_argument("pattern", nargs="+", help="a pattern as a client would ask for it")
+    explain = commands.add_parser("explain", help="print whether patterns are allowed, and by which rule")
+    explain.add_argument("permissions", help="the arguments of Permissions: a JSON object, a file with it, or -")
+    explain.add_argument("pattern", nargs="+", help="a pattern as a client would request it")
     return parser.parse_args()
 
 

@@ -1,21 +1,21 @@
 """Everything the bridge can refuse, as one tree: each with its code, its HTTP status, and any close code.
 
     BridgeError
-    ├── CommandInvalid            command.invalid
-    │   └── MediaTypeUnsupported  command.invalid, but HTTP 415
-    ├── CommandUnsupported        command.unsupported
-    │   └── QueryUnsupported      command.unsupported
+    ├── InvalidCommand            command.invalid
+    │   └── UnsupportedMediaType  command.invalid, but HTTP 415
+    ├── UnsupportedCommand        command.unsupported
+    │   └── UnsupportedQuery      command.unsupported
     ├── AuthRequired              auth.required
     ├── AuthExpired               auth.expired
-    ├── SubjectInvalid            subject.invalid
-    ├── SubjectForbidden          subject.forbidden
-    ├── OriginForbidden           origin.forbidden
+    ├── InvalidSubject            subject.invalid
+    ├── ForbiddenSubject          subject.forbidden
+    ├── ForbiddenOrigin           origin.forbidden
     ├── NotSubscribed             subject.not_subscribed
-    ├── SizeLimit                 limit.size
-    ├── SubscriptionLimit         limit.subscriptions
-    ├── RateLimit                 limit.rate
-    ├── SessionUnknown            session.unknown
-    ├── SessionUnreachable        session.unreachable
+    ├── SizeLimitExceeded                 limit.size
+    ├── SubscriptionLimitExceeded         limit.subscriptions
+    ├── RateLimitExceeded                 limit.rate
+    ├── UnknownSession            session.unknown
+    ├── UnreachableSession        session.unreachable
     ├── NatsRefused               nats.refused
     ├── NatsUnavailable           nats.unavailable
     └── InternalError             internal
@@ -32,24 +32,24 @@ __all__ = [
     "AuthRequired",
     "BridgeError",
     "CloseCode",
-    "CommandInvalid",
-    "CommandUnsupported",
+    "ForbiddenOrigin",
+    "ForbiddenSubject",
     "InternalError",
-    "MediaTypeUnsupported",
+    "InvalidCommand",
+    "InvalidSubject",
     "NatsRefused",
     "NatsUnavailable",
     "NotSubscribed",
-    "OriginForbidden",
-    "QueryUnsupported",
-    "RateLimit",
-    "SessionUnknown",
-    "SessionUnreachable",
+    "RateLimitExceeded",
     "SettingsError",
-    "SizeLimit",
-    "SubjectForbidden",
-    "SubjectInvalid",
-    "SubscriptionLimit",
-    "revive",
+    "SizeLimitExceeded",
+    "SubscriptionLimitExceeded",
+    "UnknownSession",
+    "UnreachableSession",
+    "UnsupportedCommand",
+    "UnsupportedMediaType",
+    "UnsupportedQuery",
+    "error_from_code",
 ]
 
 
@@ -98,27 +98,27 @@ class BridgeError(Exception):
         self.subjects = tuple(subjects)
 
 
-class CommandInvalid(BridgeError):
+class InvalidCommand(BridgeError):
     """Not a command: broken JSON, a missing or mistyped field, an action nobody knows."""
 
     code = "command.invalid"
     http_status = 400
 
 
-class MediaTypeUnsupported(CommandInvalid):
+class UnsupportedMediaType(InvalidCommand):
     """A POST whose body is not declared as JSON, or is compressed."""
 
     http_status = 415
 
 
-class CommandUnsupported(BridgeError):
+class UnsupportedCommand(BridgeError):
     """An action, a field or a kind of frame that the protocol reserves for later."""
 
     code = "command.unsupported"
     http_status = 400
 
 
-class QueryUnsupported(CommandUnsupported):
+class UnsupportedQuery(UnsupportedCommand):
     """What the protocol reserves, in the query with which a session was to begin."""
 
     close_code = CloseCode.UNSUPPORTED
@@ -140,21 +140,21 @@ class AuthExpired(BridgeError):
     close_code = CloseCode.UNAUTHORIZED
 
 
-class SubjectInvalid(BridgeError):
+class InvalidSubject(BridgeError):
     """A pattern outside the grammar of `subjects`."""
 
     code = "subject.invalid"
     http_status = 400
 
 
-class SubjectForbidden(BridgeError):
+class ForbiddenSubject(BridgeError):
     """A pattern that the operator has not opened."""
 
     code = "subject.forbidden"
     http_status = 403
 
 
-class OriginForbidden(BridgeError):
+class ForbiddenOrigin(BridgeError):
     """A page of an origin that the operator has not allowed."""
 
     code = "origin.forbidden"
@@ -169,7 +169,7 @@ class NotSubscribed(BridgeError):
     http_status = 409
 
 
-class SizeLimit(BridgeError):
+class SizeLimitExceeded(BridgeError):
     """A command larger than ``max_command_bytes``."""
 
     code = "limit.size"
@@ -177,14 +177,14 @@ class SizeLimit(BridgeError):
     close_code = CloseCode.TOO_BIG
 
 
-class SubscriptionLimit(BridgeError):
+class SubscriptionLimitExceeded(BridgeError):
     """More patterns than ``max_subscriptions``, or than ``max_patterns`` for the worker."""
 
     code = "limit.subscriptions"
     http_status = 429
 
 
-class RateLimit(BridgeError):
+class RateLimitExceeded(BridgeError):
     """More commands than ``command_rate``; ``retry_after`` is in seconds."""
 
     code = "limit.rate"
@@ -195,14 +195,14 @@ class RateLimit(BridgeError):
         self.retry_after = retry_after
 
 
-class SessionUnknown(BridgeError):
+class UnknownSession(BridgeError):
     """No session of that id lives, on whichever worker."""
 
     code = "session.unknown"
     http_status = 404
 
 
-class SessionUnreachable(BridgeError):
+class UnreachableSession(BridgeError):
     """The worker that holds the session does not answer; the command may have been carried out all the same."""
 
     code = "session.unreachable"
@@ -235,9 +235,9 @@ class SettingsError(ValueError):
     """A setting that the bridge cannot start with; the message is one line and names it."""
 
 
-def revive(code: str, message: str, subjects: Sequence[str] = (), retry_after: float = 0) -> BridgeError:
+def error_from_code(code: str, message: str, subjects: Sequence[str] = (), retry_after: float = 0) -> BridgeError:
     """The error of this code that another worker has told of; an `InternalError` where there is none of it."""
-    if code == RateLimit.code:
-        return RateLimit(message, subjects, retry_after)
+    if code == RateLimitExceeded.code:
+        return RateLimitExceeded(message, subjects, retry_after)
     kinds = {kind.code: kind for kind in BridgeError.__subclasses__()}
     return kinds.get(code, InternalError)(message, subjects)

@@ -36,7 +36,7 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
     The app's handlers get the bridge by an argument annotated ``NatsBridge``, or as ``app.ctx.nats_bridge``.
     The bridge dispatches three Sanic signals: ``natsbridge.session.opened`` (context: ``session``),
     ``natsbridge.session.closed`` (``session`` and ``code``, a WebSocket close code) and
-    ``natsbridge.link.connected``.
+    ``natsbridge.nats.connected``.
 
     Args:
         app: The app to put the bridge on.
@@ -80,7 +80,7 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         """The connected nats-py client, for publishing and requests; ``None`` while NATS is disconnected.
 
         Don't cache it: it is replaced on every reconnect. Subscriptions made on it end with it; make them in a
-        handler of the signal ``natsbridge.link.connected``.
+        handler of the signal ``natsbridge.nats.connected``.
         """
         return None if self._runtime is None else self._runtime.connection.client
 
@@ -127,9 +127,9 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
             TypeError: The argument isn't a ``str``.
             RuntimeError: The bridge is on no app yet.
         """
-        return await self._on_app.decisions.revoke(identity, session)
+        return await self._on_app.permission_updates.revoke(identity, session)
 
-    async def repermit(
+    async def update_permissions(
         self, permissions: Permissions, *, identity: str | None = None, session: str | None = None
     ) -> int:
         """Replace the permissions of the sessions of an identity, or of one session.
@@ -151,7 +151,7 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
             TypeError: The argument isn't a ``str``, or the permissions aren't `Permissions`.
             RuntimeError: The bridge is on no app yet.
         """
-        return await self._on_app.decisions.repermit(permissions, identity, session)
+        return await self._on_app.permission_updates.update_permissions(permissions, identity, session)
 
     @property
     def _on_app(self) -> BridgeRuntime:

@@ -11,29 +11,29 @@ from sanic.exceptions import SanicException
 from sanic_ext import openapi
 from sanic_routing.exceptions import NotFound
 
-from .auth.origins import OriginRule
+from .auth.origins import OriginPolicy
 from .auth.permissions import CONTROL_TOKEN
 from .cluster.control_channel import ControlChannel
-from .cluster.permission_updates import Decisions
+from .cluster.permission_updates import PermissionUpdates
 from .cluster.relay import Relay
 from .errors import SettingsError
 from .metrics.loop_lag import LoopLag
 from .metrics.stats import Stats
-from .nats.supervisor import NatsLink
+from .nats.supervisor import ConnectionSupervisor
 from .routes.client import add_client_routes
 from .routes.commands import add_command_routes
 from .routes.cors import CrossOrigin
 from .routes.events import add_event_route
 from .routes.health import add_health_routes
 from .routes.log_redaction import QueryRedaction
-from .routes.request_guard import Doorkeeper
+from .routes.request_guard import RequestGuard
 from .routes.websocket import add_websocket_route
-from .sessions.registry import Sessions
+from .sessions.registry import SessionRegistry
 from .sessions.session import Session
 from .settings import Settings
 
 if TYPE_CHECKING:
-    from .metrics.aggregator import MetricsBoard
+    from .metrics.aggregator import MetricsAggregator
 
 __all__ = ["BridgeRuntime"]
 
@@ -65,8 +65,8 @@ class BridgeRuntime:
         self._injected = injected
         self._lag = LoopLag()
         self._signal_tasks: set[asyncio.Task[None]] = set()
-        self.connection = NatsLink(settings, on_connected=self._nats_connected)
-        self.sessions = Sessions(
+        self.connection = ConnectionSupervisor(settings, on_connected=self._nats_connected)
+        self.sessions = SessionRegistry(
             settings, self.connection, on_opened=self._session_opened, on_closed=self._session_closed
         )
         self.control = ControlChannel(
@@ -74,14 +74,14 @@ class BridgeRuntime:
             settings.control_prefix or f"{CONTROL_TOKEN}.{app.name}",
             # Lambdas, because the relay and the decisions need the channel.
             answer=lambda request: self.relay.answer(request),
-            on_announced=lambda announcement: self.decisions.hear(announcement),
-            on_ready=lambda: self.decisions.nats_returned(),
+            on_announced=lambda announcement: self.permission_updates.receive(announcement),
+            on_ready=lambda: self.permission_updates.nats_connected(),
         )
         self.relay = Relay(self.sessions, self.control.request)
-        self.decisions = Decisions(self.sessions, self.control.announce)
-        self._origins = OriginRule(settings.allowed_origins)
+        self.permission_updates = PermissionUpdates(self.sessions, self.control.announce)
+        self._origins = OriginPolicy(settings.allowed_origins)
         self._cross_origin = CrossOrigin(self._origins)
-        self._board: MetricsBoard | None = None
+        self._aggregator: MetricsAggregator | None = None
         self._redaction = QueryRedaction(self._add_client_facing_routes())
         self._add_operators_routes()
         app.register_listener(self._start, "before_server_start")
@@ -97,9 +97,9 @@ class BridgeRuntime:
     def _add_client_facing_routes(self) -> set[str]:
         """Register the routes for browsers; return their paths."""
         blueprint = Blueprint(_BLUEPRINT, url_prefix=self.settings.prefix)
-        doorkeeper = Doorkeeper(self._origins)
-        doorkeeper.guard(blueprint)
-        add_websocket_route(blueprint, self.sessions, doorkeeper)
+        guard = RequestGuard(self._origins)
+        guard.install(blueprint)
+        add_websocket_route(blueprint, self.sessions, guard)
         add_event_route(blueprint, self.sessions, self._cross_origin)
         add_command_routes(blueprint, self.relay, self.sessions)
         add_client_routes(blueprint)
@@ -122,13 +122,13 @@ class BridgeRuntime:
         add_health_routes(blueprint, self.sessions)
         if self.settings.metrics:
             # Imported here, because they need an optional package (prometheus_client) and POSIX file locks.
-            from .metrics.aggregator import MetricsBoard
-            from .metrics.worker_files import shared_folder
+            from .metrics.aggregator import MetricsAggregator
+            from .metrics.worker_files import worker_folder
             from .routes.metrics import add_metrics_route
 
             worker = os.environ.get("SANIC_WORKER_NAME", _ONLY_WORKER)
-            self._board = MetricsBoard(self.stats, self._app.name, worker, shared_folder())
-            add_metrics_route(blueprint, self._board)
+            self._aggregator = MetricsAggregator(self.stats, self._app.name, worker, worker_folder())
+            add_metrics_route(blueprint, self._aggregator)
         self._app.blueprint(blueprint)
         self._cross_origin.cover(_paths(blueprint))
         for route in blueprint.routes:
@@ -144,8 +144,8 @@ class BridgeRuntime:
         self.control.start(self.sessions.worker)
         self.connection.start(self.sessions.hub)
         self._lag.start()
-        if self._board is not None:
-            await self._board.start()
+        if self._aggregator is not None:
+            await self._aggregator.start()
 
     async def _stop(self, app: Sanic[Any, Any]) -> None:
         try:
@@ -161,8 +161,8 @@ class BridgeRuntime:
         await _neighbours_ended(app)
 
     async def _stopped(self, app: Sanic[Any, Any]) -> None:
-        if self._board is not None:
-            await self._board.stop()
+        if self._aggregator is not None:
+            await self._aggregator.stop()
         self._lag.stop()
         self._redaction.remove()
 
@@ -176,7 +176,7 @@ class BridgeRuntime:
 
     def _nats_connected(self) -> None:
         self.control.connected()
-        self._signal("natsbridge.link.connected")
+        self._signal("natsbridge.nats.connected")
 
     def _signal(self, event: str, **context: Any) -> None:
         """Dispatch a signal if it has handlers, without waiting for them."""

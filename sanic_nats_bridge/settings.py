@@ -1,8 +1,8 @@
-"""Every option of the bridge: its name, its default, its check.
+"""The options of the bridge: names, types, defaults and validators.
 
-A keyword argument comes first, then ``app.config.NATS_BRIDGE_<NAME>`` (so also the environment,
-``SANIC_NATS_BRIDGE_<NAME>``), then the default. Durations are in seconds, names of sizes end in
-``_bytes``, names of counts begin with ``max_``.
+A keyword argument overrides ``app.config.NATS_BRIDGE_<NAME>`` (and so the environment's
+``SANIC_NATS_BRIDGE_<NAME>``), which overrides the default. Durations are in seconds, names of sizes end in
+``_bytes``, names of limits begin with ``max_``.
 """
 
 import contextlib
@@ -13,25 +13,32 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, TypedDict
+from typing import Any, TypedDict
 from urllib.parse import urlsplit
 
-from . import validators as checks
+from . import validators
 from .auth.permissions import Permissions, PermissionsFunction
 from .errors import SettingsError
 
 __all__ = ["CONFIG_PREFIX", "ENVIRONMENT_PREFIX", "SettingKeywords", "Settings"]
 
-CONFIG_PREFIX: Final = "NATS_BRIDGE_"
-ENVIRONMENT_PREFIX: Final = "SANIC_NATS_BRIDGE_"
+CONFIG_PREFIX = "NATS_BRIDGE_"
+ENVIRONMENT_PREFIX = "SANIC_NATS_BRIDGE_"
+
+_RENAMED = {
+    "linger": "unsubscribe_delay",
+    "drain": "reconnect_spread",
+    "headers": "expose_headers",
+    "max_sub_rate": "max_subscribe_rate",
+}
 
 
-def _option(default: Any, check: Callable[[Any], Any]) -> Any:
-    return field(default=default, metadata={"check": check})
+def _option(default: Any, validator: Callable[[Any], Any]) -> Any:
+    return field(default=default, metadata={"validator": validator})
 
 
 class SettingKeywords(TypedDict, total=False):
-    """The options as `NatsBridge` takes them."""
+    """The keyword arguments of `NatsBridge`."""
 
     servers: str | Sequence[str]
     prefix: str
@@ -40,16 +47,16 @@ class SettingKeywords(TypedDict, total=False):
     permissions: PermissionsFunction | None
     permissions_timeout: float
     allowed_origins: str | Sequence[str]
-    headers: str | Sequence[str]
+    expose_headers: str | Sequence[str]
     heartbeat: float
     retry: float
-    drain: float
-    linger: float
+    reconnect_spread: float
+    unsubscribe_delay: float
     confirm_timeout: float
     relay_timeout: float
     max_subscriptions: int
     max_patterns: int
-    max_sub_rate: float
+    max_subscribe_rate: float
     max_sessions: int
     max_sessions_per_identity: int
     command_rate: float
@@ -82,84 +89,132 @@ class SettingKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Settings:
-    """The options of one bridge, checked. It has no ``repr``: some are secrets."""
+    """The validated options of one bridge. They have no ``repr``, because some are secrets."""
 
-    servers: tuple[str, ...] = _option(("nats://127.0.0.1:4222",), checks.server_urls)
-    prefix: str = _option("/nats", checks.path_prefix)
-    subscribe: tuple[str, ...] = _option((), checks.open_patterns)
-    deny: tuple[str, ...] = _option((), checks.shut_patterns)
-    permissions: PermissionsFunction | None = _option(None, checks.function)
-    permissions_timeout: float = _option(10.0, checks.seconds(0.1))
-    allowed_origins: tuple[str, ...] = _option((), checks.origins)
-    headers: tuple[str, ...] = _option((), checks.header_names)
-    heartbeat: float = _option(15.0, checks.seconds(0.1))
-    retry: float = _option(2.0, checks.seconds(0.1))
-    drain: float = _option(10.0, checks.seconds(0))
-    linger: float = _option(1.0, checks.seconds(0))
-    confirm_timeout: float = _option(5.0, checks.seconds(0))
-    relay_timeout: float = _option(2.0, checks.seconds(0.1))
-    max_subscriptions: int = _option(128, checks.whole(1))
-    max_patterns: int = _option(20_000, checks.whole(1))
-    max_sub_rate: float = _option(1000.0, checks.rate)
-    max_sessions: int = _option(10_000, checks.whole(1))
-    max_sessions_per_identity: int = _option(100, checks.whole(1))
-    command_rate: float = _option(20.0, checks.rate)
-    command_burst: int = _option(40, checks.whole(1))
-    max_bad_commands: int = _option(20, checks.whole(1))
-    max_command_bytes: int = _option(65_536, checks.whole(64))
-    max_pending_bytes: int = _option(1_048_576, checks.whole(1024))
-    overflow: str = _option("gap", checks.one_of("gap", "latest", "close"))
-    write_timeout: float = _option(20.0, checks.seconds(0.1))
-    flush_interval: float = _option(0.0, checks.seconds(0, 1))
-    ready_needs_nats: bool = _option(False, checks.flag)
-    metrics: bool = _option(False, checks.flag)
+    servers: tuple[str, ...] = _option(("nats://127.0.0.1:4222",), validators.server_urls)
+    """URLs of NATS servers: ``nats://``, ``tls://``, ``ws://`` or ``wss://``."""
+    prefix: str = _option("/nats", validators.path_prefix)
+    """The path below which the routes are registered; may be empty."""
+    subscribe: tuple[str, ...] = _option((), validators.allowed_patterns)
+    """Patterns that every client may subscribe to, as in `Permissions.subscribe`."""
+    deny: tuple[str, ...] = _option((), validators.denied_patterns)
+    """Patterns that no client may subscribe to, as in `Permissions.deny`."""
+    permissions: PermissionsFunction | None = _option(None, validators.function)
+    """A function that returns the `Permissions` of a client, instead of ``subscribe`` and ``deny``."""
+    permissions_timeout: float = _option(10.0, validators.seconds(0.1))
+    """Seconds that the ``permissions`` function may take."""
+    allowed_origins: tuple[str, ...] = _option((), validators.origins)
+    """Other origins whose pages may use the bridge, such as ``https://app.example``."""
+    expose_headers: tuple[str, ...] = _option((), validators.header_names)
+    """The NATS headers that clients get, by exact name."""
+    heartbeat: float = _option(15.0, validators.seconds(0.1))
+    """Seconds after which a heartbeat is sent if nothing else was."""
+    retry: float = _option(2.0, validators.seconds(0.1))
+    """Seconds before a client reconnects, at least; twice as long at most."""
+    reconnect_spread: float = _option(10.0, validators.seconds(0))
+    """Seconds over which the clients of a worker that stops are told to reconnect."""
+    unsubscribe_delay: float = _option(1.0, validators.seconds(0))
+    """Seconds before unsubscribing from NATS after the last subscriber leaves."""
+    confirm_timeout: float = _option(5.0, validators.seconds(0))
+    """Seconds that a subscribe waits for NATS before it is answered with ``"active": false``."""
+    relay_timeout: float = _option(2.0, validators.seconds(0.1))
+    """Seconds beyond ``confirm_timeout`` that a POST waits for the worker that holds its session."""
+    max_subscriptions: int = _option(128, validators.integer(1))
+    """The largest number of patterns per session."""
+    max_patterns: int = _option(20_000, validators.integer(1))
+    """The largest number of different patterns per worker."""
+    max_subscribe_rate: float = _option(1000.0, validators.rate)
+    """The largest number of SUB and UNSUB per second that clients may cause; others wait."""
+    max_sessions: int = _option(10_000, validators.integer(1))
+    """The largest number of sessions per worker, pending ones included."""
+    max_sessions_per_identity: int = _option(100, validators.integer(1))
+    """The largest number of sessions of one identity per worker."""
+    command_rate: float = _option(20.0, validators.rate)
+    """Commands per second of one session."""
+    command_burst: int = _option(40, validators.integer(1))
+    """Commands of one session at once. As many again close the session with 4429."""
+    max_bad_commands: int = _option(20, validators.integer(1))
+    """Invalid commands of one session per minute. One more closes it with 4429."""
+    max_command_bytes: int = _option(65_536, validators.integer(64))
+    """The largest size of one command."""
+    max_pending_bytes: int = _option(1_048_576, validators.integer(1024))
+    """The largest number of bytes buffered for one client before its messages are skipped."""
+    overflow: str = _option("gap", validators.one_of("gap", "latest", "close"))
+    """What a client over ``max_pending_bytes`` gets: ``gap``, ``latest`` or ``close``."""
+    write_timeout: float = _option(20.0, validators.seconds(0.1))
+    """Seconds after which a client that accepts no data is disconnected."""
+    flush_interval: float = _option(0.0, validators.seconds(0, 1))
+    """Seconds for which messages are gathered into one write; 0 gathers those of one turn of the event loop."""
+    ready_needs_nats: bool = _option(False, validators.boolean)
+    """Whether ``/health/ready`` returns 503 while NATS is disconnected."""
+    metrics: bool = _option(False, validators.boolean)
+    """Whether ``/metrics`` is served."""
 
-    name: str = _option("sanic-nats-bridge", checks.text)
-    user: str | None = _option(None, checks.text)
-    password: str | None = _option(None, checks.text)
-    token: str | None = _option(None, checks.text)
-    credentials: str | None = _option(None, checks.readable_file)
-    nkeys_seed: str | None = _option(None, checks.readable_file)
-    inbox_prefix: str = _option("_INBOX", checks.reserved_prefix)
-    control_prefix: str | None = _option(None, checks.reserved_prefix)
-    tls: ssl.SSLContext | None = _option(None, checks.tls_context)
-    tls_ca: str | None = _option(None, checks.readable_file)
-    tls_cert: str | None = _option(None, checks.readable_file)
-    tls_key: str | None = _option(None, checks.readable_file)
-    tls_hostname: str | None = _option(None, checks.text)
-    tls_handshake_first: bool = _option(False, checks.flag)
-    connect_timeout: float = _option(2.0, checks.seconds(0.1))
-    ping_interval: float = _option(4.0, checks.seconds(0.1))
+    name: str = _option("sanic-nats-bridge", validators.string)
+    """The name of the connection in NATS's monitoring."""
+    user: str | None = _option(None, validators.string)
+    """The user name; it may be in the URL instead."""
+    password: str | None = _option(None, validators.string)
+    """The password; it may be in the URL instead."""
+    token: str | None = _option(None, validators.string)
+    """The authentication token."""
+    credentials: str | None = _option(None, validators.file_path)
+    """The path of a ``.creds`` file."""
+    nkeys_seed: str | None = _option(None, validators.file_path)
+    """The path of a file with an nkey seed."""
+    inbox_prefix: str = _option("_INBOX", validators.reserved_prefix)
+    """The prefix of the reply subjects of `NatsBridge.client`; begins with ``_``."""
+    control_prefix: str | None = _option(None, validators.reserved_prefix)
+    """The prefix of the subjects on which the workers of one app communicate; begins with ``_``. By default it is
+    ``_NATSBRIDGE.`` and the app's name."""
+    tls: ssl.SSLContext | None = _option(None, validators.tls_context)
+    """The TLS context for NATS."""
+    tls_ca: str | None = _option(None, validators.file_path)
+    """The path of a PEM file with the certificates of the authorities that are trusted."""
+    tls_cert: str | None = _option(None, validators.file_path)
+    """The path of a PEM file with the client certificate."""
+    tls_key: str | None = _option(None, validators.file_path)
+    """The path of a PEM file with the key of ``tls_cert``."""
+    tls_hostname: str | None = _option(None, validators.string)
+    """The name expected in the server's certificate."""
+    tls_handshake_first: bool = _option(False, validators.boolean)
+    """Whether TLS begins before the server's INFO."""
+    connect_timeout: float = _option(2.0, validators.seconds(0.1))
+    """Seconds that one attempt to connect may take."""
+    ping_interval: float = _option(4.0, validators.seconds(0.1))
+    """Seconds between PINGs to NATS. A connection without data for as long after a PING is closed."""
 
     @classmethod
     def resolve(cls, keywords: Mapping[str, Any], config: Mapping[str, Any]) -> "Settings":
-        """The settings from the keyword arguments, then the app's configuration, then the defaults.
+        """Return the settings from the keyword arguments, then the app's configuration, then the defaults.
 
         Raises:
-            SettingsError: An unknown name, a value that its check refuses, or two that do not fit.
+            SettingsError: A name is unknown, a value is invalid, or two values contradict each other.
         """
-        options = {option.name: option.metadata["check"] for option in fields(cls)}
+        validate = {option.name: option.metadata["validator"] for option in fields(cls)}
         values = _configured(config) | dict(keywords)
         for name in values:
-            if name not in options:
+            if name in _RENAMED:
+                raise SettingsError(f"NatsBridge setting '{name}' was renamed; use '{_RENAMED[name]}'")
+            if name not in validate:
                 raise SettingsError(f"NatsBridge has no setting '{name}'")
-        checked = {name: _checked(name, value, options[name]) for name, value in values.items() if value is not None}
-        settings = cls(**checked)
-        settings._check_together()
+        valid = {name: _validated(name, value, validate[name]) for name, value in values.items() if value is not None}
+        settings = cls(**valid)
+        settings._check_combinations()
         return settings
 
-    def _check_together(self) -> None:
+    def _check_combinations(self) -> None:
         if self.tls_key and not self.tls_cert:
-            raise SettingsError("NatsBridge setting 'tls_key' needs 'tls_cert' beside it")
+            raise SettingsError("NatsBridge setting 'tls_key' requires 'tls_cert'")
         if self.tls and (self.tls_ca or self.tls_cert):
             raise SettingsError("NatsBridge setting 'tls' excludes 'tls_ca', 'tls_cert' and 'tls_key'")
         if self.tls_only and any(urlsplit(url).scheme == "ws" for url in self.servers):
-            raise SettingsError(
-                "NatsBridge setting 'servers' must be wss:// URLs, not ws://, where TLS is set up beside it"
-            )
+            raise SettingsError("NatsBridge setting 'servers' must be wss:// URLs, not ws://, if TLS is configured")
         if self.permissions and (self.subscribe or self.deny):
-            # They would hold for nobody, and whoever has set them must not believe that they do.
-            raise SettingsError("NatsBridge setting 'permissions' excludes 'subscribe' and 'deny': let it return them")
+            # They would have no effect, and their author must not believe that they do.
+            raise SettingsError(
+                "NatsBridge setting 'permissions' excludes 'subscribe' and 'deny': return them from the function"
+            )
         self._check_packages()
         self.tls_context()
 
@@ -172,38 +227,38 @@ class Settings:
             ("servers", by_websocket, "aiohttp", "nats-py[aiohttp]"),
         ):
             if wanted and find_spec(module) is None:
-                raise SettingsError(f"NatsBridge setting '{name}' needs pip install '{package}'")
+                raise SettingsError(f"NatsBridge setting '{name}' requires a package: pip install '{package}'")
 
     @cached_property
-    def everybody(self) -> Permissions:
-        """What everybody may follow, where there is no ``permissions`` function."""
+    def default_permissions(self) -> Permissions:
+        """The permissions of every client if there is no ``permissions`` function."""
         return Permissions(self.subscribe, self.deny)
 
     @property
     def high_water_bytes(self) -> int:
-        """How much may wait in a client's buffer before its messages are left out."""
+        """The number of buffered bytes above which a client is a slow consumer."""
         return self.max_pending_bytes - self.kept_bytes
 
     @property
     def low_water_bytes(self) -> int:
-        """How little must wait for a client until it counts as having caught up."""
+        """The number of buffered bytes below which a client is no slow consumer any more."""
         return self.high_water_bytes // 4
 
     @property
     def kept_bytes(self) -> int:
-        """How much is kept of what a client cannot be given yet: the other half of what may wait for it."""
+        """The number of bytes kept for a slow consumer with ``overflow="latest"``: half of ``max_pending_bytes``."""
         return self.max_pending_bytes // 2 if self.overflow == "latest" else 0
 
     @property
     def tls_only(self) -> bool:
-        """Whether no server may be spoken to without TLS, even where its URL does not ask for it."""
+        """Whether every server must speak TLS, even if its URL doesn't request it."""
         return bool(self.tls or self.tls_ca or self.tls_cert or self.tls_hostname or self.tls_handshake_first)
 
     def tls_context(self) -> ssl.SSLContext | None:
-        """The TLS context for NATS; ``None`` leaves it to nats-py, which verifies by what the system trusts.
+        """Return the TLS context for NATS, or ``None`` for the default of nats-py, which verifies certificates.
 
         Raises:
-            SettingsError: The files that it is made from do not load.
+            SettingsError: A file cannot be loaded.
         """
         if self.tls or not (self.tls_ca or self.tls_cert):
             return self.tls
@@ -213,7 +268,7 @@ class Settings:
                 context.load_cert_chain(self.tls_cert, self.tls_key)
         except (OSError, ssl.SSLError) as error:
             raise SettingsError(
-                f"NatsBridge settings 'tls_ca', 'tls_cert', 'tls_key' do not load: {error.strerror}"
+                f"NatsBridge settings 'tls_ca', 'tls_cert', 'tls_key' cannot be loaded: {error.strerror}"
             ) from None
         return context
 
@@ -227,7 +282,7 @@ def _configured(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_written(key: str, value: Any) -> Any:
-    # Sanic reads numbers and truth values into what comes from the environment; a token "0042" is none.
+    # Sanic converts values from the environment to numbers and Booleans, but a token "0042" must stay a string.
     name = key.removeprefix(CONFIG_PREFIX)
     if not isinstance(value, bool | int | float) or isinstance(getattr(Settings, name.lower(), None), int | float):
         return value
@@ -242,8 +297,8 @@ def _number(text: str) -> float | None:
     return None
 
 
-def _checked(name: str, value: Any, check: Callable[[Any], Any]) -> Any:
+def _validated(name: str, value: Any, validator: Callable[[Any], Any]) -> Any:
     try:
-        return check(value)
+        return validator(value)
     except ValueError as error:
         raise SettingsError(f"NatsBridge setting '{name}' {error}") from None

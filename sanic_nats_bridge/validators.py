@@ -1,7 +1,7 @@
-"""What the value of a setting must be; each check returns it as the settings hold it.
+"""One function per kind of setting; each returns the value as `Settings` keeps it.
 
-All raise ``ValueError``: what is wrong, to be read behind the name of the setting. None repeats a
-value that may be a secret.
+All raise ``ValueError`` with a message that continues the name of the setting. A message repeats the value unless
+it may be a secret.
 """
 
 import contextlib
@@ -12,62 +12,62 @@ import re
 import ssl
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 from urllib.parse import urlsplit
 
 from .auth.origins import parse_origin
 from .auth.permissions import Permissions
-from .errors import SubjectInvalid
+from .errors import InvalidSubject
 from .protocol.subjects import has_wildcard, validate
 
 __all__ = [
-    "flag",
+    "allowed_patterns",
+    "boolean",
+    "denied_patterns",
+    "file_path",
     "function",
     "header_names",
+    "integer",
     "one_of",
-    "open_patterns",
     "origins",
     "path_prefix",
     "rate",
-    "readable_file",
     "reserved_prefix",
     "seconds",
     "server_urls",
-    "shut_patterns",
-    "text",
+    "string",
+    "strings",
     "tls_context",
-    "whole",
-    "words",
 ]
 
-_SCHEMES: Final = ("nats", "tls", "ws", "wss")
-_HEADER_NAME: Final = re.compile(r"[!-9;-~]+")  # ADR-4: printable ASCII without the colon
-_PREFIX: Final = re.compile(r"(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._~-]+)*")
-_MAX_PREFIX_BYTES: Final = 128
-_MAX_SECONDS: Final = 86_400
-_UNPRINTABLE: Final = re.compile(r"[\s\x00-\x1f\x7f]")
+_SCHEMES = ("nats", "tls", "ws", "wss")
+_HEADER_NAME = re.compile(r"[!-9;-~]+")  # ADR-4: printable ASCII without the colon
+_PREFIX = re.compile(r"(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._~-]+)*")
+_MAX_PREFIX_BYTES = 128
+_MAX_SECONDS = 86_400
+_UNPRINTABLE = re.compile(r"[\s\x00-\x1f\x7f]")
 
 
-def text(value: Any) -> str:
-    """A text that is not empty."""
+def string(value: Any) -> str:
+    """Return a non-empty string."""
     if not isinstance(value, str) or not value:
-        raise ValueError("must be a text that is not empty")
+        raise ValueError("must be a non-empty string")
     return value
 
 
-def flag(value: Any) -> bool:
-    """True or false; of ``1`` and ``0`` in the environment Sanic makes numbers."""
+def boolean(value: Any) -> bool:
+    """Return a Boolean. Sanic converts ``1`` and ``0`` in the environment to numbers."""
     if not isinstance(value, bool | int) or value not in (0, 1):
-        raise ValueError("must be true or false")
+        raise ValueError(f"must be True or False, got {value!r}")
     return bool(value)
 
 
-def words(value: Any) -> tuple[str, ...]:
-    """A list of texts; one text holds them as JSON, or separated by blanks."""
+def strings(value: Any) -> tuple[str, ...]:
+    """Return several strings: a list, or one string with a JSON list or with words separated by spaces."""
     if isinstance(value, str):
-        value = _json_list(value) if value.lstrip().startswith("[") else _blank_separated(value)
+        value = _json_list(value) if value.lstrip().startswith("[") else _words(value)
     if not isinstance(value, list | tuple | set | frozenset) or not all(isinstance(word, str) for word in value):
-        raise ValueError("must be a list of texts")
+        raise ValueError("must be a list of strings")
     return tuple(value)
 
 
@@ -75,21 +75,21 @@ def _json_list(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:
-        raise ValueError("is not a JSON list") from None
+        raise ValueError("must be a valid JSON list") from None
 
 
-def _blank_separated(text: str) -> list[str]:
+def _words(text: str) -> list[str]:
     if "," in text:
-        # A subject may hold one; who writes it here has most likely meant two.
-        raise ValueError("must be separated by blanks, not commas; a JSON list may hold words with commas")
+        # A subject may contain a comma, but this one most likely separates two words.
+        raise ValueError("must be separated by spaces, not commas; use a JSON list for words that contain a comma")
     return text.split()
 
 
 def server_urls(value: Any) -> tuple[str, ...]:
-    """URLs of NATS servers, all of one kind."""
-    servers = words(value)
+    """Return the URLs of NATS servers: all WebSocket URLs, or none."""
+    servers = strings(value)
     if not servers:
-        raise ValueError("must name at least one NATS server")
+        raise ValueError("must have at least one NATS server")
     if not all(_is_server(server) for server in servers):
         raise ValueError("must be NATS URLs such as nats://127.0.0.1:4222")
     if len({server.partition("://")[0].lower() in ("ws", "wss") for server in servers}) > 1:
@@ -106,21 +106,21 @@ def _is_server(url: str) -> bool:
     return address and not _UNPRINTABLE.search(url) and parts.path in ("", "/") and not parts.query + parts.fragment
 
 
-def open_patterns(value: Any) -> tuple[str, ...]:
-    """Patterns that may be opened to clients."""
-    patterns = words(value)
-    _permissible("subscribe", subscribe=patterns)
+def allowed_patterns(value: Any) -> tuple[str, ...]:
+    """Return patterns that `Permissions` accepts as allowed."""
+    patterns = strings(value)
+    _check_permissions("subscribe", subscribe=patterns)
     return patterns
 
 
-def shut_patterns(value: Any) -> tuple[str, ...]:
-    """Patterns that may be shut to clients."""
-    patterns = words(value)
-    _permissible("deny", deny=patterns)
+def denied_patterns(value: Any) -> tuple[str, ...]:
+    """Return patterns that `Permissions` accepts as denied."""
+    patterns = strings(value)
+    _check_permissions("deny", deny=patterns)
     return patterns
 
 
-def _permissible(name: str, **permissions: tuple[str, ...]) -> None:
+def _check_permissions(name: str, **permissions: tuple[str, ...]) -> None:
     try:
         Permissions(**permissions)  # type: ignore[arg-type]  # mypy sees one type for all keywords
     except ValueError as error:
@@ -128,18 +128,18 @@ def _permissible(name: str, **permissions: tuple[str, ...]) -> None:
 
 
 def header_names(value: Any) -> tuple[str, ...]:
-    """Names of NATS headers."""
-    names = words(value)
+    """Return names of NATS headers (ADR-4)."""
+    names = strings(value)
     if not all(_HEADER_NAME.fullmatch(name) for name in names):
-        raise ValueError("must be names of NATS headers")
+        raise ValueError(f"must be names of NATS headers, in printable ASCII without a colon, got {names!r}")
     return names
 
 
 def origins(value: Any) -> tuple[str, ...]:
-    """Origins, as browsers write them."""
-    origins = words(value)
+    """Return origins as browsers write them."""
+    origins = strings(value)
     if "*" in origins:
-        raise ValueError("must name each origin: '*' would let in the pages of everybody, with their visitors' cookies")
+        raise ValueError("must name each origin: '*' would admit every page, with the cookies of its visitors")
     return tuple(map(_origin, origins))
 
 
@@ -148,91 +148,93 @@ def _origin(text: str) -> str:
         return str(parse_origin(text))
     except ValueError:
         raise ValueError(
-            f"must be origins such as https://app.example, in ASCII and without a path, or null: {text!a}"
+            f"must be origins such as https://app.example, in ASCII and without a path, or null, got {text!a}"
         ) from None
 
 
 def path_prefix(value: Any) -> str:
-    """A path without a slash at its end, or nothing."""
+    """Return an empty string or a path without a trailing slash."""
     if not isinstance(value, str) or not _PREFIX.fullmatch(value):
-        raise ValueError("must be empty or a path such as /nats, without a slash at its end")
+        raise ValueError(f"must be empty or a path such as /nats, without a trailing slash, got {value!r}")
     return value
 
 
-def seconds(least: float, most: float = _MAX_SECONDS) -> Callable[[Any], float]:
-    """A check for a duration of ``least`` to ``most`` seconds, a day by default."""
+def seconds(minimum: float, maximum: float = _MAX_SECONDS) -> Callable[[Any], float]:
+    """Return a validator for a duration in seconds, of one day at most by default."""
 
     def check(value: Any) -> float:
         number = not isinstance(value, bool) and isinstance(value, int | float)
-        if not number or not least <= value <= most:
-            raise ValueError(f"must be a number of seconds, from {least} to {most}")
+        if not number or not minimum <= value <= maximum:
+            raise ValueError(f"must be a number of seconds from {minimum} to {maximum}, got {value!r}")
         return float(value)
 
     return check
 
 
 def rate(value: Any) -> float:
-    """How many times a second."""
+    """Return a number of events per second."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError("must be a number above 0")
+        raise ValueError(f"must be a number above 0, got {value!r}")
     return float(value)
 
 
 def function(value: Any) -> Callable[..., Any]:
-    """What can be called."""
+    """Return a callable."""
     if not callable(value):
-        raise ValueError("must be an async function")
+        raise ValueError(f"must be an async function, got {value!r}")
     function: Callable[..., Any] = value
     return function
 
 
 def one_of(*words: str) -> Callable[[Any], str]:
-    """A check for one of these words."""
+    """Return a validator for one of these words."""
 
     def check(value: Any) -> str:
         if not isinstance(value, str) or value not in words:
-            raise ValueError(f"must be one of {', '.join(words)}")
+            raise ValueError(f"must be one of {', '.join(words)}, got {value!r}")
         return value
 
     return check
 
 
-def whole(least: int) -> Callable[[Any], int]:
-    """A check for a whole number of at least ``least``."""
+def integer(minimum: int) -> Callable[[Any], int]:
+    """Return a validator for an integer of at least ``minimum``."""
 
     def check(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"must be a whole number, at least {least}")
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            raise ValueError(f"must be an integer of at least {minimum}, got {value!r}")
         return value
 
     return check
 
 
-def readable_file(value: Any) -> str:
-    """The path of a file that is there."""
-    path = os.fspath(value) if isinstance(value, Path) else text(value)
+def file_path(value: Any) -> str:
+    """Return the path of an existing file."""
+    path = os.fspath(value) if isinstance(value, Path) else string(value)
     try:
-        there = Path(path).is_file()
+        exists = Path(path).is_file()
     except (OSError, ValueError):
-        there = False
-    if not there:
-        # What it says instead may be the secret itself.
-        raise ValueError("must be the path of a file that is there")
+        exists = False
+    if not exists:
+        # Without the value: a secret may have been given instead of a path.
+        raise ValueError("must be the path of an existing file")
     return path
 
 
 def reserved_prefix(value: Any) -> str:
-    """A subject without wildcards, of those that no wildcard in first place matches."""
-    prefix = text(value)
-    with contextlib.suppress(SubjectInvalid):
-        # A client that may follow everything must not see what the app and the bridge say to others.
+    """Return a literal subject that no wildcard in first place matches."""
+    prefix = string(value)
+    with contextlib.suppress(InvalidSubject):
+        # A client that may subscribe to everything must not see these subjects.
         if validate(prefix)[0] == "_" and not has_wildcard(prefix) and len(prefix) <= _MAX_PREFIX_BYTES:
             return prefix
-    raise ValueError(f"must be a subject of at most {_MAX_PREFIX_BYTES} bytes, without wildcards, beginning with '_'")
+    raise ValueError(
+        f"must be a literal subject of at most {_MAX_PREFIX_BYTES} bytes that begins with '_', got {prefix!a}"
+    )
 
 
 def tls_context(value: Any) -> ssl.SSLContext:
-    """An ``ssl.SSLContext``."""
+    """Return an ``ssl.SSLContext``."""
     if not isinstance(value, ssl.SSLContext):
         raise ValueError("must be an ssl.SSLContext; in the configuration use tls_ca, tls_cert and tls_key")
     return value

@@ -29,7 +29,7 @@ def server() -> ServerName:
 @pytest.fixture
 async def bridge(shared_nats: NatsServer, server: ServerName) -> AsyncIterator[Bridge]:
     """An app with a bridge that opens everything, served in this event loop, connected to NATS."""
-    async with running(servers=shared_nats.url, subscribe=[">"], linger=0.1, server=server) as served:
+    async with running(servers=shared_nats.url, subscribe=[">"], unsubscribe_delay=0.1, server=server) as served:
         yield served
 
 

@@ -6,12 +6,12 @@ import math
 import time
 from collections.abc import Callable
 
-__all__ = ["Expiries"]
+__all__ = ["ExpirationQueue"]
 
 _RECHECK_SECONDS = 30.0
 
 
-class Expiries:
+class ExpirationQueue:
     """A queue of sessions by the time at which their permissions expire.
 
     It goes by the wall clock, but the timers of the event loop go by a monotonic one. A wall clock that is set

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from ipaddress import IPv6Address
 from typing import Final, NamedTuple
 
-__all__ = ["Caller", "Origin", "OriginRule", "parse_origin"]
+__all__ = ["Caller", "Origin", "OriginPolicy", "parse_origin"]
 
 _HOST: Final = r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)"
 _ORIGIN: Final = re.compile(rf"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://{_HOST}(?::(?P<port>[0-9]{{1,5}}))?")
@@ -50,13 +50,13 @@ class Caller(NamedTuple):
     """``http`` or ``https``, where it is known."""
 
 
-class OriginRule:
+class OriginPolicy:
     """Lets in the app's own pages, those of the allowed origins, and clients that are not browsers."""
 
     def __init__(self, allowed: Iterable[str]) -> None:
         self._allowed: Final = frozenset(map(parse_origin, allowed))
 
-    def admits(self, caller: Caller) -> bool:
+    def allows(self, caller: Caller) -> bool:
         """Whether the request may come in.
 
         Without an ``Origin`` the browser's ``Sec-Fetch-Site`` decides; a value of it that is not known

@@ -2,14 +2,14 @@
 
 from collections.abc import Collection, Sequence
 
-from ..errors import SubjectForbidden, SubscriptionLimit
+from ..errors import ForbiddenSubject, SubscriptionLimitExceeded
 from ..protocol import subjects
 from .permissions import CONTROL_TOKEN, Grant, Permissions
 
-__all__ = ["Admission"]
+__all__ = ["SubscriptionPolicy"]
 
 
-class Admission:
+class SubscriptionPolicy:
     """The rules for the patterns of every command, whatever the permissions of its client.
 
     Args:
@@ -21,19 +21,19 @@ class Admission:
         self._max = max_subscriptions
         self._control = f"{control_prefix}.>"
 
-    def valid(self, patterns: Sequence[str]) -> list[str]:
+    def validate(self, patterns: Sequence[str]) -> list[str]:
         """Validate the patterns of a command; return each of them once.
 
         Raises:
-            SubscriptionLimit: There are more than a session may hold.
-            SubjectInvalid: One is outside the grammar.
+            SubscriptionLimitExceeded: There are more than a session may hold.
+            InvalidSubject: One is outside the grammar.
         """
         if len(patterns) > self._max:
-            raise SubscriptionLimit(f"At most {self._max} subjects for a session", patterns)
+            raise SubscriptionLimitExceeded(f"At most {self._max} subjects for a session", patterns)
         return [subjects.validate(pattern) for pattern in dict.fromkeys(patterns)]
 
-    def admit(self, permissions: Permissions, patterns: Sequence[str], held: Collection[str] = ()) -> list[Grant]:
-        """Authorize patterns that `valid` has returned.
+    def authorize(self, permissions: Permissions, patterns: Sequence[str], held: Collection[str] = ()) -> list[Grant]:
+        """Authorize patterns that `validate` has returned.
 
         Args:
             permissions: The permissions of the session.
@@ -41,24 +41,24 @@ class Admission:
             held: The patterns to which the session is subscribed.
 
         Raises:
-            SubjectInvalid: The real pattern behind an alias is too long or has too many tokens.
-            SubjectForbidden: One is not allowed.
-            SubscriptionLimit: Together with those held they are more than a session may hold.
+            InvalidSubject: The real pattern behind an alias is too long or has too many tokens.
+            ForbiddenSubject: One is not allowed.
+            SubscriptionLimitExceeded: Together with those held they are more than a session may hold.
         """
         grants = [self.grant(permissions, pattern) for pattern in patterns]
         if len({*patterns, *held}) > self._max:
-            raise SubscriptionLimit(f"At most {self._max} subjects for a session", patterns)
+            raise SubscriptionLimitExceeded(f"At most {self._max} subjects for a session", patterns)
         return grants
 
     def grant(self, permissions: Permissions, pattern: str) -> Grant:
         """Authorize one valid pattern.
 
         Raises:
-            SubjectInvalid: The real pattern behind an alias is too long or has too many tokens.
-            SubjectForbidden: It isn't allowed, or it overlaps the subjects on which the workers communicate.
+            InvalidSubject: The real pattern behind an alias is too long or has too many tokens.
+            ForbiddenSubject: It isn't allowed, or it overlaps the subjects on which the workers communicate.
         """
-        grant = permissions.grant_valid(pattern)
+        grant = permissions.authorize(pattern)
         # A wildcard in first place doesn't match reserved subjects.
         if subjects.is_reserved(grant.real) and subjects.overlaps(self._control, grant.real):
-            raise SubjectForbidden(f"Not allowed: '{pattern}'", [pattern])
+            raise ForbiddenSubject(f"Not allowed: '{pattern}'", [pattern])
         return grant

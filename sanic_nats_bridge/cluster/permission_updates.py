@@ -15,9 +15,9 @@ from msgspec import Struct
 
 from ..auth.permissions import Permissions
 from ..protocol.session_ids import key_of
-from ..sessions.registry import Sessions
+from ..sessions.registry import SessionRegistry
 
-__all__ = ["Decisions"]
+__all__ = ["PermissionUpdates"]
 
 logger = logging.getLogger("sanic.root.nats_bridge")
 
@@ -31,14 +31,14 @@ _Target: TypeAlias = tuple[str | None, str | None]
 class _Permissions(Struct, frozen=True, kw_only=True):
     subscribe: tuple[str, ...]
     deny: tuple[str, ...]
-    values: dict[str, str]
-    map: dict[str, str]
-    literal_only: bool
+    variables: dict[str, str]
+    aliases: dict[str, str]
+    allow_wildcards: bool
     identity: str | None
     expires_at: float | None
 
 
-class _Decision(Struct, frozen=True, kw_only=True):
+class _Update(Struct, frozen=True, kw_only=True):
     """About the sessions of an identity, or one session by its key; without permissions they are revoked."""
 
     worker: str
@@ -51,10 +51,10 @@ class _Decision(Struct, frozen=True, kw_only=True):
 
 # What is of a subclass of `str` goes out as text too.
 _encode = msgspec.json.Encoder(enc_hook=str.__str__).encode
-_decode = msgspec.json.Decoder(_Decision).decode
+_decode = msgspec.json.Decoder(_Update).decode
 
 
-class Decisions:
+class PermissionUpdates:
     """Applies revocations and new permissions on every worker.
 
     Args:
@@ -62,14 +62,14 @@ class Decisions:
         announce: Sends a payload to all other workers, as `ControlChannel.announce`.
     """
 
-    def __init__(self, sessions: Sessions, announce: Callable[[bytes], Awaitable[None]]) -> None:
+    def __init__(self, sessions: SessionRegistry, announce: Callable[[bytes], Awaitable[None]]) -> None:
         self._sessions = sessions
         self._announce = announce
-        self._untold: dict[_Target, _Decision] = {}
+        self._untold: dict[_Target, _Update] = {}
         self._newest: dict[_Target, float] = {}
         """When the last decision about each was made, or heard of."""
         self._others_return = False
-        self._one_at_a_time = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     async def revoke(self, identity: str | None, session: str | None) -> int:
         """End sessions, as `NatsBridge.revoke` says; returns how many of this worker."""
@@ -77,13 +77,13 @@ class Decisions:
         await self._tell(identity, session, None)
         return count
 
-    async def repermit(self, permissions: Permissions, identity: str | None, session: str | None) -> int:
-        """Have sessions go by other permissions, as `NatsBridge.repermit` says; returns how many of this worker."""
-        count = self._sessions.repermit(permissions, identity, session)
+    async def update_permissions(self, permissions: Permissions, identity: str | None, session: str | None) -> int:
+        """Replace permissions as `NatsBridge.update_permissions` does; return the number of sessions on this worker."""
+        count = self._sessions.update_permissions(permissions, identity, session)
         await self._tell(identity, session, permissions)
         return count
 
-    async def nats_returned(self) -> None:
+    async def nats_connected(self) -> None:
         """Tell the others what they could not be told while NATS was away, once they too are likely to be back."""
         if self._untold and not self._others_return:
             self._others_return = True
@@ -95,25 +95,25 @@ class Decisions:
 
     async def _tell_untold(self) -> None:
         # In turn: where NATS takes nothing for a while, what was decided first could be told last.
-        async with self._one_at_a_time:
+        async with self._lock:
             while self._untold:
-                target, decision = next(iter(self._untold.items()))
+                target, update = next(iter(self._untold.items()))
                 try:
-                    await self._announce(_encode(decision))
+                    await self._announce(_encode(update))
                 except ConnectionError:
                     for each, untold in self._untold.items():
                         late_since = untold.late_since or time.time()
                         self._untold[each] = msgspec.structs.replace(untold, late_since=late_since)
-                    logger.warning("NATS is away: other workers hear of a revoke or repermit when it is back")
+                    logger.warning("NATS is away: other workers hear of a revoke or update_permissions when it is back")
                     return
                 except ValueError as error:
-                    logger.error("Other workers cannot be told of a repermit: it is %s", error)
-                if self._untold.get(target) is decision:
+                    logger.error("Other workers cannot be told of a update_permissions: it is %s", error)
+                if self._untold.get(target) is update:
                     del self._untold[target]
 
     async def _tell(self, identity: str | None, session: str | None, permissions: Permissions | None) -> None:
         key = None if session is None else key_of(session)
-        decision = _Decision(
+        update = _Update(
             worker=self._sessions.worker,
             identity=identity,
             session=key,
@@ -121,7 +121,7 @@ class Decisions:
         )
         self._note((identity, key))
         self._untold.pop((identity, key), None)
-        self._untold[identity, key] = decision
+        self._untold[identity, key] = update
         if not self._others_return:
             await self._tell_untold()
 
@@ -131,36 +131,36 @@ class Decisions:
         if len(self._newest) > _MAX_NOTED:
             del self._newest[next(iter(self._newest))]
 
-    def hear(self, data: bytes) -> None:
+    def receive(self, data: bytes) -> None:
         """Do here what was decided on another worker. Never raises; what cannot be read is left out, and logged."""
         try:
-            decision = _decode(data)
-            target = (decision.identity, decision.session)
-            if decision.worker == self._sessions.worker or self._is_outdated(target, decision):
+            update = _decode(data)
+            target = (update.identity, update.session)
+            if update.worker == self._sessions.worker or self._is_outdated(target, update):
                 return
             self._note(target)
-            if decision.permissions is None:
-                self._sessions.revoke(decision.identity, decision.session)
+            if update.permissions is None:
+                self._sessions.revoke(update.identity, update.session)
             else:
-                self._sessions.repermit(_read(decision.permissions), decision.identity, decision.session)
+                self._sessions.update_permissions(_read(update.permissions), update.identity, update.session)
         except (msgspec.MsgspecError, ValueError, RecursionError):
-            logger.warning("A revoke or repermit of another worker cannot be carried out", exc_info=True)
+            logger.warning("A revoke or update_permissions of another worker cannot be carried out", exc_info=True)
         except Exception:
-            logger.exception("Fault in a revoke or repermit of another worker")
+            logger.exception("Fault in a revoke or update_permissions of another worker")
 
-    def _is_outdated(self, target: _Target, decision: _Decision) -> bool:
+    def _is_outdated(self, target: _Target, update: _Update) -> bool:
         """Whether there was a newer one meanwhile; a revoke holds all the same, for clocks differ."""
-        late_since = decision.late_since
-        return None not in (late_since, decision.permissions) and self._newest.get(target, 0) > (late_since or 0)
+        late_since = update.late_since
+        return None not in (late_since, update.permissions) and self._newest.get(target, 0) > (late_since or 0)
 
 
 def _written(permissions: Permissions) -> _Permissions:
     return _Permissions(
         subscribe=tuple(permissions.subscribe),
         deny=tuple(permissions.deny),
-        values=dict(permissions.values),
-        map=dict(permissions.map),
-        literal_only=permissions.literal_only,
+        variables=dict(permissions.variables),
+        aliases=dict(permissions.aliases),
+        allow_wildcards=permissions.allow_wildcards,
         identity=permissions.identity,
         expires_at=None if permissions.expires is None else permissions.expires_at,
     )
@@ -170,9 +170,9 @@ def _read(written: _Permissions) -> Permissions:
     return Permissions(
         subscribe=written.subscribe,
         deny=written.deny,
-        values=written.values,
-        map=written.map,
-        literal_only=written.literal_only,
+        variables=written.variables,
+        aliases=written.aliases,
+        allow_wildcards=written.allow_wildcards,
         identity=written.identity,
         expires=written.expires_at,
     )

@@ -16,17 +16,17 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from ..errors import (
     BridgeError,
-    CommandInvalid,
     InternalError,
+    InvalidCommand,
     NatsUnavailable,
-    SessionUnknown,
-    SessionUnreachable,
-    SizeLimit,
-    revive,
+    SizeLimitExceeded,
+    UnknownSession,
+    UnreachableSession,
+    error_from_code,
 )
 from ..protocol.messages import Command, Outcome, Reply, decode_command, encode
 from ..protocol.session_ids import digest, worker_of
-from ..sessions.registry import Sessions
+from ..sessions.registry import SessionRegistry
 from .control_channel import NobodyListensError
 
 __all__ = ["Relay", "Request"]
@@ -70,7 +70,7 @@ class Relay:
         request: Sends a request to another worker.
     """
 
-    def __init__(self, sessions: Sessions, request: Request) -> None:
+    def __init__(self, sessions: SessionRegistry, request: Request) -> None:
         self._sessions = sessions
         self._request = request
         settings = sessions.settings
@@ -83,16 +83,16 @@ class Relay:
         That worker counts a rejection as its own, so an outcome needs no counting.
 
         Raises:
-            SessionUnknown: There is no such session, or it belongs to another client.
-            SessionUnreachable: The worker that holds it does not answer; the command may have been executed
+            UnknownSession: There is no such session, or it belongs to another client.
+            UnreachableSession: The worker that holds it does not answer; the command may have been executed
                 all the same.
             NatsUnavailable: Another worker holds it, and NATS is away.
-            SizeLimit: The command is larger than NATS takes.
+            SizeLimitExceeded: The command is larger than NATS takes.
             InternalError: The reply of the other worker cannot be read.
         """
         worker, key = worker_of(session_id), digest(session_id)
         if worker is None:
-            raise SessionUnknown("No such session")
+            raise UnknownSession("No such session")
         if worker == self._sessions.worker:
             return await self._sessions.execute(key, identity, command)
         relayed = msgspec.Raw(encode(msgspec.structs.replace(command, session=UNSET)))
@@ -108,13 +108,13 @@ class Relay:
                 await asyncio.sleep(_ASK_AGAIN_SECONDS)
                 return await self._request(worker, request, self._seconds)
         except NobodyListensError:
-            raise SessionUnknown("No such session") from None
+            raise UnknownSession("No such session") from None
         except TimeoutError:
-            raise SessionUnreachable("The server that holds this session does not answer") from None
+            raise UnreachableSession("The server that holds this session does not answer") from None
         except ConnectionError:
             raise NatsUnavailable("This session is on another server, and NATS is away") from None
         except ValueError:
-            raise SizeLimit("This command is larger than can be passed on") from None
+            raise SizeLimitExceeded("This command is larger than can be passed on") from None
 
     async def answer(self, data: bytes) -> bytes:
         """Execute a command that has arrived at another worker; return the encoded outcome. Never raises.
@@ -131,21 +131,21 @@ class Relay:
         except BridgeError as error:
             rejection = error
         except TimeoutError:
-            rejection = SessionUnreachable("The session does not answer")
+            rejection = UnreachableSession("The session does not answer")
         except Exception:
             logger.exception("Fault in a command from another worker")
             rejection = InternalError("Internal error")
-        self._sessions.count_refused(rejection)
+        self._sessions.count_rejected(rejection)
         return encode(_Answer(refusal=_refusal(rejection)))
 
     async def _execute(self, data: bytes) -> Outcome:
         try:
             request = _decode_request(data)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            raise CommandInvalid("Not a valid command: malformed request") from None
+            raise InvalidCommand("Not a valid command: malformed request") from None
         command = bytes(request.command)
         if len(command) > self._max_bytes:
-            raise SizeLimit(f"A command is at most {self._max_bytes} bytes")
+            raise SizeLimitExceeded(f"A command is at most {self._max_bytes} bytes")
         return await self._sessions.execute(request.session, request.identity, decode_command(command))
 
 
@@ -162,7 +162,7 @@ def _outcome(data: bytes, command: Command) -> Outcome:
         raise InternalError("Internal error") from None
     if isinstance(answer.refusal, _Refusal):
         refusal = answer.refusal
-        error = revive(refusal.code, refusal.message, refusal.subjects, refusal.retry_after)
+        error = error_from_code(refusal.code, refusal.message, refusal.subjects, refusal.retry_after)
         return Outcome.rejected(error, command.action, command.id)
     if isinstance(answer.reply, UnsetType):
         raise InternalError("Internal error")

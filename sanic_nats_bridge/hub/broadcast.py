@@ -1,7 +1,8 @@
 """The message path from NATS to the subscribers.
 
-`Batch.on_message` puts a message into the views that show it; nothing on this path awaits. `Batch.flush`, at the
-end of the turn of the event loop, writes once to each subscriber: the same bytes to all that get the same messages.
+`Broadcaster.on_message` puts a message into the views that show it; nothing on this path awaits. At the end of the
+turn of the event loop, `Broadcaster.flush` writes once to each subscriber: the same bytes to all that get the same
+messages.
 """
 
 import asyncio
@@ -11,15 +12,15 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from operator import attrgetter
 
-from ..auth.expirations import Expiries
-from ..metrics.counters import Tally
+from ..auth.expirations import ExpirationQueue
+from ..metrics.counters import Counters
 from ..protocol import encoding
-from ..protocol.encoding import Delivery, Form
+from ..protocol.encoding import EncodedMessage, WireFormat
 from ..protocol.subjects import is_reserved
 from .interest import Interest, View
 from .interfaces import Subscriber
 
-__all__ = ["Batch", "fan_out"]
+__all__ = ["Broadcaster", "fan_out"]
 
 logger = logging.getLogger("sanic.root.nats_bridge")
 
@@ -27,7 +28,7 @@ _MAX_BATCH_BYTES = 1024 * 1024
 _number = attrgetter("number")
 
 
-class Batch:
+class Broadcaster:
     """The messages that NATS has sent since the last flush, by the views that show them.
 
     Args:
@@ -38,10 +39,10 @@ class Batch:
     """
 
     def __init__(
-        self, tally: Tally, expiries: Expiries, headers: Iterable[str] = (), flush_interval: float = 0
+        self, counters: Counters, expirations: ExpirationQueue, headers: Iterable[str] = (), flush_interval: float = 0
     ) -> None:
-        self._tally = tally
-        self._expiries = expiries
+        self._counters = counters
+        self._expirations = expirations
         self._headers = frozenset(headers)
         self._interval = flush_interval
         self._timer: asyncio.Handle | None = None
@@ -57,12 +58,12 @@ class Batch:
             return
         shown = encoding.header_fields(headers, self._headers) if headers and self._headers else b""
         self._numbered += 1
-        view = interest.only_view
+        view = interest.sole_view
         if view is not None:
             # The usual case: all subscribers see the same.
             if not view.batch:
                 self._hit.append(view)
-            view.batch.append(Delivery(view.source, text, shown, payload, self._numbered))
+            view.batch.append(EncodedMessage(view.prefix, text, shown, payload, self._numbered))
         else:
             self._share(interest, text, shown, payload)
         if self._timer is None or self._interval:
@@ -70,39 +71,39 @@ class Batch:
 
     def _share(self, interest: Interest, subject: str, headers: bytes, payload: bytes) -> None:
         """Add a message to several views. Views of one name share one delivery."""
-        first: Delivery | None = None
+        first: EncodedMessage | None = None
         for alike in interest.views.values():
-            delivery: Delivery | None = None
+            message: EncodedMessage | None = None
             for view in alike.values():
-                if view.leaves_out is not None and view.leaves_out(subject):
+                if view.excludes is not None and view.excludes(subject):
                     continue
                 if first is None:
-                    first = delivery = Delivery(view.source, subject, headers, payload, self._numbered)
-                elif delivery is None:
-                    delivery = first.under(view.source)
+                    first = message = EncodedMessage(view.prefix, subject, headers, payload, self._numbered)
+                elif message is None:
+                    message = first.under(view.prefix)
                 if not view.batch:
                     self._hit.append(view)
-                view.batch.append(delivery or first)
+                view.batch.append(message or first)
 
     def _readable(self, interest: Interest, subject: bytes) -> str:
         """Decode the subject of a message of a wildcard pattern; empty if the pattern must not match it."""
         try:
             text = subject.decode()
         except UnicodeDecodeError:
-            self._tally.lost["unreadable_subject"] += 1
+            self._counters.lost["unreadable_subject"] += 1
             return ""
-        return "" if interest.shuns_reserved and is_reserved(text) else text
+        return "" if interest.excludes_reserved and is_reserved(text) else text
 
     def flush(self) -> None:
         """Write the messages gathered so far: one write to each subscriber."""
         if not self._hit:
             return
-        if self._expiries.next <= time.time():
-            self._expiries.expire_due()
+        if self._expirations.next <= time.time():
+            self._expirations.expire_due()
         hit, self._hit = self._hit, []
-        self._tally.messages += self._numbered
+        self._counters.messages += self._numbered
         self._numbered = self._gathered = 0
-        self._tally.deliveries += fan_out({view: view.take_batch() for view in hit})
+        self._counters.deliveries += fan_out({view: view.take_batch() for view in hit})
 
     def close(self) -> None:
         """Cancel the next flush."""
@@ -126,7 +127,7 @@ class Batch:
         self.flush()
 
 
-def fan_out(batches: Mapping[View, Sequence[Delivery]]) -> int:
+def fan_out(batches: Mapping[View, Sequence[EncodedMessage]]) -> int:
     """Write the batches of all views, in the order of the messages' numbers.
 
     A subscriber of several views gets one write with their messages merged.
@@ -134,18 +135,18 @@ def fan_out(batches: Mapping[View, Sequence[Delivery]]) -> int:
     Returns:
         The number of deliveries: a message to ten subscribers counts ten times.
     """
-    deliveries = 0
+    messages = 0
     several = _with_several_views(batches) if len(batches) > 1 else {}
     for view, batch in batches.items():
         subscribers: Collection[Subscriber] = view.subscribers
         if several:
             subscribers = [each for each in subscribers if each not in several]
-        deliveries += _write(subscribers, batch)
+        messages += _write(subscribers, batch)
     for views, subscribers in _by_views(several).items():
-        merged = [delivery for view in views for delivery in batches[view]]
+        merged = [message for view in views for message in batches[view]]
         merged.sort(key=_number)
-        deliveries += _write(subscribers, merged)
-    return deliveries
+        messages += _write(subscribers, merged)
+    return messages
 
 
 def _with_several_views(views: Iterable[View]) -> dict[Subscriber, list[View]]:
@@ -168,13 +169,13 @@ def _by_views(several: Mapping[Subscriber, list[View]]) -> dict[tuple[View, ...]
     return groups
 
 
-def _write(subscribers: Collection[Subscriber], deliveries: Sequence[Delivery]) -> int:
+def _write(subscribers: Collection[Subscriber], messages: Sequence[EncodedMessage]) -> int:
     try:
-        return _write_to_each(subscribers, deliveries)
+        return _write_to_each(subscribers, messages)
     except Exception:
         # The other subscribers must get their messages all the same.
         logger.exception("Messages could not be delivered")
-        _report_missed(subscribers, {delivery.source.pattern for delivery in deliveries})
+        _report_missed(subscribers, {message.prefix.pattern for message in messages})
         return 0
 
 
@@ -185,19 +186,19 @@ def _report_missed(subscribers: Iterable[Subscriber], patterns: Iterable[str]) -
                 subscriber.missed(pattern)
 
 
-def _write_to_each(subscribers: Collection[Subscriber], deliveries: Sequence[Delivery]) -> int:
+def _write_to_each(subscribers: Collection[Subscriber], messages: Sequence[EncodedMessage]) -> int:
     total = len(subscribers)
-    joined: dict[Form, bytes] = {}
+    joined: dict[WireFormat, bytes] = {}
     slow: list[Subscriber] = []
     for subscriber in subscribers:
-        if not subscriber.keeps_up:
+        if not subscriber.is_writable:
             slow.append(subscriber)
             continue
-        data = joined.get(subscriber.form)
+        data = joined.get(subscriber.wire_format)
         if data is None:
-            data = joined[subscriber.form] = encoding.join(deliveries, subscriber.form)
+            data = joined[subscriber.wire_format] = encoding.join(messages, subscriber.wire_format)
         subscriber.write(data)
     # Last, because it may end a session, and so change the subscribers.
     for subscriber in slow:
-        subscriber.leave_out(deliveries)
-    return (total - len(slow)) * len(deliveries)
+        subscriber.skip(messages)
+    return (total - len(slow)) * len(messages)

@@ -14,14 +14,14 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 
 from ..auth.permissions import Grant
-from ..errors import NatsRefused, SubscriptionLimit
-from ..metrics.counters import Tally
-from .broadcast import Batch
+from ..errors import NatsRefused, SubscriptionLimitExceeded
+from ..metrics.counters import Counters
+from .broadcast import Broadcaster
 from .interest import Interest, State, View
 from .interfaces import Link, Subscriber
-from .throttle import Pacing
+from .throttle import SubscribeThrottle
 
-__all__ = ["Hub", "refusal"]
+__all__ = ["Hub", "refused_by_nats"]
 
 
 class Hub:
@@ -31,41 +31,41 @@ class Hub:
         link: The connection to NATS.
         batch: The message path.
         tally: Counts the connections to NATS.
-        on_lost: Called when the connection has ended, while the interests still show their last state.
-        on_returned: Called when a new connection is established, before any of its messages is delivered.
+        on_disconnected: Called when the connection has ended, while the interests still show their last state.
+        on_established: Called when a new connection is established, before any of its messages is delivered.
         on_connected: Called when NATS has answered for each pattern that was subscribed at that moment.
-        linger: Seconds before UNSUB is sent after the last claim was released.
+        unsubscribe_delay: Seconds before UNSUB is sent after the last claim was released.
         max_patterns: The largest number of interests.
-        max_sub_rate: The largest number of SUB and UNSUB per second that clients may cause.
+        max_subscribe_rate: The largest number of SUB and UNSUB per second that clients may cause.
     """
 
     def __init__(
         self,
         link: Link,
-        batch: Batch,
-        tally: Tally,
+        broadcaster: Broadcaster,
+        counters: Counters,
         *,
-        on_lost: Callable[[], None],
-        on_returned: Callable[[], None],
+        on_disconnected: Callable[[], None],
+        on_established: Callable[[], None],
         on_connected: Callable[[], None],
-        linger: float,
+        unsubscribe_delay: float,
         max_patterns: int = 20_000,
-        max_sub_rate: float = 1000,
+        max_subscribe_rate: float = 1000,
     ) -> None:
         self._link = link
-        self._batch = batch
-        self._tally = tally
-        self._on_lost = on_lost
-        self._on_returned = on_returned
+        self._broadcaster = broadcaster
+        self._counters = counters
+        self._on_disconnected = on_disconnected
+        self._on_established = on_established
         self._on_connected = on_connected
-        self._linger = linger
+        self._unsubscribe_delay = unsubscribe_delay
         self._max_patterns = max_patterns
-        # Bound to Batch.on_message: a method of the hub in between would cost a call per message.
-        self.on_message = batch.on_message
-        self.flush = batch.flush
+        # Bound to Broadcaster.on_message: a method of the hub in between would cost a call per message.
+        self.on_message = broadcaster.on_message
+        self.flush = broadcaster.flush
         self._interests: dict[str, Interest] = {}
         self._idle: dict[Interest, None] = {}
-        self._pacing = Pacing(max_sub_rate, self._bring)
+        self._throttle = SubscribeThrottle(max_subscribe_rate, self._sync)
         self._unanswered: set[Interest] = set()
         self._up = False
         self.connected = False
@@ -78,14 +78,14 @@ class Hub:
 
     # Commands
 
-    def claim(self, patterns: Sequence[str], owner: object = None) -> list[Interest]:
+    def acquire(self, patterns: Sequence[str], owner: object = None) -> list[Interest]:
         """The interests in these patterns, made where there are none; each to be attached or released.
 
         Raises:
-            SubscriptionLimit: They would be more than the worker may follow; nothing is claimed.
+            SubscriptionLimitExceeded: They would be more than the worker may follow; nothing is claimed.
         """
         self._make_room({*patterns})
-        return [self._claim(pattern, owner) for pattern in patterns]
+        return [self._acquire(pattern, owner) for pattern in patterns]
 
     async def confirm(self, interests: Iterable[Interest], seconds: float) -> None:
         """Wait until NATS has answered for these claimed interests, or is away, or the time is over."""
@@ -94,7 +94,7 @@ class Hub:
             try:
                 async with asyncio.timeout(seconds):
                     for interest in pending:
-                        await interest.settled.wait()
+                        await interest.confirmed_or_failed.wait()
             except TimeoutError:
                 pass
 
@@ -106,7 +106,7 @@ class Hub:
             if not interest.claims and self._interests.get(interest.pattern) is interest:
                 self._idle[interest] = None
                 loop = asyncio.get_running_loop()
-                interest.linger = loop.call_later(self._linger, self._give_up, interest)
+                interest.unsubscribe_timer = loop.call_later(self._unsubscribe_delay, self._give_up, interest)
 
     def attach(self, subscriber: Subscriber, claimed: Iterable[tuple[Interest, Grant]]) -> list[View]:
         """Deliver to the subscriber from here on, as the grants say; the claims are its own now."""
@@ -134,19 +134,19 @@ class Hub:
             return
         spare = [interest for interest in self._idle if interest.pattern not in wanted]
         if too_many > len(spare):
-            raise SubscriptionLimit("This server follows as many subjects as it may; try again later")
+            raise SubscriptionLimitExceeded("This server follows as many subjects as it may; try again later")
         for interest in spare[:too_many]:
             self._give_up(interest)
             self._drop(interest)
 
-    def _claim(self, pattern: str, owner: object) -> Interest:
+    def _acquire(self, pattern: str, owner: object) -> Interest:
         interest = self._interests.get(pattern)
         if interest is None:
             interest = self._interests[pattern] = Interest(pattern)
         self._idle.pop(interest, None)
-        if interest.linger is not None:
-            interest.linger.cancel()
-            interest.linger = None
+        if interest.unsubscribe_timer is not None:
+            interest.unsubscribe_timer.cancel()
+            interest.unsubscribe_timer = None
         interest.claims += 1
         if self._up and interest.sid is None and not interest.queued:
             self._await_answer(interest)
@@ -155,13 +155,13 @@ class Hub:
 
     def _await_answer(self, interest: Interest) -> None:
         interest.state = State.PENDING
-        interest.settled.clear()
+        interest.confirmed_or_failed.clear()
 
     def _give_up(self, interest: Interest) -> None:
         """Nobody has claimed it for as long as it lingers."""
-        if interest.linger is not None:
-            interest.linger.cancel()
-            interest.linger = None
+        if interest.unsubscribe_timer is not None:
+            interest.unsubscribe_timer.cancel()
+            interest.unsubscribe_timer = None
         if interest.sid is None:
             self._drop(interest)
         elif not interest.queued:
@@ -169,16 +169,16 @@ class Hub:
 
     def _queue(self, interest: Interest, owner: object) -> None:
         interest.queued = True
-        self._pacing.bring(interest, owner)
+        self._throttle.submit(interest, owner)
 
-    def _bring(self, interest: Interest) -> bool:
+    def _sync(self, interest: Interest) -> bool:
         """Bring to NATS what has become of the interest meanwhile; returns whether that took a SUB or an UNSUB."""
         interest.queued = False
         if interest.state is State.REFUSED:
             return False
         if interest.sid is None:
             return bool(interest.claims) and self._ask(interest)
-        if interest.claims or interest.linger is not None:
+        if interest.claims or interest.unsubscribe_timer is not None:
             return False
         self._drop(interest)
         self._link.unsubscribe(interest.sid)
@@ -199,19 +199,19 @@ class Hub:
 
     # The link's side
 
-    def undelivered(self, interest: Interest) -> None:
+    def delivery_failed(self, interest: Interest) -> None:
         """A fault of ours has lost a message: tell all who follow."""
         self.flush()
-        for view, subscriber in interest.followers():
+        for view, subscriber in interest.subscribers_by_view():
             subscriber.missed(view.pattern)
 
     def confirmed(self, interest: Interest) -> None:
         """The NATS server has the subscription."""
         interest.state = State.LIVE
-        interest.settled.set()
+        interest.confirmed_or_failed.set()
         if self.connected:
-            for view, subscriber in interest.followers():
-                subscriber.activated(view.pattern)
+            for view, subscriber in interest.subscribers_by_view():
+                subscriber.subscription_active(view.pattern)
         self._answered(interest)
 
     def refused(self, interest: Interest) -> None:
@@ -219,20 +219,20 @@ class Hub:
         self.flush()
         interest.state = State.REFUSED
         interest.sid = None
-        interest.settled.set()
-        if interest.linger is not None:
-            interest.linger.cancel()
+        interest.confirmed_or_failed.set()
+        if interest.unsubscribe_timer is not None:
+            interest.unsubscribe_timer.cancel()
         self._remove(interest)
-        for view, subscriber in interest.followers():
-            subscriber.ended(view.pattern, refusal([view.pattern]))
+        for view, subscriber in interest.subscribers_by_view():
+            subscriber.ended(view.pattern, refused_by_nats([view.pattern]))
         interest.views.clear()
         self._answered(interest)
 
-    def link_up(self) -> None:
+    def connection_established(self) -> None:
         """Ask the new connection for every interest that is still claimed."""
         self._up = True
-        self._tally.nats_connections += 1
-        self._on_returned()
+        self._counters.nats_connections += 1
+        self._on_established()
         for interest in tuple(self._interests.values()):
             if interest.claims:
                 self._await_answer(interest)
@@ -241,28 +241,28 @@ class Hub:
                 self._ask(interest)
         self._answered(None)
 
-    def link_down(self) -> None:
+    def connection_closed(self) -> None:
         """The connection has ended: nothing is subscribed any more."""
         self.flush()
         self._up = self.connected = False
         self._unanswered.clear()
-        self._pacing.forget()
-        self._on_lost()
+        self._throttle.forget()
+        self._on_disconnected()
         for interest in tuple(self._interests.values()):
             interest.state = State.AWAY
             interest.sid = None
             interest.queued = False
-            interest.settled.set()
-            if not interest.claims and interest.linger is None:
+            interest.confirmed_or_failed.set()
+            if not interest.claims and interest.unsubscribe_timer is None:
                 self._drop(interest)
 
     def close(self) -> None:
         """Forget every interest; the connection is gone, and so are the subscribers."""
-        self.link_down()
-        self._batch.close()
+        self.connection_closed()
+        self._broadcaster.close()
         for interest in self._interests.values():
-            if interest.linger is not None:
-                interest.linger.cancel()
+            if interest.unsubscribe_timer is not None:
+                interest.unsubscribe_timer.cancel()
         self._interests.clear()
         self._idle.clear()
 
@@ -276,7 +276,7 @@ class Hub:
             self._on_connected()
 
 
-def refusal(patterns: Sequence[str]) -> NatsRefused:
+def refused_by_nats(patterns: Sequence[str]) -> NatsRefused:
     """What a client is told of patterns, as it names them, that NATS has refused."""
     names = ", ".join(f"'{pattern}'" for pattern in patterns)
     return NatsRefused(f"NATS does not let this server follow {names}", patterns)

@@ -5,7 +5,7 @@ from enum import Enum
 
 from ..auth.permissions import Grant
 from ..protocol import subjects
-from ..protocol.encoding import Delivery, Source
+from ..protocol.encoding import EncodedMessage, MessagePrefix
 from .interfaces import Subscriber
 
 __all__ = ["Interest", "State", "View"]
@@ -23,18 +23,18 @@ class State(Enum):
 class View:
     """The subscribers of an interest that share a grant, and therefore get the same bytes."""
 
-    def __init__(self, interest: "Interest", grant: Grant, source: Source) -> None:
+    def __init__(self, interest: "Interest", grant: Grant, prefix: MessagePrefix) -> None:
         # Set once.
         self.interest = interest
         self.grant = grant
         self.pattern = grant.pattern
-        self.source = source
-        self.leaves_out = subjects.matcher(grant.left_out) if grant.left_out else None
+        self.prefix = prefix
+        self.excludes = subjects.matcher(grant.excluded) if grant.excluded else None
         # Changed by the hub only.
-        self.batch: list[Delivery] = []
+        self.batch: list[EncodedMessage] = []
         self.subscribers: dict[Subscriber, None] = {}
 
-    def take_batch(self) -> list[Delivery]:
+    def take_batch(self) -> list[EncodedMessage]:
         """Remove and return the messages of this turn."""
         batch, self.batch = self.batch, []
         return batch
@@ -47,21 +47,21 @@ class Interest:
         # Set once.
         self.pattern = pattern
         self.has_wildcard = subjects.has_wildcard(pattern)
-        self.shuns_reserved = pattern[0] in "*>"
+        self.excludes_reserved = pattern[0] in "*>"
         # Changed by the hub only.
         self.state = State.AWAY
-        self.settled = asyncio.Event()
+        self.confirmed_or_failed = asyncio.Event()
         self.sid: int | None = None
         self.queued = False
         self.claims = 0
-        self.linger: asyncio.TimerHandle | None = None
+        self.unsubscribe_timer: asyncio.TimerHandle | None = None
         self.views: dict[str, dict[Grant, View]] = {}
         """The views with subscribers, by the client's name for the pattern. Views of one name differ only in the
         subjects that they skip."""
-        self.only_view: View | None = None
+        self.sole_view: View | None = None
         """The view that all subscribers share, if it is the only one and skips no subject."""
 
-    def followers(self) -> list[tuple[View, Subscriber]]:
+    def subscribers_by_view(self) -> list[tuple[View, Subscriber]]:
         """Return every subscriber with its view."""
         views = [view for alike in self.views.values() for view in alike.values()]
         return [(view, subscriber) for view in views for subscriber in view.subscribers]
@@ -71,9 +71,9 @@ class Interest:
         alike = self.views.setdefault(grant.pattern, {})
         view = alike.get(grant)
         if view is None:
-            source = next((view.source for view in alike.values()), None)
-            view = alike[grant] = View(self, grant, source or Source(grant.pattern, grant.shown, grant.hidden))
-            self._update_only_view()
+            prefix = next((view.prefix for view in alike.values()), None)
+            view = alike[grant] = View(self, grant, prefix or MessagePrefix(grant.pattern, grant.alias, grant.target))
+            self._update_sole_view()
         view.subscribers[subscriber] = None
         return view
 
@@ -85,8 +85,8 @@ class Interest:
             del alike[view.grant]
             if not alike:
                 del self.views[view.pattern]
-            self._update_only_view()
+            self._update_sole_view()
 
-    def _update_only_view(self) -> None:
+    def _update_sole_view(self) -> None:
         views = [view for alike in self.views.values() for view in alike.values()]
-        self.only_view = views[0] if len(views) == 1 and views[0].leaves_out is None else None
+        self.sole_view = views[0] if len(views) == 1 and views[0].excludes is None else None

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from ..errors import BridgeError
-from ..protocol.encoding import Delivery, Form
+from ..protocol.encoding import EncodedMessage, WireFormat
 
 __all__ = ["Link", "Subscriber"]
 
@@ -26,14 +26,14 @@ class Link(Protocol):
 class Subscriber(Protocol):
     """A session, as the hub uses it."""
 
-    keeps_up: bool
+    is_writable: bool
     """Whether the client's buffer is below its limit; otherwise its messages are skipped."""
 
     @property
-    def form(self) -> Form:
+    def wire_format(self) -> WireFormat:
         """The encoding that the client's transport takes."""
 
-    def leave_out(self, deliveries: Sequence[Delivery]) -> None:
+    def skip(self, messages: Sequence[EncodedMessage]) -> None:
         """Skip messages that arrive while the client is too slow."""
 
     def write(self, data: bytes) -> None:
@@ -42,7 +42,7 @@ class Subscriber(Protocol):
     def missed(self, pattern: str) -> None:
         """Note that messages of the subscription were lost by a fault of the bridge."""
 
-    def activated(self, pattern: str) -> None:
+    def subscription_active(self, pattern: str) -> None:
         """Note that NATS has confirmed a subscription that was reported as not yet active."""
 
     def ended(self, pattern: str, error: BridgeError) -> None:

@@ -8,13 +8,13 @@ from typing import Final
 from ..token_bucket import TokenBucket
 from .interest import Interest
 
-__all__ = ["Pacing"]
+__all__ = ["SubscribeThrottle"]
 
 _BURST_SECONDS: Final = 0.1
 _REST_SECONDS: Final = 0.01
 
 
-class Pacing:
+class SubscribeThrottle:
     """Lets at most ``rate`` interests a second be brought to NATS, which is what ``act`` does.
 
     ``act`` returns whether NATS had to hear of it. Those who wait are served in turn, so that one who asks
@@ -30,7 +30,7 @@ class Pacing:
         self._timer: asyncio.TimerHandle | None = None
         self._unowned_next = False
 
-    def bring(self, interest: Interest, owner: object) -> None:
+    def submit(self, interest: Interest, owner: object) -> None:
         """Act on the interest now, or when its owner's turn has come."""
         self._waiting.setdefault(owner, deque()).append(interest)
         if self._timer is None:

@@ -16,9 +16,9 @@ import msgspec
 
 from .definitions import Readings, combined, readings
 from .stats import Stats
-from .worker_files import SharedFiles
+from .worker_files import WorkerFiles
 
-__all__ = ["MetricsBoard"]
+__all__ = ["MetricsAggregator"]
 
 logger = logging.getLogger("sanic.root.nats_bridge")
 
@@ -28,15 +28,15 @@ _decode: Final = msgspec.json.Decoder(Readings).decode
 _encode: Final = msgspec.json.Encoder().encode
 
 
-class MetricsBoard:
+class MetricsAggregator:
     """Shows one worker's metrics to the others, and theirs to whoever asks; alone without a folder."""
 
     def __init__(self, take_stats: Callable[[], Stats], app: str, worker: str, folder: Path | None) -> None:
         self._take_stats = take_stats
         self._worker = worker
-        self._files = None if folder is None else SharedFiles(folder, app, worker)
+        self._files = None if folder is None else WorkerFiles(folder, app, worker)
         self._before: Readings = {}
-        self._one_at_a_time = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._stopping = asyncio.Event()
         self._writer: asyncio.Task[None] | None = None
         self._told = False
@@ -72,19 +72,19 @@ class MetricsBoard:
             parts.setdefault(worker, []).append((_read(content), alive))
         return {worker: combined(of_worker) for worker, of_worker in parts.items()}
 
-    async def _write_on(self, files: SharedFiles) -> None:
+    async def _write_on(self, files: WorkerFiles) -> None:
         while not self._stopping.is_set():
             await self._write(files)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_WRITE_SECONDS):
                     await self._stopping.wait()
 
-    async def _write(self, files: SharedFiles) -> Readings:
+    async def _write(self, files: WorkerFiles) -> Readings:
         # A thread goes on when whoever waits for it is cancelled: no other may write meanwhile.
         return await asyncio.shield(asyncio.create_task(self._write_in_turn(files)))
 
-    async def _write_in_turn(self, files: SharedFiles) -> Readings:
-        async with self._one_at_a_time:
+    async def _write_in_turn(self, files: WorkerFiles) -> Readings:
+        async with self._lock:
             own = combined([(readings(self._take_stats()), True), (self._before, False)])
             try:
                 # In a thread: a disk that hangs must hold up nobody's messages.

@@ -5,7 +5,7 @@ from typing import Final
 
 from ..errors import CloseCode
 
-__all__ = ["OTHER_CODES", "Tally"]
+__all__ = ["OTHER_CODES", "Counters"]
 
 OTHER_CODES: Final = "other"
 """All close codes that are none of the bridge's, nor usual: a client may send any of thousands."""
@@ -13,7 +13,7 @@ OTHER_CODES: Final = "other"
 _USUAL_CODES: Final = frozenset({*map(int, CloseCode), 1000, 1002, 1005, 1006, 1007, 1008})  # RFC 6455, section 7.4.1
 
 
-class Tally:
+class Counters:
     """Numbers that only grow. Whoever is on the way of a message adds once for each write, or turn of the loop."""
 
     __slots__ = (

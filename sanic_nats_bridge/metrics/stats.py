@@ -13,7 +13,7 @@ class Stats:
     """How one worker fares. What is counted is counted from the start of its process."""
 
     sessions: Mapping[str, int]
-    """Sessions now, by transport: ``websocket`` and ``events``."""
+    """Sessions now, by transport: ``websocket`` and ``sse``."""
     patterns: int
     """Patterns now that NATS is asked for."""
     messages: int

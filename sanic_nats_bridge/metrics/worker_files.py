@@ -17,14 +17,14 @@ from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
-__all__ = ["SharedFile", "SharedFiles", "shared_folder"]
+__all__ = ["WorkerFile", "WorkerFiles", "worker_folder"]
 
 _FOLDER_VARIABLE: Final = "_SANIC_NATS_BRIDGE_FOLDER"
 _WORKER_VARIABLE: Final = "SANIC_WORKER_NAME"
 _MAX_TRIES: Final = 5
 
 
-def shared_folder() -> Path | None:
+def worker_folder() -> Path | None:
     """Where the workers of this server meet, in one of them; ``None`` in another process.
 
     To be called in the process that starts them too, before it does.
@@ -52,7 +52,7 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(folder.rename(f"{folder}.gone"), ignore_errors=True)
 
 
-class SharedFile(NamedTuple):
+class WorkerFile(NamedTuple):
     """What another process has written."""
 
     worker: str
@@ -61,7 +61,7 @@ class SharedFile(NamedTuple):
     """Whether that process lives."""
 
 
-class SharedFiles:
+class WorkerFiles:
     """The files of an app's workers, one of which is this process's own."""
 
     def __init__(self, folder: Path, app: str, worker: str) -> None:
@@ -114,13 +114,13 @@ class SharedFiles:
         if lock is not None:
             os.close(lock)
 
-    def others(self) -> Iterator[SharedFile]:
+    def others(self) -> Iterator[WorkerFile]:
         """What the other processes have written."""
         for path in sorted(self._folder.glob(f"{self._app}.*")):
             if path != self._own:
                 found = _read(path)
                 if found is not None:
-                    yield SharedFile(path.name.split(".")[1], *found)
+                    yield WorkerFile(path.name.split(".")[1], *found)
 
 
 def _read(path: Path) -> tuple[bytes, bool] | None:

@@ -19,7 +19,7 @@ import nats.errors
 from nats.aio.client import Client
 
 from .parser import MalformedLineError, Parser
-from .server_errors import judge, sub_length
+from .server_errors import classify_error, sub_length
 from .transport import TcpSocket, WebSocket, transport_for, within
 
 __all__ = ["Connection", "MessageListener", "NatsClient"]
@@ -37,7 +37,7 @@ class MessageListener(Protocol):
     def on_message(self) -> Callable[[Any, bytes, bytes, bytes], None]:
         """Called with each message: sink, subject, headers, payload."""
 
-    def undelivered(self, sink: Any) -> None:
+    def delivery_failed(self, sink: Any) -> None:
         """`on_message` has raised: the message is lost."""
 
     def confirmed(self, sink: Any) -> None:
@@ -71,16 +71,16 @@ class Connection(Client):
         super().__init__()
         self.address = address
         self.tls_only = tls_only
-        self.over = asyncio.Event()
-        self.unwelcome = asyncio.Event()
+        self.ended = asyncio.Event()
+        self.must_be_replaced = asyncio.Event()
         self.unanswered_pings = 0
         self.cause: Exception | None = None
         self.too_long = math.inf
         """The least `sub_length` that the server is known not to take."""
-        self._given_up: str | None = None
+        self._abandon_reason: str | None = None
         self._closed = asyncio.Event()
         self._listener = listener
-        # Bound to Hub.on_message, which is bound to Batch.on_message: no call in between per message.
+        # Bound to Hub.on_message, which is bound to Broadcaster.on_message: no call in between per message.
         self.on_message = listener.on_message
         self.sinks: dict[bytes, Any] = {}
         self._patterns: dict[int, str] = {}
@@ -103,11 +103,11 @@ class Connection(Client):
         self._reading_task.add_done_callback(lambda _: self._end())
 
     @property
-    def lost_by(self) -> str:
+    def end_reason(self) -> str:
         """Why the connection has ended, for the log."""
-        if self._given_up is not None:
-            return self._given_up
-        if self.unwelcome.is_set() and not self.over.is_set():
+        if self._abandon_reason is not None:
+            return self._abandon_reason
+        if self.must_be_replaced.is_set() and not self.ended.is_set():
             return "the server is about to stop"
         reason = self.last_error or self.cause
         return _words(reason) if reason else "the connection has ended"
@@ -124,9 +124,9 @@ class Connection(Client):
         self._pongs.append(cast(Any, _HealthPing()))
         self._send(b"PING\r\n")
 
-    def give_up(self, reason: str) -> None:
+    def abandon(self, reason: str) -> None:
         """End the connection without a word to the server, which would not hear it."""
-        self._given_up = reason
+        self._abandon_reason = reason
         self.abort()
         self._end()
 
@@ -135,12 +135,12 @@ class Connection(Client):
         if isinstance(self._transport, TcpSocket | WebSocket):
             self._transport.abort()
 
-    async def finish(self, seconds: float) -> None:
+    async def drain_and_close(self, seconds: float) -> None:
         """Drain, then release, in ``seconds`` each."""
         await within(seconds, self.drain())
-        await self.release(seconds)
+        await self.close_within(seconds)
 
-    async def release(self, seconds: float) -> None:
+    async def close_within(self, seconds: float) -> None:
         """Close, unless somebody has begun to; what the server has not taken in ``seconds`` is lost."""
         await within(seconds, self._close_and_wait())
         self.abort()
@@ -150,10 +150,10 @@ class Connection(Client):
         await self._closed.wait()
 
     def _end(self) -> None:
-        self.over.set()
-        self.unwelcome.set()
+        self.ended.set()
+        self.must_be_replaced.set()
 
-    def follow(self, pattern: str, sink: Any) -> int:
+    def add_subscription(self, pattern: str, sink: Any) -> int:
         """Send SUB, and a PING whose PONG says that the server has taken it; none that is known to be too long."""
         # Written at once and together: nats-py's own PING overtakes a SUB that waits for its flusher.
         self._sid += 1
@@ -166,7 +166,7 @@ class Connection(Client):
         self._send(b"SUB %b %d\r\nPING\r\n" % (pattern.encode(), self._sid))
         return self._sid
 
-    def unfollow(self, sid: int) -> None:
+    def remove_subscription(self, sid: int) -> None:
         """Send UNSUB; what is still under way is left out."""
         if self._forget(sid) is not None:
             self._send(b"UNSUB %d\r\n" % sid)
@@ -181,11 +181,11 @@ class Connection(Client):
             if self._transport is not None:
                 self._transport.write(line)
 
-    def undelivered(self, sink: Any, error: Exception) -> None:
+    def delivery_failed(self, sink: Any, error: Exception) -> None:
         """Log that the listener has failed on a message, and have it tell those who miss it."""
         logger.error("A message from NATS could not be delivered", exc_info=error)
         try:
-            self._listener.undelivered(sink)
+            self._listener.delivery_failed(sink)
         except Exception:
             # It would end nats-py's read loop, in silence.
             logger.exception("Nor could it be told that one was lost")
@@ -224,7 +224,7 @@ class Connection(Client):
         await self._process_info(info)
         if info.get("ldm"):
             # Lame duck mode: the server ends its connections one after another, and takes no new one.
-            self.unwelcome.set()
+            self.must_be_replaced.set()
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         if self.tls_only and info.get("tls_available"):
@@ -249,12 +249,12 @@ class Connection(Client):
     async def _error(self, line: bytes) -> None:
         written = line.decode("utf-8", "replace")
         unconfirmed = next((waiter.sid for waiter in self._pongs if isinstance(waiter, _Confirmation)), None)
-        verdict = judge(written, self._patterns, unconfirmed)
+        verdict = classify_error(written, self._patterns, unconfirmed)
         self.too_long = min(self.too_long, verdict.too_long)
         for sid in verdict.refused:
             self._refuse(sid)
         text = written.lower().removeprefix("-err").strip()
-        if not verdict.goes_on:
+        if not verdict.connection_survives:
             await self._process_err(text)
         elif not verdict.refused:
             logger.warning("NATS: %s", text)
@@ -262,7 +262,7 @@ class Connection(Client):
     def _refuse(self, sid: int) -> None:
         sink = self.sinks.get(b"%d" % sid)
         if sink is not None:
-            self.unfollow(sid)
+            self.remove_subscription(sid)
             self._listener.refused(sink)
 
     async def _note_error(self, error: Exception) -> None:

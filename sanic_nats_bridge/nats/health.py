@@ -8,13 +8,13 @@ as time in which the server was silent, and stops while the app drains its clien
 import asyncio
 from typing import Final, Protocol
 
-__all__ = ["Pinged", "silence"]
+__all__ = ["PingableConnection", "wait_until_stale"]
 
 _STEPS: Final = 4
 _MAX_UNANSWERED_PINGS: Final = 15
 
 
-class Pinged(Protocol):
+class PingableConnection(Protocol):
     """A connection as it is watched here."""
 
     @property
@@ -29,7 +29,7 @@ class Pinged(Protocol):
         """Send a PING."""
 
 
-async def silence(connection: Pinged, interval: float) -> str:
+async def wait_until_stale(connection: PingableConnection, interval: float) -> str:
     """Ping every ``interval`` seconds, and return when the server has to be given up: why, in words.
 
     A server is silent when nothing at all was read in the interval after a PING, so one that stops

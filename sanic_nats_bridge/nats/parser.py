@@ -29,7 +29,7 @@ class Operations(Protocol):
     def on_message(self) -> Callable[[Any, bytes, bytes, bytes], None]:
         """Called with each message for one of them: sink, subject, headers, payload."""
 
-    def undelivered(self, sink: Any, error: Exception) -> None:
+    def delivery_failed(self, sink: Any, error: Exception) -> None:
         """Hear that `on_message` has raised."""
 
     async def foreign_message(self, sid: int, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
@@ -105,7 +105,7 @@ class Parser:
             try:
                 on_message(sink, words[1], headers, payload)
             except Exception as error:
-                operations.undelivered(sink, error)
+                operations.delivery_failed(sink, error)
             messages += 1
             taken += len(payload)
         else:

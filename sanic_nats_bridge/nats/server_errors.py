@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-__all__ = ["Verdict", "judge", "sub_length"]
+__all__ = ["ErrorEffect", "classify_error", "sub_length"]
 
 _DENIAL: Final = re.compile(
     r"""-ERR 'Permissions Violation for Subscription to (?P<pattern>"(?:[^"\\]|\\.)*")(?: \(sid "(?P<sid>\d+)"\))?'"""
@@ -19,16 +19,16 @@ _TOO_LONG: Final = "maximum control line"
 _CAUSED_BY_SUBJECT: Final = ("invalid subject", "parser error", "protocol operation")
 
 
-class Verdict(NamedTuple):
+class ErrorEffect(NamedTuple):
     """Which subscriptions the server does not have, and whether it goes on with the connection."""
 
     refused: list[int]
-    goes_on: bool
+    connection_survives: bool
     too_long: float = math.inf
     """The least `sub_length` that is known to be too much for the server."""
 
 
-def judge(line: str, patterns: Mapping[int, str], unconfirmed: int | None) -> Verdict:
+def classify_error(line: str, patterns: Mapping[int, str], unconfirmed: int | None) -> ErrorEffect:
     """Read a ``-ERR`` line.
 
     Args:
@@ -38,15 +38,17 @@ def judge(line: str, patterns: Mapping[int, str], unconfirmed: int | None) -> Ve
     """
     denied = _denied(line, patterns)
     if denied:
-        return Verdict(denied, goes_on=True)
+        return ErrorEffect(denied, connection_survives=True)
     text = line.lower()
     suspects = [] if unconfirmed is None or unconfirmed not in patterns else [unconfirmed]
     if _TOO_MANY in text:
         # nats-py would close for good; the server has only left that SUB out.
-        return Verdict(suspects, goes_on=True)
+        return ErrorEffect(suspects, connection_survives=True)
     if _TOO_LONG in text:
         return _judge_length(suspects, patterns)
-    return Verdict(suspects if any(cause in text for cause in _CAUSED_BY_SUBJECT) else [], goes_on=False)
+    return ErrorEffect(
+        suspects if any(cause in text for cause in _CAUSED_BY_SUBJECT) else [], connection_survives=False
+    )
 
 
 def _denied(line: str, patterns: Mapping[int, str]) -> list[int]:
@@ -60,12 +62,12 @@ def _denied(line: str, patterns: Mapping[int, str]) -> list[int]:
     return [sid for sid, pattern in patterns.items() if _quoted(pattern) == denial["pattern"]]
 
 
-def _judge_length(suspects: list[int], patterns: Mapping[int, str]) -> Verdict:
+def _judge_length(suspects: list[int], patterns: Mapping[int, str]) -> ErrorEffect:
     """These, and all whose SUB is as long: asked for again, each would end one more connection."""
     if not suspects:
-        return Verdict([], goes_on=False)
+        return ErrorEffect([], connection_survives=False)
     least = min(sub_length(patterns[sid], sid) for sid in suspects)
-    return Verdict([sid for sid in patterns if sub_length(patterns[sid], sid) >= least], False, least)
+    return ErrorEffect([sid for sid in patterns if sub_length(patterns[sid], sid) >= least], False, least)
 
 
 def sub_length(pattern: str, sid: int) -> int:

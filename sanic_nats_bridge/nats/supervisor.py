@@ -15,10 +15,10 @@ from typing import Any, Final, Protocol
 
 from ..settings import Settings
 from .connection import Connection, MessageListener, NatsClient
-from .health import silence
+from .health import wait_until_stale
 from .server_pool import Server, ServerPool
 
-__all__ = ["LinkListener", "NatsLink"]
+__all__ = ["ConnectionListener", "ConnectionSupervisor"]
 
 logger = logging.getLogger("sanic.root.nats_bridge")
 
@@ -29,17 +29,17 @@ _CANCEL_AGAIN_SECONDS: Final = 1.0
 _STEADY_SECONDS: Final = 5.0
 
 
-class LinkListener(MessageListener, Protocol):
+class ConnectionListener(MessageListener, Protocol):
     """Who is told of messages, and of connections that come and go."""
 
-    def link_up(self) -> None:
+    def connection_established(self) -> None:
         """A new connection stands; nothing is subscribed on it."""
 
-    def link_down(self) -> None:
+    def connection_closed(self) -> None:
         """The connection has ended, and every subscription with it."""
 
 
-class NatsLink:
+class ConnectionSupervisor:
     """Keeps one connection to NATS, for as long as it is started.
 
     Args:
@@ -61,7 +61,7 @@ class NatsLink:
         """The live nats-py client; ``None`` while there is none."""
         return self._connection
 
-    def start(self, listener: LinkListener) -> None:
+    def start(self, listener: ConnectionListener) -> None:
         """Begin to connect, in the background; the listener hears what comes of it."""
         self._supervisor = asyncio.create_task(self._supervise(listener), name="natsbridge-link")
 
@@ -74,31 +74,31 @@ class NatsLink:
             supervisor.cancel()
             await asyncio.wait({supervisor}, timeout=_CANCEL_AGAIN_SECONDS)
         for connection in filter(None, (self._connection, self._successor)):
-            await connection.finish(_STOP_SECONDS)
+            await connection.drain_and_close(_STOP_SECONDS)
         self._connection = self._successor = None
 
     def subscribe(self, pattern: str, sink: Any) -> int | None:
         """Send the SUB for a valid pattern; returns its number, or ``None`` while NATS is away."""
-        return None if self._connection is None else self._connection.follow(pattern, sink)
+        return None if self._connection is None else self._connection.add_subscription(pattern, sink)
 
     def unsubscribe(self, sid: int) -> None:
         """Send the UNSUB; nothing more comes for it."""
         if self._connection is not None:
-            self._connection.unfollow(sid)
+            self._connection.remove_subscription(sid)
 
-    async def _supervise(self, listener: LinkListener) -> None:
+    async def _supervise(self, listener: ConnectionListener) -> None:
         while True:
             connection = self._successor or await self._connect(listener)
             self._connection, self._successor = connection, None
             since = time.monotonic()
-            _tell(listener.link_up)
+            _tell(listener.connection_established)
             _tell(self._on_connected)
             await self._outlast(connection, listener)
             self._connection = None
-            logger.warning("Lost NATS: %s", connection.lost_by)
+            logger.warning("Lost NATS: %s", connection.end_reason)
             self._learn(connection)
-            _tell(listener.link_down)
-            await connection.release(_STOP_SECONDS)
+            _tell(listener.connection_closed)
+            await connection.close_within(_STOP_SECONDS)
             if self._successor is not None or time.monotonic() - since >= _STEADY_SECONDS:
                 self._servers.relax()
             else:
@@ -113,23 +113,23 @@ class NatsLink:
                 self._too_long,
             )
 
-    async def _outlast(self, connection: Connection, listener: LinkListener) -> None:
+    async def _outlast(self, connection: Connection, listener: ConnectionListener) -> None:
         """Wait until the connection is over, or another stands that takes its place."""
         watch = asyncio.create_task(_watch(connection, self._settings.ping_interval), name="natsbridge-health")
         try:
-            await connection.unwelcome.wait()
+            await connection.must_be_replaced.wait()
             self._servers.discover(uri.geturl() for uri in connection.discovered_servers)
-            if not connection.over.is_set():
+            if not connection.ended.is_set():
                 self._successor = await self._move(connection, listener)
             if self._successor is None:
-                await connection.over.wait()
+                await connection.ended.wait()
         finally:
             watch.cancel()
 
-    async def _move(self, connection: Connection, listener: LinkListener) -> Connection | None:
+    async def _move(self, connection: Connection, listener: ConnectionListener) -> Connection | None:
         """Connect to another server while the present one, which is about to stop, still serves."""
         for server in self._servers.others(connection.address):
-            if connection.over.is_set():
+            if connection.ended.is_set():
                 break
             try:
                 return await self._open(server, listener)
@@ -137,7 +137,7 @@ class NatsLink:
                 logger.info("NATS at %s takes nobody now: %s", server.address, error)
         return None
 
-    async def _connect(self, listener: LinkListener) -> Connection:
+    async def _connect(self, listener: ConnectionListener) -> Connection:
         told: set[str] = set()
         for server, pause in self._servers.attempts():
             try:
@@ -150,7 +150,7 @@ class NatsLink:
                 await asyncio.sleep(pause)
         raise AssertionError("there is always a next attempt")
 
-    async def _open(self, server: Server, listener: LinkListener) -> Connection:
+    async def _open(self, server: Server, listener: ConnectionListener) -> Connection:
         connection = Connection(listener, server.address, tls_only=server.has_tls or self._settings.tls_only)
         connection.too_long = self._too_long
         try:
@@ -158,7 +158,7 @@ class NatsLink:
                 await connection.open(**self._options(server))
         except BaseException as error:
             connection.abort()
-            await connection.release(_STOP_SECONDS)
+            await connection.close_within(_STOP_SECONDS)
             if not isinstance(error, Exception):
                 raise
             reason = connection.cause or error
@@ -200,4 +200,4 @@ def _tell(listener: Callable[[], None]) -> None:
 
 
 async def _watch(connection: Connection, interval: float) -> None:
-    connection.give_up(await silence(connection, interval))
+    connection.abandon(await wait_until_stale(connection, interval))

@@ -17,9 +17,9 @@ import msgspec
 from .messages import Frame, encode, event_name
 
 __all__ = [
-    "Delivery",
-    "Form",
-    "Source",
+    "EncodedMessage",
+    "MessagePrefix",
+    "WireFormat",
     "chunk",
     "encode_frame",
     "encode_payload",
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 
-class Form(IntEnum):
+class WireFormat(IntEnum):
     """The shapes in which a frame leaves; of integers, whose hash is that of C."""
 
     WEBSOCKET = 0  # RFC 6455, section 5
@@ -52,19 +52,19 @@ _ESCAPED_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 _raw_decoder = msgspec.json.Decoder(msgspec.Raw)
 
 
-class Source:
+class MessagePrefix:
     """What the messages of one pattern have in common, as a client names it.
 
-    For the client ``shown`` stands where real subjects begin with ``hidden``.
+    The subject that a client sees begins with ``alias`` instead of ``target``.
     """
 
-    __slots__ = ("_head", "_hidden_size", "_shown", "pattern", "wildcard")
+    __slots__ = ("_alias", "_head", "_target_size", "pattern", "wildcard")
 
-    def __init__(self, pattern: str, shown: str = "", hidden: str = "") -> None:
+    def __init__(self, pattern: str, alias: str = "", target: str = "") -> None:
         self.pattern = pattern
         self.wildcard = "*" in pattern or ">" in pattern
-        self._shown = shown
-        self._hidden_size = len(hidden)
+        self._alias = alias
+        self._target_size = len(target)
         named = b',"pattern":' + encode_string(pattern) if self.wildcard else b',"subject":' + encode_string(pattern)
         self._head = b'{"type":"message"' + named
 
@@ -72,24 +72,24 @@ class Source:
         """The opening of a `message` frame, its subject included."""
         if not self.wildcard:
             return self._head
-        if self._hidden_size:
-            subject = self._shown + subject[self._hidden_size :]
+        if self._target_size:
+            subject = self._alias + subject[self._target_size :]
         return self._head + b',"subject":' + encode_string(subject)
 
 
-class Delivery(msgspec.Struct, eq=False, gc=False):
+class EncodedMessage(msgspec.Struct, eq=False, gc=False):
     """One NATS message under one pattern, encoded once in each form, when that is first needed.
 
     ``subject`` is the real one. ``headers`` is a JSON object or empty; ``number`` is the message's place
     among those of its turn.
     """
 
-    source: Source
+    prefix: MessagePrefix
     subject: str
     headers: bytes
     payload: bytes
     number: int = 0
-    first: "Delivery | None" = None
+    first: "EncodedMessage | None" = None
     shared: bool = False
     rest: bytes | None = None
     json: bytes | None = None
@@ -98,22 +98,22 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
     line: bytes | None = None
     event: bytes | None = None
 
-    def under(self, source: Source) -> "Delivery":
+    def under(self, prefix: MessagePrefix) -> "EncodedMessage":
         """The same message under another pattern; what they have in common is encoded once."""
         self.shared = True
-        return Delivery(source, self.subject, self.headers, self.payload, self.number, self)
+        return EncodedMessage(prefix, self.subject, self.headers, self.payload, self.number, self)
 
-    def encoded(self, form: Form) -> bytes:
+    def encoded(self, wire_format: WireFormat) -> bytes:
         """The bytes to write to a client of that form."""
-        data: bytes | None = getattr(self, _FIELDS[form])
+        data: bytes | None = getattr(self, _FIELDS[wire_format])
         if data is None:
-            data = _FRAMED[form](self._as_json())
-            setattr(self, _FIELDS[form], data)
+            data = _FRAMED[wire_format](self._as_json())
+            setattr(self, _FIELDS[wire_format], data)
         return data
 
     def _as_json(self) -> bytes:
         if self.json is None:
-            head = self.source.head(self.subject)
+            head = self.prefix.head(self.subject)
             first = self.first or self
             self.json = head + first._as_shared() if first.shared else first._encode(head)
         return self.json
@@ -131,18 +131,18 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
         return b"".join((head, headers, b',"data":', data, encoding, b"}"))
 
 
-def join(deliveries: Iterable[Delivery], form: Form) -> bytes:
+def join(messages: Iterable[EncodedMessage], wire_format: WireFormat) -> bytes:
     """Several messages as one write."""
-    return b"".join([delivery.encoded(form) for delivery in deliveries])
+    return b"".join([message.encoded(wire_format) for message in messages])
 
 
-def encode_frame(frame: Frame, form: Form, retry: int | None = None) -> bytes:
+def encode_frame(frame: Frame, wire_format: WireFormat, retry: int | None = None) -> bytes:
     """Any frame but a message. ``retry`` (milliseconds) goes before it on an event stream."""
     document = encode(frame)
-    if form in (Form.WEBSOCKET, Form.JSON_LINES):
-        return _FRAMED[form](document)
+    if wire_format in (WireFormat.WEBSOCKET, WireFormat.JSON_LINES):
+        return _FRAMED[wire_format](document)
     written = event_text(document, event_name(frame), retry)
-    return chunk(written) if form is Form.EVENT_STREAM else written
+    return chunk(written) if wire_format is WireFormat.EVENT_STREAM else written
 
 
 def encode_payload(payload: bytes) -> tuple[bytes, bytes]:

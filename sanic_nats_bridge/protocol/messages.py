@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from ..errors import BridgeError, CloseCode, CommandInvalid, CommandUnsupported, QueryUnsupported
+from ..errors import BridgeError, CloseCode, InvalidCommand, UnsupportedCommand, UnsupportedQuery
 
 __all__ = [
     "PROTOCOL_VERSION",
@@ -28,13 +28,13 @@ __all__ = [
     "Unsubscribed",
     "Welcome",
     "check_query",
+    "close_frame",
+    "command_id_of",
     "decode_command",
     "encode",
     "event_name",
-    "failure",
-    "farewell",
-    "identify",
-    "jittered",
+    "failure_reply",
+    "jittered_milliseconds",
     "query_command",
     "quoted",
     "success",
@@ -150,22 +150,22 @@ def decode_command(data: bytes, action: Action | None = None) -> Command:
     """Read a command from JSON; ``action`` is the one that the path of a POST has decided.
 
     Raises:
-        CommandInvalid: Not JSON, not an object, a field of the wrong type, an unknown action, or
+        InvalidCommand: Not JSON, not an object, a field of the wrong type, an unknown action, or
             one that contradicts the path.
-        CommandUnsupported: An action or a field that the protocol reserves.
+        UnsupportedCommand: An action or a field that the protocol reserves.
     """
     try:
         command = _command_decoder.decode(data)
         reserved = _reserved_decoder.decode(data)
     except msgspec.ValidationError as error:
-        raise CommandInvalid(f"Not a valid command: {error}") from None
+        raise InvalidCommand(f"Not a valid command: {error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError):
-        raise CommandInvalid("Not a valid command: malformed JSON") from None
+        raise InvalidCommand("Not a valid command: malformed JSON") from None
     except RecursionError:
         # msgspec raises it, and not a DecodeError, on about 1,000 levels.
-        raise CommandInvalid("Not a valid command: nested too deeply") from None
+        raise InvalidCommand("Not a valid command: nested too deeply") from None
     if reserved.from_ is not UNSET or reserved.after is not UNSET:
-        raise CommandUnsupported("Not supported here: 'from' and 'after'")
+        raise UnsupportedCommand("Not supported here: 'from' and 'after'")
     return _checked(command, action)
 
 
@@ -173,26 +173,26 @@ def check_query(query: Mapping[str, Sequence[str]]) -> None:
     """Let the query pass with which a session is to begin, on whichever way.
 
     Raises:
-        QueryUnsupported: It has a parameter that the protocol reserves, or another ``protocol`` than 1.
+        UnsupportedQuery: It has a parameter that the protocol reserves, or another ``protocol`` than 1.
     """
     if query.get("protocol", ["1"]) != [str(PROTOCOL_VERSION)]:
-        raise QueryUnsupported(f"This server speaks protocol {PROTOCOL_VERSION}")
+        raise UnsupportedQuery(f"This server speaks protocol {PROTOCOL_VERSION}")
     if any(field in query for field in _RESERVED_FIELDS):
-        raise QueryUnsupported("Not supported here: 'from' and 'after'")
+        raise UnsupportedQuery("Not supported here: 'from' and 'after'")
 
 
 def query_command(query: Mapping[str, Sequence[str]]) -> Command | None:
     """Read the subscribe command from the query of an event stream; ``None`` where it has none.
 
     Raises:
-        QueryUnsupported: As in `check_query`.
+        UnsupportedQuery: As in `check_query`.
     """
     check_query(query)
     patterns = query.get("subjects")
     return Command(action="subscribe", subjects=list(patterns)) if patterns else None
 
 
-def identify(data: bytes) -> CommandId | UnsetType:
+def command_id_of(data: bytes) -> CommandId | UnsetType:
     """The ``id`` of what could not be decoded as a command, as far as it can be told."""
     try:
         raw = _any_decoder.decode(data).get("id")
@@ -201,7 +201,7 @@ def identify(data: bytes) -> CommandId | UnsetType:
         return UNSET
 
 
-def farewell(code: CloseCode, reason: str, *, retry: float, spread: float) -> Close:
+def close_frame(code: CloseCode, reason: str, *, retry: float, spread: float) -> Close:
     """Return the last frame of a session that the bridge ends.
 
     Args:
@@ -212,11 +212,11 @@ def farewell(code: CloseCode, reason: str, *, retry: float, spread: float) -> Cl
     """
     if not code.reconnect:
         return Close(code=code, reason=reason, reconnect=False)
-    wait = int(random.uniform(0, spread) * 1000) if code is CloseCode.GOING_AWAY else jittered(retry)
+    wait = int(random.uniform(0, spread) * 1000) if code is CloseCode.GOING_AWAY else jittered_milliseconds(retry)
     return Close(code=code, reason=reason, reconnect=True, retry=wait)
 
 
-def jittered(seconds: float) -> int:
+def jittered_milliseconds(seconds: float) -> int:
     """Milliseconds between once and twice that long, so that many do not come back at one moment."""
     return int(random.uniform(1, 2) * seconds * 1000)
 
@@ -234,7 +234,7 @@ def quoted(patterns: Iterable[str]) -> str:
     return ", ".join(f"'{pattern}'" for pattern in patterns)
 
 
-def failure(
+def failure_reply(
     error: BridgeError,
     action: str | UnsetType = UNSET,
     id: CommandId | UnsetType = UNSET,  # noqa: A002 - the name on the wire
@@ -265,17 +265,17 @@ class Outcome(NamedTuple):
         id: CommandId | UnsetType = UNSET,  # noqa: A002 - the name on the wire
     ) -> Self:
         """Return the outcome of a command that was rejected with this error."""
-        return cls(failure(error, action, id), error)
+        return cls(failure_reply(error, action, id), error)
 
 
 def _checked(command: Command, path_action: Action | None) -> Command:
     action = command.action if command.action is not UNSET else path_action or "subscribe"
     if path_action is not None and action != path_action:
-        raise CommandInvalid(f"Not a valid command: the action is not '{path_action}'")
+        raise InvalidCommand(f"Not a valid command: the action is not '{path_action}'")
     if action in _RESERVED_ACTIONS:
-        raise CommandUnsupported(f"Not supported here: the action '{action}'")
+        raise UnsupportedCommand(f"Not supported here: the action '{action}'")
     if action not in _ACTIONS:
-        raise CommandInvalid("Not a valid command: unknown action")
+        raise InvalidCommand("Not a valid command: unknown action")
     if action != "ping" and not command.subjects:
-        raise CommandInvalid("Not a valid command: 'subjects' is missing or empty")
+        raise InvalidCommand("Not a valid command: 'subjects' is missing or empty")
     return msgspec.structs.replace(command, action=action)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Final
 
-from ..errors import SubjectInvalid
+from ..errors import InvalidSubject
 
 __all__ = [
     "GRAMMAR",
@@ -47,11 +47,11 @@ def validate(pattern: str) -> str:
     """Return the pattern when it is valid.
 
     Raises:
-        SubjectInvalid: It is not 1 to 255 bytes of 0x21-0x7E, has more than 32 tokens or an empty
+        InvalidSubject: It is not 1 to 255 bytes of 0x21-0x7E, has more than 32 tokens or an empty
             one, or has a wildcard that is not a whole token, or ``>`` before the end.
     """
     if not is_valid(pattern):
-        raise SubjectInvalid(f"Not a valid subject: {_shown(pattern)}", [pattern])
+        raise InvalidSubject(f"Not a valid subject: {_shown(pattern)}", [pattern])
     return pattern
 
 

@@ -8,22 +8,22 @@ from inspect import isawaitable
 from sanic import Request
 
 from ..auth.permissions import Permissions
-from ..errors import AuthExpired, AuthRequired, InternalError, SessionUnreachable
-from ..sessions.registry import Sessions
+from ..errors import AuthExpired, AuthRequired, InternalError, UnreachableSession
+from ..sessions.registry import SessionRegistry
 
 __all__ = ["identify_client", "permit"]
 
 logger = logging.getLogger("sanic.root.nats_bridge")
 
 
-async def permit(request: Request, sessions: Sessions) -> Permissions:
+async def permit(request: Request, sessions: SessionRegistry) -> Permissions:
     """What the client of a new session may follow.
 
     Raises:
         AuthRequired: The app knows no such client.
         AuthExpired: Its permissions have expired already.
         InternalError: The app's function has failed, or taken longer than ``permissions_timeout``.
-        SessionUnreachable: The worker stops.
+        UnreachableSession: The worker stops.
     """
     permissions = await _ask(request, sessions)
     if permissions.expires_at <= time.time():
@@ -31,12 +31,12 @@ async def permit(request: Request, sessions: Sessions) -> Permissions:
     return permissions
 
 
-async def identify_client(request: Request, sessions: Sessions) -> str | None:
+async def identify_client(request: Request, sessions: SessionRegistry) -> str | None:
     """Who sends a command to a session that lives already.
 
     Raises:
         AuthRequired: The app knows no such client.
-        InternalError, SessionUnreachable: As in `permit`.
+        InternalError, UnreachableSession: As in `permit`.
     """
     return (await _ask(request, sessions)).identity
 
@@ -47,12 +47,12 @@ def _is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-async def _ask(request: Request, sessions: Sessions) -> Permissions:
+async def _ask(request: Request, sessions: SessionRegistry) -> Permissions:
     settings = sessions.settings
     if settings.permissions is None:
-        return settings.everybody
+        return settings.default_permissions
     try:
-        async with sessions.patience.within(settings.permissions_timeout):
+        async with sessions.deadlines.within(settings.permissions_timeout):
             permissions = settings.permissions(request)
             if isawaitable(permissions):
                 permissions = await permissions
@@ -61,8 +61,8 @@ async def _ask(request: Request, sessions: Sessions) -> Permissions:
     except (Exception, asyncio.CancelledError) as error:
         if isinstance(error, asyncio.CancelledError) and _is_cancelled():
             raise
-        if isinstance(error, TimeoutError) and sessions.patience.over:
-            raise SessionUnreachable("The server is going away") from None
+        if isinstance(error, TimeoutError) and sessions.deadlines.over:
+            raise UnreachableSession("The server is going away") from None
         logger.exception("The 'permissions' function has failed")
         raise InternalError("Internal error") from None
     if permissions is None:

@@ -10,11 +10,18 @@ from sanic.exceptions import SanicException
 from sanic_ext import openapi
 
 from ..cluster.relay import Relay
-from ..errors import BridgeError, CommandInvalid, InternalError, MediaTypeUnsupported, SessionUnreachable, SizeLimit
-from ..protocol.messages import Action, Command, Outcome, Reply, decode_command, identify
+from ..errors import (
+    BridgeError,
+    InternalError,
+    InvalidCommand,
+    SizeLimitExceeded,
+    UnreachableSession,
+    UnsupportedMediaType,
+)
+from ..protocol.messages import Action, Command, Outcome, Reply, command_id_of, decode_command
 from ..protocol.subjects import GRAMMAR, MAX_SUBJECT_BYTES
-from ..sessions.deadlines import Patience
-from ..sessions.registry import Sessions
+from ..sessions.deadlines import Deadlines
+from ..sessions.registry import SessionRegistry
 from ..transports.auto import is_misdirected
 from .authorization import identify_client
 from .replies import misdirected, outcome_response
@@ -42,7 +49,7 @@ _STATUSES: Final = {
 _SUBJECT: Final = {"type": "string", "pattern": f"^{GRAMMAR}$", "maxLength": MAX_SUBJECT_BYTES}
 
 
-def add_command_routes(blueprint: Blueprint, relay: Relay, sessions: Sessions) -> None:
+def add_command_routes(blueprint: Blueprint, relay: Relay, sessions: SessionRegistry) -> None:
     """Serve commands by POST on the blueprint."""
     settings = sessions.settings
 
@@ -51,20 +58,20 @@ def add_command_routes(blueprint: Blueprint, relay: Relay, sessions: Sessions) -
             return misdirected(action)
         body = b""
         try:
-            body = await _body(request, settings.max_command_bytes, sessions.patience)
+            body = await _body(request, settings.max_command_bytes, sessions.deadlines)
             return outcome_response(await execute(request, body, action))
         except BridgeError as error:
             rejection = error
         except Exception:
             logger.exception("Fault in a command")
             rejection = InternalError("Internal error")
-        sessions.count_refused(rejection)
-        return outcome_response(Outcome.rejected(rejection, action, identify(body)))
+        sessions.count_rejected(rejection)
+        return outcome_response(Outcome.rejected(rejection, action, command_id_of(body)))
 
     async def execute(request: Request, body: bytes, action: Action) -> Outcome:
         command = decode_command(body, action)
         if not isinstance(command.session, str):
-            raise CommandInvalid("Not a valid command: 'session' is missing")
+            raise InvalidCommand("Not a valid command: 'session' is missing")
         return await relay.execute(command.session, await identify_client(request, sessions), command)
 
     async def subscribe(request: Request) -> HTTPResponse:
@@ -79,26 +86,26 @@ def add_command_routes(blueprint: Blueprint, relay: Relay, sessions: Sessions) -
         blueprint.add_route(documented, f"/{name}", methods=["POST"], name=name, stream=True)
 
 
-async def _body(request: Request, max_bytes: int, patience: Patience) -> bytes:
+async def _body(request: Request, max_bytes: int, deadlines: Deadlines) -> bytes:
     """The body, read no further and no longer than it may: Sanic itself would take 100 MB, and any time."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
-        raise MediaTypeUnsupported("The body must be application/json")
+        raise UnsupportedMediaType("The body must be application/json")
     codings = ",".join(request.headers.getall("content-encoding", [])).split(",")
     if any(coding.strip().lower() not in ("", "identity") for coding in codings):
-        raise MediaTypeUnsupported("The body must not be compressed")
+        raise UnsupportedMediaType("The body must not be compressed")
     body = b""
     stream: Any = request.stream
     try:
-        async with patience.within(_body_seconds(request)):
+        async with deadlines.within(_body_seconds(request)):
             async for part in stream:
                 body += part
                 if len(body) > max_bytes:
-                    raise SizeLimit(f"A command is at most {max_bytes} bytes")
+                    raise SizeLimitExceeded(f"A command is at most {max_bytes} bytes")
     except (SanicException, TimeoutError):
-        if patience.over:
-            raise SessionUnreachable("The server is going away") from None
-        raise CommandInvalid("Not a valid command: the body cannot be read") from None
+        if deadlines.over:
+            raise UnreachableSession("The server is going away") from None
+        raise InvalidCommand("Not a valid command: the body cannot be read") from None
     return body
 
 

@@ -7,7 +7,7 @@ from sanic import Blueprint, HTTPResponse, Request, Sanic
 from sanic.response import BaseHTTPResponse, empty
 from sanic_ext import openapi
 
-from ..auth.origins import OriginRule
+from ..auth.origins import OriginPolicy
 
 __all__ = ["CrossOrigin"]
 
@@ -24,7 +24,7 @@ _SHOWN: Final = {"access-control-expose-headers": "retry-after"}
 class CrossOrigin:
     """Answers for the bridge's own paths, to the allowed origins alone, whatever the app answers on others."""
 
-    def __init__(self, rule: OriginRule) -> None:
+    def __init__(self, rule: OriginPolicy) -> None:
         self._rule = rule
         self._paths: set[str] = set()
 

@@ -6,14 +6,14 @@ import msgspec
 from sanic import Blueprint, HTTPResponse, Request
 from sanic_ext import openapi
 
-from ..sessions.registry import Sessions
+from ..sessions.registry import SessionRegistry
 
 __all__ = ["add_health_routes"]
 
 _HEADERS: Final = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 
 
-def add_health_routes(blueprint: Blueprint, sessions: Sessions) -> None:
+def add_health_routes(blueprint: Blueprint, sessions: SessionRegistry) -> None:
     """Serve them on the blueprint, which must turn nobody away."""
 
     async def live(request: Request) -> HTTPResponse:

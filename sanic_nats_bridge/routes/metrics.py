@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 from sanic import Blueprint, HTTPResponse, Request
 from sanic_ext import openapi
 
-from ..metrics.aggregator import MetricsBoard
+from ..metrics.aggregator import MetricsAggregator
 from ..metrics.definitions import METRICS, Readings
 
 __all__ = ["add_metrics_route"]
@@ -35,13 +35,13 @@ class _Collector(Collector):
             yield family
 
 
-def add_metrics_route(blueprint: Blueprint, board: MetricsBoard) -> None:
+def add_metrics_route(blueprint: Blueprint, aggregator: MetricsAggregator) -> None:
     """Serve them on the blueprint."""
 
     async def metrics(request: Request) -> HTTPResponse:
         # One of its own, for this answer: what the app has in the library's is the app's.
         registry = CollectorRegistry()
-        registry.register(_Collector(await board.gather()))
+        registry.register(_Collector(await aggregator.gather()))
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return HTTPResponse(encode(registry), 200, dict(_HEADERS), content_type)
 

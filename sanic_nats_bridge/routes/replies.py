@@ -4,7 +4,7 @@ import math
 
 from sanic import HTTPResponse
 
-from ..errors import BridgeError, CommandUnsupported, RateLimit
+from ..errors import BridgeError, RateLimitExceeded, UnsupportedCommand
 from ..protocol.messages import Action, Outcome, encode
 
 __all__ = ["misdirected", "outcome_response", "refusal_response"]
@@ -17,7 +17,7 @@ def outcome_response(outcome: Outcome) -> HTTPResponse:
     """Return the HTTP response to a command: its reply, with the status of its error."""
     reply, error = outcome
     headers = dict(_HEADERS)
-    if isinstance(error, RateLimit):
+    if isinstance(error, RateLimitExceeded):
         headers["retry-after"] = str(math.ceil(error.retry_after))
     return HTTPResponse(encode(reply), 200 if error is None else error.http_status, headers, "application/json")
 
@@ -32,6 +32,6 @@ def misdirected(action: Action) -> HTTPResponse:
 
     A browser repeats such a request over another version (RFC 9110, section 15.5.20).
     """
-    response = refusal_response(CommandUnsupported("Not supported here: HTTP/3"), action)
+    response = refusal_response(UnsupportedCommand("Not supported here: HTTP/3"), action)
     response.status = _MISDIRECTED
     return response

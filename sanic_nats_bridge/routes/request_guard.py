@@ -6,13 +6,13 @@ from typing import Any, Final
 
 from sanic import Blueprint, HTTPResponse, Request
 
-from ..auth.origins import Caller, OriginRule
-from ..errors import BridgeError, OriginForbidden
+from ..auth.origins import Caller, OriginPolicy
+from ..errors import BridgeError, ForbiddenOrigin
 from ..transports.auto import is_asgi
 from ..transports.handshake import check_handshake, check_opening
 from .replies import refusal_response
 
-__all__ = ["Doorkeeper"]
+__all__ = ["RequestGuard"]
 
 logger = logging.getLogger("sanic.root.nats_bridge")
 
@@ -22,28 +22,28 @@ _MAX_TOLD: Final = 1000
 _MAX_SHOWN: Final = 200
 
 
-class Doorkeeper:
+class RequestGuard:
     """Applies the rule for origins to requests, and tells the operator whom it has turned away."""
 
-    def __init__(self, rule: OriginRule) -> None:
+    def __init__(self, rule: OriginPolicy) -> None:
         self._rule = rule
         self._told: set[str] = set()
 
-    def guard(self, blueprint: Blueprint) -> None:
+    def install(self, blueprint: Blueprint) -> None:
         """Turn requests away before a handler of the blueprint gets them, and before a WebSocket's handshake."""
         # Not `middleware(self._turn_away, …)`: a blueprint registers nothing then, for a method is no plain function.
         blueprint.middleware("request", priority=_LAST)(self._turn_away)
 
-    def admit(self, request: Request) -> None:
+    def check(self, request: Request) -> None:
         """Let the request come in.
 
         Raises:
-            OriginForbidden: It may not.
+            ForbiddenOrigin: It may not.
         """
         caller = _caller(request)
-        if not self._rule.admits(caller):
+        if not self._rule.allows(caller):
             self._tell(caller)
-            raise OriginForbidden("Pages of this origin may not use this server")
+            raise ForbiddenOrigin("Pages of this origin may not use this server")
 
     async def _turn_away(self, request: Request) -> HTTPResponse | None:
         if _is_asgi_websocket(request):
@@ -51,7 +51,7 @@ class Doorkeeper:
             return None
         try:
             check_handshake(request)
-            self.admit(request)
+            self.check(request)
             if request.route is not None and request.route.extra.websocket:
                 check_opening(request)
         except BridgeError as error:

@@ -4,10 +4,10 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-__all__ = ["Patience"]
+__all__ = ["Deadlines"]
 
 
-class Patience:
+class Deadlines:
     """Deadlines that are over at once when the worker stops: a client that has begun a request holds nothing up."""
 
     def __init__(self) -> None:

@@ -6,51 +6,51 @@ from dataclasses import replace
 
 from ..auth.permissions import Permissions
 
-__all__ = ["Arrival", "Arrivals"]
+__all__ = ["PendingConnection", "PendingConnections"]
 
 
-class Arrival:
-    """One client, and what the app has decided about identities since it came in.
+class PendingConnection:
+    """One client, and what the app has updates about identities since it came in.
 
     The app may have looked the client up before that: then what it says of the client is out of date.
     """
 
     def __init__(self) -> None:
-        self.decided: dict[str, Permissions | None] = {}
+        self.updates: dict[str, Permissions | None] = {}
         """Their new permissions; ``None`` where they were revoked."""
 
-    def up_to_date(self, permissions: Permissions) -> Permissions | None:
+    def current_permissions(self, permissions: Permissions) -> Permissions | None:
         """What holds for a client of these permissions; ``None`` where it may not come in any more."""
-        if permissions.identity is None or permissions.identity not in self.decided:
+        if permissions.identity is None or permissions.identity not in self.updates:
             return permissions
-        decided = self.decided[permissions.identity]
-        return None if decided is None else replace(decided, identity=permissions.identity)
+        updates = self.updates[permissions.identity]
+        return None if updates is None else replace(updates, identity=permissions.identity)
 
 
-class Arrivals:
+class PendingConnections:
     """All that are under way in this worker."""
 
     def __init__(self) -> None:
-        self._under_way: set[Arrival] = set()
+        self._under_way: set[PendingConnection] = set()
 
     def __len__(self) -> int:
         return len(self._under_way)
 
     @contextlib.contextmanager
-    def arriving(self) -> Iterator[Arrival]:
+    def connecting(self) -> Iterator[PendingConnection]:
         """One more is under way, until `over`, or at the longest until the context is left."""
-        arrival = Arrival()
-        self._under_way.add(arrival)
+        pending = PendingConnection()
+        self._under_way.add(pending)
         try:
-            yield arrival
+            yield pending
         finally:
-            self.over(arrival)
+            self.done(pending)
 
-    def over(self, arrival: Arrival) -> None:
+    def done(self, pending: PendingConnection) -> None:
         """It is a session now, or will be none."""
-        self._under_way.discard(arrival)
+        self._under_way.discard(pending)
 
-    def decide(self, identity: str, permissions: Permissions | None) -> None:
-        """Note what the app has decided about an identity; ``None``: it was revoked."""
-        for arrival in self._under_way:
-            arrival.decided[identity] = permissions
+    def update_permissions(self, identity: str, permissions: Permissions | None) -> None:
+        """Note what the app has updates about an identity; ``None``: it was revoked."""
+        for pending in self._under_way:
+            pending.updates[identity] = permissions

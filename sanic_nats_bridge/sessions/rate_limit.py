@@ -5,17 +5,17 @@ import contextlib
 from collections import deque
 from typing import Final
 
-from ..errors import BridgeError, RateLimit
+from ..errors import BridgeError, RateLimitExceeded
 from ..settings import Settings
 from ..token_bucket import TokenBucket
 
-__all__ = ["CommandMeter"]
+__all__ = ["CommandRateLimiter"]
 
 _MINUTE_SECONDS: Final = 60.0
 _BAD_STATUS: Final = 400
 
 
-class CommandMeter:
+class CommandRateLimiter:
     """Holds one session to ``command_rate`` and ``max_bad_commands``."""
 
     __slots__ = ("_bad", "_commands", "_settings", "excess")
@@ -31,7 +31,7 @@ class CommandMeter:
         """Count what has come as a command, whatever it is.
 
         Raises:
-            RateLimit: It is one too many.
+            RateLimitExceeded: It is one too many.
         """
         settings, now = self._settings, asyncio.get_running_loop().time()
         if self._commands is None:
@@ -41,14 +41,14 @@ class CommandMeter:
         if self._commands.overdrawn:
             self.excess = "Too many commands"
         message = f"At most {settings.command_rate:g} commands a second"
-        raise RateLimit(message, retry_after=self._commands.wait(now))
+        raise RateLimitExceeded(message, retry_after=self._commands.wait(now))
 
     def count_ping(self) -> None:
         """Count a ping, to which nothing can be answered but a pong."""
-        with contextlib.suppress(RateLimit):
+        with contextlib.suppress(RateLimitExceeded):
             self.count()
 
-    def count_refusal(self, error: BridgeError) -> None:
+    def count_rejection(self, error: BridgeError) -> None:
         """Count what no client should have sent."""
         if error.http_status != _BAD_STATUS:
             return

@@ -4,32 +4,32 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from typing import Final
 
-from ..auth.expirations import Expiries
+from ..auth.expirations import ExpirationQueue
 from ..auth.permissions import CONTROL_TOKEN, Permissions
-from ..auth.policy import Admission
-from ..errors import BridgeError, CloseCode, SessionUnknown
-from ..hub.broadcast import Batch
+from ..auth.policy import SubscriptionPolicy
+from ..errors import BridgeError, CloseCode, UnknownSession
+from ..hub.broadcast import Broadcaster
 from ..hub.hub import Hub
 from ..hub.interfaces import Link
-from ..metrics.counters import Tally
+from ..metrics.counters import Counters
 from ..metrics.stats import Stats
-from ..protocol import encoding as wire
-from ..protocol.encoding import Form
-from ..protocol.messages import Close, Command, NatsState, Outcome, Status, farewell
+from ..protocol import encoding
+from ..protocol.encoding import WireFormat
+from ..protocol.messages import Close, Command, NatsState, Outcome, Status, close_frame
 from ..protocol.session_ids import key_of, new_worker_id
 from ..settings import Settings
-from ..transports.base import CLOSE_SECONDS, Outlet
-from .deadlines import Patience
-from .pending import Arrival, Arrivals
+from ..transports.base import CLOSE_SECONDS, Transport
+from .deadlines import Deadlines
+from .pending import PendingConnection, PendingConnections
 from .session import Session, SessionContext
 
-__all__ = ["Sessions", "SessionsView"]
+__all__ = ["SessionRegistry", "SessionsView"]
 
 _FULL_RETRY_FACTOR: Final = 5
 _REVOKED: Final = "Access was revoked"
 
 
-class Sessions:
+class SessionRegistry:
     """All sessions of this worker, and the hub that they share.
 
     Args:
@@ -48,30 +48,30 @@ class Sessions:
         on_closed: Callable[[Session, int], None],
     ) -> None:
         self.settings = settings
-        self.tally = Tally()
-        self.expiries = Expiries(self._expire)
+        self.counters = Counters()
+        self.expirations = ExpirationQueue(self._expire)
         self.hub = Hub(
             link,
-            Batch(self.tally, self.expiries, settings.headers, settings.flush_interval),
-            self.tally,
-            on_lost=self._nats_lost,
-            on_returned=self._nats_returned,
+            Broadcaster(self.counters, self.expirations, settings.expose_headers, settings.flush_interval),
+            self.counters,
+            on_disconnected=self._nats_disconnected,
+            on_established=self._nats_established,
             on_connected=self._nats_connected,
-            linger=settings.linger,
+            unsubscribe_delay=settings.unsubscribe_delay,
             max_patterns=settings.max_patterns,
-            max_sub_rate=settings.max_sub_rate,
+            max_subscribe_rate=settings.max_subscribe_rate,
         )
-        self.admission = Admission(settings.max_subscriptions, settings.control_prefix or CONTROL_TOKEN)
-        self.arrivals = Arrivals()
-        self.patience = Patience()
+        self.policy = SubscriptionPolicy(settings.max_subscriptions, settings.control_prefix or CONTROL_TOKEN)
+        self.pending_connections = PendingConnections()
+        self.deadlines = Deadlines()
         self.going_away: str | None = None
         """The reason why the worker stops, once it does."""
         self._context = SessionContext(
             settings=settings,
             hub=self.hub,
-            admission=self.admission,
-            tally=self.tally,
-            expiries=self.expiries,
+            policy=self.policy,
+            counters=self.counters,
+            expirations=self.expirations,
             on_closed=self._remove,
             worker=new_worker_id(),
         )
@@ -79,7 +79,7 @@ class Sessions:
         self._on_closed = on_closed
         self._sessions: dict[str, Session] = {}
         self._by_identity: dict[str, set[Session]] = {}
-        self._by_transport = Counter(websocket=0, events=0)
+        self._by_transport = Counter(websocket=0, sse=0)
 
     @property
     def worker(self) -> str:
@@ -97,18 +97,18 @@ class Sessions:
     def __iter__(self) -> Iterator[Session]:
         return iter(tuple(self._sessions.values()))
 
-    def open(self, outlet: Outlet, permissions: Permissions, arrival: Arrival) -> Session | None:
+    def open(self, transport: Transport, permissions: Permissions, pending: PendingConnection) -> Session | None:
         """A new session, which has been welcomed; ``None`` where there can be none, as the client was told."""
-        decided = arrival.up_to_date(permissions)
+        decided = pending.current_permissions(permissions)
         if decided is None:
-            outlet.finish(self._farewell(CloseCode.FORBIDDEN, _REVOKED), CLOSE_SECONDS)
+            transport.close(self._farewell(CloseCode.FORBIDDEN, _REVOKED), CLOSE_SECONDS)
             return None
-        refusal = self.refusal(permissions.identity)
+        refusal = self.rejection_reason(permissions.identity)
         if refusal is not None:
-            outlet.finish(refusal, CLOSE_SECONDS)
+            transport.close(refusal, CLOSE_SECONDS)
             return None
-        self.arrivals.over(arrival)
-        session = Session(self._context, outlet, decided)
+        self.pending_connections.done(pending)
+        session = Session(self._context, transport, decided)
         session.begin()
         self._sessions[session.key] = session
         self._by_transport[session.transport] += 1
@@ -118,11 +118,11 @@ class Sessions:
         self._on_opened(session)
         return session
 
-    def refusal(self, identity: str | None = None) -> Close | None:
+    def rejection_reason(self, identity: str | None = None) -> Close | None:
         """Why none of those that have arrived can become a session for now, if so."""
         if self.going_away is not None:
             return self._farewell(CloseCode.GOING_AWAY, self.going_away)
-        if len(self._sessions) + len(self.arrivals) > self.settings.max_sessions:
+        if len(self._sessions) + len(self.pending_connections) > self.settings.max_sessions:
             reason = "This server is full; come back later"
         elif len(self._of(identity)) >= self.settings.max_sessions_per_identity:
             reason = "Too many connections of one user; come back later"
@@ -130,33 +130,33 @@ class Sessions:
             return None
         return self._farewell(CloseCode.TRY_AGAIN_LATER, reason, self.settings.retry * _FULL_RETRY_FACTOR)
 
-    def rejection(self, error: BridgeError) -> Close:
+    def close_frame_for(self, error: BridgeError) -> Close:
         """What one who has arrived hears of an error that keeps it out."""
         if self.going_away is not None:
             return self._farewell(CloseCode.GOING_AWAY, self.going_away)
         return self._farewell(error.close_code or CloseCode.INTERNAL, error.message)
 
     def _farewell(self, code: CloseCode, reason: str, retry: float | None = None) -> Close:
-        return farewell(code, reason, retry=retry or self.settings.retry, spread=self.settings.drain)
+        return close_frame(code, reason, retry=retry or self.settings.retry, spread=self.settings.reconnect_spread)
 
-    def find(self, key: str, identity: str | None) -> Session:
+    def get(self, key: str, identity: str | None) -> Session:
         """The session of that key, for a client of that identity.
 
         Raises:
-            SessionUnknown: There is none, or it is another's.
+            UnknownSession: There is none, or it is another's.
         """
         session = self._sessions.get(key)
         if session is None or session.identity not in (None, identity):
-            raise SessionUnknown("No such session")
+            raise UnknownSession("No such session")
         return session
 
     async def execute(self, key: str, identity: str | None, command: Command) -> Outcome:
         """Execute a command that a client of that identity has sent by POST.
 
         Raises:
-            SessionUnknown: There is no such session on this worker, or it belongs to another client.
+            UnknownSession: There is no such session on this worker, or it belongs to another client.
         """
-        return await self.find(key, identity).execute(command)
+        return await self.get(key, identity).execute(command)
 
     def _remove(self, session: Session, code: int) -> None:
         del self._sessions[session.key]
@@ -166,31 +166,31 @@ class Sessions:
             others.discard(session)
             if not others:
                 del self._by_identity[session.identity]
-        self.expiries.drop(session.key)
-        self.tally.ended_bytes += session.sent_bytes
-        self.tally.count_close(code)
+        self.expirations.drop(session.key)
+        self.counters.ended_bytes += session.sent_bytes
+        self.counters.count_close(code)
         self._on_closed(session, code)
 
-    def count_refused(self, error: BridgeError) -> None:
+    def count_rejected(self, error: BridgeError) -> None:
         """Count a request that was rejected before it reached a session."""
-        self.tally.refused[error.code] += 1
+        self.counters.refused[error.code] += 1
 
     def stats(self, loop_lag: float) -> Stats:
         """The stats of this worker as of now; takes about a tenth of a microsecond for each session."""
-        tally = self.tally
+        counters = self.counters
         return Stats(
             sessions=self._by_transport.copy(),
             patterns=len(self.hub.patterns),
-            messages=tally.messages,
-            deliveries=tally.deliveries,
-            sent_bytes=tally.ended_bytes + sum([session.sent_bytes for session in self]),
-            lost=tally.lost.copy(),
-            gaps=tally.gaps.copy(),
-            slow_consumers=tally.slow_consumers,
-            refused=tally.refused.copy(),
-            closes=tally.closes.copy(),
+            messages=counters.messages,
+            deliveries=counters.deliveries,
+            sent_bytes=counters.ended_bytes + sum([session.sent_bytes for session in self]),
+            lost=counters.lost.copy(),
+            gaps=counters.gaps.copy(),
+            slow_consumers=counters.slow_consumers,
+            refused=counters.refused.copy(),
+            closes=counters.closes.copy(),
             nats=self.nats,
-            nats_reconnects=max(0, tally.nats_connections - 1),
+            nats_reconnects=max(0, counters.nats_connections - 1),
             loop_lag=loop_lag,
         )
 
@@ -198,12 +198,12 @@ class Sessions:
         """Let sessions in, as those of a new worker."""
         self._context.worker = new_worker_id()
         self.going_away = None
-        self.patience.begin()
+        self.deadlines.begin()
 
     def close_all(self, reason: str) -> None:
         """End every session, and let none in: the server is going away."""
         self.going_away = reason
-        self.patience.end()
+        self.deadlines.end()
         for session in self:
             session.close(CloseCode.GOING_AWAY, reason)
 
@@ -213,13 +213,13 @@ class Sessions:
         """End sessions, as `NatsBridge.revoke` says; returns how many."""
         chosen = self._chosen(identity, session)
         if identity is not None:
-            self.arrivals.decide(identity, None)
+            self.pending_connections.update_permissions(identity, None)
         for each in chosen:
             each.close(CloseCode.FORBIDDEN, _REVOKED, self.settings.write_timeout)
         return len(chosen)
 
-    def repermit(self, permissions: Permissions, identity: str | None, session: str | None) -> int:
-        """Have sessions go by other permissions, as `NatsBridge.repermit` says; returns how many."""
+    def update_permissions(self, permissions: Permissions, identity: str | None, session: str | None) -> int:
+        """Have sessions go by other permissions, as `NatsBridge.update_permissions` says; returns how many."""
         if not isinstance(permissions, Permissions):
             raise TypeError(f"permissions must be Permissions, not {type(permissions).__name__}")
         chosen = self._chosen(identity, session)
@@ -227,19 +227,19 @@ class Sessions:
         if known and permissions.identity not in {None, *known}:
             raise ValueError("A session keeps its identity; the permissions have another")
         if identity is not None:
-            self.arrivals.decide(identity, permissions)
+            self.pending_connections.update_permissions(identity, permissions)
         for each in chosen:
-            each.repermit(permissions)
+            each.update_permissions(permissions)
             if not each.closed:
                 self._note_expiry(each)
-        self.expiries.expire_due()
+        self.expirations.expire_due()
         return len(chosen)
 
     def _expire(self, key: str) -> None:
         self._sessions[key].expire()
 
     def _note_expiry(self, session: Session) -> None:
-        self.expiries.put(session.key, session.permissions.expires_at)
+        self.expirations.put(session.key, session.permissions.expires_at)
 
     def _chosen(self, identity: str | None, session: str | None) -> list[Session]:
         if (identity is None) == (session is None):
@@ -258,33 +258,33 @@ class Sessions:
 
     # The connection to NATS
 
-    def _nats_lost(self) -> None:
-        self.expiries.expire_due()
+    def _nats_disconnected(self) -> None:
+        self.expirations.expire_due()
         for session in self:
-            session.note_holes()
+            session.mark_gaps()
         if self.nats == "connected":
             self._context.nats = "disconnected"
             statuses = _statuses(self.nats)
             for session in self:
-                session.write(statuses[session.form])
+                session.write(statuses[session.wire_format])
 
-    def _nats_returned(self) -> None:
-        self.expiries.expire_due()
+    def _nats_established(self) -> None:
+        self.expirations.expire_due()
         for session in self:
-            session.tell_holes()
+            session.send_gaps()
 
     def _nats_connected(self) -> None:
-        self.expiries.expire_due()
+        self.expirations.expire_due()
         self._context.nats = "connected"
         statuses = _statuses(self.nats)
         for session in self:
-            session.tell_connected(statuses[session.form])
+            session.send_connected(statuses[session.wire_format])
 
 
 class SessionsView(Collection[Session]):
     """The sessions of this worker, as the app may see them."""
 
-    def __init__(self, sessions: Sessions) -> None:
+    def __init__(self, sessions: SessionRegistry) -> None:
         self._sessions = sessions
 
     def __len__(self) -> int:
@@ -297,5 +297,5 @@ class SessionsView(Collection[Session]):
         return session in tuple(self._sessions)
 
 
-def _statuses(nats: NatsState) -> dict[Form, bytes]:
-    return {form: wire.encode_frame(Status(nats=nats), form) for form in Form}
+def _statuses(nats: NatsState) -> dict[WireFormat, bytes]:
+    return {wire_format: encoding.encode_frame(Status(nats=nats), wire_format) for wire_format in WireFormat}

@@ -6,21 +6,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..auth.expirations import Expiries
+from ..auth.expirations import ExpirationQueue
 from ..auth.permissions import Permissions
-from ..auth.policy import Admission
+from ..auth.policy import SubscriptionPolicy
 from ..errors import (
     BridgeError,
     CloseCode,
-    CommandUnsupported,
+    ForbiddenSubject,
     InternalError,
-    SessionUnknown,
-    SizeLimit,
-    SubjectForbidden,
+    SizeLimitExceeded,
+    UnknownSession,
+    UnsupportedCommand,
 )
 from ..hub.hub import Hub
-from ..metrics.counters import Tally
-from ..protocol.encoding import Delivery, Form
+from ..metrics.counters import Counters
+from ..protocol.encoding import EncodedMessage, WireFormat
 from ..protocol.messages import (
     Command,
     Frame,
@@ -31,18 +31,18 @@ from ..protocol.messages import (
     Status,
     Unsubscribed,
     Welcome,
+    close_frame,
+    command_id_of,
     decode_command,
-    farewell,
-    identify,
-    jittered,
+    jittered_milliseconds,
     success,
 )
 from ..protocol.session_ids import digest, new_session_id
 from ..settings import Settings
-from ..transports.base import CLOSE_SECONDS, Outlet
-from .keepalive import Pulse
-from .rate_limit import CommandMeter
-from .slow_consumer import LeftOut
+from ..transports.base import CLOSE_SECONDS, Transport
+from .keepalive import Keepalive
+from .rate_limit import CommandRateLimiter
+from .slow_consumer import SlowConsumer
 from .subscriptions import Subscriptions
 
 __all__ = ["Session", "SessionContext"]
@@ -58,9 +58,9 @@ class SessionContext:
 
     settings: Settings
     hub: Hub
-    admission: Admission
-    tally: Tally
-    expiries: Expiries
+    policy: SubscriptionPolicy
+    counters: Counters
+    expirations: ExpirationQueue
     on_closed: Callable[["Session", int], None]
     """Called once for each session when it has ended, with its WebSocket close code."""
     worker: str
@@ -72,28 +72,41 @@ class Session:
     """One browser connection. Signal handlers and `NatsBridge.sessions` hand it to the app, which only reads it."""
 
     __slots__ = (
-        "__weakref__", "_context", "_left_out", "_meter", "_one_at_a_time", "_outlet", "_pulse",
-        "_secret", "_subscriptions", "closed", "form", "identity", "keeps_up", "key", "write",
+        "__weakref__",
+        "_context",
+        "_keepalive",
+        "_lock",
+        "_rate_limiter",
+        "_secret",
+        "_slow_consumer",
+        "_subscriptions",
+        "_transport",
+        "closed",
+        "identity",
+        "is_writable",
+        "key",
+        "wire_format",
+        "write",
     )  # fmt: skip
 
-    def __init__(self, context: SessionContext, outlet: Outlet, permissions: Permissions) -> None:
+    def __init__(self, context: SessionContext, transport: Transport, permissions: Permissions) -> None:
         # Set once. The id goes to the client with the first frame, and is stored nowhere.
         self._secret: str | None = new_session_id(context.worker)
         self.key = digest(self._secret)
         self.identity = permissions.identity
-        self.form = outlet.form
-        self.write = outlet.write
+        self.wire_format = transport.wire_format
+        self.write = transport.write
         self._context = context
-        self._outlet = outlet
-        self._one_at_a_time = asyncio.Lock()
-        self._meter = CommandMeter(context.settings)
-        self._subscriptions = Subscriptions(self, context.hub, context.admission, permissions)
+        self._transport = transport
+        self._lock = asyncio.Lock()
+        self._rate_limiter = CommandRateLimiter(context.settings)
+        self._subscriptions = Subscriptions(self, context.hub, context.policy, permissions)
         # Changed in the event loop only.
         self.closed = False
-        self.keeps_up = True
-        self._pulse: Pulse | None = None
-        self._left_out: LeftOut | None = None
-        outlet.set_watcher(self)
+        self.is_writable = True
+        self._keepalive: Keepalive | None = None
+        self._slow_consumer: SlowConsumer | None = None
+        transport.set_listener(self)
 
     @property
     def subscriptions(self) -> tuple[str, ...]:
@@ -106,19 +119,19 @@ class Session:
         return self._subscriptions.permissions
 
     @property
-    def transport(self) -> Literal["websocket", "events"]:
+    def transport(self) -> Literal["websocket", "sse"]:
         """The client's transport."""
-        return "websocket" if self.form in (Form.WEBSOCKET, Form.JSON_LINES) else "events"
+        return "websocket" if self.wire_format in (WireFormat.WEBSOCKET, WireFormat.JSON_LINES) else "sse"
 
     @property
     def sent_bytes(self) -> int:
         """The number of bytes written to the client's transport."""
-        return self._outlet.written
+        return self._transport.written
 
     def send(self, frame: Frame) -> None:
         """Write a frame to the client, after everything that was written before."""
         if not self.closed:
-            self._outlet.send(frame)
+            self._transport.send(frame)
 
     def begin(self) -> None:
         """Write the first frame, and start the keepalive."""
@@ -127,8 +140,8 @@ class Session:
         secret, self._secret = self._secret, None
         assert secret is not None
         welcome = Welcome(session=secret, heartbeat=heartbeat, nats=self._context.nats)
-        self._outlet.send(welcome, jittered(settings.retry))
-        self._pulse = Pulse(self._outlet, settings)
+        self._transport.send(welcome, jittered_milliseconds(settings.retry))
+        self._keepalive = Keepalive(self._transport, settings)
 
     # Commands
 
@@ -156,46 +169,46 @@ class Session:
         except Exception:
             logger.exception("Fault in a command")
             rejection = InternalError("Internal error")
-        self._context.tally.refused[rejection.code] += 1
-        self._meter.count_refusal(rejection)
+        self._context.counters.refused[rejection.code] += 1
+        self._rate_limiter.count_rejection(rejection)
         self._end_excess()
         if command is None:
-            return Outcome.rejected(rejection, id=identify(data))
+            return Outcome.rejected(rejection, id=command_id_of(data))
         return Outcome.rejected(rejection, command.action, command.id)
 
     def _check_size(self, data: bytes) -> None:
         max_bytes = self._context.settings.max_command_bytes
         if len(data) > max_bytes:
-            error = SizeLimit(f"A command is at most {max_bytes} bytes")
+            error = SizeLimitExceeded(f"A command is at most {max_bytes} bytes")
             self.fail(error)
             raise error
 
     def _count_command(self) -> None:
         try:
-            self._meter.count()
+            self._rate_limiter.count()
         finally:
             self._end_excess()
 
     def _decode(self, received: object, data: bytes) -> Command:
         if not isinstance(received, str):
-            raise CommandUnsupported("Binary frames are not supported")
+            raise UnsupportedCommand("Binary frames are not supported")
         return decode_command(data)
 
-    def pinged(self) -> None:
+    def control_frame_received(self) -> None:
         """Count a ping, or another frame that is no command, as one: it costs no less."""
-        self._meter.count_ping()
+        self._rate_limiter.count_ping()
         self._end_excess()
 
     def _end_excess(self) -> None:
-        if self._meter.excess is not None:
-            self.close(CloseCode.TOO_MANY_COMMANDS, self._meter.excess)
+        if self._rate_limiter.excess is not None:
+            self.close(CloseCode.TOO_MANY_COMMANDS, self._rate_limiter.excess)
 
     async def _carry_out(self, command: Command) -> Reply:
-        async with self._one_at_a_time:
-            await self.caught_up()
-            self._context.expiries.expire_due()
+        async with self._lock:
+            await self.wait_until_writable()
+            self._context.expirations.expire_due()
             if self.closed:
-                raise SessionUnknown("No such session")
+                raise UnknownSession("No such session")
             if command.action == "subscribe":
                 return await self._subscribe(command)
             if command.action == "unsubscribe":
@@ -210,43 +223,45 @@ class Session:
     def _unsubscribe(self, command: Command) -> Reply:
         patterns = self._subscriptions.unsubscribe(command.patterns)
         for pattern in patterns:
-            self.activated(pattern)
+            self.subscription_active(pattern)
         return success(command, patterns)
 
     # A client that does not keep up
 
-    def filled(self) -> None:
+    def pause_writing(self) -> None:
         """More waits for the client than may: its messages are left out from here on."""
         if not self.closed:
-            self.keeps_up = False
-            self._left_out = LeftOut(self.form, self._context.settings.kept_bytes, self._context.tally)
+            self.is_writable = False
+            self._slow_consumer = SlowConsumer(
+                self.wire_format, self._context.settings.kept_bytes, self._context.counters
+            )
 
-    def leave_out(self, deliveries: Sequence[Delivery]) -> None:
+    def skip(self, messages: Sequence[EncodedMessage]) -> None:
         """Deal with messages that come while the client does not keep up."""
         if self._context.settings.overflow == "close":
             self.close(CloseCode.TRY_AGAIN_LATER, _TOO_SLOW, self._context.settings.write_timeout)
-        elif self._left_out is not None:
-            self._left_out.add(deliveries)
+        elif self._slow_consumer is not None:
+            self._slow_consumer.add(messages)
 
-    def drained(self) -> None:
+    def resume_writing(self) -> None:
         """The client has caught up: tell it what it has missed, and go on."""
-        self._context.expiries.expire_due()
-        left_out, self._left_out = self._left_out, None
-        if left_out is None or self.closed:
+        self._context.expirations.expire_due()
+        skipped, self._slow_consumer = self._slow_consumer, None
+        if skipped is None or self.closed:
             return
-        self.keeps_up = True
-        left_out.over.set()
-        if told := left_out.told():
+        self.is_writable = True
+        skipped.over.set()
+        if told := skipped.told():
             self.write(told)
 
-    async def caught_up(self) -> None:
+    async def wait_until_writable(self) -> None:
         """Wait until the client keeps up, or is gone: what it asks for would wait behind all the rest."""
-        while self._left_out is not None:
-            await self._left_out.over.wait()
+        while self._slow_consumer is not None:
+            await self._slow_consumer.over.wait()
 
     # What the hub, the connection to NATS and the app bring
 
-    def activated(self, pattern: str) -> None:
+    def subscription_active(self, pattern: str) -> None:
         """There is an end to whether NATS has a subscription: it has, or the client follows it no longer."""
         if self._subscriptions.settle(pattern) and self._context.nats == "connected":
             self.send(Status(nats="connected"))
@@ -256,38 +271,38 @@ class Session:
         if self.closed:
             return
         self._subscriptions.drop(pattern)
-        if self._left_out is not None and (gap := self._left_out.take(pattern)):
+        if self._slow_consumer is not None and (gap := self._slow_consumer.take(pattern)):
             self.send(gap)
         self.send(Unsubscribed(subjects=[pattern], code=error.code, message=error.message))
-        self.activated(pattern)
+        self.subscription_active(pattern)
 
     def missed(self, pattern: str) -> None:
         """Tell the client that it may have missed messages here, by a fault of the bridge."""
-        self._context.tally.gaps["internal"] += 1
+        self._context.counters.gaps["internal"] += 1
         self.send(Gap(subjects=[pattern], lost=None, reason="internal"))
 
-    def note_holes(self) -> None:
+    def mark_gaps(self) -> None:
         """Remember which subscriptions miss messages from here on."""
-        self._subscriptions.note_holes()
+        self._subscriptions.mark_gaps()
 
-    def tell_holes(self) -> None:
+    def send_gaps(self) -> None:
         """Tell the client which subscriptions have missed messages up to here."""
-        holes = self._subscriptions.take_holes()
+        holes = self._subscriptions.take_gaps()
         if holes:
-            self._context.tally.gaps["nats_reconnect"] += len(holes)
+            self._context.counters.gaps["nats_reconnect"] += len(holes)
             self.send(Gap(subjects=holes, lost=None, reason="nats_reconnect"))
 
-    def tell_connected(self, status: bytes) -> None:
-        """Tell the client that every subscription is live, or else let `activated` do so, once it is."""
-        if self._subscriptions.settle_live():
+    def send_connected(self, status: bytes) -> None:
+        """Tell the client that every subscription is live, or else let `subscription_active` do so, once it is."""
+        if self._subscriptions.confirm_active():
             self.write(status)
 
-    def repermit(self, permissions: Permissions) -> None:
+    def update_permissions(self, permissions: Permissions) -> None:
         """Go by other permissions from here on; subscriptions that do not fit end."""
-        for pattern in self._subscriptions.repermit(permissions):
-            self.ended(pattern, SubjectForbidden(f"No longer allowed: '{pattern}'", [pattern]))
-        if self._left_out is not None:
-            self._left_out.drop(self._subscriptions.leaves_out)
+        for pattern in self._subscriptions.update_permissions(permissions):
+            self.ended(pattern, ForbiddenSubject(f"No longer allowed: '{pattern}'", [pattern]))
+        if self._slow_consumer is not None:
+            self._slow_consumer.drop(self._subscriptions.excludes)
 
     # The end
 
@@ -304,21 +319,21 @@ class Session:
         if not self.closed:
             self._leave(code, cut=code.cuts)
             settings = self._context.settings
-            close = farewell(code, reason, retry=settings.retry, spread=settings.drain)
-            self._outlet.finish(close, seconds or CLOSE_SECONDS)
+            close = close_frame(code, reason, retry=settings.retry, spread=settings.reconnect_spread)
+            self._transport.close(close, seconds or CLOSE_SECONDS)
 
-    def gone(self, code: int) -> None:
+    def connection_lost(self, code: int) -> None:
         """The client has ended the connection, with this WebSocket close code."""
         if not self.closed:
             self._leave(code)
 
     def _leave(self, code: int, *, cut: bool = False) -> None:
         self.closed = True
-        self._outlet.set_watcher(None)
-        if self._pulse is not None:
-            self._pulse.stop()
-        if self._left_out is not None:
-            self._left_out.over.set()
-            self._left_out = None
+        self._transport.set_listener(None)
+        if self._keepalive is not None:
+            self._keepalive.stop()
+        if self._slow_consumer is not None:
+            self._slow_consumer.over.set()
+            self._slow_consumer = None
         self._subscriptions.close(cut=cut)
         self._context.on_closed(self, code)

@@ -4,42 +4,42 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from ..metrics.counters import Tally
-from ..protocol import encoding as wire
-from ..protocol.encoding import Delivery, Form
+from ..metrics.counters import Counters
+from ..protocol import encoding
+from ..protocol.encoding import EncodedMessage, WireFormat
 from ..protocol.messages import Gap
 
-__all__ = ["LeftOut"]
+__all__ = ["SlowConsumer"]
 
 _ENTRY_BYTES: Final = 128  # what it costs to keep a message, beside the message
 
 
-class LeftOut:
+class SlowConsumer:
     """The messages left out since a client went over its limit.
 
     With ``kept_bytes`` the newest of each subscription and subject are kept, to be delivered later, for
     as long as all of them together are no larger; the oldest give way. The others are counted.
     """
 
-    def __init__(self, form: Form, kept_bytes: int, tally: Tally) -> None:
+    def __init__(self, wire_format: WireFormat, kept_bytes: int, counters: Counters) -> None:
         self.over: Final = asyncio.Event()
-        self._tally = tally
-        tally.slow_consumers += 1
-        self._form = form
+        self._counters = counters
+        counters.slow_consumers += 1
+        self._form = wire_format
         self._kept_bytes = kept_bytes
         self._room = kept_bytes
         # Bytes, not deliveries: those hold what they were made of too.
         self._kept: dict[tuple[str, str], bytes] = {}
         self._lost: dict[str, int] = {}
 
-    def add(self, deliveries: Sequence[Delivery]) -> None:
+    def add(self, messages: Sequence[EncodedMessage]) -> None:
         """Leave these messages out."""
         if not self._kept_bytes:
-            self._tally.lost["slow_consumer"] += len(deliveries)
-        for delivery in deliveries:
-            pattern = delivery.source.pattern
+            self._counters.lost["slow_consumer"] += len(messages)
+        for message in messages:
+            pattern = message.prefix.pattern
             if self._kept_bytes:
-                self._keep((pattern, delivery.subject), delivery.encoded(self._form))
+                self._keep((pattern, message.subject), message.encoded(self._form))
             else:
                 self._lost[pattern] = self._lost.get(pattern, 0) + 1
 
@@ -67,12 +67,12 @@ class LeftOut:
 
     def told(self) -> bytes:
         """What the client is given once it has caught up: a gap for each pattern, and what was kept."""
-        self._tally.deliveries += len(self._kept)
-        gaps = [wire.encode_frame(self._gap(pattern, lost), self._form) for pattern, lost in self.lost]
+        self._counters.deliveries += len(self._kept)
+        gaps = [encoding.encode_frame(self._gap(pattern, lost), self._form) for pattern, lost in self.lost]
         return b"".join([*gaps, *self.kept])
 
     def _gap(self, pattern: str, lost: int) -> Gap:
-        self._tally.gaps["slow_consumer"] += 1
+        self._counters.gaps["slow_consumer"] += 1
         return Gap(subjects=[pattern], lost=lost, reason="slow_consumer")
 
     def _keep(self, key: tuple[str, str], message: bytes) -> None:
@@ -86,7 +86,7 @@ class LeftOut:
 
     def _lose(self, key: tuple[str, str]) -> None:
         self._room += _cost(self._kept.pop(key))
-        self._tally.lost["slow_consumer"] += 1
+        self._counters.lost["slow_consumer"] += 1
         self._lost[key[0]] = self._lost.get(key[0], 0) + 1
 
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from ..auth.permissions import Grant, Permissions
-from ..auth.policy import Admission
-from ..errors import NotSubscribed, SessionUnknown, SubjectForbidden, SubjectInvalid
-from ..hub.hub import Hub, refusal
+from ..auth.policy import SubscriptionPolicy
+from ..errors import ForbiddenSubject, InvalidSubject, NotSubscribed, UnknownSession
+from ..hub.hub import Hub, refused_by_nats
 from ..hub.interest import Interest, State, View
 from ..hub.interfaces import Subscriber
 from ..protocol.messages import quoted
@@ -18,20 +18,28 @@ class Subscriptions:
     """The subscriptions of one session, by the client's names for their patterns."""
 
     __slots__ = (
-        "_admission", "_changes", "_holes", "_hub", "_open", "_subscriber", "_unconfirmed", "_views", "permissions"
+        "_changes",
+        "_gaps",
+        "_hub",
+        "_open",
+        "_policy",
+        "_subscriber",
+        "_unconfirmed",
+        "_views",
+        "permissions"
     )  # fmt: skip
 
-    def __init__(self, subscriber: Subscriber, hub: Hub, admission: Admission, permissions: Permissions) -> None:
+    def __init__(self, subscriber: Subscriber, hub: Hub, policy: SubscriptionPolicy, permissions: Permissions) -> None:
         self._subscriber: Final = subscriber
         self._hub: Final = hub
-        self._admission: Final = admission
+        self._policy: Final = policy
         self.permissions = permissions
         self._open = True
         self._changes = 0
         """How often there were other permissions."""
         self._views: dict[str, View] = {}
         self._unconfirmed: set[str] = set()
-        self._holes: dict[str, None] = {}
+        self._gaps: dict[str, None] = {}
 
     @property
     def patterns(self) -> tuple[str, ...]:
@@ -44,11 +52,11 @@ class Subscriptions:
         Raises:
             BridgeError: One was refused, and nothing has changed.
         """
-        patterns = self._admission.valid(wanted)
+        patterns = self._policy.validate(wanted)
         while True:
             changes = self._changes
-            grants = self._admission.admit(self.permissions, patterns, self._views)
-            claimed = await self._claim(grants, seconds)
+            grants = self._policy.authorize(self.permissions, patterns, self._views)
+            claimed = await self._acquire(grants, seconds)
             if self._changes == changes:
                 break
             self._hub.release(claimed.values())
@@ -58,20 +66,20 @@ class Subscriptions:
         self._unconfirmed |= waiting
         return patterns, not waiting
 
-    async def _claim(self, grants: Sequence[Grant], seconds: float) -> dict[Grant, Interest]:
+    async def _acquire(self, grants: Sequence[Grant], seconds: float) -> dict[Grant, Interest]:
         """The interests in what is not followed yet, claimed, once NATS has answered for all."""
         new = [grant for grant in grants if grant.pattern not in self._views]
-        interests = self._hub.claim([grant.real for grant in new], self._subscriber)
+        interests = self._hub.acquire([grant.real for grant in new], self._subscriber)
         asked = {grant.pattern: interest for grant, interest in zip(new, interests, strict=True)}
         held = {pattern: self._views[pattern].interest for pattern, *_ in grants if pattern not in asked}
         try:
             await self._hub.confirm([*held.values(), *interests], seconds)
             self._hub.flush()  # here already, for it may end this session
             if not self._open:
-                raise SessionUnknown("No such session")
+                raise UnknownSession("No such session")
             refused = [name for name, interest in (held | asked).items() if interest.state is State.REFUSED]
             if refused:
-                raise refusal(refused)
+                raise refused_by_nats(refused)
         except BaseException:
             self._hub.release(interests)
             raise
@@ -83,7 +91,7 @@ class Subscriptions:
         Raises:
             BridgeError: One is not valid, or not followed, and nothing has changed.
         """
-        patterns = self._admission.valid(wanted)
+        patterns = self._policy.validate(wanted)
         missing = [pattern for pattern in patterns if pattern not in self._views]
         if missing:
             raise NotSubscribed(f"Not subscribed to: {quoted(missing)}", missing)
@@ -92,7 +100,7 @@ class Subscriptions:
             self.drop(pattern)
         return patterns
 
-    def repermit(self, permissions: Permissions) -> list[str]:
+    def update_permissions(self, permissions: Permissions) -> list[str]:
         """Go by other permissions from here on; returns the patterns that are not followed any more."""
         self._hub.flush()
         self.permissions = permissions
@@ -109,15 +117,15 @@ class Subscriptions:
             self.drop(pattern)
         return ended
 
-    def leaves_out(self, pattern: str, subject: str) -> bool:
+    def excludes(self, pattern: str, subject: str) -> bool:
         """Whether the message of a subscription is not for the client."""
         view = self._views.get(pattern)
-        return view is None or (view.leaves_out is not None and view.leaves_out(subject))
+        return view is None or (view.excludes is not None and view.excludes(subject))
 
     def drop(self, pattern: str) -> None:
         """Know nothing more of a subscription that has ended."""
         self._views.pop(pattern, None)
-        self._holes.pop(pattern, None)
+        self._gaps.pop(pattern, None)
 
     def settle(self, pattern: str) -> bool:
         """Nothing is left to be said of whether NATS has it; returns whether that was the last such one."""
@@ -126,22 +134,22 @@ class Subscriptions:
         self._unconfirmed.discard(pattern)
         return not self._unconfirmed
 
-    def settle_live(self) -> bool:
+    def confirm_active(self) -> bool:
         """Nothing is left to be said of those that NATS has; returns whether these are all."""
         live = {pattern for pattern, view in self._views.items() if view.interest.state is State.LIVE}
         self._unconfirmed -= live
         return not self._unconfirmed
 
-    def note_holes(self) -> None:
+    def mark_gaps(self) -> None:
         """Remember which subscriptions miss messages from here on."""
         for pattern, view in self._views.items():
             state = view.interest.state
             if state is State.LIVE or (state is State.PENDING and pattern not in self._unconfirmed):
-                self._holes[pattern] = None
+                self._gaps[pattern] = None
 
-    def take_holes(self) -> list[str]:
+    def take_gaps(self) -> list[str]:
         """Which subscriptions have missed messages up to here."""
-        holes, self._holes = list(self._holes), {}
+        holes, self._gaps = list(self._gaps), {}
         return holes
 
     def close(self, *, cut: bool = False) -> None:
@@ -152,6 +160,6 @@ class Subscriptions:
 
     def _granted(self, pattern: str) -> Grant | None:
         try:
-            return self._admission.grant(self.permissions, pattern)
-        except (SubjectForbidden, SubjectInvalid):
+            return self._policy.grant(self.permissions, pattern)
+        except (ForbiddenSubject, InvalidSubject):
             return None

@@ -19,14 +19,14 @@ from sanic.exceptions import WebsocketClosed
 from sanic.http.constants import Stage
 
 from ..errors import CloseCode
-from ..protocol import encoding as wire
-from ..protocol.encoding import Form
+from ..protocol import encoding
+from ..protocol.encoding import WireFormat
 from ..protocol.messages import Close, Frame
 from ..settings import Settings
-from .base import CLOSED_WITHOUT_CODE, OutletWatcher
+from .base import CLOSED_WITHOUT_CODE, TransportListener
 from .tcp import bound_silence
 
-__all__ = ["QueuedEventStreamOutlet", "QueuedWebSocketOutlet"]
+__all__ = ["AsgiSseTransport", "AsgiWebSocketTransport"]
 
 logger = logging.getLogger("sanic.root.nats_bridge")
 
@@ -34,12 +34,12 @@ _PART_BYTES: Final = 65_536  # what servers themselves let wait
 _EVENT_END: Final = b"\n\n"
 
 
-class _QueuedOutlet(ABC):
-    form: ClassVar[Form]
-    tells_pending = True
+class _AsgiTransport(ABC):
+    wire_format: ClassVar[WireFormat]
+    reports_pending = True
 
     def __init__(self, request: Request, settings: Settings) -> None:
-        self._watcher: OutletWatcher | None = None
+        self._listener: TransportListener | None = None
         self.written = 0
         self.pending = 0
         self.close_code = CLOSED_WITHOUT_CODE
@@ -77,8 +77,8 @@ class _QueuedOutlet(ABC):
             self._handler = None
             self._end()
 
-    def set_watcher(self, watcher: OutletWatcher | None) -> None:
-        self._watcher = watcher
+    def set_listener(self, listener: TransportListener | None) -> None:
+        self._listener = listener
 
     def write(self, data: bytes) -> None:
         if self._over or self._last is not None:
@@ -89,16 +89,16 @@ class _QueuedOutlet(ABC):
         self.pending += len(data)
         if self.pending > self._high_water and not self._full:
             self._full = True
-            if self._watcher is not None:
-                self._watcher.filled()
+            if self._listener is not None:
+                self._listener.pause_writing()
 
     def send(self, frame: Frame, retry: int | None = None) -> None:
-        self.write(wire.encode_frame(frame, self.form, retry))
+        self.write(encoding.encode_frame(frame, self.wire_format, retry))
 
-    def keep(self) -> None:  # noqa: B027 - no way needs more
+    def keepalive(self) -> None:  # noqa: B027 - no way needs more
         """Nothing: the server never takes for idle what has not ended."""
 
-    def finish(self, close: Close, seconds: float) -> None:
+    def close(self, close: Close, seconds: float) -> None:
         if CloseCode(close.code).cuts:
             self._cut()
         self.send(close, close.retry if isinstance(close.retry, int) else None)
@@ -146,8 +146,8 @@ class _QueuedOutlet(ABC):
         self.pending -= size
         if self._full and self.pending <= self._low_water:
             self._full = False
-            if self._watcher is not None:
-                self._watcher.drained()
+            if self._listener is not None:
+                self._listener.resume_writing()
 
     def _end(self) -> None:
         """The connection is over: end the session, the writer and the handler."""
@@ -160,14 +160,14 @@ class _QueuedOutlet(ABC):
             self._writer.cancel()
         if self._handler is not None:
             self._handler.reschedule(0)
-        if self._watcher is not None:
-            self._watcher.gone(self.close_code)
+        if self._listener is not None:
+            self._listener.connection_lost(self.close_code)
 
 
-class QueuedWebSocketOutlet(_QueuedOutlet):
+class AsgiWebSocketTransport(_AsgiTransport):
     """The way to a client of ``/stream``."""
 
-    form = Form.JSON_LINES
+    wire_format = WireFormat.JSON_LINES
 
     def __init__(self, request: Request, settings: Settings) -> None:
         super().__init__(request, settings)
@@ -205,10 +205,10 @@ class QueuedWebSocketOutlet(_QueuedOutlet):
         await self._server.send({"type": "websocket.close", "code": close.code, "reason": close.reason})
 
 
-class QueuedEventStreamOutlet(_QueuedOutlet):
+class AsgiSseTransport(_AsgiTransport):
     """The way to a client of ``/events``, once its response has begun."""
 
-    form = Form.EVENTS
+    wire_format = WireFormat.EVENTS
 
     def __init__(self, request: Request, response: HTTPResponse, settings: Settings) -> None:
         super().__init__(request, settings)

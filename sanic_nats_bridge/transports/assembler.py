@@ -7,13 +7,13 @@ from typing import Any, Final, Protocol
 from sanic.exceptions import WebsocketClosed
 from websockets.frames import Opcode
 
-__all__ = ["Inbox", "Source"]
+__all__ = ["MessageAssembler", "ReadSource"]
 
 _MAX_WAITING: Final = 16
 _MAX_WAITING_BYTES: Final = 65_536
 
 
-class Source(Protocol):
+class ReadSource(Protocol):
     """From where the messages come, and go on to come unless it is paused: a transport, or what stands before it."""
 
     def is_closing(self) -> bool:
@@ -26,7 +26,7 @@ class Source(Protocol):
         """Go on."""
 
 
-class Inbox:
+class MessageAssembler:
     """Stands in for the frame assembler of Sanic's WebSocket, and for the future by which Sanic ends a read.
 
     Sanic's ``recv()`` makes two tasks for each message, and holds 8 KiB for each connection that waits.
@@ -37,7 +37,7 @@ class Inbox:
         "_waiter",
     )  # fmt: skip
 
-    def __init__(self, source: Source, max_bytes: int) -> None:
+    def __init__(self, source: ReadSource, max_bytes: int) -> None:
         self._source = source
         self._max_bytes = max_bytes
         self._messages: deque[str | bytes] | None = None

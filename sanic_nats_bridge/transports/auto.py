@@ -8,13 +8,13 @@ from sanic import HTTPResponse, Request, Websocket
 from sanic.models.asgi import MockTransport
 
 from ..settings import Settings
-from .asgi import QueuedEventStreamOutlet, QueuedWebSocketOutlet
-from .sanic import EventStreamOutlet, WebSocketOutlet
+from .asgi import AsgiSseTransport, AsgiWebSocketTransport
+from .sanic import SanicSseTransport, SanicWebSocketTransport
 
-__all__ = ["EventStreamDoor", "WebSocketDoor", "event_stream_outlet", "is_asgi", "is_misdirected", "websocket_outlet"]
+__all__ = ["SseTransport", "WebSocketTransport", "is_asgi", "is_misdirected", "sse_transport", "websocket_transport"]
 
-WebSocketDoor: TypeAlias = WebSocketOutlet | QueuedWebSocketOutlet
-EventStreamDoor: TypeAlias = EventStreamOutlet | QueuedEventStreamOutlet
+WebSocketTransport: TypeAlias = SanicWebSocketTransport | AsgiWebSocketTransport
+SseTransport: TypeAlias = SanicSseTransport | AsgiSseTransport
 
 
 def is_asgi(request: Request) -> bool:
@@ -31,19 +31,19 @@ def is_misdirected(request: Request) -> bool:
     return request.version == "3" and not is_asgi(request)
 
 
-def websocket_outlet(
+def websocket_transport(
     request: Request, websocket: Websocket, settings: Settings
-) -> AbstractAsyncContextManager[WebSocketDoor]:
+) -> AbstractAsyncContextManager[WebSocketTransport]:
     """The way to the client of a WebSocket; the handler serves it in this context."""
     if is_asgi(request):
-        return QueuedWebSocketOutlet(request, settings).serving()
-    return contextlib.nullcontext(WebSocketOutlet(websocket, settings))
+        return AsgiWebSocketTransport(request, settings).serving()
+    return contextlib.nullcontext(SanicWebSocketTransport(websocket, settings))
 
 
-def event_stream_outlet(
+def sse_transport(
     request: Request, response: HTTPResponse, settings: Settings
-) -> AbstractAsyncContextManager[EventStreamDoor]:
+) -> AbstractAsyncContextManager[SseTransport]:
     """The way to the client of an event stream whose response has begun; the handler serves it in this context."""
     if is_asgi(request):
-        return QueuedEventStreamOutlet(request, response, settings).serving()
-    return contextlib.nullcontext(EventStreamOutlet(request, settings))
+        return AsgiSseTransport(request, response, settings).serving()
+    return contextlib.nullcontext(SanicSseTransport(request, settings))

@@ -8,7 +8,7 @@ from sanic import Request
 from sanic.server.protocols.websocket_protocol import WebSocketProtocol
 from websockets.server import ServerProtocol
 
-from ..errors import CommandInvalid
+from ..errors import InvalidCommand
 
 __all__ = ["check_handshake", "check_opening"]
 
@@ -22,15 +22,15 @@ def check_handshake(request: Request) -> None:
     read it writes into the log, whole cookies too.
 
     Raises:
-        CommandInvalid: It has a body, or a header that cannot be read.
+        InvalidCommand: It has a body, or a header that cannot be read.
     """
     headers = request.headers
     if headers.upgrade.lower() != "websocket":
         return
     if "transfer-encoding" in headers or headers.getone("content-length", "0") != "0":
-        raise CommandInvalid("A WebSocket's handshake has no body")
+        raise InvalidCommand("A WebSocket's handshake has no body")
     if not all(map(_FIELD_VALUE.fullmatch, headers.values())):
-        raise CommandInvalid("A header cannot be read")
+        raise InvalidCommand("A header cannot be read")
 
 
 def check_opening(request: Request) -> None:
@@ -40,8 +40,8 @@ def check_opening(request: Request) -> None:
     with a traceback.
 
     Raises:
-        CommandInvalid: It cannot.
+        InvalidCommand: It cannot.
     """
     answer = ServerProtocol().accept(WebSocketProtocol.sanic_request_to_ws_request(request))
     if answer.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
-        raise CommandInvalid("Not a WebSocket's handshake")
+        raise InvalidCommand("Not a WebSocket's handshake")

@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-__all__ = ["Intake"]
+__all__ = ["ReadThrottle"]
 
 _SLICE_BYTES: Final = 4_096
 
 
-class Intake:
+class ReadThrottle:
     """Has little taken apart in one turn of the event loop; more than that waits, and nothing more is read meanwhile.
 
     One read brings 256 KiB: of frames of six bytes, that many hold the loop up for everybody.

@@ -19,16 +19,16 @@ from sanic import Request, Websocket
 from websockets.frames import Opcode
 
 from ..errors import CloseCode
-from ..protocol import encoding as wire
-from ..protocol.encoding import Form
+from ..protocol import encoding
+from ..protocol.encoding import WireFormat
 from ..protocol.messages import Close, Frame
 from ..settings import Settings
-from .assembler import Inbox
-from .base import CLOSE_SECONDS, CLOSED_WITHOUT_CODE, OutletWatcher
-from .read_throttle import Intake
+from .assembler import MessageAssembler
+from .base import CLOSE_SECONDS, CLOSED_WITHOUT_CODE, TransportListener
+from .read_throttle import ReadThrottle
 from .tcp import bound_silence, unacknowledged
 
-__all__ = ["EventStreamOutlet", "WebSocketOutlet"]
+__all__ = ["SanicSseTransport", "SanicWebSocketTransport"]
 
 _PING: Final = b"\x89\x00"
 _INVALID_DATA: Final = 1007
@@ -40,10 +40,10 @@ _SANIC_WATER_BYTES: Final = {"high": 65_536, "low": 16_384}
 class _WriteGate:
     """Stands in for the event that Sanic's protocol clears and sets as the transport's buffer passes its marks."""
 
-    __slots__ = ("_drained", "_outlet")
+    __slots__ = ("_drained", "_owner")
 
-    def __init__(self, outlet: "_TransportOutlet") -> None:
-        self._outlet = outlet
+    def __init__(self, transport: "_SanicTransport") -> None:
+        self._owner = transport
         self._drained: asyncio.Event | None = None
 
     def is_set(self) -> bool:
@@ -56,26 +56,26 @@ class _WriteGate:
     def clear(self) -> None:
         if self._drained is None:
             self._drained = asyncio.Event()
-            self._outlet.filled()
+            self._owner.pause_writing()
 
     def set(self) -> None:
         drained, self._drained = self._drained, None
         if drained is not None:
             drained.set()
-            self._outlet.drained()
+            self._owner.resume_writing()
 
 
-class _TransportOutlet:
-    __slots__ = ("_transport", "_watcher", "tells_pending", "written")
+class _SanicTransport:
+    __slots__ = ("_listener", "_transport", "reports_pending", "written")
 
-    form: ClassVar[Form]
+    wire_format: ClassVar[WireFormat]
 
     def __init__(self, protocol: Any, settings: Settings) -> None:
         self._transport: asyncio.Transport = protocol.transport
-        self._watcher: OutletWatcher | None = None
+        self._listener: TransportListener | None = None
         self.written = 0
         # A TLS transport does not count what waits in the one below it.
-        self.tells_pending = self._transport.get_extra_info("sslcontext") is None
+        self.reports_pending = self._transport.get_extra_info("sslcontext") is None
         protocol._can_write = _WriteGate(self)
         self._transport.set_write_buffer_limits(high=settings.high_water_bytes, low=settings.low_water_bytes)
         bound_silence(self._transport, settings.write_timeout)
@@ -84,8 +84,8 @@ class _TransportOutlet:
     def pending(self) -> int:
         return self._transport.get_write_buffer_size()
 
-    def set_watcher(self, watcher: OutletWatcher | None) -> None:
-        self._watcher = watcher
+    def set_listener(self, listener: TransportListener | None) -> None:
+        self._listener = listener
 
     def write(self, data: bytes) -> None:
         if self._transport.is_closing():
@@ -98,35 +98,43 @@ class _TransportOutlet:
         self.written += len(data)
 
     def send(self, frame: Frame, retry: int | None = None) -> None:
-        self.write(wire.encode_frame(frame, self.form, retry))
+        self.write(encoding.encode_frame(frame, self.wire_format, retry))
 
     def abort(self) -> None:
         self._transport.abort()
 
-    def filled(self) -> None:
-        if self._watcher is not None:
-            self._watcher.filled()
+    def pause_writing(self) -> None:
+        if self._listener is not None:
+            self._listener.pause_writing()
 
-    def drained(self) -> None:
-        if self._watcher is not None:
-            self._watcher.drained()
+    def resume_writing(self) -> None:
+        if self._listener is not None:
+            self._listener.resume_writing()
 
 
-class WebSocketOutlet(_TransportOutlet):
+class SanicWebSocketTransport(_SanicTransport):
     """The way to a client of ``/stream``."""
 
     __slots__ = (
-        "_answered", "_closing", "_fail", "_inbox", "_intake", "_pinged_at", "_process_events", "_protocol",
-        "_unwatched", "_websocket",
+        "_answered",
+        "_assembler",
+        "_closing",
+        "_fail",
+        "_pinged_at",
+        "_process_events",
+        "_protocol",
+        "_throttle",
+        "_unwatched",
+        "_websocket",
     )  # fmt: skip
 
-    form = Form.WEBSOCKET
+    wire_format = WireFormat.WEBSOCKET
 
     def __init__(self, websocket: Websocket, settings: Settings) -> None:
         self._websocket = cast(Any, websocket)
         transport = self._websocket.io_proto.transport
-        self._intake = Intake(transport, self._websocket.data_received, self._websocket.eof_received)
-        self._inbox = Inbox(self._intake, settings.max_command_bytes)
+        self._throttle = ReadThrottle(transport, self._websocket.data_received, self._websocket.eof_received)
+        self._assembler = MessageAssembler(self._throttle, settings.max_command_bytes)
         super().__init__(self._websocket.io_proto, settings)
         # Does nothing for a WebSocket, but would keep a closed connection in memory for half a minute.
         self._websocket.io_proto._callback_check_timeouts.cancel()
@@ -149,13 +157,13 @@ class WebSocketOutlet(_TransportOutlet):
 
     def _take_over(self) -> None:
         """Have what the client sends come into the inbox, from what waits in Sanic's assembler on."""
-        self._websocket.data_received = self._intake.data_received
-        self._websocket.eof_received = self._intake.eof_received
+        self._websocket.data_received = self._throttle.data_received
+        self._websocket.eof_received = self._throttle.eof_received
         assembler = self._websocket.assembler
-        self._websocket.assembler = self._websocket.recv_cancel = self._inbox
+        self._websocket.assembler = self._websocket.recv_cancel = self._assembler
         # A handler of Sanic's signal "websocket.handler.before" may have let the loop turn.
         if assembler.message_complete.is_set():
-            self._inbox.add(("" if assembler.decoder else b"").join(assembler.chunks))
+            self._assembler.add(("" if assembler.decoder else b"").join(assembler.chunks))
             assembler.message_complete.clear()
             assembler.message_fetched.set()
             self._websocket.resume_frames()
@@ -166,22 +174,22 @@ class WebSocketOutlet(_TransportOutlet):
         Raises:
             WebsocketClosed: It has closed.
         """
-        return await self._inbox.get()
+        return await self._assembler.get()
 
-    def filled(self) -> None:
+    def pause_writing(self) -> None:
         """Pass on that more waits for the client than may, and read no further from it."""
-        self._inbox.hold()
-        super().filled()
+        self._assembler.hold()
+        super().pause_writing()
 
-    def drained(self) -> None:
+    def resume_writing(self) -> None:
         """Pass on that the client has caught up, and read on."""
-        self._inbox.release()
-        super().drained()
+        self._assembler.release()
+        super().resume_writing()
 
-    def keep(self) -> None:
+    def keepalive(self) -> None:
         """Ping the client as Sanic is configured to, and give it up when it does not answer.
 
-        While anything waits for it no answer is due: the ping comes behind that, and `Pulse` watches over it.
+        While anything waits for it no answer is due: the ping comes behind that, and `Keepalive` watches over it.
         """
         interval, timeout = self._websocket.ping_interval, self._websocket.ping_timeout
         now = asyncio.get_running_loop().time()
@@ -201,7 +209,7 @@ class WebSocketOutlet(_TransportOutlet):
         with contextlib.suppress(RuntimeError):  # half-closed, as in `write`
             self._transport.write(_PING)
 
-    def finish(self, close: Close, seconds: float) -> None:
+    def close(self, close: Close, seconds: float) -> None:
         """Write the last frame, and begin the closing handshake."""
         self.send(close)
         # The handler reads on, so that the closing handshake (RFC 6455, section 7.1) can end in order.
@@ -217,9 +225,9 @@ class WebSocketOutlet(_TransportOutlet):
 
     def _failed(self, code: int, reason: str = "") -> None:
         """Say why in a frame of ours too, where Sanic or `websockets` fails the connection, or it is lost."""
-        self._intake.drop()
-        if code != CLOSED_WITHOUT_CODE and self._watcher is not None:
-            self._watcher.gone(int(code))
+        self._throttle.drop()
+        if code != CLOSED_WITHOUT_CODE and self._listener is not None:
+            self._listener.connection_lost(int(code))
             self.send(Close(code=int(code), reason=reason, reconnect=code not in _FAULTS_OF_THE_CLIENT))
             asyncio.get_running_loop().call_later(CLOSE_SECONDS, self.abort)
         self._fail(code, reason)
@@ -227,12 +235,12 @@ class WebSocketOutlet(_TransportOutlet):
     async def _process_valid_events(self, events: Any) -> None:
         self._answered = True  # whatever has come
         for event in events:
-            if self._watcher is None:
+            if self._listener is None:
                 self._unwatched += 1
             elif _is_endless(event):
-                self._watcher.pinged()
+                self._listener.control_frame_received()
         if self._unwatched > _MAX_UNWATCHED_FRAMES:
-            self._inbox.shut()  # to take more apart would cost the others
+            self._assembler.shut()  # to take more apart would cost the others
         try:
             await self._process_events(events)
         except UnicodeDecodeError:
@@ -240,27 +248,27 @@ class WebSocketOutlet(_TransportOutlet):
             self._websocket.fail_connection(_INVALID_DATA, "A text frame must be UTF-8")
 
 
-class EventStreamOutlet(_TransportOutlet):
+class SanicSseTransport(_SanicTransport):
     """The way to a client of ``/events``, once its response has begun."""
 
     __slots__ = ("_finished", "_protocol", "_request")
 
-    form = Form.EVENT_STREAM
+    wire_format = WireFormat.EVENT_STREAM
 
     def __init__(self, request: Request, settings: Settings) -> None:
         self._request = request
         self._protocol = cast(Any, request.transport).get_protocol()
         super().__init__(self._protocol, settings)
         self._finished = asyncio.Event()
-        self.keep()
+        self.keepalive()
 
-    def keep(self) -> None:
+    def keepalive(self) -> None:
         """Keep Sanic from taking the stream for idle."""
         # Sanic cancels a response when RESPONSE_TIMEOUT has passed since its protocol last sent;
         # what is written straight to the transport does not count there.
         self._protocol._time = math.inf
 
-    def finish(self, close: Close, seconds: float) -> None:
+    def close(self, close: Close, seconds: float) -> None:
         """Write the last frame, and have the handler end the stream."""
         self.send(close, close.retry if isinstance(close.retry, int) else None)
         self._finished.set()

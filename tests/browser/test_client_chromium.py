@@ -276,7 +276,7 @@ async def test_a_page_that_is_shown_again_comes_back_at_once(
 ) -> None:
     subject = publisher.subject("a")
     monkeypatch.setattr("random.uniform", lambda _, most: most)
-    async with serving(shared_nats, drain=600) as (bridge, box):
+    async with serving(shared_nats, reconnect_spread=600) as (bridge, box):
         await page.goto(box.url)
         await begin(page, {}, subject)
         await ready(page, "websocket")
@@ -459,7 +459,7 @@ async def test_what_the_bridge_ends_ends_for_iterators_and_callbacks(
               (async () => { for await (const _ of nats.subscribe("a")); ends.push("iterated"); })();
             }"""
         )
-        await bridge.extension.repermit(Permissions(["b"], identity="ada"), identity="ada")
+        await bridge.extension.update_permissions(Permissions(["b"], identity="ada"), identity="ada")
         await true(page, "ends.length === 2")
         assert sorted(await page.evaluate("ends")) == ["iterated", "subject.forbidden"]
         assert await page.evaluate("seen('unsubscribed').map(({ subjects }) => subjects)") == [["a"]]

@@ -165,7 +165,7 @@ async def test_a_listener_to_frames_may_close(bridge: Bridge) -> None:
 
 
 async def test_one_who_subscribes_while_the_link_ends_has_it_on_the_next(shared_nats: NatsServer) -> None:
-    async with running(servers=shared_nats.url, subscribe=[">"], linger=0) as bridge:
+    async with running(servers=shared_nats.url, subscribe=[">"], unsubscribe_delay=0) as bridge:
         body = """
           let socket;
           class Ours extends WebSocket { constructor(url) { super(url); socket = this } }

@@ -124,7 +124,7 @@ def test_hostile_messages_are_shown_as_text_and_nothing_runs(
     assert [json.loads(text) for text in texts[len(HOSTILE_TEXTS) :]] == [
         shown for _, shown in expected[len(HOSTILE_TEXTS) :]
     ]
-    assert [left_out for _, _, _, left_out in entries if left_out] == ["980,003 characters more came"]
+    assert [skipped for _, _, _, skipped in entries if skipped] == ["980,003 characters more came"]
     watched.locator("#rows").get_by_role("button", name="Show all").click()
     assert watched.evaluate(ELEMENTS, "#rows *") == ["button", "span", "td", "time", "tr"]
     expect(watched.locator("#rates li")).to_have_count(8)

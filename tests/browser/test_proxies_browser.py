@@ -27,7 +27,11 @@ OPEN = """([subject, count]) => {
 
 @pytest.fixture(scope="module")
 def example(shared_nats: NatsServer) -> Iterator[ExampleApp]:
-    settings = {"SANIC_PROXIES_COUNT": "1", "SANIC_NATS_BRIDGE_LINGER": "0.1", "SANIC_NATS_BRIDGE_RETRY": "0.2"}
+    settings = {
+        "SANIC_PROXIES_COUNT": "1",
+        "SANIC_NATS_BRIDGE_UNSUBSCRIBE_DELAY": "0.1",
+        "SANIC_NATS_BRIDGE_RETRY": "0.2",
+    }
     with ExampleApp("--nats", shared_nats.url, **settings) as app:
         yield app
 

@@ -9,9 +9,9 @@ import pytest
 from sanic import Request, Sanic, Websocket
 from sanic.exceptions import WebsocketClosed
 
-from sanic_nats_bridge.protocol import encoding as wire
+from sanic_nats_bridge.protocol import encoding
 from sanic_nats_bridge.testing import NatsServer
-from sanic_nats_bridge.transports.sanic import WebSocketOutlet
+from sanic_nats_bridge.transports.sanic import SanicWebSocketTransport
 from tests.support.bridge import Bridge, running
 
 # Framing, pings, reserved bits, opcodes, fragmentation; UTF-8; closing and large messages. Not: limits and
@@ -35,14 +35,14 @@ async def sanics_echo(_: Request, ws: Websocket) -> None:
 
 async def bridges_echo(request: Request, ws: Websocket) -> None:
     """Reads and writes by the way on which the bridge serves its own clients."""
-    outlet = WebSocketOutlet(ws, request.app.ctx.nats_bridge.settings)
+    transport = SanicWebSocketTransport(ws, request.app.ctx.nats_bridge.settings)
     with contextlib.suppress(WebsocketClosed):
         while True:
-            message = await outlet.recv()
+            message = await transport.recv()
             if isinstance(message, str):
-                outlet.write(wire.websocket_frame(message.encode()))
+                transport.write(encoding.websocket_frame(message.encode()))
             else:
-                outlet.write(_BINARY + wire.websocket_frame(message)[1:])
+                transport.write(_BINARY + encoding.websocket_frame(message)[1:])
 
 
 def add_echo_routes(app: Sanic[Any, Any]) -> None:
@@ -59,8 +59,8 @@ async def echoing(shared_nats: NatsServer) -> AsyncIterator[Bridge]:
 async def run_cases(url: str, cases: list[str]) -> list[Any]:
     try:
         return await kosoku.run_fuzzingclient(url, cases=cases, concurrency=4)
-    except kosoku.FailureError as failure:
-        return failure.results
+    except kosoku.FailureError as failure_reply:
+        return failure_reply.results
 
 
 # Group 6 is for the bridge's own way: Sanic's reads no further after a text that is not UTF-8, instead of

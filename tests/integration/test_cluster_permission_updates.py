@@ -11,7 +11,7 @@ import pytest
 from sanic import Request
 
 from sanic_nats_bridge import Permissions
-from sanic_nats_bridge.cluster.permission_updates import Decisions
+from sanic_nats_bridge.cluster.permission_updates import PermissionUpdates
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import Bridge, running, until
 from tests.support.nats import Proxy
@@ -62,12 +62,12 @@ async def test_repermit_reaches_the_sessions_of_every_worker(shared_nats: NatsSe
         there.events("a.staff", Cookie="user=bob") as other,
     ):
         narrower = Permissions(["*.open"], identity="ada", expires=datetime.fromtimestamp(time.time() + 60, UTC))
-        assert await here.extension.repermit(narrower, identity="ada") == 0
+        assert await here.extension.update_permissions(narrower, identity="ada") == 0
         frame = await client.frame()
         assert (frame["type"], frame["subjects"], frame["code"]) == ("unsubscribed", ["a.staff"], "subject.forbidden")
         (session,) = (each for each in there.extension.sessions if each.key == client.key)
         assert session.permissions == Permissions(["*.open"], identity="ada", expires=narrower.expires_at)
-        assert await here.extension.repermit(Permissions([], identity="bob"), session=other.key) == 0
+        assert await here.extension.update_permissions(Permissions([], identity="bob"), session=other.key) == 0
         assert (await other.frame())["type"] == "unsubscribed"
 
 
@@ -81,12 +81,12 @@ async def test_what_is_decided_while_nats_is_away_is_told_when_it_is_back(nats_s
     ):
         proxy.hole = True
         await until(lambda: here.extension.client is None)
-        await here.extension.repermit(Permissions(["*.open"]), identity="ada")
+        await here.extension.update_permissions(Permissions(["*.open"]), identity="ada")
         await here.extension.revoke(identity="ada")
         proxy.hole = False
         # The last decision alone.
         assert (await client.frame())["code"] == 4403
-        await until(lambda: not here.runtime.decisions._untold)
+        await until(lambda: not here.runtime.permission_updates._untold)
 
 
 class Told:
@@ -107,41 +107,41 @@ async def test_what_the_others_are_told_says_the_same_there() -> None:
         ["shop.*.internal"],
         {"tenant": "7"},
         {"me.": "me.42."},
-        literal_only=True,
+        allow_wildcards=False,
         identity="ada",
         expires=time.time() + 60,
     )
     session, _ = there.open(Permissions([">"], identity="ada"))
-    await Decisions(here.sessions, told.announce).repermit(written, "ada", None)
-    Decisions(there.sessions, Told().announce).hear(told.told[0])
+    await PermissionUpdates(here.sessions, told.announce).update_permissions(written, "ada", None)
+    PermissionUpdates(there.sessions, Told().announce).receive(told.told[0])
     assert session.permissions == written
     assert session.permissions.grant("shop.7.a").real == "shop.7.a"
 
 
 async def test_a_worker_does_not_hear_itself() -> None:
     told, worker = Told(), Worker()
-    decisions = Decisions(worker.sessions, told.announce)
-    await decisions.repermit(Permissions(["a"]), "ada", None)
+    permission_updates = PermissionUpdates(worker.sessions, told.announce)
+    await permission_updates.update_permissions(Permissions(["a"]), "ada", None)
     session, _ = worker.open(Permissions([">"], identity="ada"))
-    decisions.hear(told.told[0])
+    permission_updates.receive(told.told[0])
     assert session.permissions == Permissions([">"], identity="ada")
 
 
 async def test_the_last_decision_about_each_is_what_waits_for_nats(monkeypatch: pytest.MonkeyPatch) -> None:
     told, worker = Told(), Worker()
-    decisions = Decisions(worker.sessions, told.announce)
+    permission_updates = PermissionUpdates(worker.sessions, told.announce)
     told.error = ConnectionError("away")
     for identity in ("ada", "bob", "ada"):
-        await decisions.repermit(Permissions([identity]), identity, None)
-    await decisions.revoke("ada", None)
+        await permission_updates.update_permissions(Permissions([identity]), identity, None)
+    await permission_updates.revoke("ada", None)
     told.error = None
     monkeypatch.setattr("sanic_nats_bridge.cluster.permission_updates._OTHERS_RETURN_SECONDS", 0)
-    await decisions.nats_returned()
+    await permission_updates.nats_connected()
     assert [(json.loads(each)["identity"], json.loads(each)["permissions"] is None) for each in told.told] == [
         ("bob", False),
         ("ada", True),
     ]
-    await decisions.nats_returned()
+    await permission_updates.nats_connected()
     assert len(told.told) == 2
 
 
@@ -157,10 +157,10 @@ async def test_decisions_are_told_in_their_order_though_nats_takes_nothing_for_a
             self.told.append(payload)
 
     slow, worker = Slow(), Worker()
-    decisions = Decisions(worker.sessions, slow.announce)
-    first = asyncio.create_task(decisions.repermit(Permissions([">"]), "ada", None))
+    permission_updates = PermissionUpdates(worker.sessions, slow.announce)
+    first = asyncio.create_task(permission_updates.update_permissions(Permissions([">"]), "ada", None))
     await until(lambda: slow.asked)
-    second = asyncio.create_task(decisions.revoke("ada", None))
+    second = asyncio.create_task(permission_updates.revoke("ada", None))
     await asyncio.sleep(0)
     slow.may_take.set()
     await asyncio.gather(first, second)
@@ -173,44 +173,44 @@ async def test_what_was_decided_before_nats_was_lost_does_not_undo_what_was_deci
     monkeypatch.setattr("sanic_nats_bridge.cluster.permission_updates._OTHERS_RETURN_SECONDS", 0)
     cut_off, present, there = Told(), Told(), Worker()
     session, _ = there.open(Permissions([">"], identity="ada"))
-    first, second = (Decisions(Worker().sessions, told.announce) for told in (cut_off, present))
-    hearer = Decisions(there.sessions, Told().announce)
+    first, second = (PermissionUpdates(Worker().sessions, told.announce) for told in (cut_off, present))
+    hearer = PermissionUpdates(there.sessions, Told().announce)
     cut_off.error = ConnectionError("away")
-    await first.repermit(Permissions(["wide.>"]), "ada", None)
-    await second.repermit(Permissions(["narrow"]), "ada", None)
-    hearer.hear(present.told[0])
+    await first.update_permissions(Permissions(["wide.>"]), "ada", None)
+    await second.update_permissions(Permissions(["narrow"]), "ada", None)
+    hearer.receive(present.told[0])
     cut_off.error = None
-    await first.nats_returned()
-    hearer.hear(cut_off.told[0])
+    await first.nats_connected()
+    hearer.receive(cut_off.told[0])
     assert session.permissions.subscribe == ("narrow",)
     # What nothing newer contradicts holds, however late.
     cut_off.error = ConnectionError("away")
-    await first.repermit(Permissions(["later"]), "ada", None)
+    await first.update_permissions(Permissions(["later"]), "ada", None)
     cut_off.error = None
-    await first.nats_returned()
-    hearer.hear(cut_off.told[1])
+    await first.nats_connected()
+    hearer.receive(cut_off.told[1])
     assert session.permissions.subscribe == ("later",)
     # And a revoke always.
     cut_off.error = ConnectionError("away")
     await first.revoke("ada", None)
-    await second.repermit(Permissions(["narrow"]), "ada", None)
-    hearer.hear(present.told[1])
+    await second.update_permissions(Permissions(["narrow"]), "ada", None)
+    hearer.receive(present.told[1])
     cut_off.error = None
-    await first.nats_returned()
-    hearer.hear(cut_off.told[2])
+    await first.nats_connected()
+    hearer.receive(cut_off.told[2])
     assert session.closed
 
 
 async def test_what_is_decided_while_the_others_return_waits_with_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sanic_nats_bridge.cluster.permission_updates._OTHERS_RETURN_SECONDS", 0.05)
     told, worker = Told(), Worker()
-    decisions = Decisions(worker.sessions, told.announce)
+    permission_updates = PermissionUpdates(worker.sessions, told.announce)
     told.error = ConnectionError("away")
-    await decisions.revoke("ada", None)
+    await permission_updates.revoke("ada", None)
     told.error = None
-    returning = asyncio.create_task(decisions.nats_returned())
-    await until(lambda: decisions._others_return)
-    await decisions.revoke("bob", None)
+    returning = asyncio.create_task(permission_updates.nats_connected())
+    await until(lambda: permission_updates._others_return)
+    await permission_updates.revoke("bob", None)
     assert told.told == []
     await returning
     assert [json.loads(each)["identity"] for each in told.told] == ["ada", "bob"]
@@ -218,22 +218,22 @@ async def test_what_is_decided_while_the_others_return_waits_with_the_rest(monke
 
 async def test_only_so_many_decisions_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sanic_nats_bridge.cluster.permission_updates._MAX_NOTED", 3)
-    decisions = Decisions(Worker().sessions, Told().announce)
+    permission_updates = PermissionUpdates(Worker().sessions, Told().announce)
     for name in "abcda":
-        await decisions.revoke(name, None)
-    assert list(decisions._newest) == [("c", None), ("d", None), ("a", None)]
+        await permission_updates.revoke(name, None)
+    assert list(permission_updates._newest) == [("c", None), ("d", None), ("a", None)]
 
 
 @pytest.mark.parametrize("name", ["identity", "session"])
 async def test_only_a_text_names_whom_a_decision_is_about(name: str) -> None:
     told, worker = Told(), Worker()
-    decisions = Decisions(worker.sessions, told.announce)
+    permission_updates = PermissionUpdates(worker.sessions, told.announce)
     target: dict[str, Any] = {"identity": None, "session": None, name: 42}
     with pytest.raises(TypeError, match=f"{name} must be a str, not int"):
-        await decisions.revoke(**target)
+        await permission_updates.revoke(**target)
     with pytest.raises(TypeError, match=f"{name} must be a str, not int"):
-        await decisions.repermit(Permissions(["a"]), **target)
-    assert (told.told, decisions._untold) == ([], {})
+        await permission_updates.update_permissions(Permissions(["a"]), **target)
+    assert (told.told, permission_updates._untold) == ([], {})
 
 
 async def test_only_permissions_take_the_place_of_permissions() -> None:
@@ -241,7 +241,7 @@ async def test_only_permissions_take_the_place_of_permissions() -> None:
     session, _ = worker.open(Permissions([">"], identity="ada"))
     rules: Any = {"subscribe": ["a"]}
     with pytest.raises(TypeError, match="must be Permissions, not dict"):
-        await Decisions(worker.sessions, told.announce).repermit(rules, "ada", None)
+        await PermissionUpdates(worker.sessions, told.announce).update_permissions(rules, "ada", None)
     assert (told.told, session.permissions.subscribe) == ([], (">",))
 
 
@@ -251,27 +251,30 @@ async def test_an_identity_may_be_of_a_kind_of_text() -> None:
 
     told, there = Told(), Worker()
     session, _ = there.open(Permissions([">"], identity="ada"))
-    decisions, hearer = Decisions(Worker().sessions, told.announce), Decisions(there.sessions, Told().announce)
-    await decisions.repermit(Permissions(["a"], identity=Name("ada")), Name("ada"), None)
-    await decisions.revoke(Name("ada"), None)
-    hearer.hear(told.told[0])
+    permission_updates, hearer = (
+        PermissionUpdates(Worker().sessions, told.announce),
+        PermissionUpdates(there.sessions, Told().announce),
+    )
+    await permission_updates.update_permissions(Permissions(["a"], identity=Name("ada")), Name("ada"), None)
+    await permission_updates.revoke(Name("ada"), None)
+    hearer.receive(told.told[0])
     assert session.permissions.subscribe == ("a",)
-    hearer.hear(told.told[1])
+    hearer.receive(told.told[1])
     assert session.closed
 
 
 async def test_what_nats_does_not_take_is_logged_and_holds_up_nothing(caplog: pytest.LogCaptureFixture) -> None:
     told, worker = Told(), Worker()
-    decisions = Decisions(worker.sessions, told.announce)
+    permission_updates = PermissionUpdates(worker.sessions, told.announce)
     told.error = ValueError("larger than NATS takes")
-    assert await decisions.revoke("ada", None) == 0
+    assert await permission_updates.revoke("ada", None) == 0
     assert "larger than NATS takes" in caplog.text
     told.error = None
-    await decisions.revoke("bob", None)
+    await permission_updates.revoke("bob", None)
     assert len(told.told) == 1
 
 
-def decision(**fields: Any) -> bytes:
+def update(**fields: Any) -> bytes:
     whole = {"worker": "x", "identity": "ada", "session": None, "permissions": None}
     return json.dumps(whole | fields).encode()
 
@@ -279,9 +282,9 @@ def decision(**fields: Any) -> bytes:
 WRITTEN = {
     "subscribe": ["a"],
     "deny": [],
-    "values": {},
-    "map": {},
-    "literal_only": False,
+    "variables": {},
+    "aliases": {},
+    "allow_wildcards": True,
     "identity": None,
     "expires_at": None,
 }
@@ -292,15 +295,15 @@ JUNK = [
     b"\xff",
     b"[" * 100_000,
     b"{}",
-    decision(identity=None),
-    decision(session="0" * 64),
-    decision(identity=5),
-    decision(permissions={}),
-    decision(permissions=WRITTEN | {"subscribe": ["a..b"]}),
-    decision(permissions=WRITTEN | {"subscribe": ["{nothing}"]}),
-    decision(permissions=WRITTEN | {"identity": "bob"}),
-    decision(permissions=WRITTEN | {"identity": ""}),
-    decision(permissions=WRITTEN | {"literal_only": 1}),
+    update(identity=None),
+    update(session="0" * 64),
+    update(identity=5),
+    update(permissions={}),
+    update(permissions=WRITTEN | {"subscribe": ["a..b"]}),
+    update(permissions=WRITTEN | {"subscribe": ["{nothing}"]}),
+    update(permissions=WRITTEN | {"identity": "bob"}),
+    update(permissions=WRITTEN | {"identity": ""}),
+    update(permissions=WRITTEN | {"allow_wildcards": 1}),
 ]
 
 
@@ -310,7 +313,7 @@ async def test_what_cannot_be_read_changes_nothing_and_is_logged(junk: bytes, ca
     session, _ = worker.open(Permissions([">"], identity="ada"))
     anybody, _ = worker.open(EVERYTHING)
     await act(session, "subscribe", "b")
-    Decisions(worker.sessions, Told().announce).hear(junk)
+    PermissionUpdates(worker.sessions, Told().announce).receive(junk)
     assert (session.closed, anybody.closed, session.subscriptions) == (False, False, ("b",))
     assert "cannot be carried out" in caplog.text
 
@@ -320,5 +323,5 @@ async def test_a_fault_of_ours_in_a_decision_is_logged(
 ) -> None:
     worker = Worker()
     monkeypatch.setattr(worker.sessions, "revoke", None)
-    Decisions(worker.sessions, Told().announce).hear(decision())
-    assert "Fault in a revoke or repermit" in caplog.text
+    PermissionUpdates(worker.sessions, Told().announce).receive(update())
+    assert "Fault in a revoke or update_permissions" in caplog.text

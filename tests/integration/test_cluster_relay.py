@@ -38,7 +38,11 @@ async def permissions(request: Request) -> Permissions | None:
 @contextlib.asynccontextmanager
 async def workers(url: str, server: ServerName = "sanic", **settings: Any) -> AsyncIterator[tuple[Bridge, Bridge]]:
     """Two bridges that are workers of one app."""
-    options: dict[str, Any] = {"control_prefix": f"_T.{uuid4().hex}", "linger": 0.1, "permissions": permissions}
+    options: dict[str, Any] = {
+        "control_prefix": f"_T.{uuid4().hex}",
+        "unsubscribe_delay": 0.1,
+        "permissions": permissions,
+    }
     options |= settings
     async with (
         running(servers=url, server=server, **options) as home,
@@ -255,9 +259,9 @@ async def test_no_request_makes_the_bridge_publish_elsewhere(shared_nats: NatsSe
         heard = [await stranger.subscribe(subject) for subject in elsewhere]
         for subject in elsewhere:
             await stranger.publish(address(home), request(), subject)
-        inbox = f"{prefix}.reply.{new_worker_id()}.0"
-        replies = await stranger.subscribe(inbox)
-        await stranger.publish(address(home), request(), inbox)
+        assembler = f"{prefix}.reply.{new_worker_id()}.0"
+        replies = await stranger.subscribe(assembler)
+        await stranger.publish(address(home), request(), assembler)
         await replies.next_msg(5)
         await stranger.flush()
         assert [subscription.pending_msgs for subscription in heard] == [0] * len(heard)
@@ -303,7 +307,7 @@ async def test_new_permissions_do_not_open_the_control_subjects_either(shared_na
     options: dict[str, Any] = {"servers": shared_nats.url, "control_prefix": "_SHOP2", "subscribe": ["_SHOP2"]}
     async with running(**options) as bridge, bridge.websocket() as client:
         await client.follow("_SHOP2")
-        await bridge.extension.repermit(Permissions(["_SHOP2.>", "_SHOP2"]), session=client.session)
+        await bridge.extension.update_permissions(Permissions(["_SHOP2.>", "_SHOP2"]), session=client.session)
         assert (await client.ask({"subjects": ["_SHOP2.all"]}))["code"] == "subject.forbidden"
 
 
@@ -336,7 +340,7 @@ async def test_a_worker_that_is_just_on_its_way_to_another_nats_server_is_asked_
 async def test_a_command_that_takes_too_long_is_given_up_by_the_holder() -> None:
     worker = Worker(relay_timeout=0.1, confirm_timeout=0)
     session, _ = worker.open()
-    async with session._one_at_a_time:
+    async with session._lock:
         answer = await Relay(worker.sessions, Answers().request).answer(request(session=session.key))
     assert json.loads(answer)["refusal"]["code"] == "session.unreachable"
     await asyncio.sleep(0)

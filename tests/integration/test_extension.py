@@ -62,7 +62,7 @@ async def test_a_bridge_that_is_on_no_app_yet_says_so() -> None:
     for early in (bridge.stats, lambda: bridge.client_url):
         with pytest.raises(RuntimeError, match="on no app yet"):
             early()
-    for decided in (bridge.revoke(identity="ada"), bridge.repermit(Permissions(["a"]), identity="ada")):
+    for decided in (bridge.revoke(identity="ada"), bridge.update_permissions(Permissions(["a"]), identity="ada")):
         with pytest.raises(RuntimeError, match="on no app yet"):
             await decided
 
@@ -162,7 +162,7 @@ def listening(heard: list[tuple[Any, ...]]) -> Callable[[App], None]:
         async def closed(session: Session, code: int) -> None:
             heard.append(("closed", session.key, code))
 
-        @app.signal("natsbridge.link.connected")
+        @app.signal("natsbridge.nats.connected")
         async def connected() -> None:
             heard.append(("connected",))
 
@@ -192,7 +192,7 @@ async def test_subscriptions_made_when_connected_are_there_again_after_each_retu
     restarts: list[int] = []
 
     def prepare(app: App) -> None:
-        @app.signal("natsbridge.link.connected")
+        @app.signal("natsbridge.nats.connected")
         async def connected() -> None:
             async def take(message: Any) -> None:
                 received.append(message.data)
@@ -274,7 +274,7 @@ async def test_nothing_is_left_when_the_app_has_stopped(nats_server: NatsServer)
 
 async def test_an_app_that_is_served_again_starts_anew(nats_server: NatsServer) -> None:
     app: App = Sanic(f"test_{uuid4().hex}", configure_logging=False)
-    bridge = NatsBridge(servers=nats_server.url, subscribe=["a"], linger=60)
+    bridge = NatsBridge(servers=nats_server.url, subscribe=["a"], unsubscribe_delay=60)
     extensions: list[Any] = [bridge]
     app.extend(extensions=extensions)
     for _ in range(2):

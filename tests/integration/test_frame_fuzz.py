@@ -263,7 +263,7 @@ class Scene:
                 subscribe=["fuzz.>", f"{publisher.base}.>"],
                 max_command_bytes=MAX_COMMAND_BYTES,
                 command_burst=1000,
-                linger=0.02,
+                unsubscribe_delay=0.02,
             ) as bridge,
             bridge.websocket() as websocket,
             bridge.events(publisher.subject("followed")) as events,

@@ -32,7 +32,7 @@ async def test_nats_is_asked_for_what_the_grammar_lets_pass_and_for_nothing_else
         "max_bad_commands": 10_000,
     }
     async with (
-        running(servers=nats_server.url, subscribe=[">"], max_sub_rate=1e6, **limits) as bridge,
+        running(servers=nats_server.url, subscribe=[">"], max_subscribe_rate=1e6, **limits) as bridge,
         Publisher.connected(nats_server) as publisher,
         bridge.websocket() as bystander,
         bridge.websocket() as client,

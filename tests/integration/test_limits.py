@@ -14,7 +14,7 @@ from sanic import Request
 
 from sanic_nats_bridge import Permissions
 from sanic_nats_bridge.testing import NatsServer
-from sanic_nats_bridge.transports.assembler import Inbox
+from sanic_nats_bridge.transports.assembler import MessageAssembler
 from tests.support.bridge import SERVERS, Bridge, Publisher, ServerName, WebSocketClient, running, until
 from tests.support.raw import UPGRADE, client_frame, raw_connection, sessions
 
@@ -68,7 +68,7 @@ async def limited(
 ) -> AsyncIterator[tuple[Bridge, Bystander]]:
     defaults: dict[str, Any] = {} if "permissions" in settings else {"subscribe": [">"]}
     async with (
-        running(servers=shared_nats.url, server=server, **({"linger": 0.1} | defaults | settings)) as bridge,
+        running(servers=shared_nats.url, server=server, **({"unsubscribe_delay": 0.1} | defaults | settings)) as bridge,
         Bystander.of(bridge, publisher) as bystander,
     ):
         await bystander.is_served()
@@ -145,14 +145,14 @@ DOORS_THAT_CLOSE: dict[str, dict[str, Any]] = {
 async def test_of_who_has_been_closed_little_more_is_read(
     monkeypatch: pytest.MonkeyPatch, shared_nats: NatsServer, settings: dict[str, Any]
 ) -> None:
-    shut: list[Inbox] = []
-    shut_down = Inbox.shut
+    shut: list[MessageAssembler] = []
+    shut_down = MessageAssembler.shut
 
-    def shut_and_tell(inbox: Inbox) -> None:
-        shut_down(inbox)
-        shut.append(inbox)
+    def shut_and_tell(assembler: MessageAssembler) -> None:
+        shut_down(assembler)
+        shut.append(assembler)
 
-    monkeypatch.setattr(Inbox, "shut", shut_and_tell)
+    monkeypatch.setattr(MessageAssembler, "shut", shut_and_tell)
     handshake = f"GET /nats/stream HTTP/1.1\r\n{UPGRADE}\r\n"
     async with (
         running(servers=shared_nats.url, **settings) as bridge,
@@ -293,7 +293,13 @@ async def test_whatever_clients_flip_nats_hears_no_more_than_it_may(
     async with (
         Publisher.connected(nats_server) as publisher,
         limited(
-            nats_server, publisher, server, linger=0, max_sub_rate=rate, command_rate=10_000, confirm_timeout=0.2
+            nats_server,
+            publisher,
+            server,
+            unsubscribe_delay=0,
+            max_subscribe_rate=rate,
+            command_rate=10_000,
+            confirm_timeout=0.2,
         ) as (bridge, bystander),
         contextlib.AsyncExitStack() as stack,
     ):

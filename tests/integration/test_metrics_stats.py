@@ -32,7 +32,7 @@ async def test_messages_deliveries_and_bytes_are_those_that_clients_got(bridge: 
         await first.follow(subject, wildcard)
         await second.follow(subject)
         before = bridge.extension.stats()
-        assert (before.sessions, before.patterns) == ({"websocket": 2, "events": 1}, 2)
+        assert (before.sessions, before.patterns) == ({"websocket": 2, "sse": 1}, 2)
         await publisher.send(subject, b'"x"', b'"y"')
         for client, count in ((first, 4), (second, 2), (third, 2)):
             await client.data(count)

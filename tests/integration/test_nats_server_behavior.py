@@ -14,7 +14,7 @@ from typing import Any
 import nats.errors
 import pytest
 
-from sanic_nats_bridge.nats.supervisor import NatsLink
+from sanic_nats_bridge.nats.supervisor import ConnectionSupervisor
 from sanic_nats_bridge.settings import Settings
 from sanic_nats_bridge.testing import NatsServer
 from tests.integration.test_nats_supervisor import Linked, Listener, linked, own_subscription, permissions
@@ -377,7 +377,10 @@ async def test_a_read_loop_that_ends_ends_the_connection(nats_server: NatsServer
 async def test_file_descriptors_that_are_used_up_are_waited_for(
     nats_server: NatsServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    link, listener = NatsLink(Settings.resolve({"servers": nats_server.url}, {}), on_connected=ignore), Listener()
+    link, listener = (
+        ConnectionSupervisor(Settings.resolve({"servers": nats_server.url}, {}), on_connected=ignore),
+        Listener(),
+    )
     with files_used_up() as held:
         link.start(listener)
         try:

@@ -10,7 +10,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from sanic_nats_bridge.nats.connection import NatsClient
-from sanic_nats_bridge.nats.supervisor import NatsLink
+from sanic_nats_bridge.nats.supervisor import ConnectionSupervisor
 from sanic_nats_bridge.settings import Settings
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import Publisher, free_port, until
@@ -29,7 +29,7 @@ class Listener:
     def on_message(self, sink: str, subject: bytes, headers: bytes, payload: bytes) -> None:
         self.messages.append((sink, subject, headers, payload))
 
-    def undelivered(self, sink: str) -> None:
+    def delivery_failed(self, sink: str) -> None:
         self.lost.append(sink)
 
     def confirmed(self, sink: str) -> None:
@@ -38,10 +38,10 @@ class Listener:
     def refused(self, sink: str) -> None:
         self.answers[sink] = "refused"
 
-    def link_up(self) -> None:
+    def connection_established(self) -> None:
         self.told.append("up")
 
-    def link_down(self) -> None:
+    def connection_closed(self) -> None:
         self.told.append("down")
 
     @property
@@ -54,7 +54,7 @@ class Linked:
 
     def __init__(self, **settings: Any) -> None:
         self.listener = Listener()
-        self.link = NatsLink(Settings.resolve(settings, {}), on_connected=ignore)
+        self.link = ConnectionSupervisor(Settings.resolve(settings, {}), on_connected=ignore)
 
     @property
     def client(self) -> NatsClient:
@@ -478,15 +478,18 @@ async def test_a_fault_of_the_listener_does_not_end_the_link(
     nats_server: NatsServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Faulty(Listener):
-        def link_up(self) -> None:
-            super().link_up()
+        def connection_established(self) -> None:
+            super().connection_established()
             raise RuntimeError("a fault in what follows")
 
-        def link_down(self) -> None:
-            super().link_down()
+        def connection_closed(self) -> None:
+            super().connection_closed()
             raise RuntimeError("a fault in what follows")
 
-    link, listener = NatsLink(Settings.resolve({"servers": nats_server.url}, {}), on_connected=ignore), Faulty()
+    link, listener = (
+        ConnectionSupervisor(Settings.resolve({"servers": nats_server.url}, {}), on_connected=ignore),
+        Faulty(),
+    )
     link.start(listener)
     try:
         await until(lambda: listener.told == ["up"])
@@ -510,7 +513,7 @@ async def test_a_server_that_drops_each_connection_is_tried_at_leisure() -> None
     async with await asyncio.start_server(greet_and_drop, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         link, listener = (
-            NatsLink(Settings.resolve({"servers": f"nats://127.0.0.1:{port}"}, {}), on_connected=ignore),
+            ConnectionSupervisor(Settings.resolve({"servers": f"nats://127.0.0.1:{port}"}, {}), on_connected=ignore),
             Listener(),
         )
         link.start(listener)
@@ -559,7 +562,7 @@ async def test_stop_ends_also_when_a_cancellation_is_lost(monkeypatch: pytest.Mo
         await asyncio.sleep(60)
 
     monkeypatch.setattr("sanic_nats_bridge.nats.connection.Connection.open", lose_the_first)
-    link = NatsLink(Settings.resolve({"connect_timeout": 120}, {}), on_connected=ignore)
+    link = ConnectionSupervisor(Settings.resolve({"connect_timeout": 120}, {}), on_connected=ignore)
     link.start(Listener())
     await asyncio.sleep(0)
     async with asyncio.timeout(5):

@@ -113,7 +113,7 @@ async def test_only_the_allowed_headers_are_shown(
 ) -> None:
     subject = publisher.subject("a")
     async with (
-        running(server=server, servers=shared_nats.url, subscribe=[">"], headers=["Shown", "Absent"]) as bridge,
+        running(server=server, servers=shared_nats.url, subscribe=[">"], expose_headers=["Shown", "Absent"]) as bridge,
         bridge.websocket() as websocket,
         bridge.events(subject) as events,
     ):
@@ -142,14 +142,14 @@ async def test_no_header_is_shown_by_default(bridge: Bridge, publisher: Publishe
 async def test_a_request_is_shown_without_its_reply_subject_and_never_answered(
     bridge: Bridge, publisher: Publisher
 ) -> None:
-    subject, inbox = publisher.subject("a"), publisher.client.new_inbox()
-    answers = await publisher.client.subscribe(inbox)
+    subject, assembler = publisher.subject("a"), publisher.client.new_inbox()
+    answers = await publisher.client.subscribe(assembler)
     async with bridge.websocket() as websocket, bridge.events(subject) as events:
         await websocket.follow(subject)
-        await publisher.client.publish(subject, b"1", reply=inbox)
+        await publisher.client.publish(subject, b"1", reply=assembler)
         for client in (websocket, events):
             assert await client.frame() == {"type": "message", "subject": subject, "data": 1}
         # Whatever the bridge would have sent stands before the answer to its next command.
         await websocket.follow(publisher.subject("b"))
-        await publisher.send(inbox, b"marker")
+        await publisher.send(assembler, b"marker")
         assert (await answers.next_msg(timeout=WAIT_SECONDS)).data == b"marker"

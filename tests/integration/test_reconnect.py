@@ -19,7 +19,7 @@ BACK = {"type": "status", "nats": "connected"}
 
 @contextlib.asynccontextmanager
 async def bridged(server: NatsServer, **settings: Any) -> AsyncIterator[Bridge]:
-    async with running(servers=server.url, subscribe=[">"], **{"linger": 0.05} | settings) as bridge:
+    async with running(servers=server.url, subscribe=[">"], **{"unsubscribe_delay": 0.05} | settings) as bridge:
         yield bridge
 
 

@@ -64,7 +64,7 @@ async def serve(
     shared_nats: NatsServer, app: App, server: ServerName = "sanic", **settings: Any
 ) -> AsyncIterator[Bridge]:
     async with running(
-        servers=shared_nats.url, permissions=app.permissions, linger=0.1, server=server, **settings
+        servers=shared_nats.url, permissions=app.permissions, unsubscribe_delay=0.1, server=server, **settings
     ) as bridge:
         yield bridge
 
@@ -124,7 +124,7 @@ async def test_each_sees_what_the_app_lets_it_see(
     app, base = App(), publisher.base
     for user in ("ada", "bob"):
         app.users[user] = Permissions(
-            [f"{base}.{{user}}.>", f"{base}.public.>"], [f"{base}.*.secret"], values={"user": user}
+            [f"{base}.{{user}}.>", f"{base}.public.>"], [f"{base}.*.secret"], variables={"user": user}
         )
     async with (
         serve(shared_nats, app, server) as bridge,
@@ -245,7 +245,7 @@ async def test_no_more_clients_are_asked_about_than_there_is_room_for(
         assert len(sessions(bridge)) == 3
 
 
-@pytest.mark.parametrize("decided", ["revoke", "repermit"])
+@pytest.mark.parametrize("decided", ["revoke", "update_permissions"])
 async def test_what_is_decided_while_the_app_is_asked_holds_for_who_comes_in(
     shared_nats: NatsServer, server: ServerName, door: str, decided: str
 ) -> None:
@@ -268,7 +268,7 @@ async def test_what_is_decided_while_the_app_is_asked_holds_for_who_comes_in(
         if decided == "revoke":
             assert await bridge.extension.revoke(identity="ada") == 0
         else:
-            assert await bridge.extension.repermit(Permissions(["b"]), identity="ada") == 0
+            assert await bridge.extension.update_permissions(Permissions(["b"]), identity="ada") == 0
         known.set()
         assert await coming == (("close", 4403) if decided == "revoke" else ("welcome", None))
         # It concerns nobody who comes later.
@@ -373,9 +373,9 @@ async def test_what_has_come_in_a_turn_in_which_permissions_expire_is_not_writte
         await follow(bridge, ada, "ada", subject)
         (session,) = sessions(bridge)
         await publisher.send(subject, b"1")
-        await until(lambda: bridge.runtime.sessions.hub._batch._hit)
+        await until(lambda: bridge.runtime.sessions.hub._broadcaster._hit)
         expires = time.time() + 0.01
-        assert await bridge.extension.repermit(Permissions([">"], expires=expires), session=session.key) == 1
+        assert await bridge.extension.update_permissions(Permissions([">"], expires=expires), session=session.key) == 1
         block_the_loop(0.6)
         frame = await ada.frame()
         while frame["type"] == "message":
@@ -400,7 +400,7 @@ async def test_what_is_revoked_ends_at_once(
         await follow(bridge, ada, "ada", subject)
         await follow(bridge, bob, "bob", subject)
         await publisher.send(subject, b"1")
-        await until(lambda: bridge.runtime.sessions.hub._batch._hit)
+        await until(lambda: bridge.runtime.sessions.hub._broadcaster._hit)
         chosen = {"identity": {"identity": "ada"}, "id": {"session": ada.session}, "key": {"session": ada.key}}[by]
         assert await bridge.extension.revoke(**chosen) == 1
         frame = await ada.frame()
@@ -422,7 +422,7 @@ async def test_live_sessions_go_by_new_permissions(
         for client in (first, second):
             await follow(bridge, client, "ada", f"{base}.a.>", f"{base}.b.>")
         narrowed = Permissions([f"{base}.a.>", f"{base}.c.>"], [f"{base}.a.secret"])
-        assert await bridge.extension.repermit(narrowed, identity="ada") == 2
+        assert await bridge.extension.update_permissions(narrowed, identity="ada") == 2
         for client in (first, second):
             ended = await client.frame()
             assert (ended["type"], ended["subjects"], ended["code"]) == (
@@ -437,13 +437,13 @@ async def test_live_sessions_go_by_new_permissions(
         for client in (first, second):
             assert await client.data(2) == ["a.x", "c.x"]
         with pytest.raises(ValueError, match="identity"):
-            await bridge.extension.repermit(Permissions(identity="bob"), identity="ada")
+            await bridge.extension.update_permissions(Permissions(identity="bob"), identity="ada")
         for wrong in ({}, {"identity": "ada", "session": first.session}):
             with pytest.raises(ValueError, match="identity or a session"):
-                await bridge.extension.repermit(narrowed, **wrong)
+                await bridge.extension.update_permissions(narrowed, **wrong)
             with pytest.raises(ValueError, match="identity or a session"):
                 await bridge.extension.revoke(**wrong)
-        assert await bridge.extension.repermit(narrowed, session="unknown") == 0
+        assert await bridge.extension.update_permissions(narrowed, session="unknown") == 0
         assert {session.identity for session in bridge.extension.sessions} == {"ada"}
 
 
@@ -474,7 +474,7 @@ async def test_a_thousand_sessions_with_ten_views_get_nothing_of_each_other(
         app.users[str(number)] = Permissions(
             [f"{base}.>"],
             [f"{base}.shared.{number}"],
-            map={"me.": f"{base}.users.{number}.", "we.": f"{base}.users.{number % 3}."},
+            aliases={"me.": f"{base}.users.{number}.", "we.": f"{base}.users.{number % 3}."},
             identity=str(number),
         )
     patterns = ["me.>", "we.orders.*", f"{base}.>", f"{base}.shared.*"]
@@ -524,7 +524,7 @@ def _expected(base: str, user: int, subjects: list[str]) -> list[tuple[str, str,
 async def test_no_frame_shows_a_real_name(nats_server: NatsServer, door: str) -> None:
     app = App()
     app.users["ada"] = Permissions(
-        ["hidden.>"], ["hidden.9.denied"], map={"me.": "hidden.9."}, literal_only=False, identity="ada"
+        ["hidden.>"], ["hidden.9.denied"], aliases={"me.": "hidden.9."}, allow_wildcards=True, identity="ada"
     )
     nats_server.config = """
         authorization { users: [{ user: u, password: p, permissions: { subscribe: { deny: "hidden.9.shut" } } }] }
@@ -543,7 +543,7 @@ async def test_no_frame_shows_a_real_name(nats_server: NatsServer, door: str) ->
         while not frames or frames[-1] != {"type": "status", "nats": "connected"}:
             frames.append(await client.frame())
         frames.append(await follow(bridge, client, "ada", "me.z"))
-        await bridge.extension.repermit(Permissions(["other"]), identity="ada")
+        await bridge.extension.update_permissions(Permissions(["other"]), identity="ada")
         frames.append(await client.frame())
     assert {frame["type"] for frame in frames} == {"reply", "gap", "status", "message", "unsubscribed"}
     assert {"subject.forbidden", "nats.refused", "subject.invalid"} <= {frame.get("code") for frame in frames}

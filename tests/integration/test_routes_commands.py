@@ -135,7 +135,7 @@ BODIES: dict[str, tuple[bytes | Iterable[bytes], str, int, str]] = {
     "too long without a length": ([b" " * 10_000] * 7, "application/json", 413, "limit.size"),
     "text": (b"{}", "text/plain", 415, "command.invalid"),
     "text that says JSON": (b"{}", "text/plain; application/json", 415, "command.invalid"),
-    "form": (b"subjects=a", "application/x-www-form-urlencoded", 415, "command.invalid"),
+    "wire_format": (b"subjects=a", "application/x-www-form-urlencoded", 415, "command.invalid"),
     "no content type": (b"{}", "", 415, "command.invalid"),
 }
 
@@ -217,7 +217,7 @@ async def test_a_client_that_gives_up_while_nats_is_slow_leaves_nothing_behind(
     nats_server: NatsServer, server: ServerName
 ) -> None:
     async with (
-        running(server=server, servers=nats_server.url, subscribe=[">"], linger=0.1) as bridge,
+        running(server=server, servers=nats_server.url, subscribe=[">"], unsubscribe_delay=0.1) as bridge,
         bridge.events() as client,
     ):
         nats_server.pause()
@@ -327,7 +327,7 @@ async def test_a_client_that_vanishes_within_its_body_is_answered_as_if_it_were_
 async def test_half_a_command_is_given_up_when_the_server_goes_away(bridge: Bridge) -> None:
     head = "POST /nats/subscribe HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n"
     async with raw_connection(bridge.port, head + '{"session"') as (reader, _):
-        await until(lambda: sessions(bridge).patience._deadlines)
+        await until(lambda: sessions(bridge).deadlines._deadlines)
         sessions(bridge).close_all("The server is going away")
         answer = await asyncio.wait_for(reader.readuntil(b"}"), WAIT_SECONDS)
     assert answer.startswith(b"HTTP/1.1 503")

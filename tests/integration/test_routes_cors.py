@@ -17,7 +17,7 @@ FOREIGN = "https://evil.example"
 
 # What an app may have set for its other routes, as the environment gives it to sanic-ext.
 APPS_CORS: dict[str, dict[str, str]] = {
-    "everybody": {"ORIGINS": "*", "ALWAYS_SEND": "true"},
+    "default_permissions": {"ORIGINS": "*", "ALWAYS_SEND": "true"},
     "everybody by a star": {"ORIGINS": "*", "SEND_WILDCARD": "true"},
     "another": {"ORIGINS": f"{OTHER},{FOREIGN}", "SUPPORTS_CREDENTIALS": "true", "EXPOSE_HEADERS": "x-mark"},
     "none": {},
@@ -124,7 +124,7 @@ async def test_a_preflight_is_answered_to_allowed_origins_alone(bridge: Bridge) 
 
 async def test_the_app_keeps_its_own_cors(bridge: Bridge, request: pytest.FixtureRequest, server: ServerName) -> None:
     expected = {
-        "everybody": FOREIGN, "everybody by a star": "*", "another": FOREIGN, "none": None,
+        "default_permissions": FOREIGN, "everybody by a star": "*", "another": FOREIGN, "none": None,
     }[request.node.callspec.params["bridge"]]  # fmt: skip
     async with bridge.http.get(f"http://127.0.0.1:{bridge.port}/docs", headers={"Origin": FOREIGN}) as response:
         assert response.status == 200

@@ -113,7 +113,7 @@ REFUSALS = {
     "not UTF-8": ("subjects=%FF", 400, "subject.invalid"),
     "one of two": ("subjects=a&subjects=b.%3E.c", 400, "subject.invalid"),
     "reserved": ("subjects=%24SYS.%3E", 403, "subject.forbidden"),
-    "inbox": ("subjects=a&subjects=_INBOX.%3E", 403, "subject.forbidden"),
+    "assembler": ("subjects=a&subjects=_INBOX.%3E", 403, "subject.forbidden"),
     "129": ("&".join(f"subjects=a.{number}" for number in range(129)), 429, "limit.subscriptions"),
     "another protocol": ("protocol=2", 400, "command.unsupported"),
     "no protocol": ("protocol=", 400, "command.unsupported"),

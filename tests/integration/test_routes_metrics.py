@@ -100,7 +100,7 @@ async def test_what_is_told_is_what_the_worker_has_counted(measured: Bridge, pub
     scraped = samples(text)
     worker = "single"
     assert scraped["natsbridge_sessions", worker, "websocket"] == 1
-    assert scraped["natsbridge_sessions", worker, "events"] == 0
+    assert scraped["natsbridge_sessions", worker, "sse"] == 0
     assert scraped["natsbridge_patterns", worker] == 1
     assert scraped["natsbridge_messages_total", worker] == scraped["natsbridge_deliveries_total", worker] == 2
     assert scraped["natsbridge_refused_commands_total", worker, "subject.invalid"] == 1

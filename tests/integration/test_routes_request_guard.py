@@ -12,9 +12,9 @@ from sanic.compat import Header
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from sanic_nats_bridge.auth.origins import OriginRule
-from sanic_nats_bridge.errors import OriginForbidden
-from sanic_nats_bridge.routes.request_guard import Doorkeeper
+from sanic_nats_bridge.auth.origins import OriginPolicy
+from sanic_nats_bridge.errors import ForbiddenOrigin
+from sanic_nats_bridge.routes.request_guard import RequestGuard
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import SERVERS, WAIT_SECONDS, Bridge, ServerName, WebSocketClient, running
 from tests.support.raw import UPGRADE, raw_connection, sessions
@@ -51,7 +51,7 @@ async def status(bridge: Bridge, path: str = "/events", method: str = "HEAD", **
 )
 async def test_a_foreign_page_is_turned_away_at_each_door(bridge: Bridge, headers: dict[str, str]) -> None:
     asked: list[str] = []
-    bridge.runtime.sessions.hub.claim = lambda patterns, _: asked.extend(patterns)  # type: ignore[method-assign,assignment,misc]
+    bridge.runtime.sessions.hub.acquire = lambda patterns, _: asked.extend(patterns)  # type: ignore[method-assign,assignment,misc]
     for method, path in DOORS:
         async with bridge.http.request(
             method, bridge.url + path, json={"subjects": ["a"]}, params={"subjects": "a"}, headers=headers
@@ -217,14 +217,14 @@ class _Foreign:
 
 
 def test_endless_origins_fill_neither_the_log_nor_the_memory(caplog: pytest.LogCaptureFixture) -> None:
-    doorkeeper = Doorkeeper(OriginRule([]))
+    guard = RequestGuard(OriginPolicy([]))
     with caplog.at_level(logging.WARNING):
         for number in range(3000):
             request: Any = _Foreign(f"https://{number}.example\n" + "x" * 10_000)
-            with pytest.raises(OriginForbidden):
-                doorkeeper.admit(request)
+            with pytest.raises(ForbiddenOrigin):
+                guard.check(request)
     assert len(caplog.records) == 1001
     assert caplog.records[-1].getMessage() == "1000 origins were refused; no more of them are logged"
     assert all(len(record.getMessage()) < 600 for record in caplog.records)
     assert not any("\n" in record.getMessage() for record in caplog.records)
-    assert sum(map(len, doorkeeper._told)) <= 1000 * 200
+    assert sum(map(len, guard._told)) <= 1000 * 200

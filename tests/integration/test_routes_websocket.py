@@ -380,7 +380,7 @@ async def test_a_client_at_a_full_worker_is_told_to_come_back(shared_nats: NatsS
 @sanic_only
 async def test_a_stopping_server_says_goodbye(shared_nats: NatsServer, server: ServerName) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        async with running(server=server, servers=shared_nats.url, drain=1) as bridge:
+        async with running(server=server, servers=shared_nats.url, reconnect_spread=1) as bridge:
             client = await stack.enter_async_context(bridge.websocket())
         frame, code = await closing(client)
     assert (frame["type"], frame["code"], frame["reconnect"], code) == ("close", 1001, True, 1001)

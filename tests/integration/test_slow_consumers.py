@@ -193,7 +193,7 @@ async def slow_client(bridge: Bridge, door: str, *patterns: str) -> AsyncIterato
 
 
 def transport_of(session: Session) -> Any:
-    return session._outlet._transport  # type: ignore[attr-defined]
+    return session._transport._transport  # type: ignore[attr-defined]
 
 
 def socket_of(session: Session) -> Any:
@@ -225,10 +225,10 @@ class Feed:
 
     async def until_full(self, session: Session) -> None:
         """Publish until the client is over its limit, and the kernel takes no more for it."""
-        while session.keeps_up:
+        while session.is_writable:
             assert len(self.sent) < 1_000
             await self.publish()
-            if not session.keeps_up:
+            if not session.is_writable:
                 await asyncio.sleep(SETTLING_SECONDS)
 
     async def lose_nats(self, bridge: Bridge) -> None:
@@ -257,7 +257,7 @@ async def feed(
 
 
 def serve(server: NatsServer, **settings: Any) -> contextlib.AbstractAsyncContextManager[Bridge]:
-    return running(servers=server.url, subscribe=[">"], max_pending_bytes=LIMIT, linger=0, **settings)
+    return running(servers=server.url, subscribe=[">"], max_pending_bytes=LIMIT, unsubscribe_delay=0, **settings)
 
 
 def assert_complete(frames: list[dict[str, Any]], sent: dict[str, list[int]]) -> None:
@@ -300,7 +300,7 @@ async def test_a_stalled_client_hears_what_it_has_missed_of_each_pattern_and_goe
             await flow.until_full(client.session)
             await flow.publish(100)
             async with client.reading():
-                await until(lambda: client.session.keeps_up)
+                await until(lambda: client.session.is_writable)
                 await flow.publish(5)
                 await until(lambda: client.numbers[-1] == flow.last)
     assert_complete(client.frames, flow.by_pattern(*patterns))
@@ -324,7 +324,7 @@ async def test_the_newest_of_each_subject_comes_behind_the_gaps_in_the_order_of_
             await flow.publish(99)
             newest = sorted(dict(flow.sent).values())
             async with client.reading():
-                await until(lambda: client.session.keeps_up)
+                await until(lambda: client.session.is_writable)
                 await flow.publish(5)
                 await until(lambda: client.numbers[-1] == flow.last)
     assert client.numbers == sorted(client.numbers)
@@ -350,7 +350,7 @@ async def test_what_is_kept_for_a_client_is_bounded_and_the_oldest_gives_way(
             await flow.until_full(client.session)
             await flow.publish(100)
             async with client.reading():
-                await until(lambda: client.session.keeps_up)
+                await until(lambda: client.session.is_writable)
                 await flow.publish(1)
                 await until(lambda: client.numbers[-1] == flow.last)
     sent = flow.by_pattern(pattern)[pattern]
@@ -374,7 +374,7 @@ async def test_a_client_whose_buffer_was_full_and_who_has_missed_nothing_hears_n
     ):
         await flow.until_full(client.session)
         async with client.reading():
-            await until(lambda: client.session.keeps_up)
+            await until(lambda: client.session.is_writable)
             await flow.publish()
             await until(lambda: client.numbers[-1:] == [flow.last])
         assert client.numbers == [number for _, number in flow.sent]
@@ -427,7 +427,7 @@ async def test_no_more_waits_for_a_client_that_reads_byte_by_byte_than_its_limit
             await client.read(1)
             waited.append(transport_of(client.session).get_write_buffer_size())
         async with client.reading():
-            await until(lambda: client.session.keeps_up)
+            await until(lambda: client.session.is_writable)
             await flow.publish()
             await until(lambda: client.numbers[-1] == flow.last)
     assert LIMIT < max(waited) <= LIMIT + size + 200
@@ -456,10 +456,10 @@ async def test_a_message_far_over_the_limit_reaches_a_client_for_whom_little_wai
     ):
         for number in range(2):
             await publisher.send(subject, json.dumps({"n": number, "padding": giant}).encode())
-            await until(lambda: not client.session.keeps_up)
+            await until(lambda: not client.session.is_writable)
             await client.read_until(lambda number=number: client.numbers == list(range(number + 1)))  # type: ignore[misc]
             assert client.frames[-1]["data"]["padding"] == giant
-            await until(lambda: client.session.keeps_up)
+            await until(lambda: client.session.is_writable)
     assert client.types == ["welcome", "reply", "message", "message"]
 
 
@@ -490,7 +490,7 @@ async def test_a_client_that_takes_nothing_is_cut_off(
     if by == "the bridge":
         monkeypatch.delattr(socket, "TCP_USER_TIMEOUT")
     else:
-        monkeypatch.setattr("sanic_nats_bridge.sessions.keepalive.Pulse._is_stuck", lambda self, pending: False)
+        monkeypatch.setattr("sanic_nats_bridge.sessions.keepalive.Keepalive._is_stuck", lambda self, pending: False)
     async with (
         serve(shared_nats, overflow=overflow, write_timeout=1.5) as bridge,
         feed(bridge, shared_nats, "a") as (flow, [subject]),
@@ -575,7 +575,7 @@ async def test_a_client_that_sends_and_never_reads_is_read_no_further_before_lon
     async with serve(shared_nats, **rate) as bridge, slow_client(bridge, "websocket") as client:
         transport = transport_of(client.session)
         sent = 0
-        while client.session.keeps_up or transport.is_reading():
+        while client.session.is_writable or transport.is_reading():
             assert sent < 40_000, "it is read on and on"
             payloads = [f'{{"action":"ping","id":"{padding}{number:06}"}}' for number in range(sent, sent + 100)]
             await client.send(b"".join(client_frame(payload.encode(), opcode) for payload in payloads))
@@ -610,7 +610,7 @@ async def test_a_client_that_is_slow_and_moves_outlives_the_timeouts_of_sanic(sh
             await asyncio.sleep(0.01)
         for client in clients:
             async with client.reading():
-                await until(lambda client=client: client.session.keeps_up)  # type: ignore[misc]
+                await until(lambda client=client: client.session.is_writable)  # type: ignore[misc]
         await flow.publish()
         for client in clients:
             await client.read_until(lambda client=client: client.numbers[-1] == flow.last)  # type: ignore[misc]
@@ -696,7 +696,7 @@ async def test_a_loss_of_nats_is_told_to_a_client_that_is_over_its_limit_and_its
         await flow.lose_nats(bridge)
         await flow.publish(20)
         async with client.reading():
-            await until(lambda: client.session.keeps_up)
+            await until(lambda: client.session.is_writable)
             await flow.publish()
             await until(lambda: client.numbers[-1] == flow.last)
     behind = [frame for frame in client.frames[2:] if frame["type"] != "message"]

@@ -16,7 +16,7 @@ from sanic_nats_bridge.errors import CloseCode
 from sanic_nats_bridge.protocol.messages import Close
 from sanic_nats_bridge.settings import Settings
 from sanic_nats_bridge.testing import NatsServer
-from sanic_nats_bridge.transports.asgi import QueuedEventStreamOutlet, QueuedWebSocketOutlet
+from sanic_nats_bridge.transports.asgi import AsgiSseTransport, AsgiWebSocketTransport
 from tests.support.bridge import WAIT_SECONDS, Bridge, Publisher, ServerName, running, until
 from tests.support.raw import UPGRADE, client_frame, reset, session_id, sessions
 
@@ -69,16 +69,16 @@ class Watcher:
     def __init__(self) -> None:
         self.heard: list[object] = []
 
-    def filled(self) -> None:
+    def pause_writing(self) -> None:
         self.heard.append("filled")
 
-    def drained(self) -> None:
+    def resume_writing(self) -> None:
         self.heard.append("drained")
 
-    def pinged(self) -> None:
+    def control_frame_received(self) -> None:
         self.heard.append("pinged")
 
-    def gone(self, code: int) -> None:
+    def connection_lost(self, code: int) -> None:
         self.heard.append(code)
 
 
@@ -88,15 +88,15 @@ def server() -> Server:
 
 
 @pytest.fixture
-async def websocket(server: Server) -> AsyncIterator[QueuedWebSocketOutlet]:
-    async with QueuedWebSocketOutlet(server.request, SETTINGS).serving() as outlet:
-        outlet.set_watcher(Watcher())
-        yield outlet
+async def websocket(server: Server) -> AsyncIterator[AsgiWebSocketTransport]:
+    async with AsgiWebSocketTransport(server.request, SETTINGS).serving() as transport:
+        transport.set_listener(Watcher())
+        yield transport
 
 
-def heard(outlet: Any) -> list[object]:
-    watcher: Watcher = outlet._watcher
-    return watcher.heard
+def heard(transport: Any) -> list[object]:
+    listener: Watcher = transport._listener
+    return listener.heard
 
 
 def line(size: int, letter: str = "x") -> bytes:
@@ -104,7 +104,7 @@ def line(size: int, letter: str = "x") -> bytes:
 
 
 async def test_what_is_written_leaves_in_its_order_one_event_for_each_document(
-    server: Server, websocket: QueuedWebSocketOutlet
+    server: Server, websocket: AsgiWebSocketTransport
 ) -> None:
     websocket.write(b"{}\n[1]\n")
     websocket.write('["\u2028"]\n'.encode())
@@ -116,7 +116,7 @@ async def test_what_is_written_leaves_in_its_order_one_event_for_each_document(
 
 
 async def test_the_watcher_hears_once_that_too_much_waits_and_once_that_it_has_gone(
-    server: Server, websocket: QueuedWebSocketOutlet
+    server: Server, websocket: AsgiWebSocketTransport
 ) -> None:
     for _ in range(4):
         websocket.write(line(HIGH // 4))
@@ -131,7 +131,7 @@ async def test_the_watcher_hears_once_that_too_much_waits_and_once_that_it_has_g
 
 
 async def test_what_the_server_has_not_yet_accepted_counts_as_waiting(
-    server: Server, websocket: QueuedWebSocketOutlet
+    server: Server, websocket: AsgiWebSocketTransport
 ) -> None:
     websocket.write(line(100) * 2)
     await asyncio.sleep(0)
@@ -142,10 +142,10 @@ async def test_what_the_server_has_not_yet_accepted_counts_as_waiting(
 
 
 async def test_the_last_frame_and_the_close_stand_behind_all_that_waits(
-    server: Server, websocket: QueuedWebSocketOutlet
+    server: Server, websocket: AsgiWebSocketTransport
 ) -> None:
     websocket.write(line(10))
-    websocket.finish(CLOSE, 60)
+    websocket.close(CLOSE, 60)
     websocket.write(line(10))
     server.ready.set()
     await until(lambda: len(server.taken) == 3)
@@ -158,19 +158,19 @@ class Doors:
 
     @staticmethod
     async def websocket(server: Server, ready: list[Any]) -> None:
-        async with QueuedWebSocketOutlet(server.request, SETTINGS).serving() as outlet:
-            outlet.set_watcher(Watcher())
-            ready.append(outlet)
+        async with AsgiWebSocketTransport(server.request, SETTINGS).serving() as transport:
+            transport.set_listener(Watcher())
+            ready.append(transport)
             with contextlib.suppress(WebsocketClosed):
                 while True:
-                    await outlet.recv()
+                    await transport.recv()
 
     @staticmethod
     async def events(server: Server, ready: list[Any]) -> None:
-        async with QueuedEventStreamOutlet(server.request, Response(server), SETTINGS).serving() as outlet:  # type: ignore[arg-type]
-            outlet.set_watcher(Watcher())
-            ready.append(outlet)
-            await outlet.wait_finished()
+        async with AsgiSseTransport(server.request, Response(server), SETTINGS).serving() as transport:  # type: ignore[arg-type]
+            transport.set_listener(Watcher())
+            ready.append(transport)
+            await transport.wait_finished()
 
 
 @contextlib.asynccontextmanager
@@ -191,78 +191,78 @@ both_doors = pytest.mark.parametrize("door", ["websocket", "events"])
 
 @both_doors
 async def test_an_abort_ends_the_session_the_writer_and_the_handler(server: Server, door: str) -> None:
-    async with handled(server, door) as (outlet, _):
-        outlet.write(line(HIGH * 2))
-        outlet.abort()
-        assert heard(outlet) == ["filled", 1006]
-        assert outlet.pending == 0
-        outlet.write(line(1))
-        assert outlet.pending == 0
+    async with handled(server, door) as (transport, _):
+        transport.write(line(HIGH * 2))
+        transport.abort()
+        assert heard(transport) == ["filled", 1006]
+        assert transport.pending == 0
+        transport.write(line(1))
+        assert transport.pending == 0
     assert server.taken == []
 
 
 @both_doors
 async def test_a_client_that_takes_nothing_is_left_by_force(server: Server, door: str) -> None:
-    async with handled(server, door) as (outlet, _):
-        outlet.finish(CLOSE, 0.01)
+    async with handled(server, door) as (transport, _):
+        transport.close(CLOSE, 0.01)
     assert server.taken == []
 
 
 @both_doors
 async def test_a_server_that_takes_no_more_ends_it(server: Server, door: str) -> None:
-    async with handled(server, door) as (outlet, _):
+    async with handled(server, door) as (transport, _):
         server.fault = OSError("gone")
         server.ready.set()
-        outlet.write(line(1))
-    assert heard(outlet) == [1006]
+        transport.write(line(1))
+    assert heard(transport) == [1006]
 
 
 @both_doors
 async def test_a_handler_that_the_server_cancels_ends_in_order(server: Server, door: str) -> None:
-    async with handled(server, door) as (outlet, handler):
+    async with handled(server, door) as (transport, handler):
         handler.cancel()
-    assert heard(outlet) == [1006]
+    assert heard(transport) == [1006]
 
 
 async def test_a_timeout_of_the_handler_is_its_own_fault(server: Server) -> None:
     with pytest.raises(TimeoutError):
-        async with QueuedWebSocketOutlet(server.request, SETTINGS).serving():
+        async with AsgiWebSocketTransport(server.request, SETTINGS).serving():
             raise TimeoutError
 
 
 async def test_a_handler_that_has_failed_still_lets_the_goodbye_out(server: Server) -> None:
     server.ready.set()
-    async with QueuedWebSocketOutlet(server.request, SETTINGS).serving() as outlet:
-        outlet.finish(Close(code=CloseCode.INTERNAL, reason="", reconnect=True), 60)
+    async with AsgiWebSocketTransport(server.request, SETTINGS).serving() as transport:
+        transport.close(Close(code=CloseCode.INTERNAL, reason="", reconnect=True), 60)
     assert [event["type"] for event in server.taken] == ["websocket.send", "websocket.close"]
 
 
 @pytest.mark.parametrize(("event", "code"), [({"code": 4001}, 4001), ({"code": None}, 1006), ({}, 1006)])
 async def test_the_code_of_a_close_is_told(server: Server, event: dict[str, Any], code: int) -> None:
-    async with handled(server, "websocket") as (outlet, _):
+    async with handled(server, "websocket") as (transport, _):
         server.received.put_nowait({"type": "websocket.connect"})
         server.received.put_nowait({"type": "websocket.disconnect"} | event)
-    assert heard(outlet) == [code]
+    assert heard(transport) == [code]
 
 
-async def test_text_and_bytes_of_the_client_are_told_apart(server: Server, websocket: QueuedWebSocketOutlet) -> None:
+async def test_text_and_bytes_of_the_client_are_told_apart(server: Server, websocket: AsgiWebSocketTransport) -> None:
     for content in ({"text": ""}, {"text": None, "bytes": b"1"}, {"bytes": b""}):
         server.received.put_nowait({"type": "websocket.receive"} | content)
     assert [await websocket.recv() for _ in range(3)] == ["", b"1", b""]
 
 
 async def test_an_event_stream_leaves_in_parts_that_servers_let_wait(server: Server) -> None:
-    async with handled(server, "events") as (outlet, _):
+    async with handled(server, "events") as (transport, _):
         for letter in "abc":
-            outlet.write(line(100_000, letter))
-        outlet.finish(CLOSE, 60)
+            transport.write(line(100_000, letter))
+        transport.close(CLOSE, 60)
         server.ready.set()
-        await until(lambda: not outlet.pending)
+        await until(lambda: not transport.pending)
     body = b"".join(event["data"] for event in server.taken)
     assert body.startswith(line(100_000, "a") + line(100_000, "b") + line(100_000, "c") + b"event: close\n")
     assert [event["end"] for event in server.taken] == [False] * 5 + [True]
     assert max(len(event["data"]) for event in server.taken) == 65_536
-    assert heard(outlet) == ["filled", "drained", 1006]
+    assert heard(transport) == ["filled", "drained", 1006]
 
 
 # A session that is cut
@@ -278,19 +278,19 @@ def event(letter: str, size: int = 100) -> bytes:
 async def test_of_a_session_that_is_cut_nothing_leaves_that_the_server_has_not_been_given(
     server: Server, door: str
 ) -> None:
-    async with handled(server, door) as (outlet, _):
-        outlet.write(event("a") if door == "events" else line(100, "a") + line(100, "b"))
+    async with handled(server, door) as (transport, _):
+        transport.write(event("a") if door == "events" else line(100, "a") + line(100, "b"))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        outlet.write(event("c") if door == "events" else line(100, "c"))
-        taken = outlet.written - outlet.pending
-        outlet.finish(CUT, 60)
-        close = outlet.pending - 100
+        transport.write(event("c") if door == "events" else line(100, "c"))
+        taken = transport.written - transport.pending
+        transport.close(CUT, 60)
+        close = transport.pending - 100
         assert 0 < close < 100
-        assert outlet.written - outlet.pending == taken == 0
+        assert transport.written - transport.pending == taken == 0
         server.ready.set()
-        await until(lambda: not outlet.pending)
-        assert outlet.written == 100 + close
+        await until(lambda: not transport.pending)
+        assert transport.written == 100 + close
         server.received.put_nowait({"type": "websocket.disconnect"})
     if door == "events":
         body = b"".join(event["data"] for event in server.taken)
@@ -306,11 +306,11 @@ async def test_of_a_session_that_is_cut_nothing_leaves_that_the_server_has_not_b
 async def test_a_session_that_is_cut_before_the_server_was_given_anything_gets_its_close_alone(
     server: Server, door: str
 ) -> None:
-    async with handled(server, door) as (outlet, _):
-        outlet.write(event("a") if door == "events" else line(100))
-        outlet.finish(CUT, 60)
+    async with handled(server, door) as (transport, _):
+        transport.write(event("a") if door == "events" else line(100))
+        transport.close(CUT, 60)
         server.ready.set()
-        await until(lambda: not outlet.pending)
+        await until(lambda: not transport.pending)
         server.received.put_nowait({"type": "websocket.disconnect"})
     assert len(server.taken) == 2
     assert b'"type":"close"' in server.taken[0].get("data", server.taken[0].get("text", "").encode())
@@ -330,13 +330,13 @@ async def test_an_event_that_was_handed_over_in_part_is_handed_over_to_its_end(
     events = [event(letter, size) for letter, size in zip("abc", sizes, strict=True)]
     whole = b"".join(events)
     ends = [len(b"".join(events[: count + 1])) for count in range(3)]
-    async with handled(server, "events") as (outlet, _):
-        outlet.write(whole)
+    async with handled(server, "events") as (transport, _):
+        transport.write(whole)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        outlet.finish(CUT, 60)
+        transport.close(CUT, 60)
         server.ready.set()
-        await until(lambda: not outlet.pending)
+        await until(lambda: not transport.pending)
     body = b"".join(event["data"] for event in server.taken)
     end = min(end for end in ends if end >= PART)
     assert body[:end] == whole[:end]
@@ -411,7 +411,7 @@ class Received:
 async def overfill(session: Session, publisher: Publisher, subject: str) -> int:
     """Publish until more waits for the session than may, and some more; how many messages."""
     published = 0
-    while session.keeps_up or published % 1_000:
+    while session.is_writable or published % 1_000:
         await publisher.send(subject, *[b"x" * SIZE] * BATCH)
         published += BATCH
     return published
@@ -429,9 +429,9 @@ async def test_what_a_stalled_client_is_not_given_it_is_told(
     ):
         published = await overfill(session, publisher, subject)
         # The last write is at most what one turn of the event loop brings: asyncio reads 256 KiB at once.
-        assert LIMIT // 4 < session._outlet.pending <= LIMIT + 300_000
+        assert LIMIT // 4 < session._transport.pending <= LIMIT + 300_000
         received = Received(reader)
-        await received.until(lambda: session.keeps_up)
+        await received.until(lambda: session.is_writable)
         await publisher.send(subject, b'"end"')
         await received.until(lambda: b'"data":"end"' in received.text)
     lost = sum(map(int, re.findall(rb'"lost":(\d+)', received.text)))
@@ -484,11 +484,11 @@ async def test_a_stalled_client_whose_session_is_cut_gets_only_what_the_server_h
         stalled(bridge, door, subject) as (reader, _, session, _),
     ):
         await overfill(session, publisher, subject)
-        outlet: Any = session._outlet
-        waiting = outlet.pending
+        transport: Any = session._transport
+        waiting = transport.pending
         session.close(code, "cut", WAIT_SECONDS)
         # What the server is being given is at most one part, and there may be the rest of an event.
-        assert outlet.pending < PART + 2 * SIZE < waiting
+        assert transport.pending < PART + 2 * SIZE < waiting
         received = Received(reader)
         await received.until(lambda: b'"reason":"cut"' in received.text)
     whole = re.findall(rb'"data":"?x{%d}"?[,}]' % SIZE, received.text)

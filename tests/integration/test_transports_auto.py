@@ -6,29 +6,29 @@ import pytest
 from sanic.models.asgi import MockTransport
 
 from sanic_nats_bridge.testing import NatsServer
-from sanic_nats_bridge.transports.asgi import QueuedEventStreamOutlet, QueuedWebSocketOutlet
+from sanic_nats_bridge.transports.asgi import AsgiSseTransport, AsgiWebSocketTransport
 from sanic_nats_bridge.transports.auto import is_misdirected
-from sanic_nats_bridge.transports.base import Outlet
-from sanic_nats_bridge.transports.sanic import EventStreamOutlet, WebSocketOutlet
+from sanic_nats_bridge.transports.base import Transport
+from sanic_nats_bridge.transports.sanic import SanicSseTransport, SanicWebSocketTransport
 from tests.support.bridge import ServerName, running, until
 from tests.support.raw import session_of, sessions
 
 
 @pytest.mark.parametrize(
-    ("server", "outlets"),
+    ("server", "transports"),
     [
-        ("sanic", [WebSocketOutlet, EventStreamOutlet]),
-        ("uvicorn", [QueuedWebSocketOutlet, QueuedEventStreamOutlet]),
-        ("hypercorn", [QueuedWebSocketOutlet, QueuedEventStreamOutlet]),
+        ("sanic", [SanicWebSocketTransport, SanicSseTransport]),
+        ("uvicorn", [AsgiWebSocketTransport, AsgiSseTransport]),
+        ("hypercorn", [AsgiWebSocketTransport, AsgiSseTransport]),
     ],
 )
 async def test_the_server_decides_which_way_leads_back(
-    shared_nats: NatsServer, server: ServerName, outlets: list[type[Outlet]]
+    shared_nats: NatsServer, server: ServerName, transports: list[type[Transport]]
 ) -> None:
     async with running(server=server, servers=shared_nats.url) as bridge:
         async with bridge.websocket() as websocket, bridge.events() as events:
-            ways = [type(session_of(bridge, client.session)._outlet) for client in (websocket, events)]
-        assert ways == outlets
+            ways = [type(session_of(bridge, client.session)._transport) for client in (websocket, events)]
+        assert ways == transports
         await until(lambda: not len(sessions(bridge)))
 
 

@@ -34,7 +34,7 @@ while connection.recv(65536):
 
 
 def transport_of(session: Session) -> Any:
-    return session._outlet._transport  # type: ignore[attr-defined]
+    return session._transport._transport  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("door", ["websocket", "events"])
@@ -168,7 +168,7 @@ async def test_what_waits_goes_out_before_the_close_of_a_connection_that_fails(
         (interest,) = hub._interests.values()
         (session,) = sessions(bridge)
         hub.on_message(interest, subject.encode(), b"", b"1")
-        websocket: Any = session._outlet
+        websocket: Any = session._transport
         websocket._websocket.fail_connection(1002, "test")
         received = await reader.read()
     message, close = received.index(b'"data":1}'), received.index(b'"type":"close","code":1002')

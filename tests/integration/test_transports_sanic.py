@@ -29,7 +29,7 @@ on_both_transports = pytest.mark.parametrize("door", REQUESTS)
 
 
 def transport_of(session: Session) -> Any:
-    return session._outlet._transport  # type: ignore[attr-defined]
+    return session._transport._transport  # type: ignore[attr-defined]
 
 
 class Watcher:
@@ -38,16 +38,16 @@ class Watcher:
     def __init__(self) -> None:
         self.heard: list[str] = []
 
-    def filled(self) -> None:
+    def pause_writing(self) -> None:
         self.heard.append("filled")
 
-    def drained(self) -> None:
+    def resume_writing(self) -> None:
         self.heard.append("drained")
 
-    def pinged(self) -> None:
+    def control_frame_received(self) -> None:
         self.heard.append("pinged")
 
-    def gone(self, code: int) -> None:
+    def connection_lost(self, code: int) -> None:
         self.heard.append(f"gone {code}")
 
 
@@ -62,68 +62,68 @@ async def watched(
     ):
         await reader.readuntil(b'"nats":"connected"}')
         (session,) = sessions(bridge)
-        outlet: Any = session._outlet
-        outlet._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BYTES)
-        outlet.set_watcher(watcher := Watcher())
-        yield outlet, watcher, reader, writer
-        outlet.set_watcher(session)
+        transport: Any = session._transport
+        transport._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BYTES)
+        transport.set_listener(listener := Watcher())
+        yield transport, listener, reader, writer
+        transport.set_listener(session)
 
 
 @on_both_transports
 async def test_the_watcher_hears_once_that_the_buffer_is_full_and_once_that_it_has_drained(
     shared_nats: NatsServer, door: str
 ) -> None:
-    async with watched(shared_nats, door) as (outlet, watcher, reader, _):
+    async with watched(shared_nats, door) as (transport, listener, reader, _):
         for _ in range(2):
-            watcher.heard.clear()
-            while outlet.pending < LIMIT + 100_000:
-                outlet.write(b"x" * 10_000)
-            assert watcher.heard == ["filled"]
-            while outlet.pending > LIMIT // 4:
-                assert watcher.heard == ["filled"]
+            listener.heard.clear()
+            while transport.pending < LIMIT + 100_000:
+                transport.write(b"x" * 10_000)
+            assert listener.heard == ["filled"]
+            while transport.pending > LIMIT // 4:
+                assert listener.heard == ["filled"]
                 await reader.read(2**16)
-            await until(lambda: watcher.heard == ["filled", "drained"])
-            while outlet.pending:
+            await until(lambda: listener.heard == ["filled", "drained"])
+            while transport.pending:
                 await reader.read(2**16)
 
 
 @on_both_transports
 async def test_what_is_written_counts_and_what_waits_is_less(shared_nats: NatsServer, door: str) -> None:
-    async with watched(shared_nats, door) as (outlet, _, reader, _):
-        before = outlet.written
-        outlet.write(b"x" * 500_000)
-        assert outlet.written - before == 500_000
-        assert 0 < outlet.pending <= 500_000
-        await until(lambda: outlet.pending < 500_000)
+    async with watched(shared_nats, door) as (transport, _, reader, _):
+        before = transport.written
+        transport.write(b"x" * 500_000)
+        assert transport.written - before == 500_000
+        assert 0 < transport.pending <= 500_000
+        await until(lambda: transport.pending < 500_000)
         received = 0
         while received < 500_000:
             received += len(await reader.read(2**16))
-        await until(lambda: outlet.pending == 0)
+        await until(lambda: transport.pending == 0)
 
 
 @on_both_transports
 async def test_nobody_hears_of_a_buffer_when_nobody_cares_any_more(shared_nats: NatsServer, door: str) -> None:
-    async with watched(shared_nats, door) as (outlet, watcher, reader, _):
-        outlet.set_watcher(None)
-        outlet.write(b"x" * 500_000)
-        while outlet.pending:
+    async with watched(shared_nats, door) as (transport, listener, reader, _):
+        transport.set_listener(None)
+        transport.write(b"x" * 500_000)
+        while transport.pending:
             await reader.read(2**16)
-        assert watcher.heard == []
+        assert listener.heard == []
 
 
 @on_both_transports
 async def test_what_is_aborted_is_over_at_once(shared_nats: NatsServer, door: str) -> None:
-    async with watched(shared_nats, door) as (outlet, watcher, reader, _):
-        outlet.write(b"x" * 500_000)
-        outlet.set_watcher(None)
-        outlet.abort()
+    async with watched(shared_nats, door) as (transport, listener, reader, _):
+        transport.write(b"x" * 500_000)
+        transport.set_listener(None)
+        transport.abort()
         with contextlib.suppress(ConnectionError):
             while await reader.read(2**16):
                 pass
-        written = outlet.written
-        outlet.write(b"x")
-        assert outlet.written == written
-        assert "gone" not in watcher.heard
+        written = transport.written
+        transport.write(b"x")
+        assert transport.written == written
+        assert "gone" not in listener.heard
 
 
 @pytest.mark.parametrize(("overflow", "high"), [("gap", LIMIT), ("close", LIMIT), ("latest", LIMIT // 2)])
@@ -214,8 +214,8 @@ async def test_pings_wait_where_messages_wait(shared_nats: NatsServer) -> None:
     ):
         await reader.readuntil(b'"nats":"connected"}')
         (session,) = sessions(bridge)
-        outlet: Any = session._outlet
-        outlet.write(b"x" * 20_000_000)
+        transport: Any = session._transport
+        transport.write(b"x" * 20_000_000)
         await asyncio.sleep(1)
         assert not session.closed
         received = b""
@@ -243,12 +243,12 @@ async def test_a_client_that_is_not_read_is_not_expected_to_answer_a_ping(shared
         bridge.websocket() as client,
     ):
         session = session_of(bridge, client.session)
-        outlet: Any = session._outlet
-        outlet._inbox.hold()
+        transport: Any = session._transport
+        transport._assembler.hold()
         for _ in range(15):
             await client._read()
         assert not session.closed
-        outlet._inbox.release()
+        transport._assembler.release()
         assert (await client.ask({"action": "ping"}))["message"] == "pong"
 
 
@@ -343,12 +343,12 @@ async def test_a_client_that_ends_tls_behind_much_else_has_left(shared_nats: Nat
         writer.write(REQUESTS["websocket"].encode())
         await reader.readuntil(b'"nats":"connected"}')
         (session,) = sessions(bridge)
-        outlet: Any = session._outlet
+        transport: Any = session._transport
         writer.write(frame(PONG) * 20_000)
         writer.close()  # its close_notify is read together with what stands before it
         await until(lambda: session.closed)
         await until(lambda: len(asyncio.all_tasks()) == tasks)
-        assert outlet._intake._unfed is None
+        assert transport._throttle._unfed is None
 
 
 async def test_a_message_in_fragments_is_not_waited_for_when_it_is_larger_than_may_be(shared_nats: NatsServer) -> None:
@@ -374,12 +374,12 @@ async def test_of_a_client_that_is_lost_no_slice_is_left(shared_nats: NatsServer
         async with raw_connection(bridge.port, REQUESTS["websocket"], limit=1024) as (reader, writer):
             await reader.readuntil(b'"nats":"connected"}')
             (session,) = sessions(bridge)
-            outlet: Any = session._outlet
-            outlet._inbox.hold()
-            outlet._intake.data_received(frame(PONG) * 20_000)
-            assert outlet._intake._unfed
+            transport: Any = session._transport
+            transport._assembler.hold()
+            transport._throttle.data_received(frame(PONG) * 20_000)
+            assert transport._throttle._unfed
             reset(writer.transport)
             # By writing alone it is noticed that a client has gone of which nothing is read.
-            await until(lambda: outlet.write(b"x") or session.closed)
-        assert outlet._intake._unfed is None
+            await until(lambda: transport.write(b"x") or session.closed)
+        assert transport._throttle._unfed is None
         await until(lambda: len(asyncio.all_tasks()) == tasks)

@@ -63,7 +63,7 @@ async def serving(nats: NatsServer, habit: Habit = "pass", **settings: Any) -> A
     if "permissions" not in settings:
         settings["subscribe"] = [">"]
     async with (
-        running(servers=nats.url, linger=0, prepare=prepare, **settings) as bridge,
+        running(servers=nats.url, unsubscribe_delay=0, prepare=prepare, **settings) as bridge,
         Middlebox.listening(bridge.port, habit) as box,
     ):
         yield bridge, box

@@ -6,18 +6,17 @@ import selectors
 from collections.abc import Sequence
 from typing import Any
 
-from sanic_nats_bridge.auth.expirations import Expiries
+from sanic_nats_bridge.auth.expirations import ExpirationQueue
 from sanic_nats_bridge.auth.permissions import Grant
 from sanic_nats_bridge.errors import BridgeError
-from sanic_nats_bridge.hub.broadcast import Batch
+from sanic_nats_bridge.hub.broadcast import Broadcaster
 from sanic_nats_bridge.hub.hub import Hub
 from sanic_nats_bridge.hub.interest import Interest
-from sanic_nats_bridge.metrics.counters import Tally
-from sanic_nats_bridge.protocol import encoding as wire
-from sanic_nats_bridge.protocol import subjects
-from sanic_nats_bridge.protocol.encoding import Delivery, Form
+from sanic_nats_bridge.metrics.counters import Counters
+from sanic_nats_bridge.protocol import encoding, subjects
+from sanic_nats_bridge.protocol.encoding import EncodedMessage, WireFormat
 from sanic_nats_bridge.protocol.messages import Close, Frame
-from sanic_nats_bridge.transports.base import OutletWatcher
+from sanic_nats_bridge.transports.base import TransportListener
 
 
 def granted(*patterns: str) -> list[Grant]:
@@ -49,12 +48,16 @@ class FakeLink:
         self._hub: Hub | None = None
 
     @classmethod
-    def with_hub(cls, *, confirms: bool = False, linger: float = 0.01, **options: Any) -> tuple["FakeLink", Hub]:
+    def with_hub(
+        cls, *, confirms: bool = False, unsubscribe_delay: float = 0.01, **options: Any
+    ) -> tuple["FakeLink", Hub]:
         link = cls(confirms=confirms)
-        tally = Tally()
-        batch = Batch(tally, Expiries(_expire_nothing), options.pop("headers", ()), options.pop("flush_interval", 0))
-        unwatched = dict.fromkeys(("on_lost", "on_returned", "on_connected"), ignore)
-        hub = Hub(link, batch, tally, linger=linger, **(unwatched | options))
+        counters = Counters()
+        broadcaster = Broadcaster(
+            counters, ExpirationQueue(_expire_nothing), options.pop("headers", ()), options.pop("flush_interval", 0)
+        )
+        unwatched = dict.fromkeys(("on_disconnected", "on_established", "on_connected"), ignore)
+        hub = Hub(link, broadcaster, counters, unsubscribe_delay=unsubscribe_delay, **(unwatched | options))
         link.serve(hub)
         return link, hub
 
@@ -101,11 +104,11 @@ class FakeLink:
     def lose(self) -> None:
         self.up = False
         self.standing.clear()
-        self.hub.link_down()
+        self.hub.connection_closed()
 
     def come_back(self) -> None:
         self.up = True
-        self.hub.link_up()
+        self.hub.connection_established()
 
     def deliver(self, subject: str | bytes, payload: bytes = b"1", headers: bytes = b"") -> None:
         """Hand a message to the hub under each standing pattern, as a server without taboos would."""
@@ -131,8 +134,8 @@ class FakeLink:
 class _Recorder:
     """Keeps each write; reads them back as frames."""
 
-    def __init__(self, form: Form = Form.WEBSOCKET) -> None:
-        self.form = form
+    def __init__(self, wire_format: WireFormat = WireFormat.WEBSOCKET) -> None:
+        self.wire_format = wire_format
         self.writes: list[bytes] = []
         self.written = 0
 
@@ -155,39 +158,39 @@ class _Recorder:
 
 
 class FakeSubscriber(_Recorder):
-    def __init__(self, form: Form = Form.WEBSOCKET) -> None:
-        super().__init__(form)
-        self.keeps_up = True
-        self.left_out: list[Delivery] = []
+    def __init__(self, wire_format: WireFormat = WireFormat.WEBSOCKET) -> None:
+        super().__init__(wire_format)
+        self.is_writable = True
+        self.skipped: list[EncodedMessage] = []
         self.told: list[tuple[str, str]] = []
 
-    def leave_out(self, deliveries: Sequence[Delivery]) -> None:
-        self.left_out += deliveries
+    def skip(self, messages: Sequence[EncodedMessage]) -> None:
+        self.skipped += messages
 
     def missed(self, pattern: str) -> None:
         self.told.append(("missed", pattern))
 
-    def activated(self, pattern: str) -> None:
-        self.told.append(("activated", pattern))
+    def subscription_active(self, pattern: str) -> None:
+        self.told.append(("subscription_active", pattern))
 
     def ended(self, pattern: str, error: BridgeError) -> None:
         self.told.append((error.code, pattern))
 
 
-class FakeOutlet(_Recorder):
+class FakeTransport(_Recorder):
     """The client takes everything at once, until there is a ``limit``: then it takes what the test says."""
 
-    _watcher: OutletWatcher | None = None
+    _listener: TransportListener | None = None
     limit: int | None = None
     pending = 0
-    tells_pending = True
+    reports_pending = True
     full = False
     finished: Close | None = None
     finish_seconds = 0.0
     aborted = False
 
-    def set_watcher(self, watcher: OutletWatcher | None) -> None:
-        self._watcher = watcher
+    def set_listener(self, listener: TransportListener | None) -> None:
+        self._listener = listener
 
     def write(self, data: bytes) -> None:
         super().write(data)
@@ -196,24 +199,24 @@ class FakeOutlet(_Recorder):
         self.pending += len(data)
         if self.pending > self.limit and not self.full:
             self.full = True
-            if self._watcher is not None:
-                self._watcher.filled()
+            if self._listener is not None:
+                self._listener.pause_writing()
 
     def take(self, size: int | None = None) -> None:
         """The client takes so much of what waits for it, or everything."""
         self.pending -= min(self.pending, self.pending if size is None else size)
         if self.full and self.limit is not None and self.pending <= self.limit // 4:
             self.full = False
-            if self._watcher is not None:
-                self._watcher.drained()
+            if self._listener is not None:
+                self._listener.resume_writing()
 
     def send(self, frame: Frame, retry: int | None = None) -> None:
-        self.write(wire.encode_frame(frame, self.form, retry))
+        self.write(encoding.encode_frame(frame, self.wire_format, retry))
 
-    def keep(self) -> None:
+    def keepalive(self) -> None:
         pass
 
-    def finish(self, close: Close, seconds: float) -> None:
+    def close(self, close: Close, seconds: float) -> None:
         self.send(close)
         self.finished = close
         self.finish_seconds = seconds

@@ -333,13 +333,13 @@ class EventFollower(Follower):
     def __init__(self, record: Record, client: EventClient, stack: contextlib.AsyncExitStack, bridge: Bridge) -> None:
         super().__init__(record, client, stack)
         self._bridge = bridge
-        self._one_at_a_time = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     async def _send(self, command: dict[str, Any]) -> None:
         self._record.background(self._post(command))
 
     async def _post(self, command: dict[str, Any]) -> None:
-        async with self._one_at_a_time:
+        async with self._lock:
             status, reply = await self._bridge.post(
                 f"/{command['action']}", {"session": self._client.session} | command
             )

@@ -12,7 +12,7 @@ from typing import Any
 
 from sanic_nats_bridge import Session
 from sanic_nats_bridge.protocol.session_ids import digest
-from sanic_nats_bridge.sessions.registry import Sessions
+from sanic_nats_bridge.sessions.registry import SessionRegistry
 from tests.support.bridge import WAIT_SECONDS, Bridge
 
 UPGRADE = (
@@ -34,12 +34,12 @@ def reset(connection: Any) -> None:
     connection.abort()
 
 
-def sessions(bridge: Bridge) -> Sessions:
+def sessions(bridge: Bridge) -> SessionRegistry:
     return bridge.runtime.sessions
 
 
 def session_of(bridge: Bridge, session_id: str) -> Session:
-    return sessions(bridge).find(digest(session_id), None)
+    return sessions(bridge).get(digest(session_id), None)
 
 
 def session_id(welcome: bytes) -> str:

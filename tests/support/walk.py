@@ -28,12 +28,12 @@ _WITNESSED: Final = "w.fence"
 _SETTINGS: Final[dict[str, Any]] = {
     "subscribe": ["a.>", "b.>", "n.>", "w.>"],
     "max_subscriptions": MAX_SUBSCRIPTIONS,
-    "linger": 0.02,
+    "unsubscribe_delay": 0.02,
     # Nobody is slowed down, nor cut off.
     "command_rate": 1e6,
     "command_burst": 1_000_000,
     "max_bad_commands": 1_000_000,
-    "max_sub_rate": 1e6,
+    "max_subscribe_rate": 1e6,
 }
 _NATS_CONFIG: Final = """
 authorization: {users: [{user: u, password: p, permissions: {subscribe: {deny: ["n.>"]}}}]}

@@ -84,7 +84,7 @@ def test_each_code_in_the_protocol_has_the_http_status_of_the_code() -> None:
         error.code: error.http_status
         for error in vars(errors).values()
         if isinstance(error, type) and issubclass(error, errors.BridgeError) and error is not errors.BridgeError
-        if error is not errors.MediaTypeUnsupported
+        if error is not errors.UnsupportedMediaType
     }
     assert stated == known
 
@@ -138,7 +138,7 @@ async def test_who_is_narrowed_as_in_the_readme_keeps_the_end_of_its_session(sha
         (session,) = bridge.extension.sessions
         await names["narrow"](bridge.extension, user)
         assert (session.subscriptions, session.permissions.expires_at) == (("news.a",), user.session_expires)
-        await bridge.extension.repermit(Permissions(["news.>"]), identity="42")
+        await bridge.extension.update_permissions(Permissions(["news.>"]), identity="42")
         assert session.permissions.expires_at == inf
         await names["log_out"](bridge.extension, "42")
         assert session.closed

@@ -113,7 +113,7 @@ async def one_round(app: AppProcess, server: NatsServer, publisher: Publisher) -
 @pytest.mark.timeout(170)
 async def test_two_hundred_clients_share_one_subscription_and_leave_nothing_behind(nats_server: NatsServer) -> None:
     async with (
-        app_process({"servers": nats_server.url, "subscribe": [">"], "linger": LINGER}) as app,
+        app_process({"servers": nats_server.url, "subscribe": [">"], "unsubscribe_delay": LINGER}) as app,
         Publisher.connected(nats_server) as publisher,
     ):
         before = await connected_facts(app)

@@ -45,7 +45,7 @@ class Machines(NamedTuple):
 
 
 def machine(nats: NatsServer, heartbeat: float = 15) -> ExampleApp:
-    settings = {"HEARTBEAT": str(heartbeat), "LINGER": "0.1"}
+    settings = {"HEARTBEAT": str(heartbeat), "UNSUBSCRIBE_DELAY": "0.1"}
     environment = {f"SANIC_NATS_BRIDGE_{setting}": value for setting, value in settings.items()}
     return ExampleApp("--nats", nats.url, "--workers", str(WORKERS), SANIC_PROXIES_COUNT="1", **environment)
 

@@ -28,7 +28,7 @@ def test_clients_and_subscriptions_survive_a_rolling_restart(
     assert len(run.returns) >= 240
     assert len(run.ends) == 2
     assert run.fullest
-    assert "\n| rolling |" in (tmp_path / "reliability.md").read_text().partition("### Sessions that ended")[2]
+    assert "\n| rolling |" in (tmp_path / "reliability.md").read_text().partition("### SessionRegistry that ended")[2]
 
 
 def returns(*backs: float, told: float | None = 1.0) -> list[Return]:
@@ -53,17 +53,17 @@ def test_clients_that_come_back_spread_are_as_they_should_be() -> None:
 
 def test_clients_that_come_back_at_one_moment_are_found() -> None:
     run = judged(returns(*EVEN, *[101.55] * 30))
-    (failure,) = run.failures
-    assert failure.startswith("130 clients came back, by tenths of the time: ")
-    assert "(7, 40)" in failure
+    (failure_reply,) = run.failures
+    assert failure_reply.startswith("130 clients came back, by tenths of the time: ")
+    assert "(7, 40)" in failure_reply
 
 
 def test_clients_that_are_told_of_one_moment_are_found_however_they_come() -> None:
     run = Run("rolling", 0)
     judge_returns(returns(*EVEN), 100.0, 2.0, run, as_told=True)
     assert run.fullest == [1.0]
-    (failure,) = run.failures
-    assert failure.startswith("100 clients came back")
+    (failure_reply,) = run.failures
+    assert failure_reply.startswith("100 clients came back")
 
 
 @pytest.mark.parametrize("told", [None, 2.001], ids=["untold", "too late"])

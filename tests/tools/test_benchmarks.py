@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import xml.etree.ElementTree as ET
-from collections import Counter as Tally
+from collections import Counter as Counters
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,7 @@ def test_payloads_have_exactly_their_size(size: int) -> None:
 
 def test_each_pattern_has_as_many_followers() -> None:
     audience = shared_patterns(100, 1_000, 10)
-    followed = Tally(index for indexes in audience.follows for index in indexes)
+    followed = Counters(index for indexes in audience.follows for index in indexes)
     assert len(followed) == 1_000
     assert set(followed.values()) == {10}
 

@@ -7,23 +7,23 @@ from sanic_nats_bridge.errors import BridgeError, CloseCode, SettingsError
 
 # The table of the protocol, as far as the bridge has a use for it.
 TABLE = {
-    "CommandInvalid": ("command.invalid", 400, None),
-    "MediaTypeUnsupported": ("command.invalid", 415, None),
-    "CommandUnsupported": ("command.unsupported", 400, None),
-    "QueryUnsupported": ("command.unsupported", 400, 4400),
+    "InvalidCommand": ("command.invalid", 400, None),
+    "UnsupportedMediaType": ("command.invalid", 415, None),
+    "UnsupportedCommand": ("command.unsupported", 400, None),
+    "UnsupportedQuery": ("command.unsupported", 400, 4400),
     "AuthRequired": ("auth.required", 401, 4401),
     "AuthExpired": ("auth.expired", 401, 4401),
-    "SubjectInvalid": ("subject.invalid", 400, None),
-    "SubjectForbidden": ("subject.forbidden", 403, None),
-    "OriginForbidden": ("origin.forbidden", 403, 4403),
+    "InvalidSubject": ("subject.invalid", 400, None),
+    "ForbiddenSubject": ("subject.forbidden", 403, None),
+    "ForbiddenOrigin": ("origin.forbidden", 403, 4403),
     "NatsRefused": ("nats.refused", 403, None),
-    "SessionUnknown": ("session.unknown", 404, None),
-    "SessionUnreachable": ("session.unreachable", 503, None),
+    "UnknownSession": ("session.unknown", 404, None),
+    "UnreachableSession": ("session.unreachable", 503, None),
     "NatsUnavailable": ("nats.unavailable", 503, None),
     "NotSubscribed": ("subject.not_subscribed", 409, None),
-    "SizeLimit": ("limit.size", 413, 1009),
-    "SubscriptionLimit": ("limit.subscriptions", 429, None),
-    "RateLimit": ("limit.rate", 429, None),
+    "SizeLimitExceeded": ("limit.size", 413, 1009),
+    "SubscriptionLimitExceeded": ("limit.subscriptions", 429, None),
+    "RateLimitExceeded": ("limit.rate", 429, None),
     "InternalError": ("internal", 500, 1011),
 }
 
@@ -57,7 +57,7 @@ def test_every_error_has_the_codes_of_the_protocol() -> None:
 
 
 def test_every_error_is_exported() -> None:
-    assert {*REAL, "BridgeError", "CloseCode", "SettingsError", "revive"} == set(errors.__all__)
+    assert {*REAL, "BridgeError", "CloseCode", "SettingsError", "error_from_code"} == set(errors.__all__)
 
 
 @pytest.mark.parametrize("error", [error for error, _ in REAL.values()], ids=REAL)
@@ -97,10 +97,10 @@ def test_there_is_no_other_close_code() -> None:
 
 @pytest.mark.parametrize("error", [error for error, parent in REAL.values() if parent is BridgeError])
 def test_an_error_is_known_again_by_its_code(error: type[BridgeError]) -> None:
-    revived = errors.revive(error.code, "Refused", ["a"], 1.5)
+    revived = errors.error_from_code(error.code, "Refused", ["a"], 1.5)
     assert (type(revived), revived.message, revived.subjects) == (error, "Refused", ("a",))
-    assert getattr(revived, "retry_after", None) == (1.5 if error is errors.RateLimit else None)
+    assert getattr(revived, "retry_after", None) == (1.5 if error is errors.RateLimitExceeded else None)
 
 
 def test_an_unknown_code_is_an_internal_error() -> None:
-    assert type(errors.revive("of.tomorrow", "Refused")) is errors.InternalError
+    assert type(errors.error_from_code("of.tomorrow", "Refused")) is errors.InternalError

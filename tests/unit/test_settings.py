@@ -79,16 +79,16 @@ WRONG: dict[str, list[Any]] = {
         "https://größe",
         "NULL",
     ],
-    "headers": [*NOT_LISTS, [""], ["a b"], "a:b", ["größe"], ["a\n"]],
+    "expose_headers": [*NOT_LISTS, [""], ["a b"], "a:b", ["größe"], ["a\n"]],
     "heartbeat": NOT_SECONDS,
     "retry": NOT_SECONDS,
-    "drain": NOT_SECONDS[1:],
-    "linger": NOT_SECONDS[1:],
+    "reconnect_spread": NOT_SECONDS[1:],
+    "unsubscribe_delay": NOT_SECONDS[1:],
     "confirm_timeout": NOT_SECONDS[1:],
     "relay_timeout": NOT_SECONDS,
     "max_subscriptions": NOT_COUNTS,
     "max_patterns": NOT_COUNTS,
-    "max_sub_rate": NOT_RATES,
+    "max_subscribe_rate": NOT_RATES,
     "max_sessions": NOT_COUNTS,
     "max_sessions_per_identity": NOT_COUNTS,
     "command_rate": NOT_RATES,
@@ -150,10 +150,10 @@ RIGHT: list[tuple[str, Any, Any]] = [
     ("subscribe", {"orders.>"}, ("orders.>",)),
     ("subscribe", "", ()),
     ("subscribe", "[]", ()),
-    ("headers", "Trace-Id Nats-Msg-Id", ("Trace-Id", "Nats-Msg-Id")),
+    ("expose_headers", "Trace-Id Nats-Msg-Id", ("Trace-Id", "Nats-Msg-Id")),
     ("heartbeat", 0.1, 0.1),
     ("heartbeat", 20, 20.0),
-    ("linger", 0, 0.0),
+    ("unsubscribe_delay", 0, 0.0),
     ("confirm_timeout", 0, 0.0),
     ("max_subscriptions", 1, 1),
     ("max_command_bytes", 64, 64),
@@ -182,7 +182,7 @@ def test_a_right_value_is_taken_from_keywords_and_from_the_configuration(name: s
 
 def test_the_defaults_open_nothing_and_pass_their_own_checks() -> None:
     settings = resolve()
-    assert settings.subscribe == settings.headers == ()
+    assert settings.subscribe == settings.expose_headers == ()
     assert settings.prefix == "/nats"
     values = {name: getattr(settings, name) for name in NAMES}
     assert resolve(**values) == settings
@@ -237,8 +237,8 @@ def test_a_ca_file_makes_a_context_that_verifies_by_it() -> None:
 @pytest.mark.parametrize(
     ("names", "line"),
     [
-        (["tls_key"], "NatsBridge setting 'tls_key' needs 'tls_cert' beside it"),
-        (["tls_key", "tls_ca"], "NatsBridge setting 'tls_key' needs 'tls_cert' beside it"),
+        (["tls_key"], "NatsBridge setting 'tls_key' requires 'tls_cert'"),
+        (["tls_key", "tls_ca"], "NatsBridge setting 'tls_key' requires 'tls_cert'"),
         (["tls", "tls_ca"], "NatsBridge setting 'tls' excludes 'tls_ca', 'tls_cert' and 'tls_key'"),
         (["tls", "tls_cert"], "NatsBridge setting 'tls' excludes 'tls_ca', 'tls_cert' and 'tls_key'"),
     ],
@@ -264,7 +264,7 @@ def test_a_tls_setting_holds_for_every_server_and_excludes_what_can_have_no_tls(
     assert resolve(servers="nats://a", **keywords).tls_only
     assert resolve(servers="wss://a", **keywords).tls_only
     assert refusal(servers=["wss://a", "WS://b"], **keywords) == (
-        "NatsBridge setting 'servers' must be wss:// URLs, not ws://, where TLS is set up beside it"
+        "NatsBridge setting 'servers' must be wss:// URLs, not ws://, if TLS is configured"
     )
     assert not resolve(servers=["wss://a", "ws://b"]).tls_only
 
@@ -293,7 +293,7 @@ def test_a_setting_whose_package_is_not_there_stops_the_start(
 ) -> None:
     resolve(**{name: value})
     monkeypatch.setattr("sanic_nats_bridge.settings.find_spec", lambda asked: None if asked == module else True)
-    assert refusal(**{name: value}) == f"NatsBridge setting '{name}' needs pip install '{package}'"
+    assert refusal(**{name: value}) == f"NatsBridge setting '{name}' requires a package: pip install '{package}'"
     resolve(servers="tls://h", subscribe="a")
 
 
@@ -380,7 +380,7 @@ def set_up(names_of_apps: list[str]) -> Any:
         ("subscribe", '["orders.>", "test.*"]', ("orders.>", "test.*")),
         ("subscribe", "0042", ("0042",)),
         ("subscribe", "on", ("on",)),
-        ("headers", "1", ("1",)),
+        ("expose_headers", "1", ("1",)),
         ("servers", "nats://a:1 nats://b:2", ("nats://a:1", "nats://b:2")),
         ("prefix", "", ""),
         ("heartbeat", "20", 20.0),
@@ -453,10 +453,26 @@ def test_a_permissions_function_excludes_what_would_hold_for_nobody(name: str) -
 
     keywords: dict[str, Any] = {"permissions": permissions, name: ["a"]}
     assert refusal(**keywords) == (
-        "NatsBridge setting 'permissions' excludes 'subscribe' and 'deny': let it return them"
+        "NatsBridge setting 'permissions' excludes 'subscribe' and 'deny': return them from the function"
     )
     assert resolve(permissions=permissions).permissions is permissions
 
 
 def test_what_everybody_may_follow_is_what_the_settings_say() -> None:
-    assert resolve(subscribe=["a.>"], deny="a.b").everybody == Permissions(["a.>"], ["a.b"])
+    assert resolve(subscribe=["a.>"], deny="a.b").default_permissions == Permissions(["a.>"], ["a.b"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("linger", "unsubscribe_delay"),
+        ("drain", "reconnect_spread"),
+        ("headers", "expose_headers"),
+        ("max_sub_rate", "max_subscribe_rate"),
+    ],
+)
+def test_the_old_name_of_a_setting_is_an_error_that_names_the_new_one(old: str, new: str) -> None:
+    with pytest.raises(SettingsError, match=f"'{old}' was renamed; use '{new}'"):
+        Settings.resolve({old: 1}, {})
+    with pytest.raises(SettingsError, match=f"'{old}' was renamed; use '{new}'"):
+        Settings.resolve({}, {f"NATS_BRIDGE_{old.upper()}": 1})

@@ -5,62 +5,62 @@ from typing import Any
 
 import pytest
 
-from sanic_nats_bridge import validators as checks
+from sanic_nats_bridge import validators
 
 GOOD: list[tuple[Callable[[Any], Any], Any, Any]] = [
-    (checks.text, "x", "x"),
-    (checks.flag, False, False),
-    (checks.words, "a  b\tc", ("a", "b", "c")),
-    (checks.words, '["a b", "c"]', ("a b", "c")),
-    (checks.words, ["a b"], ("a b",)),
-    (checks.words, ["a,b"], ("a,b",)),
-    (checks.words, '["a,b", "c"]', ("a,b", "c")),
-    (checks.open_patterns, ["a,b.>"], ("a,b.>",)),
-    (checks.server_urls, ["nats://u:a,b@h"], ("nats://u:a,b@h",)),
-    (checks.words, "", ()),
-    (checks.server_urls, "127.0.0.1", ("127.0.0.1",)),
-    (checks.server_urls, "nats://a tls://b:1", ("nats://a", "tls://b:1")),
-    (checks.server_urls, ["wss://a/"], ("wss://a/",)),
-    (checks.open_patterns, "> a.*", (">", "a.*")),
-    (checks.open_patterns, ["$KV.bucket.>"], ("$KV.bucket.>",)),
-    (checks.origins, "", ()),
-    (checks.origins, "HTTPS://App.Example:443 null", ("https://app.example", "null")),
-    (checks.origins, ["http://[0:0::1]:80", "app://-"], ("http://[::1]", "app://-")),
-    (checks.header_names, ["traceparent"], ("traceparent",)),
-    (checks.path_prefix, "", ""),
-    (checks.path_prefix, "/a/b-c.d", "/a/b-c.d"),
-    (checks.seconds(0), 0, 0.0),
-    (checks.seconds(0.5), 86_400, 86_400.0),
-    (checks.whole(1), 1, 1),
-    (checks.readable_file, Path(__file__), __file__),
-    (checks.reserved_prefix, "_INBOX.bridge", "_INBOX.bridge"),
+    (validators.string, "x", "x"),
+    (validators.boolean, False, False),
+    (validators.strings, "a  b\tc", ("a", "b", "c")),
+    (validators.strings, '["a b", "c"]', ("a b", "c")),
+    (validators.strings, ["a b"], ("a b",)),
+    (validators.strings, ["a,b"], ("a,b",)),
+    (validators.strings, '["a,b", "c"]', ("a,b", "c")),
+    (validators.allowed_patterns, ["a,b.>"], ("a,b.>",)),
+    (validators.server_urls, ["nats://u:a,b@h"], ("nats://u:a,b@h",)),
+    (validators.strings, "", ()),
+    (validators.server_urls, "127.0.0.1", ("127.0.0.1",)),
+    (validators.server_urls, "nats://a tls://b:1", ("nats://a", "tls://b:1")),
+    (validators.server_urls, ["wss://a/"], ("wss://a/",)),
+    (validators.allowed_patterns, "> a.*", (">", "a.*")),
+    (validators.allowed_patterns, ["$KV.bucket.>"], ("$KV.bucket.>",)),
+    (validators.origins, "", ()),
+    (validators.origins, "HTTPS://App.Example:443 null", ("https://app.example", "null")),
+    (validators.origins, ["http://[0:0::1]:80", "app://-"], ("http://[::1]", "app://-")),
+    (validators.header_names, ["traceparent"], ("traceparent",)),
+    (validators.path_prefix, "", ""),
+    (validators.path_prefix, "/a/b-c.d", "/a/b-c.d"),
+    (validators.seconds(0), 0, 0.0),
+    (validators.seconds(0.5), 86_400, 86_400.0),
+    (validators.integer(1), 1, 1),
+    (validators.file_path, Path(__file__), __file__),
+    (validators.reserved_prefix, "_INBOX.bridge", "_INBOX.bridge"),
 ]
 
 BAD: list[tuple[Callable[[Any], Any], Any]] = [
-    (checks.words, '["a"'),
-    (checks.words, [1]),
-    (checks.words, "a, b"),
-    (checks.server_urls, []),
-    (checks.server_urls, "nats://a ws://b"),
-    (checks.server_urls, "http://a"),
-    (checks.open_patterns, ["a..b"]),
-    (checks.open_patterns, ["_NATSBRIDGE.>"]),
-    (checks.origins, ["https://a", "*"]),
-    (checks.origins, "https://*.example"),
-    (checks.origins, "https://app.example/"),
-    (checks.origins, "https://b\u00fccher.example"),
-    (checks.origins, "app.example"),
-    (checks.header_names, ["a:b"]),
-    (checks.path_prefix, "/a/"),
-    (checks.path_prefix, "/a/../b"),
-    (checks.seconds(0.5), 0.4),
-    (checks.seconds(0), 10**400),
-    (checks.seconds(0), float("nan")),
-    (checks.whole(1), True),
-    (checks.whole(1), 0),
-    (checks.reserved_prefix, "_a.>"),
-    (checks.reserved_prefix, "inbox"),
-    (checks.tls_context, True),
+    (validators.strings, '["a"'),
+    (validators.strings, [1]),
+    (validators.strings, "a, b"),
+    (validators.server_urls, []),
+    (validators.server_urls, "nats://a ws://b"),
+    (validators.server_urls, "http://a"),
+    (validators.allowed_patterns, ["a..b"]),
+    (validators.allowed_patterns, ["_NATSBRIDGE.>"]),
+    (validators.origins, ["https://a", "*"]),
+    (validators.origins, "https://*.example"),
+    (validators.origins, "https://app.example/"),
+    (validators.origins, "https://b\u00fccher.example"),
+    (validators.origins, "app.example"),
+    (validators.header_names, ["a:b"]),
+    (validators.path_prefix, "/a/"),
+    (validators.path_prefix, "/a/../b"),
+    (validators.seconds(0.5), 0.4),
+    (validators.seconds(0), 10**400),
+    (validators.seconds(0), float("nan")),
+    (validators.integer(1), True),
+    (validators.integer(1), 0),
+    (validators.reserved_prefix, "_a.>"),
+    (validators.reserved_prefix, "assembler"),
+    (validators.tls_context, True),
 ]
 
 
@@ -84,25 +84,25 @@ def test_a_wrong_value_is_refused_in_words_that_follow_the_settings_name(
 @pytest.mark.parametrize(
     ("check", "value"),
     [
-        (checks.server_urls, "nats://a:4222,nats://u:hidden@b:4222"),
-        (checks.open_patterns, "orders.new,orders.old"),
-        (checks.shut_patterns, "orders.new, orders.old"),
-        (checks.origins, "https://a.example,https://b.example"),
-        (checks.header_names, "A, B"),
+        (validators.server_urls, "nats://a:4222,nats://u:hidden@b:4222"),
+        (validators.allowed_patterns, "orders.new,orders.old"),
+        (validators.denied_patterns, "orders.new, orders.old"),
+        (validators.origins, "https://a.example,https://b.example"),
+        (validators.header_names, "A, B"),
     ],
     ids=label,
 )
 def test_commas_between_words_are_refused_and_what_is_right_is_said(check: Callable[[Any], Any], value: str) -> None:
-    said = "must be separated by blanks, not commas; a JSON list may hold words with commas"
+    said = "must be separated by spaces, not commas; use a JSON list for words that contain a comma"
     with pytest.raises(ValueError, match=f"^{said}$"):
         check(value)
 
 
 def test_a_value_that_may_be_a_secret_is_not_repeated() -> None:
-    with pytest.raises(ValueError, match=r"^must be the path of a file that is there$"):
-        checks.readable_file("SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY")
+    with pytest.raises(ValueError, match=r"^must be the path of an existing file$"):
+        validators.file_path("SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY")
 
 
 def test_a_tls_context_is_taken_as_it_is() -> None:
     context = ssl.create_default_context()
-    assert checks.tls_context(context) is context
+    assert validators.tls_context(context) is context

@@ -71,7 +71,7 @@ def _bridge_server(
     broker: NatsServer, loop: str, settings: Mapping[str, Any], workers: int = 1
 ) -> AbstractContextManager[Server]:
     # Clients come faster here than any browsers, and to no other server there is a limit.
-    options = {"servers": broker.url, "subscribe": [">"], "max_sub_rate": 1_000_000, **settings}
+    options = {"servers": broker.url, "subscribe": [">"], "max_subscribe_rate": 1_000_000, **settings}
     return python_server("bridge", json.dumps(options), loop, str(workers), workers=workers)
 
 

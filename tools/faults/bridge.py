@@ -13,7 +13,7 @@ from sanic import json as json_response
 from sanic.response import HTTPResponse
 
 from sanic_nats_bridge import NatsBridge, Permissions
-from sanic_nats_bridge.hub.broadcast import Batch
+from sanic_nats_bridge.hub.broadcast import Broadcaster
 from sanic_nats_bridge.hub.interest import Interest
 
 from .permission_profiles import VIEWS
@@ -54,18 +54,18 @@ async def permissions(request: Request) -> Permissions | None:
 
 def drop_one_in(every: int) -> None:
     """Make a bridge that loses messages in silence, as no bridge may."""
-    batch: Any = Batch
+    batch: Any = Broadcaster
     on_message, count = batch.on_message, 0
 
-    def drop_some(self: Batch, interest: Interest, subject: bytes, *rest: bytes) -> None:
+    def drop_some(self: Broadcaster, interest: Interest, subject: bytes, *rest: bytes) -> None:
         global dropped
         nonlocal count
         count += 1
         if count % every:
             on_message(self, interest, subject, *rest)
         else:
-            leave_out = [view.leaves_out for view, _ in interest.followers()]
-            dropped += sum(each is None or not each(subject.decode()) for each in leave_out)
+            skip = [view.excludes for view, _ in interest.subscribers_by_view()]
+            dropped += sum(each is None or not each(subject.decode()) for each in skip)
 
     batch.on_message = drop_some
 

@@ -100,7 +100,7 @@ BRIDGE_FAULTS: Final = (
         "bytes",
         "a publisher of arbitrary bytes in subjects, headers and payloads",
         _make_noise,
-        settings={"headers": ["X-Any"]},
+        settings={"expose_headers": ["X-Any"]},
         within=None,
         harmless=True,
     ),

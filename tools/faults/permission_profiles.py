@@ -35,7 +35,7 @@ VIEWS: Final = {
         (*_SECRET, "orders.us.1", "orders.us.*"),
     ),
     "own": Access(
-        {"subscribe": ["orders.eu.>"], "map": {"mine.": "orders.eu."}},
+        {"subscribe": ["orders.eu.>"], "aliases": {"mine.": "orders.eu."}},
         View(("mine.>",), renamed=(("orders.eu.", "mine."),)),
         (*_SECRET, "orders.eu.1", "orders.eu.>", "orders.us.1"),
     ),

@@ -45,14 +45,14 @@ _FEWEST: Final = 100
 class _Terms:
     """What the app is told: over how many seconds its clients come back, and how many a worker has for its end."""
 
-    drain: float
+    reconnect_spread: float
     graceful: float
 
 
-_LONG_TERMS: Final = _Terms(drain=10.0, graceful=15.0)
+_LONG_TERMS: Final = _Terms(reconnect_spread=10.0, graceful=15.0)
 """The defaults, of the bridge and of Sanic (GRACEFUL_SHUTDOWN_TIMEOUT)."""
 
-_SHORT_TERMS: Final = _Terms(drain=2.0, graceful=3.0)
+_SHORT_TERMS: Final = _Terms(reconnect_spread=2.0, graceful=3.0)
 
 
 async def _do(result: Run, settings: Mapping[str, Any], *, small: bool) -> None:
@@ -62,13 +62,13 @@ async def _do(result: Run, settings: Mapping[str, Any], *, small: bool) -> None:
         servers = await stack.enter_async_context(cluster(1, "", [LOOPBACK]))
         machine = Machine(LOOPBACK)
         config = {"GRACEFUL_SHUTDOWN_TIMEOUT": terms.graceful}
-        options = {"servers": servers[0].url, "drain": terms.drain, "config": config, **settings}
+        options = {"servers": servers[0].url, "reconnect_spread": terms.reconnect_spread, "config": config, **settings}
         await stack.enter_async_context(machine.running(options, _WORKERS))
         crowd = Crowd(servers, [machine], small=small)
         await stack.enter_async_context(crowd.gathered())
         await machine.ask_each("GET", "/facts")
         before = await crowd.open_files()
-        await _gather(crowd, terms.drain)
+        await _gather(crowd, terms.reconnect_spread)
         for name, worker in (await machine.workers()).items():
             await _restart(crowd, result, name, worker, terms)
         crowd.require(bool(result.fullest), "enough clients come back to tell how they are spread")
@@ -102,10 +102,10 @@ async def _restart(crowd: Crowd, result: Run, name: str, worker: int, terms: _Te
         await until(lambda: has_ended(worker), f"{name} ends", terms.graceful + _PATIENCE_SECONDS)
         stopped = machine.stopping[worker]
         result.ends.append(time.monotonic() - stopped)
-    await crowd.all_are_present(terms.drain + _PATIENCE_SECONDS)
+    await crowd.all_are_present(terms.reconnect_spread + _PATIENCE_SECONDS)
     if result.ends[-1] > terms.graceful + _BESIDE_SECONDS:
         result.failures.append(f"a worker was there for {result.ends[-1]:.1f} s after it was told to stop")
-    judge_returns(crowd.returns(stopped), stopped, terms.drain, result, as_told=crowd.small)
+    judge_returns(crowd.returns(stopped), stopped, terms.reconnect_spread, result, as_told=crowd.small)
 
 
 def judge_returns(

@@ -69,7 +69,7 @@ async def _staged(fault: Fault, settings: Mapping[str, Any], *, small: bool, see
             servers[0].stop()
         proxy = await stack.enter_async_context(Proxy(servers[0].port).running())
         url = proxy.url if fault.by_proxy else servers[0].url
-        linger = {"linger": _SMALL_LINGER_SECONDS} if small else {}
+        linger = {"unsubscribe_delay": _SMALL_LINGER_SECONDS} if small else {}
         options = {"servers": url, **linger, **fault.settings, **settings}
         bridge = stack.enter_context(
             server([sys.executable, "-m", "tools.faults.bridge", json.dumps(options), str(fault.drop)])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sanic_nats_bridge.auth.expirations import Expiries
+from sanic_nats_bridge.auth.expirations import ExpirationQueue
 from tests.support.bridge import until
 from tests.support.fakes import LeapingLoop
 
@@ -22,32 +22,32 @@ class Clock:
 
 async def test_each_is_due_at_its_time_and_once() -> None:
     due: list[str] = []
-    expiries = Expiries(due.append)
+    expirations = ExpirationQueue(due.append)
     now = time.time()
     for key, after in (("b", 0.04), ("a", 0.02), ("never", math.inf), ("gone", 0.03), ("later", 3600), ("past", -5)):
-        expiries.put(key, now + after)
-    expiries.drop("gone")
-    expiries.drop("unknown")
+        expirations.put(key, now + after)
+    expirations.drop("gone")
+    expirations.drop("unknown")
     await until(lambda: due == ["past", "a", "b"])
     assert time.time() >= now + 0.04
-    assert expiries.next == now + 3600
-    expiries.put("later", math.inf)
-    assert expiries.next == math.inf
-    expiries.expire_due()
+    assert expirations.next == now + 3600
+    expirations.put("later", math.inf)
+    assert expirations.next == math.inf
+    expirations.expire_due()
     assert due == ["past", "a", "b"]
 
 
 async def test_a_time_can_be_moved_both_ways() -> None:
     due: list[str] = []
-    expiries = Expiries(due.append)
+    expirations = ExpirationQueue(due.append)
     now = time.time()
-    expiries.put("a", now + 0.01)
-    expiries.put("b", now + 3600)
-    expiries.put("a", now + 3600)
-    expiries.put("b", now + 0.03)
+    expirations.put("a", now + 0.01)
+    expirations.put("b", now + 3600)
+    expirations.put("a", now + 3600)
+    expirations.put("b", now + 0.03)
     await until(lambda: due == ["b"])
-    expiries.drop("a")
-    assert expiries.next == math.inf
+    expirations.drop("a")
+    assert expirations.next == math.inf
 
 
 @pytest.mark.parametrize("set_by", [-3600.0, 3600.0])
@@ -57,9 +57,9 @@ def test_a_wall_clock_that_is_set_is_noticed(monkeypatch: pytest.MonkeyPatch, se
 
     async def scene() -> None:
         due: list[float] = []
-        expiries = Expiries(lambda _: due.append(time.time()))
+        expirations = ExpirationQueue(lambda _: due.append(time.time()))
         at = time.time() + 600
-        expiries.put("a", at)
+        expirations.put("a", at)
         await asyncio.sleep(60)
         clock.offset += set_by
         await asyncio.sleep(4500)
@@ -78,17 +78,17 @@ def test_what_is_dropped_does_not_pile_up(steps: list[tuple[str, int | None]]) -
     now = time.time()
 
     async def scene() -> None:
-        expiries = Expiries(lambda _: None)
+        expirations = ExpirationQueue(lambda _: None)
         model: dict[str, float] = {}
         for key, after in steps:
             if after is None:
-                expiries.drop(key)
+                expirations.drop(key)
                 model.pop(key, None)
             else:
-                expiries.put(key, now + 1000 + after)
+                expirations.put(key, now + 1000 + after)
                 model[key] = now + 1000 + after
-            assert expiries.next <= min(model.values(), default=math.inf)
-            assert len(expiries._queue) <= 2 * len(model) + 1
+            assert expirations.next <= min(model.values(), default=math.inf)
+            assert len(expirations._queue) <= 2 * len(model) + 1
 
     try:
         loop.run_until_complete(scene())

@@ -1,6 +1,6 @@
 import pytest
 
-from sanic_nats_bridge.auth.origins import Caller, Origin, OriginRule, parse_origin
+from sanic_nats_bridge.auth.origins import Caller, Origin, OriginPolicy, parse_origin
 
 ALLOWED = ("https://app.example", "http://[::1]:8000", "capacitor://localhost", "null")
 
@@ -83,13 +83,13 @@ def caller(
 
 @pytest.mark.parametrize(("origin", "host"), OWN)
 def test_the_apps_own_pages_come_in(origin: str, host: str) -> None:
-    assert OriginRule([]).admits(caller(origin, host=host))
+    assert OriginPolicy([]).allows(caller(origin, host=host))
 
 
 @pytest.mark.parametrize(("origin", "host"), FOREIGN)
 def test_other_pages_do_not(origin: str, host: str) -> None:
     for scheme in (None, "http", "https"):
-        assert not OriginRule(["https://app.example"]).admits(caller(origin, host=host, scheme=scheme))
+        assert not OriginPolicy(["https://app.example"]).allows(caller(origin, host=host, scheme=scheme))
 
 
 @pytest.mark.parametrize(
@@ -99,22 +99,22 @@ def test_other_pages_do_not(origin: str, host: str) -> None:
 )  # fmt: skip
 def test_pages_of_an_allowed_origin_come_in_to_every_host(origin: str) -> None:
     for scheme in (None, "http", "https"):
-        assert OriginRule(ALLOWED).admits(caller(origin, host="any", scheme=scheme, sites=("cross-site",)))
-    assert OriginRule(ALLOWED).listed([origin]) == origin
+        assert OriginPolicy(ALLOWED).allows(caller(origin, host="any", scheme=scheme, sites=("cross-site",)))
+    assert OriginPolicy(ALLOWED).listed([origin]) == origin
 
 
 @pytest.mark.parametrize(
     "origin", ["http://app.example", "https://app.example:8443", "NULL", "capacitor://localhost:1"]
 )
 def test_an_allowed_origin_is_its_scheme_host_and_port(origin: str) -> None:
-    assert not OriginRule(ALLOWED).admits(caller(origin))
-    assert OriginRule(ALLOWED).listed([origin]) is None
+    assert not OriginPolicy(ALLOWED).allows(caller(origin))
+    assert OriginPolicy(ALLOWED).listed([origin]) is None
 
 
 def test_two_origins_are_none() -> None:
-    rule = OriginRule(ALLOWED)
-    assert not rule.admits(caller("https://app.example", "https://app.example"))
-    assert not rule.admits(caller("https://shop.example", "https://shop.example"))
+    rule = OriginPolicy(ALLOWED)
+    assert not rule.allows(caller("https://app.example", "https://app.example"))
+    assert not rule.allows(caller("https://shop.example", "https://shop.example"))
     assert rule.listed(["https://app.example"] * 2) is None
     assert rule.listed([]) is None
 
@@ -125,14 +125,14 @@ def test_two_origins_are_none() -> None:
      ("http://shop.example", "http", True), ("https://shop.example", "http", False)],
 )  # fmt: skip
 def test_the_scheme_counts_where_it_is_known(origin: str, scheme: str, admitted: bool) -> None:
-    assert OriginRule([]).admits(caller(origin, scheme=scheme)) is admitted
+    assert OriginPolicy([]).allows(caller(origin, scheme=scheme)) is admitted
 
 
 def test_the_port_that_a_proxy_tells_is_that_of_the_request() -> None:
-    rule = OriginRule([])
-    assert rule.admits(caller("https://shop.example:8443", port=8443))
-    assert rule.admits(caller("https://shop.example", host="shop.example:8000", port=443))
-    assert not rule.admits(caller("https://shop.example", port=8443))
+    rule = OriginPolicy([])
+    assert rule.allows(caller("https://shop.example:8443", port=8443))
+    assert rule.allows(caller("https://shop.example", host="shop.example:8000", port=443))
+    assert not rule.allows(caller("https://shop.example", port=8443))
 
 
 @pytest.mark.parametrize(
@@ -141,11 +141,11 @@ def test_the_port_that_a_proxy_tells_is_that_of_the_request() -> None:
      (("Cross-Site ",), False), (("none", "cross-site"), False), (("from-the-future",), True)],
 )  # fmt: skip
 def test_without_an_origin_the_browsers_word_for_the_site_decides(sites: tuple[str, ...], admitted: bool) -> None:
-    assert OriginRule(ALLOWED).admits(caller(sites=sites)) is admitted
+    assert OriginPolicy(ALLOWED).allows(caller(sites=sites)) is admitted
 
 
 def test_an_own_origin_comes_in_whatever_the_word_for_the_site() -> None:
-    assert OriginRule([]).admits(caller("https://shop.example", sites=("cross-site",)))
+    assert OriginPolicy([]).allows(caller("https://shop.example", sites=("cross-site",)))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sanic_nats_bridge.auth.permissions import CONTROL_TOKEN, Explanation, Permissions
-from sanic_nats_bridge.errors import SubjectForbidden, SubjectInvalid
+from sanic_nats_bridge.errors import ForbiddenSubject, InvalidSubject
 from sanic_nats_bridge.protocol import subjects
 
 
@@ -21,7 +21,7 @@ def allows(opened: Sequence[str], requested: str, **others: Any) -> bool:
     permissions = Permissions(opened, **others)
     try:
         grant = permissions.grant(requested)
-    except SubjectForbidden:
+    except ForbiddenSubject:
         assert not permissions.explain(requested).allowed
         return False
     assert permissions.explain(requested).allowed
@@ -82,8 +82,8 @@ def test_the_bridges_own_subjects_can_neither_be_opened_nor_be_followed(requeste
     assert not allows([">", "_NATSBRIDGES.>"], requested)
     with pytest.raises(ValueError, match="the bridge's own"):
         Permissions([requested])
-    with pytest.raises(ValueError, match="map"):
-        Permissions([">"], map={"me.": f"{CONTROL_TOKEN}."})
+    with pytest.raises(ValueError, match="aliases"):
+        Permissions([">"], aliases={"me.": f"{CONTROL_TOKEN}."})
 
 
 def test_a_longer_first_token_is_not_the_bridges_own() -> None:
@@ -118,9 +118,9 @@ def test_what_lies_inside_a_denied_pattern_is_forbidden(denied: str, requested: 
 
 def test_what_overlaps_with_a_denied_pattern_is_let_through_without_it() -> None:
     permissions = Permissions([">"], deny=["orders.secret.>", "*.hidden", "users.>"])
-    assert permissions.grant("orders.>").left_out == ("*.hidden", "orders.secret.>")
-    assert permissions.grant("orders.eu.>").left_out == ()
-    assert permissions.grant("orders.eu").left_out == ()
+    assert permissions.grant("orders.>").excluded == ("*.hidden", "orders.secret.>")
+    assert permissions.grant("orders.eu.>").excluded == ()
+    assert permissions.grant("orders.eu").excluded == ()
 
 
 TOKENS = ("a", "b")
@@ -148,14 +148,14 @@ def test_what_may_be_followed_and_what_is_shown_is_what_brute_force_finds(
     allowed = any(asked <= MATCHED[pattern] for pattern in opened)
     refused = any(asked <= MATCHED[pattern] for pattern in shut)
     expected = allowed and not refused and not (wildcard and literal_only)
-    permissions = Permissions(opened, shut, literal_only=literal_only)
+    permissions = Permissions(opened, shut, allow_wildcards=not literal_only)
     assert permissions.explain(requested).allowed == expected
     if expected:
-        left_out = permissions.grant(requested).left_out
-        hidden = subjects.matcher(left_out) if left_out else lambda _: False
+        excluded = permissions.grant(requested).excluded
+        hidden = subjects.matcher(excluded) if excluded else lambda _: False
         assert {subject for subject in asked if not hidden(subject)} == asked - denied
         # Clients that see the same are to share it: what makes no difference stands in no grant.
-        assert all(MATCHED[pattern] & asked for pattern in left_out)
+        assert all(MATCHED[pattern] & asked for pattern in excluded)
 
 
 # The app's values
@@ -163,7 +163,7 @@ def test_what_may_be_followed_and_what_is_shown_is_what_brute_force_finds(
 
 def test_values_stand_in_the_place_of_their_names() -> None:
     permissions = Permissions(
-        ["users.{user}.>", "{tenant}-{user}.x"], ["users.{user}.secret"], values={"user": "42", "tenant": "acme"}
+        ["users.{user}.>", "{tenant}-{user}.x"], ["users.{user}.secret"], variables={"user": "42", "tenant": "acme"}
     )
     assert permissions.explain("users.42.a").allowed
     assert permissions.explain("acme-42.x").allowed
@@ -176,36 +176,36 @@ def test_values_stand_in_the_place_of_their_names() -> None:
     "value", ["", ".", "a.b", "*", ">", "a.>", "a b", "a\n", "a\r\nPUB x 0", "a\0", "ü", "a" * 256, 42, None]
 )
 def test_a_value_that_is_not_one_token_is_refused(value: Any) -> None:
-    with pytest.raises(ValueError, match="values"):
-        Permissions(["users.{user}.>"], values={"user": value})
-    with pytest.raises(ValueError, match="values"):
-        Permissions(["users.>"], values={"user": value})
+    with pytest.raises(ValueError, match="variables"):
+        Permissions(["users.{user}.>"], variables={"user": value})
+    with pytest.raises(ValueError, match="variables"):
+        Permissions(["users.>"], variables={"user": value})
 
 
 @pytest.mark.parametrize("pattern", ["{user}.>", "{user}", "{user}x.>"])
 @pytest.mark.parametrize("value", ["$SYS", "_INBOX", "$", "_"])
 def test_a_value_opens_no_reserved_subject(pattern: str, value: str) -> None:
     with pytest.raises(ValueError, match="reserved"):
-        Permissions([pattern], values={"user": value})
-    Permissions(["users.{user}.>", f"_x{value}.{{user}}"], deny=[pattern], values={"user": value})
+        Permissions([pattern], variables={"user": value})
+    Permissions(["users.{user}.>", f"_x{value}.{{user}}"], deny=[pattern], variables={"user": value})
 
 
 @pytest.mark.parametrize("name", ["subscribe", "deny"])
 @pytest.mark.parametrize("pattern", ["users.{user}.>", "users.{}.>", "{a}{user}", "users.{a-b}.>", "users.{a }"])
 def test_a_name_without_a_value_is_refused(name: str, pattern: str) -> None:
-    with pytest.raises(ValueError, match=f"^{name} has .* values has nothing for"):
-        Permissions(values={"a": "1"}, **{name: [pattern]})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=f"^{name} has .* but variables has no '"):
+        Permissions(variables={"a": "1"}, **{name: [pattern]})  # type: ignore[arg-type]
 
 
 def test_values_cannot_make_a_pattern_too_long() -> None:
     with pytest.raises(ValueError, match="subscribe"):
-        Permissions(["a.{v}.{v}"], values={"v": "x" * 200})
+        Permissions(["a.{v}.{v}"], variables={"v": "x" * 200})
 
 
 # Names of the app's own
 
 
-ME = Permissions(["tenants.42.>"], map={"me.": "tenants.42.users.7.", "me.team.": "tenants.42.teams.3."})
+ME = Permissions(["tenants.42.>"], aliases={"me.": "tenants.42.users.7.", "me.team.": "tenants.42.teams.3."})
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ ME = Permissions(["tenants.42.>"], map={"me.": "tenants.42.users.7.", "me.team."
 def test_a_name_of_the_apps_own_stands_for_real_subjects(requested: str, real: str) -> None:
     grant = ME.grant(requested)
     assert (grant.pattern, grant.real) == (requested, real)
-    assert real == grant.hidden + requested.removeprefix(grant.shown)
+    assert real == grant.target + requested.removeprefix(grant.alias)
     assert ME.explain(requested).real_pattern == real
 
 
@@ -242,36 +242,36 @@ def test_a_name_of_the_apps_own_stands_for_real_subjects(requested: str, real: s
     ],
 )
 def test_what_has_a_name_of_the_apps_own_cannot_be_followed_by_its_real_one(requested: str) -> None:
-    with pytest.raises(SubjectForbidden) as refused:
+    with pytest.raises(ForbiddenSubject) as refused:
         ME.grant(requested)
     assert refused.value.subjects == (requested,)
     assert refused.value.message == f"Not allowed: '{requested}'"
 
 
 def test_no_wide_pattern_shows_what_has_a_name_of_the_apps_own() -> None:
-    assert ME.grant("tenants.42.>").left_out == ("tenants.42.teams.3.>", "tenants.42.users.7.>")
-    assert ME.grant("tenants.42.users.*.orders").left_out == ("tenants.42.users.7.>",)
-    assert ME.grant("me.>").left_out == ()
+    assert ME.grant("tenants.42.>").excluded == ("tenants.42.teams.3.>", "tenants.42.users.7.>")
+    assert ME.grant("tenants.42.users.*.orders").excluded == ("tenants.42.users.7.>",)
+    assert ME.grant("me.>").excluded == ()
 
 
 def test_denials_are_about_the_real_subjects() -> None:
-    permissions = Permissions(["t.>"], ["t.1.secret.>", "me.open"], map={"me.": "t.1."})
-    assert permissions.grant("me.>").left_out == ("t.1.secret.>",)
+    permissions = Permissions(["t.>"], ["t.1.secret.>", "me.open"], aliases={"me.": "t.1."})
+    assert permissions.grant("me.>").excluded == ("t.1.secret.>",)
     assert permissions.explain("me.open").allowed
-    with pytest.raises(SubjectForbidden) as refused:
+    with pytest.raises(ForbiddenSubject) as refused:
         permissions.grant("me.secret.x")
     assert "t.1" not in refused.value.message
 
 
 def test_a_real_name_can_be_too_long_or_reserved_where_the_clients_is_not() -> None:
-    long = Permissions([">"], map={"me.": f"{'x' * 200}."})
+    long = Permissions([">"], aliases={"me.": f"{'x' * 200}."})
     assert long.explain(f"me.{'y' * 54}").allowed
-    with pytest.raises(SubjectInvalid) as invalid:
+    with pytest.raises(InvalidSubject) as invalid:
         long.grant(f"me.{'y' * 55}")
     assert "x" not in invalid.value.message.replace("Not a valid subject", "")
-    assert not Permissions([">"], map={"me.": "$SYS."}).explain("me.x").allowed
-    assert not Permissions([">"], map={"me.": "_inner."}).explain("me.>").allowed
-    assert Permissions(["_inner.>"], map={"me.": "_inner."}).explain("me.>").allowed
+    assert not Permissions([">"], aliases={"me.": "$SYS."}).explain("me.x").allowed
+    assert not Permissions([">"], aliases={"me.": "_inner."}).explain("me.>").allowed
+    assert Permissions(["_inner.>"], aliases={"me.": "_inner."}).explain("me.>").allowed
 
 
 @pytest.mark.parametrize(
@@ -293,8 +293,8 @@ def test_a_real_name_can_be_too_long_or_reserved_where_the_clients_is_not() -> N
     ],
 )
 def test_names_of_the_apps_own_are_whole_literal_tokens(names: Any) -> None:
-    with pytest.raises(ValueError, match="map"):
-        Permissions(map=names)
+    with pytest.raises(ValueError, match="aliases"):
+        Permissions(aliases=names)
 
 
 # The rest
@@ -303,8 +303,8 @@ def test_names_of_the_apps_own_are_whole_literal_tokens(names: Any) -> None:
 @pytest.mark.parametrize("requested", ["*", "a.*", "a.>", ">"])
 def test_literal_only_means_no_wildcards(requested: str) -> None:
     assert allows([">"], requested)
-    assert not allows([">"], requested, literal_only=True)
-    assert allows([">"], "a.b", literal_only=True)
+    assert not allows([">"], requested, allow_wildcards=False)
+    assert allows([">"], "a.b", allow_wildcards=False)
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ def test_the_end_is_a_moment(expires: Any, at: float) -> None:
 
 @pytest.mark.parametrize("expires", [1767225600_000, 1767225600e6, 10**400, -(10**400)], ids=range(4))
 def test_a_time_that_nobody_can_mean_is_refused(expires: float) -> None:
-    with pytest.raises(ValueError, match="must be in Unix seconds, not milliseconds"):
+    with pytest.raises(ValueError, match="in Unix seconds, not milliseconds"):
         Permissions(expires=expires)
 
 
@@ -345,10 +345,10 @@ def test_what_is_no_moment_is_refused(expires: Any) -> None:
         {"subscribe": None},
         {"deny": "orders"},
         {"deny": ["a..b"]},
-        {"values": ["a"]},
-        {"values": {"not a name": "a"}},
-        {"values": {1: "a"}},
-        {"literal_only": 1},
+        {"variables": ["a"]},
+        {"variables": {"not a name": "a"}},
+        {"variables": {1: "a"}},
+        {"allow_wildcards": 1},
         {"identity": ""},
         {"identity": 42},
         {"identity": "ad\udcffa"},
@@ -366,19 +366,19 @@ def test_permissions_are_plain_data(again: Callable[[Permissions], Permissions])
     assert other == permissions
     assert hash(other) == hash(permissions)
     assert other.explain("a.1") == permissions.explain("a.1")
-    assert list(other.map) == list(permissions.map)
+    assert list(other.aliases) == list(permissions.aliases)
 
 
 def test_permissions_do_not_change() -> None:
     opened, values, names = ["a.{x}"], {"x": "1"}, {"me.": "b."}
-    permissions = Permissions(opened, values=values, map=names)
+    permissions = Permissions(opened, variables=values, aliases=names)
     opened.append("c")
     values["x"] = "2"
     names["us."] = "c."
-    assert permissions == Permissions(["a.{x}"], values={"x": "1"}, map={"me.": "b."})
+    assert permissions == Permissions(["a.{x}"], variables={"x": "1"}, aliases={"me.": "b."})
     with pytest.raises(FrozenInstanceError):
         permissions.identity = "x"  # type: ignore[misc]
-    for mapping in (permissions.values, permissions.map):
+    for mapping in (permissions.variables, permissions.aliases):
         assert isinstance(mapping, Mapping)
         with pytest.raises(TypeError):
             mapping["x"] = "3"  # type: ignore[index]
@@ -388,18 +388,18 @@ def test_permissions_do_not_change() -> None:
     ("requested", "explanation"),
     [
         ("orders.eu", Explanation(True, "subscribe orders.>", "orders.eu")),
-        ("orders.>", Explanation(True, "subscribe orders.>; left out: orders.secret", "orders.>")),
+        ("orders.>", Explanation(True, "subscribe orders.>; except orders.secret", "orders.>")),
         ("orders.secret", Explanation(False, "deny orders.secret", "orders.secret")),
         ("me.x", Explanation(True, "subscribe users.7.>", "users.7.x")),
-        ("users.7.x", Explanation(False, "map: users.7.> has a name of its own", "users.7.x")),
-        ("other", Explanation(False, "no pattern of subscribe covers other", "other")),
-        ("_NATSBRIDGE.x", Explanation(False, "the bridge's own subjects cannot be opened", "_NATSBRIDGE.x")),
+        ("users.7.x", Explanation(False, "aliases: users.7.> has an alias", "users.7.x")),
+        ("other", Explanation(False, "no pattern in subscribe includes other", "other")),
+        ("_NATSBRIDGE.x", Explanation(False, "the bridge's own subjects are never allowed", "_NATSBRIDGE.x")),
         ("a..b", Explanation(False, "not a valid subject", "a..b")),
         ("", Explanation(False, "not a valid subject", "")),
     ],
 )
 def test_an_explanation_names_the_rule(requested: str, explanation: Explanation) -> None:
     permissions = Permissions(
-        ["orders.>", "users.{user}.>"], ["orders.secret"], values={"user": "7"}, map={"me.": "users.7."}
+        ["orders.>", "users.{user}.>"], ["orders.secret"], variables={"user": "7"}, aliases={"me.": "users.7."}
     )
     assert permissions.explain(requested) == explanation

@@ -3,13 +3,13 @@ from collections.abc import Sequence
 import pytest
 
 from sanic_nats_bridge.auth.permissions import Permissions
-from sanic_nats_bridge.auth.policy import Admission
-from sanic_nats_bridge.errors import BridgeError, SubjectForbidden, SubjectInvalid, SubscriptionLimit
+from sanic_nats_bridge.auth.policy import SubscriptionPolicy
+from sanic_nats_bridge.errors import BridgeError, ForbiddenSubject, InvalidSubject, SubscriptionLimitExceeded
 
 
 def admit(patterns: Sequence[str], held: Sequence[str] = (), opened: Sequence[str] = (">",)) -> list[str]:
-    admission = Admission(3)
-    return [grant.pattern for grant in admission.admit(Permissions(opened), admission.valid(patterns), held)]
+    policy = SubscriptionPolicy(3)
+    return [grant.pattern for grant in policy.authorize(Permissions(opened), policy.validate(patterns), held)]
 
 
 @pytest.mark.parametrize(
@@ -30,14 +30,14 @@ def test_patterns_are_admitted_up_to_the_limit(patterns: list[str], held: list[s
 @pytest.mark.parametrize(
     ("patterns", "held", "error", "concerned"),
     [
-        (["a", "b", "c", "d"], [], SubscriptionLimit, ["a", "b", "c", "d"]),
-        (["a", "a..b", "secret", "d"], [], SubscriptionLimit, ["a", "a..b", "secret", "d"]),
-        (["c", "d"], ["a", "b"], SubscriptionLimit, ["c", "d"]),
-        (["d", "d"], ["a", "b", "c"], SubscriptionLimit, ["d"]),
-        (["secret", "a..b"], [], SubjectInvalid, ["a..b"]),
-        (["d", "a..b"], ["a", "b", "c"], SubjectInvalid, ["a..b"]),
-        (["a", "secret"], [], SubjectForbidden, ["secret"]),
-        (["d", "secret"], ["a", "b", "c"], SubjectForbidden, ["secret"]),
+        (["a", "b", "c", "d"], [], SubscriptionLimitExceeded, ["a", "b", "c", "d"]),
+        (["a", "a..b", "secret", "d"], [], SubscriptionLimitExceeded, ["a", "a..b", "secret", "d"]),
+        (["c", "d"], ["a", "b"], SubscriptionLimitExceeded, ["c", "d"]),
+        (["d", "d"], ["a", "b", "c"], SubscriptionLimitExceeded, ["d"]),
+        (["secret", "a..b"], [], InvalidSubject, ["a..b"]),
+        (["d", "a..b"], ["a", "b", "c"], InvalidSubject, ["a..b"]),
+        (["a", "secret"], [], ForbiddenSubject, ["secret"]),
+        (["d", "secret"], ["a", "b", "c"], ForbiddenSubject, ["secret"]),
     ],
     ids=[
         "too many",
@@ -59,4 +59,4 @@ def test_a_refusal_names_its_subjects_and_the_gravest_comes_first(
 
 
 def test_valid_asks_for_no_permission() -> None:
-    assert Admission(3).valid(["secret", "secret", "a"]) == ["secret", "a"]
+    assert SubscriptionPolicy(3).validate(["secret", "secret", "a"]) == ["secret", "a"]

@@ -8,23 +8,23 @@ from hypothesis import strategies as st
 from sanic_nats_bridge.hub.broadcast import fan_out
 from sanic_nats_bridge.hub.interest import Interest, View
 from sanic_nats_bridge.hub.interfaces import Subscriber
-from sanic_nats_bridge.protocol.encoding import Delivery, Form, Source
+from sanic_nats_bridge.protocol.encoding import EncodedMessage, MessagePrefix, WireFormat
 from tests.support.fakes import FakeSubscriber, granted
 
 PATTERNS = ("a", "b", "c")
 
 
 def new_views() -> list[View]:
-    return [View(Interest(grant.real), grant, Source(grant.pattern)) for grant in granted(*PATTERNS)]
+    return [View(Interest(grant.real), grant, MessagePrefix(grant.pattern)) for grant in granted(*PATTERNS)]
 
 
 def fanned_out(views: Sequence[View], pattern_of: Sequence[int]) -> None:
     """Number k goes out under the pattern that stands there."""
-    batches: dict[View, list[Delivery]] = {}
+    batches: dict[View, list[EncodedMessage]] = {}
     for number, index in enumerate(pattern_of):
         view = views[index]
-        delivery = Delivery(view.source, view.pattern, b"", b"%d" % number, number)
-        batches.setdefault(view, []).append(delivery)
+        message = EncodedMessage(view.prefix, view.pattern, b"", b"%d" % number, number)
+        batches.setdefault(view, []).append(message)
     fan_out(batches)
 
 
@@ -37,18 +37,18 @@ def test_each_gets_what_it_follows_once_in_order_and_in_one_write(
 ) -> None:
     views = new_views()
     subscribers = []
-    for indexes, keeps_up in follow:
+    for indexes, is_writable in follow:
         subscriber = FakeSubscriber()
-        subscriber.keeps_up = keeps_up
+        subscriber.is_writable = is_writable
         subscribers.append(subscriber)
         for index in indexes:
             views[index].subscribers[subscriber] = None
     fanned_out(views, pattern_of)
-    for subscriber, (indexes, keeps_up) in zip(subscribers, follow, strict=True):
+    for subscriber, (indexes, is_writable) in zip(subscribers, follow, strict=True):
         numbers = [number for number, index in enumerate(pattern_of) if index in indexes]
-        left_out = [int(delivery.payload) for delivery in subscriber.left_out]
-        assert (subscriber.data, left_out) == ((numbers, []) if keeps_up else ([], numbers))
-        assert len(subscriber.writes) == (1 if numbers and keeps_up else 0)
+        skipped = [int(message.payload) for message in subscriber.skipped]
+        assert (subscriber.data, skipped) == ((numbers, []) if is_writable else ([], numbers))
+        assert len(subscriber.writes) == (1 if numbers and is_writable else 0)
 
 
 def test_a_fault_with_some_does_not_keep_the_batch_from_others(caplog: pytest.LogCaptureFixture) -> None:
@@ -57,10 +57,10 @@ def test_a_fault_with_some_does_not_keep_the_batch_from_others(caplog: pytest.Lo
             raise ArithmeticError
 
     views = new_views()
-    single, both = FakeSubscriber(), FakeSubscriber(Form.EVENT_STREAM)
+    single, both = FakeSubscriber(), FakeSubscriber(WireFormat.EVENT_STREAM)
     faulty = Faulty()
-    followers: list[list[Subscriber]] = [[faulty], [single, both], [both]]
-    for view, subscribers in zip(views, followers, strict=True):
+    subscribers_by_view: list[list[Subscriber]] = [[faulty], [single, both], [both]]
+    for view, subscribers in zip(views, subscribers_by_view, strict=True):
         view.subscribers = dict.fromkeys(subscribers)
     with caplog.at_level(logging.ERROR):
         fanned_out(views, [0, 1, 2])

@@ -8,20 +8,20 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from sanic_nats_bridge.auth.permissions import Permissions
-from sanic_nats_bridge.errors import BridgeError, CloseCode, NatsRefused, SubscriptionLimit
-from sanic_nats_bridge.hub.hub import Hub, refusal
+from sanic_nats_bridge.errors import BridgeError, CloseCode, NatsRefused, SubscriptionLimitExceeded
+from sanic_nats_bridge.hub.hub import Hub, refused_by_nats
 from sanic_nats_bridge.hub.interest import State, View
-from sanic_nats_bridge.protocol.encoding import Delivery, Form
+from sanic_nats_bridge.protocol.encoding import EncodedMessage, WireFormat
 from sanic_nats_bridge.protocol.messages import Action, Command, Reply
-from sanic_nats_bridge.sessions.pending import Arrival
-from sanic_nats_bridge.sessions.registry import Sessions
+from sanic_nats_bridge.sessions.pending import PendingConnection
+from sanic_nats_bridge.sessions.registry import SessionRegistry
 from sanic_nats_bridge.sessions.session import Session
 from sanic_nats_bridge.settings import Settings
 from tests.support.bridge import until
 from tests.support.fakes import (
     FakeLink,
-    FakeOutlet,
     FakeSubscriber,
+    FakeTransport,
     LeapingLoop,
     granted,
     ignore,
@@ -31,20 +31,20 @@ from tests.support.fakes import (
 
 async def follow(hub: Hub, subscriber: FakeSubscriber, *patterns: str, seconds: float = 5) -> list[View]:
     """Subscribe as a session does."""
-    interests = hub.claim(patterns)
+    interests = hub.acquire(patterns)
     try:
         await hub.confirm(interests, seconds)
         refused = [interest.pattern for interest in interests if interest.state is State.REFUSED]
         if refused:
-            raise refusal(refused)
+            raise refused_by_nats(refused)
     except BaseException:
         hub.release(interests)
         raise
     return hub.attach(subscriber, zip(interests, granted(*patterns), strict=True))
 
 
-async def follower(hub: Hub, *patterns: str, form: Form = Form.WEBSOCKET) -> FakeSubscriber:
-    subscriber = FakeSubscriber(form)
+async def follower(hub: Hub, *patterns: str, wire_format: WireFormat = WireFormat.WEBSOCKET) -> FakeSubscriber:
+    subscriber = FakeSubscriber(wire_format)
     await follow(hub, subscriber, *patterns)
     return subscriber
 
@@ -101,7 +101,7 @@ async def test_the_refusal_of_one_pattern_leaves_nothing_of_its_command() -> Non
 
 
 async def test_a_pattern_claimed_again_within_its_linger_costs_nats_nothing() -> None:
-    link, hub = FakeLink.with_hub(confirms=True, linger=0.05)
+    link, hub = FakeLink.with_hub(confirms=True, unsubscribe_delay=0.05)
     views = await follow(hub, first := FakeSubscriber(), "a")
     hub.detach(first, views)
     second = await follower(hub, "a")
@@ -158,7 +158,7 @@ async def test_a_confirmation_that_comes_late_is_told_later() -> None:
     assert subscriber.told == []
     link.confirm("a")
     assert (before, view.interest.state) == (State.PENDING, State.LIVE)
-    assert subscriber.told == [("activated", "a")]
+    assert subscriber.told == [("subscription_active", "a")]
 
 
 async def test_a_refusal_that_comes_late_ends_the_subscription_behind_its_messages() -> None:
@@ -172,7 +172,7 @@ async def test_a_refusal_that_comes_late_ends_the_subscription_behind_its_messag
 
 
 async def test_a_lingering_pattern_is_not_asked_for_after_a_return_until_it_is_claimed() -> None:
-    link, hub = FakeLink.with_hub(confirms=True, linger=60)
+    link, hub = FakeLink.with_hub(confirms=True, unsubscribe_delay=60)
     hub.detach(subscriber := FakeSubscriber(), await follow(hub, subscriber, "a"))
     link.lose()
     link.come_back()
@@ -187,11 +187,11 @@ async def test_a_lingering_pattern_is_not_asked_for_after_a_return_until_it_is_c
 async def test_messages_of_one_turn_keep_their_order_for_every_set_of_subscriptions() -> None:
     link, hub = FakeLink.with_hub(confirms=True)
     sets: list[tuple[str, ...]] = [("a", "b", "c"), ("c", "a"), ("b",), ("*", "a"), ("d",)]
-    followers = {patterns: await follower(hub, *patterns) for patterns in sets}
+    subscribers_by_view = {patterns: await follower(hub, *patterns) for patterns in sets}
     for number, subject in enumerate("abcacb"):
         link.deliver(subject, b"%d" % number)
     await turns()
-    seen = {patterns: subscriber.data for patterns, subscriber in followers.items()}
+    seen = {patterns: subscriber.data for patterns, subscriber in subscribers_by_view.items()}
     doubled = seen.pop(("*", "a"))
     assert seen == {("a", "b", "c"): [0, 1, 2, 3, 4, 5], ("c", "a"): [0, 2, 3, 4], ("b",): [1, 5], ("d",): []}
     assert doubled == sorted([0, 1, 2, 3, 4, 5, 0, 3])
@@ -212,20 +212,22 @@ async def test_a_turn_of_the_loop_is_one_write_for_each_subscriber() -> None:
 @pytest.mark.parametrize("subjects", [["a", "a"], ["a", "b"]], ids=["one pattern", "several patterns"])
 async def test_followers_of_the_same_are_written_the_same_bytes_object_in_each_form(subjects: list[str]) -> None:
     link, hub = FakeLink.with_hub(confirms=True)
-    firsts, seconds = [[await follower(hub, "a", "b", form=form) for form in Form] for _ in range(2)]
+    firsts, seconds = [
+        [await follower(hub, "a", "b", wire_format=wire_format) for wire_format in WireFormat] for _ in range(2)
+    ]
     for subject in subjects:
         link.deliver(subject)
     await turns()
     written = [subscriber.writes for subscriber in firsts]
     assert all(first.writes[0] is second.writes[0] for first, second in zip(firsts, seconds, strict=True))
-    assert len({writes[0] for writes in written}) == len(Form)
+    assert len({writes[0] for writes in written}) == len(WireFormat)
 
 
 async def test_who_joins_or_leaves_within_a_turn_gets_its_own_messages_alone() -> None:
     link, hub = FakeLink.with_hub(confirms=True)
     views = await follow(hub, leaver := FakeSubscriber(), "a")
     stayer = await follower(hub, "a")
-    joiner, claims = FakeSubscriber(), hub.claim(["a"])
+    joiner, claims = FakeSubscriber(), hub.acquire(["a"])
     link.deliver("a", b"1")
     hub.attach(joiner, zip(claims, granted("a"), strict=True))
     link.deliver("a", b"2")
@@ -256,7 +258,7 @@ async def test_a_subject_that_is_not_utf_8_is_left_out_and_counted() -> None:
     link.deliver("a.\N{SNOWMAN}", b"2")
     await turns()
     assert [frame["subject"] for frame in subscriber.frames] == ["a.\N{SNOWMAN}"]
-    assert hub._tally.lost["unreadable_subject"] == 1
+    assert hub._counters.lost["unreadable_subject"] == 1
 
 
 # Subscribers that do not keep up
@@ -268,12 +270,12 @@ async def test_one_that_does_not_keep_up_is_left_out_and_the_others_still_share_
 ) -> None:
     link, hub = FakeLink.with_hub(confirms=True)
     slow, first, second = [await follower(hub, "a", "b") for _ in range(3)]
-    slow.keeps_up = False
+    slow.is_writable = False
     for number, subject in enumerate(subjects):
         link.deliver(subject, b"%d" % number)
     await turns()
     assert slow.writes == []
-    assert [(left.subject, left.payload) for left in slow.left_out] == [(subjects[0], b"0"), (subjects[1], b"1")]
+    assert [(left.subject, left.payload) for left in slow.skipped] == [(subjects[0], b"0"), (subjects[1], b"1")]
     assert first.data == [0, 1]
     assert first.writes[0] is second.writes[0]
 
@@ -281,10 +283,10 @@ async def test_one_that_does_not_keep_up_is_left_out_and_the_others_still_share_
 async def test_what_is_left_out_for_all_is_encoded_for_none() -> None:
     link, hub = FakeLink.with_hub(confirms=True)
     slow = await follower(hub, "a")
-    slow.keeps_up = False
+    slow.is_writable = False
     link.deliver("a")
     await turns()
-    (left,) = slow.left_out
+    (left,) = slow.skipped
     assert (left.json, left.frame) == (None, None)
 
 
@@ -293,13 +295,13 @@ async def test_one_that_is_full_within_a_turn_leaves_the_shared_bytes_in_that_tu
     full, other = await follower(hub, "a"), await follower(hub, "a")
     link.deliver("a", b"1")
     hub.flush()
-    full.keeps_up = False
+    full.is_writable = False
     link.deliver("a", b"2")
     hub.flush()
-    full.keeps_up = True
+    full.is_writable = True
     link.deliver("a", b"3")
     hub.flush()
-    assert (full.data, len(full.left_out)) == ([1, 3], 1)
+    assert (full.data, len(full.skipped)) == ([1, 3], 1)
     assert other.data == [1, 2, 3]
 
 
@@ -310,21 +312,21 @@ async def test_one_that_ends_because_it_does_not_keep_up_harms_no_other(subjects
     class Leaver(FakeSubscriber):
         views: Sequence[View] = ()
 
-        def leave_out(self, deliveries: Sequence[Delivery]) -> None:
-            super().leave_out(deliveries)
+        def skip(self, messages: Sequence[EncodedMessage]) -> None:
+            super().skip(messages)
             hub.detach(self, self.views)
 
     others = [await follower(hub, "a", "b")]
     leavers = [Leaver(), Leaver()]
     for leaver in leavers:
-        leaver.views, leaver.keeps_up = await follow(hub, leaver, "a", "b"), False
+        leaver.views, leaver.is_writable = await follow(hub, leaver, "a", "b"), False
         others.append(await follower(hub, "a", "b"))
     for _ in range(2):
         for subject in subjects:
             link.deliver(subject)
         await turns()
     assert [other.data for other in others] == [[1] * 2 * len(subjects)] * 3
-    assert [len(leaver.left_out) for leaver in leavers] == [len(subjects)] * 2
+    assert [len(leaver.skipped) for leaver in leavers] == [len(subjects)] * 2
 
 
 # A flush interval
@@ -408,7 +410,7 @@ async def test_who_joins_or_leaves_within_a_flush_interval_gets_its_own_messages
     link, hub = FakeLink.with_hub(confirms=True, flush_interval=1)
     views = await follow(hub, leaver := FakeSubscriber(), "a")
     stayer = await follower(hub, "a")
-    joiner, claims = FakeSubscriber(), hub.claim(["a"])
+    joiner, claims = FakeSubscriber(), hub.acquire(["a"])
     link.deliver("a", b"1")
     hub.attach(joiner, zip(claims, granted("a"), strict=True))
     link.deliver("a", b"2")
@@ -432,14 +434,14 @@ async def test_what_ends_a_subscription_flushes_first_within_a_flush_interval(ev
 
 async def given_up(hub: Hub, *patterns: str) -> None:
     """Claim them and give them up, until their linger is over."""
-    interests = hub.claim(patterns)
+    interests = hub.acquire(patterns)
     await hub.confirm(interests, 5)
     hub.release(interests)
-    await until(lambda: all(interest.linger is None for interest in interests))
+    await until(lambda: all(interest.unsubscribe_timer is None for interest in interests))
 
 
 async def test_what_is_given_up_twice_while_its_turn_has_not_come_is_unsubscribed_once() -> None:
-    link, hub = FakeLink.with_hub(confirms=True, linger=0, max_sub_rate=10)
+    link, hub = FakeLink.with_hub(confirms=True, unsubscribe_delay=0, max_subscribe_rate=10)
     for _ in range(3):
         await given_up(hub, "a")
     await given_up(hub, "b")
@@ -448,7 +450,7 @@ async def test_what_is_given_up_twice_while_its_turn_has_not_come_is_unsubscribe
 
 
 async def test_what_is_given_up_and_gives_way_while_its_turn_has_not_come_is_unsubscribed_once() -> None:
-    link, hub = FakeLink.with_hub(confirms=True, linger=0, max_sub_rate=10, max_patterns=1)
+    link, hub = FakeLink.with_hub(confirms=True, unsubscribe_delay=0, max_subscribe_rate=10, max_patterns=1)
     await given_up(hub, "a")
     await given_up(hub, "b")
     await until(lambda: link.patterns == [] and hub.patterns == ())
@@ -456,7 +458,7 @@ async def test_what_is_given_up_and_gives_way_while_its_turn_has_not_come_is_uns
 
 
 async def test_what_nats_refuses_while_it_waits_to_be_unsubscribed_is_not_asked_for_again() -> None:
-    link, hub = FakeLink.with_hub(confirms=True, linger=0, max_sub_rate=10)
+    link, hub = FakeLink.with_hub(confirms=True, unsubscribe_delay=0, max_subscribe_rate=10)
     await given_up(hub, "a")
     subscriber = await follower(hub, "a")
     link.refuse("a")
@@ -467,13 +469,13 @@ async def test_what_nats_refuses_while_it_waits_to_be_unsubscribed_is_not_asked_
 
 
 async def test_nats_holds_little_more_than_the_hub_may_follow_however_many_flip() -> None:
-    link, hub = FakeLink.with_hub(confirms=True, linger=0, max_sub_rate=1000, max_patterns=20)
+    link, hub = FakeLink.with_hub(confirms=True, unsubscribe_delay=0, max_subscribe_rate=1000, max_patterns=20)
     most = 0
 
     async def flip(number: int) -> None:
         nonlocal most
         for turn in range(15):
-            claims = hub.claim([f"{number}.{turn}"], number)
+            claims = hub.acquire([f"{number}.{turn}"], number)
             await hub.confirm(claims, 5)
             most = max(most, len(link.patterns))
             hub.release(claims)
@@ -484,11 +486,11 @@ async def test_nats_holds_little_more_than_the_hub_may_follow_however_many_flip(
 
 
 async def test_what_lingers_makes_no_room_for_itself() -> None:
-    link, hub = FakeLink.with_hub(confirms=True, linger=60, max_patterns=2)
-    hub.release(hub.claim(["a", "b"]))
-    with pytest.raises(SubscriptionLimit):
-        hub.claim(["a", "b", "c"])
-    hub.claim(["a", "c"])
+    link, hub = FakeLink.with_hub(confirms=True, unsubscribe_delay=60, max_patterns=2)
+    hub.release(hub.acquire(["a", "b"]))
+    with pytest.raises(SubscriptionLimitExceeded):
+        hub.acquire(["a", "b", "c"])
+    hub.acquire(["a", "c"])
     assert set(hub.patterns) == {"a", "c"}
     assert link.sent == [("SUB", "a"), ("SUB", "b"), ("UNSUB", "b"), ("SUB", "c")]
 
@@ -503,7 +505,7 @@ class Recorder:
         self.heard: list[str] = []
 
         self.callbacks: dict[str, Any] = {
-            f"on_{event}": self._callback(event) for event in ("lost", "returned", "connected")
+            f"on_{event}": self._callback(event) for event in ("disconnected", "established", "connected")
         }
 
     def _callback(self, event: str) -> Callable[[], None]:
@@ -520,28 +522,28 @@ async def test_connected_is_told_when_the_server_has_answered_for_every_live_pat
     link.come_back()
     link.confirm("a")
     link.refuse("b")
-    assert recorder.heard == ["lost", "returned"]
+    assert recorder.heard == ["disconnected", "established"]
     assert not hub.connected
     link.confirm("c")
-    assert recorder.heard == ["lost", "returned", "connected"]
+    assert recorder.heard == ["disconnected", "established", "connected"]
 
 
 async def test_who_goes_on_asking_keeps_nobody_from_being_told_that_nats_is_back() -> None:
     recorder = Recorder()
     link, hub = FakeLink.with_hub(**recorder.callbacks)
-    hub.claim(["a"])
+    hub.acquire(["a"])
     recorder.heard.clear()
     link.lose()
     link.come_back()
-    hub.claim(["b"])
+    hub.acquire(["b"])
     link.confirm("a")
-    assert recorder.heard == ["lost", "returned", "connected"]
+    assert recorder.heard == ["disconnected", "established", "connected"]
 
 
 async def test_messages_before_the_loss_are_written_before_it_is_told() -> None:
     written: list[int] = []
     subscribers: list[FakeSubscriber] = []
-    link, hub = FakeLink.with_hub(confirms=True, on_lost=lambda: written.append(len(subscribers[0].writes)))
+    link, hub = FakeLink.with_hub(confirms=True, on_disconnected=lambda: written.append(len(subscribers[0].writes)))
     subscribers.append(await follower(hub, "a"))
     link.deliver("a")
     link.lose()
@@ -574,23 +576,23 @@ class Races(RuleBasedStateMachine):
         self.loop.set_exception_handler(lambda _, context: self.faults.append(context))
         self.commands: dict[asyncio.Task[Reply | BridgeError], tuple[Session, list[str]]] = {}
         self.expected: dict[Session, set[str]] = {}
-        self.outlets: dict[Session, FakeOutlet] = {}
+        self.transports: dict[Session, FakeTransport] = {}
         self.loop.run_until_complete(self.build())
 
     async def build(self) -> None:
-        options = Settings.resolve({"heartbeat": 86_400, "confirm_timeout": TIMEOUT, "linger": LINGER}, {})
+        options = Settings.resolve({"heartbeat": 86_400, "confirm_timeout": TIMEOUT, "unsubscribe_delay": LINGER}, {})
         self.link = FakeLink()
-        self.sessions = Sessions(options, self.link, on_opened=ignore, on_closed=ignore)
+        self.sessions = SessionRegistry(options, self.link, on_opened=ignore, on_closed=ignore)
         self.hub = self.sessions.hub
         self.link.serve(self.hub)
         for _ in range(2):
             self.open()
 
     def open(self) -> None:
-        outlet = FakeOutlet()
-        session = self.sessions.open(outlet, Permissions([">"]), Arrival())
+        transport = FakeTransport()
+        session = self.sessions.open(transport, Permissions([">"]), PendingConnection())
         assert session is not None
-        self.outlets[session], self.expected[session] = outlet, set()
+        self.transports[session], self.expected[session] = transport, set()
 
     def run(self, step: Any, *arguments: Any) -> None:
         """Do a step in the loop, and let everything that follows from it happen."""
@@ -666,11 +668,11 @@ class Races(RuleBasedStateMachine):
 
     @rule(subject=st.sampled_from(["a", "b", "c"]))
     def publish(self, subject: str) -> None:
-        before = {session: len(self.outlets[session].data) for session in self.expected}
+        before = {session: len(self.transports[session].data) for session in self.expected}
         self.run(self.link.deliver, subject)
         for session, held in self.expected.items():
             matching = held & {subject, "*"} if self.link.up else set()
-            assert len(self.outlets[session].data) - before[session] == len(matching)
+            assert len(self.transports[session].data) - before[session] == len(matching)
 
     @invariant()
     def each_session_holds_what_it_was_told(self) -> None:
@@ -705,9 +707,9 @@ TestRaces.settings = settings(
 
 
 async def test_a_claim_that_is_given_up_after_the_end_leaves_nothing() -> None:
-    _, hub = FakeLink.with_hub(linger=0)
-    interests = hub.claim(["a"])
+    _, hub = FakeLink.with_hub(unsubscribe_delay=0)
+    interests = hub.acquire(["a"])
     hub.close()
     hub.release(interests)
-    assert interests[0].linger is None
+    assert interests[0].unsubscribe_timer is None
     assert (hub.patterns, hub.connected) == ((), False)

@@ -5,7 +5,7 @@ from tests.support.fakes import FakeSubscriber, granted
 
 
 @pytest.mark.parametrize(
-    ("pattern", "shuns_reserved", "head"),
+    ("pattern", "excludes_reserved", "head"),
     [
         ("orders.new", False, b'{"type":"message","subject":"orders.new"'),
         ("orders.*", False, b'{"type":"message","pattern":"orders.*","subject":"a"'),
@@ -16,13 +16,13 @@ from tests.support.fakes import FakeSubscriber, granted
         ("$KV.>", False, b'{"type":"message","pattern":"$KV.>","subject":"a"'),
     ],
 )
-def test_what_a_pattern_says_of_its_messages(pattern: str, shuns_reserved: bool, head: bytes) -> None:
+def test_what_a_pattern_says_of_its_messages(pattern: str, excludes_reserved: bool, head: bytes) -> None:
     interest = Interest(pattern)
     view = interest.add(FakeSubscriber(), *granted(pattern))
-    assert (interest.shuns_reserved, view.source.head("a")) == (shuns_reserved, head)
+    assert (interest.excludes_reserved, view.prefix.head("a")) == (excludes_reserved, head)
 
 
 def test_a_new_interest_is_nobodys_and_unknown_to_nats() -> None:
     interest = Interest("orders")
     assert interest.state is State.AWAY
-    assert (interest.sid, interest.claims, interest.linger, interest.views) == (None, 0, None, {})
+    assert (interest.sid, interest.claims, interest.unsubscribe_timer, interest.views) == (None, 0, None, {})

@@ -4,14 +4,14 @@ from typing import Any
 import pytest
 
 from sanic_nats_bridge.hub.interfaces import Link, Subscriber
-from sanic_nats_bridge.nats.supervisor import NatsLink
+from sanic_nats_bridge.nats.supervisor import ConnectionSupervisor
 from sanic_nats_bridge.sessions.session import Session
 from tests.support.fakes import FakeLink, FakeSubscriber
 
 
 @pytest.mark.parametrize(
     ("interface", "implementation"),
-    [(Link, NatsLink), (Link, FakeLink), (Subscriber, Session), (Subscriber, FakeSubscriber)],
+    [(Link, ConnectionSupervisor), (Link, FakeLink), (Subscriber, Session), (Subscriber, FakeSubscriber)],
 )
 def test_an_implementation_takes_the_same_arguments_as_its_interface(interface: Any, implementation: Any) -> None:
     methods = {name: member for name, member in vars(interface).items() if inspect.isfunction(member)}

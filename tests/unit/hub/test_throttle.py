@@ -3,7 +3,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from sanic_nats_bridge.hub.interest import Interest
-from sanic_nats_bridge.hub.throttle import Pacing
+from sanic_nats_bridge.hub.throttle import SubscribeThrottle
 from tests.support.fakes import LeapingLoop
 
 
@@ -11,7 +11,7 @@ class Nats:
     """Notes what it hears, and when."""
 
     def __init__(self, rate: float) -> None:
-        self.pacing = Pacing(rate, self.act)
+        self.pacing = SubscribeThrottle(rate, self.act)
         self.heard: list[tuple[float, str]] = []
         self.silent: set[str] = set()
 
@@ -21,9 +21,9 @@ class Nats:
         self.heard.append((asyncio.get_running_loop().time(), interest.pattern))
         return True
 
-    def bring(self, owner: object, *patterns: str) -> None:
+    def submit(self, owner: object, *patterns: str) -> None:
         for pattern in patterns:
-            self.pacing.bring(Interest(pattern), owner)
+            self.pacing.submit(Interest(pattern), owner)
 
     @property
     def patterns(self) -> list[str]:
@@ -33,7 +33,7 @@ class Nats:
 def test_a_second_holds_no_more_than_its_rate_and_a_tenth_for_bursts() -> None:
     async def scene() -> None:
         nats = Nats(100)
-        nats.bring("one", *(f"a{number}" for number in range(1000)))
+        nats.submit("one", *(f"a{number}" for number in range(1000)))
         assert len(nats.heard) == 10
         await asyncio.sleep(15)
         times = [at for at, _ in nats.heard]
@@ -47,9 +47,9 @@ def test_a_second_holds_no_more_than_its_rate_and_a_tenth_for_bursts() -> None:
 def test_who_asks_for_little_waits_for_its_turn_and_not_for_all_of_the_others() -> None:
     async def scene() -> None:
         nats = Nats(100)
-        nats.bring("greedy", *(f"g{number}" for number in range(1000)))
-        nats.bring("other", "o1", "o2")
-        nats.bring(None, "n")
+        nats.submit("greedy", *(f"g{number}" for number in range(1000)))
+        nats.submit("other", "o1", "o2")
+        nats.submit(None, "n")
         await asyncio.sleep(0.1)
         assert {"o1", "o2", "n"} <= set(nats.patterns)
         assert len(nats.heard) < 30
@@ -64,8 +64,8 @@ def test_what_nobody_wants_any_more_has_every_other_turn_however_many_owners_wai
         nats = Nats(100)
         nats.silent = {f"s{number}" for number in range(0, 100, 3)}
         for number in range(100):
-            nats.bring(number, *(f"{number}.{each}" for each in range(10)))
-            nats.bring(None, f"s{number}")
+            nats.submit(number, *(f"{number}.{each}" for each in range(10)))
+            nats.submit(None, f"s{number}")
         await asyncio.sleep(2)
         unwanted = [pattern.startswith("s") for pattern in nats.patterns]
         assert len(unwanted) > 150
@@ -80,7 +80,7 @@ def test_what_needs_nothing_of_nats_costs_nothing() -> None:
     async def scene() -> None:
         nats = Nats(100)
         nats.silent = {f"s{number}" for number in range(1000)}
-        nats.bring("one", *nats.silent, "a")
+        nats.submit("one", *nats.silent, "a")
         assert nats.patterns == ["a"]
 
     _leap(scene())
@@ -89,9 +89,9 @@ def test_what_needs_nothing_of_nats_costs_nothing() -> None:
 def test_what_waits_can_be_forgotten_and_more_be_brought_then() -> None:
     async def scene() -> None:
         nats = Nats(10)
-        nats.bring("one", *"abcde")
+        nats.submit("one", *"abcde")
         nats.pacing.forget()
-        nats.bring("one", "f")
+        nats.submit("one", "f")
         await asyncio.sleep(5)
         assert nats.patterns == ["a", "f"]
 
@@ -101,7 +101,7 @@ def test_what_waits_can_be_forgotten_and_more_be_brought_then() -> None:
 def test_a_rate_below_one_a_second_passes_one_at_a_time() -> None:
     async def scene() -> None:
         nats = Nats(0.5)
-        nats.bring("one", *"abc")
+        nats.submit("one", *"abc")
         await asyncio.sleep(3)
         assert nats.patterns == ["a", "b"]
         await asyncio.sleep(2)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from sanic_nats_bridge.metrics.aggregator import MetricsBoard
+from sanic_nats_bridge.metrics.aggregator import MetricsAggregator
 from sanic_nats_bridge.metrics.definitions import Readings
 from sanic_nats_bridge.metrics.stats import Stats
-from sanic_nats_bridge.metrics.worker_files import SharedFiles
+from sanic_nats_bridge.metrics.worker_files import WorkerFiles
 from tests.support.bridge import until
 from tests.unit.metrics.test_definitions import STATS
 
@@ -17,7 +17,7 @@ class Worker:
 
     def __init__(self, name: str, folder: Path | None, messages: int = 0) -> None:
         self.stats = dataclasses.replace(STATS, messages=messages)
-        self.board = MetricsBoard(self._take_stats, "app", name, folder)
+        self.aggregator = MetricsAggregator(self._take_stats, "app", name, folder)
 
     def _take_stats(self) -> Stats:
         return self.stats
@@ -27,11 +27,11 @@ class Worker:
 
     async def dies(self) -> None:
         """As by SIGKILL: nothing is written any more, and the kernel lets its lock go."""
-        assert self.board._writer is not None
-        self.board._stopping.set()
-        await self.board._writer
-        assert self.board._files is not None
-        self.board._files.release()
+        assert self.aggregator._writer is not None
+        self.aggregator._stopping.set()
+        await self.aggregator._writer
+        assert self.aggregator._files is not None
+        self.aggregator._files.release()
 
 
 @pytest.fixture
@@ -49,90 +49,90 @@ def messages(gathered: dict[str, Readings]) -> dict[str, float]:
 
 async def test_alone_a_worker_tells_of_itself_and_writes_nothing(folder: Path) -> None:
     worker = Worker("single", None, 5)
-    await worker.board.start()
-    assert messages(await worker.board.gather()) == {"single": 5}
-    await worker.board.stop()
+    await worker.aggregator.start()
+    assert messages(await worker.aggregator.gather()) == {"single": 5}
+    await worker.aggregator.stop()
 
 
 async def test_each_tells_of_all_and_of_itself_as_of_now(folder: Path) -> None:
     first, second = Worker("w0", folder, 1), Worker("w1", folder, 2)
     for worker in (first, second):
-        await worker.board.start()
-    await first.board.gather()
-    await second.board.gather()
+        await worker.aggregator.start()
+    await first.aggregator.gather()
+    await second.aggregator.gather()
     first.counts(10)
-    assert messages(await first.board.gather()) == {"w0": 10, "w1": 2}
+    assert messages(await first.aggregator.gather()) == {"w0": 10, "w1": 2}
     # What one has told of itself nobody tells less of, though it writes no more by itself.
-    assert messages(await second.board.gather()) == {"w0": 10, "w1": 2}
+    assert messages(await second.aggregator.gather()) == {"w0": 10, "w1": 2}
     for worker in (first, second):
-        await worker.board.stop()
+        await worker.aggregator.stop()
 
 
 async def test_who_asks_may_go_away_meanwhile(folder: Path) -> None:
     worker = Worker("w0", folder)
-    await worker.board.start()
+    await worker.aggregator.start()
     for count in range(1, 50):
         worker.counts(count)
-        asked = asyncio.create_task(worker.board.gather())
+        asked = asyncio.create_task(worker.aggregator.gather())
         for _ in range(count % 5):
             await asyncio.sleep(0)
         asked.cancel()
         await asyncio.wait({asked})
-    assert messages(await worker.board.gather()) == {"w0": 49}
+    assert messages(await worker.aggregator.gather()) == {"w0": 49}
     (path,) = files_of(folder)
     written = await asyncio.to_thread(path.read_bytes)
     assert b'"natsbridge_messages_total":{"":49.0}' in written
-    await worker.board.stop()
+    await worker.aggregator.stop()
 
 
 async def test_others_hear_within_a_second_or_so(folder: Path) -> None:
     first, second = Worker("w0", folder), Worker("w1", folder)
     for worker in (first, second):
-        await worker.board.start()
+        await worker.aggregator.start()
     second.counts(7)
     async with asyncio.timeout(10):
-        while messages(await first.board.gather()).get("w1") != 7:
+        while messages(await first.aggregator.gather()).get("w1") != 7:
             pass
     for worker in (first, second):
-        await worker.board.stop()
+        await worker.aggregator.stop()
 
 
 @pytest.mark.parametrize("orderly", [True, False], ids=["stopped", "killed"])
 async def test_what_a_worker_has_counted_goes_on_with_the_next_and_its_gauges_end(folder: Path, orderly: bool) -> None:
     witness, first = Worker("w0", folder), Worker("w1", folder, 100)
-    await witness.board.start()
-    await first.board.start()
-    await first.board.gather()
+    await witness.aggregator.start()
+    await first.aggregator.start()
+    await first.aggregator.gather()
     if orderly:
         first.counts(101)
-        await first.board.stop()
+        await first.aggregator.stop()
     else:
         await first.dies()
     last = 101 if orderly else 100
-    dead = (await witness.board.gather())["w1"]
+    dead = (await witness.aggregator.gather())["w1"]
     assert dead["natsbridge_messages_total"] == {"": last}
     assert "natsbridge_sessions" not in dead
     for starts in range(1, 4):
         successor = Worker("w1", folder, starts)
-        await successor.board.start()
+        await successor.aggregator.start()
         last += starts
-        assert messages(await successor.board.gather())["w1"] == last
-        found = (await witness.board.gather())["w1"]
+        assert messages(await successor.aggregator.gather())["w1"] == last
+        found = (await witness.aggregator.gather())["w1"]
         assert found["natsbridge_messages_total"] == {"": last}
-        assert found["natsbridge_sessions"] == {"websocket": 2, "events": 1}
+        assert found["natsbridge_sessions"] == {"websocket": 2, "sse": 1}
         await successor.dies()
-    await witness.board.stop()
+    await witness.aggregator.stop()
     assert len(files_of(folder)) == 2
 
 
 async def test_what_others_have_written_and_nobody_can_read_is_left_out(folder: Path) -> None:
     worker = Worker("w0", folder, 1)
-    await worker.board.start()
-    SharedFiles(folder, "app", "w1").write(b"\xff{")
-    gathered = await worker.board.gather()
+    await worker.aggregator.start()
+    WorkerFiles(folder, "app", "w1").write(b"\xff{")
+    gathered = await worker.aggregator.gather()
     assert gathered["w0"]["natsbridge_messages_total"] == {"": 1}
     assert not any(gathered["w1"].values())
-    await worker.board.stop()
+    await worker.aggregator.stop()
 
 
 async def test_a_folder_that_cannot_be_used_is_told_once_and_the_worker_tells_of_itself(
@@ -140,11 +140,11 @@ async def test_a_folder_that_cannot_be_used_is_told_once_and_the_worker_tells_of
 ) -> None:
     await asyncio.to_thread(folder.write_text, "a file")
     worker = Worker("w0", folder, 3)
-    await worker.board.start()
+    await worker.aggregator.start()
     for _ in range(3):
-        assert messages(await worker.board.gather()) == {"w0": 3}
+        assert messages(await worker.aggregator.gather()) == {"w0": 3}
     await until(lambda: "cannot be written" in caplog.text)
-    await worker.board.stop()
+    await worker.aggregator.stop()
     assert caplog.text.count("cannot be written") == 1
 
 
@@ -152,9 +152,9 @@ async def test_a_folder_that_goes_before_the_worker_does_is_no_news(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     worker = Worker("w0", folder, 3)
-    await worker.board.start()
-    await worker.board.gather()
+    await worker.aggregator.start()
+    await worker.aggregator.gather()
     await asyncio.to_thread(folder.rename, folder.with_name("gone"))
-    assert messages(await worker.board.gather()) == {"w0": 3}
-    await worker.board.stop()
+    assert messages(await worker.aggregator.gather()) == {"w0": 3}
+    await worker.aggregator.stop()
     assert caplog.text == ""

@@ -1,19 +1,19 @@
 import pytest
 
 from sanic_nats_bridge.errors import CloseCode
-from sanic_nats_bridge.metrics.counters import OTHER_CODES, Tally
+from sanic_nats_bridge.metrics.counters import OTHER_CODES, Counters
 
 
 @pytest.mark.parametrize("code", [*CloseCode, 1000, 1006])
 def test_the_bridges_own_close_codes_and_usual_ones_are_counted_apart(code: int) -> None:
-    tally = Tally()
-    tally.count_close(code)
-    tally.count_close(code)
-    assert tally.closes == {str(int(code)): 2}
+    counters = Counters()
+    counters.count_close(code)
+    counters.count_close(code)
+    assert counters.closes == {str(int(code)): 2}
 
 
 def test_codes_that_clients_think_of_are_counted_together() -> None:
-    tally = Tally()
+    counters = Counters()
     for code in range(3000, 4400):
-        tally.count_close(code)
-    assert tally.closes == {OTHER_CODES: 1400}
+        counters.count_close(code)
+    assert counters.closes == {OTHER_CODES: 1400}

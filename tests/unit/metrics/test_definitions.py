@@ -8,7 +8,7 @@ from sanic_nats_bridge.metrics.definitions import METRICS, combined, readings
 from sanic_nats_bridge.metrics.stats import Stats
 
 STATS = Stats(
-    sessions={"websocket": 2, "events": 1},
+    sessions={"websocket": 2, "sse": 1},
     patterns=3,
     messages=4,
     deliveries=5,
@@ -27,7 +27,7 @@ STATS = Stats(
 def test_every_field_of_the_stats_is_a_metric() -> None:
     found = readings(STATS)
     assert len(found) == len(METRICS) == len(dataclasses.fields(Stats))
-    assert found["natsbridge_sessions"] == {"websocket": 2, "events": 1}
+    assert found["natsbridge_sessions"] == {"websocket": 2, "sse": 1}
     assert found["natsbridge_sent_bytes_total"] == {"": 6}
     assert found["natsbridge_refused_commands_total"] == {"limit.rate": 10}
     assert found["natsbridge_nats_connected"] == {"": 1}
@@ -52,7 +52,7 @@ def test_of_a_dead_process_what_it_has_counted_stays_and_nothing_else() -> None:
 def test_two_processes_that_are_one_worker_for_a_moment_become_one() -> None:
     other = dataclasses.replace(STATS, nats="disconnected", loop_lag=0.1, closes={"1000": 1})
     whole = combined([(readings(STATS), True), (readings(other), True)])
-    assert whole["natsbridge_sessions"] == {"websocket": 4, "events": 2}
+    assert whole["natsbridge_sessions"] == {"websocket": 4, "sse": 2}
     assert whole["natsbridge_messages_total"] == {"": 8}
     assert whole["natsbridge_closed_sessions_total"] == {"1000": 1, "1001": 11}
     assert whole["natsbridge_nats_connected"] == {"": 0}

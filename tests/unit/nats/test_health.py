@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from sanic_nats_bridge.nats.health import silence
+from sanic_nats_bridge.nats.health import wait_until_stale
 from sanic_nats_bridge.settings import Settings
 from tests.support.fakes import LeapingLoop
 
@@ -50,7 +50,7 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
 @pytest.mark.parametrize("stops", [0.0, 3.9, 4.0, 4.1, 21.0])
 def test_a_server_that_stops_is_given_up_within_two_intervals(stops: float) -> None:
     async def main() -> None:
-        reason = await silence(Line(stops=stops), INTERVAL)
+        reason = await wait_until_stale(Line(stops=stops), INTERVAL)
         assert stops < asyncio.get_running_loop().time() <= stops + 2 * INTERVAL
         assert reason == "the server was silent for 4 s after a PING"
 
@@ -65,7 +65,7 @@ def test_a_server_that_lives_is_pinged_once_in_each_interval_and_never_given_up(
     async def main() -> None:
         line = Line()
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(silence(line, INTERVAL), 1_000)
+            await asyncio.wait_for(wait_until_stale(line, INTERVAL), 1_000)
         assert line.pinged == [INTERVAL * number for number in range(len(line.pinged))]
         assert len(line.pinged) == 250
 
@@ -75,14 +75,14 @@ def test_a_server_that_lives_is_pinged_once_in_each_interval_and_never_given_up(
 def test_a_server_that_says_much_before_its_pong_lives() -> None:
     async def main() -> None:
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(silence(Line(ponging=False, chatty=0.5), INTERVAL), 50)
+            await asyncio.wait_for(wait_until_stale(Line(ponging=False, chatty=0.5), INTERVAL), 50)
 
     run(main)
 
 
 def test_a_server_that_says_much_and_never_answers_is_given_up() -> None:
     async def main() -> None:
-        reason = await silence(Line(ponging=False, chatty=0.5), INTERVAL)
+        reason = await wait_until_stale(Line(ponging=False, chatty=0.5), INTERVAL)
         assert asyncio.get_running_loop().time() == 15 * INTERVAL
         assert reason == "the server left 15 PINGs unanswered"
 
@@ -91,7 +91,7 @@ def test_a_server_that_says_much_and_never_answers_is_given_up() -> None:
 
 def test_a_server_that_chats_and_stops_is_given_up_within_two_intervals() -> None:
     async def main() -> None:
-        await silence(Line(stops=10, chatty=0.5), INTERVAL)
+        await wait_until_stale(Line(stops=10, chatty=0.5), INTERVAL)
         assert 10 < asyncio.get_running_loop().time() <= 10 + 2 * INTERVAL
 
     run(main)
@@ -112,6 +112,6 @@ def test_an_event_loop_that_is_blocked_after_each_ping_is_no_silence(seconds: fl
 
     async def main() -> None:
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(silence(Blocked(), INTERVAL), 500)
+            await asyncio.wait_for(wait_until_stale(Blocked(), INTERVAL), 500)
 
     run(main)

@@ -66,7 +66,7 @@ class Recorder:
     def on_message(self, sink: int, subject: bytes, headers: bytes, payload: bytes) -> None:
         self.seen.append(Message(sink, subject, b"", headers, payload))
 
-    def undelivered(self, sink: Any, error: Exception) -> None:
+    def delivery_failed(self, sink: Any, error: Exception) -> None:
         raise error
 
     def received(self, messages: int, size: int) -> None:

@@ -15,9 +15,9 @@ from sseclient import SSEClient
 from websockets.frames import Frame, Opcode
 from websockets.streams import StreamReader
 
-from sanic_nats_bridge.protocol import encoding as wire
+from sanic_nats_bridge.protocol import encoding
 from sanic_nats_bridge.protocol import messages as protocol
-from sanic_nats_bridge.protocol.encoding import Delivery, Form, Source
+from sanic_nats_bridge.protocol.encoding import EncodedMessage, MessagePrefix, WireFormat
 
 TRICKY = (
     b"",
@@ -52,8 +52,8 @@ payloads = (
 subject_texts = st.text(max_size=30) | st.sampled_from(["a\u2028b", "\ufeffa", 'a","data":1', "event:", "data:\x0b"])
 
 
-def delivery(payload: bytes, subject: str = "a.b", pattern: str = "", headers: bytes = b"") -> Delivery:
-    return Delivery(Source(pattern or subject), subject, headers, payload)
+def new_message(payload: bytes, subject: str = "a.b", pattern: str = "", headers: bytes = b"") -> EncodedMessage:
+    return EncodedMessage(MessagePrefix(pattern or subject), subject, headers, payload)
 
 
 def run(parser: Generator[None, None, Frame]) -> Frame:
@@ -98,9 +98,9 @@ def events(chunks: bytes) -> list[tuple[str, str, int | None]]:
     stream = body(chunks)
     response = httpx.Response(200, headers={"Content-Type": "text/event-stream; charset=utf-8"}, content=stream)
     by_httpx = [(event.event, event.data, event.retry) for event in EventSource(response).iter_sse()]
-    source: Any = iter([stream])
+    prefix: Any = iter([stream])
     by_sseclient = [
-        (event.event, event.data, int(event.retry) if event.retry else None) for event in SSEClient(source).events()
+        (event.event, event.data, int(event.retry) if event.retry else None) for event in SSEClient(prefix).events()
     ]
     assert by_httpx == by_sseclient
     return by_httpx
@@ -123,13 +123,13 @@ def published(frame: dict[str, Any]) -> bytes:
 
 @given(st.binary(max_size=300))
 def test_a_websocket_frame_is_one_whole_text_frame(payload: bytes) -> None:
-    assert websocket_payloads(wire.websocket_frame(payload)) == [payload]
+    assert websocket_payloads(encoding.websocket_frame(payload)) == [payload]
 
 
 @pytest.mark.parametrize("size", [0, 125, 126, 65_535, 65_536, 1_000_000])
 def test_a_websocket_frame_is_whole_on_either_side_of_its_lengths(size: int) -> None:
     payload = b"x" * size
-    assert websocket_payloads(wire.websocket_frame(payload)) == [payload]
+    assert websocket_payloads(encoding.websocket_frame(payload)) == [payload]
 
 
 # Events
@@ -139,63 +139,65 @@ def test_a_websocket_frame_is_whole_on_either_side_of_its_lengths(size: int) -> 
 @example(b'{"a":\r\n1}', "a\r\nb")
 @example(b"data: x\n\nevent: close\n\n", "\n\ndata: y\n\n")
 def test_a_message_is_one_unnamed_event_with_the_json_of_the_websocket(payload: bytes, subject: str) -> None:
-    message = delivery(payload, subject, "a.>", b'{"A":["\\r\\n"]}')
-    (websocket,) = websocket_payloads(message.encoded(Form.WEBSOCKET))
-    assert events(message.encoded(Form.EVENT_STREAM)) == [("message", websocket.decode(), None)]
+    message = new_message(payload, subject, "a.>", b'{"A":["\\r\\n"]}')
+    (websocket,) = websocket_payloads(message.encoded(WireFormat.WEBSOCKET))
+    assert events(message.encoded(WireFormat.EVENT_STREAM)) == [("message", websocket.decode(), None)]
     assert decoded(websocket)["subject"] == subject
 
 
 @pytest.mark.parametrize("retry", [None, 8_123])
 def test_any_other_frame_is_an_event_of_its_type(retry: int | None) -> None:
     close = protocol.Close(code=1001, reason="Going\n\ndata: away", reconnect=True)
-    (websocket,) = websocket_payloads(wire.encode_frame(close, Form.WEBSOCKET, retry))
-    assert events(wire.encode_frame(close, Form.EVENT_STREAM, retry)) == [("close", websocket.decode(), retry)]
+    (websocket,) = websocket_payloads(encoding.encode_frame(close, WireFormat.WEBSOCKET, retry))
+    assert events(encoding.encode_frame(close, WireFormat.EVENT_STREAM, retry)) == [
+        ("close", websocket.decode(), retry)
+    ]
     assert websocket == protocol.encode(close)
 
 
 def test_an_event_is_written_field_by_field() -> None:
-    assert wire.event_text(b"{}", "close", 5) == b"retry: 5\nevent: close\ndata: {}\n\n"
-    assert wire.event_text(b"{}") == b"data: {}\n\n"
+    assert encoding.event_text(b"{}", "close", 5) == b"retry: 5\nevent: close\ndata: {}\n\n"
+    assert encoding.event_text(b"{}") == b"data: {}\n\n"
 
 
 def test_what_is_joined_comes_out_one_by_one() -> None:
-    deliveries = [delivery(b"%d" % number) for number in range(300)]
-    assert [decoded(frame)["data"] for frame in websocket_payloads(wire.join(deliveries, Form.WEBSOCKET))] == [
+    messages = [new_message(b"%d" % number) for number in range(300)]
+    assert [decoded(frame)["data"] for frame in websocket_payloads(encoding.join(messages, WireFormat.WEBSOCKET))] == [
         *range(300)
     ]
-    assert [json.loads(data)["data"] for _, data, _ in events(wire.join(deliveries, Form.EVENT_STREAM))] == [
+    assert [json.loads(data)["data"] for _, data, _ in events(encoding.join(messages, WireFormat.EVENT_STREAM))] == [
         *range(300)
     ]
-    assert wire.join([], Form.WEBSOCKET) == b""
+    assert encoding.join([], WireFormat.WEBSOCKET) == b""
 
 
 # Messages
 
 
-@pytest.mark.parametrize("form", Form)
-def test_a_delivery_is_encoded_once_in_each_form(form: Form) -> None:
-    message = delivery(b'{"a": 1}')
-    assert message.encoded(form) is message.encoded(form)
+@pytest.mark.parametrize("wire_format", WireFormat)
+def test_a_delivery_is_encoded_once_in_each_form(wire_format: WireFormat) -> None:
+    message = new_message(b'{"a": 1}')
+    assert message.encoded(wire_format) is message.encoded(wire_format)
 
 
 @pytest.mark.parametrize(
     ("message", "text"),
     [
-        (delivery(b'{"key1":"value1"}', "test.subject"), b'{"type":"message","subject":"test.subject","data":%b}'),
+        (new_message(b'{"key1":"value1"}', "test.subject"), b'{"type":"message","subject":"test.subject","data":%b}'),
         (
-            delivery(b'{"key1":"value1"}', "orders.1", "orders.>"),
+            new_message(b'{"key1":"value1"}', "orders.1", "orders.>"),
             b'{"type":"message","pattern":"orders.>","subject":"orders.1","data":%b}',
         ),
         (
-            delivery(b'{"key1":"value1"}', "a", headers=b'{"A":["1"]}'),
+            new_message(b'{"key1":"value1"}', "a", headers=b'{"A":["1"]}'),
             b'{"type":"message","subject":"a","headers":{"A":["1"]},"data":%b}',
         ),
-        (delivery(b'{"key1":"value1"}', 'a"\n'), b'{"type":"message","subject":"a\\"\\n","data":%b}'),
+        (new_message(b'{"key1":"value1"}', 'a"\n'), b'{"type":"message","subject":"a\\"\\n","data":%b}'),
     ],
     ids=["plain", "by a wildcard", "with headers", "subject that needs escapes"],
 )
-def test_a_message_is_this_json(message: Delivery, text: bytes) -> None:
-    assert websocket_payloads(message.encoded(Form.WEBSOCKET)) == [text % b'{"key1":"value1"}']
+def test_a_message_is_this_json(message: EncodedMessage, text: bytes) -> None:
+    assert websocket_payloads(message.encoded(WireFormat.WEBSOCKET)) == [text % b'{"key1":"value1"}']
 
 
 # Payloads
@@ -234,7 +236,7 @@ EMBEDDED = {
 
 @pytest.mark.parametrize("payload", EMBEDDED.values(), ids=EMBEDDED.keys())
 def test_json_is_embedded_to_the_digit(payload: bytes) -> None:
-    assert wire.encode_payload(payload) == (payload, b"")
+    assert encoding.encode_payload(payload) == (payload, b"")
 
 
 @pytest.mark.parametrize(
@@ -247,7 +249,7 @@ def test_json_is_embedded_to_the_digit(payload: bytes) -> None:
     ],
 )
 def test_pretty_printed_json_comes_on_one_line(payload: bytes, embedded: bytes) -> None:
-    assert wire.encode_payload(payload) == (embedded, b"")
+    assert encoding.encode_payload(payload) == (embedded, b"")
 
 
 TEXT = {
@@ -285,8 +287,8 @@ TEXT = {
 
 @pytest.mark.parametrize("payload", TEXT.values(), ids=TEXT.keys())
 def test_other_text_is_a_string(payload: bytes) -> None:
-    data, encoding = wire.encode_payload(payload)
-    assert (json.loads(data), encoding) == (payload.decode(), b',"encoding":"text"')
+    data, member = encoding.encode_payload(payload)
+    assert (json.loads(data), member) == (payload.decode(), b',"encoding":"text"')
 
 
 @pytest.mark.parametrize(
@@ -295,17 +297,17 @@ def test_other_text_is_a_string(payload: bytes) -> None:
     ids=["a byte", "in a string", "cut character", "surrogate in a key", "behind JSON", "all bytes"],
 )
 def test_what_is_not_utf8_is_base64(payload: bytes) -> None:
-    data, encoding = wire.encode_payload(payload)
-    assert (base64.b64decode(json.loads(data)), encoding) == (payload, b',"encoding":"base64"')
+    data, member = encoding.encode_payload(payload)
+    assert (base64.b64decode(json.loads(data)), member) == (payload, b',"encoding":"base64"')
 
 
 def test_an_empty_payload_is_null() -> None:
-    assert wire.encode_payload(b"") == (b"null", b"")
+    assert encoding.encode_payload(b"") == (b"null", b"")
 
 
 @given(payloads)
 def test_a_client_gets_back_what_was_published(payload: bytes) -> None:
-    (websocket,) = websocket_payloads(delivery(payload).encoded(Form.WEBSOCKET))
+    (websocket,) = websocket_payloads(new_message(payload).encoded(WireFormat.WEBSOCKET))
     frame = decoded(websocket)
     if "encoding" in frame:
         assert published(frame) == payload
@@ -349,12 +351,12 @@ ALLOWED = frozenset({"Trace-Id", "Größe", "A"})
 )
 def test_exactly_the_allowed_headers_are_shown(lines: Iterable[bytes], shown: dict[str, list[str]]) -> None:
     block = b"\r\n".join([b"NATS/1.0", *lines, b"", b""])
-    fields = wire.header_fields(block, ALLOWED)
+    fields = encoding.header_fields(block, ALLOWED)
     assert (json.loads(fields) if fields else {}) == shown
 
 
 def test_the_status_line_is_no_header() -> None:
-    assert wire.header_fields(b"A: 1\r\n\r\n", ALLOWED) == b""
+    assert encoding.header_fields(b"A: 1\r\n\r\n", ALLOWED) == b""
 
 
 header_parts = st.sampled_from(
@@ -364,7 +366,7 @@ header_parts = st.sampled_from(
 
 @given(st.binary() | st.lists(header_parts).map(b"".join))
 def test_no_header_block_brings_the_reader_down(block: bytes) -> None:
-    fields = wire.header_fields(block, ALLOWED)
+    fields = encoding.header_fields(block, ALLOWED)
     if fields:
         assert msgspec.json.decode(fields, type=dict[str, list[str]]).keys() <= ALLOWED
 
@@ -374,16 +376,16 @@ def test_text_that_only_begins_like_json_is_not_read_twice(monkeypatch: pytest.M
         raise AssertionError("the slow way")
 
     monkeypatch.setattr("sanic_nats_bridge.protocol.encoding.json.loads", read)
-    assert wire.encode_payload(b"[1,2,3") == (b'"[1,2,3"', b',"encoding":"text"')
+    assert encoding.encode_payload(b"[1,2,3") == (b'"[1,2,3"', b',"encoding":"text"')
 
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_delivery_holds_nothing_that_the_garbage_collector_would_have_to_look_at(shared: bool) -> None:
-    delivery = Delivery(Source("a.*"), "a.x", b'{"h":["1"]}', b'{"k": 1}', 7)
-    deliveries = [delivery, *([delivery.under(Source("b.*", "b.", "a."))] if shared else [])]
-    for each in deliveries:
-        for form in Form:
-            each.encoded(form)
+    message = EncodedMessage(MessagePrefix("a.*"), "a.x", b'{"h":["1"]}', b'{"k": 1}', 7)
+    messages = [message, *([message.under(MessagePrefix("b.*", "b.", "a."))] if shared else [])]
+    for each in messages:
+        for wire_format in WireFormat:
+            each.encoded(wire_format)
         assert not gc.is_tracked(each)
-        kept = {name: getattr(each, name) for name in each.__struct_fields__ if name not in ("source", "first")}
+        kept = {name: getattr(each, name) for name in each.__struct_fields__ if name not in ("prefix", "first")}
         assert [name for name, value in kept.items() if gc.is_tracked(value)] == []

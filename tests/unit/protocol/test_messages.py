@@ -7,9 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import UNSET, UnsetType
 
-from sanic_nats_bridge.errors import CommandInvalid, CommandUnsupported, SubjectForbidden
+from sanic_nats_bridge.errors import ForbiddenSubject, InvalidCommand, UnsupportedCommand
 from sanic_nats_bridge.protocol import messages as protocol
-from sanic_nats_bridge.protocol.messages import Action, Command, Frame, Reply, decode_command, identify, query_command
+from sanic_nats_bridge.protocol.messages import (
+    Action,
+    Command,
+    Frame,
+    Reply,
+    command_id_of,
+    decode_command,
+    query_command,
+)
 
 DEEP = b"[" * 20_000 + b"]" * 20_000  # deeper than the decoder follows on any Python
 
@@ -67,7 +75,7 @@ def test_a_command_is_read(data: Any, path_action: Action | None, command: Comma
 def test_an_id_comes_back_as_it_came(id_: str | int) -> None:
     data = dumped({"action": "ping", "id": id_})
     assert decode_command(data).id == id_
-    assert identify(data) == id_
+    assert command_id_of(data) == id_
     assert json.loads(protocol.encode(Reply(id=id_, success=True, message="pong")))["id"] == id_
 
 
@@ -125,7 +133,7 @@ def test_an_id_comes_back_as_it_came(id_: str | int) -> None:
     ],
 )
 def test_what_is_not_an_object_in_json_is_no_command(data: bytes) -> None:
-    with pytest.raises(CommandInvalid, match=r"^Not a valid command: "):
+    with pytest.raises(InvalidCommand, match=r"^Not a valid command: "):
         decode_command(data)
 
 
@@ -156,13 +164,13 @@ def test_what_is_not_an_object_in_json_is_no_command(data: bytes) -> None:
     ids=json.dumps,
 )
 def test_a_field_of_a_wrong_kind_is_invalid(fields: dict[str, Any]) -> None:
-    with pytest.raises(CommandInvalid, match=r"^Not a valid command: "):
+    with pytest.raises(InvalidCommand, match=r"^Not a valid command: "):
         decode_command(dumped({"subjects": ["a"]} | fields))
 
 
 @pytest.mark.parametrize("action", ["subscribe", "unsubscribe"])
 def test_subjects_must_not_be_missing(action: str) -> None:
-    with pytest.raises(CommandInvalid, match="'subjects'"):
+    with pytest.raises(InvalidCommand, match="'subjects'"):
         decode_command(dumped({"action": action}))
 
 
@@ -170,7 +178,7 @@ def test_subjects_must_not_be_missing(action: str) -> None:
     ("path_action", "action"), [("subscribe", "unsubscribe"), ("unsubscribe", "subscribe"), ("subscribe", "ping")]
 )
 def test_an_action_that_contradicts_the_path_is_invalid(path_action: Action, action: str) -> None:
-    with pytest.raises(CommandInvalid, match=f"not '{path_action}'"):
+    with pytest.raises(InvalidCommand, match=f"not '{path_action}'"):
         decode_command(dumped({"action": action, "subjects": ["a"]}), path_action)
 
 
@@ -190,7 +198,7 @@ def test_an_action_that_contradicts_the_path_is_invalid(path_action: Action, act
     ids=json.dumps,
 )
 def test_what_the_protocol_reserves_is_unsupported(fields: dict[str, Any]) -> None:
-    with pytest.raises(CommandUnsupported, match=r"^Not supported here: "):
+    with pytest.raises(UnsupportedCommand, match=r"^Not supported here: "):
         decode_command(dumped({"subjects": ["a"]} | fields))
 
 
@@ -214,7 +222,7 @@ def test_what_the_protocol_reserves_is_unsupported(fields: dict[str, Any]) -> No
     ],
 )
 def test_the_id_of_a_refused_command_is_told_where_it_can_be(data: bytes, id_: str | int | UnsetType) -> None:
-    assert identify(data) == id_
+    assert command_id_of(data) == id_
 
 
 json_like = st.recursive(
@@ -229,10 +237,10 @@ json_like = st.recursive(
 
 @given(st.binary(max_size=60) | json_like.map(dumped) | json_like.map(lambda v: dumped({"subjects": ["a"], "x": v})))
 def test_no_bytes_bring_the_decoder_down(data: bytes) -> None:
-    assert identify(data) is UNSET or isinstance(identify(data), str | int)
+    assert command_id_of(data) is UNSET or isinstance(command_id_of(data), str | int)
     try:
         command = decode_command(data)
-    except (CommandInvalid, CommandUnsupported):
+    except (InvalidCommand, UnsupportedCommand):
         return
     assert command.action in ("subscribe", "unsubscribe", "ping")
     assert command.action == "ping" or command.subjects
@@ -261,11 +269,11 @@ def test_the_query_of_an_event_stream_is_a_subscribe_command(
     ids=str,
 )
 def test_what_the_protocol_reserves_is_unsupported_in_a_query(query: dict[str, list[str]]) -> None:
-    with pytest.raises(CommandUnsupported):
+    with pytest.raises(UnsupportedCommand):
         query_command({"subjects": ["a"]} | query)
 
 
-FORBIDDEN = SubjectForbidden("Not allowed: 'secret.>'", ["secret.>"])
+FORBIDDEN = ForbiddenSubject("Not allowed: 'secret.>'", ["secret.>"])
 
 
 @pytest.mark.parametrize(
@@ -280,7 +288,7 @@ FORBIDDEN = SubjectForbidden("Not allowed: 'secret.>'", ["secret.>"])
 def test_a_failed_reply_tells_what_failed_and_why(
     action: str | UnsetType, id_: str | int | UnsetType, shown: dict[str, Any]
 ) -> None:
-    assert json.loads(protocol.encode(protocol.failure(FORBIDDEN, action, id_))) == shown | {
+    assert json.loads(protocol.encode(protocol.failure_reply(FORBIDDEN, action, id_))) == shown | {
         "type": "reply",
         "success": False,
         "code": "subject.forbidden",
@@ -290,7 +298,7 @@ def test_a_failed_reply_tells_what_failed_and_why(
 
 
 def test_a_failed_reply_has_no_subjects_where_none_are_concerned() -> None:
-    assert "subjects" not in json.loads(protocol.encode(protocol.failure(CommandInvalid("Not a valid command"))))
+    assert "subjects" not in json.loads(protocol.encode(protocol.failure_reply(InvalidCommand("Not a valid command"))))
 
 
 CONNECTED = "Successfully connected to events: 'test.subject', 'orders.>'"
@@ -317,7 +325,7 @@ FRAMES: Sequence[tuple[Frame, str]] = [
         ),
     ),
     (
-        protocol.failure(FORBIDDEN, "subscribe", "9"),
+        protocol.failure_reply(FORBIDDEN, "subscribe", "9"),
         (
             '{"type":"reply","id":"9","action":"subscribe","success":false,"code":"subject.forbidden",'
             '"message":"Not allowed: \'secret.>\'","subjects":["secret.>"]}'

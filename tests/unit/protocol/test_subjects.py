@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sanic_nats_bridge.errors import SubjectInvalid
+from sanic_nats_bridge.errors import InvalidSubject
 from sanic_nats_bridge.protocol import subjects
 
 LONGEST = "a" * 255
@@ -82,7 +82,7 @@ def in_grammar(text: str) -> bool:
 def is_accepted(text: str) -> bool:
     try:
         return subjects.validate(text) == text
-    except SubjectInvalid:
+    except InvalidSubject:
         return False
 
 
@@ -94,7 +94,7 @@ def test_a_valid_pattern_is_returned_as_it_is(pattern: str) -> None:
 
 @pytest.mark.parametrize("pattern", INVALID.values(), ids=INVALID.keys())
 def test_an_invalid_pattern_is_refused_by_a_short_printable_line_that_names_it(pattern: str) -> None:
-    with pytest.raises(SubjectInvalid) as refused:
+    with pytest.raises(InvalidSubject) as refused:
         subjects.validate(pattern)
     assert refused.value.subjects == (pattern,)
     assert refused.value.message.isprintable()

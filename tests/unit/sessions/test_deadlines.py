@@ -2,46 +2,46 @@ import asyncio
 
 import pytest
 
-from sanic_nats_bridge.sessions.deadlines import Patience
+from sanic_nats_bridge.sessions.deadlines import Deadlines
 from tests.support.bridge import until
 
 
-async def wait(patience: Patience, seconds: float) -> None:
-    async with patience.within(seconds):
+async def wait(deadlines: Deadlines, seconds: float) -> None:
+    async with deadlines.within(seconds):
         await asyncio.Event().wait()
 
 
 async def test_what_takes_longer_is_given_up() -> None:
     with pytest.raises(TimeoutError):
-        await wait(Patience(), 0.01)
+        await wait(Deadlines(), 0.01)
 
 
 async def test_what_is_done_in_time_is_left_alone() -> None:
-    patience = Patience()
-    async with patience.within(60):
+    deadlines = Deadlines()
+    async with deadlines.within(60):
         await asyncio.sleep(0)
-    patience.end()
+    deadlines.end()
     await asyncio.sleep(0)
-    assert not patience._deadlines
+    assert not deadlines._deadlines
 
 
 async def test_at_the_end_all_that_waits_is_given_up_and_all_that_begins() -> None:
-    patience = Patience()
-    tasks = [asyncio.create_task(wait(patience, 60)) for _ in range(3)]
-    await until(lambda: len(patience._deadlines) == 3)
-    patience.end()
-    results = await asyncio.gather(*tasks, wait(patience, 60), return_exceptions=True)
+    deadlines = Deadlines()
+    tasks = [asyncio.create_task(wait(deadlines, 60)) for _ in range(3)]
+    await until(lambda: len(deadlines._deadlines) == 3)
+    deadlines.end()
+    results = await asyncio.gather(*tasks, wait(deadlines, 60), return_exceptions=True)
     assert [type(result) for result in results] == [TimeoutError] * 4
-    patience.begin()
-    async with patience.within(60):
+    deadlines.begin()
+    async with deadlines.within(60):
         await asyncio.sleep(0)
 
 
 async def test_the_end_may_come_while_something_is_being_given_up() -> None:
-    patience = Patience()
+    deadlines = Deadlines()
 
     async def stubborn() -> None:
-        async with patience.within(0.01):
+        async with deadlines.within(0.01):
             try:
                 await asyncio.Event().wait()
             finally:
@@ -49,8 +49,8 @@ async def test_the_end_may_come_while_something_is_being_given_up() -> None:
 
     over = asyncio.Event()
     task = asyncio.create_task(stubborn())
-    await until(lambda: any(deadline.expired() for deadline in patience._deadlines))
-    patience.end()
+    await until(lambda: any(deadline.expired() for deadline in deadlines._deadlines))
+    deadlines.end()
     over.set()
     with pytest.raises(TimeoutError):
         await task

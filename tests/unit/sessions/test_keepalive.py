@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sanic_nats_bridge.sessions.keepalive import Pulse
+from sanic_nats_bridge.sessions.keepalive import Keepalive
 from sanic_nats_bridge.settings import Settings
-from tests.support.fakes import FakeOutlet, LeapingLoop
+from tests.support.fakes import FakeTransport, LeapingLoop
 
 ROUNDING = 1e-6
 FRAME = b"\x81\x02{}"
@@ -22,7 +22,7 @@ STEPS = st.floats(0.001, 2)  # of a heartbeat, or of a write timeout
 
 
 @dataclass
-class Clocked(FakeOutlet):
+class Clocked(FakeTransport):
     """Notes when each frame went out, when the client took something, and when it was given up."""
 
     loop: LeapingLoop
@@ -45,7 +45,7 @@ class Clocked(FakeOutlet):
         super().take(size)
         self.stalled_at = self.loop.now
 
-    def keep(self) -> None:
+    def keepalive(self) -> None:
         self.kept_at.append(self.loop.now)
 
     def abort(self) -> None:
@@ -76,21 +76,21 @@ def timing(heartbeat: float, write_timeout: float) -> Settings:
 def test_there_is_a_frame_in_each_heartbeat_interval_and_no_heartbeat_close_to_another(
     heartbeat: float, write_timeout: float, pauses: list[float]
 ) -> None:
-    outlet = Clocked(LeapingLoop())
+    transport = Clocked(LeapingLoop())
 
     async def scene() -> None:
-        outlet.write(FRAME)
-        pulse = Pulse(outlet, timing(heartbeat, write_timeout))
+        transport.write(FRAME)
+        pulse = Keepalive(transport, timing(heartbeat, write_timeout))
         for pause in [*pauses, 3]:
             await asyncio.sleep(pause * heartbeat)
-            outlet.write(FRAME)
+            transport.write(FRAME)
         pulse.stop()
 
-    in_leaps(outlet.loop, scene())
-    assert all(later - earlier <= heartbeat + ROUNDING for earlier, later in pairwise(outlet.frames_at))
-    last = {at: max(frame for frame in outlet.frames_at if frame < at) for at in outlet.beaten_at}
+    in_leaps(transport.loop, scene())
+    assert all(later - earlier <= heartbeat + ROUNDING for earlier, later in pairwise(transport.frames_at))
+    last = {at: max(frame for frame in transport.frames_at if frame < at) for at in transport.beaten_at}
     assert all(at - before >= heartbeat / 3 - ROUNDING for at, before in last.items())
-    assert not outlet.aborted
+    assert not transport.aborted
 
 
 @unhurried
@@ -98,17 +98,17 @@ def test_there_is_a_frame_in_each_heartbeat_interval_and_no_heartbeat_close_to_a
 def test_no_heartbeat_goes_out_where_frames_flow(
     heartbeat: float, write_timeout: float, pause: float, count: int
 ) -> None:
-    outlet = Clocked(LeapingLoop())
+    transport = Clocked(LeapingLoop())
 
     async def scene() -> None:
-        pulse = Pulse(outlet, timing(heartbeat, write_timeout))
+        pulse = Keepalive(transport, timing(heartbeat, write_timeout))
         for _ in range(count):
-            outlet.write(FRAME)
+            transport.write(FRAME)
             await asyncio.sleep(pause * heartbeat)
         pulse.stop()
 
-    in_leaps(outlet.loop, scene())
-    assert outlet.beaten_at == []
+    in_leaps(transport.loop, scene())
+    assert transport.beaten_at == []
 
 
 @unhurried
@@ -116,38 +116,38 @@ def test_no_heartbeat_goes_out_where_frames_flow(
 def test_a_frame_follows_within_a_heartbeat_interval_on_the_last_byte_that_a_slow_client_has_taken(
     heartbeat: float, write_timeout: float, slowness: float
 ) -> None:
-    outlet = Clocked(LeapingLoop())
-    outlet.limit = 10**6
+    transport = Clocked(LeapingLoop())
+    transport.limit = 10**6
     step = min(write_timeout, heartbeat) / 2
 
     async def scene() -> None:
-        pulse = Pulse(outlet, timing(heartbeat, write_timeout))
-        outlet.write(FRAME * 1000)
+        pulse = Keepalive(transport, timing(heartbeat, write_timeout))
+        transport.write(FRAME * 1000)
         for _ in range(int(slowness * heartbeat / step)):
             await asyncio.sleep(step)
-            outlet.take(1)
-        outlet.limit = None
-        outlet.pending = 0
+            transport.take(1)
+        transport.limit = None
+        transport.pending = 0
         await asyncio.sleep(heartbeat + ROUNDING)
         pulse.stop()
 
-    in_leaps(outlet.loop, scene())
-    (beaten, *_) = outlet.beaten_at
-    assert beaten >= outlet.loop.now - heartbeat - 2 * ROUNDING
+    in_leaps(transport.loop, scene())
+    (beaten, *_) = transport.beaten_at
+    assert beaten >= transport.loop.now - heartbeat - 2 * ROUNDING
 
 
 @unhurried
 @given(SECONDS, SECONDS)
 def test_the_way_is_kept_open_twice_in_each_heartbeat_interval(heartbeat: float, write_timeout: float) -> None:
-    outlet = Clocked(LeapingLoop())
+    transport = Clocked(LeapingLoop())
 
     async def scene() -> None:
-        pulse = Pulse(outlet, timing(heartbeat, write_timeout))
+        pulse = Keepalive(transport, timing(heartbeat, write_timeout))
         await asyncio.sleep(3 * heartbeat)
         pulse.stop()
 
-    in_leaps(outlet.loop, scene())
-    assert all(later - earlier <= heartbeat / 2 + ROUNDING for earlier, later in pairwise([0, *outlet.kept_at]))
+    in_leaps(transport.loop, scene())
+    assert all(later - earlier <= heartbeat / 2 + ROUNDING for earlier, later in pairwise([0, *transport.kept_at]))
 
 
 # A client that takes nothing
@@ -158,23 +158,23 @@ def test_the_way_is_kept_open_twice_in_each_heartbeat_interval(heartbeat: float,
 def test_a_client_is_given_up_when_it_has_taken_nothing_for_the_write_timeout_and_no_sooner(
     heartbeat: float, write_timeout: float, pauses: list[float], takes_all: bool
 ) -> None:
-    outlet = Clocked(LeapingLoop())
-    outlet.limit = 10**6
+    transport = Clocked(LeapingLoop())
+    transport.limit = 10**6
 
     async def scene() -> None:
-        pulse = Pulse(outlet, timing(heartbeat, write_timeout))
+        pulse = Keepalive(transport, timing(heartbeat, write_timeout))
         for pause in pauses:
             await asyncio.sleep(pause * write_timeout)
-            if outlet.aborted:
+            if transport.aborted:
                 return
-            outlet.take(None if takes_all else 1)
-            outlet.write(FRAME)
+            transport.take(None if takes_all else 1)
+            transport.write(FRAME)
         await asyncio.sleep(2 * write_timeout)
         pulse.stop()
 
-    in_leaps(outlet.loop, scene())
-    assert outlet.aborted_at is not None
-    assert write_timeout - ROUNDING <= outlet.aborted_at - outlet.stalled_at <= 1.5 * write_timeout + ROUNDING
+    in_leaps(transport.loop, scene())
+    assert transport.aborted_at is not None
+    assert write_timeout - ROUNDING <= transport.aborted_at - transport.stalled_at <= 1.5 * write_timeout + ROUNDING
 
 
 @unhurried
@@ -182,82 +182,82 @@ def test_a_client_is_given_up_when_it_has_taken_nothing_for_the_write_timeout_an
 def test_a_client_that_takes_a_single_byte_in_each_write_timeout_is_not_given_up(
     heartbeat: float, write_timeout: float, count: int
 ) -> None:
-    outlet = Clocked(LeapingLoop())
-    outlet.limit = 10**6
+    transport = Clocked(LeapingLoop())
+    transport.limit = 10**6
 
     async def scene() -> None:
-        pulse = Pulse(outlet, timing(heartbeat, write_timeout))
-        outlet.write(FRAME * 1000)
+        pulse = Keepalive(transport, timing(heartbeat, write_timeout))
+        transport.write(FRAME * 1000)
         for _ in range(count):
             await asyncio.sleep(write_timeout * 0.999)
-            outlet.take(1)
+            transport.take(1)
         pulse.stop()
 
-    in_leaps(outlet.loop, scene())
-    assert not outlet.aborted
+    in_leaps(transport.loop, scene())
+    assert not transport.aborted
 
 
 @unhurried
 @given(SECONDS, SECONDS)
 def test_a_client_for_which_nothing_waits_is_never_given_up(heartbeat: float, write_timeout: float) -> None:
-    outlet = Clocked(LeapingLoop())
+    transport = Clocked(LeapingLoop())
 
     async def scene() -> None:
-        pulse = Pulse(outlet, timing(heartbeat, write_timeout))
+        pulse = Keepalive(transport, timing(heartbeat, write_timeout))
         await asyncio.sleep(3 * write_timeout)
         pulse.stop()
 
-    in_leaps(outlet.loop, scene())
-    assert not outlet.aborted
+    in_leaps(transport.loop, scene())
+    assert not transport.aborted
 
 
 @pytest.mark.parametrize("stuck", [False, True])
 def test_nothing_beats_on_after_the_end(stuck: bool) -> None:
-    outlet = Clocked(LeapingLoop())
+    transport = Clocked(LeapingLoop())
 
     async def scene() -> None:
-        pulse = Pulse(outlet, timing(1, 1))
+        pulse = Keepalive(transport, timing(1, 1))
         if stuck:
-            outlet.pending = 1
+            transport.pending = 1
             await asyncio.sleep(2)
         else:
             pulse.stop()
-        written = outlet.written
+        written = transport.written
         await asyncio.sleep(10)
-        assert outlet.written == written
-        assert outlet.aborted == stuck
+        assert transport.written == written
+        assert transport.aborted == stuck
 
-    in_leaps(outlet.loop, scene())
+    in_leaps(transport.loop, scene())
 
 
 def test_who_ends_within_a_beat_beats_no_more() -> None:
     class Ending(Clocked):
-        pulse: Pulse
+        pulse: Keepalive
 
-        def keep(self) -> None:
-            super().keep()
+        def keepalive(self) -> None:
+            super().keepalive()
             self.pulse.stop()
 
-    outlet = Ending(LeapingLoop())
+    transport = Ending(LeapingLoop())
 
     async def scene() -> None:
-        outlet.pulse = Pulse(outlet, timing(1, 1))
+        transport.pulse = Keepalive(transport, timing(1, 1))
         await asyncio.sleep(10)
 
-    in_leaps(outlet.loop, scene())
-    assert len(outlet.kept_at) == 1
-    assert outlet.written == 0
+    in_leaps(transport.loop, scene())
+    assert len(transport.kept_at) == 1
+    assert transport.written == 0
 
 
 def test_a_client_of_which_it_is_not_told_what_waits_is_left_to_the_kernel() -> None:
-    outlet = Clocked(LeapingLoop())
-    outlet.tells_pending = False
+    transport = Clocked(LeapingLoop())
+    transport.reports_pending = False
 
     async def scene() -> None:
-        pulse = Pulse(outlet, timing(1, 1))
-        outlet.pending = 1
+        pulse = Keepalive(transport, timing(1, 1))
+        transport.pending = 1
         await asyncio.sleep(10)
         pulse.stop()
 
-    in_leaps(outlet.loop, scene())
-    assert not outlet.aborted
+    in_leaps(transport.loop, scene())
+    assert not transport.aborted

@@ -3,24 +3,24 @@ from typing import Any
 
 import pytest
 
-from sanic_nats_bridge.errors import BridgeError, CommandInvalid, RateLimit, SubjectForbidden, SubjectInvalid
-from sanic_nats_bridge.sessions.rate_limit import CommandMeter
+from sanic_nats_bridge.errors import BridgeError, ForbiddenSubject, InvalidCommand, InvalidSubject, RateLimitExceeded
+from sanic_nats_bridge.sessions.rate_limit import CommandRateLimiter
 from sanic_nats_bridge.settings import Settings
 from tests.support.fakes import LeapingLoop
 
 
-def meter(**settings: Any) -> CommandMeter:
-    return CommandMeter(Settings.resolve(settings, {}))
+def meter(**settings: Any) -> CommandRateLimiter:
+    return CommandRateLimiter(Settings.resolve(settings, {}))
 
 
-def counted(meter: CommandMeter, times: int) -> list[float | None]:
+def counted(meter: CommandRateLimiter, times: int) -> list[float | None]:
     """After how long to come back, by command; ``None`` where it passed."""
     waits: list[float | None] = []
     for _ in range(times):
         try:
             meter.count()
             waits.append(None)
-        except RateLimit as error:
+        except RateLimitExceeded as error:
             waits.append(error.retry_after)
     return waits
 
@@ -39,13 +39,13 @@ def test_the_defaults_are_20_a_second_40_at_once_and_20_bad_ones_a_minute() -> N
         assert one.excess == "Too many commands"
         bad = meter()
         for _ in range(20):
-            bad.count_refusal(CommandInvalid("x"))
+            bad.count_rejection(InvalidCommand("x"))
         await asyncio.sleep(60.01)
         for _ in range(20):
-            bad.count_refusal(CommandInvalid("x"))
+            bad.count_rejection(InvalidCommand("x"))
         assert bad.excess is None
         await asyncio.sleep(59)
-        bad.count_refusal(CommandInvalid("x"))
+        bad.count_rejection(InvalidCommand("x"))
         assert bad.excess == "Too many commands that are not valid"
 
     loop = LeapingLoop()
@@ -58,15 +58,15 @@ def test_the_defaults_are_20_a_second_40_at_once_and_20_bad_ones_a_minute() -> N
 @pytest.mark.parametrize(
     ("error", "counts"),
     [
-        (CommandInvalid("x"), True),
-        (SubjectInvalid("x"), True),
-        (SubjectForbidden("x"), False),
-        (RateLimit("x"), False),
+        (InvalidCommand("x"), True),
+        (InvalidSubject("x"), True),
+        (ForbiddenSubject("x"), False),
+        (RateLimitExceeded("x"), False),
     ],
     ids=lambda value: getattr(value, "code", value),
 )
 async def test_only_what_no_client_should_send_is_a_bad_command(error: BridgeError, counts: bool) -> None:
     one = meter(max_bad_commands=1)
-    one.count_refusal(error)
-    one.count_refusal(error)
+    one.count_rejection(error)
+    one.count_rejection(error)
     assert (one.excess is not None) == counts

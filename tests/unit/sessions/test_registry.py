@@ -5,25 +5,25 @@ import weakref
 
 import pytest
 
-from sanic_nats_bridge.errors import CloseCode, SessionUnknown
+from sanic_nats_bridge.errors import CloseCode, UnknownSession
 from sanic_nats_bridge.protocol.session_ids import digest, worker_of
 from sanic_nats_bridge.sessions.session import Session
 from tests.support.bridge import until
-from tests.support.fakes import FakeOutlet
+from tests.support.fakes import FakeTransport
 from tests.unit.sessions.test_session import EVERYTHING, Worker, act
 
 
 async def test_a_full_worker_refuses_one_more_until_one_leaves() -> None:
     worker = Worker(max_sessions=2)
     (first, _), _ = worker.open(), worker.open()
-    outlet = FakeOutlet()
-    with worker.sessions.arrivals.arriving() as arrival:
-        assert worker.sessions.open(outlet, EVERYTHING, arrival) is None
+    transport = FakeTransport()
+    with worker.sessions.pending_connections.connecting() as pending:
+        assert worker.sessions.open(transport, EVERYTHING, pending) is None
     assert len(worker.sessions) == 2
-    (close,) = outlet.frames
+    (close,) = transport.frames
     assert (close["type"], close["code"], close["reconnect"]) == ("close", 1013, True)
     assert close["retry"] >= 5_000
-    first.gone(1000)
+    first.connection_lost(1000)
     worker.open()
     assert len(worker.sessions) == 2
 
@@ -37,14 +37,16 @@ async def test_every_session_has_an_unguessable_id_of_its_own() -> None:
 
 async def test_the_id_of_a_session_is_kept_nowhere() -> None:
     worker = Worker()
-    session, outlet = worker.open()
-    secret = outlet.frames[0]["session"]
+    session, transport = worker.open()
+    secret = transport.frames[0]["session"]
     await act(session, "subscribe", "a")
     held, seen = [session, worker.sessions], set[int]()
     while held:
         thing = held.pop()
         assert thing != secret
-        if id(thing) not in seen and not isinstance(thing, FakeOutlet | type | types.ModuleType | types.FunctionType):
+        if id(thing) not in seen and not isinstance(
+            thing, FakeTransport | type | types.ModuleType | types.FunctionType
+        ):
             seen.add(id(thing))
             held += gc.get_referents(thing)
     assert session.key == hashlib.sha256(secret.encode()).hexdigest()
@@ -52,15 +54,15 @@ async def test_the_id_of_a_session_is_kept_nowhere() -> None:
 
 async def test_a_session_is_found_by_its_key_as_long_as_it_is_open() -> None:
     worker = Worker()
-    session, outlet = worker.open()
-    secret = outlet.frames[0]["session"]
-    assert worker.sessions.find(digest(secret), None) is session
+    session, transport = worker.open()
+    secret = transport.frames[0]["session"]
+    assert worker.sessions.get(digest(secret), None) is session
     for unknown in (secret, "", "x", digest(session.key)):
-        with pytest.raises(SessionUnknown):
-            worker.sessions.find(unknown, None)
-    session.gone(1000)
-    with pytest.raises(SessionUnknown):
-        worker.sessions.find(session.key, None)
+        with pytest.raises(UnknownSession):
+            worker.sessions.get(unknown, None)
+    session.connection_lost(1000)
+    with pytest.raises(UnknownSession):
+        worker.sessions.get(session.key, None)
 
 
 async def test_a_worker_that_starts_again_is_another_one() -> None:
@@ -68,8 +70,8 @@ async def test_a_worker_that_starts_again_is_another_one() -> None:
     before = worker.sessions.worker
     worker.sessions.close_all("test")
     worker.sessions.start()
-    session, outlet = worker.open()
-    assert worker_of(outlet.frames[0]["session"]) == worker.sessions.worker != before
+    session, transport = worker.open()
+    assert worker_of(transport.frames[0]["session"]) == worker.sessions.worker != before
     assert not session.closed
 
 
@@ -78,17 +80,17 @@ async def test_whoever_listens_hears_of_each_session_once_and_with_its_code() ->
     session, _ = worker.open()
     assert (worker.opened, worker.closed) == ([session.key], [])
     session.close(CloseCode.INTERNAL, "test")
-    session.gone(1006)
+    session.connection_lost(1006)
     assert (worker.opened, worker.closed) == ([session.key], [(session.key, 1011)])
 
 
 async def test_every_session_is_closed_with_the_code() -> None:
     worker = Worker()
-    outlets = [worker.open()[1] for _ in range(3)]
+    transports = [worker.open()[1] for _ in range(3)]
     worker.sessions.close_all("test")
     assert len(worker.sessions) == 0
-    assert [outlet.types for outlet in outlets] == [["welcome", "close"]] * 3
-    closes = [outlet.frames[-1] for outlet in outlets]
+    assert [transport.types for transport in transports] == [["welcome", "close"]] * 3
+    closes = [transport.frames[-1] for transport in transports]
     assert {(close["code"], close["reconnect"]) for close in closes} == {(1001, True)}
     assert all(0 <= close["retry"] <= 10_000 for close in closes)
 
@@ -101,7 +103,7 @@ async def test_all_that_a_session_held_is_given_back(ending: str) -> None:
         session, _ = worker.open()
         await act(session, "subscribe", "a", "b.>")
         if ending == "gone":
-            session.gone(1006)
+            session.connection_lost(1006)
         else:
             session.close(CloseCode.GOING_AWAY, "test")
         return weakref.ref(session)
@@ -115,20 +117,20 @@ async def test_all_that_a_session_held_is_given_back(ending: str) -> None:
 
 async def test_what_another_session_follows_stays_when_one_leaves() -> None:
     worker = Worker()
-    (leaver, _), (stayer, outlet) = worker.open(), worker.open()
+    (leaver, _), (stayer, transport) = worker.open(), worker.open()
     for session in (leaver, stayer):
         await act(session, "subscribe", "a")
-    leaver.gone(1006)
+    leaver.connection_lost(1006)
     worker.link.deliver("a")
-    await until(lambda: outlet.data == [1])
+    await until(lambda: transport.data == [1])
     assert worker.link.sent == [("SUB", "a")]
 
 
 async def test_nobody_is_let_in_any_more_when_all_have_been_closed() -> None:
     worker = Worker()
     worker.sessions.close_all("test")
-    outlet = FakeOutlet()
-    with worker.sessions.arrivals.arriving() as arrival:
-        assert worker.sessions.open(outlet, EVERYTHING, arrival) is None
-    (close,) = outlet.frames
+    transport = FakeTransport()
+    with worker.sessions.pending_connections.connecting() as pending:
+        assert worker.sessions.open(transport, EVERYTHING, pending) is None
+    (close,) = transport.frames
     assert (close["type"], close["code"], close["reason"], close["reconnect"]) == ("close", 1001, "test", True)

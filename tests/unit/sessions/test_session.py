@@ -13,18 +13,18 @@ from sanic_nats_bridge.errors import (
     CloseCode,
     InternalError,
     NatsRefused,
-    SessionUnknown,
-    SubscriptionLimit,
+    SubscriptionLimitExceeded,
+    UnknownSession,
 )
-from sanic_nats_bridge.protocol import encoding as wire
+from sanic_nats_bridge.protocol import encoding
 from sanic_nats_bridge.protocol.messages import Action, Command, Outcome, Reply
-from sanic_nats_bridge.sessions.registry import Sessions
+from sanic_nats_bridge.sessions.registry import SessionRegistry
 from sanic_nats_bridge.sessions.session import Session
 from sanic_nats_bridge.settings import Settings
 from tests.support.bridge import until
-from tests.support.fakes import FakeLink, FakeOutlet
+from tests.support.fakes import FakeLink, FakeTransport
 
-PADDING = wire.websocket_frame(b'{"type":"padding","padding":"%b"}' % (b"x" * 1_000))
+PADDING = encoding.websocket_frame(b'{"type":"padding","padding":"%b"}' % (b"x" * 1_000))
 
 
 EVERYTHING = Permissions([">"])
@@ -39,7 +39,7 @@ class Worker:
         # By their keys: the sessions themselves must be released when they have ended.
         self.opened: list[str] = []
         self.closed: list[tuple[str, int]] = []
-        self.sessions = Sessions(
+        self.sessions = SessionRegistry(
             options,
             self.link,
             on_opened=lambda session: self.opened.append(session.key),
@@ -48,12 +48,12 @@ class Worker:
         self.hub = self.sessions.hub
         self.link.serve(self.hub)
 
-    def open(self, permissions: Permissions = EVERYTHING) -> tuple[Session, FakeOutlet]:
-        outlet = FakeOutlet()
-        with self.sessions.arrivals.arriving() as arrival:
-            session = self.sessions.open(outlet, permissions, arrival)
+    def open(self, permissions: Permissions = EVERYTHING) -> tuple[Session, FakeTransport]:
+        transport = FakeTransport()
+        with self.sessions.pending_connections.connecting() as pending:
+            session = self.sessions.open(transport, permissions, pending)
         assert session is not None
-        return session, outlet
+        return session, transport
 
 
 async def act(session: Session, action: Action, *patterns: str) -> Reply:
@@ -69,11 +69,11 @@ async def execute(session: Session, action: Action, *patterns: str) -> Outcome:
     return await session.execute(Command(action=action, subjects=list(patterns)), rate_limited=False)
 
 
-def fill(outlet: FakeOutlet) -> None:
+def fill(transport: FakeTransport) -> None:
     """Let more wait for the client than may."""
-    outlet.limit = 1_000
-    outlet.write(PADDING)
-    assert outlet.full
+    transport.limit = 1_000
+    transport.write(PADDING)
+    assert transport.full
 
 
 async def turns(count: int = 3) -> None:
@@ -85,28 +85,28 @@ async def turns(count: int = 3) -> None:
 
 
 async def test_heartbeats_go_out_while_nothing_else_does() -> None:
-    _, outlet = Worker(heartbeat=0.1).open()
-    await until(lambda: outlet.types.count("heartbeat") >= 3)
-    assert outlet.types[0] == "welcome"
+    _, transport = Worker(heartbeat=0.1).open()
+    await until(lambda: transport.types.count("heartbeat") >= 3)
+    assert transport.types[0] == "welcome"
 
 
 async def test_no_heartbeat_goes_out_between_frequent_messages() -> None:
     worker = Worker(heartbeat=4)
-    session, outlet = worker.open()
+    session, transport = worker.open()
     await act(session, "subscribe", "a")
     for _ in range(30):
         worker.link.deliver("a")
         await asyncio.sleep(0.08)
-    assert outlet.data == [1] * 30
-    assert "heartbeat" not in outlet.types
+    assert transport.data == [1] * 30
+    assert "heartbeat" not in transport.types
 
 
 async def test_a_closed_session_has_no_pulse() -> None:
-    session, outlet = Worker(heartbeat=0.1).open()
+    session, transport = Worker(heartbeat=0.1).open()
     session.close(CloseCode.GOING_AWAY, "test")
-    written = len(outlet.writes)
+    written = len(transport.writes)
     await asyncio.sleep(0.15)
-    assert len(outlet.writes) == written
+    assert len(transport.writes) == written
 
 
 # Commands
@@ -114,7 +114,7 @@ async def test_a_closed_session_has_no_pulse() -> None:
 
 async def test_commands_are_carried_out_in_the_order_of_their_arrival() -> None:
     worker = Worker(confirms=False)
-    session, outlet = worker.open()
+    session, transport = worker.open()
     commands: list[tuple[Action, tuple[str, ...]]] = [
         ("subscribe", ("a",)),
         ("ping", ()),
@@ -123,12 +123,12 @@ async def test_commands_are_carried_out_in_the_order_of_their_arrival() -> None:
     ]
     tasks = [asyncio.create_task(act(session, action, *patterns)) for action, patterns in commands]
     await turns()
-    assert outlet.types == ["welcome"]
+    assert transport.types == ["welcome"]
     worker.link.confirm("a")
     await turns()
     worker.link.confirm("b")
     await asyncio.gather(*tasks)
-    assert [frame["action"] for frame in outlet.frames[1:]] == [action for action, _ in commands]
+    assert [frame["action"] for frame in transport.frames[1:]] == [action for action, _ in commands]
     assert session.subscriptions == ("b",)
 
 
@@ -137,7 +137,7 @@ async def test_a_fault_in_a_command_is_logged_and_counted_and_not_shown(
 ) -> None:
     worker = Worker()
     session, _ = worker.open()
-    monkeypatch.setattr(session._subscriptions, "_admission", None)
+    monkeypatch.setattr(session._subscriptions, "_policy", None)
     reply, error = await session.execute('{"subjects": ["a"], "id": "x"}')
     assert isinstance(error, InternalError)
     assert (reply.code, reply.id, reply.action) == ("internal", "x", "subscribe")
@@ -150,7 +150,7 @@ async def test_a_fault_in_a_command_is_logged_and_counted_and_not_shown(
 
 async def test_the_reply_stands_before_the_first_message() -> None:
     worker = Worker(confirms=False)
-    session, outlet = worker.open()
+    session, transport = worker.open()
     command = asyncio.create_task(act(session, "subscribe", "a"))
     await turns()
     worker.link.confirm("a")
@@ -160,8 +160,8 @@ async def test_the_reply_stands_before_the_first_message() -> None:
     await command
     worker.link.deliver("a", b'"after"')
     await turns()
-    assert outlet.types[:2] == ["welcome", "reply"]
-    assert outlet.data[-1] == "after"
+    assert transport.types[:2] == ["welcome", "reply"]
+    assert transport.data[-1] == "after"
 
 
 @pytest.mark.parametrize("held", [["a", "b"], []], ids=["across commands", "in one command"])
@@ -170,7 +170,7 @@ async def test_a_session_holds_no_more_than_its_limit(held: list[str]) -> None:
     session, _ = worker.open()
     if held:
         await act(session, "subscribe", *held)
-    with pytest.raises(SubscriptionLimit):
+    with pytest.raises(SubscriptionLimitExceeded):
         await act(session, "subscribe", *{"c", "d", "a", "b"} - set(held))
     assert list(session.subscriptions) == worker.link.patterns == held
     await act(session, "subscribe", *{"a", "b", "c"})
@@ -179,19 +179,19 @@ async def test_a_session_holds_no_more_than_its_limit(held: list[str]) -> None:
 
 async def test_a_pattern_that_is_held_already_brings_no_second_copy() -> None:
     worker = Worker()
-    session, outlet = worker.open()
+    session, transport = worker.open()
     await act(session, "subscribe", "a")
     assert (await act(session, "subscribe", "a", "a")).success
     worker.link.deliver("a")
     await turns()
-    assert outlet.data == [1]
+    assert transport.data == [1]
     await act(session, "unsubscribe", "a")
     await until(lambda: worker.hub.patterns == ())
 
 
 async def test_a_held_pattern_that_is_refused_while_its_repetition_waits_fails_the_command() -> None:
     worker = Worker(confirms=False, confirm_timeout=0.05)
-    session, outlet = worker.open()
+    session, transport = worker.open()
     first = asyncio.create_task(act(session, "subscribe", "a"))
     await turns()
     worker.link.confirm("a")
@@ -200,11 +200,11 @@ async def test_a_held_pattern_that_is_refused_while_its_repetition_waits_fails_t
     await turns()
     worker.link.refuse("a")
     worker.link.confirm("b")
-    with pytest.raises(NatsRefused) as refusal:
+    with pytest.raises(NatsRefused) as refused_by_nats:
         await second
-    assert refusal.value.subjects == ("a",)
+    assert refused_by_nats.value.subjects == ("a",)
     assert session.subscriptions == ()
-    assert outlet.types == ["welcome", "reply", "unsubscribed"]
+    assert transport.types == ["welcome", "reply", "unsubscribed"]
     await until(lambda: worker.hub.patterns == ())
 
 
@@ -213,7 +213,7 @@ async def test_a_held_pattern_that_is_refused_while_its_repetition_waits_fails_t
 
 async def test_close_is_the_last_frame_and_nothing_comes_after_it() -> None:
     worker = Worker(heartbeat=0.1)
-    session, outlet = worker.open()
+    session, transport = worker.open()
     await act(session, "subscribe", "a")
     worker.link.deliver("a")
     session.close(CloseCode.GOING_AWAY, "test")
@@ -221,135 +221,135 @@ async def test_close_is_the_last_frame_and_nothing_comes_after_it() -> None:
     worker.link.deliver("a")
     worker.link.lose()
     worker.link.come_back()
-    session.gone(1006)
+    session.connection_lost(1006)
     await asyncio.sleep(0.15)
-    assert outlet.types == ["welcome", "reply", "message", "close"]
-    assert outlet.finished is not None
-    assert outlet.finished.code == 1001
+    assert transport.types == ["welcome", "reply", "message", "close"]
+    assert transport.finished is not None
+    assert transport.finished.code == 1001
 
 
 async def test_a_reply_after_the_close_is_not_written() -> None:
     worker = Worker(confirms=False)
-    session, outlet = worker.open()
+    session, transport = worker.open()
     waiting = asyncio.create_task(act(session, "subscribe", "a"))
     await turns()
     session.close(CloseCode.GOING_AWAY, "test")
     worker.link.confirm("a")
-    with pytest.raises(SessionUnknown):
+    with pytest.raises(UnknownSession):
         await waiting
     session.send(Reply(success=True, message="late"))
-    assert outlet.types == ["welcome", "close"]
+    assert transport.types == ["welcome", "close"]
     await until(lambda: worker.hub.patterns == ())
 
 
 @pytest.mark.parametrize("action", ["subscribe", "unsubscribe", "ping"])
 async def test_a_command_to_a_closed_session_is_refused(action: Action) -> None:
-    session, outlet = Worker().open()
-    session.gone(1000)
+    session, transport = Worker().open()
+    session.connection_lost(1000)
     with pytest.raises(BridgeError, match="No such session"):
         await act(session, action, "a")
-    assert outlet.types == ["welcome"]
+    assert transport.types == ["welcome"]
 
 
 # A client that does not keep up
 
 
-async def full_session(**settings: Any) -> tuple[Worker, Session, FakeOutlet]:
+async def full_session(**settings: Any) -> tuple[Worker, Session, FakeTransport]:
     """A session that follows `a` and `b`, and whose client is over its limit."""
     worker = Worker(**settings)
-    session, outlet = worker.open()
+    session, transport = worker.open()
     await act(session, "subscribe", "a", "b")
-    fill(outlet)
-    return worker, session, outlet
+    fill(transport)
+    return worker, session, transport
 
 
 async def test_what_is_left_out_is_told_for_each_pattern_once_the_client_has_caught_up() -> None:
-    worker, _, outlet = await full_session()
+    worker, _, transport = await full_session()
     for subject in "abaab":
         worker.link.deliver(subject)
         await turns()
-    assert outlet.types[2:] == ["padding"]
-    outlet.take()
+    assert transport.types[2:] == ["padding"]
+    transport.take()
     worker.link.deliver("b")
     await turns()
-    assert outlet.frames[3:5] == [
+    assert transport.frames[3:5] == [
         {"type": "gap", "subjects": ["a"], "lost": 3, "reason": "slow_consumer"},
         {"type": "gap", "subjects": ["b"], "lost": 2, "reason": "slow_consumer"},
     ]
-    assert outlet.types[5:] == ["message"]
+    assert transport.types[5:] == ["message"]
 
 
 async def test_a_client_has_caught_up_when_a_quarter_of_its_limit_waits() -> None:
-    worker, session, outlet = await full_session()
+    worker, session, transport = await full_session()
     worker.link.deliver("a")
     await turns()
-    outlet.take(outlet.pending - 251)
-    assert not session.keeps_up
-    outlet.take(1)
-    assert session.keeps_up
-    assert outlet.types[-1] == "gap"
+    transport.take(transport.pending - 251)
+    assert not session.is_writable
+    transport.take(1)
+    assert session.is_writable
+    assert transport.types[-1] == "gap"
 
 
 async def test_each_time_that_a_client_falls_behind_is_counted_anew() -> None:
-    worker, _, outlet = await full_session()
+    worker, _, transport = await full_session()
     for count in (2, 3):
         for _ in range(count):
             worker.link.deliver("a")
         await turns()
-        outlet.take()
-        outlet.write(PADDING)
-    assert [frame["lost"] for frame in outlet.frames if frame["type"] == "gap"] == [2, 3]
+        transport.take()
+        transport.write(PADDING)
+    assert [frame["lost"] for frame in transport.frames if frame["type"] == "gap"] == [2, 3]
 
 
 async def test_latest_sends_the_newest_behind_all_gaps() -> None:
-    worker, _, outlet = await full_session(overflow="latest")
+    worker, _, transport = await full_session(overflow="latest")
     for number, subject in enumerate("abaab"):
         worker.link.deliver(subject, b"%d" % number)
     await turns()
-    outlet.take()
+    transport.take()
     await turns()
-    assert outlet.types[3:] == ["gap", "gap", "message", "message"]
-    assert lost(outlet) == {"a": 2, "b": 1}
-    assert outlet.data == [3, 4]
+    assert transport.types[3:] == ["gap", "gap", "message", "message"]
+    assert lost(transport) == {"a": 2, "b": 1}
+    assert transport.data == [3, 4]
 
 
 async def test_a_client_that_is_over_its_limit_again_by_what_was_kept_for_it_does_not_keep_up() -> None:
-    worker, session, outlet = await full_session(overflow="latest")
+    worker, session, transport = await full_session(overflow="latest")
     worker.link.deliver("a", b"1" * 2_000)
     await turns()
     ping = asyncio.create_task(act(session, "ping"))
-    outlet.take()
+    transport.take()
     worker.link.deliver("a", b"2")
     await turns()
-    assert not session.keeps_up
+    assert not session.is_writable
     assert not ping.done()
-    assert outlet.types[3:] == ["message"]
-    outlet.take()
+    assert transport.types[3:] == ["message"]
+    transport.take()
     assert (await ping).success
-    assert outlet.types[3:] == ["message", "message", "reply"]
-    assert outlet.data[-1] == 2
+    assert transport.types[3:] == ["message", "message", "reply"]
+    assert transport.data[-1] == 2
 
 
 @pytest.mark.parametrize("misses", [False, True])
 async def test_close_ends_the_session_with_the_first_message_that_would_be_left_out(misses: bool) -> None:
-    worker, session, outlet = await full_session(overflow="close")
+    worker, session, transport = await full_session(overflow="close")
     await turns()
     assert not session.closed
     if misses:
         worker.link.deliver("a")
         await turns()
         assert session.closed
-        assert outlet.finished is not None
-        assert (outlet.finished.code, outlet.finished.reconnect) == (1013, True)
-    outlet.take()
+        assert transport.finished is not None
+        assert (transport.finished.code, transport.finished.reconnect) == (1013, True)
+    transport.take()
     await turns()
-    assert "gap" not in outlet.types
+    assert "gap" not in transport.types
     assert session.closed == misses
     assert len(worker.sessions) == int(not misses)
 
 
 async def test_status_gap_and_replies_are_never_left_out() -> None:
-    worker, session, outlet = await full_session()
+    worker, session, transport = await full_session()
     worker.link.deliver("a")
     await turns()
     worker.link.lose()
@@ -358,74 +358,74 @@ async def test_status_gap_and_replies_are_never_left_out() -> None:
     session.send(Reply(success=True, message="test"))
     worker.link.deliver("a")
     await turns()
-    assert outlet.types[3:] == ["status", "gap", "status", "reply"]
-    outlet.take()
-    assert outlet.frames[7:] == [{"type": "gap", "subjects": ["a"], "lost": 2, "reason": "slow_consumer"}]
+    assert transport.types[3:] == ["status", "gap", "status", "reply"]
+    transport.take()
+    assert transport.frames[7:] == [{"type": "gap", "subjects": ["a"], "lost": 2, "reason": "slow_consumer"}]
 
 
 @pytest.mark.parametrize("overflow", ["gap", "latest"])
 async def test_a_subscription_that_ends_while_the_client_is_over_its_limit_has_its_gap_first(overflow: str) -> None:
-    worker, _, outlet = await full_session(overflow=overflow)
+    worker, _, transport = await full_session(overflow=overflow)
     for subject in "aab":
         worker.link.deliver(subject)
     worker.link.refuse("a")
-    assert outlet.types[3:] == ["gap", "unsubscribed"]
-    assert (outlet.frames[3]["subjects"], outlet.frames[3]["lost"]) == (["a"], 2)
-    outlet.take()
-    assert outlet.types[5:] == (["gap"] if overflow == "gap" else ["message"])
-    assert "b" in (outlet.frames[5].get("subject"), *outlet.frames[5].get("subjects", ()))
+    assert transport.types[3:] == ["gap", "unsubscribed"]
+    assert (transport.frames[3]["subjects"], transport.frames[3]["lost"]) == (["a"], 2)
+    transport.take()
+    assert transport.types[5:] == (["gap"] if overflow == "gap" else ["message"])
+    assert "b" in (transport.frames[5].get("subject"), *transport.frames[5].get("subjects", ()))
 
 
 async def test_a_subscription_that_ends_and_has_missed_nothing_has_no_gap() -> None:
-    worker, _, outlet = await full_session()
+    worker, _, transport = await full_session()
     worker.link.deliver("b")
     worker.link.refuse("a")
-    assert outlet.types[3:] == ["unsubscribed"]
+    assert transport.types[3:] == ["unsubscribed"]
 
 
 async def test_commands_wait_until_the_client_has_caught_up_and_keep_their_order() -> None:
-    worker, session, outlet = await full_session()
+    worker, session, transport = await full_session()
     commands: list[tuple[Action, str]] = [("subscribe", "c"), ("unsubscribe", "a"), ("subscribe", "a")]
     tasks = [asyncio.create_task(act(session, *command)) for command in commands]
     worker.link.deliver("a")
     await turns()
     assert list(session.subscriptions) == ["a", "b"]
     assert worker.link.patterns == ["a", "b"]
-    outlet.take()
+    transport.take()
     await asyncio.gather(*tasks)
-    assert outlet.types[3:] == ["gap", "reply", "reply", "reply"]
-    assert [frame["action"] for frame in outlet.frames[4:]] == [action for action, _ in commands]
+    assert transport.types[3:] == ["gap", "reply", "reply", "reply"]
+    assert [frame["action"] for frame in transport.frames[4:]] == [action for action, _ in commands]
     assert list(session.subscriptions) == ["b", "c", "a"]
 
 
 async def test_a_command_that_was_under_way_when_the_client_fell_behind_is_answered_at_once() -> None:
     worker = Worker(confirms=False)
-    session, outlet = worker.open()
+    session, transport = worker.open()
     command = asyncio.create_task(act(session, "subscribe", "a"))
     await turns()
-    fill(outlet)
+    fill(transport)
     worker.link.confirm("a")
     assert (await command).active
     worker.link.deliver("a")
     await turns()
-    outlet.take()
-    assert outlet.types == ["welcome", "padding", "reply", "gap"]
+    transport.take()
+    assert transport.types == ["welcome", "padding", "reply", "gap"]
 
 
 @pytest.mark.parametrize("end", ["gone", "closed"])
 async def test_the_end_of_a_session_that_is_over_its_limit_frees_the_commands_that_wait(end: str) -> None:
-    worker, session, outlet = await full_session()
+    worker, session, transport = await full_session()
     waiting = [asyncio.create_task(act(session, "subscribe", pattern)) for pattern in "cd"]
     worker.link.deliver("a")
     await turns()
     if end == "gone":
-        session.gone(1006)
+        session.connection_lost(1006)
     else:
         session.close(CloseCode.GOING_AWAY, "test")
     outcomes = await asyncio.gather(*waiting, return_exceptions=True)
-    assert all(isinstance(outcome, SessionUnknown) for outcome in outcomes)
-    outlet.take()
-    assert outlet.types[3:] == (["close"] if end == "closed" else [])
+    assert all(isinstance(outcome, UnknownSession) for outcome in outcomes)
+    transport.take()
+    assert transport.types[3:] == (["close"] if end == "closed" else [])
     await until(lambda: worker.hub.patterns == ())
 
 
@@ -455,16 +455,16 @@ async def test_a_client_may_fall_behind_in_the_middle_of_a_turn_with_messages_of
 
 
 async def test_a_client_may_catch_up_in_the_middle_of_a_turn() -> None:
-    worker, _, outlet = await full_session()
+    worker, _, transport = await full_session()
     worker.link.deliver("a", b"1")
     worker.hub.flush()
     worker.link.deliver("a", b"2")
-    outlet.take()
+    transport.take()
     worker.link.deliver("b", b"3")
     worker.hub.flush()
-    assert outlet.types[3:] == ["gap", "message", "message"]
-    assert outlet.frames[3]["lost"] == 1
-    assert outlet.data == [2, 3]
+    assert transport.types[3:] == ["gap", "message", "message"]
+    assert transport.frames[3]["lost"] == 1
+    assert transport.data == [2, 3]
 
 
 STEPS = st.lists(
@@ -483,8 +483,8 @@ class Mishaps:
 
     def __init__(self, overflow: str) -> None:
         self.worker = Worker(overflow=overflow, max_pending_bytes=1_024, heartbeat=86_400)
-        self.session, self.outlet = self.worker.open()
-        self.outlet.limit = 300
+        self.session, self.transport = self.worker.open()
+        self.transport.limit = 300
         self.sent: Counter[str] = Counter()
         self.commands: list[asyncio.Task[Reply]] = []
 
@@ -493,7 +493,7 @@ class Mishaps:
         self.worker.link.deliver(subject, b"%d" % self.sent.total())
 
     async def take(self, size: int) -> None:
-        self.outlet.take(size)
+        self.transport.take(size)
 
     async def flush(self, _: None) -> None:
         await turns()
@@ -518,11 +518,11 @@ class Mishaps:
         """Let the client take everything, and what follows from that."""
         await turns()
         for _ in range(len(self.commands) + 3):
-            self.outlet.take()
+            self.transport.take()
             await turns(20)
         await asyncio.gather(*self.commands, return_exceptions=True)
         assert self.worker.link.faults == []
-        self.session.gone(1006)
+        self.session.connection_lost(1006)
 
 
 @pytest.mark.parametrize("overflow", ["gap", "latest"])
@@ -537,18 +537,18 @@ def test_all_that_was_sent_has_arrived_or_is_counted_as_lost(overflow: str, step
         return mishaps
 
     mishaps = asyncio.run(scene())
-    outlet = mishaps.outlet
-    assert outlet.data == sorted(outlet.data)
-    messages = [frame for frame in outlet.frames if frame["type"] == "message"]
+    transport = mishaps.transport
+    assert transport.data == sorted(transport.data)
+    messages = [frame for frame in transport.frames if frame["type"] == "message"]
     arrived = Counter(frame.get("pattern", frame["subject"]) for frame in messages)
-    assert arrived + lost(outlet) == mishaps.sent
-    assert_within_subscriptions(outlet.frames)
+    assert arrived + lost(transport) == mishaps.sent
+    assert_within_subscriptions(transport.frames)
 
 
-def lost(outlet: FakeOutlet) -> Counter[str]:
+def lost(transport: FakeTransport) -> Counter[str]:
     """How many messages of which pattern the client was told to have missed."""
     counted: Counter[str] = Counter()
-    for frame in outlet.frames:
+    for frame in transport.frames:
         if frame["type"] == "gap" and frame["reason"] == "slow_consumer":
             (pattern,) = frame["subjects"]
             assert frame["lost"] > 0
@@ -573,7 +573,7 @@ def assert_within_subscriptions(frames: list[dict[str, Any]]) -> None:
 
 async def test_replies_status_and_unsubscribed_have_their_place_within_a_flush_interval() -> None:
     worker = Worker(flush_interval=1)
-    session, outlet = worker.open()
+    session, transport = worker.open()
     await act(session, "subscribe", "a", "b")
     worker.link.deliver("a", b"1")
     await act(session, "unsubscribe", "a")
@@ -585,20 +585,20 @@ async def test_replies_status_and_unsubscribed_have_their_place_within_a_flush_i
     worker.link.lose()
     worker.link.come_back()
     await turns()
-    assert outlet.types == [
+    assert transport.types == [
         *("welcome", "reply", "message", "reply", "message", "reply", "message", "unsubscribed"),
         *("message", "status", "gap", "status"),
     ]
-    assert outlet.data == [1, 2, 3, 4]
+    assert transport.data == [1, 2, 3, 4]
 
 
 async def test_messages_of_a_flush_interval_go_out_before_the_close() -> None:
     worker = Worker(flush_interval=1)
-    session, outlet = worker.open()
+    session, transport = worker.open()
     await act(session, "subscribe", "a")
     worker.link.deliver("a")
     session.close(CloseCode.GOING_AWAY, "test")
-    assert outlet.types == ["welcome", "reply", "message", "close"]
+    assert transport.types == ["welcome", "reply", "message", "close"]
 
 
 # What the connection to NATS brings
@@ -606,22 +606,22 @@ async def test_messages_of_a_flush_interval_go_out_before_the_close() -> None:
 
 async def test_the_loss_of_nats_is_told_in_order_and_only_who_missed_something_gets_a_gap() -> None:
     worker = Worker()
-    follower, outlet = worker.open()
+    follower, transport = worker.open()
     _, idle = worker.open()
     await act(follower, "subscribe", "a", "b")
     worker.link.lose()
     worker.link.come_back()
     worker.link.deliver("a")
     await turns()
-    assert outlet.types == ["welcome", "reply", "status", "gap", "status", "message"]
-    assert outlet.frames[3] == {"type": "gap", "subjects": ["a", "b"], "lost": None, "reason": "nats_reconnect"}
-    assert [frame["nats"] for frame in outlet.frames if frame["type"] == "status"] == ["disconnected", "connected"]
+    assert transport.types == ["welcome", "reply", "status", "gap", "status", "message"]
+    assert transport.frames[3] == {"type": "gap", "subjects": ["a", "b"], "lost": None, "reason": "nats_reconnect"}
+    assert [frame["nats"] for frame in transport.frames if frame["type"] == "status"] == ["disconnected", "connected"]
     assert idle.types == ["welcome", "status", "status"]
 
 
 async def test_who_waits_for_a_subscription_is_not_told_that_nats_is_back_before_it_is_live() -> None:
     worker = Worker(confirm_timeout=0)
-    session, outlet = worker.open()
+    session, transport = worker.open()
     bystander, other = worker.open()
     await act(bystander, "subscribe", "a")
     await turns()
@@ -631,36 +631,36 @@ async def test_who_waits_for_a_subscription_is_not_told_that_nats_is_back_before
     assert (await act(session, "subscribe", "b")).active is False
     worker.link.confirm("a")
     assert [frame["nats"] for frame in other.frames if frame["type"] == "status"][-1] == "connected"
-    assert outlet.types == ["welcome", "status", "reply"]
+    assert transport.types == ["welcome", "status", "reply"]
     worker.link.confirm("b")
-    assert outlet.types == ["welcome", "status", "reply", "status"]
-    assert outlet.frames[-1]["nats"] == "connected"
+    assert transport.types == ["welcome", "status", "reply", "status"]
+    assert transport.frames[-1]["nats"] == "connected"
 
 
 async def test_what_was_subscribed_while_nats_was_away_has_no_gap() -> None:
     worker = Worker()
-    session, outlet = worker.open()
+    session, transport = worker.open()
     worker.link.lose()
     assert (await act(session, "subscribe", "a")).active is False
     worker.link.come_back()
     await turns()
-    assert outlet.types == ["welcome", "status", "reply", "status"]
+    assert transport.types == ["welcome", "status", "reply", "status"]
 
 
 async def test_what_was_unsubscribed_while_nats_was_away_has_no_gap() -> None:
     worker = Worker()
-    session, outlet = worker.open()
+    session, transport = worker.open()
     await act(session, "subscribe", "a", "b")
     worker.link.lose()
     await act(session, "unsubscribe", "a")
     worker.link.come_back()
     assert worker.link.patterns == ["b"]
-    assert outlet.frames[-1]["subjects"] == ["b"]
+    assert transport.frames[-1]["subjects"] == ["b"]
 
 
 async def test_messages_missed_before_all_patterns_were_answered_make_a_gap() -> None:
     worker = Worker()
-    session, outlet = worker.open()
+    session, transport = worker.open()
     await act(session, "subscribe", "a", "b")
     worker.link.confirms = False
     worker.link.lose()
@@ -670,46 +670,46 @@ async def test_messages_missed_before_all_patterns_were_answered_make_a_gap() ->
     worker.link.deliver("a")
     worker.link.lose()
     worker.link.come_back()
-    gaps = [frame["subjects"] for frame in outlet.frames if frame["type"] == "gap"]
+    gaps = [frame["subjects"] for frame in transport.frames if frame["type"] == "gap"]
     assert gaps == [["a", "b"], ["a", "b"]]
 
 
 async def test_a_late_confirmation_is_told_by_a_status_and_once() -> None:
     worker = Worker(confirms=False, confirm_timeout=0)
-    session, outlet = worker.open()
+    session, transport = worker.open()
     assert (await act(session, "subscribe", "a", "b")).active is False
     worker.link.confirm("a")
-    assert outlet.types == ["welcome", "reply"]
+    assert transport.types == ["welcome", "reply"]
     worker.link.confirm("b")
-    assert outlet.frames[2:] == [{"type": "status", "nats": "connected"}]
+    assert transport.frames[2:] == [{"type": "status", "nats": "connected"}]
 
 
 async def test_a_late_refusal_ends_the_subscription() -> None:
     worker = Worker(confirms=False, confirm_timeout=0)
-    session, outlet = worker.open()
+    session, transport = worker.open()
     await act(session, "subscribe", "a", "b")
     worker.link.refuse("a")
-    (frame,) = outlet.frames[2:]
+    (frame,) = transport.frames[2:]
     assert (frame["type"], frame["subjects"], frame["code"]) == ("unsubscribed", ["a"], "nats.refused")
     assert session.subscriptions == ("b",)
 
 
 async def test_a_late_refusal_of_the_last_pattern_in_doubt_lets_the_others_be_told_connected() -> None:
     worker = Worker(confirms=False, confirm_timeout=0)
-    session, outlet = worker.open()
+    session, transport = worker.open()
     await act(session, "subscribe", "a", "b")
     worker.link.confirm("a")
     worker.link.refuse("b")
-    assert outlet.types[2:] == ["unsubscribed", "status"]
+    assert transport.types[2:] == ["unsubscribed", "status"]
 
 
 async def test_a_late_unsubscribe_of_the_last_pattern_in_doubt_lets_the_others_be_told_connected() -> None:
     worker = Worker(confirms=False, confirm_timeout=0)
-    session, outlet = worker.open()
+    session, transport = worker.open()
     await act(session, "subscribe", "a", "b")
     worker.link.confirm("a")
     await act(session, "unsubscribe", "b")
-    assert sorted(outlet.types[2:]) == ["reply", "status"]
+    assert sorted(transport.types[2:]) == ["reply", "status"]
 
 
 # Permissions that end or change
@@ -718,81 +718,81 @@ async def test_a_late_unsubscribe_of_the_last_pattern_in_doubt_lets_the_others_b
 @pytest.mark.parametrize("end", ["expire", "revoke"])
 async def test_a_client_that_has_fallen_behind_gets_nothing_but_the_close_when_its_permissions_end(end: str) -> None:
     worker = Worker(overflow="latest", write_timeout=7)
-    session, outlet = worker.open(Permissions([">"], identity="ada"))
+    session, transport = worker.open(Permissions([">"], identity="ada"))
     await act(session, "subscribe", "a", "b")
-    fill(outlet)
+    fill(transport)
     worker.link.deliver("a")
     worker.hub.flush()
-    before = len(outlet.frames)
+    before = len(transport.frames)
     worker.link.deliver("b")
     if end == "revoke":
         assert worker.sessions.revoke("ada", None) == 1
     else:
-        worker.sessions.repermit(Permissions([">"], expires=time.time() - 1), "ada", None)
+        worker.sessions.update_permissions(Permissions([">"], expires=time.time() - 1), "ada", None)
     worker.hub.flush()
-    outlet.take()
+    transport.take()
     await turns()
     code = {"expire": 4401, "revoke": 4403}[end]
-    assert [(frame["type"], frame["code"]) for frame in outlet.frames[before:]] == [("close", code)]
-    assert outlet.finish_seconds == 7
+    assert [(frame["type"], frame["code"]) for frame in transport.frames[before:]] == [("close", code)]
+    assert transport.finish_seconds == 7
     assert len(worker.sessions) == 0
 
 
 async def test_of_several_whose_permissions_expire_at_one_moment_none_gets_what_has_come_already() -> None:
     worker = Worker()
     expires = time.time() + 0.02
-    outlets = [worker.open(Permissions([">"], expires=at)) for at in (expires, expires, expires + 3600)]
-    for session, _ in outlets:
+    transports = [worker.open(Permissions([">"], expires=at)) for at in (expires, expires, expires + 3600)]
+    for session, _ in transports:
         await act(session, "subscribe", "a")
     worker.link.deliver("a")
     time.sleep(0.03)  # noqa: ASYNC251 - the loop is to be late
     worker.hub.flush()
-    assert [outlet.types[2:] for _, outlet in outlets] == [["close"], ["close"], ["message"]]
+    assert [transport.types[2:] for _, transport in transports] == [["close"], ["close"], ["message"]]
 
 
 async def test_what_was_kept_for_a_client_is_judged_by_its_new_permissions() -> None:
     worker = Worker(overflow="latest", max_pending_bytes=10_000)
-    session, outlet = worker.open()
+    session, transport = worker.open()
     await act(session, "subscribe", "a.*", "b")
-    fill(outlet)
+    fill(transport)
     for subject in ("a.x", "a.y", "b"):
         worker.link.deliver(subject, f'"{subject}"'.encode())
     worker.hub.flush()
-    before = len(outlet.frames)
-    session.repermit(Permissions(["a.*"], ["a.x"]))
-    outlet.take()
+    before = len(transport.frames)
+    session.update_permissions(Permissions(["a.*"], ["a.x"]))
+    transport.take()
     await turns()
-    assert [(frame["type"], frame.get("subjects"), frame.get("data")) for frame in outlet.frames[before:]] == [
+    assert [(frame["type"], frame.get("subjects"), frame.get("data")) for frame in transport.frames[before:]] == [
         ("gap", ["b"], None),
         ("unsubscribed", ["b"], None),
         ("gap", ["a.*"], None),
         ("message", None, "a.y"),
     ]
-    assert [frame["lost"] for frame in outlet.frames[before:] if frame["type"] == "gap"] == [1, 1]
+    assert [frame["lost"] for frame in transport.frames[before:] if frame["type"] == "gap"] == [1, 1]
 
 
 async def test_new_permissions_hold_from_here_on_and_not_for_what_has_come_before() -> None:
     worker = Worker()
-    session, outlet = worker.open()
+    session, transport = worker.open()
     await act(session, "subscribe", "a")
     worker.link.deliver("a", b"1")
-    session.repermit(Permissions())
+    session.update_permissions(Permissions())
     worker.link.deliver("a", b"2")
     await turns()
-    assert outlet.types[2:] == ["message", "unsubscribed"]
-    assert outlet.data == [1]
+    assert transport.types[2:] == ["message", "unsubscribed"]
+    assert transport.data == [1]
     assert session.subscriptions == ()
 
 
 async def test_a_command_under_way_when_permissions_expire_leaves_nothing() -> None:
     worker = Worker(confirms=False)
-    session, outlet = worker.open(Permissions([">"], identity="ada"))
+    session, transport = worker.open(Permissions([">"], identity="ada"))
     waiting = asyncio.create_task(execute(session, "subscribe", "a"))
     await turns()
-    worker.sessions.repermit(Permissions([">"], expires=time.time() - 1), "ada", None)
+    worker.sessions.update_permissions(Permissions([">"], expires=time.time() - 1), "ada", None)
     worker.link.confirm("a")
-    assert isinstance((await waiting).error, SessionUnknown)
-    assert outlet.types == ["welcome", "close"]
+    assert isinstance((await waiting).error, UnknownSession)
+    assert transport.types == ["welcome", "close"]
     await until(lambda: worker.hub.patterns == ())
 
 
@@ -802,7 +802,7 @@ async def test_a_command_whose_session_is_ended_by_the_messages_before_its_reply
 ) -> None:
     worker = Worker(confirms=False, flush_interval=1, overflow="close")
     expires = time.time() + 3600
-    session, outlet = worker.open(Permissions([">"], expires=expires))
+    session, transport = worker.open(Permissions([">"], expires=expires))
     first = asyncio.create_task(execute(session, "subscribe", "a"))
     await turns()
     worker.link.confirm("a")
@@ -810,16 +810,16 @@ async def test_a_command_whose_session_is_ended_by_the_messages_before_its_reply
     second = asyncio.create_task(execute(session, "subscribe", "b"))
     await turns()
     if end == "overflow":
-        fill(outlet)
+        fill(transport)
     worker.link.deliver("a")
     worker.link.confirm("b")
     if end == "expiry":
         monkeypatch.setattr(time, "time", lambda: expires)
-    assert isinstance((await second).error, SessionUnknown)
+    assert isinstance((await second).error, UnknownSession)
     worker.link.deliver("b")
     worker.hub.flush()
-    assert outlet.types[-1] == "close"
-    assert outlet.data == []
+    assert transport.types[-1] == "close"
+    assert transport.data == []
     await until(lambda: worker.hub.patterns == ())
 
 
@@ -828,22 +828,22 @@ async def test_what_was_kept_for_a_client_is_not_given_when_the_time_is_over_tho
 ) -> None:
     worker = Worker(overflow="latest")
     expires = time.time() + 3600
-    session, outlet = worker.open(Permissions([">"], expires=expires))
+    session, transport = worker.open(Permissions([">"], expires=expires))
     await act(session, "subscribe", "a")
-    fill(outlet)
+    fill(transport)
     worker.link.deliver("a")
     worker.hub.flush()
     monkeypatch.setattr(time, "time", lambda: expires)
-    outlet.take()
-    assert outlet.types == ["welcome", "reply", "padding", "close"]
+    transport.take()
+    assert transport.types == ["welcome", "reply", "padding", "close"]
 
 
 async def test_no_command_is_carried_out_when_the_time_is_over_though_no_timer_has_said_so() -> None:
     worker = Worker()
-    session, outlet = worker.open(Permissions([">"], expires=time.time() + 0.01))
+    session, transport = worker.open(Permissions([">"], expires=time.time() + 0.01))
     time.sleep(0.02)  # noqa: ASYNC251 - the loop is to be late
-    assert isinstance((await session.execute('{"action": "ping"}')).error, SessionUnknown)
-    assert outlet.types == ["welcome", "close"]
+    assert isinstance((await session.execute('{"action": "ping"}')).error, UnknownSession)
+    assert transport.types == ["welcome", "close"]
 
 
 @pytest.mark.parametrize("event", ["lose", "come_back"])
@@ -851,10 +851,10 @@ async def test_what_is_told_of_nats_is_not_told_when_the_time_is_over(event: str
     worker = Worker()
     if event == "come_back":
         worker.link.lose()
-    _, outlet = worker.open(Permissions([">"], expires=time.time() + 0.01))
+    _, transport = worker.open(Permissions([">"], expires=time.time() + 0.01))
     time.sleep(0.02)  # noqa: ASYNC251 - the loop is to be late
     getattr(worker.link, event)()
-    assert outlet.types == ["welcome", "close"]
+    assert transport.types == ["welcome", "close"]
 
 
 @pytest.mark.parametrize("where", ["batch", "fan_out"])
@@ -862,21 +862,21 @@ async def test_a_fault_of_the_bridge_is_told_to_all_who_may_have_missed_messages
     monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     worker = Worker()
-    session, outlet = worker.open()
+    session, transport = worker.open()
     _, bystander = worker.open()
     await act(session, "subscribe", "a.*")
     worker.link.deliver("a.x", b"1")
     with monkeypatch.context() as patched:
         if where == "fan_out":
             worker.hub.flush()
-            patched.setattr(wire, "join", lambda *_: 1 / 0)
+            patched.setattr(encoding, "join", lambda *_: 1 / 0)
             worker.link.deliver("a.x", b"2")
             worker.hub.flush()
         else:
             # What the connection does when `on_message` has raised.
-            worker.hub.undelivered(next(iter(worker.link.standing.values())))
+            worker.hub.delivery_failed(next(iter(worker.link.standing.values())))
     worker.link.deliver("a.x", b"3")
     worker.hub.flush()
-    assert outlet.types[2:] == ["message", "gap", "message"]
-    assert outlet.frames[3] == {"type": "gap", "subjects": ["a.*"], "lost": None, "reason": "internal"}
+    assert transport.types[2:] == ["message", "gap", "message"]
+    assert transport.frames[3] == {"type": "gap", "subjects": ["a.*"], "lost": None, "reason": "internal"}
     assert bystander.types == ["welcome"]

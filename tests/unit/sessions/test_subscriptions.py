@@ -3,8 +3,8 @@ import asyncio
 import pytest
 
 from sanic_nats_bridge.auth.permissions import Permissions
-from sanic_nats_bridge.auth.policy import Admission
-from sanic_nats_bridge.errors import BridgeError, SessionUnknown, SubscriptionLimit
+from sanic_nats_bridge.auth.policy import SubscriptionPolicy
+from sanic_nats_bridge.errors import BridgeError, SubscriptionLimitExceeded, UnknownSession
 from sanic_nats_bridge.hub.hub import Hub
 from sanic_nats_bridge.sessions.subscriptions import Subscriptions
 from tests.support.bridge import until
@@ -15,12 +15,12 @@ OWN = {"me.": "t.42."}
 
 def subscriptions(hub: Hub, permissions: Permissions, most: int = 10) -> tuple[Subscriptions, FakeSubscriber]:
     subscriber = FakeSubscriber()
-    return Subscriptions(subscriber, hub, Admission(most), permissions), subscriber
+    return Subscriptions(subscriber, hub, SubscriptionPolicy(most), permissions), subscriber
 
 
 async def test_nats_is_asked_for_the_real_name_and_the_client_hears_its_own() -> None:
     link, hub = FakeLink.with_hub(confirms=True)
-    mine, subscriber = subscriptions(hub, Permissions([">"], map=OWN))
+    mine, subscriber = subscriptions(hub, Permissions([">"], aliases=OWN))
     assert await mine.subscribe(["me.x", "me.>", "plain", "me.x"], 5) == (["me.x", "me.>", "plain"], True)
     assert link.patterns == ["t.42.x", "t.42.>", "plain"]
     assert mine.patterns == ("me.x", "me.>", "plain")
@@ -30,7 +30,7 @@ async def test_nats_is_asked_for_the_real_name_and_the_client_hears_its_own() ->
 
 async def test_a_refusal_by_nats_is_told_by_the_clients_name() -> None:
     link, hub = FakeLink.with_hub()
-    mine, _ = subscriptions(hub, Permissions([">"], map=OWN))
+    mine, _ = subscriptions(hub, Permissions([">"], aliases=OWN))
     waiting = asyncio.create_task(mine.subscribe(["me.x", "b"], 5))
     await until(lambda: len(link.patterns) == 2)
     link.refuse("t.42.x")
@@ -45,7 +45,7 @@ async def test_a_refusal_by_nats_is_told_by_the_clients_name() -> None:
 
 async def test_two_names_for_one_real_pattern_are_two_subscriptions_and_one_for_nats() -> None:
     link, hub = FakeLink.with_hub(confirms=True)
-    mine, subscriber = subscriptions(hub, Permissions([">"], map=OWN | {"us.": "t.42."}))
+    mine, subscriber = subscriptions(hub, Permissions([">"], aliases=OWN | {"us.": "t.42."}))
     await mine.subscribe(["me.>", "us.>"], 5)
     link.deliver("t.42.x")
     hub.flush()
@@ -61,11 +61,11 @@ async def test_two_names_for_one_real_pattern_are_two_subscriptions_and_one_for_
 
 async def test_narrower_permissions_end_what_does_not_fit_and_leave_out_the_rest_from_here_on() -> None:
     link, hub = FakeLink.with_hub(confirms=True)
-    mine, subscriber = subscriptions(hub, Permissions([">"], map=OWN))
+    mine, subscriber = subscriptions(hub, Permissions([">"], aliases=OWN))
     await mine.subscribe(["a.>", "b.>", "me.>", "c"], 5)
     for subject in ("a.x", "b.x", "t.42.x"):
         link.deliver(subject, b"1")
-    ended = mine.repermit(Permissions(["a.>", "c", "t.>"], ["a.x"], map={"me.": "t.43."}))
+    ended = mine.update_permissions(Permissions(["a.>", "c", "t.>"], ["a.x"], aliases={"me.": "t.43."}))
     assert ended == ["b.>", "me.>"]
     assert subscriber.data == [1, 1, 1]
     for subject in ("a.x", "a.y", "b.x", "t.42.x", "t.43.x", "c"):
@@ -83,7 +83,7 @@ async def test_wider_permissions_show_what_was_left_out_without_a_second_subscri
     await mine.subscribe(["a.>"], 5)
     await other.subscribe(["a.>"], 5)
     link.deliver("a.x", b"1")
-    assert mine.repermit(Permissions([">"])) == []
+    assert mine.update_permissions(Permissions([">"])) == []
     link.deliver("a.x", b"2")
     hub.flush()
     assert subscriber.data == [2]
@@ -96,7 +96,7 @@ async def test_permissions_that_change_while_nats_is_asked_hold_for_what_is_aske
     mine, _ = subscriptions(hub, Permissions([">"]))
     refused = asyncio.create_task(mine.subscribe(["a", "b"], 5))
     await until(lambda: len(link.patterns) == 2)
-    mine.repermit(Permissions(["a"]))
+    mine.update_permissions(Permissions(["a"]))
     link.confirm("a", "b")
     with pytest.raises(BridgeError) as error:
         await refused
@@ -104,7 +104,7 @@ async def test_permissions_that_change_while_nats_is_asked_hold_for_what_is_aske
     assert mine.patterns == ()
     narrowed = asyncio.create_task(mine.subscribe(["a"], 5))
     await asyncio.sleep(0)
-    mine.repermit(Permissions(["a"], ["b"]))
+    mine.update_permissions(Permissions(["a"], ["b"]))
     assert await narrowed == (["a"], True)
 
 
@@ -118,8 +118,8 @@ async def test_permissions_that_change_and_change_back_meanwhile_leave_the_comma
     await first
     both = asyncio.create_task(mine.subscribe(["a", "b"], 5))
     await until(lambda: link.patterns == ["a", "b"])
-    assert mine.repermit(Permissions(["b"])) == ["a"]
-    mine.repermit(everything)
+    assert mine.update_permissions(Permissions(["b"])) == ["a"]
+    mine.update_permissions(everything)
     link.confirm("b")
     assert await both == (["a", "b"], True)
     assert mine.patterns == ("a", "b")
@@ -132,18 +132,18 @@ async def test_a_command_whose_session_ends_meanwhile_leaves_nothing() -> None:
     await until(lambda: link.patterns == ["a"])
     mine.close()
     link.confirm("a")
-    with pytest.raises(SessionUnknown):
+    with pytest.raises(UnknownSession):
         await waiting
     await until(lambda: hub.patterns == ())
 
 
 async def test_a_worker_that_follows_as_much_as_it_may_refuses_more_and_makes_room_of_what_lingers() -> None:
-    link, hub = FakeLink.with_hub(confirms=True, linger=60, max_patterns=3)
+    link, hub = FakeLink.with_hub(confirms=True, unsubscribe_delay=60, max_patterns=3)
     mine, _ = subscriptions(hub, Permissions([">"]))
     other, other_subscriber = subscriptions(hub, Permissions([">"]))
     await other.subscribe(["o"], 5)
     await mine.subscribe(["a", "b"], 5)
-    with pytest.raises(SubscriptionLimit):
+    with pytest.raises(SubscriptionLimitExceeded):
         await mine.subscribe(["c"], 5)
     assert await mine.subscribe(["o"], 5) == (["o"], True)
     mine.unsubscribe(["a"])
@@ -151,7 +151,7 @@ async def test_a_worker_that_follows_as_much_as_it_may_refuses_more_and_makes_ro
     assert await mine.subscribe(["c"], 5) == (["c"], True)
     assert hub.patterns == ("o", "b", "c")
     await until(lambda: link.patterns == ["o", "b", "c"])
-    with pytest.raises(SubscriptionLimit):
+    with pytest.raises(SubscriptionLimitExceeded):
         await mine.subscribe(["d", "e"], 5)
     link.deliver("o")
     hub.flush()

@@ -4,7 +4,7 @@ import pytest
 from sanic.exceptions import WebsocketClosed
 from websockets.frames import Frame, Opcode
 
-from sanic_nats_bridge.transports.assembler import Inbox
+from sanic_nats_bridge.transports.assembler import MessageAssembler
 
 MAX_BYTES = 70_000
 
@@ -35,131 +35,137 @@ def transport() -> FakeTransport:
 
 
 @pytest.fixture
-def inbox(transport: FakeTransport) -> Inbox:
-    return Inbox(transport, MAX_BYTES)
+def assembler(transport: FakeTransport) -> MessageAssembler:
+    return MessageAssembler(transport, MAX_BYTES)
 
 
 def text(content: str) -> Frame:
     return Frame(Opcode.TEXT, content.encode())
 
 
-async def test_messages_come_out_in_their_order_and_as_what_they_are(inbox: Inbox) -> None:
-    await inbox.put(text("one"))
-    await inbox.put(Frame(Opcode.BINARY, b"\xff"))
-    await inbox.put(text(""))
-    assert [await inbox.get() for _ in range(3)] == ["one", b"\xff", ""]
+async def test_messages_come_out_in_their_order_and_as_what_they_are(assembler: MessageAssembler) -> None:
+    await assembler.put(text("one"))
+    await assembler.put(Frame(Opcode.BINARY, b"\xff"))
+    await assembler.put(text(""))
+    assert [await assembler.get() for _ in range(3)] == ["one", b"\xff", ""]
 
 
-async def test_a_message_in_fragments_comes_whole_wherever_its_characters_are_cut(inbox: Inbox) -> None:
-    await inbox.put(Frame(Opcode.TEXT, b"gr\xc3", fin=False))
-    await inbox.put(Frame(Opcode.CONT, b"\xb6", fin=False))
-    reader = asyncio.create_task(inbox.get())
+async def test_a_message_in_fragments_comes_whole_wherever_its_characters_are_cut(assembler: MessageAssembler) -> None:
+    await assembler.put(Frame(Opcode.TEXT, b"gr\xc3", fin=False))
+    await assembler.put(Frame(Opcode.CONT, b"\xb6", fin=False))
+    reader = asyncio.create_task(assembler.get())
     await asyncio.sleep(0)
-    await inbox.put(Frame(Opcode.CONT, b"\xc3\x9fe"))
+    await assembler.put(Frame(Opcode.CONT, b"\xc3\x9fe"))
     assert await reader == "größe"
 
 
 @pytest.mark.parametrize("parts", [[b"\xff"], [b"\xc3", b"("], [b"ok", b"\xc3"]])
-async def test_a_text_that_is_not_utf_8_is_refused(inbox: Inbox, parts: list[bytes]) -> None:
+async def test_a_text_that_is_not_utf_8_is_refused(assembler: MessageAssembler, parts: list[bytes]) -> None:
     opcodes = [Opcode.TEXT, *[Opcode.CONT] * (len(parts) - 1)]
     *first, last = zip(opcodes, parts, strict=True)
     for opcode, data in first:
-        await inbox.put(Frame(opcode, data, fin=False))
+        await assembler.put(Frame(opcode, data, fin=False))
     with pytest.raises(UnicodeDecodeError):
-        await inbox.put(Frame(*last))
+        await assembler.put(Frame(*last))
 
 
-async def test_who_waits_is_woken_by_a_message(inbox: Inbox) -> None:
-    reader = asyncio.create_task(inbox.get())
+async def test_who_waits_is_woken_by_a_message(assembler: MessageAssembler) -> None:
+    reader = asyncio.create_task(assembler.get())
     await asyncio.sleep(0)
-    await inbox.put(text("a"))
-    await inbox.put(text("b"))
+    await assembler.put(text("a"))
+    await assembler.put(text("b"))
     assert await reader == "a"
-    assert await inbox.get() == "b"
+    assert await assembler.get() == "b"
 
 
-async def test_what_came_before_the_end_is_read_first(inbox: Inbox) -> None:
-    await inbox.put(text("last"))
-    inbox.cancel()
-    assert await inbox.get() == "last"
+async def test_what_came_before_the_end_is_read_first(assembler: MessageAssembler) -> None:
+    await assembler.put(text("last"))
+    assembler.cancel()
+    assert await assembler.get() == "last"
     with pytest.raises(WebsocketClosed):
-        await inbox.get()
+        await assembler.get()
 
 
-async def test_the_end_wakes_who_waits(inbox: Inbox) -> None:
-    reader = asyncio.create_task(inbox.get())
+async def test_the_end_wakes_who_waits(assembler: MessageAssembler) -> None:
+    reader = asyncio.create_task(assembler.get())
     await asyncio.sleep(0)
-    inbox.cancel()
-    inbox.cancel()
+    assembler.cancel()
+    assembler.cancel()
     with pytest.raises(WebsocketClosed):
         await reader
 
 
-async def test_a_client_is_read_no_further_while_much_waits(inbox: Inbox, transport: FakeTransport) -> None:
+async def test_a_client_is_read_no_further_while_much_waits(
+    assembler: MessageAssembler, transport: FakeTransport
+) -> None:
     for number in range(15):
-        await inbox.put(text(str(number)))
+        await assembler.put(text(str(number)))
     assert transport.reading
-    await inbox.put(text("15"))
+    await assembler.put(text("15"))
     assert not transport.reading
     for _ in range(15):
-        await inbox.get()
+        await assembler.get()
     assert not transport.reading
-    await inbox.get()
+    await assembler.get()
     assert transport.reading
 
 
-async def test_a_client_is_read_no_further_while_it_is_held(inbox: Inbox, transport: FakeTransport) -> None:
-    inbox.hold()
+async def test_a_client_is_read_no_further_while_it_is_held(
+    assembler: MessageAssembler, transport: FakeTransport
+) -> None:
+    assembler.hold()
     assert not transport.reading
-    await inbox.put(text("a"))
-    await inbox.get()
+    await assembler.put(text("a"))
+    await assembler.get()
     assert not transport.reading
-    inbox.release()
+    assembler.release()
     assert transport.reading
 
 
-async def test_releasing_does_not_read_on_while_much_waits(inbox: Inbox, transport: FakeTransport) -> None:
-    inbox.hold()
+async def test_releasing_does_not_read_on_while_much_waits(
+    assembler: MessageAssembler, transport: FakeTransport
+) -> None:
+    assembler.hold()
     for number in range(16):
-        await inbox.put(text(str(number)))
-    inbox.release()
+        await assembler.put(text(str(number)))
+    assembler.release()
     assert not transport.reading
 
 
-async def test_what_is_shut_is_never_read_again(inbox: Inbox, transport: FakeTransport) -> None:
-    await inbox.put(text("one"))
-    inbox.shut()
-    inbox.hold()
-    inbox.release()
+async def test_what_is_shut_is_never_read_again(assembler: MessageAssembler, transport: FakeTransport) -> None:
+    await assembler.put(text("one"))
+    assembler.shut()
+    assembler.hold()
+    assembler.release()
     assert not transport.reading
-    assert await inbox.get() == "one"
+    assert await assembler.get() == "one"
     assert not transport.reading
 
 
-async def test_a_transport_that_closes_is_left_alone(inbox: Inbox, transport: FakeTransport) -> None:
-    inbox.hold()
+async def test_a_transport_that_closes_is_left_alone(assembler: MessageAssembler, transport: FakeTransport) -> None:
+    assembler.hold()
     transport.closing = True
-    inbox.release()
+    assembler.release()
     assert not transport.reading
 
 
-async def test_a_ping_is_no_message_and_may_stand_between_fragments(inbox: Inbox) -> None:
-    await inbox.put(Frame(Opcode.PING, b"a"))
-    await inbox.put(Frame(Opcode.TEXT, b"o", fin=False))
-    await inbox.put(Frame(Opcode.PING, b"b"))
-    await inbox.put(Frame(Opcode.CONT, b"ne"))
-    assert await inbox.get() == "one"
+async def test_a_ping_is_no_message_and_may_stand_between_fragments(assembler: MessageAssembler) -> None:
+    await assembler.put(Frame(Opcode.PING, b"a"))
+    await assembler.put(Frame(Opcode.TEXT, b"o", fin=False))
+    await assembler.put(Frame(Opcode.PING, b"b"))
+    await assembler.put(Frame(Opcode.CONT, b"ne"))
+    assert await assembler.get() == "one"
 
 
-async def test_few_large_messages_are_much_too(inbox: Inbox, transport: FakeTransport) -> None:
-    await inbox.put(text("x" * 65_535))
+async def test_few_large_messages_are_much_too(assembler: MessageAssembler, transport: FakeTransport) -> None:
+    await assembler.put(text("x" * 65_535))
     assert transport.reading
-    await inbox.put(text("x"))
+    await assembler.put(text("x"))
     assert not transport.reading
-    await inbox.get()
-    await inbox.get()
+    await assembler.get()
+    await assembler.get()
     assert transport.reading
-    await inbox.put(text("x" * 65_535))
+    await assembler.put(text("x" * 65_535))
     assert transport.reading
 
 
@@ -167,21 +173,21 @@ async def test_few_large_messages_are_much_too(inbox: Inbox, transport: FakeTran
 async def test_a_message_without_end_is_one_once_it_is_larger_than_may_be(
     transport: FakeTransport, opcode: Opcode
 ) -> None:
-    inbox = Inbox(transport, 3)
-    await inbox.put(Frame(opcode, "aä".encode(), fin=False))
-    reader = asyncio.create_task(inbox.get())
+    assembler = MessageAssembler(transport, 3)
+    await assembler.put(Frame(opcode, "aä".encode(), fin=False))
+    reader = asyncio.create_task(assembler.get())
     await asyncio.sleep(0)
     assert not reader.done()
-    await inbox.put(Frame(Opcode.CONT, "ö".encode()[:1], fin=False))
+    await assembler.put(Frame(Opcode.CONT, "ö".encode()[:1], fin=False))
     assert await reader == "aäö".encode()[:4]
-    await inbox.put(Frame(Opcode.CONT, "ö".encode()[1:]))
-    assert await inbox.get() == "ö".encode()[1:]
-    await inbox.put(text("next"))
-    assert await inbox.get() == "next"
+    await assembler.put(Frame(Opcode.CONT, "ö".encode()[1:]))
+    assert await assembler.get() == "ö".encode()[1:]
+    await assembler.put(text("next"))
+    assert await assembler.get() == "next"
 
 
 async def test_a_message_that_is_just_as_large_as_may_be_comes_whole(transport: FakeTransport) -> None:
-    inbox = Inbox(transport, 3)
+    assembler = MessageAssembler(transport, 3)
     for frame in (Frame(Opcode.TEXT, b"ab", fin=False), Frame(Opcode.CONT, b"c", fin=False), Frame(Opcode.CONT, b"")):
-        await inbox.put(frame)
-    assert await inbox.get() == "abc"
+        await assembler.put(frame)
+    assert await assembler.get() == "abc"

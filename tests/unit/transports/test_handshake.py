@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from sanic.compat import Header
 
-from sanic_nats_bridge.errors import CommandInvalid
+from sanic_nats_bridge.errors import InvalidCommand
 from sanic_nats_bridge.transports.handshake import check_handshake
 
 UPGRADE = {"upgrade": "WebSocket"}
@@ -14,7 +14,7 @@ def fault(**headers: str) -> str | None:
     request: Any = SimpleNamespace(headers=Header({name.replace("_", "-"): text for name, text in headers.items()}))
     try:
         check_handshake(request)
-    except CommandInvalid as error:
+    except InvalidCommand as error:
         return error.message
     return None
 
