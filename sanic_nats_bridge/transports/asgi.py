@@ -99,7 +99,7 @@ class _AsgiTransport(ABC):
         """Nothing: the server never takes for idle what has not ended."""
 
     def close(self, close: Close, seconds: float) -> None:
-        if CloseCode(close.code).cuts:
+        if CloseCode(close.code).drops_pending:
             self._cut()
         self.send(close, close.retry if isinstance(close.retry, int) else None)
         self._last = close

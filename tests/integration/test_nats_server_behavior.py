@@ -275,7 +275,7 @@ async def test_a_server_that_is_about_to_stop_is_kept_as_long_as_it_serves_where
         async with Publisher.connected(nats_server) as publisher:
             assert nats_server.pid is not None
             os.kill(nats_server.pid, signal.SIGUSR2)
-            await until(lambda: getattr(client, "unwelcome").is_set())  # noqa: B009 - one of ours
+            await until(lambda: getattr(client, "must_be_replaced").is_set())  # noqa: B009 - one of ours
             await publisher.send("a", b"1")
             await until(lambda: bridge.listener.payloads == [b"1"])
         assert await bridge.ask("b") == {"b": "confirmed"}

@@ -457,7 +457,8 @@ async def test_the_apps_view_of_the_sessions(shared_nats: NatsServer, door: str)
             await follow(bridge, client, "ada", "a")
             (session,) = view
             assert session in view
-            assert (session.key, session.identity, session.transport) == (client.key, "ada", door)
+            transport = {"websocket": "websocket", "events": "sse"}[door]
+            assert (session.key, session.identity, session.transport) == (client.key, "ada", transport)
             assert (session.permissions, session.subscriptions) == (app.users["ada"], ("a",))
         await until(lambda: not len(view))
         assert session not in view

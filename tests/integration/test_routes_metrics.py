@@ -162,7 +162,7 @@ async def test_what_the_app_has_in_the_library_is_its_own(measured: Bridge) -> N
 def test_without_the_library_the_start_stops_and_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "find_spec", lambda name: None)
     Settings.resolve({}, {})
-    with pytest.raises(SettingsError, match=r"'metrics' needs pip install 'sanic-nats-bridge\[metrics\]'$"):
+    with pytest.raises(SettingsError, match=r"'metrics' requires a package: pip install 'sanic-nats-bridge\[metrics\]'$"):
         Settings.resolve({"metrics": True}, {})
 
 

@@ -142,7 +142,7 @@ async def test_a_command_that_waits_while_the_link_is_lost_ends_inactive_and_is_
     await turns()
     link.lose()
     (view,) = await waiting
-    assert view.interest.state is State.AWAY
+    assert view.interest.state is State.DISCONNECTED
     link.come_back()
     link.confirm("a")
     link.deliver("a")
@@ -157,7 +157,7 @@ async def test_a_confirmation_that_comes_late_is_told_later() -> None:
     before = view.interest.state
     assert subscriber.told == []
     link.confirm("a")
-    assert (before, view.interest.state) == (State.PENDING, State.LIVE)
+    assert (before, view.interest.state) == (State.PENDING, State.ACTIVE)
     assert subscriber.told == [("subscription_active", "a")]
 
 

@@ -90,7 +90,7 @@ def test_what_waits_can_be_forgotten_and_more_be_brought_then() -> None:
     async def scene() -> None:
         nats = Nats(10)
         nats.submit("one", *"abcde")
-        nats.pacing.forget()
+        nats.pacing.clear()
         nats.submit("one", "f")
         await asyncio.sleep(5)
         assert nats.patterns == ["a", "f"]

@@ -143,9 +143,9 @@ async def test_a_folder_that_cannot_be_used_is_told_once_and_the_worker_tells_of
     await worker.aggregator.start()
     for _ in range(3):
         assert messages(await worker.aggregator.gather()) == {"w0": 3}
-    await until(lambda: "cannot be written" in caplog.text)
+    await until(lambda: "Cannot write the metrics" in caplog.text)
     await worker.aggregator.stop()
-    assert caplog.text.count("cannot be written") == 1
+    assert caplog.text.count("Cannot write the metrics") == 1
 
 
 async def test_a_folder_that_goes_before_the_worker_does_is_no_news(
