@@ -9,6 +9,7 @@ from tools.prose import LIMITS, WORDS, Finding, Result, check, main, passages
 
 BAD: dict[str, tuple[str, str]] = {
     "docstring opens with a question word": ("tools/a.py", '"""Whether it runs."""'),
+    "attribute docstring opens with a question word": ("tools/a.py", 'LIMIT = 1\n"""How much is allowed."""'),
     "function docstring opens without a verb": ("tools/a.py", 'def f():\n    """The name."""'),
     "class docstring opens without a noun": ("tools/a.py", 'class A:\n    """Keeps a list."""'),
     "stands": ("README.md", "The bridge stands at its path."),
@@ -158,14 +159,21 @@ def test_each_place_has_its_file_and_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("word", ["What", "Who", "Whoever", "How", "Which", "Whether", "Where", "When", "Whatever"])
 @pytest.mark.parametrize(
-    "source",
-    ['"""{} it."""', 'class A:\n    """{} it."""', 'A = 1\n"""{} it."""', 'class A:\n    b: int\n    """{} it."""',
-     '@property\ndef a():\n    """{} it."""'],
-    ids=["module", "class", "constant", "attribute", "property"],
-)  # fmt: skip
-def test_no_docstring_may_ask(source: str, word: str, tmp_path: Path) -> None:
+    ("rule", "source"),
+    [
+        ("docstring", '"""{} it."""'),
+        ("docstring", 'class A:\n    """{} it."""'),
+        ("docstring", '@property\ndef a():\n    """{} it."""'),
+        ("docstring", 'async def a():\n    """{} it."""'),
+        ("attribute docstring", 'A = 1\n"""{} it."""'),
+        ("attribute docstring", 'class A:\n    b: int\n    """{} it."""'),
+    ],
+    ids=["module", "class", "property", "function", "constant", "attribute"],
+)
+def test_no_docstring_may_ask(rule: str, source: str, word: str, tmp_path: Path) -> None:
     found = results(tmp_path, {"tools/a.py": source.format(word)})
-    assert found["docstring opens with a question word"].count == 1
+    counts = {name: result.count for name, result in found.items() if name.endswith("opens with a question word")}
+    assert {name for name, count in counts.items() if count} == {f"{rule} opens with a question word"}
 
 
 @pytest.mark.parametrize("comment", ["/** Whether it runs. */", "/**\n * Whether it runs.\n */"])
