@@ -247,7 +247,7 @@ async def test_a_signal_handler_that_never_ends_harms_nobody_and_goes_with_the_a
                 await until(lambda: websocket.key in started)
                 assert (await websocket.ask({"action": "ping"}))["message"] == "pong"
     assert len(started) == 2
-    await until(lambda: asyncio.all_tasks() == before, 3)
+    await until(lambda: asyncio.all_tasks() == before)
 
 
 # The end

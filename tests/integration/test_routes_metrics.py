@@ -30,7 +30,7 @@ from tests.support.bridge import (
     running,
     until,
 )
-from tests.support.process import MANAGER_SECONDS, managed_process, process_of_workers
+from tests.support.process import managed_process, process_of_workers
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
@@ -281,7 +281,6 @@ async def test_workers_whose_app_is_in_the_main_module_meet_too(shared_nats: Nat
     ):
         while {worker for _, worker, *_ in await scrape(http)} != {"Sanic-Server-0-0", "Sanic-Server-1-0"}:
             pass
-        await asyncio.sleep(MANAGER_SECONDS)
 
 
 async def test_two_apps_of_one_process_each_tell_of_their_own(shared_nats: NatsServer) -> None:
