@@ -1,4 +1,4 @@
-// The types of the browser client. docs/protocol.md describes the commands and the frames.
+// The types of the browser client. docs/reference/protocol.md describes the commands and the frames.
 
 export type NatsState = "connected" | "disconnected";
 export type Action = "subscribe" | "unsubscribe" | "ping";

@@ -1,5 +1,5 @@
 // @ts-check
-// The browser client of sanic-nats-bridge: docs/client.md. The public types are in client.d.ts.
+// The browser client of sanic-nats-bridge: docs/reference/client.md. The public types are in client.d.ts.
 
 /** @import * as Api from "./client.d.ts" */
 /** @import { SharedStream } from "./share.js" */

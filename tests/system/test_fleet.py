@@ -14,7 +14,7 @@ from tools.faults import network as networks
 from tools.faults.network import LOOPBACK, network
 from tools.faults.results import Results
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[2] / "docs" / "internals"
 
 
 def test_nothing_is_lost_in_silence_by_the_clients_of_two_machines(

@@ -11,7 +11,7 @@ from tools.faults.reconnecting_clients import Return
 from tools.faults.results import Results, Run
 from tools.faults.rolling import judge_returns
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[2] / "docs" / "internals"
 
 
 def test_clients_and_subscriptions_survive_a_rolling_restart(
