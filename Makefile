@@ -1,6 +1,6 @@
 # make run     serve the example app at http://127.0.0.1:5001 (ARGS="--port 5002 --workers 2")
 # make test    run the tests, browser included (ARGS="-k session")
-# make check   formatting, lint and types
+# make check   formatting, lint, types and prose
 # make format  format the code
 # make faults  do harm to NATS and the bridge, judge what clients got (ARGS="kill sigstop --rounds 1")
 # make bench   measure against nats-server's own WebSocket port and others (ARGS="steady burst --rounds 3")
@@ -36,6 +36,7 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python -m tools.prose
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .

@@ -317,7 +317,7 @@ class Session:
     def close(self, code: CloseCode, reason: str, seconds: float | None = None) -> None:
         """End the session: the client hears why, and nothing more; it has so many seconds to take that."""
         if not self.closed:
-            self._leave(code, cut=code.cuts)
+            self._leave(code, cut=code.drops_pending)
             settings = self._context.settings
             close = close_frame(code, reason, retry=settings.retry, spread=settings.reconnect_spread)
             self._transport.close(close, seconds or CLOSE_SECONDS)

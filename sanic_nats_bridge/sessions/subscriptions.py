@@ -62,7 +62,7 @@ class Subscriptions:
             self._hub.release(claimed.values())
         views = self._hub.attach(self._subscriber, [(interest, grant) for grant, interest in claimed.items()])
         self._views |= {view.pattern: view for view in views}
-        waiting = {pattern for pattern in patterns if self._views[pattern].interest.state is not State.LIVE}
+        waiting = {pattern for pattern in patterns if self._views[pattern].interest.state is not State.ACTIVE}
         self._unconfirmed |= waiting
         return patterns, not waiting
 
@@ -136,7 +136,7 @@ class Subscriptions:
 
     def confirm_active(self) -> bool:
         """Nothing is left to be said of those that NATS has; returns whether these are all."""
-        live = {pattern for pattern, view in self._views.items() if view.interest.state is State.LIVE}
+        live = {pattern for pattern, view in self._views.items() if view.interest.state is State.ACTIVE}
         self._unconfirmed -= live
         return not self._unconfirmed
 
@@ -144,7 +144,7 @@ class Subscriptions:
         """Remember which subscriptions miss messages from here on."""
         for pattern, view in self._views.items():
             state = view.interest.state
-            if state is State.LIVE or (state is State.PENDING and pattern not in self._unconfirmed):
+            if state is State.ACTIVE or (state is State.PENDING and pattern not in self._unconfirmed):
                 self._gaps[pattern] = None
 
     def take_gaps(self) -> list[str]:

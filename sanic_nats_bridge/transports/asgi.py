@@ -101,7 +101,7 @@ class _AsgiTransport(ABC):
         """Do nothing, because an ASGI server never closes an unfinished response as idle."""
 
     def close(self, frame: Close, timeout: float) -> None:
-        if CloseCode(frame.code).cuts:
+        if CloseCode(frame.code).drops_pending:
             self._drop_queue()
         self.send(frame, frame.retry if isinstance(frame.retry, int) else None)
         self._close_frame = frame

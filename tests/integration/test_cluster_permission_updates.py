@@ -14,6 +14,7 @@ from sanic_nats_bridge import Permissions
 from sanic_nats_bridge.cluster.permission_updates import PermissionUpdates
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import Bridge, running, until
+from tests.support.clock import held
 from tests.support.nats import Proxy
 from tests.unit.sessions.test_session import EVERYTHING, Worker, act
 
@@ -75,12 +76,13 @@ async def test_what_is_decided_while_nats_is_away_is_told_when_it_is_back(nats_s
     options: dict[str, Any] = {"control_prefix": f"_T.{uuid4().hex}", "permissions": permissions}
     async with (
         Proxy.before(nats_server) as proxy,
-        running(servers=proxy.url, ping_interval=0.2, connect_timeout=0.2, **options) as here,
-        running(servers=nats_server.url, **options) as there,
+        running(servers=proxy.url, connect_timeout=1, **options) as here,
+        running(servers=nats_server.url, ping_interval=86_400, **options) as there,
         there.events("a.staff", Cookie="user=ada") as client,
     ):
         proxy.hole = True
-        await until(lambda: here.extension.client is None)
+        async with held() as clock:
+            await clock.forward_until(lambda: here.extension.client is None, step=10)
         await here.extension.update_permissions(Permissions(["*.open"]), identity="ada")
         await here.extension.revoke(identity="ada")
         proxy.hole = False
@@ -201,18 +203,18 @@ async def test_what_was_decided_before_nats_was_lost_does_not_undo_what_was_deci
     assert session.closed
 
 
-async def test_what_is_decided_while_the_others_return_waits_with_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sanic_nats_bridge.cluster.permission_updates._OTHERS_RECONNECT_SECONDS", 0.05)
+async def test_what_is_decided_while_the_others_return_waits_with_the_rest() -> None:
     told, worker = Told(), Worker()
     permission_updates = PermissionUpdates(worker.sessions, told.announce)
     told.error = ConnectionError("away")
     await permission_updates.revoke("ada", None)
     told.error = None
-    returning = asyncio.create_task(permission_updates.nats_connected())
-    await until(lambda: permission_updates._awaiting_others)
-    await permission_updates.revoke("bob", None)
-    assert told.told == []
-    await returning
+    async with held() as clock:
+        returning = asyncio.create_task(permission_updates.nats_connected())
+        await until(lambda: permission_updates._awaiting_others)
+        await permission_updates.revoke("bob", None)
+        assert told.told == []
+        await clock.forward_until(returning.done)
     assert [json.loads(each)["identity"] for each in told.told] == ["ada", "bob"]
 
 

@@ -177,7 +177,6 @@ def run(machine: Any, seed_of_it: str, steps: int) -> None:
         settings=settings(
             max_examples=-(-steps // STEPS),
             stateful_step_count=STEPS,
-            deadline=None,
             database=None,
             # What is shrunk is run hundreds of times, and hardly one of these runs is quick.
             phases=[Phase.generate],

@@ -17,7 +17,6 @@ from tools.faults.results import Results
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.mark.timeout(180)
 def test_nothing_is_lost_in_silence_by_the_clients_of_two_machines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,7 +14,6 @@ from tools.faults.rolling import judge_returns
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.mark.timeout(180)
 def test_clients_and_subscriptions_survive_a_rolling_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
