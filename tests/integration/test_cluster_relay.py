@@ -363,4 +363,4 @@ async def test_a_fault_of_the_holder_is_told_and_logged(
         "subjects": [],
         "retry_after": 0,
     }
-    assert "Fault in a command from another worker" in caplog.text
+    assert "A command from another worker has failed" in caplog.text

@@ -99,7 +99,7 @@ async def test_credentials_that_expire_are_read_again(
             await until(connected)
             await until(lambda: "down" in bridge.listener.told)
             assert "authentication expired" in caplog.text
-            await until(lambda: "NATS is away" in caplog.text)
+            await until(lambda: "Cannot connect to NATS" in caplog.text)
             before = len(bridge.listener.told)
             account.issue(user)
             await until(lambda: bridge.listener.told[before:] == ["up"])

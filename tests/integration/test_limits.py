@@ -146,13 +146,13 @@ async def test_of_who_has_been_closed_little_more_is_read(
     monkeypatch: pytest.MonkeyPatch, shared_nats: NatsServer, settings: dict[str, Any]
 ) -> None:
     shut: list[MessageAssembler] = []
-    shut_down = MessageAssembler.shut
+    shut_down = MessageAssembler.stop
 
     def shut_and_tell(assembler: MessageAssembler) -> None:
         shut_down(assembler)
         shut.append(assembler)
 
-    monkeypatch.setattr(MessageAssembler, "shut", shut_and_tell)
+    monkeypatch.setattr(MessageAssembler, "stop", shut_and_tell)
     handshake = f"GET /nats/stream HTTP/1.1\r\n{UPGRADE}\r\n"
     async with (
         running(servers=shared_nats.url, **settings) as bridge,

@@ -254,11 +254,11 @@ async def test_a_client_that_is_not_read_is_not_expected_to_answer_a_ping(shared
     ):
         session = session_of(bridge, client.session)
         transport: Any = session._transport
-        transport._assembler.hold()
+        transport._assembler.pause()
         async with held() as clock:
             await heartbeats(client, clock, 15)
         assert not session.closed
-        transport._assembler.release()
+        transport._assembler.resume()
         assert (await client.ask({"action": "ping"}))["message"] == "pong"
 
 
@@ -389,7 +389,7 @@ async def test_of_a_client_that_is_lost_no_slice_is_left(shared_nats: NatsServer
             await reader.readuntil(b'"nats":"connected"}')
             (session,) = sessions(bridge)
             transport: Any = session._transport
-            transport._assembler.hold()
+            transport._assembler.pause()
             transport._throttle.data_received(frame(PONG) * 20_000)
             assert transport._throttle._unfed
             reset(writer.transport)

@@ -215,10 +215,10 @@ class FakeTransport(_Recorder):
     def keepalive(self) -> None:
         pass
 
-    def close(self, close: Close, seconds: float) -> None:
-        self.send(close)
-        self.finished = close
-        self.finish_seconds = seconds
+    def close(self, frame: Close, timeout: float) -> None:
+        self.send(frame)
+        self.finished = frame
+        self.finish_seconds = timeout
 
     def abort(self) -> None:
         self.aborted = True
