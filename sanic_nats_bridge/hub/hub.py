@@ -203,7 +203,7 @@ class Hub:
         """A fault of ours has lost a message: tell all who follow."""
         self.flush()
         for view, subscriber in interest.subscribers_by_view():
-            subscriber.missed(view.pattern)
+            subscriber.messages_lost(view.pattern)
 
     def confirmed(self, interest: Interest) -> None:
         """The NATS server has the subscription."""
@@ -224,7 +224,7 @@ class Hub:
             interest.unsubscribe_timer.cancel()
         self._remove(interest)
         for view, subscriber in interest.subscribers_by_view():
-            subscriber.ended(view.pattern, refused_by_nats([view.pattern]))
+            subscriber.subscription_ended(view.pattern, refused_by_nats([view.pattern]))
         interest.views.clear()
         self._answered(interest)
 

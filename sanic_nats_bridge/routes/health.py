@@ -20,7 +20,7 @@ def add_health_routes(blueprint: Blueprint, sessions: SessionRegistry) -> None:
         return _answer(200, live=True)
 
     async def ready(request: Request) -> HTTPResponse:
-        stopping = sessions.going_away is not None
+        stopping = sessions.stop_reason is not None
         is_ready = not stopping and (sessions.nats == "connected" or not sessions.settings.ready_needs_nats)
         return _answer(200 if is_ready else 503, ready=is_ready, stopping=stopping, nats=sessions.nats)
 

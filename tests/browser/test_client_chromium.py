@@ -284,7 +284,7 @@ async def test_a_page_that_is_shown_again_comes_back_at_once(
         bridge.runtime.sessions.close_all("The server is going away")
         await true(page, "nats.status.state === 'waiting'")
         assert await page.evaluate("nats.status.retry") > 500_000
-        bridge.runtime.sessions.going_away = None
+        bridge.runtime.sessions.stop_reason = None
         await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
         assert await page.evaluate("nats.status.state") == "waiting"
         await page.evaluate(
