@@ -180,7 +180,7 @@ class Session:
     def _check_size(self, data: bytes) -> None:
         max_bytes = self._context.settings.max_command_bytes
         if len(data) > max_bytes:
-            error = SizeLimitExceeded(f"A command must be at most {max_bytes} bytes, got {len(data)}")
+            error = SizeLimitExceeded(f"A command must be at most {max_bytes} bytes")
             self.close_with_error(error)
             raise error
 
