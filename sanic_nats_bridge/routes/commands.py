@@ -110,7 +110,7 @@ async def _body(request: Request, max_bytes: int, deadlines: Deadlines) -> bytes
                 if len(body) > max_bytes:
                     raise SizeLimitExceeded(f"A command must be at most {max_bytes} bytes")
     except (SanicException, TimeoutError):
-        if deadlines.over:
+        if deadlines.stopping:
             raise UnreachableSession("The server is going away") from None
         raise InvalidCommand("Not a valid command: the body cannot be read") from None
     return body
