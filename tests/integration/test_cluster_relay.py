@@ -355,7 +355,7 @@ async def test_a_fault_of_the_holder_is_told_and_logged(
 ) -> None:
     worker = Worker()
     session, _ = worker.open()
-    monkeypatch.setattr(worker.sessions, "find", None)
+    monkeypatch.setattr(worker.sessions, "get", None)
     answer = await Relay(worker.sessions, Answers().request).answer(request(session=session.key))
     assert json.loads(answer)["refusal"] == {
         "code": "internal",
