@@ -1,6 +1,7 @@
 # make run     serve the example app at http://127.0.0.1:5001 (ARGS="--port 5002 --workers 2")
 # make test    run the tests, browser included (ARGS="-k session")
-# make check   formatting, lint and types
+# make check   formatting, lint, types and prose
+# make docs    build the docs site into build/site
 # make format  format the code
 # make faults  do harm to NATS and the bridge, judge what clients got (ARGS="kill sigstop --rounds 1")
 # make bench   measure against nats-server's own WebSocket port and others (ARGS="steady burst --rounds 3")
@@ -21,7 +22,7 @@ PARALLEL := -n 3 --dist loadfile
 TEST_PACKAGES := chromium:chromium libatomic.so.1:libatomic1 firefox-esr:firefox-esr nginx:nginx-light \
 	haproxy:haproxy ip:iproute2 node:nodejs npm:npm
 
-.PHONY: run test check format faults bench bench-panini clean
+.PHONY: run test check docs format faults bench bench-panini clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.run
@@ -36,6 +37,11 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python -m tools.prose
+
+# NO_MKDOCS_2_WARNING: the theme announces its successor on each run.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .

@@ -1,26 +1,26 @@
-"""Everything the bridge can refuse, as one tree: each with its code, its HTTP status, and any close code.
+"""Every error that a client can get, as one tree: its code, its HTTP status and its close code.
 
     BridgeError
-    ├── InvalidCommand            command.invalid
-    │   └── UnsupportedMediaType  command.invalid, but HTTP 415
-    ├── UnsupportedCommand        command.unsupported
-    │   └── UnsupportedQuery      command.unsupported
-    ├── AuthRequired              auth.required
-    ├── AuthExpired               auth.expired
-    ├── InvalidSubject            subject.invalid
-    ├── ForbiddenSubject          subject.forbidden
-    ├── ForbiddenOrigin           origin.forbidden
-    ├── NotSubscribed             subject.not_subscribed
-    ├── SizeLimitExceeded                 limit.size
-    ├── SubscriptionLimitExceeded         limit.subscriptions
-    ├── RateLimitExceeded                 limit.rate
-    ├── UnknownSession            session.unknown
-    ├── UnreachableSession        session.unreachable
-    ├── NatsRefused               nats.refused
-    ├── NatsUnavailable           nats.unavailable
-    └── InternalError             internal
+    ├── InvalidCommand               command.invalid
+    │   └── UnsupportedMediaType     command.invalid, but HTTP 415
+    ├── UnsupportedCommand           command.unsupported
+    │   └── UnsupportedQuery         command.unsupported
+    ├── AuthRequired                 auth.required
+    ├── AuthExpired                  auth.expired
+    ├── InvalidSubject               subject.invalid
+    ├── ForbiddenSubject             subject.forbidden
+    ├── ForbiddenOrigin              origin.forbidden
+    ├── NotSubscribed                subject.not_subscribed
+    ├── SizeLimitExceeded            limit.size
+    ├── SubscriptionLimitExceeded    limit.subscriptions
+    ├── RateLimitExceeded            limit.rate
+    ├── UnknownSession               session.unknown
+    ├── UnreachableSession           session.unreachable
+    ├── NatsRefused                  nats.refused
+    ├── NatsUnavailable              nats.unavailable
+    └── InternalError                internal
 
-``SettingsError`` stands apart: it is the operator's, stops the start, and never reaches a client.
+``SettingsError`` is separate: it stops the start, and no client gets it.
 """
 
 from collections.abc import Sequence
@@ -54,7 +54,7 @@ __all__ = [
 
 
 class CloseCode(IntEnum):
-    """Why the bridge ends a session: WebSocket close codes, those below 4000 of RFC 6455, section 7.4."""
+    """The WebSocket close codes of the bridge. RFC 6455, section 7.4, defines those below 4000."""
 
     GOING_AWAY = 1001
     TOO_BIG = 1009
@@ -67,7 +67,7 @@ class CloseCode(IntEnum):
 
     @property
     def reconnect(self) -> bool:
-        """Whether a client that comes back as it is may expect to be served."""
+        """Whether the client may reconnect without a change on its side."""
         return self not in (
             CloseCode.TOO_BIG,
             CloseCode.UNSUPPORTED,
@@ -76,21 +76,25 @@ class CloseCode(IntEnum):
         )
 
     @property
-    def cuts(self) -> bool:
-        """Whether messages that have come, and are not written yet, are kept from the client."""
+    def drops_pending(self) -> bool:
+        """Whether messages that were received, but not written yet, are dropped."""
         return self in (CloseCode.UNAUTHORIZED, CloseCode.FORBIDDEN)
 
 
 class BridgeError(Exception):
-    """What a client is told when something is refused.
+    """A rejection that a client gets, as a failed reply, an HTTP status or a close code.
 
-    ``message`` is for people and shows no internals; ``subjects`` are those that it concerns. Where
-    it has a ``close_code`` it ends the session.
+    Args:
+        message: The reason, for people. It must not show internals.
+        subjects: The subjects that the error concerns.
     """
 
     code: ClassVar[str]
+    """The error's code on the wire."""
     http_status: ClassVar[int]
+    """The status of the HTTP response to a POST, or to ``/events``."""
     close_code: ClassVar[CloseCode | None] = None
+    """The code with which the error ends a session, if it does."""
 
     def __init__(self, message: str, subjects: Sequence[str] = ()) -> None:
         super().__init__(message)
@@ -99,14 +103,14 @@ class BridgeError(Exception):
 
 
 class InvalidCommand(BridgeError):
-    """Not a command: broken JSON, a missing or mistyped field, an action nobody knows."""
+    """A command with malformed JSON, a missing field, a field of the wrong type or an unknown action."""
 
     code = "command.invalid"
     http_status = 400
 
 
 class UnsupportedMediaType(InvalidCommand):
-    """A POST whose body is not declared as JSON, or is compressed."""
+    """A POST whose body isn't declared as JSON, or is compressed."""
 
     http_status = 415
 
@@ -119,13 +123,13 @@ class UnsupportedCommand(BridgeError):
 
 
 class UnsupportedQuery(UnsupportedCommand):
-    """What the protocol reserves, in the query with which a session was to begin."""
+    """A query parameter that the protocol reserves, or another protocol version, at the start of a session."""
 
     close_code = CloseCode.UNSUPPORTED
 
 
 class AuthRequired(BridgeError):
-    """The app's ``permissions`` function knows no such client."""
+    """A client that the app's ``permissions`` function doesn't know."""
 
     code = "auth.required"
     http_status = 401
@@ -133,7 +137,7 @@ class AuthRequired(BridgeError):
 
 
 class AuthExpired(BridgeError):
-    """The time of the client's permissions is over."""
+    """A client whose permissions have expired."""
 
     code = "auth.expired"
     http_status = 401
@@ -148,14 +152,14 @@ class InvalidSubject(BridgeError):
 
 
 class ForbiddenSubject(BridgeError):
-    """A pattern that the operator has not opened."""
+    """A pattern that the client's permissions don't allow."""
 
     code = "subject.forbidden"
     http_status = 403
 
 
 class ForbiddenOrigin(BridgeError):
-    """A page of an origin that the operator has not allowed."""
+    """A page of an origin that ``allowed_origins`` doesn't name."""
 
     code = "origin.forbidden"
     http_status = 403
@@ -163,7 +167,7 @@ class ForbiddenOrigin(BridgeError):
 
 
 class NotSubscribed(BridgeError):
-    """An unsubscribe of what the session does not hold."""
+    """An unsubscribe from a pattern to which the session isn't subscribed."""
 
     code = "subject.not_subscribed"
     http_status = 409
@@ -178,14 +182,20 @@ class SizeLimitExceeded(BridgeError):
 
 
 class SubscriptionLimitExceeded(BridgeError):
-    """More patterns than ``max_subscriptions``, or than ``max_patterns`` for the worker."""
+    """More patterns than ``max_subscriptions`` allows for the session, or ``max_patterns`` for the worker."""
 
     code = "limit.subscriptions"
     http_status = 429
 
 
 class RateLimitExceeded(BridgeError):
-    """More commands than ``command_rate``; ``retry_after`` is in seconds."""
+    """More commands than ``command_rate`` and ``command_burst`` allow.
+
+    Args:
+        message: The reason, for people.
+        subjects: The subjects that the error concerns.
+        retry_after: Seconds until the next command is accepted.
+    """
 
     code = "limit.rate"
     http_status = 429
@@ -196,35 +206,35 @@ class RateLimitExceeded(BridgeError):
 
 
 class UnknownSession(BridgeError):
-    """No session of that id lives, on whichever worker."""
+    """A session id that no worker knows, or that belongs to another client."""
 
     code = "session.unknown"
     http_status = 404
 
 
 class UnreachableSession(BridgeError):
-    """The worker that holds the session does not answer; the command may have been carried out all the same."""
+    """A session whose worker doesn't answer. The command may have been executed all the same."""
 
     code = "session.unreachable"
     http_status = 503
 
 
 class NatsRefused(BridgeError):
-    """The NATS server does not let the bridge subscribe to that pattern."""
+    """A pattern to which the NATS server doesn't let the bridge subscribe."""
 
     code = "nats.refused"
     http_status = 403
 
 
 class NatsUnavailable(BridgeError):
-    """What was asked for needs NATS, which is away."""
+    """A command that needs NATS while it is disconnected."""
 
     code = "nats.unavailable"
     http_status = 503
 
 
 class InternalError(BridgeError):
-    """A fault of the bridge; what it was stands in the operator's log."""
+    """A fault of the bridge or of the app. Its cause is logged, and not shown to clients."""
 
     code = "internal"
     http_status = 500
@@ -232,11 +242,11 @@ class InternalError(BridgeError):
 
 
 class SettingsError(ValueError):
-    """A setting that the bridge cannot start with; the message is one line and names it."""
+    """A setting with which the bridge cannot start. The message is one line and names the setting."""
 
 
 def error_from_code(code: str, message: str, subjects: Sequence[str] = (), retry_after: float = 0) -> BridgeError:
-    """The error of this code that another worker has told of; an `InternalError` where there is none of it."""
+    """Return the error that another worker has reported; an `InternalError` if its code is unknown."""
     if code == RateLimitExceeded.code:
         return RateLimitExceeded(message, subjects, retry_after)
     kinds = {kind.code: kind for kind in BridgeError.__subclasses__()}

@@ -73,8 +73,8 @@ class BridgeRuntime:
             lambda: self.connection.client,
             settings.control_prefix or f"{CONTROL_TOKEN}.{app.name}",
             # Lambdas, because the relay and the decisions need the channel.
-            answer=lambda request: self.relay.answer(request),
-            on_announced=lambda announcement: self.permission_updates.receive(announcement),
+            on_request=lambda request: self.relay.answer(request),
+            on_announcement=lambda announcement: self.permission_updates.receive(announcement),
             on_ready=lambda: self.permission_updates.nats_connected(),
         )
         self.relay = Relay(self.sessions, self.control.request)

@@ -1,9 +1,16 @@
+import os
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import Bridge, Publisher, ServerName, running
+
+# No property fails because an example took long. `make long` tries more examples.
+settings.register_profile("usual", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("long", settings.get_profile("usual"), max_examples=3_000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "usual"))
 
 
 @pytest.fixture(scope="session")

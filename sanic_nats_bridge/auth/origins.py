@@ -1,34 +1,34 @@
-"""Which origins (RFC 6454) may come in: one rule for all doors.
+"""The origin check (RFC 6454), the same for all routes.
 
-A browser lets any page open a WebSocket to any host, its visitor's cookies included, and leaves it to the
-server to ask where the page is from (RFC 6455, section 10.2).
+A browser lets any page open a WebSocket to any host, and sends the visitor's cookies. The server must check the
+origin of the page (RFC 6455, section 10.2).
 """
 
 import re
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv6Address
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 __all__ = ["Caller", "Origin", "OriginPolicy", "parse_origin"]
 
-_HOST: Final = r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)"
-_ORIGIN: Final = re.compile(rf"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://{_HOST}(?::(?P<port>[0-9]{{1,5}}))?")
-_AUTHORITY: Final = re.compile(rf"{_HOST}(?::(?P<port>[0-9]{{0,5}}))?")
-_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
-_NULL: Final = "null"
-_FOREIGN_SITES: Final = ("cross-site", "same-site")
-_MAX_PORT: Final = 65_535
+_HOST = r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)"
+_ORIGIN = re.compile(rf"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://{_HOST}(?::(?P<port>[0-9]{{1,5}}))?")
+_AUTHORITY = re.compile(rf"{_HOST}(?::(?P<port>[0-9]{{0,5}}))?")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_NULL = "null"
+_FOREIGN_SITES = ("cross-site", "same-site")
+_MAX_PORT = 65_535
 
 
 class Origin(NamedTuple):
-    """Where a page is from. ``port`` is ``None`` where none is named and the scheme has no default."""
+    """The origin of a page. ``port`` is ``None`` if the origin has none and the scheme has no default."""
 
     scheme: str
     host: str
     port: int | None
 
     def __str__(self) -> str:
-        """As a browser writes it: without the default port of its scheme."""
+        """Return the origin as a browser writes it, without the default port of its scheme."""
         if self.scheme == _NULL:
             return _NULL
         port = "" if self.port in (None, _DEFAULT_PORTS.get(self.scheme)) else f":{self.port}"
@@ -36,31 +36,31 @@ class Origin(NamedTuple):
 
 
 class Caller(NamedTuple):
-    """What the rule looks at in a request."""
+    """The parts of a request that the origin check needs."""
 
     origins: Sequence[str]
-    """Every ``Origin`` header."""
+    """The ``Origin`` headers."""
     fetch_sites: Sequence[str]
-    """Every ``Sec-Fetch-Site`` header."""
+    """The ``Sec-Fetch-Site`` headers."""
     host: str
-    """The host that the client has named, with its port where it has named one."""
+    """The host that the client has requested, with the port if it has given one."""
     port: int | None
-    """The port, where a trusted proxy tells it; it counts before that in ``host``."""
+    """The port that a trusted proxy reports. It overrides the port in ``host``."""
     scheme: str | None
-    """``http`` or ``https``, where it is known."""
+    """``http`` or ``https``, if known."""
 
 
 class OriginPolicy:
-    """Lets in the app's own pages, those of the allowed origins, and clients that are not browsers."""
+    """The origin check: it allows the app's own pages, those of allowed origins, and clients that aren't browsers."""
 
     def __init__(self, allowed: Iterable[str]) -> None:
-        self._allowed: Final = frozenset(map(parse_origin, allowed))
+        self._allowed = frozenset(map(parse_origin, allowed))
 
     def allows(self, caller: Caller) -> bool:
-        """Whether the request may come in.
+        """Return whether the request is allowed.
 
-        Without an ``Origin`` the browser's ``Sec-Fetch-Site`` decides; a value of it that is not known
-        counts as absent (Fetch Metadata, section 2.2).
+        Without an ``Origin``, the browser's ``Sec-Fetch-Site`` decides. An unknown value of it is ignored
+        (Fetch Metadata, section 2.2).
         """
         if not caller.origins:
             return not any(site.strip().lower() in _FOREIGN_SITES for site in caller.fetch_sites)
@@ -68,17 +68,17 @@ class OriginPolicy:
         return origin is not None and (origin in self._allowed or _is_own(origin, caller))
 
     def listed(self, origins: Sequence[str]) -> str | None:
-        """The ``Origin`` header as it came, where the one that there is names an allowed origin."""
+        """Return the ``Origin`` header unchanged if it is the only one and names an allowed origin."""
         return origins[0].strip() if _only(origins) in self._allowed else None
 
 
 def parse_origin(text: str) -> Origin:
-    """Read an origin in ASCII, as browsers write it, or ``null``.
+    """Parse an origin in ASCII, as browsers write it, or ``null``.
 
-    A host is compared as it stands: with a dot at its end it is another.
+    Hosts are compared literally: a trailing dot makes a different host.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The string isn't an origin.
     """
     if text == _NULL:
         return Origin(_NULL, "", None)
@@ -99,7 +99,7 @@ def _only(origins: Sequence[str]) -> Origin | None:
 
 
 def _is_own(origin: Origin, caller: Caller) -> bool:
-    """Whether the origin is that of the host to which the request went."""
+    """Return whether the origin is that of the host to which the request was sent."""
     match = _AUTHORITY.fullmatch(caller.host)
     if match is None or origin.scheme not in _DEFAULT_PORTS or caller.scheme not in (None, origin.scheme):
         return False

@@ -10,7 +10,7 @@ __all__ = ["SubscriptionPolicy"]
 
 
 class SubscriptionPolicy:
-    """The rules for the patterns of every command, whatever the permissions of its client.
+    """The rules for the patterns of every command, in addition to the permissions of its client.
 
     Args:
         max_subscriptions: The largest number of patterns of one session.

@@ -79,16 +79,22 @@ class Hub:
     # Commands
 
     def acquire(self, patterns: Sequence[str], owner: object = None) -> list[Interest]:
-        """The interests in these patterns, made where there are none; each to be attached or released.
+        """Claim the interests in these patterns, which are made if they don't exist yet.
+
+        The caller must attach or release each of them.
+
+        Args:
+            patterns: The real patterns.
+            owner: The session that causes the SUBs; the throttle serves owners in turn.
 
         Raises:
-            SubscriptionLimitExceeded: They would be more than the worker may follow; nothing is claimed.
+            SubscriptionLimitExceeded: The worker would have more than ``max_patterns``; nothing was claimed.
         """
         self._make_room({*patterns})
         return [self._acquire(pattern, owner) for pattern in patterns]
 
     async def confirm(self, interests: Iterable[Interest], seconds: float) -> None:
-        """Wait until NATS has answered for these claimed interests, or is away, or the time is over."""
+        """Wait until NATS has answered for these claimed interests, or is disconnected, or the seconds have passed."""
         pending = [interest for interest in interests if interest.state is State.PENDING]
         if pending:
             try:
@@ -99,28 +105,31 @@ class Hub:
                 pass
 
     def release(self, interests: Iterable[Interest]) -> None:
-        """Give claims up."""
+        """Release claims."""
         for interest in interests:
             interest.claims -= 1
-            # One that was refused, or closed, is here no longer.
+            # A refused interest is no longer in the hub.
             if not interest.claims and self._interests.get(interest.pattern) is interest:
                 self._idle[interest] = None
                 loop = asyncio.get_running_loop()
-                interest.unsubscribe_timer = loop.call_later(self._unsubscribe_delay, self._give_up, interest)
+                interest.unsubscribe_timer = loop.call_later(self._unsubscribe_delay, self._unsubscribe, interest)
 
     def attach(self, subscriber: Subscriber, claimed: Iterable[tuple[Interest, Grant]]) -> list[View]:
-        """Deliver to the subscriber from here on, as the grants say; the claims are its own now."""
+        """Deliver messages of claimed interests to the subscriber, as its grants say; it takes over the claims."""
         self.flush()
         return [interest.add(subscriber, grant) for interest, grant in claimed]
 
     def change(self, subscriber: Subscriber, view: View, grant: Grant) -> View:
-        """Deliver the same pattern to the subscriber as another grant says."""
+        """Replace the grant with which the subscriber gets a pattern."""
         self.flush()
         view.interest.remove(subscriber, view)
         return view.interest.add(subscriber, grant)
 
     def detach(self, subscriber: Subscriber, views: Iterable[View], *, cut: bool = False) -> None:
-        """Deliver nothing more to the subscriber, and give its claims up; ``cut``: not even what has come already."""
+        """Deliver no more messages to the subscriber, and release its claims.
+
+        With ``cut``, messages that were received but not written yet are dropped too.
+        """
         if not cut:
             self.flush()
         held = [view for view in views if subscriber in view.subscribers]
@@ -134,9 +143,9 @@ class Hub:
             return
         spare = [interest for interest in self._idle if interest.pattern not in wanted]
         if too_many > len(spare):
-            raise SubscriptionLimitExceeded("This server follows as many subjects as it may; try again later")
+            raise SubscriptionLimitExceeded("This server has too many subjects (max_patterns); try again later")
         for interest in spare[:too_many]:
-            self._give_up(interest)
+            self._unsubscribe(interest)
             self._drop(interest)
 
     def _acquire(self, pattern: str, owner: object) -> Interest:
@@ -149,16 +158,16 @@ class Hub:
             interest.unsubscribe_timer = None
         interest.claims += 1
         if self._up and interest.sid is None and not interest.queued:
-            self._await_answer(interest)
+            self._mark_pending(interest)
             self._queue(interest, owner)
         return interest
 
-    def _await_answer(self, interest: Interest) -> None:
+    def _mark_pending(self, interest: Interest) -> None:
         interest.state = State.PENDING
         interest.confirmed_or_failed.clear()
 
-    def _give_up(self, interest: Interest) -> None:
-        """Nobody has claimed it for as long as it lingers."""
+    def _unsubscribe(self, interest: Interest) -> None:
+        """Unsubscribe from an interest that was not claimed during the unsubscribe delay."""
         if interest.unsubscribe_timer is not None:
             interest.unsubscribe_timer.cancel()
             interest.unsubscribe_timer = None
@@ -172,19 +181,19 @@ class Hub:
         self._throttle.submit(interest, owner)
 
     def _sync(self, interest: Interest) -> bool:
-        """Bring to NATS what has become of the interest meanwhile; returns whether that took a SUB or an UNSUB."""
+        """Send the SUB or UNSUB that the interest needs now; return whether it needed one."""
         interest.queued = False
         if interest.state is State.REFUSED:
             return False
         if interest.sid is None:
-            return bool(interest.claims) and self._ask(interest)
+            return bool(interest.claims) and self._subscribe(interest)
         if interest.claims or interest.unsubscribe_timer is not None:
             return False
         self._drop(interest)
         self._link.unsubscribe(interest.sid)
         return True
 
-    def _ask(self, interest: Interest) -> bool:
+    def _subscribe(self, interest: Interest) -> bool:
         interest.sid = self._link.subscribe(interest.pattern, interest)
         return interest.sid is not None
 
@@ -197,17 +206,17 @@ class Hub:
         if self._interests.get(interest.pattern) is interest:
             del self._interests[interest.pattern]
 
-    # The link's side
+    # Events of the connection
 
     def delivery_failed(self, interest: Interest) -> None:
-        """A fault of ours has lost a message: tell all who follow."""
+        """Notify the subscribers that a fault of the bridge has lost a message."""
         self.flush()
         for view, subscriber in interest.subscribers_by_view():
             subscriber.messages_lost(view.pattern)
 
     def confirmed(self, interest: Interest) -> None:
-        """The NATS server has the subscription."""
-        interest.state = State.LIVE
+        """Note that the NATS server has confirmed the subscription."""
+        interest.state = State.ACTIVE
         interest.confirmed_or_failed.set()
         if self.connected:
             for view, subscriber in interest.subscribers_by_view():
@@ -215,7 +224,7 @@ class Hub:
         self._answered(interest)
 
     def refused(self, interest: Interest) -> None:
-        """The NATS server does not have the subscription, or has it no longer."""
+        """End the subscriptions of an interest that the NATS server has denied or ended."""
         self.flush()
         interest.state = State.REFUSED
         interest.sid = None
@@ -229,27 +238,28 @@ class Hub:
         self._answered(interest)
 
     def connection_established(self) -> None:
-        """Ask the new connection for every interest that is still claimed."""
+        """Subscribe to every claimed interest on a new connection."""
         self._up = True
         self._counters.nats_connections += 1
         self._on_established()
         for interest in tuple(self._interests.values()):
             if interest.claims:
-                self._await_answer(interest)
-                # Not what is claimed later: clients that go on asking would keep the others from being told.
+                self._mark_pending(interest)
+                # Interests that are claimed later don't count: else clients that keep subscribing would delay the
+                # status of the others.
                 self._unanswered.add(interest)
-                self._ask(interest)
+                self._subscribe(interest)
         self._answered(None)
 
     def connection_closed(self) -> None:
-        """The connection has ended: nothing is subscribed any more."""
+        """Note that the connection has ended, and every subscription with it."""
         self.flush()
         self._up = self.connected = False
         self._unanswered.clear()
-        self._throttle.forget()
+        self._throttle.clear()
         self._on_disconnected()
         for interest in tuple(self._interests.values()):
-            interest.state = State.AWAY
+            interest.state = State.DISCONNECTED
             interest.sid = None
             interest.queued = False
             interest.confirmed_or_failed.set()
@@ -257,7 +267,7 @@ class Hub:
                 self._drop(interest)
 
     def close(self) -> None:
-        """Forget every interest; the connection is gone, and so are the subscribers."""
+        """Drop every interest. The connection and all subscribers must have ended."""
         self.connection_closed()
         self._broadcaster.close()
         for interest in self._interests.values():
@@ -277,6 +287,6 @@ class Hub:
 
 
 def refused_by_nats(patterns: Sequence[str]) -> NatsRefused:
-    """What a client is told of patterns, as it names them, that NATS has refused."""
+    """Return the error for patterns, as a client names them, that NATS has refused."""
     names = ", ".join(f"'{pattern}'" for pattern in patterns)
-    return NatsRefused(f"NATS does not let this server follow {names}", patterns)
+    return NatsRefused(f"NATS does not allow this server to subscribe to {names}", patterns)

@@ -14,9 +14,9 @@ __all__ = ["Interest", "State", "View"]
 class State(Enum):
     """The progress of an interest towards a subscription on the NATS server."""
 
-    AWAY = "away"  # NATS is disconnected
+    DISCONNECTED = "disconnected"
     PENDING = "pending"  # SUB was sent, or waits for its turn
-    LIVE = "live"  # the server has confirmed the SUB
+    ACTIVE = "active"  # the server has confirmed the SUB
     REFUSED = "refused"  # the server has denied the SUB; the hub has dropped the interest
 
 
@@ -49,7 +49,7 @@ class Interest:
         self.has_wildcard = subjects.has_wildcard(pattern)
         self.excludes_reserved = pattern[0] in "*>"
         # Changed by the hub only.
-        self.state = State.AWAY
+        self.state = State.DISCONNECTED
         self.confirmed_or_failed = asyncio.Event()
         self.sid: int | None = None
         self.queued = False

@@ -1,43 +1,46 @@
-"""How fast what clients ask for reaches NATS."""
+"""The limit on the rate of SUB and UNSUB that clients cause."""
 
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Final
 
 from ..token_bucket import TokenBucket
 from .interest import Interest
 
 __all__ = ["SubscribeThrottle"]
 
-_BURST_SECONDS: Final = 0.1
-_REST_SECONDS: Final = 0.01
+_BURST_SECONDS = 0.1
+_MIN_WAIT_SECONDS = 0.01
 
 
 class SubscribeThrottle:
-    """Lets at most ``rate`` interests a second be brought to NATS, which is what ``act`` does.
+    """A queue that synchronizes at most ``rate`` interests per second with NATS.
 
-    ``act`` returns whether NATS had to hear of it. Those who wait are served in turn, so that one who asks
-    for much delays the others by little. What has no owner, because nobody wants it any more, has every other
-    turn: otherwise NATS would be left with the more of it, the more owners there are.
+    Owners are served in turn, so that an owner of many interests delays the others little. Interests without an
+    owner, which no session uses any more, get every other turn. Otherwise more of them would stay subscribed in NATS
+    the more owners there are.
+
+    Args:
+        rate: Interests per second.
+        sync: Sends the SUB or UNSUB that an interest needs; returns whether it needed one.
     """
 
-    def __init__(self, rate: float, act: Callable[[Interest], bool]) -> None:
+    def __init__(self, rate: float, sync: Callable[[Interest], bool]) -> None:
         self._rate = rate
-        self._act = act
+        self._sync = sync
         self._bucket: TokenBucket | None = None
         self._waiting: dict[object, deque[Interest]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._unowned_next = False
 
     def submit(self, interest: Interest, owner: object) -> None:
-        """Act on the interest now, or when its owner's turn has come."""
+        """Synchronize the interest now, or when it is its owner's turn."""
         self._waiting.setdefault(owner, deque()).append(interest)
         if self._timer is None:
             self._serve()
 
-    def forget(self) -> None:
-        """Nothing is to be brought any more."""
+    def clear(self) -> None:
+        """Drop all waiting interests."""
         self._waiting.clear()
         if self._timer is not None:
             self._timer.cancel()
@@ -51,17 +54,17 @@ class SubscribeThrottle:
         while self._waiting:
             wait = self._bucket.wait(loop.time())
             if wait:
-                self._timer = loop.call_later(max(wait, _REST_SECONDS), self._serve)
+                self._timer = loop.call_later(max(wait, _MIN_WAIT_SECONDS), self._serve)
                 return
             owner = None if self._unowned_next and None in self._waiting else next(iter(self._waiting))
-            if self._act(self._take(owner)):
+            if self._sync(self._take_next(owner)):
                 self._bucket.take(loop.time())
                 self._unowned_next = owner is not None
 
-    def _take(self, owner: object) -> Interest:
+    def _take_next(self, owner: object) -> Interest:
         interests = self._waiting[owner]
         interest = interests.popleft()
-        # To the end of the row, where anything is left.
+        # The owner moves to the end of the queue if it has more interests.
         del self._waiting[owner]
         if interests:
             self._waiting[owner] = interests

@@ -1,20 +1,19 @@
-"""What one worker has done so far, in plain numbers."""
+"""The counters of one worker."""
 
 from collections import Counter
-from typing import Final
 
 from ..errors import CloseCode
 
 __all__ = ["OTHER_CODES", "Counters"]
 
-OTHER_CODES: Final = "other"
-"""All close codes that are none of the bridge's, nor usual: a client may send any of thousands."""
+OTHER_CODES = "other"
+"""The label for unusual close codes, because a client may send any of thousands."""
 
-_USUAL_CODES: Final = frozenset({*map(int, CloseCode), 1000, 1002, 1005, 1006, 1007, 1008})  # RFC 6455, section 7.4.1
+_USUAL_CODES = frozenset({*map(int, CloseCode), 1000, 1002, 1005, 1006, 1007, 1008})  # RFC 6455, section 7.4.1
 
 
 class Counters:
-    """Numbers that only grow. Whoever is on the way of a message adds once for each write, or turn of the loop."""
+    """Counters of one worker. The message path adds to them once per write, or per turn of the event loop."""
 
     __slots__ = (
         "closes", "deliveries", "ended_bytes", "gaps", "lost", "messages", "nats_connections", "refused",
@@ -23,24 +22,24 @@ class Counters:
 
     def __init__(self) -> None:
         self.messages = 0
-        """Messages of NATS that somebody follows."""
+        """Messages from NATS that have a subscriber."""
         self.deliveries = 0
-        """Messages handed to the connections of clients: one to each of ten are ten."""
+        """Messages written to clients: a message to ten clients counts ten times."""
         self.ended_bytes = 0
-        """Bytes written to clients that are gone."""
+        """Bytes written to sessions that have ended."""
         self.lost: Counter[str] = Counter(slow_consumer=0, unreadable_subject=0)
-        """Messages that a client is not given, or nobody is, by why."""
+        """Messages that were skipped for one client, or for all, by reason."""
         self.gaps: Counter[str] = Counter(slow_consumer=0, nats_reconnect=0, internal=0)
-        """Subscriptions whose client was told of a gap, by its reason."""
+        """Subscriptions for which a gap was sent, by reason."""
         self.slow_consumers = 0
-        """How often a client went over its limit."""
+        """Times that a client became a slow consumer."""
         self.refused: Counter[str] = Counter()
-        """Commands that were refused, by the code of the error."""
+        """Commands that were rejected, by error code."""
         self.closes: Counter[str] = Counter()
-        """Sessions that have ended, by the close code."""
+        """Sessions that have ended, by close code."""
         self.nats_connections = 0
-        """Connections to NATS that stood."""
+        """Connections established to NATS."""
 
     def count_close(self, code: int) -> None:
-        """A session has ended with this close code."""
+        """Count the end of a session."""
         self.closes[str(int(code)) if code in _USUAL_CODES else OTHER_CODES] += 1

@@ -1,87 +1,87 @@
-"""The metrics: their names, and what they are of a worker's stats.
+"""The definitions of the metrics, and their values from a worker's stats.
 
-Names follow Prometheus's rules (base units, ``_total`` for what only grows). No label holds a subject, a
-session or an identity: what clients can choose must not decide how many series there are.
+Names follow the rules of Prometheus (base units, ``_total`` for counters). No label has a subject, a session or an
+identity, because clients must not decide the number of series.
 """
 
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 from .stats import Stats
 
 __all__ = ["METRICS", "Metric", "Readings", "combined", "readings"]
 
 Readings: TypeAlias = dict[str, dict[str, float]]
-"""By the name of a metric, and by the value of its label (empty where it has none), the number."""
+"""Values by the name of the metric, and by the value of its label, which is empty if it has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One metric, of one worker."""
+    """One metric of one worker."""
 
     name: str
     help: str
     read: Callable[[Stats], float | Mapping[str, float]]
     label: str | None = None
-    """The label by which there are several numbers, beside ``worker``."""
+    """The name of its label, beside ``worker``."""
     combine: Callable[[float, float], float] = operator.add
-    """How the numbers of two processes that are one worker after another, for a moment both, become one."""
+    """Combines the values of two processes that are the same worker, one after the other."""
 
     @property
     def grows(self) -> bool:
-        """Whether it is a counter; otherwise it is a gauge."""
+        """Whether the metric is a counter; otherwise it is a gauge."""
         return self.name.endswith("_total")
 
 
-METRICS: Final = (
+METRICS = (
     Metric(
         name="natsbridge_sessions",
-        help="Sessions now",
+        help="Open sessions",
         read=lambda stats: stats.sessions,
         label="transport",
     ),
     Metric(
         name="natsbridge_patterns",
-        help="Patterns now that NATS is asked for",
+        help="Patterns to which the worker is subscribed in NATS",
         read=lambda stats: stats.patterns,
     ),
     Metric(
         name="natsbridge_messages_total",
-        help="Messages that have come from NATS and that somebody follows",
+        help="Messages from NATS that have a subscriber",
         read=lambda stats: stats.messages,
     ),
     Metric(
         name="natsbridge_deliveries_total",
-        help="Messages handed to the connections of clients",
+        help="Messages written to clients",
         read=lambda stats: stats.deliveries,
     ),
     Metric(
         name="natsbridge_sent_bytes_total",
-        help="Bytes written to the connections of sessions",
+        help="Bytes written to clients",
         read=lambda stats: stats.sent_bytes,
     ),
     Metric(
         name="natsbridge_lost_messages_total",
-        help="Messages that a client was not given, or that nobody was",
+        help="Messages that were skipped for one client, or for all",
         read=lambda stats: stats.lost,
         label="reason",
     ),
     Metric(
         name="natsbridge_gaps_total",
-        help="Subscriptions whose client was told of a gap",
+        help="Subscriptions for which a gap was sent",
         read=lambda stats: stats.gaps,
         label="reason",
     ),
     Metric(
         name="natsbridge_slow_consumers_total",
-        help="How often a client went over max_pending_bytes",
+        help="Times that a client exceeded max_pending_bytes",
         read=lambda stats: stats.slow_consumers,
     ),
     Metric(
         name="natsbridge_refused_commands_total",
-        help="Commands that were refused",
+        help="Commands that were rejected",
         read=lambda stats: stats.refused,
         label="code",
     ),
@@ -93,7 +93,7 @@ METRICS: Final = (
     ),
     Metric(
         name="natsbridge_nats_connected",
-        help="1 if NATS has answered for all that is followed, 0 if not",
+        help="1 if NATS is connected and has confirmed every pattern, 0 if not",
         read=lambda stats: stats.nats == "connected",
         combine=min,
     ),
@@ -104,7 +104,7 @@ METRICS: Final = (
     ),
     Metric(
         name="natsbridge_loop_lag_seconds",
-        help="Largest delay of the event loop within about the last 15 to 30 seconds",
+        help="Largest delay of the event loop within the last 15 to 30 seconds",
         read=lambda stats: stats.loop_lag,
         combine=max,
     ),
@@ -112,7 +112,7 @@ METRICS: Final = (
 
 
 def readings(stats: Stats) -> Readings:
-    """What the metrics are by these stats."""
+    """Return the values of all metrics."""
     found: Readings = {}
     for metric in METRICS:
         value = metric.read(stats)
@@ -121,9 +121,9 @@ def readings(stats: Stats) -> Readings:
 
 
 def combined(parts: Iterable[tuple[Readings, bool]]) -> Readings:
-    """The readings of the processes that are, or were, one worker; of the dead ones only what they have counted.
+    """Combine the values of several processes that are or were the same worker.
 
-    Each part comes with whether its process is alive.
+    Each part comes with a flag that is true if its process is alive. Dead processes contribute their counters only.
     """
     whole: Readings = {}
     for part, alive in parts:

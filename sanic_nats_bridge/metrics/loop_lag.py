@@ -1,18 +1,17 @@
-"""How late the event loop comes to what is due."""
+"""The delay of the event loop."""
 
 import asyncio
-from typing import Final
 
 __all__ = ["LoopLag"]
 
-_TICK_SECONDS: Final = 0.1
-_SPAN_SECONDS: Final = 15.0
+_TICK_SECONDS = 0.1
+_SPAN_SECONDS = 15.0
 
 
 class LoopLag:
-    """The largest delay of a timer within about the last 15 to 30 seconds, the present one included.
+    """The largest delay of a timer within the last 15 to 30 seconds, the current one included.
 
-    Of whatever holds the loop up at most a tick, a tenth of a second, goes unseen.
+    A delay is measured too short by one tick, 0.1 s, at most.
     """
 
     def __init__(self) -> None:
@@ -23,26 +22,26 @@ class LoopLag:
 
     @property
     def seconds(self) -> float:
-        """The delay; 0 while the loop is not watched."""
+        """The delay in seconds; 0 while the loop isn't watched."""
         if self._timer is None:
             return 0.0
         overdue = asyncio.get_running_loop().time() - self._due
         return max(overdue, self._largest, self._largest_before)
 
     def start(self) -> None:
-        """Watch the running loop."""
+        """Begin to watch the running loop."""
         now = asyncio.get_running_loop().time()
         self._largest = self._largest_before = 0.0
         self._span_ends = now + _SPAN_SECONDS
-        self._await_tick(now)
+        self._schedule_tick(now)
 
     def stop(self) -> None:
-        """Watch it no more."""
+        """Stop watching the loop."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _await_tick(self, now: float) -> None:
+    def _schedule_tick(self, now: float) -> None:
         self._due = now + _TICK_SECONDS
         self._timer = asyncio.get_running_loop().call_at(self._due, self._tick)
 
@@ -52,4 +51,4 @@ class LoopLag:
             self._span_ends = now + _SPAN_SECONDS
             self._largest_before, self._largest = self._largest, 0.0
         self._largest = max(self._largest, now - self._due)
-        self._await_tick(now)
+        self._schedule_tick(now)

@@ -1,4 +1,4 @@
-"""What ``NatsBridge.stats`` tells of one worker."""
+"""The stats of one worker, which `NatsBridge.stats` returns."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,33 +10,32 @@ __all__ = ["Stats"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stats:
-    """How one worker fares. What is counted is counted from the start of its process."""
+    """The status of one worker. Counters begin at the start of its process."""
 
     sessions: Mapping[str, int]
-    """Sessions now, by transport: ``websocket`` and ``sse``."""
+    """Open sessions by transport: ``websocket`` and ``sse``."""
     patterns: int
-    """Patterns now that NATS is asked for."""
+    """Patterns to which the worker is subscribed in NATS."""
     messages: int
-    """Messages that have come from NATS and that somebody follows."""
+    """Messages from NATS that have a subscriber."""
     deliveries: int
-    """Messages handed to the connections of clients: one to each of ten are ten."""
+    """Messages written to clients: a message to ten clients counts ten times."""
     sent_bytes: int
-    """Bytes written to the connections of sessions, frames of all kinds but the last ``close`` included."""
+    """Bytes written to clients, in frames of all kinds except the last ``close``."""
     lost: Mapping[str, int]
-    """Messages that a client was not given, by why (``slow_consumer``), or that nobody was
-    (``unreadable_subject``: not UTF-8). How many NATS has sent while it was away nobody knows: see `gaps`."""
+    """Skipped messages by reason: ``slow_consumer`` for one client, ``unreadable_subject`` (not UTF-8) for all.
+    Messages that NATS delivered while it was disconnected can't be counted; see `gaps`."""
     gaps: Mapping[str, int]
-    """Subscriptions whose client was told of a gap, by its reason: ``slow_consumer``, ``nats_reconnect``,
-    ``internal``."""
+    """Subscriptions for which a gap was sent, by reason: ``slow_consumer``, ``nats_reconnect`` and ``internal``."""
     slow_consumers: int
-    """How often a client went over ``max_pending_bytes``."""
+    """Times that a client exceeded ``max_pending_bytes``."""
     refused: Mapping[str, int]
-    """Commands that were refused here, by the code of the error, such as ``subject.forbidden``."""
+    """Commands rejected by this worker, by error code, such as ``subject.forbidden``."""
     closes: Mapping[str, int]
-    """Sessions that have ended, by close code; ``other`` for codes of clients' own."""
+    """Sessions that have ended, by close code; ``other`` for unusual codes of clients."""
     nats: NatsState
-    """Whether NATS has answered for all that is followed."""
+    """``connected`` once NATS has confirmed every pattern."""
     nats_reconnects: int
     """Connections to NATS after the first."""
     loop_lag: float
-    """The largest delay of the event loop within about the last 15 to 30 seconds, in seconds."""
+    """The largest delay of the event loop within the last 15 to 30 seconds, in seconds."""

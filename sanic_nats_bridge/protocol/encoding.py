@@ -1,7 +1,7 @@
-"""One message, or one frame, as the bytes that leave for a client: a WebSocket frame or an event.
+"""The bytes of messages and frames on each transport.
 
-A server's WebSocket frame is not masked (RFC 6455, section 5.1), and a chunk of an event stream has
-no address either, so the same bytes serve every client: they are built once, with their headers.
+A server's WebSocket frame is not masked (RFC 6455, section 5.1), and a chunk of an event stream names no client.
+So the same bytes serve every client, and they are encoded once.
 """
 
 import base64
@@ -10,7 +10,7 @@ import re
 import struct
 from collections.abc import Iterable
 from enum import IntEnum
-from typing import Final, NoReturn
+from typing import NoReturn
 
 import msgspec
 
@@ -32,30 +32,33 @@ __all__ = [
 
 
 class WireFormat(IntEnum):
-    """The shapes in which a frame leaves; of integers, whose hash is that of C."""
+    """The encodings of a frame. They are integers, which hash faster than other enum members."""
 
-    WEBSOCKET = 0  # RFC 6455, section 5
-    EVENT_STREAM = 1  # events, each in a chunk
-    # For servers that put their own framing around what they are given.
+    WEBSOCKET = 0  # a frame (RFC 6455, section 5)
+    EVENT_STREAM = 1  # an event in a chunk
+    # For ASGI servers, which add the framing.
     JSON_LINES = 2
     EVENTS = 3
 
 
-_LF: Final = 0x0A
-_CR: Final = 0x0D
-_FIN_TEXT: Final = 0x81
-_SHORT: Final = struct.Struct(">BB").pack
-_MEDIUM: Final = struct.Struct(">BBH").pack
-_LONG: Final = struct.Struct(">BBQ").pack
-_ESCAPED_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
+_LF = 0x0A
+_CR = 0x0D
+_FIN_TEXT = 0x81
+_SHORT = struct.Struct(">BB").pack
+_MEDIUM = struct.Struct(">BBH").pack
+_LONG = struct.Struct(">BBQ").pack
+_ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 _raw_decoder = msgspec.json.Decoder(msgspec.Raw)
 
 
 class MessagePrefix:
-    """What the messages of one pattern have in common, as a client names it.
+    """The JSON with which every message of one pattern begins.
 
-    The subject that a client sees begins with ``alias`` instead of ``target``.
+    Args:
+        pattern: The pattern as clients name it.
+        alias: The first tokens of the subjects that clients see, which replace ``target``.
+        target: The first tokens of the real subjects.
     """
 
     __slots__ = ("_alias", "_head", "_target_size", "pattern", "wildcard")
@@ -69,7 +72,7 @@ class MessagePrefix:
         self._head = b'{"type":"message"' + named
 
     def head(self, subject: str) -> bytes:
-        """The opening of a `message` frame, its subject included."""
+        """Return the JSON of a message up to its subject."""
         if not self.wildcard:
             return self._head
         if self._target_size:
@@ -78,10 +81,10 @@ class MessagePrefix:
 
 
 class EncodedMessage(msgspec.Struct, eq=False, gc=False):
-    """One NATS message under one pattern, encoded once in each form, when that is first needed.
+    """One NATS message under one pattern, encoded at most once in each wire format, on first use.
 
-    ``subject`` is the real one. ``headers`` is a JSON object or empty; ``number`` is the message's place
-    among those of its turn.
+    ``subject`` is the real one. ``headers`` is a JSON object or empty. ``number`` orders the messages of a flush.
+    ``first`` is the same message under the pattern for which it was created first.
     """
 
     prefix: MessagePrefix
@@ -99,12 +102,12 @@ class EncodedMessage(msgspec.Struct, eq=False, gc=False):
     event: bytes | None = None
 
     def under(self, prefix: MessagePrefix) -> "EncodedMessage":
-        """The same message under another pattern; what they have in common is encoded once."""
+        """Return the same message under another pattern. Both share the encoded payload."""
         self.shared = True
         return EncodedMessage(prefix, self.subject, self.headers, self.payload, self.number, self)
 
     def encoded(self, wire_format: WireFormat) -> bytes:
-        """The bytes to write to a client of that form."""
+        """Return the bytes for clients with this wire format."""
         data: bytes | None = getattr(self, _FIELDS[wire_format])
         if data is None:
             data = _FRAMED[wire_format](self._as_json())
@@ -119,25 +122,25 @@ class EncodedMessage(msgspec.Struct, eq=False, gc=False):
         return self.json
 
     def _as_shared(self) -> bytes:
-        """The `message` frame but for its head."""
+        """Return the JSON after the subject."""
         if self.rest is None:
             self.rest = self._encode(b"")
         return self.rest
 
     def _encode(self, head: bytes) -> bytes:
-        # Nothing is kept but bytes: of containers the garbage collector would have to look at each one.
+        # Only bytes are kept, because the garbage collector would have to visit containers.
         data, encoding = encode_payload(self.payload)
         headers = b',"headers":' + self.headers if self.headers else b""
         return b"".join((head, headers, b',"data":', data, encoding, b"}"))
 
 
 def join(messages: Iterable[EncodedMessage], wire_format: WireFormat) -> bytes:
-    """Several messages as one write."""
+    """Return several messages as the bytes of one write."""
     return b"".join([message.encoded(wire_format) for message in messages])
 
 
 def encode_frame(frame: Frame, wire_format: WireFormat, retry: int | None = None) -> bytes:
-    """Any frame but a message. ``retry`` (milliseconds) goes before it on an event stream."""
+    """Encode a frame that isn't a message. ``retry`` (milliseconds) precedes it on an event stream."""
     document = encode(frame)
     if wire_format in (WireFormat.WEBSOCKET, WireFormat.JSON_LINES):
         return _FRAMED[wire_format](document)
@@ -146,9 +149,9 @@ def encode_frame(frame: Frame, wire_format: WireFormat, retry: int | None = None
 
 
 def encode_payload(payload: bytes) -> tuple[bytes, bytes]:
-    """A payload as the JSON of `message.data`, and the ``encoding`` member that tells how, or nothing.
+    """Return a payload as the JSON of ``data``, and the JSON of the ``encoding`` member if there is one.
 
-    JSON is embedded as it stands: checked, never rebuilt, so that numbers keep their digits.
+    A JSON payload is checked and embedded unchanged, so that numbers keep their digits.
     """
     if not payload:
         return b"null", b""
@@ -162,9 +165,9 @@ def encode_payload(payload: bytes) -> tuple[bytes, bytes]:
 
 
 def header_fields(block: bytes, names: frozenset[str]) -> bytes:
-    """The allowed headers of a NATS header block (ADR-4) as a JSON object, or nothing.
+    """Return the named headers of a NATS header block (ADR-4) as a JSON object; empty if there is none.
 
-    Never raises: whoever publishes may put any bytes there.
+    It never raises, because a publisher may put any bytes into the block.
     """
     fields: dict[str, list[str]] = {}
     for line in block.split(b"\r\n")[1:]:
@@ -176,7 +179,7 @@ def header_fields(block: bytes, names: frozenset[str]) -> bytes:
 
 
 def websocket_frame(payload: bytes) -> bytes:
-    """An unfragmented, unmasked text frame (RFC 6455, section 5.2)."""
+    """Return an unfragmented, unmasked text frame (RFC 6455, section 5.2)."""
     size = len(payload)
     if size < 126:
         return _SHORT(_FIN_TEXT, size) + payload
@@ -186,9 +189,9 @@ def websocket_frame(payload: bytes) -> bytes:
 
 
 def event_text(data: bytes, event: str | None = None, retry: int | None = None) -> bytes:
-    """One event (WHATWG HTML, server-sent events).
+    """Return one event (WHATWG HTML, server-sent events).
 
-    ``data`` is JSON on one line: nothing in it could end the event or start a field.
+    ``data`` must be JSON on one line, so that it can neither end the event nor begin a field.
     """
     fields = b"" if retry is None else b"retry: %d\n" % retry
     if event is not None:
@@ -197,7 +200,7 @@ def event_text(data: bytes, event: str | None = None, retry: int | None = None) 
 
 
 def chunk(data: bytes) -> bytes:
-    """A chunk of a response whose length is not known (RFC 9112, section 7.1)."""
+    """Return a chunk of a response with chunked transfer coding (RFC 9112, section 7.1)."""
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
@@ -206,47 +209,47 @@ def _line(document: bytes) -> bytes:
 
 
 def _chunked_event(data: bytes) -> bytes:
-    # Of a message, which is `chunk(event_text(data))` in one step.
+    # Equal to `chunk(event_text(data))`, in one step.
     return b"%x\r\ndata: %b\n\n\r\n" % (len(data) + len(b"data: \n\n"), data)
 
 
-# By form: where a delivery keeps its bytes, and what makes them of its JSON.
-_FIELDS: Final = ("frame", "chunk", "line", "event")
-_FRAMED: Final = (websocket_frame, _chunked_event, _line, event_text)
+# By wire format: the field of a message that keeps its bytes, and the function that encodes them from JSON.
+_FIELDS = ("frame", "chunk", "line", "event")
+_FRAMED = (websocket_frame, _chunked_event, _line, event_text)
 
 
 def encode_string(text: str) -> bytes:
-    """A JSON string."""
+    """Return a JSON string."""
     return msgspec.json.encode(text)
 
 
 def _on_one_line(document: bytes) -> bytes:
-    # In valid JSON a raw line end can only stand between tokens.
+    # Valid JSON has raw line ends between tokens only.
     if _LF in document or _CR in document:
         return document.replace(b"\r", b" ").replace(b"\n", b" ")
     return document
 
 
 def _is_json(document: bytes) -> bool:
-    """Whether UTF-8 text is JSON (RFC 8259), nested no deeper than the decoder follows."""
+    """Return whether UTF-8 is JSON (RFC 8259) whose nesting the decoder supports."""
     try:
         _raw_decoder.decode(document)
     except RecursionError:
         return False
     except msgspec.DecodeError:
-        # It refuses what the grammar allows: an escaped surrogate alone, as browsers write for a cut
-        # emoji. `json` has the last word, where there is one: it takes fifty times as long.
-        return _ESCAPED_SURROGATE.search(document) is not None and _is_json_to_the_letter(document)
+        # msgspec rejects a lone escaped surrogate, which the grammar allows, and which browsers write for half an
+        # emoji. Only then `json` decides, because it takes fifty times as long.
+        return _ESCAPED_SURROGATE.search(document) is not None and _is_json_by_stdlib(document)
     return True
 
 
-def _is_json_to_the_letter(document: bytes) -> bool:
+def _is_json_by_stdlib(document: bytes) -> bool:
     try:
-        json.loads(document.decode(), parse_int=str, parse_float=str, parse_constant=_refuse)
+        json.loads(document.decode(), parse_int=str, parse_float=str, parse_constant=_reject)
     except (ValueError, RecursionError):
         return False
     return True
 
 
-def _refuse(constant: str) -> NoReturn:
+def _reject(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")

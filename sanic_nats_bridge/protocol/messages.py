@@ -1,11 +1,12 @@
-"""What a browser and the bridge say to each other: the one definition of docs/protocol.md in code.
+"""The messages of the client protocol: commands from clients, and frames to them.
 
-Commands come in by `decode_command` and `query_command`; frames go out by `encode`.
+`decode_command` and `query_command` read commands; `encode` writes frames. The protocol page of the documentation
+is the specification.
 """
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias
+from typing import Any, Literal, NamedTuple, Self, TypeAlias
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
@@ -40,21 +41,21 @@ __all__ = [
     "success",
 ]
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION = 1
 
 Action: TypeAlias = Literal["subscribe", "unsubscribe", "ping"]
 CommandId: TypeAlias = str | int
 NatsState: TypeAlias = Literal["connected", "disconnected"]
 
-_ACTIONS: Final = ("subscribe", "unsubscribe", "ping")
-_RESERVED_ACTIONS: Final = ("publish", "request", "authenticate")
-_RESERVED_FIELDS: Final = ("from", "after")
+_ACTIONS = ("subscribe", "unsubscribe", "ping")
+_RESERVED_ACTIONS = ("publish", "request", "authenticate")
+_RESERVED_FIELDS = ("from", "after")
 
 
 class Command(Struct, kw_only=True, frozen=True):
-    """A command of a client. ``session`` says whose it is where it comes by POST.
+    """A command of a client. A command by POST names its ``session``.
 
-    Once decoded, ``action`` is always an `Action`.
+    `decode_command` ensures that ``action`` is an `Action`.
     """
 
     action: str | UnsetType = UNSET
@@ -64,7 +65,7 @@ class Command(Struct, kw_only=True, frozen=True):
 
     @property
     def patterns(self) -> list[str]:
-        """What it asks for; none in a ping."""
+        """The patterns of the command; empty for a ping."""
         return [] if isinstance(self.subjects, UnsetType) else self.subjects
 
 
@@ -74,7 +75,7 @@ class _Reserved(Struct, frozen=True, rename={"from_": "from"}):
 
 
 class Welcome(Struct, kw_only=True, frozen=True, tag="welcome"):
-    """First frame of every session. ``session`` is its secret, ``heartbeat`` is in seconds."""
+    """The first frame of every session. ``session`` is the session's secret id, ``heartbeat`` is in seconds."""
 
     success: bool = True
     data: str = "Successfully connected"
@@ -86,7 +87,7 @@ class Welcome(Struct, kw_only=True, frozen=True, tag="welcome"):
 
 
 class Reply(Struct, kw_only=True, frozen=True, tag="reply"):
-    """Answer to one command. ``active`` says whether the NATS server has the interest already."""
+    """The reply to one command. ``active`` is true if NATS has confirmed every subscription."""
 
     id: CommandId | UnsetType = UNSET
     action: Action | UnsetType = UNSET
@@ -98,7 +99,7 @@ class Reply(Struct, kw_only=True, frozen=True, tag="reply"):
 
 
 class Gap(Struct, kw_only=True, frozen=True, tag="gap"):
-    """Messages of these subscriptions were, or may have been, missed here; ``None``: number unknown."""
+    """A certain or possible loss of messages of these subscriptions. ``lost`` is ``None`` if the number is unknown."""
 
     subjects: Sequence[str]
     lost: int | None
@@ -106,7 +107,7 @@ class Gap(Struct, kw_only=True, frozen=True, tag="gap"):
 
 
 class Unsubscribed(Struct, kw_only=True, frozen=True, tag="unsubscribed"):
-    """The bridge has ended these subscriptions by itself."""
+    """The end of subscriptions that the client didn't end."""
 
     subjects: Sequence[str]
     code: str
@@ -114,17 +115,17 @@ class Unsubscribed(Struct, kw_only=True, frozen=True, tag="unsubscribed"):
 
 
 class Status(Struct, kw_only=True, frozen=True, tag="status"):
-    """The bridge's connection to NATS has changed."""
+    """A change in the state of the connection to NATS."""
 
     nats: NatsState
 
 
 class Heartbeat(Struct, frozen=True, tag="heartbeat"):
-    """Nothing else was to be said for one heartbeat interval."""
+    """A frame sent if there was no other for one heartbeat interval."""
 
 
 class Close(Struct, kw_only=True, frozen=True, tag="close"):
-    """Last frame of a session that the bridge ends. ``retry`` is in milliseconds."""
+    """The last frame of a session that the bridge ends. ``retry`` is in milliseconds."""
 
     code: int
     reason: str
@@ -142,17 +143,21 @@ _any_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def event_name(frame: Frame) -> str:
-    """The ``type`` of the frame, which is its event name on an event stream."""
+    """Return the ``type`` of the frame, which is its event name on an event stream."""
     return str(frame.__struct_config__.tag)
 
 
 def decode_command(data: bytes, action: Action | None = None) -> Command:
-    """Read a command from JSON; ``action`` is the one that the path of a POST has decided.
+    """Decode a command from JSON.
+
+    Args:
+        data: The JSON text.
+        action: The action that the path of a POST implies.
 
     Raises:
-        InvalidCommand: Not JSON, not an object, a field of the wrong type, an unknown action, or
-            one that contradicts the path.
-        UnsupportedCommand: An action or a field that the protocol reserves.
+        InvalidCommand: The data isn't a JSON object, a field has the wrong type, or the action is unknown or
+            contradicts the path.
+        UnsupportedCommand: The protocol reserves the action or a field.
     """
     try:
         command = _command_decoder.decode(data)
@@ -162,7 +167,7 @@ def decode_command(data: bytes, action: Action | None = None) -> Command:
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise InvalidCommand("Not a valid command: malformed JSON") from None
     except RecursionError:
-        # msgspec raises it, and not a DecodeError, on about 1,000 levels.
+        # msgspec raises it instead of a DecodeError at about 1,000 levels.
         raise InvalidCommand("Not a valid command: nested too deeply") from None
     if reserved.from_ is not UNSET or reserved.after is not UNSET:
         raise UnsupportedCommand("Not supported here: 'from' and 'after'")
@@ -170,19 +175,19 @@ def decode_command(data: bytes, action: Action | None = None) -> Command:
 
 
 def check_query(query: Mapping[str, Sequence[str]]) -> None:
-    """Let the query pass with which a session is to begin, on whichever way.
+    """Check the query with which a session begins, on any transport.
 
     Raises:
-        UnsupportedQuery: It has a parameter that the protocol reserves, or another ``protocol`` than 1.
+        UnsupportedQuery: The protocol reserves a parameter, or ``protocol`` isn't 1.
     """
     if query.get("protocol", ["1"]) != [str(PROTOCOL_VERSION)]:
-        raise UnsupportedQuery(f"This server speaks protocol {PROTOCOL_VERSION}")
+        raise UnsupportedQuery(f"protocol must be {PROTOCOL_VERSION}, the version that this server supports")
     if any(field in query for field in _RESERVED_FIELDS):
         raise UnsupportedQuery("Not supported here: 'from' and 'after'")
 
 
 def query_command(query: Mapping[str, Sequence[str]]) -> Command | None:
-    """Read the subscribe command from the query of an event stream; ``None`` where it has none.
+    """Return the subscribe command in the query of an event stream, or ``None`` if it has no subjects.
 
     Raises:
         UnsupportedQuery: As in `check_query`.
@@ -193,7 +198,7 @@ def query_command(query: Mapping[str, Sequence[str]]) -> Command | None:
 
 
 def command_id_of(data: bytes) -> CommandId | UnsetType:
-    """The ``id`` of what could not be decoded as a command, as far as it can be told."""
+    """Return the ``id`` of data that isn't a valid command, if it can be read."""
     try:
         raw = _any_decoder.decode(data).get("id")
         return UNSET if raw is None else msgspec.json.decode(raw, type=CommandId)
@@ -217,12 +222,12 @@ def close_frame(code: CloseCode, reason: str, *, retry: float, spread: float) ->
 
 
 def jittered_milliseconds(seconds: float) -> int:
-    """Milliseconds between once and twice that long, so that many do not come back at one moment."""
+    """Return a random number of milliseconds, from once to twice the seconds, so that clients spread out."""
     return int(random.uniform(1, 2) * seconds * 1000)
 
 
 def success(command: Command, patterns: Sequence[str], active: bool | UnsetType = UNSET) -> Reply:
-    """The reply to a subscribe or an unsubscribe that was carried out."""
+    """Return the reply to a subscribe or an unsubscribe that was executed."""
     action: Any = command.action
     done = "connected to" if action == "subscribe" else "disconnected from"
     message = f"Successfully {done} events: {quoted(patterns)}"
@@ -230,7 +235,7 @@ def success(command: Command, patterns: Sequence[str], active: bool | UnsetType 
 
 
 def quoted(patterns: Iterable[str]) -> str:
-    """Patterns in a message for people."""
+    """Return the patterns for a message to people."""
     return ", ".join(f"'{pattern}'" for pattern in patterns)
 
 
@@ -239,7 +244,7 @@ def failure_reply(
     action: str | UnsetType = UNSET,
     id: CommandId | UnsetType = UNSET,  # noqa: A002 - the name on the wire
 ) -> Reply:
-    """The failed reply that tells a client of the error."""
+    """Return the failed reply for an error."""
     known: Any = action if action in _ACTIONS else UNSET
     return Reply(
         id=id,

@@ -1,19 +1,17 @@
-"""Subjects and patterns: which are valid, which subject a pattern matches, which pattern covers which.
+"""Subjects and patterns: their grammar, and the relations between them.
 
-A subject is what a NATS message carries; a pattern is what one subscribes to, where ``*`` stands for
-one token and ``>`` for one or more at the end (https://docs.nats.io/nats-concepts/subjects). The
-grammar is narrower than NATS's: nats-py lets control characters, and subjects longer than the
-server takes, through.
+A NATS message has a subject. A client subscribes to a pattern, in which ``*`` matches one token, and ``>`` at the
+end matches one or more (https://docs.nats.io/nats-concepts/subjects). The grammar is narrower than that of NATS,
+because nats-py accepts control characters, and subjects longer than the server takes.
 
-A first token that begins with ``$`` or ``_`` belongs to NATS itself. `matches` and `covers` open what
-a client may see, and keep a wildcard in first place from reaching such a token; `includes` and
-`overlaps` are NATS's own rules, for what shuts.
+A first token that begins with ``$`` or ``_`` is reserved for NATS. `matches` and `covers` decide what is allowed:
+for them a wildcard in first place doesn't match a reserved token. `includes` and `overlaps` decide what is denied:
+they follow the rules of NATS.
 """
 
 import re
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Final
 
 from ..errors import InvalidSubject
 
@@ -32,23 +30,23 @@ __all__ = [
     "validate",
 ]
 
-MAX_SUBJECT_BYTES: Final = 255
-MAX_TOKENS: Final = 32
+MAX_SUBJECT_BYTES = 255
+MAX_TOKENS = 32
 
-_LITERAL: Final = r"[\x21-\x29\x2B-\x2D\x2F-\x3D\x3F-\x7E]+"
+_LITERAL = r"[\x21-\x29\x2B-\x2D\x2F-\x3D\x3F-\x7E]+"
 
-GRAMMAR: Final = rf"(?:(?:{_LITERAL}|\*)\.){{0,{MAX_TOKENS - 1}}}(?:{_LITERAL}|\*|>)"
-"""A regular expression for valid patterns, but for their length; JSON Schema reads it too."""
+GRAMMAR = rf"(?:(?:{_LITERAL}|\*)\.){{0,{MAX_TOKENS - 1}}}(?:{_LITERAL}|\*|>)"
+"""A regular expression for valid patterns of any length, also valid in JSON Schema."""
 
-_PATTERN: Final = re.compile(GRAMMAR)
+_PATTERN = re.compile(GRAMMAR)
 
 
 def validate(pattern: str) -> str:
-    """Return the pattern when it is valid.
+    """Return the pattern if it is valid.
 
     Raises:
-        InvalidSubject: It is not 1 to 255 bytes of 0x21-0x7E, has more than 32 tokens or an empty
-            one, or has a wildcard that is not a whole token, or ``>`` before the end.
+        InvalidSubject: The pattern isn't 1 to 255 bytes of 0x21-0x7E, has an empty token or more than 32 tokens,
+            or has a wildcard that isn't a whole token, or ``>`` before the end.
     """
     if not is_valid(pattern):
         raise InvalidSubject(f"Not a valid subject: {_shown(pattern)}", [pattern])
@@ -56,44 +54,41 @@ def validate(pattern: str) -> str:
 
 
 def is_valid(pattern: str) -> bool:
-    """Whether `validate` lets it pass."""
+    """Return whether `validate` accepts the pattern."""
     return len(pattern) <= MAX_SUBJECT_BYTES and _PATTERN.fullmatch(pattern) is not None
 
 
 def is_reserved(subject: str) -> bool:
-    """Whether it belongs to NATS itself (``$SYS``, ``$JS``, ``_INBOX``): open only where spelled out."""
+    """Return whether the first token is reserved for NATS (``$SYS``, ``$JS``, ``_INBOX``)."""
     return subject[:1] in ("$", "_")
 
 
 def has_wildcard(pattern: str) -> bool:
-    """Whether it matches more than one subject."""
+    """Return whether the pattern has a wildcard."""
     return "*" in pattern or ">" in pattern
 
 
 def matches(pattern: str, subject: str) -> bool:
-    """Whether a message on the subject is delivered to a subscriber of the pattern.
-
-    A wildcard in first place does not match a reserved first token.
-    """
+    """Return whether the pattern matches the subject. A wildcard in first place doesn't match a reserved token."""
     if pattern[:1] in ("*", ">") and is_reserved(subject):
         return False
     return matcher((pattern,))(subject)
 
 
 def covers(allowed: str, requested: str) -> bool:
-    """Whether every subject that ``requested`` matches is one that ``allowed`` matches too."""
+    """Return whether ``allowed`` matches every subject that ``requested`` matches."""
     if allowed[:1] in ("*", ">") and is_reserved(requested):
         return False
     return includes(allowed, requested)
 
 
 def includes(wide: str, narrow: str) -> bool:
-    """Whether, by NATS's own rules, every subject that ``narrow`` matches is one that ``wide`` matches too."""
+    """Return whether, by the rules of NATS, ``wide`` matches every subject that ``narrow`` matches."""
     return _includes(wide.split("."), narrow.split("."))
 
 
 def overlaps(one: str, other: str) -> bool:
-    """Whether, by NATS's own rules, there is a subject that both match."""
+    """Return whether, by the rules of NATS, both patterns match a common subject."""
     ones, others = one.split("."), other.split(".")
     for mine, its in zip(ones, others, strict=False):
         if ">" in (mine, its):
@@ -105,9 +100,9 @@ def overlaps(one: str, other: str) -> bool:
 
 @lru_cache(maxsize=1024)
 def matcher(patterns: tuple[str, ...]) -> Callable[[str], bool]:
-    """A test whether a subject is matched by one of the patterns, by NATS's own rules.
+    """Return a function that tests whether, by the rules of NATS, one of the patterns matches a subject.
 
-    Subjects are taken as they come from NATS: a publisher may put a token ``*`` or ``>`` into one.
+    A subject from a publisher may contain a token ``*`` or ``>``, which is then literal.
     """
     expression = re.compile("|".join(map(_expression, patterns)), re.DOTALL)
     return lambda subject: expression.fullmatch(subject) is not None

@@ -297,12 +297,12 @@ class Session:
             self.send(Gap(subjects=patterns, lost=None, reason="nats_reconnect"))
 
     def send_connected(self, status: bytes) -> None:
-        """Write the status "connected" if every subscription is live; otherwise `subscription_active` sends it later.
+        """Write the status "connected" if every subscription is active; otherwise `subscription_active` sends it later.
 
         Args:
             status: The encoded status frame, which all sessions of one wire format share.
         """
-        if self._subscriptions.confirm_live():
+        if self._subscriptions.confirm_active():
             self.write(status)
 
     def update_permissions(self, permissions: Permissions) -> None:
@@ -334,7 +334,7 @@ class Session:
             seconds: The time that the client has to accept all that was written; 5 seconds by default.
         """
         if not self.closed:
-            self._end(code, cut=code.cuts)
+            self._end(code, cut=code.drops_pending)
             settings = self._context.settings
             close = close_frame(code, reason, retry=settings.retry, spread=settings.reconnect_spread)
             self._transport.close(close, seconds or CLOSE_SECONDS)

@@ -69,7 +69,7 @@ class Subscriptions:
             self._hub.release(acquired.values())
         views = self._hub.attach(self._subscriber, [(interest, grant) for grant, interest in acquired.items()])
         self._views |= {view.pattern: view for view in views}
-        unconfirmed = {pattern for pattern in patterns if self._views[pattern].interest.state is not State.LIVE}
+        unconfirmed = {pattern for pattern in patterns if self._views[pattern].interest.state is not State.ACTIVE}
         self._unconfirmed |= unconfirmed
         return patterns, not unconfirmed
 
@@ -142,17 +142,17 @@ class Subscriptions:
         self._unconfirmed.discard(pattern)
         return not self._unconfirmed
 
-    def confirm_live(self) -> bool:
+    def confirm_active(self) -> bool:
         """Mark every subscription that NATS has confirmed; return whether none is left unconfirmed."""
-        live = {pattern for pattern, view in self._views.items() if view.interest.state is State.LIVE}
-        self._unconfirmed -= live
+        active = {pattern for pattern, view in self._views.items() if view.interest.state is State.ACTIVE}
+        self._unconfirmed -= active
         return not self._unconfirmed
 
     def mark_gaps(self) -> None:
         """Mark the subscriptions that lose messages from now on, because NATS is disconnected."""
         for pattern, view in self._views.items():
             state = view.interest.state
-            if state is State.LIVE or (state is State.PENDING and pattern not in self._unconfirmed):
+            if state is State.ACTIVE or (state is State.PENDING and pattern not in self._unconfirmed):
                 self._gaps[pattern] = None
 
     def take_gaps(self) -> list[str]:

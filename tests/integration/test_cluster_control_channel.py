@@ -7,11 +7,12 @@ import nats
 import pytest
 from nats.aio.client import DEFAULT_PENDING_SIZE
 
-from sanic_nats_bridge.cluster.control_channel import Answer, ControlChannel, NobodyListensError
+from sanic_nats_bridge.cluster.control_channel import ControlChannel, NobodyListensError, RequestHandler
 from sanic_nats_bridge.nats.connection import NatsClient
 from sanic_nats_bridge.protocol.session_ids import new_worker_id
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import WAIT_SECONDS, until
+from tests.support.clock import held
 
 
 class Worker:
@@ -22,12 +23,12 @@ class Worker:
         self.id = new_worker_id()
         self.told: list[bytes] = []
         self.ready_when_told: list[bool] = []
-        self.answer: Answer = self.echo
+        self.answer: RequestHandler = self.echo
         self.channel = ControlChannel(
             lambda: self.client,
             prefix,
-            answer=lambda request: self.answer(request),
-            on_announced=self.told.append,
+            on_request=lambda request: self.answer(request),
+            on_announcement=self.told.append,
             on_ready=self.on_ready,
         )
         self.channel.start(self.id)
@@ -68,15 +69,19 @@ async def workers(url: str, count: int = 2) -> AsyncIterator[list[Worker]]:
 
 async def test_a_request_is_answered_by_the_worker_of_that_id(shared_nats: NatsServer) -> None:
     async with workers(shared_nats.url, 3) as (one, two, three):
-        asked = [one.channel.request(other.id, b"%d" % number, 5) for number in range(20) for other in (two, three)]
+        asked = [
+            one.channel.request(other.id, b"%d" % number, WAIT_SECONDS)
+            for number in range(20)
+            for other in (two, three)
+        ]
         assert await asyncio.gather(*asked) == [b"echo %d" % number for number in range(20) for _ in range(2)]
-        assert not one.channel._waiting
+        assert not one.channel._pending
 
 
 async def test_a_worker_that_there_is_not_is_told_by_nats(shared_nats: NatsServer) -> None:
     async with workers(shared_nats.url, 1) as (one,):
         with pytest.raises(NobodyListensError):
-            await one.channel.request(new_worker_id(), b"", 5)
+            await one.channel.request(new_worker_id(), b"", WAIT_SECONDS)
 
 
 async def test_one_that_does_not_answer_is_waited_for_so_long(shared_nats: NatsServer) -> None:
@@ -84,19 +89,19 @@ async def test_one_that_does_not_answer_is_waited_for_so_long(shared_nats: NatsS
         two.may_answer.clear()
         with pytest.raises(TimeoutError):
             await one.channel.request(two.id, b"", 0.1)
-        assert not one.channel._waiting
+        assert not one.channel._pending
         # What comes too late is nobody's.
         two.may_answer.set()
-        assert await one.channel.request(two.id, b"1", 5) == b"echo 1"
+        assert await one.channel.request(two.id, b"1", WAIT_SECONDS) == b"echo 1"
 
 
 async def test_a_slow_answer_holds_up_no_other(shared_nats: NatsServer) -> None:
     async with workers(shared_nats.url) as (one, two):
         two.may_answer.clear()
-        slow = asyncio.create_task(one.channel.request(two.id, b"slow", 5))
+        slow = asyncio.create_task(one.channel.request(two.id, b"slow", WAIT_SECONDS))
         await until(lambda: two.channel._tasks)
         two.answer = _at_once
-        assert await one.channel.request(two.id, b"", 5) == b"at once"
+        assert await one.channel.request(two.id, b"", WAIT_SECONDS) == b"at once"
         two.may_answer.set()
         assert await slow == b"echo slow"
 
@@ -116,10 +121,10 @@ async def test_without_nats_nothing_is_asked_or_told() -> None:
     worker.channel.connected()
     assert not worker.channel.ready
     with pytest.raises(ConnectionError):
-        await worker.channel.request(new_worker_id(), b"", 5)
+        await worker.channel.request(new_worker_id(), b"", WAIT_SECONDS)
     with pytest.raises(ConnectionError):
         await worker.channel.announce(b"")
-    assert not worker.channel._waiting
+    assert not worker.channel._pending
 
 
 async def test_a_connection_that_has_ended_is_no_way(shared_nats: NatsServer) -> None:
@@ -127,7 +132,7 @@ async def test_a_connection_that_has_ended_is_no_way(shared_nats: NatsServer) ->
         assert one.client is not None
         await one.client.close()
         with pytest.raises(ConnectionError):
-            await one.channel.request(two.id, b"", 5)
+            await one.channel.request(two.id, b"", WAIT_SECONDS)
 
 
 async def test_a_new_connection_brings_everything_back(shared_nats: NatsServer) -> None:
@@ -136,7 +141,7 @@ async def test_a_new_connection_brings_everything_back(shared_nats: NatsServer) 
             await worker.connect(shared_nats.url)
         assert two.client is not None
         await two.client.flush()
-        assert await one.channel.request(two.id, b"1", 5) == b"echo 1"
+        assert await one.channel.request(two.id, b"1", WAIT_SECONDS) == b"echo 1"
         await one.channel.announce(b"news")
         await until(lambda: two.told == [b"news"])
 
@@ -151,20 +156,20 @@ async def test_whoever_waits_hears_when_others_can_be_reached(shared_nats: NatsS
 async def test_what_nats_does_not_take_is_refused() -> None:
     with NatsServer(config="max_payload: 1024") as small:
         async with workers(small.url) as (one, two):
-            with pytest.raises(ValueError, match="larger than NATS takes"):
-                await one.channel.request(two.id, bytes(1025), 5)
-            with pytest.raises(ValueError, match="larger than NATS takes"):
+            with pytest.raises(ValueError, match="payload must fit max_payload"):
+                await one.channel.request(two.id, bytes(1025), WAIT_SECONDS)
+            with pytest.raises(ValueError, match="payload must fit max_payload"):
                 await one.channel.announce(bytes(1025))
-            assert await one.channel.request(two.id, b"1", 5) == b"echo 1"
+            assert await one.channel.request(two.id, b"1", WAIT_SECONDS) == b"echo 1"
             # An answer that cannot be sent is missed by one alone.
             with pytest.raises(TimeoutError):
                 await one.channel.request(two.id, bytes(1024), 0.2)
 
 
 async def test_one_that_stops_answers_what_has_come_and_takes_nothing_more(shared_nats: NatsServer) -> None:
-    async with workers(shared_nats.url) as (one, two):
+    async with workers(shared_nats.url) as (one, two), held():
         two.may_answer.clear()
-        asked = asyncio.create_task(one.channel.request(two.id, b"1", 5))
+        asked = asyncio.create_task(one.channel.request(two.id, b"1", WAIT_SECONDS))
         await until(lambda: two.channel._tasks)
         stopping = asyncio.create_task(two.channel.stop())
         await until(lambda: not two.channel._subscriptions)
@@ -173,24 +178,29 @@ async def test_one_that_stops_answers_what_has_come_and_takes_nothing_more(share
         assert await asked == b"echo 1"
         assert not two.channel.ready
         with pytest.raises(NobodyListensError):
-            await one.channel.request(two.id, b"2", 5)
+            await one.channel.request(two.id, b"2", WAIT_SECONDS)
 
 
 async def test_an_answer_that_does_not_come_does_not_hold_up_the_end(shared_nats: NatsServer) -> None:
-    async with workers(shared_nats.url) as (one, two):
+    async with workers(shared_nats.url) as (one, two), held() as clock:
         two.may_answer.clear()
-        asked = asyncio.create_task(one.channel.request(two.id, b"", 1.5))
+        asked = asyncio.create_task(one.channel.request(two.id, b"", 3600))
         await until(lambda: two.channel._tasks)
-        await two.channel.stop()
+        stopping = asyncio.create_task(two.channel.stop())
+        await clock.forward_until(stopping.done)
         await until(lambda: not two.channel._tasks)
+        assert not asked.done()
+        await clock.forward(3600)
         with pytest.raises(TimeoutError):
             await asked
 
 
 async def test_what_waits_for_an_answer_does_not_hold_up_the_end(shared_nats: NatsServer) -> None:
-    async with workers(shared_nats.url) as (one, two):
+    async with workers(shared_nats.url) as (one, two), held() as clock:
         two.may_answer.clear()
-        answered, silent = (asyncio.create_task(one.channel.request(two.id, b"%d" % number, 60)) for number in range(2))
+        answered, silent = (
+            asyncio.create_task(one.channel.request(two.id, b"%d" % number, 3600)) for number in range(2)
+        )
         await until(lambda: len(two.channel._tasks) == 2)
         stopping = asyncio.create_task(one.channel.stop())
         await until(lambda: not one.channel._subscriptions)
@@ -198,10 +208,10 @@ async def test_what_waits_for_an_answer_does_not_hold_up_the_end(shared_nats: Na
         assert two.client is not None
         await two.client.publish(f"{one.channel._prefix}.reply.{one.id}.0", b"yes")
         assert await answered == b"yes"
-        await stopping
+        await clock.forward_until(stopping.done)
         with pytest.raises(TimeoutError):
             await silent
-        assert not one.channel._waiting
+        assert not one.channel._pending
 
 
 @asynccontextmanager
@@ -228,7 +238,7 @@ async def test_a_server_that_takes_nothing_holds_up_nobody_for_longer_than_may_b
         async with clogged(one.client, nats_server):
             with pytest.raises(TimeoutError):
                 await one.channel.request(two.id, b"", 0.1)
-            assert not one.channel._waiting
+            assert not one.channel._pending
             announced = asyncio.create_task(one.channel.announce(b"news"))
             await asyncio.sleep(0)
             assert not announced.done()

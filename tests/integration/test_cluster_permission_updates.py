@@ -14,6 +14,7 @@ from sanic_nats_bridge import Permissions
 from sanic_nats_bridge.cluster.permission_updates import PermissionUpdates
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import Bridge, running, until
+from tests.support.clock import held
 from tests.support.nats import Proxy
 from tests.unit.sessions.test_session import EVERYTHING, Worker, act
 
@@ -75,18 +76,19 @@ async def test_what_is_decided_while_nats_is_away_is_told_when_it_is_back(nats_s
     options: dict[str, Any] = {"control_prefix": f"_T.{uuid4().hex}", "permissions": permissions}
     async with (
         Proxy.before(nats_server) as proxy,
-        running(servers=proxy.url, ping_interval=0.2, connect_timeout=0.2, **options) as here,
-        running(servers=nats_server.url, **options) as there,
+        running(servers=proxy.url, connect_timeout=1, **options) as here,
+        running(servers=nats_server.url, ping_interval=86_400, **options) as there,
         there.events("a.staff", Cookie="user=ada") as client,
     ):
         proxy.hole = True
-        await until(lambda: here.extension.client is None)
+        async with held() as clock:
+            await clock.forward_until(lambda: here.extension.client is None, step=10)
         await here.extension.update_permissions(Permissions(["*.open"]), identity="ada")
         await here.extension.revoke(identity="ada")
         proxy.hole = False
         # The last decision alone.
         assert (await client.frame())["code"] == 4403
-        await until(lambda: not here.runtime.permission_updates._untold)
+        await until(lambda: not here.runtime.permission_updates._unsent)
 
 
 class Told:
@@ -135,7 +137,7 @@ async def test_the_last_decision_about_each_is_what_waits_for_nats(monkeypatch: 
         await permission_updates.update_permissions(Permissions([identity]), identity, None)
     await permission_updates.revoke("ada", None)
     told.error = None
-    monkeypatch.setattr("sanic_nats_bridge.cluster.permission_updates._OTHERS_RETURN_SECONDS", 0)
+    monkeypatch.setattr("sanic_nats_bridge.cluster.permission_updates._OTHERS_RECONNECT_SECONDS", 0)
     await permission_updates.nats_connected()
     assert [(json.loads(each)["identity"], json.loads(each)["permissions"] is None) for each in told.told] == [
         ("bob", False),
@@ -170,7 +172,7 @@ async def test_decisions_are_told_in_their_order_though_nats_takes_nothing_for_a
 async def test_what_was_decided_before_nats_was_lost_does_not_undo_what_was_decided_meanwhile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("sanic_nats_bridge.cluster.permission_updates._OTHERS_RETURN_SECONDS", 0)
+    monkeypatch.setattr("sanic_nats_bridge.cluster.permission_updates._OTHERS_RECONNECT_SECONDS", 0)
     cut_off, present, there = Told(), Told(), Worker()
     session, _ = there.open(Permissions([">"], identity="ada"))
     first, second = (PermissionUpdates(Worker().sessions, told.announce) for told in (cut_off, present))
@@ -201,27 +203,27 @@ async def test_what_was_decided_before_nats_was_lost_does_not_undo_what_was_deci
     assert session.closed
 
 
-async def test_what_is_decided_while_the_others_return_waits_with_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sanic_nats_bridge.cluster.permission_updates._OTHERS_RETURN_SECONDS", 0.05)
+async def test_what_is_decided_while_the_others_return_waits_with_the_rest() -> None:
     told, worker = Told(), Worker()
     permission_updates = PermissionUpdates(worker.sessions, told.announce)
     told.error = ConnectionError("away")
     await permission_updates.revoke("ada", None)
     told.error = None
-    returning = asyncio.create_task(permission_updates.nats_connected())
-    await until(lambda: permission_updates._others_return)
-    await permission_updates.revoke("bob", None)
-    assert told.told == []
-    await returning
+    async with held() as clock:
+        returning = asyncio.create_task(permission_updates.nats_connected())
+        await until(lambda: permission_updates._awaiting_others)
+        await permission_updates.revoke("bob", None)
+        assert told.told == []
+        await clock.forward_until(returning.done)
     assert [json.loads(each)["identity"] for each in told.told] == ["ada", "bob"]
 
 
 async def test_only_so_many_decisions_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sanic_nats_bridge.cluster.permission_updates._MAX_NOTED", 3)
+    monkeypatch.setattr("sanic_nats_bridge.cluster.permission_updates._MAX_RECORDED", 3)
     permission_updates = PermissionUpdates(Worker().sessions, Told().announce)
     for name in "abcda":
         await permission_updates.revoke(name, None)
-    assert list(permission_updates._newest) == [("c", None), ("d", None), ("a", None)]
+    assert list(permission_updates._updated_at) == [("c", None), ("d", None), ("a", None)]
 
 
 @pytest.mark.parametrize("name", ["identity", "session"])
@@ -233,7 +235,7 @@ async def test_only_a_text_names_whom_a_decision_is_about(name: str) -> None:
         await permission_updates.revoke(**target)
     with pytest.raises(TypeError, match=f"{name} must be a str, got int"):
         await permission_updates.update_permissions(Permissions(["a"]), **target)
-    assert (told.told, permission_updates._untold) == ([], {})
+    assert (told.told, permission_updates._unsent) == ([], {})
 
 
 async def test_only_permissions_take_the_place_of_permissions() -> None:
@@ -315,7 +317,7 @@ async def test_what_cannot_be_read_changes_nothing_and_is_logged(junk: bytes, ca
     await act(session, "subscribe", "b")
     PermissionUpdates(worker.sessions, Told().announce).receive(junk)
     assert (session.closed, anybody.closed, session.subscriptions) == (False, False, ("b",))
-    assert "cannot be carried out" in caplog.text
+    assert "Cannot apply a revoke or update_permissions" in caplog.text
 
 
 async def test_a_fault_of_ours_in_a_decision_is_logged(
@@ -324,4 +326,4 @@ async def test_a_fault_of_ours_in_a_decision_is_logged(
     worker = Worker()
     monkeypatch.setattr(worker.sessions, "revoke", None)
     PermissionUpdates(worker.sessions, Told().announce).receive(update())
-    assert "Fault in a revoke or update_permissions" in caplog.text
+    assert "Applying a revoke or update_permissions" in caplog.text

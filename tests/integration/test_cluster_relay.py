@@ -18,7 +18,8 @@ from sanic_nats_bridge.errors import InternalError
 from sanic_nats_bridge.protocol.messages import Command
 from sanic_nats_bridge.protocol.session_ids import digest, new_session_id, new_worker_id
 from sanic_nats_bridge.testing import NatsServer
-from tests.support.bridge import SERVERS, Bridge, Publisher, ServerName, running, subscribed, until
+from tests.support.bridge import SERVERS, WAIT_SECONDS, Bridge, Publisher, ServerName, running, subscribed, until
+from tests.support.clock import held
 from tests.support.raw import sessions
 from tests.unit.sessions.test_session import Worker
 
@@ -116,7 +117,7 @@ async def test_a_refusal_is_the_same_elsewhere(
 
 
 async def test_the_rate_of_commands_is_that_of_the_session(shared_nats: NatsServer) -> None:
-    async with workers(shared_nats.url, command_rate=0.1, command_burst=2) as (home, away), home.events() as client:
+    async with workers(shared_nats.url, command_rate=0.001, command_burst=2) as (home, away), home.events() as client:
         body = {"session": client.session, "subjects": ["a.open"]}
         assert [(await bridge.post("/subscribe", body))[0] for bridge in (away, home)] == [200, 200]
         async with away.http.post(f"{away.url}/subscribe", json=body) as response:
@@ -262,7 +263,7 @@ async def test_no_request_makes_the_bridge_publish_elsewhere(shared_nats: NatsSe
         assembler = f"{prefix}.reply.{new_worker_id()}.0"
         replies = await stranger.subscribe(assembler)
         await stranger.publish(address(home), request(), assembler)
-        await replies.next_msg(5)
+        await replies.next_msg(WAIT_SECONDS)
         await stranger.flush()
         assert [subscription.pending_msgs for subscription in heard] == [0] * len(heard)
 
@@ -338,14 +339,15 @@ async def test_a_worker_that_is_just_on_its_way_to_another_nats_server_is_asked_
 
 
 async def test_a_command_that_takes_too_long_is_given_up_by_the_holder() -> None:
-    worker = Worker(relay_timeout=0.1, confirm_timeout=0)
+    worker = Worker()
     session, _ = worker.open()
-    async with session._lock:
-        answer = await Relay(worker.sessions, Answers().request).answer(request(session=session.key))
-    assert json.loads(answer)["refusal"]["code"] == "session.unreachable"
-    await asyncio.sleep(0)
-    answer = await Relay(worker.sessions, Answers().request).answer(request(session=session.key))
-    assert json.loads(answer)["reply"]["success"]
+    async with held() as clock:
+        async with session._lock:
+            answer = asyncio.create_task(Relay(worker.sessions, Answers().request).answer(request(session=session.key)))
+            await clock.forward_until(answer.done)
+        assert json.loads(answer.result())["refusal"]["code"] == "session.unreachable"
+        again = await Relay(worker.sessions, Answers().request).answer(request(session=session.key))
+        assert json.loads(again)["reply"]["success"]
 
 
 async def test_a_fault_of_the_holder_is_told_and_logged(
@@ -353,7 +355,7 @@ async def test_a_fault_of_the_holder_is_told_and_logged(
 ) -> None:
     worker = Worker()
     session, _ = worker.open()
-    monkeypatch.setattr(worker.sessions, "find", None)
+    monkeypatch.setattr(worker.sessions, "get", None)
     answer = await Relay(worker.sessions, Answers().request).answer(request(session=session.key))
     assert json.loads(answer)["refusal"] == {
         "code": "internal",
@@ -361,4 +363,4 @@ async def test_a_fault_of_the_holder_is_told_and_logged(
         "subjects": [],
         "retry_after": 0,
     }
-    assert "Fault in a command from another worker" in caplog.text
+    assert "A command from another worker has failed" in caplog.text

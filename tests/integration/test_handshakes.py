@@ -18,6 +18,7 @@ from tests.support.bridge import (
     sanic_only,
     until,
 )
+from tests.support.clock import held, limit
 from tests.support.raw import UPGRADE, sessions
 
 OFFER = b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n"
@@ -34,7 +35,7 @@ def server(request: pytest.FixtureRequest) -> ServerName:
 async def bystander(bridge: Bridge, publisher: Publisher, caplog: pytest.LogCaptureFixture) -> AsyncIterator[None]:
     """A client that was there before, and one that comes after; the log has no fault of the bridge's own."""
     subject = publisher.subject("a")
-    async with bridge.websocket() as client:
+    async with bridge.websocket(ping_interval=None) as client:
         await client.follow(subject)
         yield
         await until(lambda: len(sessions(bridge)) == 1)
@@ -64,7 +65,7 @@ async def rest(reader: asyncio.StreamReader) -> bytes:
     """Everything up to the end of the connection, which must come."""
     data = b""
     with contextlib.suppress(ConnectionResetError):
-        data = await asyncio.wait_for(reader.read(), WAIT_SECONDS)
+        data = await asyncio.wait_for(reader.read(), limit(WAIT_SECONDS))
     return data
 
 
@@ -195,7 +196,6 @@ async def test_a_frame_that_breaks_the_rules_ends_its_own_connection_alone(bridg
 
 # What never ends
 
-TIMEOUTS = {"REQUEST_TIMEOUT": 0.3, "RESPONSE_TIMEOUT": 0.3, "KEEP_ALIVE_TIMEOUT": 0.3}
 POST = b"POST /nats/subscribe HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 HALVES: dict[str, tuple[bytes, bytes]] = {
@@ -210,14 +210,14 @@ HALVES: dict[str, tuple[bytes, bytes]] = {
 
 @sanic_only
 async def test_what_never_ends_is_ended(bridge: Bridge) -> None:
-    bridge.app.config.update(TIMEOUTS)
-
     async def outcome(half: bytes) -> bytes:
         async with connection(bridge) as (reader, writer):
             writer.write(half)
             return (await rest(reader))[:12]
 
-    answers = await asyncio.gather(*(outcome(half) for half, _ in HALVES.values()))
-    assert dict(zip(HALVES, answers, strict=True)) == {
+    async with held() as clock:
+        answering = asyncio.gather(*(outcome(half) for half, _ in HALVES.values()))
+        await clock.forward_until(answering.done, step=1)
+    assert dict(zip(HALVES, answering.result(), strict=True)) == {
         what: b"HTTP/1.1 " + status for what, (_, status) in HALVES.items()
     }

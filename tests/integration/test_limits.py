@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import gzip
 import json
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -16,6 +15,7 @@ from sanic_nats_bridge import Permissions
 from sanic_nats_bridge.testing import NatsServer
 from sanic_nats_bridge.transports.assembler import MessageAssembler
 from tests.support.bridge import SERVERS, Bridge, Publisher, ServerName, WebSocketClient, running, until
+from tests.support.clock import held, turns
 from tests.support.raw import UPGRADE, client_frame, raw_connection, sessions
 
 
@@ -146,13 +146,13 @@ async def test_of_who_has_been_closed_little_more_is_read(
     monkeypatch: pytest.MonkeyPatch, shared_nats: NatsServer, settings: dict[str, Any]
 ) -> None:
     shut: list[MessageAssembler] = []
-    shut_down = MessageAssembler.shut
+    shut_down = MessageAssembler.stop
 
     def shut_and_tell(assembler: MessageAssembler) -> None:
         shut_down(assembler)
         shut.append(assembler)
 
-    monkeypatch.setattr(MessageAssembler, "shut", shut_and_tell)
+    monkeypatch.setattr(MessageAssembler, "stop", shut_and_tell)
     handshake = f"GET /nats/stream HTTP/1.1\r\n{UPGRADE}\r\n"
     async with (
         running(servers=shared_nats.url, **settings) as bridge,
@@ -172,12 +172,10 @@ async def test_after_a_pause_commands_are_carried_out_again(
     async with (
         limited(shared_nats, publisher, server, command_rate=20, command_burst=3) as (bridge, _),
         bridge.websocket() as client,
+        held() as clock,
     ):
-        refused = 0
-        while not refused:
-            reply = await client.ask({"action": "ping"})
-            refused += not reply["success"]
-        await asyncio.sleep(0.5)  # ten times what a token takes
+        assert [(await client.ask({"action": "ping"}))["success"] for _ in range(4)] == [True] * 3 + [False]
+        await clock.forward(0.5)  # ten times what a token takes
         assert (await client.ask({"action": "ping"}))["success"]
 
 
@@ -187,6 +185,7 @@ async def test_a_post_over_the_rate_says_when_to_come_back(
     async with (
         limited(shared_nats, publisher, server, command_rate=0.1, command_burst=2) as (bridge, _),
         bridge.events() as client,
+        held(),
     ):
         body = {"session": client.session, "subjects": ["a"]}
         codes = []
@@ -292,39 +291,45 @@ async def test_whatever_clients_flip_nats_hears_no_more_than_it_may(
     rate = 50
     async with (
         Publisher.connected(nats_server) as publisher,
-        limited(
-            nats_server,
-            publisher,
-            server,
-            unsubscribe_delay=0,
-            max_subscribe_rate=rate,
-            command_rate=10_000,
-            confirm_timeout=0.2,
-        ) as (bridge, bystander),
+        limited(nats_server, publisher, server, unsubscribe_delay=0, max_subscribe_rate=rate, command_rate=10_000) as (
+            bridge,
+            bystander,
+        ),
         contextlib.AsyncExitStack() as stack,
     ):
-        flippers = [await stack.enter_async_context(bridge.websocket()) for _ in range(3)]
-        heard = _subs_and_unsubs(bridge)
+        *flippers, other = [await stack.enter_async_context(bridge.websocket(ping_interval=None)) for _ in range(4)]
+        client: Any = bridge.extension.client
 
         async def flip(number: int, client: WebSocketClient) -> None:
-            for turn in range(10):
-                patterns = [f"flip.{number}.{turn}.{index}" for index in range(100)]
+            for turn in range(3):
+                patterns = [f"flip.{number}.{turn}.{index}" for index in range(50)]
                 await client.ask({"action": "subscribe", "subjects": patterns})
                 await client.ask({"action": "unsubscribe", "subjects": patterns})
 
-        began = time.monotonic()
-        flipping = [asyncio.create_task(flip(number, client)) for number, client in enumerate(flippers)]
-        async with bridge.websocket() as other:
+        async def ask_for_little() -> None:
             for number in range(3):
-                # Its turn comes, however many wait.
-                reply = await other.ask({"subjects": [f"other.{number}"]})
-                assert reply["success"]
-                assert reply["active"], reply
-        await asyncio.gather(*flipping)
-        seconds = time.monotonic() - began
-        assert len(heard) <= rate * seconds + rate * 0.1 + 2
+                assert (await other.ask({"subjects": [f"other.{number}"]}))["active"]
+
+        async with held() as clock:
+            heard, began = _subs_and_unsubs(bridge), clock.now
+            asking = [asyncio.create_task(flip(number, flipper)) for number, flipper in enumerate(flippers)]
+            await until(lambda: heard)
+            asking.append(asyncio.create_task(ask_for_little()))
+            while not all(task.done() for task in asking):
+                # No time passes while NATS has still to answer, nor while a command is on its way.
+                await until(lambda: not client._pongs)
+                await turns(20)
+                await clock.forward(1 / rate)
+                assert len(heard) <= rate * (clock.now - began) + rate * 0.1 + 2
+            await asyncio.gather(*asking)
+        # Its turn comes, however many wait.
+        assert heard.index("other.2") < len(heard) / 10
         await bystander.is_served()
-        await until(lambda: set(nats_server.subscriptions()) == {publisher.subject("bystander")})
+        await until(
+            lambda: (
+                set(nats_server.subscriptions()) == {publisher.subject("bystander"), "other.0", "other.1", "other.2"}
+            )
+        )
 
 
 def _subs_and_unsubs(bridge: Bridge) -> list[str]:

@@ -88,7 +88,7 @@ async def test_what_a_slow_client_misses_is_counted_and_what_it_got(shared_nats:
     subject = f"slow{uuid4().hex}"
     request = f"GET /nats/events?subjects={subject} HTTP/1.1\r\nHost: h\r\n\r\n"
     async with (
-        running(servers=shared_nats.url, subscribe=[">"], max_pending_bytes=65_536, write_timeout=60) as bridge,
+        running(servers=shared_nats.url, subscribe=[">"], max_pending_bytes=65_536, write_timeout=3600) as bridge,
         Publisher.connected(shared_nats) as publisher,
         raw_connection(bridge.port, request, limit=1000) as (reader, _),
     ):

@@ -7,6 +7,7 @@ from nats.aio.client import Client
 
 from sanic_nats_bridge.testing import NatsServer
 from tests.integration.test_nats_supervisor import linked
+from tests.support.bridge import WAIT_SECONDS
 
 # What nats_connection takes for granted of nats-py: these tell when an upgrade changes it.
 
@@ -22,7 +23,7 @@ async def test_the_private_names_of_nats_py_are_as_the_link_takes_them(nats_serv
         ping: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         client._pongs.append(ping)
         client._transport.write(b"PING\r\n")
-        assert await asyncio.wait_for(ping, 5)
+        assert await asyncio.wait_for(ping, WAIT_SECONDS)
         assert client._pongs == []
         assert client._pongs_received >= 1
     finally:

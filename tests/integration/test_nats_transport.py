@@ -8,7 +8,7 @@ from nats.aio.transport import TcpTransport, WebSocketTransport
 
 from sanic_nats_bridge.nats.transport import TcpSocket, WebSocket, transport_for
 from sanic_nats_bridge.testing import NatsServer
-from tests.support.bridge import free_port, until
+from tests.support.bridge import WAIT_SECONDS, free_port, until
 from tests.support.nats import Peer, sockets
 
 
@@ -36,7 +36,7 @@ async def test_the_private_names_of_nats_pys_transports_are_as_they_are_taken() 
 
 async def connected(peer: Peer) -> TcpSocket:
     transport = TcpSocket()
-    await transport.connect(urlparse(peer.url), 0, 2)
+    await transport.connect(urlparse(peer.url), 0, WAIT_SECONDS)
     return transport
 
 
@@ -58,7 +58,7 @@ async def test_a_socket_is_let_go_of_although_the_peer_takes_nothing() -> None:
 async def test_nothing_is_written_in_the_clear_where_tls_is_a_must() -> None:
     async with Peer().listening() as peer:
         transport: Any = TcpSocket(tls_only=True)
-        await transport.connect(urlparse(peer.url), 0, 2)
+        await transport.connect(urlparse(peer.url), 0, WAIT_SECONDS)
         with pytest.raises(ConnectionError, match="TLS"):
             transport.write(b"x\n")
         with pytest.raises(ConnectionError, match="TLS"):

@@ -152,7 +152,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 @pytest.fixture
 def world(loop: asyncio.AbstractEventLoop, server: ServerName, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     # How long the bridge waits between its attempts to connect is tested elsewhere.
-    monkeypatch.setattr("sanic_nats_bridge.nats.server_pool._MOST_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr("sanic_nats_bridge.nats.server_pool._MAX_BACKOFF_SECONDS", 0.1)
     made = World.made(server)
     yield loop.run_until_complete(made.__aenter__())
     loop.run_until_complete(made.__aexit__(None, None, None))
@@ -177,7 +177,6 @@ def run(machine: Any, seed_of_it: str, steps: int) -> None:
         settings=settings(
             max_examples=-(-steps // STEPS),
             stateful_step_count=STEPS,
-            deadline=None,
             database=None,
             # What is shrunk is run hundreds of times, and hardly one of these runs is quick.
             phases=[Phase.generate],

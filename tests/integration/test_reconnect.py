@@ -10,7 +10,9 @@ import pytest
 from websockets.asyncio.client import connect
 
 from sanic_nats_bridge.testing import NatsServer
-from tests.support.bridge import Bridge, EventClient, Publisher, WebSocketClient, running, until
+from tests.support.bridge import WAIT_SECONDS, Bridge, EventClient, Publisher, WebSocketClient, running, until
+from tests.support.clock import held
+from tests.support.example import publish as publish_at_once
 from tests.support.process import app_process
 
 LOST = {"type": "status", "nats": "disconnected"}
@@ -44,6 +46,7 @@ async def test_nobody_is_dropped_when_nats_is_away_for_seconds(nats_server: Nats
         bridge.websocket() as websocket,
         bridge.websocket() as idle,
         bridge.events("a", "b.*") as events,
+        held() as clock,
     ):
         await websocket.follow("a", "b.*")
         sessions = bridge.runtime.sessions
@@ -51,8 +54,9 @@ async def test_nobody_is_dropped_when_nats_is_away_for_seconds(nats_server: Nats
         nats_server.stop()
         followers: list[WebSocketClient | EventClient] = [websocket, events]
         assert [await client.frame() for client in [*followers, idle]] == [LOST] * 3
-        await asyncio.sleep(3)
+        await clock.forward(10)
         nats_server.start()
+        await clock.forward_until(lambda: bridge.extension.client)
         for client in followers:
             assert await client.frames(2) == [gap("a", "b.*"), BACK]
         assert await idle.frame() == BACK
@@ -173,13 +177,18 @@ async def test_a_server_that_does_not_answer_makes_an_inactive_reply_and_a_later
 
 async def test_a_server_that_hangs_for_long_is_lost_and_comes_back(nats_server: NatsServer) -> None:
     async with (
-        bridged(nats_server, confirm_timeout=0.05, ping_interval=0.2) as bridge,
-        bridge.websocket() as websocket,
+        bridged(nats_server) as bridge,
+        bridge.websocket(ping_interval=None) as websocket,
     ):
         await websocket.follow("a")
         nats_server.pause()
-        assert (await websocket.ask({"action": "subscribe", "subjects": ["b"]}))["active"] is False
-        assert await websocket.frame() == LOST
+        async with held() as clock:
+            asking = asyncio.create_task(websocket.ask({"action": "subscribe", "subjects": ["b"]}))
+            await clock.forward_until(asking.done, step=5)
+            assert asking.result()["active"] is False
+            hearing = asyncio.create_task(websocket.frame())
+            await clock.forward_until(hearing.done, step=5)
+            assert hearing.result() == LOST
         nats_server.resume()
         assert await websocket.frames(2) == [gap("a"), BACK]
         await publish(nats_server, "b", b"1")
@@ -257,8 +266,24 @@ async def test_what_the_server_dropped_because_the_bridge_was_too_slow_is_a_gap(
             assert await websocket.data(1) == [1]
 
 
-async def test_a_bridge_that_was_suspended_goes_on(nats_server: NatsServer) -> None:
-    settings = {"servers": nats_server.url, "subscribe": [">"], "ping_interval": 0.2, "heartbeat": 60}
+async def test_a_bridge_that_was_suspended_for_longer_than_nats_may_be_silent_goes_on(nats_server: NatsServer) -> None:
+    async with bridged(nats_server) as bridge, bridge.websocket(ping_interval=None) as websocket:
+        await websocket.follow("a")
+        client: Any = bridge.extension.client
+        async with held() as clock:
+            # It blocks the loop.
+            publish_at_once(nats_server, "a", b"1")
+            clock.jump(10 * WAIT_SECONDS)
+            assert await websocket.data(1) == [1]
+            await until(lambda: not client.unanswered_pings)
+            await clock.forward(WAIT_SECONDS / 2)
+        await publish(nats_server, "a", b"2")
+        assert await websocket.data(1) == [2]
+        assert bridge.extension.client is client
+
+
+async def test_a_process_that_was_stopped_goes_on(nats_server: NatsServer) -> None:
+    settings = {"servers": nats_server.url, "subscribe": [">"], "ping_interval": WAIT_SECONDS}
     async with app_process(settings) as app:
         await until(lambda: nats_server.monitor("/varz")["connections"] == 1)
         async with connect(f"ws://127.0.0.1:{app.ports[0]}/nats/stream") as connection:
@@ -269,9 +294,6 @@ async def test_a_bridge_that_was_suspended_goes_on(nats_server: NatsServer) -> N
             await websocket.follow("a")
             app.process.send_signal(signal.SIGSTOP)
             await publish(nats_server, "a", b"1")
-            # Longer than a server may be silent.
-            await asyncio.sleep(1)
             app.process.send_signal(signal.SIGCONT)
-            await asyncio.sleep(0.5)
             await publish(nats_server, "a", b"2")
             assert await websocket.data(2) == [1, 2]

@@ -24,6 +24,7 @@ from tests.support.bridge import (
     running,
     until,
 )
+from tests.support.clock import held
 from tests.support.raw import sessions
 
 DOORS = ("websocket", "events")
@@ -85,11 +86,6 @@ async def follow(bridge: Bridge, client: WebSocketClient | EventClient, user: st
     if isinstance(client, WebSocketClient) and reply["success"]:
         assert (status, reply["active"]) == (200, True)
     return reply
-
-
-def block_the_loop(seconds: float) -> None:
-    """What was due meanwhile is due at one moment then."""
-    time.sleep(seconds)
 
 
 async def last_frame(client: WebSocketClient | EventClient) -> dict[str, Any]:
@@ -339,29 +335,23 @@ async def test_when_permissions_expire_nothing_more_is_written_but_the_close(
     shared_nats: NatsServer, publisher: Publisher, server: ServerName, door: str
 ) -> None:
     app, subject = App(), publisher.subject("a")
-    expires = time.time() + 1
-    app.users["ada"] = Permissions([">"], expires=expires)
-    app.users["bob"] = Permissions([">"])
-    async with (
-        serve(shared_nats, app, server) as bridge,
-        connected(bridge, door, "ada") as ada,
-        connected(bridge, door, "bob") as bob,
-    ):
-        await follow(bridge, ada, "ada", subject)
-        await follow(bridge, bob, "bob", subject)
-        sent = 0
-        while len(sessions(bridge)) > 1:
-            await publisher.send(subject, b"%.6f" % time.time())
-            sent += 1
-            await asyncio.sleep(0.002)
-        frames = [await ada.frame()]
-        while frames[-1]["type"] != "close":
-            frames.append(await ada.frame())
-        assert (frames[-1]["code"], frames[-1]["reconnect"]) == (4401, False)
-        times = [frame["data"] for frame in frames[:-1] if frame["type"] == "message"]
-        assert len(times) > 10
-        assert max(times) <= expires
-        assert len(await bob.data(sent)) == sent
+    async with serve(shared_nats, app, server) as bridge, held() as clock:
+        app.users["ada"] = Permissions([">"], expires=time.time() + 5)
+        app.users["bob"] = Permissions([">"])
+        async with connected(bridge, door, "ada") as ada, connected(bridge, door, "bob") as bob:
+            await follow(bridge, ada, "ada", subject)
+            await follow(bridge, bob, "bob", subject)
+            numbers = [b"%d" % number for number in range(20)]
+            await publisher.send(subject, *numbers[:10])
+            assert await ada.data(10) == list(range(10))
+            await clock.forward(4.9)
+            await publisher.send(subject, numbers[10])
+            assert await ada.data(1) == [10]
+            await clock.forward(0.1)
+            await publisher.send(subject, *numbers[11:])
+            frame = await last_frame(ada)
+            assert (frame["code"], frame["reconnect"]) == (4401, False)
+            assert await bob.data(20) == list(range(20))
 
 
 async def test_what_has_come_in_a_turn_in_which_permissions_expire_is_not_written(
@@ -369,17 +359,19 @@ async def test_what_has_come_in_a_turn_in_which_permissions_expire_is_not_writte
 ) -> None:
     app, subject = App(), publisher.subject("a")
     app.users["ada"] = Permissions([">"])
-    async with serve(shared_nats, app, flush_interval=0.5) as bridge, connected(bridge, door, "ada") as ada:
+    async with (
+        serve(shared_nats, app, flush_interval=0.5) as bridge,
+        connected(bridge, door, "ada") as ada,
+        held() as clock,
+    ):
         await follow(bridge, ada, "ada", subject)
         (session,) = sessions(bridge)
-        await publisher.send(subject, b"1")
-        await until(lambda: bridge.runtime.sessions.hub._broadcaster._hit)
         expires = time.time() + 0.01
         assert await bridge.extension.update_permissions(Permissions([">"], expires=expires), session=session.key) == 1
-        block_the_loop(0.6)
+        await publisher.send(subject, b"1")
+        await until(lambda: bridge.runtime.sessions.hub._broadcaster._hit)
+        clock.jump(0.6)
         frame = await ada.frame()
-        while frame["type"] == "message":
-            frame = await ada.frame()
         assert (frame["type"], frame["code"]) == ("close", 4401)
 
 
@@ -396,6 +388,7 @@ async def test_what_is_revoked_ends_at_once(
         serve(shared_nats, app, server, flush_interval=0.5) as bridge,
         connected(bridge, door, "ada") as ada,
         connected(bridge, door, "bob") as bob,
+        held() as clock,
     ):
         await follow(bridge, ada, "ada", subject)
         await follow(bridge, bob, "bob", subject)
@@ -405,6 +398,7 @@ async def test_what_is_revoked_ends_at_once(
         assert await bridge.extension.revoke(**chosen) == 1
         frame = await ada.frame()
         assert (frame["type"], frame["code"], frame["reconnect"]) == ("close", 4403, False)
+        await clock.forward(0.5)
         assert await bob.data(1) == [1]
         assert await bridge.extension.revoke(**chosen) == 0
 
@@ -457,7 +451,8 @@ async def test_the_apps_view_of_the_sessions(shared_nats: NatsServer, door: str)
             await follow(bridge, client, "ada", "a")
             (session,) = view
             assert session in view
-            assert (session.key, session.identity, session.transport) == (client.key, "ada", door)
+            transport = {"websocket": "websocket", "events": "sse"}[door]
+            assert (session.key, session.identity, session.transport) == (client.key, "ada", transport)
             assert (session.permissions, session.subscriptions) == (app.users["ada"], ("a",))
         await until(lambda: not len(view))
         assert session not in view

@@ -96,9 +96,9 @@ async def test_the_first_frame_is_the_welcome(bridge: Bridge) -> None:
 @pytest.mark.parametrize(
     ("query", "reason"),
     [
-        ("protocol=2", "This server speaks protocol 1"),
-        ("protocol=abc", "This server speaks protocol 1"),
-        ("protocol=", "This server speaks protocol 1"),
+        ("protocol=2", "protocol must be 1, the version that this server supports"),
+        ("protocol=abc", "protocol must be 1, the version that this server supports"),
+        ("protocol=", "protocol must be 1, the version that this server supports"),
         ("from=5", "Not supported here: 'from' and 'after'"),
         ("token=x&after=", "Not supported here: 'from' and 'after'"),
     ],

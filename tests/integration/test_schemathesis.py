@@ -17,6 +17,7 @@ from tests.support.bridge import Bridge, running
 
 # sanic-ext has one OpenAPI document for all apps of the process.
 PREFIX = "/described"
+MAX_EXAMPLES = settings().max_examples * 2 // 5
 REAL = st.sampled_from([["a"], ["b.*"], ["a", "b.*"], ["a", "closed"], None, None])
 
 
@@ -39,9 +40,8 @@ def answers(operation: Any, mode: GenerationMode, base_url: str, session: str) -
     statuses: Counter[int] = Counter()
 
     @settings(
-        max_examples=40,
+        max_examples=MAX_EXAMPLES,
         derandomize=True,
-        deadline=None,
         database=None,
         suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],  # made of a schema
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sanic_nats_bridge.testing import NatsServer, NatsServerError
-from tests.support.bridge import Publisher, alive, until
+from tests.support.bridge import WAIT_SECONDS, Publisher, alive, until
 
 
 def state(stat: str) -> str:
@@ -22,7 +22,7 @@ async def works(server: NatsServer) -> bool:
         answer = await publisher.client.subscribe("a")
         await until(lambda: server.subscriptions() == ["a"])
         await publisher.send("a", b"1")
-        return (await answer.next_msg(5)).data == b"1"
+        return (await answer.next_msg(WAIT_SECONDS)).data == b"1"
 
 
 async def test_a_server_runs_inside_its_block_alone() -> None:

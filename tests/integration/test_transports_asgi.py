@@ -18,6 +18,7 @@ from sanic_nats_bridge.settings import Settings
 from sanic_nats_bridge.testing import NatsServer
 from sanic_nats_bridge.transports.asgi import AsgiSseTransport, AsgiWebSocketTransport
 from tests.support.bridge import WAIT_SECONDS, Bridge, Publisher, ServerName, running, until
+from tests.support.clock import held
 from tests.support.raw import UPGRADE, client_frame, reset, session_id, sessions
 
 HIGH = 2_000
@@ -411,7 +412,7 @@ class Received:
 async def overfill(session: Session, publisher: Publisher, subject: str) -> int:
     """Publish until more waits for the session than may, and some more; how many messages."""
     published = 0
-    while session.is_writable or published % 1_000:
+    while (session.is_writable and not session.closed) or published % 1_000:
         await publisher.send(subject, *[b"x" * SIZE] * BATCH)
         published += BATCH
     return published
@@ -422,7 +423,7 @@ async def test_what_a_stalled_client_is_not_given_it_is_told(
     shared_nats: NatsServer, publisher: Publisher, door: str, name: ServerName, options: dict[str, Any]
 ) -> None:
     subject = publisher.subject("a")
-    limits: dict[str, Any] = {"subscribe": [">"], "max_pending_bytes": LIMIT}
+    limits: dict[str, Any] = {"subscribe": [">"], "max_pending_bytes": LIMIT, "write_timeout": 3600}
     async with (
         running(server=name, server_options=options, servers=shared_nats.url, **limits) as bridge,
         stalled(bridge, door, subject) as (reader, _, session, _),
@@ -444,13 +445,13 @@ async def test_a_client_that_takes_nothing_is_given_up_and_nothing_of_it_stays(
     shared_nats: NatsServer, publisher: Publisher, door: str, name: ServerName, options: dict[str, Any]
 ) -> None:
     subject = publisher.subject("a")
-    limits: dict[str, Any] = {"subscribe": [">"], "max_pending_bytes": LIMIT, "write_timeout": 0.4}
+    limits: dict[str, Any] = {"subscribe": [">"], "max_pending_bytes": LIMIT, "write_timeout": 5}
     async with running(server=name, server_options=options, servers=shared_nats.url, **limits) as bridge:
         await bridge.post("/subscribe", {})
         tasks = len(asyncio.all_tasks())
-        async with stalled(bridge, door, subject) as (_, _, session, _):
+        async with held() as clock, stalled(bridge, door, subject) as (_, _, session, _):
             await overfill(session, publisher, subject)
-            await until(lambda: not len(sessions(bridge)))
+            await clock.forward_until(lambda: not len(sessions(bridge)))
         await until(lambda: len(asyncio.all_tasks()) == tasks)
 
 
@@ -461,7 +462,7 @@ async def test_a_client_that_has_stopped_reading_does_not_hold_up_the_end_of_uvi
 ) -> None:
     subject = publisher.subject("a")
     options = {"ws": ws, "timeout_graceful_shutdown": None}
-    limits: dict[str, Any] = {"subscribe": [">"], "max_pending_bytes": LIMIT}
+    limits: dict[str, Any] = {"subscribe": [">"], "max_pending_bytes": LIMIT, "write_timeout": 3600}
     async with (
         contextlib.AsyncExitStack() as stack,
         asyncio.timeout(WAIT_SECONDS),
@@ -478,7 +479,7 @@ async def test_a_stalled_client_whose_session_is_cut_gets_only_what_the_server_h
     shared_nats: NatsServer, publisher: Publisher, door: str, code: CloseCode
 ) -> None:
     subject = publisher.subject("a")
-    limits: dict[str, Any] = {"subscribe": [">"], "max_pending_bytes": 4 * LIMIT}
+    limits: dict[str, Any] = {"subscribe": [">"], "max_pending_bytes": 4 * LIMIT, "write_timeout": 3600}
     async with (
         running(server="uvicorn", servers=shared_nats.url, **limits) as bridge,
         stalled(bridge, door, subject) as (reader, _, session, _),
@@ -516,7 +517,7 @@ async def test_a_client_that_stalls_for_a_while_gets_replies_and_messages_in_the
     shared_nats: NatsServer, publisher: Publisher, door: str, name: ServerName, options: dict[str, Any]
 ) -> None:
     subject, late = publisher.subject("a"), publisher.subject("late")
-    limits: dict[str, Any] = {"subscribe": [">"], "max_pending_bytes": LIMIT}
+    limits: dict[str, Any] = {"subscribe": [">"], "max_pending_bytes": LIMIT, "write_timeout": 3600}
     async with (
         running(server=name, server_options=options, servers=shared_nats.url, **limits) as bridge,
         stalled(bridge, door, subject) as (reader, writer, session, secret),

@@ -14,7 +14,8 @@ from websockets.protocol import Protocol
 from sanic_nats_bridge import Session
 from sanic_nats_bridge.testing import NatsServer
 from tests.integration.test_routes_request_guard import certificate
-from tests.support.bridge import WAIT_SECONDS, running, until
+from tests.support.bridge import WAIT_SECONDS, WebSocketClient, running, until
+from tests.support.clock import HeldClock, held, turns
 from tests.support.frames import CLOSE, CONT, PONG, TEXT, frame, read_frame
 from tests.support.raw import UPGRADE, client_frame, raw_connection, reset, session_of, sessions
 
@@ -186,13 +187,21 @@ async def test_a_client_that_answers_no_ping_though_nothing_waits_for_it_is_clos
         assert len(sessions(bridge)) == 0
 
 
+async def heartbeats(client: WebSocketClient, clock: HeldClock, count: int) -> None:
+    """Let time pass until so many heartbeats have come; whatever the client answers comes in time."""
+    for _ in range(count):
+        coming = asyncio.create_task(client._read())
+        await clock.forward_until(coming.done, step=0.05)
+        assert coming.result()["type"] == "heartbeat"
+
+
 async def test_a_client_that_answers_pings_stays(shared_nats: NatsServer) -> None:
     async with (
         running(servers=shared_nats.url, heartbeat=0.1, prepare=impatient) as bridge,
         bridge.websocket() as client,
+        held() as clock,
     ):
-        for _ in range(15):
-            await client._read()
+        await heartbeats(client, clock, 15)
         assert session_of(bridge, client.session)
 
 
@@ -216,7 +225,8 @@ async def test_pings_wait_where_messages_wait(shared_nats: NatsServer) -> None:
         (session,) = sessions(bridge)
         transport: Any = session._transport
         transport.write(b"x" * 20_000_000)
-        await asyncio.sleep(1)
+        async with held() as clock:
+            await clock.forward(1)
         assert not session.closed
         received = b""
         while b"\x89" not in received:
@@ -244,19 +254,22 @@ async def test_a_client_that_is_not_read_is_not_expected_to_answer_a_ping(shared
     ):
         session = session_of(bridge, client.session)
         transport: Any = session._transport
-        transport._assembler.hold()
-        for _ in range(15):
-            await client._read()
+        transport._assembler.pause()
+        async with held() as clock:
+            await heartbeats(client, clock, 15)
         assert not session.closed
-        transport._assembler.release()
+        transport._assembler.resume()
         assert (await client.ask({"action": "ping"}))["message"] == "pong"
 
 
 async def test_a_command_that_comes_before_the_bridge_has_taken_over_is_carried_out(shared_nats: NatsServer) -> None:
+    sent = asyncio.Event()
+
     def prepare(app: Sanic[Any, Any]) -> None:
         @app.signal("websocket.handler.before")
         async def dawdle(**_: Any) -> None:
-            await asyncio.sleep(0.2)
+            await sent.wait()
+            await turns(20)  # until Sanic has read it
 
     async with (
         running(servers=shared_nats.url, prepare=prepare) as bridge,
@@ -264,6 +277,7 @@ async def test_a_command_that_comes_before_the_bridge_has_taken_over_is_carried_
     ):
         await reader.readuntil(b"\r\n\r\n")
         writer.write(client_frame(b'{"action":"ping","id":1}') + client_frame(b'{"action":"ping","id":2}'))
+        sent.set()
         received = await asyncio.wait_for(reader.readuntil(b'"id":2,"action":"ping"'), WAIT_SECONDS)
     assert 0 < received.index(b'"welcome"') < received.index(b'"id":1,')
 
@@ -375,7 +389,7 @@ async def test_of_a_client_that_is_lost_no_slice_is_left(shared_nats: NatsServer
             await reader.readuntil(b'"nats":"connected"}')
             (session,) = sessions(bridge)
             transport: Any = session._transport
-            transport._assembler.hold()
+            transport._assembler.pause()
             transport._throttle.data_received(frame(PONG) * 20_000)
             assert transport._throttle._unfed
             reset(writer.transport)

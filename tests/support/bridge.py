@@ -25,14 +25,20 @@ from sanic_nats_bridge import NatsBridge
 from sanic_nats_bridge.runtime import BridgeRuntime
 from sanic_nats_bridge.testing import NatsServer
 from tests.support import asgi as support_asgi
+from tests.support.clock import limit, moment
 from tools.harness.processes import free_port as free_port
 
 # Otherwise Sanic prepares its classes for the first app of the process alone.
 Sanic.test_mode = True
 
-WAIT_SECONDS = 10.0
+WAIT_SECONDS = 60
 """How long a fact is waited for before a test fails; never how long something must take."""
 
+
+UNHURRIED: Mapping[str, Any] = MappingProxyType(
+    dict.fromkeys(("confirm_timeout", "connect_timeout", "ping_interval", "relay_timeout"), WAIT_SECONDS)
+)
+"""Settings for which no process is too slow; a test of one of them sets it."""
 
 ServerName: TypeAlias = Literal["sanic", "uvicorn", "hypercorn"]
 
@@ -48,7 +54,7 @@ async def until(fact: Callable[[], object], seconds: float = WAIT_SECONDS) -> No
     deadline = time.monotonic() + seconds
     while not fact():
         assert time.monotonic() < deadline, f"did not come true in {seconds} s"
-        await asyncio.sleep(0.005)
+        await moment()
 
 
 def alive(pid: int | None) -> bool:
@@ -108,7 +114,8 @@ class Bridge:
     async def unwelcome_websocket(self, query: str = "", **options: Any) -> AsyncIterator["WebSocketClient"]:
         """The same, but nothing was read."""
         url = f"ws://127.0.0.1:{self.port}{self.prefix}/stream" + (query and f"?{query}")
-        async with connect(url, max_size=None, compression=None, max_queue=None, **options) as connection:
+        patient = {"open_timeout": WAIT_SECONDS, "close_timeout": WAIT_SECONDS} | options
+        async with connect(url, max_size=None, compression=None, max_queue=None, **patient) as connection:
             yield WebSocketClient(connection)
 
     @contextlib.asynccontextmanager
@@ -148,7 +155,7 @@ class _Frames(ABC):
 
     async def frame(self) -> dict[str, Any]:
         """The next frame that is not a heartbeat."""
-        async with asyncio.timeout(WAIT_SECONDS):
+        async with asyncio.timeout(limit(WAIT_SECONDS)):
             while True:
                 frame = await self._read()
                 if frame["type"] != "heartbeat":
@@ -221,7 +228,7 @@ class Publisher:
     @classmethod
     @contextlib.asynccontextmanager
     async def connected(cls, server: NatsServer) -> AsyncIterator[Self]:
-        client = await nats.connect(server.url, pending_size=64 * 1024 * 1024)
+        client = await nats.connect(server.url, pending_size=64 * 1024 * 1024, connect_timeout=WAIT_SECONDS)
         try:
             yield cls(client)
         finally:
@@ -234,7 +241,7 @@ class Publisher:
         """Publish, and return when the server has it."""
         for payload in payloads:
             await self.client.publish(subject, payload, headers=headers)
-        await self.client.flush()
+        await self.client.flush(timeout=WAIT_SECONDS)
 
 
 @contextlib.asynccontextmanager
@@ -252,7 +259,7 @@ async def running(
     of the server.
     """
     app: Sanic[Any, Any] = Sanic(f"test_{uuid4().hex}", configure_logging=False)
-    extension = NatsBridge(app, **settings)
+    extension = NatsBridge(app, **{**UNHURRIED, **settings})
     if prepare is not None:
         prepare(app)
     async with (

@@ -16,7 +16,7 @@ from typing import Self
 
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import WAIT_SECONDS, alive, free_port
-from tests.support.process import MANAGER_SECONDS
+from tests.support.process import ManagerReady
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,10 +70,10 @@ class ExampleApp:
     def start(self) -> None:
         command = [sys.executable, "-m", "example_app", "--port", str(self.port), *self._arguments]
         environment = {name: value for name, value in os.environ.items() if name != "NATS_URL"} | self._environment
-        with tempfile.TemporaryFile() as log:
+        with tempfile.TemporaryFile() as log, ManagerReady() as ready:
             # Sanic's manager may kill its whole process group, which must not be that of the tests.
             self.process = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+                command, cwd=ROOT, env=environment | ready.environment, stdout=log, stderr=log, start_new_session=True
             )
             deadline = time.monotonic() + 3 * WAIT_SECONDS
             while not self._answers():
@@ -82,11 +82,9 @@ class ExampleApp:
                     log.seek(0)
                     raise AssertionError(f"the example app does not answer: {log.read().decode()}")
                 time.sleep(0.05)
-            while os.pread(log.fileno(), 2**20, 0).count(b"Worker ready") < self._workers:
+            while self._workers > 1 and not ready():
                 assert time.monotonic() < deadline, "some workers do not start"
                 time.sleep(0.05)
-        if self._workers > 1:
-            time.sleep(MANAGER_SECONDS)
 
     def end(self, number: signal.Signals) -> int:
         """Send the signal; returns the exit status. Nothing but the nats-server may be left then."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import selectors
 from collections.abc import Sequence
 from typing import Any
 
@@ -216,37 +215,13 @@ class FakeTransport(_Recorder):
     def keepalive(self) -> None:
         pass
 
-    def close(self, close: Close, seconds: float) -> None:
-        self.send(close)
-        self.finished = close
-        self.finish_seconds = seconds
+    def close(self, frame: Close, timeout: float) -> None:
+        self.send(frame)
+        self.finished = frame
+        self.finish_seconds = timeout
 
     def abort(self) -> None:
         self.aborted = True
-
-
-class _Leap(selectors.SelectSelector):
-    """Waits for nothing; moves its loop's clock instead."""
-
-    loop: "LeapingLoop"
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        self.loop.now += timeout or 0
-        return super().select(0)
-
-
-class LeapingLoop(asyncio.SelectorEventLoop):
-    """An event loop in which nobody waits: its clock leaps to what comes next."""
-
-    now = 0.0
-
-    def __init__(self) -> None:
-        selector = _Leap()
-        selector.loop = self
-        super().__init__(selector)
-
-    def time(self) -> float:
-        return self.now
 
 
 def read_websocket_frames(data: bytes) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator
 from typing import Literal, TypeAlias
 
@@ -12,6 +13,8 @@ Habit: TypeAlias = Literal["pass", "refuse", "cut", "swallow", "buffer"]
 """What it does with WebSockets: refuses the upgrade, cuts them after it, or swallows the request; or it lets
 them through, and keeps event streams back until they end."""
 
+_NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+_REQUEST = re.compile(rb"[A-Z]+ (/[^ ?]*)")
 _REFUSAL = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
@@ -28,14 +31,17 @@ class Middlebox:
         """Whether nothing goes through any more, without a sign."""
         self.streams = 0
         """Requests for an event stream that it has seen."""
-        self.posts = 0
+        self.paths: list[str] = []
+        """Paths of the requests, in their order."""
+        self.missing = ""
+        """A path that is answered with 404."""
         self.url = ""
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def listening(cls, port: int, habit: Habit = "pass") -> AsyncIterator["Middlebox"]:
+    async def listening(cls, port: int, habit: Habit = "pass", own_port: int = 0) -> AsyncIterator["Middlebox"]:
         box = cls(port, habit)
-        server = await asyncio.start_server(box._serve, "127.0.0.1", 0)
+        server = await asyncio.start_server(box._serve, "127.0.0.1", own_port)
         box.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         try:
             yield box
@@ -90,11 +96,14 @@ class _Connection:
     def _stopped(self, data: bytes) -> bool:
         """Note a request; whether it goes no further."""
         habit = self._box.habit
+        if request := _REQUEST.match(data):
+            self._box.paths.append(path := request[1].decode())
+            if path == self._box.missing:
+                self._client.write(_NOT_FOUND)
+                return True
         if data.startswith(b"GET /nats/events"):
             self._box.streams += 1
             self._held = habit == "buffer"
-        if data.startswith(b"POST "):
-            self._box.posts += 1
         self._upgrading = data.startswith(b"GET /nats/stream")
         if self._upgrading and habit == "refuse":
             self._client.write(_REFUSAL)

@@ -6,18 +6,41 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
-from tests.support.bridge import WAIT_SECONDS, free_port
+from tests.support.bridge import WAIT_SECONDS, free_port, until
 
 PROJECT = Path(__file__).parents[2]
 
-MANAGER_SECONDS = 1.0
-"""Sanic's manager spins for ever on a signal that comes before it has seen that its workers are up."""
+_STARTUP = Path(__file__).parent / "startup"
+
+
+class ManagerReady:
+    """Tells when the manager of an app's workers has seen all of them, and listens to signals."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._file = Path(self._folder.name) / "ready"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For the process of the manager."""
+        path = os.pathsep.join([str(_STARTUP), *filter(None, [os.environ.get("PYTHONPATH")])])
+        return {"PYTHONPATH": path, "MANAGER_READY_FILE": str(self._file)}
+
+    def __call__(self) -> bool:
+        return self._file.exists()
 
 
 @dataclass
@@ -77,25 +100,38 @@ async def managed_process(
         *options,
     )
     environment = {f"SANIC_{name}": value for name, value in configuration.items()}
-    async with process_of_workers(port, command, environment, log):
+    async with process_of_workers(port, command, environment, log, managed="--single-process" not in options):
         yield port
 
 
 @contextlib.asynccontextmanager
 async def process_of_workers(
-    port: int, command: Sequence[str], environment: Mapping[str, str], log: IO[bytes] | int = DEVNULL
+    port: int,
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    log: IO[bytes] | int = DEVNULL,
+    *,
+    managed: bool = True,
 ) -> AsyncIterator[None]:
     """Run a manager of Sanic's with its workers until the end of the block; none of them outlives it."""
-    process = await asyncio.create_subprocess_exec(
-        *command, stdout=log, stderr=log, cwd=PROJECT, env=os.environ | environment, start_new_session=True
-    )
-    try:
-        await listening(port)
-        yield
-    finally:
-        await ended(process)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+    with ManagerReady() as ready:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdout=log,
+            stderr=log,
+            cwd=PROJECT,
+            env=os.environ | environment | ready.environment,
+            start_new_session=True,
+        )
+        try:
+            await listening(port)
+            if managed:
+                await until(ready)
+            yield
+        finally:
+            await ended(process)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 @contextlib.asynccontextmanager

@@ -14,10 +14,9 @@ from tools.faults import network as networks
 from tools.faults.network import LOOPBACK, network
 from tools.faults.results import Results
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[2] / "docs" / "internals"
 
 
-@pytest.mark.timeout(180)
 def test_nothing_is_lost_in_silence_by_the_clients_of_two_machines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,7 +4,6 @@ from functools import partial
 from typing import Any, Final
 
 import aiohttp
-import pytest
 
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import Publisher, until
@@ -110,7 +109,6 @@ async def one_round(app: AppProcess, server: NatsServer, publisher: Publisher) -
     await until(lambda: not server.subscriptions(), LINGER + WAIT_SECONDS)
 
 
-@pytest.mark.timeout(170)
 async def test_two_hundred_clients_share_one_subscription_and_leave_nothing_behind(nats_server: NatsServer) -> None:
     async with (
         app_process({"servers": nats_server.url, "subscribe": [">"], "unsubscribe_delay": LINGER}) as app,

@@ -13,7 +13,7 @@ import pytest
 
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import WAIT_SECONDS, until
-from tests.support.process import MANAGER_SECONDS, managed_process
+from tests.support.process import managed_process
 
 _RELOADER_SECONDS: Final = 3.0
 
@@ -57,10 +57,14 @@ async def pages(port: int) -> AsyncIterator[list[asyncio.Task[dict[str, Any]]]]:
     """What open pages see last, on both transports, beside a client that does nothing."""
     async with aiohttp.ClientSession() as http, silent_client(port):
         opened = [asyncio.Event(), asyncio.Event()]
-        yield [
+        seen = [
             asyncio.create_task(last_event(http, port, opened[0])),
             asyncio.create_task(last_frame(http, port, opened[1])),
         ]
+        async with asyncio.timeout(WAIT_SECONDS):
+            for each in opened:
+                await each.wait()
+        yield seen
 
 
 async def all_opened(nats: NatsServer) -> None:
@@ -87,10 +91,9 @@ async def served_by(port: int) -> str:
 
 
 async def another_serves(port: int, before: str) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while await served_by(port) in ("", before):
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.05)
+    async with asyncio.timeout(WAIT_SECONDS):
+        while await served_by(port) in ("", before):
+            pass
 
 
 @contextlib.asynccontextmanager
@@ -140,7 +143,6 @@ async def test_the_end_waits_neither_for_clients_nor_for_nats(
                 await all_opened(nats_server)
                 if nats_hangs:
                     nats_server.pause()
-                await asyncio.sleep(MANAGER_SECONDS)
                 await process.aclose()
                 await goodbye(seen)
     written = log.read_text()

@@ -97,7 +97,6 @@ async def come_and_go(url: str, stream: EventStream, publisher: Publisher, name:
     return due
 
 
-@pytest.mark.timeout(120)
 async def test_every_command_by_post_works_wherever_it_arrives(example: ExampleApp, nats_server: NatsServer) -> None:
     async with contextlib.AsyncExitStack() as stack:
         http = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))

@@ -14,7 +14,7 @@ from tools.faults.checker import Verdict
 from tools.faults.report import counts_table, put_into, times_table
 from tools.faults.results import Results, Run
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[2] / "docs" / "internals"
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

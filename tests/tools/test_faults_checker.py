@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sanic_nats_bridge.protocol import subjects
@@ -18,9 +18,6 @@ from tools.faults.payloads import Key, carried, digest, key_of, payload
 
 STEP_SECONDS = 0.001
 EVERYTHING = View((">",))
-
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-"""A busy machine is no fault of the checker."""
 
 
 class Story:
@@ -128,7 +125,6 @@ def told(events: Iterable[tuple[Any, ...]]) -> Story:
     return story
 
 
-@unhurried
 @given(tellings)
 def test_what_is_right_is_found_right(events: list[tuple[Any, ...]]) -> None:
     story = told(events)
@@ -155,7 +151,6 @@ def places(story: Story) -> list[int]:
     return [place for place, (_, frame) in enumerate(story.log.entries) if frame["type"] == "message"]
 
 
-@unhurried
 @given(sends, st.data())
 def test_what_is_dropped_is_silently_lost(events: list[tuple[str, str]], data: st.DataObject) -> None:
     story = delivered(events)
@@ -165,7 +160,6 @@ def test_what_is_dropped_is_silently_lost(events: list[tuple[str, str]], data: s
     assert verdict.lost == verdict.broken == len(dropped)
 
 
-@unhurried
 @given(sends, st.data())
 def test_what_comes_again_is_a_duplicate(events: list[tuple[str, str]], data: st.DataObject) -> None:
     story = delivered(events)
@@ -176,7 +170,6 @@ def test_what_comes_again_is_a_duplicate(events: list[tuple[str, str]], data: st
     assert verdict.duplicate == verdict.broken == 1
 
 
-@unhurried
 @given(sends, st.data())
 def test_what_comes_too_late_is_out_of_order(events: list[tuple[str, str]], data: st.DataObject) -> None:
     story = delivered([*events, ("s", "a.0"), ("s", "a.0")])
@@ -201,7 +194,6 @@ def key_of_frame(frame: Any) -> Key:
     return key
 
 
-@unhurried
 @given(sends, st.data())
 def test_what_was_never_published_is_not_allowed(events: list[tuple[str, str]], data: st.DataObject) -> None:
     story = delivered(events)
@@ -609,13 +601,11 @@ def patterns(draw: st.DrawFn) -> str:
     return ".".join([*drawn, draw(st.sampled_from(["a", "*", ">"]))])
 
 
-@unhurried
 @given(patterns(), tokens.map(".".join))
 def test_the_checker_and_the_bridge_agree_on_what_matches(pattern: str, subject: str) -> None:
     assert matches(pattern, subject) == subjects.matches(pattern, subject)
 
 
-@unhurried
 @given(patterns(), patterns())
 def test_the_checker_and_the_bridge_agree_on_what_covers(allowed: str, pattern: str) -> None:
     assert covers(allowed, pattern) == subjects.covers(allowed, pattern)
@@ -625,7 +615,6 @@ def test_a_subject_with_an_empty_token_is_nobodys() -> None:
     assert not matches(">", "a..b")
 
 
-@unhurried
 @given(st.integers(0, 5), st.binary(max_size=20))
 def test_a_payload_says_which_message_it_is_in_every_form(number: int, filler: bytes) -> None:
     data = payload(Key("a.0", number), filler)

@@ -73,7 +73,7 @@ def test_the_operators_error_is_none_that_a_client_could_be_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "reconnect", "cuts"),
+    ("code", "reconnect", "drops_pending"),
     [
         (1001, True, False),
         (1009, False, False),
@@ -86,9 +86,9 @@ def test_the_operators_error_is_none_that_a_client_could_be_told() -> None:
     ],
 )
 def test_a_close_code_says_whether_to_come_back_and_what_is_kept_from_the_client(
-    code: int, reconnect: bool, cuts: bool
+    code: int, reconnect: bool, drops_pending: bool
 ) -> None:
-    assert (CloseCode(code).reconnect, CloseCode(code).cuts) == (reconnect, cuts)
+    assert (CloseCode(code).reconnect, CloseCode(code).drops_pending) == (reconnect, drops_pending)
 
 
 def test_there_is_no_other_close_code() -> None:

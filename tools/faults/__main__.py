@@ -16,7 +16,7 @@ from .report import counts_table, machine_table, put_into, sessions_table, times
 from .results import Results, Run
 from .run import run
 
-_DOCS: Final = PROJECT / "docs"
+_DOCS: Final = PROJECT / "docs" / "internals"
 
 
 def main() -> int:
@@ -71,7 +71,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--small", action="store_true", help="faults that last for moments, to see whether all works")
     parser.add_argument("--settings", type=json.loads, default={}, help="of the bridge, as a JSON object")
     parser.add_argument(
-        "--docs", type=Path, metavar="DIR", help="write the report there (default: docs, when everything is done)"
+        "--docs", type=Path, metavar="DIR", help="write the report there (default for all faults: docs/internals)"
     )
     options = parser.parse_args(arguments)
     if unknown := set(options.faults) - CATALOGUE.keys():

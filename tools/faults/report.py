@@ -1,4 +1,4 @@
-"""The report: a table of all faults, put into docs/reliability.md between its two marks."""
+"""The report: a table of all faults, put into docs/internals/reliability.md between its two marks."""
 
 import re
 import statistics

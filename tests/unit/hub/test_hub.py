@@ -18,11 +18,11 @@ from sanic_nats_bridge.sessions.registry import SessionRegistry
 from sanic_nats_bridge.sessions.session import Session
 from sanic_nats_bridge.settings import Settings
 from tests.support.bridge import until
+from tests.support.clock import leaping
 from tests.support.fakes import (
     FakeLink,
     FakeSubscriber,
     FakeTransport,
-    LeapingLoop,
     granted,
     ignore,
     read_websocket_frames,
@@ -101,11 +101,12 @@ async def test_the_refusal_of_one_pattern_leaves_nothing_of_its_command() -> Non
 
 
 async def test_a_pattern_claimed_again_within_its_linger_costs_nats_nothing() -> None:
-    link, hub = FakeLink.with_hub(confirms=True, unsubscribe_delay=0.05)
+    link, hub = FakeLink.with_hub(confirms=True, unsubscribe_delay=5)
     views = await follow(hub, first := FakeSubscriber(), "a")
     hub.detach(first, views)
+    await asyncio.sleep(4)
     second = await follower(hub, "a")
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(60)
     link.deliver("a")
     await turns()
     assert link.sent == [("SUB", "a")]
@@ -113,14 +114,16 @@ async def test_a_pattern_claimed_again_within_its_linger_costs_nats_nothing() ->
 
 
 async def test_the_last_release_unsubscribes_after_the_linger() -> None:
-    link, hub = FakeLink.with_hub(confirms=True)
+    link, hub = FakeLink.with_hub(confirms=True, unsubscribe_delay=5)
     held = [(subscriber := FakeSubscriber(), await follow(hub, subscriber, "a")) for _ in range(2)]
     hub.detach(*held[0])
-    await asyncio.sleep(0.03)
+    await asyncio.sleep(60)
     assert link.sent == [("SUB", "a")]
     hub.detach(*held[1])
+    await asyncio.sleep(4)
     assert link.patterns == ["a"]
-    await until(lambda: link.sent == [("SUB", "a"), ("UNSUB", "a")])
+    await asyncio.sleep(2)
+    assert link.sent == [("SUB", "a"), ("UNSUB", "a")]
     assert hub.patterns == ()
 
 
@@ -142,7 +145,7 @@ async def test_a_command_that_waits_while_the_link_is_lost_ends_inactive_and_is_
     await turns()
     link.lose()
     (view,) = await waiting
-    assert view.interest.state is State.AWAY
+    assert view.interest.state is State.DISCONNECTED
     link.come_back()
     link.confirm("a")
     link.deliver("a")
@@ -157,7 +160,7 @@ async def test_a_confirmation_that_comes_late_is_told_later() -> None:
     before = view.interest.state
     assert subscriber.told == []
     link.confirm("a")
-    assert (before, view.interest.state) == (State.PENDING, State.LIVE)
+    assert (before, view.interest.state) == (State.PENDING, State.ACTIVE)
     assert subscriber.told == [("subscription_active", "a")]
 
 
@@ -331,7 +334,7 @@ async def test_one_that_ends_because_it_does_not_keep_up_harms_no_other(subjects
 
 # A flush interval
 
-INTERVAL = 0.05
+INTERVAL = 0.5
 
 
 async def test_messages_of_a_flush_interval_leave_in_one_write() -> None:
@@ -380,28 +383,22 @@ async def test_one_flush_interval_follows_on_another() -> None:
     assert len(subscriber.writes) == 6
 
 
-def test_no_message_waits_for_longer_than_the_flush_interval() -> None:
-    loop = LeapingLoop()
+async def test_no_message_waits_for_longer_than_the_flush_interval() -> None:
+    loop = leaping()
     waited: list[float] = []
 
     class Clocked(FakeSubscriber):
         def write(self, data: bytes) -> None:
             waited.extend(loop.now - frame["data"] for frame in read_websocket_frames(data))
 
-    async def scene() -> None:
-        link, hub = FakeLink.with_hub(confirms=True, flush_interval=1)
-        await follow(hub, Clocked(), "a")
-        for pause in (0.3, 0.3, 0.9, 0.0, 1.2, 5.0, 0.1):
-            link.deliver("a", b"%f" % loop.now)
-            if pause == 0.9:
-                hub.flush()
-            await asyncio.sleep(pause)
-        await asyncio.sleep(1)
-
-    try:
-        loop.run_until_complete(scene())
-    finally:
-        loop.close()
+    link, hub = FakeLink.with_hub(confirms=True, flush_interval=1)
+    await follow(hub, Clocked(), "a")
+    for pause in (0.3, 0.3, 0.9, 0.0, 1.2, 5.0, 0.1):
+        link.deliver("a", b"%f" % loop.now)
+        if pause == 0.9:
+            hub.flush()
+        await asyncio.sleep(pause)
+    await asyncio.sleep(1)
     assert len(waited) == 7
     assert max(waited) <= 1.001
 
@@ -567,7 +564,7 @@ PATTERNS = st.sampled_from(["a", "b", "*"])
 
 
 class Races(RuleBasedStateMachine):
-    """Sessions, hub and a NATS server that answers, refuses, goes and returns when it likes."""
+    """SessionRegistry, hub and a NATS server that answers, refuses, goes and returns when it likes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -701,9 +698,7 @@ class Races(RuleBasedStateMachine):
 
 
 TestRaces = Races.TestCase
-TestRaces.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, database=None, phases=[Phase.generate, Phase.shrink]
-)
+TestRaces.settings = settings(stateful_step_count=40, database=None, phases=[Phase.generate, Phase.shrink])
 
 
 async def test_a_claim_that_is_given_up_after_the_end_leaves_nothing() -> None:

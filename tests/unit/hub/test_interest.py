@@ -24,5 +24,5 @@ def test_what_a_pattern_says_of_its_messages(pattern: str, excludes_reserved: bo
 
 def test_a_new_interest_is_nobodys_and_unknown_to_nats() -> None:
     interest = Interest("orders")
-    assert interest.state is State.AWAY
+    assert interest.state is State.DISCONNECTED
     assert (interest.sid, interest.claims, interest.unsubscribe_timer, interest.views) == (None, 0, None, {})

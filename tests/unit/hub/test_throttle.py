@@ -1,10 +1,7 @@
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
 
 from sanic_nats_bridge.hub.interest import Interest
 from sanic_nats_bridge.hub.throttle import SubscribeThrottle
-from tests.support.fakes import LeapingLoop
 
 
 class Nats:
@@ -30,89 +27,63 @@ class Nats:
         return [pattern for _, pattern in self.heard]
 
 
-def test_a_second_holds_no_more_than_its_rate_and_a_tenth_for_bursts() -> None:
-    async def scene() -> None:
-        nats = Nats(100)
-        nats.submit("one", *(f"a{number}" for number in range(1000)))
-        assert len(nats.heard) == 10
-        await asyncio.sleep(15)
-        times = [at for at, _ in nats.heard]
-        assert nats.patterns == [f"a{number}" for number in range(1000)]
-        assert max(sum(start <= at <= start + 1 for at in times) for start in times) <= 112
-        assert times[-1] < 11
-
-    _leap(scene())
+async def test_a_second_holds_no_more_than_its_rate_and_a_tenth_for_bursts() -> None:
+    nats = Nats(100)
+    nats.submit("one", *(f"a{number}" for number in range(1000)))
+    assert len(nats.heard) == 10
+    await asyncio.sleep(15)
+    times = [at for at, _ in nats.heard]
+    assert nats.patterns == [f"a{number}" for number in range(1000)]
+    assert max(sum(start <= at <= start + 1 for at in times) for start in times) <= 112
+    assert times[-1] < 11
 
 
-def test_who_asks_for_little_waits_for_its_turn_and_not_for_all_of_the_others() -> None:
-    async def scene() -> None:
-        nats = Nats(100)
-        nats.submit("greedy", *(f"g{number}" for number in range(1000)))
-        nats.submit("other", "o1", "o2")
-        nats.submit(None, "n")
-        await asyncio.sleep(0.1)
-        assert {"o1", "o2", "n"} <= set(nats.patterns)
-        assert len(nats.heard) < 30
-        await asyncio.sleep(15)
-        assert len(nats.heard) == 1003
-
-    _leap(scene())
+async def test_who_asks_for_little_waits_for_its_turn_and_not_for_all_of_the_others() -> None:
+    nats = Nats(100)
+    nats.submit("greedy", *(f"g{number}" for number in range(1000)))
+    nats.submit("other", "o1", "o2")
+    nats.submit(None, "n")
+    await asyncio.sleep(0.1)
+    assert {"o1", "o2", "n"} <= set(nats.patterns)
+    assert len(nats.heard) < 30
+    await asyncio.sleep(15)
+    assert len(nats.heard) == 1003
 
 
-def test_what_nobody_wants_any_more_has_every_other_turn_however_many_owners_wait() -> None:
-    async def scene() -> None:
-        nats = Nats(100)
-        nats.silent = {f"s{number}" for number in range(0, 100, 3)}
-        for number in range(100):
-            nats.submit(number, *(f"{number}.{each}" for each in range(10)))
-            nats.submit(None, f"s{number}")
-        await asyncio.sleep(2)
-        unwanted = [pattern.startswith("s") for pattern in nats.patterns]
-        assert len(unwanted) > 150
-        assert unwanted.count(True) == 66
-        first, last = unwanted.index(True), len(unwanted) - unwanted[::-1].index(True)
-        assert unwanted[first:last] == [True, False] * 65 + [True]
-
-    _leap(scene())
+async def test_what_nobody_wants_any_more_has_every_other_turn_however_many_owners_wait() -> None:
+    nats = Nats(100)
+    nats.silent = {f"s{number}" for number in range(0, 100, 3)}
+    for number in range(100):
+        nats.submit(number, *(f"{number}.{each}" for each in range(10)))
+        nats.submit(None, f"s{number}")
+    await asyncio.sleep(2)
+    unwanted = [pattern.startswith("s") for pattern in nats.patterns]
+    assert len(unwanted) > 150
+    assert unwanted.count(True) == 66
+    first, last = unwanted.index(True), len(unwanted) - unwanted[::-1].index(True)
+    assert unwanted[first:last] == [True, False] * 65 + [True]
 
 
-def test_what_needs_nothing_of_nats_costs_nothing() -> None:
-    async def scene() -> None:
-        nats = Nats(100)
-        nats.silent = {f"s{number}" for number in range(1000)}
-        nats.submit("one", *nats.silent, "a")
-        assert nats.patterns == ["a"]
-
-    _leap(scene())
+async def test_what_needs_nothing_of_nats_costs_nothing() -> None:
+    nats = Nats(100)
+    nats.silent = {f"s{number}" for number in range(1000)}
+    nats.submit("one", *nats.silent, "a")
+    assert nats.patterns == ["a"]
 
 
-def test_what_waits_can_be_forgotten_and_more_be_brought_then() -> None:
-    async def scene() -> None:
-        nats = Nats(10)
-        nats.submit("one", *"abcde")
-        nats.pacing.forget()
-        nats.submit("one", "f")
-        await asyncio.sleep(5)
-        assert nats.patterns == ["a", "f"]
-
-    _leap(scene())
+async def test_what_waits_can_be_forgotten_and_more_be_brought_then() -> None:
+    nats = Nats(10)
+    nats.submit("one", *"abcde")
+    nats.pacing.clear()
+    nats.submit("one", "f")
+    await asyncio.sleep(5)
+    assert nats.patterns == ["a", "f"]
 
 
-def test_a_rate_below_one_a_second_passes_one_at_a_time() -> None:
-    async def scene() -> None:
-        nats = Nats(0.5)
-        nats.submit("one", *"abc")
-        await asyncio.sleep(3)
-        assert nats.patterns == ["a", "b"]
-        await asyncio.sleep(2)
-        assert nats.patterns == ["a", "b", "c"]
-
-    _leap(scene())
-
-
-def _leap(scene: Coroutine[Any, Any, None]) -> None:
-    loop = LeapingLoop()
-    try:
-        loop.run_until_complete(scene)
-    finally:
-        loop.close()
+async def test_a_rate_below_one_a_second_passes_one_at_a_time() -> None:
+    nats = Nats(0.5)
+    nats.submit("one", *"abc")
+    await asyncio.sleep(3)
+    assert nats.patterns == ["a", "b"]
+    await asyncio.sleep(2)
+    assert nats.patterns == ["a", "b", "c"]

@@ -6,7 +6,7 @@ import pytest
 
 from sanic_nats_bridge.nats.health import wait_until_stale
 from sanic_nats_bridge.settings import Settings
-from tests.support.fakes import LeapingLoop
+from tests.support.clock import LeapingLoop
 
 INTERVAL = 4.0
 

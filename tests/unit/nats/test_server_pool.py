@@ -99,9 +99,9 @@ def test_waits_are_short_within_a_round_and_grow_from_round_to_round_to_a_limit(
 
 def test_a_wait_is_short_again_when_all_has_been_well() -> None:
     pool = ServerPool(["a"])
-    assert max(pool.pause() for _ in range(10)) > 1
-    pool.relax()
-    assert pool.pause() <= 0.1
+    assert max(pool.next_backoff() for _ in range(10)) > 1
+    pool.reset_backoff()
+    assert pool.next_backoff() <= 0.1
 
 
 def test_what_the_cluster_no_longer_tells_of_is_forgotten() -> None:

@@ -5,19 +5,19 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sanic_nats_bridge.sessions.keepalive import Keepalive
 from sanic_nats_bridge.settings import Settings
-from tests.support.fakes import FakeTransport, LeapingLoop
+from tests.support.clock import LeapingLoop
+from tests.support.fakes import FakeTransport
 
 ROUNDING = 1e-6
 FRAME = b"\x81\x02{}"
 HEARTBEAT = b'\x81\x14{"type":"heartbeat"}'
 
 SECONDS = st.floats(0.5, 20)
-unhurried = settings(deadline=None)
 STEPS = st.floats(0.001, 2)  # of a heartbeat, or of a write timeout
 
 
@@ -71,7 +71,6 @@ def timing(heartbeat: float, write_timeout: float) -> Settings:
 # Heartbeats
 
 
-@unhurried
 @given(SECONDS, SECONDS, st.lists(STEPS, max_size=20))
 def test_there_is_a_frame_in_each_heartbeat_interval_and_no_heartbeat_close_to_another(
     heartbeat: float, write_timeout: float, pauses: list[float]
@@ -93,7 +92,6 @@ def test_there_is_a_frame_in_each_heartbeat_interval_and_no_heartbeat_close_to_a
     assert not transport.aborted
 
 
-@unhurried
 @given(SECONDS, SECONDS, st.floats(0.01, 0.33), st.integers(1, 60))
 def test_no_heartbeat_goes_out_where_frames_flow(
     heartbeat: float, write_timeout: float, pause: float, count: int
@@ -111,7 +109,6 @@ def test_no_heartbeat_goes_out_where_frames_flow(
     assert transport.beaten_at == []
 
 
-@unhurried
 @given(SECONDS, SECONDS, st.floats(0.01, 4))
 def test_a_frame_follows_within_a_heartbeat_interval_on_the_last_byte_that_a_slow_client_has_taken(
     heartbeat: float, write_timeout: float, slowness: float
@@ -136,7 +133,6 @@ def test_a_frame_follows_within_a_heartbeat_interval_on_the_last_byte_that_a_slo
     assert beaten >= transport.loop.now - heartbeat - 2 * ROUNDING
 
 
-@unhurried
 @given(SECONDS, SECONDS)
 def test_the_way_is_kept_open_twice_in_each_heartbeat_interval(heartbeat: float, write_timeout: float) -> None:
     transport = Clocked(LeapingLoop())
@@ -153,7 +149,6 @@ def test_the_way_is_kept_open_twice_in_each_heartbeat_interval(heartbeat: float,
 # A client that takes nothing
 
 
-@unhurried
 @given(SECONDS, SECONDS, st.lists(STEPS, min_size=1, max_size=10), st.booleans())
 def test_a_client_is_given_up_when_it_has_taken_nothing_for_the_write_timeout_and_no_sooner(
     heartbeat: float, write_timeout: float, pauses: list[float], takes_all: bool
@@ -177,7 +172,6 @@ def test_a_client_is_given_up_when_it_has_taken_nothing_for_the_write_timeout_an
     assert write_timeout - ROUNDING <= transport.aborted_at - transport.stalled_at <= 1.5 * write_timeout + ROUNDING
 
 
-@unhurried
 @given(SECONDS, SECONDS, st.integers(1, 40))
 def test_a_client_that_takes_a_single_byte_in_each_write_timeout_is_not_given_up(
     heartbeat: float, write_timeout: float, count: int
@@ -197,7 +191,6 @@ def test_a_client_that_takes_a_single_byte_in_each_write_timeout_is_not_given_up
     assert not transport.aborted
 
 
-@unhurried
 @given(SECONDS, SECONDS)
 def test_a_client_for_which_nothing_waits_is_never_given_up(heartbeat: float, write_timeout: float) -> None:
     transport = Clocked(LeapingLoop())

@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sanic_nats_bridge.auth.permissions import Permissions
@@ -22,6 +22,7 @@ from sanic_nats_bridge.sessions.registry import SessionRegistry
 from sanic_nats_bridge.sessions.session import Session
 from sanic_nats_bridge.settings import Settings
 from tests.support.bridge import until
+from tests.support.clock import WallClock, leaping
 from tests.support.fakes import FakeLink, FakeTransport
 
 PADDING = encoding.websocket_frame(b'{"type":"padding","padding":"%b"}' % (b"x" * 1_000))
@@ -31,7 +32,7 @@ EVERYTHING = Permissions([">"])
 
 
 class Worker:
-    """Sessions on a hub with a fake link."""
+    """SessionRegistry on a hub with a fake link."""
 
     def __init__(self, *, confirms: bool = True, **settings: Any) -> None:
         options = Settings.resolve(settings, {})
@@ -85,27 +86,28 @@ async def turns(count: int = 3) -> None:
 
 
 async def test_heartbeats_go_out_while_nothing_else_does() -> None:
-    _, transport = Worker(heartbeat=0.1).open()
-    await until(lambda: transport.types.count("heartbeat") >= 3)
+    _, transport = Worker(heartbeat=10).open()
+    await asyncio.sleep(31)
     assert transport.types[0] == "welcome"
+    assert transport.types.count("heartbeat") >= 3
 
 
 async def test_no_heartbeat_goes_out_between_frequent_messages() -> None:
     worker = Worker(heartbeat=4)
     session, transport = worker.open()
     await act(session, "subscribe", "a")
-    for _ in range(30):
+    for _ in range(300):
         worker.link.deliver("a")
-        await asyncio.sleep(0.08)
-    assert transport.data == [1] * 30
+        await asyncio.sleep(1)
+    assert transport.data == [1] * 300
     assert "heartbeat" not in transport.types
 
 
 async def test_a_closed_session_has_no_pulse() -> None:
-    session, transport = Worker(heartbeat=0.1).open()
+    session, transport = Worker(heartbeat=10).open()
     session.close(CloseCode.GOING_AWAY, "test")
     written = len(transport.writes)
-    await asyncio.sleep(0.15)
+    await asyncio.sleep(60)
     assert len(transport.writes) == written
 
 
@@ -190,7 +192,7 @@ async def test_a_pattern_that_is_held_already_brings_no_second_copy() -> None:
 
 
 async def test_a_held_pattern_that_is_refused_while_its_repetition_waits_fails_the_command() -> None:
-    worker = Worker(confirms=False, confirm_timeout=0.05)
+    worker = Worker(confirms=False)
     session, transport = worker.open()
     first = asyncio.create_task(act(session, "subscribe", "a"))
     await turns()
@@ -212,7 +214,7 @@ async def test_a_held_pattern_that_is_refused_while_its_repetition_waits_fails_t
 
 
 async def test_close_is_the_last_frame_and_nothing_comes_after_it() -> None:
-    worker = Worker(heartbeat=0.1)
+    worker = Worker(heartbeat=10)
     session, transport = worker.open()
     await act(session, "subscribe", "a")
     worker.link.deliver("a")
@@ -222,7 +224,7 @@ async def test_close_is_the_last_frame_and_nothing_comes_after_it() -> None:
     worker.link.lose()
     worker.link.come_back()
     session.connection_lost(1006)
-    await asyncio.sleep(0.15)
+    await asyncio.sleep(60)
     assert transport.types == ["welcome", "reply", "message", "close"]
     assert transport.finished is not None
     assert transport.finished.code == 1001
@@ -526,7 +528,6 @@ class Mishaps:
 
 
 @pytest.mark.parametrize("overflow", ["gap", "latest"])
-@settings(deadline=None, max_examples=200)
 @given(steps=STEPS)
 def test_all_that_was_sent_has_arrived_or_is_counted_as_lost(overflow: str, steps: list[tuple[str, Any]]) -> None:
     async def scene() -> Mishaps:
@@ -738,14 +739,16 @@ async def test_a_client_that_has_fallen_behind_gets_nothing_but_the_close_when_i
     assert len(worker.sessions) == 0
 
 
-async def test_of_several_whose_permissions_expire_at_one_moment_none_gets_what_has_come_already() -> None:
+async def test_of_several_whose_permissions_expire_at_one_moment_none_gets_what_has_come_already(
+    wall_clock: WallClock,
+) -> None:
     worker = Worker()
-    expires = time.time() + 0.02
+    expires = wall_clock.time() + 2
     transports = [worker.open(Permissions([">"], expires=at)) for at in (expires, expires, expires + 3600)]
     for session, _ in transports:
         await act(session, "subscribe", "a")
     worker.link.deliver("a")
-    time.sleep(0.03)  # noqa: ASYNC251 - the loop is to be late
+    leaping().block(3)
     worker.hub.flush()
     assert [transport.types[2:] for _, transport in transports] == [["close"], ["close"], ["message"]]
 
@@ -838,21 +841,23 @@ async def test_what_was_kept_for_a_client_is_not_given_when_the_time_is_over_tho
     assert transport.types == ["welcome", "reply", "padding", "close"]
 
 
-async def test_no_command_is_carried_out_when_the_time_is_over_though_no_timer_has_said_so() -> None:
+async def test_no_command_is_carried_out_when_the_time_is_over_though_no_timer_has_said_so(
+    wall_clock: WallClock,
+) -> None:
     worker = Worker()
-    session, transport = worker.open(Permissions([">"], expires=time.time() + 0.01))
-    time.sleep(0.02)  # noqa: ASYNC251 - the loop is to be late
+    session, transport = worker.open(Permissions([">"], expires=wall_clock.time() + 1))
+    leaping().block(2)
     assert isinstance((await session.execute('{"action": "ping"}')).error, UnknownSession)
     assert transport.types == ["welcome", "close"]
 
 
 @pytest.mark.parametrize("event", ["lose", "come_back"])
-async def test_what_is_told_of_nats_is_not_told_when_the_time_is_over(event: str) -> None:
+async def test_what_is_told_of_nats_is_not_told_when_the_time_is_over(event: str, wall_clock: WallClock) -> None:
     worker = Worker()
     if event == "come_back":
         worker.link.lose()
-    _, transport = worker.open(Permissions([">"], expires=time.time() + 0.01))
-    time.sleep(0.02)  # noqa: ASYNC251 - the loop is to be late
+    _, transport = worker.open(Permissions([">"], expires=wall_clock.time() + 1))
+    leaping().block(2)
     getattr(worker.link, event)()
     assert transport.types == ["welcome", "close"]
 

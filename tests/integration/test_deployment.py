@@ -1,8 +1,6 @@
-"""What docs/operations.md promises of the bridge's NATS user."""
+"""The NATS permissions in docs/guides/deployment.md."""
 
-import re
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import nats
@@ -13,8 +11,7 @@ from sanic import Request
 from sanic_nats_bridge import Permissions
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import Bridge, running, subscribed, until
-
-OPERATIONS = Path(__file__).parents[2] / "docs/operations.md"
+from tests.support.docs import file_of
 
 
 async def permissions(request: Request) -> Permissions | None:
@@ -24,11 +21,11 @@ async def permissions(request: Request) -> Permissions | None:
 @pytest.fixture
 def server() -> Iterator[NatsServer]:
     """One with the users of the documentation, and one more who may do everything else."""
-    (block,) = re.findall(r"```\n(authorization \{\n.*?\n\})\n```", OPERATIONS.read_text(), re.DOTALL)
+    documented = file_of("docs/guides/deployment.md", "nats.conf")
     everybody_else = """
     {user: others, password: o, permissions: {publish: {deny: "_NATSBRIDGE.>"}, subscribe: {deny: "_NATSBRIDGE.>"}}}
   ]"""
-    config = block.replace("$BRIDGE_PASSWORD", "b").replace("\n  ]", everybody_else)
+    config = documented.replace("$BRIDGE_PASSWORD", "b").replace("\n  ]", everybody_else)
     with NatsServer(config=config) as server:
         yield server
 

@@ -1,0 +1,20 @@
+"""Loaded at the start of each Python under test: has Sanic's manager tell when it listens to signals.
+
+A signal that comes before the manager has seen all its workers acknowledge makes it loop forever.
+"""
+
+import os
+from pathlib import Path
+
+_ready = os.environ.get("MANAGER_READY_FILE")
+
+if _ready:
+    from sanic.worker.manager import WorkerManager
+
+    _wait_for_ack = WorkerManager.wait_for_ack
+
+    def _wait_and_tell(manager: WorkerManager) -> None:
+        _wait_for_ack(manager)  # type: ignore[no-untyped-call]
+        Path(str(_ready)).touch()
+
+    WorkerManager.wait_for_ack = _wait_and_tell  # type: ignore[method-assign]
