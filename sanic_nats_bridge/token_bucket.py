@@ -27,7 +27,7 @@ class TokenBucket:
 
     @property
     def overdrawn(self) -> bool:
-        """Whether the debt exceeds its limit."""
+        """True if the debt exceeds its limit."""
         return self._tokens < -self._burst
 
     def wait(self, now: float) -> float:

@@ -69,7 +69,7 @@ class Hub:
         self._unanswered: set[Interest] = set()
         self._up = False
         self.connected = False
-        """Whether NATS has answered for every pattern since the connection was established."""
+        """True if NATS has answered for every pattern since the connection was established."""
 
     @property
     def patterns(self) -> tuple[str, ...]:
