@@ -106,8 +106,8 @@ class BridgeRuntime:
         self._cross_origin.add_preflights(blueprint, "stream", "events", "subscribe", "unsubscribe")
         self._app.blueprint(blueprint)
         paths = _paths(blueprint)
-        self._cross_origin.watch(self._app)
-        self._cross_origin.cover(paths)
+        self._cross_origin.install(self._app)
+        self._cross_origin.add_paths(paths)
         for route in blueprint.routes:
             # Sanic would wait for a body before its guard sees the request; a handler with `stream` reads it itself.
             route.extra.ignore_body = not route.extra.stream
@@ -130,7 +130,7 @@ class BridgeRuntime:
             self._aggregator = MetricsAggregator(self.stats, self._app.name, worker, worker_folder())
             add_metrics_route(blueprint, self._aggregator)
         self._app.blueprint(blueprint)
-        self._cross_origin.cover(_paths(blueprint))
+        self._cross_origin.add_paths(_paths(blueprint))
         for route in blueprint.routes:
             route.extra.ignore_body = True
 

@@ -148,7 +148,7 @@ class Relay:
             raise InvalidCommand("Not a valid command: malformed request") from None
         command = bytes(request.command)
         if len(command) > self._max_bytes:
-            raise SizeLimitExceeded(f"A command is at most {self._max_bytes} bytes")
+            raise SizeLimitExceeded(f"A command must be at most {self._max_bytes} bytes")
         return await self._sessions.execute(request.session, request.identity, decode_command(command))
 
 

@@ -212,7 +212,7 @@ class Hub:
         """Notify the subscribers that a fault of the bridge has lost a message."""
         self.flush()
         for view, subscriber in interest.subscribers_by_view():
-            subscriber.missed(view.pattern)
+            subscriber.messages_lost(view.pattern)
 
     def confirmed(self, interest: Interest) -> None:
         """Note that the NATS server has confirmed the subscription."""
@@ -233,7 +233,7 @@ class Hub:
             interest.unsubscribe_timer.cancel()
         self._remove(interest)
         for view, subscriber in interest.subscribers_by_view():
-            subscriber.ended(view.pattern, refused_by_nats([view.pattern]))
+            subscriber.subscription_ended(view.pattern, refused_by_nats([view.pattern]))
         interest.views.clear()
         self._answered(interest)
 

@@ -215,7 +215,7 @@ async def test_it_reconnects_at_once_when_the_page_is_shown(
         bridge.runtime.sessions.close_all("The server is going away")
         await true(tab, "nats.status.state === 'waiting'")
         assert await tab.evaluate("nats.status.retry") > 500_000
-        bridge.runtime.sessions.going_away = None
+        bridge.runtime.sessions.stop_reason = None
         await tab.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
         assert await tab.evaluate("nats.status.state") == "waiting"
         await tab.evaluate(

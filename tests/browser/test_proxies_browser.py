@@ -56,7 +56,7 @@ async def test_the_page_works_behind_a_proxy(
             await page.goto(f"https://localhost:{proxy.ports['https']}/")
             state, count = page.locator("#state"), page.locator("#count")
             await expect(state).to_have_text("Connected")
-            await page.click("#follow button")
+            await page.click("#subscribe button")
             await expect(count).not_to_have_text("0 messages")
             await page.check("input[value=sse]", force=True)
             await expect(page.locator("#used")).to_have_text("Server-Sent Events")

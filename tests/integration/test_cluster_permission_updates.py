@@ -231,9 +231,9 @@ async def test_only_a_text_names_whom_a_decision_is_about(name: str) -> None:
     told, worker = Told(), Worker()
     permission_updates = PermissionUpdates(worker.sessions, told.announce)
     target: dict[str, Any] = {"identity": None, "session": None, name: 42}
-    with pytest.raises(TypeError, match=f"{name} must be a str, not int"):
+    with pytest.raises(TypeError, match=f"{name} must be a str, got int"):
         await permission_updates.revoke(**target)
-    with pytest.raises(TypeError, match=f"{name} must be a str, not int"):
+    with pytest.raises(TypeError, match=f"{name} must be a str, got int"):
         await permission_updates.update_permissions(Permissions(["a"]), **target)
     assert (told.told, permission_updates._unsent) == ([], {})
 
@@ -242,7 +242,7 @@ async def test_only_permissions_take_the_place_of_permissions() -> None:
     told, worker = Told(), Worker()
     session, _ = worker.open(Permissions([">"], identity="ada"))
     rules: Any = {"subscribe": ["a"]}
-    with pytest.raises(TypeError, match="must be Permissions, not dict"):
+    with pytest.raises(TypeError, match="must be Permissions, got dict"):
         await PermissionUpdates(worker.sessions, told.announce).update_permissions(rules, "ada", None)
     assert (told.told, session.permissions.subscribe) == ([], (">",))
 

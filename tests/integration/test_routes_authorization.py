@@ -433,9 +433,9 @@ async def test_live_sessions_go_by_new_permissions(
         with pytest.raises(ValueError, match="identity"):
             await bridge.extension.update_permissions(Permissions(identity="bob"), identity="ada")
         for wrong in ({}, {"identity": "ada", "session": first.session}):
-            with pytest.raises(ValueError, match="identity or a session"):
+            with pytest.raises(ValueError, match="identity or session"):
                 await bridge.extension.update_permissions(narrowed, **wrong)
-            with pytest.raises(ValueError, match="identity or a session"):
+            with pytest.raises(ValueError, match="identity or session"):
                 await bridge.extension.revoke(**wrong)
         assert await bridge.extension.update_permissions(narrowed, session="unknown") == 0
         assert {session.identity for session in bridge.extension.sessions} == {"ada"}

@@ -504,7 +504,7 @@ async def test_a_client_that_takes_nothing_is_cut_off(
     if by == "the bridge":
         monkeypatch.delattr(socket, "TCP_USER_TIMEOUT")
     else:
-        monkeypatch.setattr("sanic_nats_bridge.sessions.keepalive.Keepalive._is_stuck", lambda self, pending: False)
+        monkeypatch.setattr("sanic_nats_bridge.sessions.keepalive.Keepalive._has_stalled", lambda self, pending: False)
     async with (
         serve(shared_nats, overflow=overflow, write_timeout=1.5) as bridge,
         feed(bridge, shared_nats, "a") as (flow, [subject]),
@@ -678,7 +678,7 @@ async def test_a_client_that_ends_while_it_is_over_its_limit_leaves_nothing(
         elif end == "the bridge closes":
             session.close(CloseCode.GOING_AWAY, "test")
         else:
-            session.fail(InternalError("test"))
+            session.close_with_error(InternalError("test"))
         await until(lambda: session.closed)
 
 

@@ -159,7 +159,7 @@ def test_without_a_nats_server_it_is_told_what_brings_one(monkeypatch: pytest.Mo
 
 
 def test_a_server_that_was_never_started_has_no_port() -> None:
-    with pytest.raises(NatsServerError, match="not been started"):
+    with pytest.raises(NatsServerError, match="is not started"):
         _ = NatsServer().port
 
 

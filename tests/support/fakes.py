@@ -166,13 +166,13 @@ class FakeSubscriber(_Recorder):
     def skip(self, messages: Sequence[EncodedMessage]) -> None:
         self.skipped += messages
 
-    def missed(self, pattern: str) -> None:
-        self.told.append(("missed", pattern))
+    def messages_lost(self, pattern: str) -> None:
+        self.told.append(("messages_lost", pattern))
 
     def subscription_active(self, pattern: str) -> None:
         self.told.append(("subscription_active", pattern))
 
-    def ended(self, pattern: str, error: BridgeError) -> None:
+    def subscription_ended(self, pattern: str, error: BridgeError) -> None:
         self.told.append((error.code, pattern))
 
 

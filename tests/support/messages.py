@@ -14,11 +14,11 @@ UNSEEN = {
     "not an origin": "the check of the setting gives its own message",
     "not a port": "the same",
     "… is not JSON": "the payload is sent as text",
-    "NATS is away": "becomes nats.unavailable, or a line of the log",
-    "larger than NATS takes": "becomes limit.size, or a part of a line of the log",
-    "no answer before the end": "becomes session.unreachable",
-    "there is always a next attempt": "never raised",
-    "The client has closed": "ends the handler",
+    "NATS is disconnected": "becomes nats.unavailable, or a part of a log line",
+    "payload must fit max_payload of the NATS server, got … bytes": "becomes limit.size, or a part of a log line",
+    "no reply before this worker stopped": "becomes session.unreachable",
+    "attempts() never ends": "never raised",
+    "The client has closed the connection": "ends the handler",
     "Successfully … events: …": "no error",
 }
 """Messages that are no problem for a reader, with the reason."""

@@ -64,8 +64,8 @@ def switch(page: Page, transport: str) -> None:
 def follow(page: Page, pattern: str) -> None:
     """Follow it, and wait until NATS has the subscription."""
     page.fill("#subject", pattern)
-    page.click("#follow button")
-    expect(page.locator("#followed li:not(.pending) code").get_by_text(pattern, exact=True)).to_be_visible()
+    page.click("#subscribe button")
+    expect(page.locator("#subscriptions li:not(.pending) code").get_by_text(pattern, exact=True)).to_be_visible()
 
 
 def command(page: Page, text: str) -> None:

@@ -67,6 +67,6 @@ def test_a_fault_with_some_does_not_keep_the_batch_from_others(caplog: pytest.Lo
     assert single.data == [1]
     assert len(both.writes) == 1
     # Who of those that share a batch had it before the fault cannot be known.
-    assert faulty.told == [("missed", "a")]
+    assert faulty.told == [("messages_lost", "a")]
     assert single.told == both.told == []
     assert [record.getMessage() for record in caplog.records] == ["Messages could not be delivered"]
