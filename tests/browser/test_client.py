@@ -45,7 +45,7 @@ one_browser = pytest.mark.parametrize("browser", ["chromium"], indirect=True)
 """For the client's own logic, which is the same in every browser."""
 
 chromium_only = one_browser
-"""For what only Playwright's Chromium lets a test do. Each test says what."""
+"""Mark for tests that need features of Playwright's Chromium. Each test names the feature."""
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module", params=BROWSERS)
@@ -63,9 +63,9 @@ async def module_profile(browser: Browser) -> AsyncIterator[Profile]:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def profile(module_profile: Profile) -> AsyncIterator[Profile]:
-    """A profile whose pages must neither raise an error nor break their policy.
+    """Yield a profile and fail the test if a page raised an error or broke its policy.
 
-    Its storage is that of all tests, but each has an origin of its own.
+    All tests share its storage, but each test has an origin of its own.
     """
     yield module_profile
     await module_profile.close_tabs()
@@ -269,7 +269,7 @@ async def test_silence_is_noticed_within_two_heartbeats_and_after_a_sleep(
             await tab.evaluate("nats.close()")
 
 
-@chromium_only  # its protocol for developers tells which processes have the pages
+@chromium_only  # its DevTools protocol reports which processes host the pages
 async def test_frames_that_waited_for_a_frozen_page_are_not_lost(
     browser: Chromium, profile: Profile, shared_nats: NatsServer, publisher: Publisher
 ) -> None:
@@ -289,7 +289,7 @@ async def test_frames_that_waited_for_a_frozen_page_are_not_lost(
             assert await tab.evaluate("seen('gap')") == []
 
 
-@chromium_only  # its protocol for developers tells which processes have the pages
+@chromium_only  # its DevTools protocol reports which processes host the pages
 async def test_a_connection_that_died_while_the_page_was_frozen_is_noticed(
     browser: Chromium, profile: Profile, shared_nats: NatsServer, publisher: Publisher
 ) -> None:
@@ -395,7 +395,7 @@ async def test_credentials_that_are_refused_are_asked_for_again_with_a_backoff(
         assert await tab.evaluate("asked") == 3
         waits = "seen('status').filter(({ state }) => state === 'waiting').map(({ retry }) => retry)"
         assert await tab.evaluate(waits) == [0, 500]
-        # An EventSource that is refused doesn't tell why: HEAD does.
+        # A rejected EventSource doesn't expose the reason: HEAD does.
         streams = [method for method in methods if method != "POST"]
         assert streams == {"websocket": ["GET"] * 3, "sse": ["GET", "HEAD", "GET", "HEAD", "GET"]}[transport]
 

@@ -16,7 +16,7 @@ from tests.support.clock import held
 
 
 class Worker:
-    """One that says back what it is asked, and notes what it is told."""
+    """A worker that echoes requests and records notifications."""
 
     def __init__(self, prefix: str) -> None:
         self.client: NatsClient | None = None
@@ -90,7 +90,7 @@ async def test_one_that_does_not_answer_is_waited_for_so_long(shared_nats: NatsS
         with pytest.raises(TimeoutError):
             await one.channel.request(two.id, b"", 0.1)
         assert not one.channel._pending
-        # What comes too late is nobody's.
+        # A late answer belongs to no request.
         two.may_answer.set()
         assert await one.channel.request(two.id, b"1", WAIT_SECONDS) == b"echo 1"
 
@@ -216,7 +216,7 @@ async def test_what_waits_for_an_answer_does_not_hold_up_the_end(shared_nats: Na
 
 @asynccontextmanager
 async def clogged(client: NatsClient, server: NatsServer) -> AsyncIterator[None]:
-    """The server hangs, and as much waits for it in nats-py as may."""
+    """Pause the server and fill nats-py's buffer of pending data."""
     server.pause()
     publishing = []
     while client.pending_data_size <= 2 * DEFAULT_PENDING_SIZE:
