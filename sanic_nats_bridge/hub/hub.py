@@ -115,7 +115,7 @@ class Hub:
                 interest.unsubscribe_timer = loop.call_later(self._unsubscribe_delay, self._unsubscribe, interest)
 
     def attach(self, subscriber: Subscriber, claimed: Iterable[tuple[Interest, Grant]]) -> list[View]:
-        """Deliver messages of claimed interests to the subscriber, as its grants say; it takes over the claims."""
+        """Deliver messages of claimed interests to the subscriber, as its grants allow; it takes over the claims."""
         self.flush()
         return [interest.add(subscriber, grant) for interest, grant in claimed]
 

@@ -93,7 +93,7 @@ class SlowClient:
         return [frame["data"]["n"] for frame in self.frames if frame["type"] == "message"]
 
     def has_caught_up(self, last: int) -> bool:
-        """Whether it has read the last message, or that it has missed it."""
+        """Return whether the client has read the last message, or the gap that covers it."""
         return self.numbers[-1] == last or self.types[-1] == "gap"
 
     async def send(self, data: bytes) -> None:
