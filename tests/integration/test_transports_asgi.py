@@ -452,7 +452,7 @@ async def test_a_client_that_takes_nothing_is_given_up_and_nothing_of_it_stays(
         async with held() as clock, stalled(bridge, door, subject) as (_, _, session, _):
             await overfill(session, publisher, subject)
             await clock.forward_until(lambda: not len(sessions(bridge)))
-        await until(lambda: len(asyncio.all_tasks()) == tasks)
+        await until(lambda: len(asyncio.all_tasks()) <= tasks)
 
 
 @both_doors
@@ -509,7 +509,7 @@ async def test_of_a_client_that_has_gone_nothing_stays(
             async with stalled(bridge, door, subject) as (_, writer, _, _):
                 leave(writer)
                 await until(lambda: not len(sessions(bridge)))
-                await until(lambda: len(asyncio.all_tasks()) == tasks)
+                await until(lambda: len(asyncio.all_tasks()) <= tasks)
 
 
 @behind_servers
