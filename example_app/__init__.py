@@ -1,1 +1,1 @@
-"""A page that follows NATS subjects live, with a publisher to have something to follow."""
+"""A page that shows the messages of NATS subjects as they arrive, and a test publisher."""

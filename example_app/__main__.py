@@ -1,4 +1,4 @@
-"""``python -m example_app``: serve the page, with a nats-server of its own unless one is named."""
+"""Serve the example page (``python -m example_app``). Without ``--nats`` it starts its own nats-server."""
 
 import argparse
 import os
@@ -12,15 +12,15 @@ from sanic_nats_bridge.testing import NatsServer
 
 from .app import create_app
 
-# Sanic's default of 100 makes browsers wait when many come at once, as after a restart.
+# With Sanic's default of 100, browsers wait for seconds if many connect at once, such as after a restart.
 BACKLOG = 4096
 
 
 def main() -> None:
-    """Serve until Ctrl-C or SIGTERM."""
+    """Serve the page until Ctrl-C or SIGTERM."""
     options = _options()
     with _nats(options.nats) as url:
-        # Workers are processes of their own and find it in their environment.
+        # Workers are separate processes, which inherit the environment.
         os.environ["NATS_URL"] = url
         loader = AppLoader(factory=create_app)
         app = loader.load()
@@ -43,7 +43,7 @@ def _options() -> argparse.Namespace:
         "--nats",
         metavar="URL",
         default=os.environ.get("NATS_URL"),
-        help="a nats-server that runs already (default: $NATS_URL, else one is started and ended with the app)",
+        help="URL of a running nats-server (default: $NATS_URL; without it, one is started with the app)",
     )
     return parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""The app: the bridge without a prefix, the page at ``/``, the test publisher."""
+"""The app: the bridge without a prefix, the page at ``/``, and the test publisher."""
 
 import os
 from pathlib import Path
@@ -20,14 +20,14 @@ _SECURITY_HEADERS = {
 
 
 def create_app() -> Sanic[Any, Any]:
-    """Make the app; called once in each process."""
+    """Create the app. Sanic calls it once in each process."""
     app: Sanic[Any, Any] = Sanic("example_app")
     bridge = NatsBridge(
         app,
         servers=os.environ.get("NATS_URL", "nats://127.0.0.1:4222"),
         prefix="",
-        # Everything may be followed, so that one can play. An app of one's own must not: whoever
-        # reaches the page would read whatever its services say to each other over NATS.
+        # Allows every subject, for experiments. Don't copy this: every client that reaches the app could read
+        # all messages that your services exchange over NATS.
         subscribe=[">"],
     )
     app.static("/static", _STATIC, name="static")
@@ -39,12 +39,12 @@ def create_app() -> Sanic[Any, Any]:
 
 
 async def index(_: Request) -> HTTPResponse:
-    """The page."""
+    """Return the page."""
     return await file(_STATIC / "index.html")
 
 
 def add_security_headers(_: Request, response: BaseHTTPResponse) -> None:
-    """Let the page load, and connect to, nothing but its own origin."""
+    """Restrict the page to resources and connections of its own origin."""
     response.headers.update(_SECURITY_HEADERS)
 
 

@@ -1,4 +1,4 @@
-"""A test publisher: one message a second."""
+"""A test publisher that sends one message per second."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ _SECONDS = 1.0
 
 
 def message() -> dict[str, Any]:
-    """Values of every kind that JSON has."""
+    """Return a message with values of all JSON types."""
     return {
         "key1": "value1",
         "key2": 2,
@@ -28,7 +28,7 @@ def message() -> dict[str, Any]:
 
 
 async def publish_forever(bridge: NatsBridge) -> NoReturn:
-    """Publish while there is a connection to NATS; leave a message out while there is none."""
+    """Publish one message per second; skip messages while NATS is disconnected."""
     while True:
         client = bridge.client
         if client is not None:

@@ -26,7 +26,7 @@ logger = logging.getLogger("sanic.root.nats_bridge")
 class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __init_subclass__ has no annotations
     """A Sanic extension that lets browsers subscribe to NATS subjects.
 
-    With the app at hand, one line is enough::
+    With the app at hand, one line is enough:
 
         bridge = NatsBridge(app, subscribe=["orders.>"])
 

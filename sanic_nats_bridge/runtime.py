@@ -73,8 +73,8 @@ class BridgeRuntime:
             lambda: self.connection.client,
             settings.control_prefix or f"{CONTROL_TOKEN}.{app.name}",
             # Lambdas, because the relay and the decisions need the channel.
-            answer=lambda request: self.relay.answer(request),
-            on_announced=lambda announcement: self.permission_updates.receive(announcement),
+            on_request=lambda request: self.relay.answer(request),
+            on_announcement=lambda announcement: self.permission_updates.receive(announcement),
             on_ready=lambda: self.permission_updates.nats_connected(),
         )
         self.relay = Relay(self.sessions, self.control.request)
@@ -106,8 +106,8 @@ class BridgeRuntime:
         self._cross_origin.add_preflights(blueprint, "stream", "events", "subscribe", "unsubscribe")
         self._app.blueprint(blueprint)
         paths = _paths(blueprint)
-        self._cross_origin.watch(self._app)
-        self._cross_origin.cover(paths)
+        self._cross_origin.install(self._app)
+        self._cross_origin.add_paths(paths)
         for route in blueprint.routes:
             # Sanic would wait for a body before its guard sees the request; a handler with `stream` reads it itself.
             route.extra.ignore_body = not route.extra.stream
@@ -130,7 +130,7 @@ class BridgeRuntime:
             self._aggregator = MetricsAggregator(self.stats, self._app.name, worker, worker_folder())
             add_metrics_route(blueprint, self._aggregator)
         self._app.blueprint(blueprint)
-        self._cross_origin.cover(_paths(blueprint))
+        self._cross_origin.add_paths(_paths(blueprint))
         for route in blueprint.routes:
             route.extra.ignore_body = True
 

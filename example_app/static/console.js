@@ -1,17 +1,17 @@
-// Commands as they are typed, and the frames that come back.
+// The console: sends commands as typed, and lists the received frames.
 
-import { byId, clock, element, inFrames } from "./dom.js";
+import { byId, clock, element, throttled } from "./dom.js";
 
-const MOST = 100;
-const QUIET = new Set(["message", "heartbeat"]);
-const BAD = new Set(["gap", "unsubscribed", "close"]);
-const LONGEST = 2000; // characters
+const MAX_ITEMS = 100;
+const MAX_TEXT = 2000; // characters
+const FREQUENT = new Set(["message", "heartbeat"]);
+const FAILURES = new Set(["gap", "unsubscribed", "close"]);
 
 export class Console {
   #list = byId("frames");
-  #every = byId("every");
-  #fresh = [];
-  #draw = inFrames(() => this.#show());
+  #showAll = byId("all-frames");
+  #pending = [];
+  #draw = throttled(() => this.#show());
   #announce;
 
   constructor({ send, announce }) {
@@ -24,47 +24,48 @@ export class Console {
   }
 
   frame(frame) {
-    if (!this.#every.checked && (QUIET.has(frame.type) || isOfTheClient(frame))) return;
-    const failed = frame.success === false || BAD.has(frame.type);
+    if (!this.#showAll.checked && (FREQUENT.has(frame.type) || isClientReply(frame))) return;
+    const failed = frame.success === false || FAILURES.has(frame.type);
     this.#add("in", frame.type, JSON.stringify(withoutSecret(frame)), failed);
   }
 
   async #send(text, send) {
     try {
       const command = JSON.parse(text);
-      if (!/^\s*\{/.test(text)) throw new Error("A command is a JSON object");
+      if (!/^\s*\{/.test(text)) throw new Error("A command must be a JSON object");
       this.#add("out", "sent", JSON.stringify(command));
       const { message, code } = await send(command);
       this.#announce(message ?? code);
       if (code === "disconnected") throw new Error("The connection was lost before the reply");
     } catch (error) {
-      this.#add("", "not sent", error.message, true);
+      this.#add("", "failed", error.message, true);
       this.#announce(error.message);
     }
   }
 
   #add(direction, title, text, failed = false) {
-    this.#fresh.push({ direction, title, text, failed, time: new Date() });
-    if (this.#fresh.length > MOST) this.#fresh.shift();
+    this.#pending.push({ direction, title, text, failed, time: new Date() });
+    if (this.#pending.length > MAX_ITEMS) this.#pending.shift();
     this.#draw();
   }
 
   #show() {
-    this.#list.prepend(...this.#fresh.reverse().map(item));
-    this.#fresh = [];
-    while (this.#list.childElementCount > MOST) this.#list.lastElementChild.remove();
+    this.#list.prepend(...this.#pending.reverse().map(item));
+    this.#pending = [];
+    while (this.#list.childElementCount > MAX_ITEMS) this.#list.lastElementChild.remove();
   }
 }
 
-// The client numbers its own commands so; the user's get other ids
-const isOfTheClient = ({ type, id }) => type === "reply" && typeof id === "string" && id.startsWith("#");
+// The ids of the client's own commands begin with "#"
+const isClientReply = ({ type, id }) => type === "reply" && typeof id === "string" && id.startsWith("#");
 
-// Whoever knows the session may command it, and a page may be looked at by others
+// The session id authorizes commands, so other people who see the page must not read it
 const withoutSecret = (frame) => (frame.session ? { ...frame, session: `${frame.session.slice(0, 4)}…` } : frame);
 
 function item({ direction, title, text, failed, time }) {
   const head = element("span", { class: "head" }, element("b", {}, title), element("time", {}, clock(time)));
-  const made = element("li", { class: direction }, head, element("span", { class: "text" }, text.slice(0, LONGEST)));
-  made.classList.toggle("failed", failed);
-  return made;
+  const body = element("span", { class: "text" }, text.slice(0, MAX_TEXT));
+  const created = element("li", { class: direction }, head, body);
+  created.classList.toggle("failed", failed);
+  return created;
 }

@@ -1,46 +1,47 @@
-// Elements whose content is text and other elements, never HTML.
+// Helpers for elements. Content is always text or other elements, never HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
 
 export const byId = (id) => document.getElementById(id);
 
 export function element(name, attributes = {}, ...content) {
-  return filled(document.createElement(name), attributes, content);
+  return fill(document.createElement(name), attributes, content);
 }
 
 export function svgElement(name, attributes = {}, ...content) {
-  return filled(document.createElementNS(SVG, name), attributes, content);
+  return fill(document.createElementNS(SVG, name), attributes, content);
 }
 
-function filled(made, attributes, content) {
-  for (const [attribute, value] of Object.entries(attributes)) made.setAttribute(attribute, value);
-  made.append(...content);
-  return made;
+function fill(created, attributes, content) {
+  for (const [attribute, value] of Object.entries(attributes)) created.setAttribute(attribute, value);
+  created.append(...content);
+  return created;
 }
 
-const PAUSE = 100; // milliseconds; nobody reads faster, and rows that are gone by then are never made
+const DRAW_INTERVAL = 100; // milliseconds; faster changes cannot be read, and would cost the creation of rows
 
-/** The function, called in the next frame, once however often it is asked for, and with a pause after each time. */
-export function inFrames(draw) {
-  let asked = false;
-  let last = -PAUSE;
+/** Return a function that calls `draw` in an animation frame, at most once per interval. */
+export function throttled(draw) {
+  let scheduled = false;
+  let lastTime = -DRAW_INTERVAL;
   const frame = () => {
-    asked = false;
-    last = performance.now();
+    scheduled = false;
+    lastTime = performance.now();
     draw();
   };
   return () => {
-    if (asked) return;
-    asked = true;
-    setTimeout(() => requestAnimationFrame(frame), last + PAUSE - performance.now());
+    if (scheduled) return;
+    scheduled = true;
+    setTimeout(() => requestAnimationFrame(frame), lastTime + DRAW_INTERVAL - performance.now());
   };
 }
 
-/** Hours to milliseconds, as the user's clock shows them. */
+/** Format the local time of day, with milliseconds. */
 export function clock(date) {
   return `${date.toTimeString().slice(0, 8)}.${String(date.getMilliseconds()).padStart(3, "0")}`;
 }
 
 export const number = new Intl.NumberFormat("en").format;
 
-export const counted = (count, word) => `${number(count)} ${word}${count === 1 ? "" : "s"}`;
+/** Format a count with its noun in the singular or plural. */
+export const counted = (count, noun) => `${number(count)} ${noun}${count === 1 ? "" : "s"}`;

@@ -1,9 +1,11 @@
-// The newest messages, and the gaps between them where they happened.
+// The newest messages, with the gaps between them.
 
 import { payload } from "./pretty.js";
 
 export class Feed {
-  kept = 200;
+  /** The number of entries that are kept. */
+  limit = 200;
+  /** The number of messages since the last `clear`. */
   messages = 0;
   #entries = [];
   #frozen = null;
@@ -15,7 +17,7 @@ export class Feed {
     this.#add({ subject, pattern, encoding, message });
   }
 
-  /** Something about the stream itself, such as a gap. */
+  /** Add a note about the stream itself, such as a gap. */
   note(title, text) {
     this.#add({ title, text });
   }
@@ -26,39 +28,42 @@ export class Feed {
     this.messages = 0;
   }
 
-  /** What comes from now on is kept, but not among those to show until the thaw. */
+  /** Hide later entries until `unfreeze`. They are still added. */
   freeze() {
     this.#frozen = this.#entries.slice();
   }
 
-  thaw() {
+  unfreeze() {
     this.#frozen = null;
   }
 
+  /** The number of visible entries. */
   get size() {
     return this.#visible.length;
   }
 
-  /** The sequence number of the oldest one to show. */
+  /** The sequence number of the oldest visible entry. */
   get first() {
     return this.#visible[0]?.sequence ?? Infinity;
   }
 
+  /** The sequence number of the newest visible entry. */
   get last() {
     return this.#visible.at(-1)?.sequence ?? 0;
   }
 
-  /** Those after a sequence number that fit the filter, oldest first. Notes fit every filter. */
+  /** Return the entries after a sequence number that match the filter, oldest first. Every filter matches notes. */
   after(sequence, filter) {
-    const fresh = this.#visible.slice(Math.max(0, sequence - this.first + 1));
+    const entries = this.#visible.slice(Math.max(0, sequence - this.first + 1));
     const wanted = filter.toLowerCase();
-    const fits = (entry) => entry.title || `${entry.subject}\n${textOf(entry)}`.toLowerCase().includes(wanted);
-    return wanted ? fresh.filter(fits) : fresh;
+    const matches = (entry) => entry.title || `${entry.subject}\n${textOf(entry)}`.toLowerCase().includes(wanted);
+    return wanted ? entries.filter(matches) : entries;
   }
 
+  /** Remove the oldest entries above the limit. */
   trim() {
     for (const entries of [this.#entries, this.#frozen ?? []]) {
-      entries.splice(0, Math.max(0, entries.length - this.kept));
+      entries.splice(0, Math.max(0, entries.length - this.limit));
     }
   }
 
@@ -68,12 +73,12 @@ export class Feed {
 
   #add(entry) {
     this.#entries.push({ ...entry, sequence: ++this.#sequence, time: new Date() });
-    // In one go: to move the whole array for each message would cost more than the message
-    if (this.#entries.length > 2 * this.kept) this.trim();
+    // In groups, because moving the whole array for each message would cost more than the message
+    if (this.#entries.length > 2 * this.limit) this.trim();
   }
 }
 
-/** Made only for what is looked at, for most of a fast stream never is. */
+/** Return the text of an entry. Formatted on first use, because most messages of a fast stream are never shown. */
 export function textOf(entry) {
   if (entry.message) {
     Object.assign(entry, payload(entry.message));

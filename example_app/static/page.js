@@ -1,4 +1,4 @@
-// The page: what comes from the connection goes to its parts.
+// The page: connects the events of the connection to the parts of the page.
 
 import { Announcer } from "./announcer.js";
 import { Chips } from "./chips.js";
@@ -11,10 +11,10 @@ import { Status } from "./status.js";
 import { Table } from "./table.js";
 
 const REASONS = {
-  nats_reconnect: "the bridge had lost NATS",
-  slow_consumer: "they came faster than this browser took them",
-  internal: "a fault of the bridge",
-  reconnect: "this browser was not connected",
+  nats_reconnect: "the bridge was disconnected from NATS",
+  slow_consumer: "this browser was too slow",
+  internal: "the bridge had an internal error",
+  reconnect: "this browser was disconnected",
   switch: "the transport was switched",
 };
 
@@ -28,37 +28,37 @@ const connection = new Connection({
     feed.message(message);
     rates.count(message.subject);
     table.draw();
-    if (!table.paused) announcer.count();
+    if (!table.paused) announcer.countMessage();
   },
   gap({ subjects, lost, reason }) {
-    const missed = lost === null ? "Messages may have been missed" : `${counted(lost, "message")} missed`;
-    note("Gap", `${missed} on ${subjects.join(", ")}: ${REASONS[reason] ?? reason}.`);
+    const extent = lost === null ? "Messages may have been lost" : `${counted(lost, "message")} lost`;
+    note("Gap", `${extent} on ${subjects.join(", ")}: ${REASONS[reason] ?? reason}.`);
   },
-  ended({ pattern, held }, { code, message }) {
-    chips.complain(`${message} (${code})`);
-    if (held) note("Ended", `${pattern}: ${message} (${code}).`);
+  ended({ pattern, ready }, { code, message }) {
+    chips.showError(`${message} (${code})`);
+    if (ready) note("Subscription ended", `${pattern}: ${message} (${code}).`);
   },
-  followed: (followed) => chips.show(followed),
+  subscriptions: (subscriptions) => chips.show(subscriptions),
   frame: (frame) => frames.frame(frame),
   status(status) {
-    const news = state.show(status);
-    if (news) announcer.say(news, "state");
+    const changed = state.show(status);
+    if (changed) announcer.announce(changed, "state");
   },
 });
 
 function note(title, text) {
   feed.note(title, text);
   table.draw();
-  announcer.say(`${title}: ${text}`);
+  announcer.announce(`${title}: ${text}`);
 }
 
 const chips = new Chips({
-  follow: (pattern) => connection.follow(pattern),
-  unfollow: (pattern) => connection.unfollow(pattern),
+  subscribe: (pattern) => connection.subscribe(pattern),
+  unsubscribe: (pattern) => connection.unsubscribe(pattern),
 });
 const frames = new Console({
   send: (command) => connection.send(command),
-  announce: (text) => announcer.say(text),
+  announce: (text) => announcer.announce(text),
 });
-const state = new Status((choice) => connection.use(choice));
-state.begin();
+const state = new Status((transport) => connection.use(transport));
+state.start();

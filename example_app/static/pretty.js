@@ -1,33 +1,33 @@
-// Payloads as people read them: what fits into a line stays in one.
+// Payloads formatted for people: on one line if they fit.
 
 const NARROW = matchMedia("(max-width: 52rem)");
-const MOST = 20_000; // characters
-const DEEPEST = 40;
+const MAX_LENGTH = 20_000; // characters
+const MAX_DEPTH = 40;
 
-/** The text of a message's data, and how many characters of it were left out. */
+/** Return the text of a message's data, and the number of characters that were cut off. */
 export function payload({ data, encoding }) {
   const text = encoding ? data : pretty(data);
-  return { text: text.slice(0, MOST), leftOut: Math.max(0, text.length - MOST) };
+  return { text: text.slice(0, MAX_LENGTH), truncated: Math.max(0, text.length - MAX_LENGTH) };
 }
 
-/** JSON with line breaks only where a line would be too long. */
+/** Format JSON, with line breaks only if a line would be too long. */
 export function pretty(value) {
   let flat;
   try {
     flat = JSON.stringify(value);
   } catch (error) {
-    return error.message; // nested more deeply than the engine follows
+    return error.message; // nested more deeply than the engine supports
   }
-  return flat.length > MOST ? flat : broken(value, "", 0);
+  return flat.length > MAX_LENGTH ? flat : format(value, "", 0);
 }
 
-function broken(value, indent, depth) {
-  if (value === null || typeof value !== "object" || depth > DEEPEST) return JSON.stringify(value);
+function format(value, indent, depth) {
+  if (value === null || typeof value !== "object" || depth > MAX_DEPTH) return JSON.stringify(value);
   const inner = `${indent}  `;
   const isArray = Array.isArray(value);
   const parts = isArray
-    ? value.map((item) => broken(item, inner, depth + 1))
-    : Object.entries(value).map(([key, item]) => `${JSON.stringify(key)}: ${broken(item, inner, depth + 1)}`);
+    ? value.map((item) => format(item, inner, depth + 1))
+    : Object.entries(value).map(([key, item]) => `${JSON.stringify(key)}: ${format(item, inner, depth + 1)}`);
   const [open, close] = isArray ? "[]" : "{}";
   const line = isArray ? `[${parts.join(", ")}]` : `{ ${parts.join(", ")} }`;
   if (!parts.length) return open + close;

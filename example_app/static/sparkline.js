@@ -1,4 +1,4 @@
-// A small line of numbers, and the area below it.
+// A small line chart.
 
 import { svgElement } from "./dom.js";
 
@@ -8,7 +8,7 @@ const HEIGHT = 24;
 export class Sparkline {
   #line = svgElement("polyline", { class: "line" });
   #area = svgElement("polygon", { class: "area" });
-  // The number beside it is what is read out
+  // Hidden from screen readers, which read the number beside it
   element = svgElement(
     "svg",
     { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" },
@@ -16,7 +16,7 @@ export class Sparkline {
     this.#line,
   );
 
-  /** Draw the values, of which `places` fit; the newest is the last, and stands at the right. */
+  /** Draw the values, oldest first, on an axis with `places` points. The newest value is at the right end. */
   draw(values, places) {
     const top = Math.max(1, ...values) * 1.2;
     const x = (index) => (WIDTH * (places - values.length + index)) / (places - 1);

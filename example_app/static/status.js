@@ -1,4 +1,4 @@
-// How the connection is, and which transport has it for what reason.
+// The state of the connection, the transport in use, and the reason for it.
 
 import { byId } from "./dom.js";
 
@@ -11,44 +11,44 @@ export class Status {
 
   constructor(use) {
     this.#use = use;
-    byId("transport").onchange = ({ target }) => this.#choose(target.value);
+    byId("transport").onchange = ({ target }) => this.#select(target.value);
   }
 
-  /** Connect as is chosen already, for a browser may have kept the choice over a reload. */
-  begin() {
-    this.#choose(document.querySelector("[name=transport]:checked").value);
+  /** Connect by the selected transport. A browser may have kept the selection during a reload. */
+  start() {
+    this.#select(document.querySelector("[name=transport]:checked").value);
   }
 
-  /** Show the client's status; returns the state in words where they have changed. */
+  /** Show the client's status. Return the state as text if it has changed. */
   show(status) {
     const { state, transport, nats } = status;
     const connected = state === "connected";
-    const text = inWords(status);
+    const text = describe(status);
     byId("state").textContent = text;
     byId("state").className = connected && nats === "connected" ? "good" : state === "connecting" ? "" : "bad";
     byId("used").textContent = connected ? NAMES[transport] : "none";
-    byId("why").textContent = connected ? this.#why(status) : (status.reason ?? "");
-    byId("nats").textContent = !connected ? "not known" : nats === "connected" ? "connected" : "away";
-    const news = text !== this.#text && text;
+    byId("why").textContent = connected ? this.#reason(status) : (status.reason ?? "");
+    byId("nats").textContent = connected ? nats : "unknown";
+    const changed = text !== this.#text && text;
     this.#text = text;
-    return news;
+    return changed;
   }
 
-  #choose(choice) {
-    this.#forced = choice !== "auto";
-    this.#use(choice);
+  #select(transport) {
+    this.#forced = transport !== "auto";
+    this.#use(transport);
   }
 
-  #why({ why }) {
-    if (this.#forced) return "it was chosen here";
-    if (why === "remembered") return "it has worked in this tab before";
-    return why ? `the WebSocket did not get through (${why.replace(/^websocket: /, "")})` : "it gets through";
+  #reason({ why }) {
+    if (this.#forced) return "selected on this page";
+    if (why === "remembered") return "it worked in this tab before";
+    return why ? `the WebSocket failed (${why.replace(/^websocket: /, "")})` : "it works";
   }
 }
 
-function inWords({ state, nats, reason, retry }) {
-  if (state === "connected") return nats === "connected" ? "Connected" : "Connected; NATS is away";
+function describe({ state, nats, reason, retry }) {
+  if (state === "connected") return nats === "connected" ? "Connected" : "Connected; NATS is disconnected";
   if (state === "connecting") return "Connecting…";
   if (state === "closed") return `Closed: ${reason}`;
-  return `Not connected; tries again in ${Math.ceil(retry / 1000)} s`;
+  return `Disconnected; reconnecting in ${Math.ceil(retry / 1000)} s`;
 }

@@ -1,9 +1,10 @@
-// The feed as a table, newest on top: what has come is drawn together, and no more of it than is kept.
+// The feed as a table, newest entry first. Draws the entries since the last frame together, at most the kept ones.
 
-import { byId, clock, counted, element, inFrames, number } from "./dom.js";
+import { byId, clock, counted, element, throttled, number } from "./dom.js";
 import { textOf } from "./feed.js";
 
-const LINES = 12;
+const MAX_LINES = 12;
+const LINE_LENGTH = 80;
 
 export class Table {
   #feed;
@@ -12,16 +13,16 @@ export class Table {
   #empty = byId("empty");
   #pause = byId("pause");
   #drawn = 0;
-  #seen = 0; // messages until the pause
+  #countAtPause = 0;
   #paused = false;
   #filter = "";
 
   constructor(feed) {
     this.#feed = feed;
-    this.draw = inFrames(() => this.#draw());
-    byId("filter").oninput = (event) => this.#again(() => (this.#filter = event.target.value.trim()));
-    byId("kept").onchange = (event) => this.#again(() => (feed.kept = Number(event.target.value)));
-    byId("clear").onclick = () => this.#again(() => feed.clear());
+    this.draw = throttled(() => this.#draw());
+    byId("filter").oninput = (event) => this.#redraw(() => (this.#filter = event.target.value.trim()));
+    byId("kept").onchange = (event) => this.#redraw(() => (feed.limit = Number(event.target.value)));
+    byId("clear").onclick = () => this.#redraw(() => feed.clear());
     this.#pause.onclick = () => this.#toggle();
   }
 
@@ -31,17 +32,17 @@ export class Table {
 
   #toggle() {
     this.#paused = !this.#paused;
-    this.#seen = this.#feed.messages;
+    this.#countAtPause = this.#feed.messages;
     if (this.#paused) this.#feed.freeze();
-    else this.#feed.thaw();
+    else this.#feed.unfreeze();
     this.#pause.textContent = this.#paused ? "Resume" : "Pause";
     this.#pause.classList.toggle("on", this.#paused);
     this.draw();
   }
 
-  #again(change) {
+  #redraw(change) {
     change();
-    this.#seen = Math.min(this.#seen, this.#feed.messages);
+    this.#countAtPause = Math.min(this.#countAtPause, this.#feed.messages);
     this.#rows.replaceChildren();
     this.#drawn = 0;
     this.#draw();
@@ -53,11 +54,11 @@ export class Table {
     this.#rows.prepend(...feed.after(this.#drawn, this.#filter).reverse().map(row));
     this.#drawn = feed.last;
     while (this.#rows.lastElementChild?.sequence < feed.first) this.#rows.lastElementChild.remove();
-    const news = this.#paused ? ` · paused, ${number(feed.messages - this.#seen)} new` : "";
-    this.#count.textContent = `${counted(feed.messages, "message")}${news}`;
+    const paused = this.#paused ? ` · paused, ${number(feed.messages - this.#countAtPause)} new` : "";
+    this.#count.textContent = `${counted(feed.messages, "message")}${paused}`;
     this.#empty.textContent = feed.size
-      ? "Nothing that is kept fits the filter."
-      : "Follow a pattern, and its messages appear here.";
+      ? "No message matches the filter."
+      : "Subscribe to a pattern to see its messages here.";
     this.#empty.hidden = this.#rows.childElementCount > 0;
   }
 }
@@ -65,18 +66,18 @@ export class Table {
 function row(entry) {
   const time = cell("time", element("time", { datetime: entry.time.toISOString() }, clock(entry.time)));
   const cells = entry.title ? [note(entry)] : [subject(entry), data(entry)];
-  const made = element("tr", { role: "row" }, time, ...cells);
-  made.classList.toggle("note", Boolean(entry.title));
-  made.sequence = entry.sequence;
-  return made;
+  const created = element("tr", { role: "row" }, time, ...cells);
+  created.classList.toggle("note", Boolean(entry.title));
+  created.sequence = entry.sequence;
+  return created;
 }
 
 const cell = (name, ...content) => element("td", { role: "cell", class: name }, ...content);
 
 function note({ title, text }) {
-  const made = cell("said", element("strong", {}, title), ` ${text}`);
-  made.colSpan = 2;
-  return made;
+  const created = cell("note-text", element("strong", {}, title), ` ${text}`);
+  created.colSpan = 2;
+  return created;
 }
 
 function subject({ subject, pattern }) {
@@ -87,17 +88,17 @@ function subject({ subject, pattern }) {
 function data(entry) {
   const text = textOf(entry);
   const lines = text.split("\n");
-  const shown = lines.slice(0, LINES).join("\n").slice(0, 80 * LINES);
+  const shown = lines.slice(0, MAX_LINES).join("\n").slice(0, LINE_LENGTH * MAX_LINES);
   const part = element("span", { class: "text" }, shown);
-  const made = cell("data", part);
-  if (entry.encoding === "base64") made.prepend(element("span", { class: "tag" }, "base64"));
-  if (shown.length < text.length) made.append(more(part, text, shown));
-  const { leftOut } = entry;
-  if (leftOut) made.append(element("span", { class: "left-out" }, `${counted(leftOut, "character")} more came`));
-  return made;
+  const created = cell("data", part);
+  if (entry.encoding === "base64") created.prepend(element("span", { class: "tag" }, "base64"));
+  if (shown.length < text.length) created.append(expander(part, text, shown));
+  const { truncated } = entry;
+  if (truncated) created.append(element("span", { class: "truncated" }, `${counted(truncated, "more character")}`));
+  return created;
 }
 
-function more(part, text, shown) {
+function expander(part, text, shown) {
   const button = element("button", { type: "button", class: "plain", "aria-expanded": "false" }, "Show all");
   button.onclick = () => {
     const open = button.getAttribute("aria-expanded") === "false";

@@ -1,4 +1,4 @@
-// What goes over the wire: docs/protocol.md
+// The types of the browser client. docs/reference/protocol.md describes the commands and the frames.
 
 export type NatsState = "connected" | "disconnected";
 export type Action = "subscribe" | "unsubscribe" | "ping";
@@ -14,11 +14,11 @@ export interface Welcome {
   type: "welcome";
   success: boolean;
   data: string;
-  /** Secret to this client. */
+  /** The id of the session. Only its client may know it. */
   session: string;
   protocol: number;
   features: string[];
-  /** Seconds. */
+  /** Seconds within which the bridge sends at least one frame. */
   heartbeat: number;
   nats: NatsState;
 }
@@ -31,17 +31,17 @@ export interface Reply {
   code?: string;
   message: string;
   subjects?: string[];
-  /** Whether NATS has the interest already. */
+  /** True if NATS has the subscription already. */
   active?: boolean;
 }
 
 export interface Message<Data = any> {
   type: "message";
   subject: string;
-  /** There where it came by a wildcard. */
+  /** The wildcard by which the message came, if any. */
   pattern?: string;
   data: Data;
-  /** There where the payload is not JSON. */
+  /** Missing if the payload is JSON. */
   encoding?: "text" | "base64";
   headers?: Record<string, string[]>;
 }
@@ -49,7 +49,7 @@ export interface Message<Data = any> {
 export interface Gap {
   type: "gap";
   subjects: string[];
-  /** How many messages; `null` where that is not known. */
+  /** The number of messages; `null` if it isn't known. */
   lost: number | null;
   reason: "nats_reconnect" | "slow_consumer" | "internal";
 }
@@ -75,7 +75,7 @@ export interface Close {
   code: number;
   reason: string;
   reconnect: boolean;
-  /** Milliseconds. */
+  /** Milliseconds until the client should reconnect. */
   retry?: number;
 }
 
@@ -84,47 +84,49 @@ export type Frame = Welcome | Reply | Message | Gap | Unsubscribed | Status | He
 export type Transport = "websocket" | "sse";
 
 export interface Options {
-  /** Where the bridge is; the folder of the module itself by default. */
+  /** URL of the bridge; by default the folder of the module. */
   url?: string | URL;
-  /** Those to try, the best one first. */
+  /** The transports to try, the best one first; by default `websocket` and `sse`. */
   transports?: Transport[];
   /**
-   * Called before the first connection, and whenever the bridge says that one is not authenticated any more.
-   * It may renew a cookie; what it returns is added to the query of every request.
+   * Called before the first connection, and when the bridge answers that the client isn't authenticated (any more).
+   * It may renew a cookie. The result is added to the query of every request.
    */
   credentials?: () => Promise<Record<string, string> | void>;
-  /** Tabs with the same key have one event stream together. Use the user's id. */
+  /** Tabs with the same key share one event stream. Use the id of the user. */
   share?: string;
-  /** How long a transport may take while there is another one, in milliseconds; 3,000 by default. */
+  /** Milliseconds until the client falls back to the next transport; 3,000 by default. */
   timeout?: number;
-  /** After how many milliseconds a better transport is tried again; 300,000 by default. */
+  /** Milliseconds until a better transport is tried again; 300,000 by default. */
   retryBetter?: number;
-  /** For where there are none: those of `ws` and `eventsource`, in Node. */
+  /** The class to use instead of the global one, such as that of the package `ws` in Node. */
   WebSocket?: unknown;
+  /** The class to use instead of the global one, such as that of the package `eventsource` in Node. */
   EventSource?: unknown;
+  /** The function to use instead of the global one. */
   fetch?: typeof fetch;
 }
 
-/** How the connection is. */
+/** The state of the connection. */
 export interface ClientStatus {
   state: "connecting" | "connected" | "waiting" | "closed";
-  /** The transport in use, or the one that is being tried. */
+  /** The transport in use, or the one that the client tries. */
   transport: Transport;
-  /** Whether the event stream is that of several tabs. */
+  /** True if the event stream is shared with other tabs. */
   shared?: boolean;
   /** The bridge's connection to NATS. */
   nats?: NatsState;
-  /** Why it is not the first transport; empty where it is. */
+  /** The reason why it isn't the first transport; empty if it is. */
   why: string;
-  /** Why there is no connection. */
+  /** The reason why there is no connection. */
   reason?: string;
-  /** How long it waits now before it comes back, in milliseconds. */
+  /** Milliseconds that the client waits before it reconnects. */
   retry?: number;
-  /** The close code with which it ended. */
+  /** The close code with which the client ended. */
   code?: number;
 }
 
-/** An error with the `code` of a failed reply, or `closed`, `disconnected`. */
+/** An error with the `code` of a failed reply, or with `closed` or `disconnected`. */
 export interface NatsError extends Error {
   code: string;
   subjects?: string[];
@@ -132,22 +134,23 @@ export interface NatsError extends Error {
 
 export interface Subscription<Data = any> extends AsyncIterable<Message<Data>> {
   readonly pattern: string;
-  /** Resolves with the bridge's reply; rejects with a `NatsError`. */
+  /** Resolves with the bridge's reply, or rejects with a `NatsError`. You may ignore it. */
   readonly ready: Promise<Reply>;
-  /** Messages from now on. To leave the loop unsubscribes, where nobody else uses the subscription. */
+  /** Iterate over the messages from now on. Leaving the loop unsubscribes, unless a callback or another loop remains. */
   [Symbol.asyncIterator](): AsyncGenerator<Message<Data>, void, void>;
+  /** End this subscription. Others with the same pattern remain. */
   unsubscribe(): void;
 }
 
 export interface ClientEvents {
   status: ClientStatus;
-  /** Messages of these subjects were missed, or may have been; `reconnect` where the client itself was away. */
+  /** Messages were missed, or may have been. The reason is `reconnect` if the client itself was disconnected. */
   gap: Gap | (Omit<Gap, "reason" | "lost"> & { lost: null; reason: "reconnect" });
-  /** The bridge has refused these subscriptions, or has ended them. */
+  /** The bridge has refused or ended these subscriptions. */
   unsubscribed: Unsubscribed;
-  /** It is over: the client does not come back. */
+  /** The connection has ended, and the client doesn't reconnect. */
   close: { code?: number; reason: string; final: boolean };
-  /** Each frame as it came. */
+  /** Each frame that was received. */
   frame: Frame;
 }
 
@@ -155,12 +158,12 @@ export type ClientEvent<Detail> = Event & { readonly detail: Detail };
 
 export interface Client extends Omit<EventTarget, "addEventListener" | "removeEventListener"> {
   readonly status: ClientStatus;
-  /** The first frame of the session that there is now. */
+  /** The first frame of the current session. */
   readonly welcome: Welcome | null | undefined;
 
   /**
-   * Follow a pattern. `onended` is called once: with an error where the bridge has refused or ended the
-   * subscription, without one where the page has.
+   * Follow a pattern. `onended` is called once: with an error if the bridge has refused or ended the subscription,
+   * without one if the page has ended it.
    */
   subscribe<Data = any>(
     pattern: string,
@@ -168,9 +171,10 @@ export interface Client extends Omit<EventTarget, "addEventListener" | "removeEv
     onended?: ((error?: NatsError) => void) | null,
   ): Subscription<Data>;
 
-  /** Send a command as it is; resolves with its reply, a failed one too. The client does not renew what it does. */
+  /** Send a command as it is, and return its reply, also a failed one. Its effect isn't restored after a reconnect. */
   send(command: Command): Promise<Reply>;
 
+  /** End all subscriptions, and the connection. */
   close(): void;
 
   addEventListener<Type extends keyof ClientEvents>(
@@ -185,4 +189,5 @@ export interface Client extends Omit<EventTarget, "addEventListener" | "removeEv
   ): void;
 }
 
+/** Connect to a bridge, and stay connected until the client is closed. */
 export function connect(options?: Options): Client;

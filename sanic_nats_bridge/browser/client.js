@@ -1,387 +1,754 @@
-// The browser client of sanic-nats-bridge: docs/client.md
+// @ts-check
+// The browser client of sanic-nats-bridge: docs/reference/client.md. The public types are in client.d.ts.
 
-const TYPES = ["welcome", "reply", "message", "gap", "unsubscribed", "status", "heartbeat", "close"];
-const PRIVATE = /reply|unsubscribed|close/;
-// The bridge's close codes: whether to come back
-const CODES = { 1001: 1, 1002: 0, 1007: 0, 1009: 0, 1011: 1, 1013: 1, 4400: 0, 4401: 0, 4403: 0, 4429: 1 };
-const PASSING = /disconnected|internal|limit.rate|nats.unavailable|session/;
-const MOST = 64; // patterns in a command
-const PATIENCE = 15_000;
+/** @import * as Api from "./client.d.ts" */
+/** @import { SharedStream } from "./share.js" */
 
-// Full jitter, to spare a restarted server
-const jitter = (failures) => 500 + Math.random() * Math.min(19_500, 1500 * 2 ** failures);
-const failure = (code, message, subjects) => Object.assign(new Error(message), { code, subjects });
-const memory = (key, value) => {
-  try {
-    if (value !== undefined) sessionStorage[key] = value;
-    return sessionStorage[key];
-  } catch {}
+/**
+ * @typedef {object} Ending Why a connection ended.
+ * @property {string} reason
+ * @property {number} [code] Close code.
+ * @property {boolean} [final] The client must not reconnect.
+ * @property {number} [retry] Milliseconds until the client reconnects.
+ * @property {boolean} [silent] Nothing was received for too long.
+ * @property {boolean} [replaced] A better transport took over.
+ */
+
+/**
+ * @typedef {object} Interest A pattern that the page follows.
+ * @property {string} pattern
+ * @property {Set<Subscription>} subscriptions
+ * @property {Api.Reply | null} reply The bridge's reply, while the session holds the pattern.
+ */
+
+/**
+ * @typedef {object} Reader A loop over a subscription.
+ * @property {Api.Message[]} queue
+ * @property {() => void} wake
+ */
+
+/** @typedef {Api.Command & { id: string | number }} SentCommand */
+
+/**
+ * @typedef {Api.Options
+ *   & Required<Pick<Api.Options, "transports" | "timeout" | "retryBetter" | "fetch">>
+ *   & { WebSocket: typeof WebSocket, EventSource: typeof EventSource }
+ * } Settings The options with their defaults.
+ */
+
+/**
+ * @template Value
+ * @typedef {{ promise: Promise<Value>, resolve: (value: Value) => void, reject: (error: Error) => void }} Resolvers
+ */
+
+/**
+ * The close codes of the bridge: whether a client may reconnect.
+ *
+ * @type {Record<number, boolean>}
+ */
+const CLOSE_CODES = {
+  1001: true,
+  1002: false,
+  1007: false,
+  1009: false,
+  1011: true,
+  1013: true,
+  4400: false,
+  4401: false,
+  4403: false,
+  4429: true,
 };
+const UNAUTHENTICATED = 4401;
 
+/** Codes of failed replies after which the same command may succeed. */
+const TRANSIENT_CODES = /disconnected|internal|limit.rate|nats.unavailable|session/;
+
+const FRAME_TYPES = ["welcome", "reply", "message", "gap", "unsubscribed", "status", "heartbeat", "close"];
+const MAX_PATTERNS = 64; // in one command
+const MAX_SILENCE = 1.75; // in heartbeats: a timer finds it within 2
+const MAX_SHARED_SILENCE = 3; // the leader finds it first
+const REQUEST_TIMEOUT = 15_000;
+const STABLE_AFTER = 15_000; // a connection that lasted this long resets the backoff
+const WELCOME_TIMEOUT = 15_000; // of the last transport; the option `timeout` is for the others
+
+/**
+ * Return a random delay in milliseconds ("full jitter"), so that a restarted server isn't overrun.
+ *
+ * @param {number} failures
+ */
+const backoff = (failures) => 500 + Math.random() * Math.min(19_500, 1500 * 2 ** failures);
+
+/**
+ * Create a `NatsError`.
+ *
+ * @param {string} code
+ * @param {string} message
+ * @param {string[]} [subjects]
+ */
+const createError = (code, message, subjects) => Object.assign(new Error(message), { code, subjects });
+
+/**
+ * Return a promise with the functions that settle it, as `Promise.withResolvers` does in newer browsers.
+ *
+ * @template Value
+ * @returns {Resolvers<Value>}
+ */
+function withResolvers() {
+  /** @type {any} */
+  const result = {};
+  result.promise = new Promise((resolve, reject) => Object.assign(result, { resolve, reject }));
+  return result;
+}
+
+/**
+ * Return a value of the tab's storage, after setting it if a new one is given. A browser may deny access.
+ *
+ * @param {string} key
+ * @param {string} [value]
+ */
+function tabStorage(key, value) {
+  try {
+    if (value !== undefined) sessionStorage.setItem(key, value);
+    return sessionStorage.getItem(key);
+  } catch {
+    return null;
+  }
+}
+
+/**
+ * One of the page's subscriptions. All with the same pattern are one on the wire.
+ *
+ * @implements {Api.Subscription}
+ */
 class Subscription {
+  /** @type {Set<Reader>} */
   #readers = new Set();
-  #promise;
-  #on;
-  #live;
-  #end;
+  #callback;
+  #onended;
+  #release;
+  /** @type {Resolvers<Api.Reply>} */
+  #ready = withResolvers();
+  #confirmed = false;
+  #ended = false;
+  /** @type {Api.NatsError | undefined} */
+  #refusal;
 
-  constructor(pattern, callback, onended, leave) {
+  /**
+   * @param {string} pattern
+   * @param {((data: any, message: Api.Message) => void) | null | undefined} callback
+   * @param {((error?: Api.NatsError) => void) | null | undefined} onended
+   * @param {() => void} release Called by `unsubscribe`.
+   */
+  constructor(pattern, callback, onended, release) {
+    /** The subject or wildcard, as it was given to `subscribe`. */
     this.pattern = pattern;
-    this.ready = new Promise((resolve, reject) => (this.#promise = { resolve, reject }));
-    this.ready.catch(() => {}); // others tell too
-    this.#on = { callback, onended, leave };
+    /** Resolves with the bridge's reply, or rejects with a `NatsError`. */
+    this.ready = this.#ready.promise;
+    this.ready.catch(() => {}); // a page may ignore the promise
+    this.#callback = callback;
+    this.#onended = onended;
+    this.#release = release;
   }
 
+  /** End this subscription; others with the same pattern stay. */
   unsubscribe() {
-    this.#on.leave(this);
+    this.#release();
     this.finish();
   }
 
+  /** Iterate over the messages from now on. Leaving the loop unsubscribes, unless a callback or a loop remains. */
   [Symbol.asyncIterator]() {
-    const reader = { queue: [] };
-    this.#readers.add(reader);
+    /** @type {Reader} */
+    const reader = { queue: [], wake() {} };
+    this.#readers.add(reader); // the generator itself starts later, at its first step
     return this.#read(reader);
   }
 
+  /**
+   * @param {Reader} reader
+   * @returns {AsyncGenerator<Api.Message, void, void>}
+   */
   async *#read(reader) {
     try {
       while (true) {
         while (reader.queue.length) yield* reader.queue.splice(0);
-        if (this.#end === true) return;
-        if (this.#end) throw this.#end;
-        await new Promise((resolve) => (reader.wake = resolve));
+        if (this.#refusal) throw this.#refusal;
+        if (this.#ended) return;
+        await new Promise((resolve) => (reader.wake = () => resolve(null)));
       }
     } finally {
       this.#readers.delete(reader);
-      if (!this.#on.callback && !this.#readers.size) this.unsubscribe();
+      if (!this.#callback && !this.#readers.size) this.unsubscribe();
     }
   }
 
+  /**
+   * Pass a message to the callback and to the loops.
+   *
+   * @param {Api.Message} message
+   */
   deliver(message) {
-    if (this.#end) return; // by another callback
+    if (this.#ended) return; // by the callback of another subscription
     for (const reader of this.#readers) {
       reader.queue.push(message);
-      reader.wake?.();
+      reader.wake();
     }
     try {
-      this.#on.callback?.(message.data, message);
+      this.#callback?.(message.data, message);
     } catch (error) {
-      queueMicrotask(() => { throw error; }); // reported
+      queueMicrotask(() => { throw error; }); // the browser reports it, and other callbacks still run
     }
   }
 
-  settle(reply) {
-    this.#live = true;
-    this.#promise.resolve(reply);
+  /**
+   * Resolve `ready`: the bridge has the subscription.
+   *
+   * @param {Api.Reply} reply
+   */
+  confirm(reply) {
+    this.#confirmed = true;
+    this.#ready.resolve(reply);
   }
 
+  /**
+   * Deliver nothing more.
+   *
+   * @param {Api.NatsError} [error] Missing if the page has ended the subscription.
+   */
   finish(error) {
-    if (this.#end) return;
-    this.#end = (!this.#live && error) || true;
-    this.#promise.reject(error ?? failure("closed", "Closed"));
-    for (const { wake } of this.#readers) wake?.();
-    const { onended } = this.#on;
+    if (this.#ended) return;
+    this.#ended = true;
+    if (!this.#confirmed) this.#refusal = error;
+    this.#ready.reject(error ?? createError("closed", "Closed"));
+    for (const { wake } of this.#readers) wake();
+    const onended = this.#onended;
     if (onended) queueMicrotask(() => onended(error)); // it may throw
     else if (error && !this.#readers.size) console.warn(error.message);
   }
 }
 
-class Link {
+/** A connection from its start to its end. A client has one after another. */
+class Connection {
   open = true;
+  /** True if the event stream is that of several tabs. */
+  shared = false;
+  /** Index of its transport in the option `transports`. */
+  index = 0;
+  /** Time of the first welcome; 0 before. */
+  since = 0;
+  /** @type {Api.Welcome | null} */
+  welcome = null;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  welcomeTimer;
+  /** Called with each frame. @type {(frame: Api.Frame) => void} */
+  onframe = () => {};
+  /** @type {Map<string | number, (reply: any) => void>} */
   #replies = new Map();
   #commands = 0;
-  #ended;
-  ended = new Promise((resolve) => (this.#ended = resolve));
+  /** @type {Resolvers<Ending>} */
+  #ended = withResolvers();
+  /** Resolves when the connection has ended. */
+  ended = this.#ended.promise;
 
-  constructor(client) {
-    this.client = client;
+  /**
+   * @param {Settings} options
+   * @param {(path: string) => string} address Returns the URL of a path of the bridge.
+   */
+  constructor(options, address) {
+    this.options = options;
+    this.address = address;
   }
 
+  /** Open the connection. */
+  start() {}
+
+  /**
+   * Write a command.
+   *
+   * @param {SentCommand} _command
+   */
+  write(_command) {}
+
+  /** Close what `start` has opened. */
+  close() {}
+
+  /**
+   * Process a frame.
+   *
+   * @param {Api.Frame} frame
+   */
   receive(frame) {
     if (!this.open) return;
     this.onframe(frame);
-    const { type, id, reconnect } = frame;
-    if (type === "reply") this.answer(id, frame);
-    if (type === "close") this.end({ ...frame, final: !reconnect });
+    if (frame.type === "reply") this.resolve(frame.id, frame);
+    if (frame.type === "close") this.end({ ...frame, final: !frame.reconnect });
   }
 
+  /**
+   * Send a command, and return its reply. The reply has the code `disconnected` if the connection ends first.
+   *
+   * @param {Api.Command} command
+   * @returns {Promise<Api.Reply & { retry?: number }>}
+   */
   send(command) {
     const id = command.id ?? `#${++this.#commands}`;
-    this.put({ ...command, id });
+    this.write({ ...command, id });
     return new Promise((resolve) => this.#replies.set(id, resolve));
   }
 
-  answer(id, reply) {
-    this.#replies.get(id)?.(reply, this.#replies.delete(id));
+  /**
+   * Give a command its reply.
+   *
+   * @param {string | number | undefined} id
+   * @param {{ code?: string }} reply
+   */
+  resolve(id, reply) {
+    if (id === undefined) return; // the reply to the query of an event stream
+    this.#replies.get(id)?.(reply);
+    this.#replies.delete(id);
   }
 
-  forget() {
-    this.#replies.forEach((resolve) => resolve({ code: "disconnected" }));
+  /** Fail the commands that have no reply yet. */
+  failCommands() {
+    for (const id of this.#replies.keys()) this.resolve(id, { code: "disconnected" });
   }
 
-  end(how) {
+  /**
+   * End the connection.
+   *
+   * @param {Ending} ending
+   */
+  end(ending) {
     if (!this.open) return;
     this.open = false;
     this.welcome = null;
     this.close();
-    this.forget();
-    this.#ended(how);
+    this.failCommands();
+    this.#ended.resolve(ending);
   }
 }
 
-class WebSocketLink extends Link {
+/** A WebSocket for the frames and the commands. */
+class WebSocketConnection extends Connection {
+  /** @type {WebSocket | undefined} */
+  #socket;
+
   start() {
-    this.socket = new this.client.options.WebSocket(this.client.address("stream").replace("http", "ws"));
-    this.socket.onmessage = ({ data }) => this.receive(JSON.parse(data));
-    this.socket.onerror = () => {};
-    this.socket.onclose = ({ code, reason }) => this.end({ code, reason: `${code} ${reason}`, final: CODES[code] === 0 });
+    const socket = new this.options.WebSocket(this.address("stream").replace("http", "ws"));
+    this.#socket = socket;
+    socket.onmessage = ({ data }) => this.receive(JSON.parse(data));
+    socket.onerror = () => {}; // `ws` throws if nothing listens; `onclose` follows
+    socket.onclose = ({ code, reason }) =>
+      this.end({ code, reason: `${code} ${reason}`, final: CLOSE_CODES[code] === false });
   }
 
-  put(command) {
-    this.socket.send(JSON.stringify(command));
+  /** @param {SentCommand} command */
+  write(command) {
+    this.#socket?.send(JSON.stringify(command));
   }
 
   close() {
-    this.socket?.close();
+    this.#socket?.close();
   }
 }
 
-class EventsLink extends Link {
+/** An event stream for the frames, with POST requests for the commands. */
+class EventStreamConnection extends Connection {
+  /** @type {EventSource | undefined} */
+  #source;
+
   start() {
-    const source = (this.source = new this.client.options.EventSource(this.client.address("events"), {
-      withCredentials: true,
-    }));
-    for (const type of TYPES) source.addEventListener(type, ({ data }) => this.receive(JSON.parse(data)));
-    source.onerror = () => (source.readyState === 2 ? this.#ask() : this.end({ reason: "ended" }));
+    const source = new this.options.EventSource(this.address("events"), { withCredentials: true });
+    this.#source = source;
+    for (const type of FRAME_TYPES) source.addEventListener(type, ({ data }) => this.receive(JSON.parse(data)));
+    // After a refusal the source is closed (2). Else it would reconnect by itself, without the client's backoff.
+    source.onerror = () => (source.readyState === 2 ? this.#endByStatus() : this.end({ reason: "ended" }));
   }
 
-  // It does not tell why it has stopped
-  async #ask() {
-    const { status } = await this.#fetch("events", { method: "HEAD" }).catch(() => ({ status: 0 }));
-    const final = /^4(?!08|29)/.test(status);
-    this.end({ code: final && 4000 + status, reason: `HTTP ${status}`, final });
+  /** End the connection by the HTTP status of the refusal, which an EventSource hides. */
+  async #endByStatus() {
+    const { status } = await this.#request("events", { method: "HEAD" }).catch(() => ({ status: 0 }));
+    const final = /^4(?!08|29)/.test(`${status}`); // 408 and 429 are temporary
+    this.end({ code: final ? 4000 + status : undefined, reason: `HTTP ${status}`, final });
   }
 
-  async put(command) {
+  /** @param {SentCommand} command */
+  async write(command) {
     const path = command.action === "unsubscribe" ? "unsubscribe" : "subscribe";
     const headers = { "Content-Type": "application/json" };
     let reply = { code: "disconnected" };
     try {
-      const body = JSON.stringify({ ...command, session: this.welcome.session });
-      const response = await this.#fetch(path, { method: "POST", headers, body });
+      const body = JSON.stringify({ ...command, session: this.welcome?.session });
+      const response = await this.#request(path, { method: "POST", headers, body });
       const frame = await response.json();
       if (this.open) this.onframe(frame);
-      reply = { ...frame, retry: 1000 * response.headers.get("retry-after") };
-    } catch {}
-    this.answer(command.id, reply);
+      reply = { ...frame, retry: 1000 * Number(response.headers.get("retry-after")) };
+    } catch {} // the failed reply is the report
+    this.resolve(command.id, reply);
   }
 
-  #fetch(path, options) {
-    const { client } = this;
-    const signal = AbortSignal.timeout(PATIENCE);
-    return client.options.fetch.call(null, client.address(path), { ...options, credentials: "include", signal });
+  /**
+   * @param {string} path
+   * @param {RequestInit} init
+   */
+  #request(path, init) {
+    const signal = AbortSignal.timeout(REQUEST_TIMEOUT);
+    // Browsers want their `fetch` called without an object.
+    return this.options.fetch.call(null, this.address(path), { ...init, credentials: "include", signal });
   }
 
   close() {
-    this.source?.close();
+    this.#source?.close();
   }
 }
 
-// For several tabs: the one with the lock leads
-class SharedLink extends Link {
+/** An event stream that several tabs share. */
+class SharedConnection extends Connection {
   shared = true;
-  #tab = crypto.randomUUID();
-  #channel;
-  #waiting = new AbortController();
+  /** Called with the status of the stream. @type {(status: Api.ClientStatus) => void} */
+  onstatus = () => {};
+  /** Called if the stream can't be shared, or not any more. @type {(error: DOMException) => void} */
+  onlost = () => {};
+  /** Joins the stream. @type {() => SharedStream | undefined} */
+  join = () => undefined;
+  /** @type {SharedStream | undefined} */
+  #stream;
 
   start() {
-    const { client } = this;
-    const { name, stale } = client;
-    const lock = (...all) =>
-      navigator.locks.request(...all).catch((error) => {
-        client.shared &&= error.name === "AbortError"; // not where cookies are blocked
-        this.end({ reason: `${error}`, retry: 0 });
-      });
-    this.#channel = new BroadcastChannel(name);
-    this.#channel.onmessage = ({ data }) => this.#hear(data);
-    // By this lock the leader sees a tab go
-    lock(this.#tab, () => (this.put(), this.ended));
-    lock(name, stale ? { steal: true } : { signal: this.#waiting.signal }, () => this.open && lead(this));
+    this.#stream = this.join();
   }
 
-  put(command) {
-    if (this.open) this.#channel.postMessage({ from: this.#tab, command });
+  /** Wait no longer for a welcome: the leader answers, and has a timeout of its own. */
+  stopWaiting() {
+    clearTimeout(this.welcomeTimer);
   }
 
-  #hear({ from, to = this.#tab, leads, status, frame, end }) {
-    if (from || to !== this.#tab) return;
-    clearTimeout(this.timer);
-    if (leads) {
-      this.welcome = null;
-      this.forget();
-      this.put();
-    }
-    if (status) this.onstatus(status);
-    if (frame) this.receive(frame);
-    if (end) this.end(end);
+  /** End the session, because another tab leads now. */
+  endSession() {
+    this.welcome = null;
+    this.failCommands();
+  }
+
+  /** @param {SentCommand} command */
+  write(command) {
+    this.#stream?.send(command);
   }
 
   close() {
-    this.#channel?.close();
-    this.#waiting.abort();
+    this.#stream?.close();
   }
 }
 
-async function lead(link) {
-  const { options, query, name } = link.client;
-  const channel = new BroadcastChannel(name);
-  const inner = new Client({ ...options, transports: ["sse"], share: undefined }, query);
-  const tabs = new Map();
-  const say = (what) => link.open && channel.postMessage(what);
+/**
+ * `EventTarget` with the types of the client's events.
+ *
+ * @type {new () => Pick<Api.Client, "addEventListener" | "removeEventListener" | "dispatchEvent">}
+ */
+const ClientEventTarget = /** @type {any} */ (EventTarget);
 
-  const follow = (held, subject) => {
-    if (!held.has(subject)) held.set(subject, inner.subscribe(subject, null, () => held.delete(subject)));
-    return held.get(subject).ready;
-  };
-  const carryOut = async (held, command) => {
-    const { action = "subscribe", subjects, id } = command;
-    if (!subjects?.length || !/^(un)?subscribe$/.test(action)) return inner.send(command);
-    let reply;
-    if (action === "subscribe") [reply] = await Promise.all(subjects.map((subject) => follow(held, subject)));
-    else for (const subject of subjects) held.get(subject)?.unsubscribe();
-    return { ...reply, type: "reply", id, action, success: true, subjects };
-  };
+/**
+ * The client of one bridge. It keeps a connection open, and the page's subscriptions on it, until `close`.
+ *
+ * @implements {Api.Client}
+ */
+class Client extends ClientEventTarget {
+  /**
+   * The state of the connection; a new object for each change.
+   *
+   * @type {Api.ClientStatus}
+   */
+  status;
 
-  channel.onmessage = async ({ data: { from, command } }) => {
-    if (!from) return;
-    let held = tabs.get(from);
-    if (!held) {
-      tabs.set(from, (held = new Map()));
-      navigator.locks.request(from, () => held.forEach((subscription) => subscription.unsubscribe()));
-    }
-    if (!command) return say({ to: from, status: inner.status, frame: inner.welcome });
-    const frame = await carryOut(held, command).catch(({ code, message, subjects }) => ({
-      type: "reply", id: command.id, success: false, code, message, subjects,
-    }));
-    say({ to: from, frame });
-  };
-  inner.addEventListener("frame", ({ detail }) => PRIVATE.test(detail.type) || say({ frame: detail }));
-  inner.addEventListener("unsubscribed", ({ detail }) => say({ frame: detail }));
-  inner.addEventListener("status", ({ detail }) => say({ status: detail }));
-  inner.addEventListener("close", ({ detail }) => say({ end: detail }));
-  say({ leads: true });
-  await link.ended;
-  channel.close();
-  inner.close();
-}
+  /** @type {Settings} */
+  #options;
+  #url;
+  /** The key in the tab's storage, and the name of the stream that tabs share. */
+  #name;
+  /** The credentials; `null` if they must be asked for. @type {Record<string, string> | null} */
+  #query;
+  #closing = new AbortController();
+  /** Ends the current `#pause`. */
+  #wake = () => {};
 
-class Client extends EventTarget {
-  status = { why: "" };
-  stale;
-  #entries = new Map();
-  #link;
-  #probe;
-  #index;
-  #best; // whether the first transport has
-  #worked; // which has, and until when it is kept
+  /** @type {Connection | null} */
+  #connection = null;
+  /** A better transport, tried beside the connection. @type {Connection | null} */
+  #probe = null;
+  /** Index of the transport in use, or of the one to try. */
+  #index = 0;
+  /** The transport that has worked, and the time until which it is tried first. */
+  #remembered = { index: 0, until: 0 };
+  /** True if the first transport has worked. */
+  #firstHasWorked = false;
   #failures = 0;
-  #batch;
-  #tries;
-  #syncing;
-  #heard;
-  #suspect;
-  #timer;
-  #wake;
-  #closed = new AbortController();
+  #receivedAt = 0;
+  #suspectsSilence = false;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #keepaliveTimer;
 
-  constructor(options, query) {
+  #canShare;
+  /** @type {typeof SharedStream | undefined} */
+  #SharedStream;
+  /** True if the tab that has the shared stream doesn't answer. */
+  #leaderIsSilent = false;
+
+  /** @type {Map<string, Interest>} */
+  #interests = new Map();
+  #isSyncing = false;
+  /** Patterns in the next command. */
+  #batchSize = MAX_PATTERNS;
+  #commandFailures = 0;
+
+  /**
+   * @param {Api.Options} [options]
+   * @param {Record<string, string> | null} [query]
+   */
+  constructor(options, query = null) {
     super();
     const { document, location, navigator, BroadcastChannel, WebSocket, EventSource, fetch } = globalThis;
+    /** @type {Api.Transport[]} */
     const transports = ["websocket", "sse"];
-    this.options = { transports, timeout: 3000, retryBetter: 300_000, WebSocket, EventSource, fetch, ...options };
-    const { url, share } = this.options;
-    this.url = new URL(url ?? ".", url ? location?.href : import.meta.url).href.replace(/\/*$/, "/");
-    this.name = `sanic-nats-bridge ${JSON.stringify([this.url, this.options.transports, share])}`;
-    this.shared = share !== undefined && navigator?.locks && BroadcastChannel;
-    this.query = query;
-    const { signal } = this.#closed;
-    const shown = () => document.hidden || (this.#wake?.(), this.#check());
-    document?.addEventListener("visibilitychange", shown, { signal });
-    const online = () => {
-      this.#wake?.();
-      if (this.welcome && !this.#link.shared) this.#link.end({ reason: "online", retry: 0 });
-    };
-    globalThis.addEventListener?.("online", online, { signal });
-    this.#worked = JSON.parse(memory(this.name) ?? "[0, 0]");
-    this.#choose();
+    const defaults = { transports, timeout: 3000, retryBetter: 300_000, WebSocket, EventSource, fetch };
+    this.#options = /** @type {Settings} */ ({ ...defaults, ...options });
+    this.#query = query;
+    const { url, share } = this.#options;
+    const isSharable = share !== undefined && this.#options.transports.includes("sse");
+    this.#url = new URL(url ?? ".", url ? location?.href : import.meta.url).href.replace(/\/*$/, "/");
+    this.#name = `sanic-nats-bridge ${JSON.stringify([this.#url, this.#options.transports, share])}`;
+    this.#canShare = isSharable && !!navigator?.locks && !!BroadcastChannel;
+    if (this.#canShare) this.#loadShare(); // now, because browsers don't repeat an import that has failed
+    const { signal } = this.#closing;
+    document?.addEventListener("visibilitychange", () => document.hidden || this.#resume(), { signal });
+    globalThis.addEventListener?.("online", () => this.#reconnect(), { signal });
+    this.#remembered = JSON.parse(tabStorage(this.#name) ?? "null") ?? this.#remembered;
+    this.status = { state: "connecting", transport: this.#options.transports[0], why: "" };
+    this.#chooseTransport();
     this.#run();
   }
 
+  /** The first frame of the current session. */
   get welcome() {
-    return this.#link?.welcome;
+    return this.#connection?.welcome;
   }
 
-  get #name() {
-    return this.options.transports[this.#index];
-  }
-
+  /**
+   * Follow a pattern, connected or not.
+   *
+   * @param {string} pattern
+   * @param {((data: any, message: Api.Message) => void) | null} [callback] Called with each message.
+   * @param {((error?: Api.NatsError) => void) | null} [onended] Called once, without an error if the page unsubscribes.
+   * @returns {Subscription}
+   */
   subscribe(pattern, callback, onended) {
-    const entry = this.#entries.get(pattern) ?? { pattern, users: new Set() };
-    const subscription = new Subscription(pattern, callback, onended, (user) => entry.users.delete(user) && this.#sync());
-    if (this.#closed.signal.aborted) subscription.finish(failure("closed", "Closed"));
-    else this.#entries.set(pattern, entry);
-    entry.users.add(subscription);
-    if (entry.reply) subscription.settle(entry.reply);
+    /** @type {Interest} */
+    const interest = this.#interests.get(pattern) ?? { pattern, subscriptions: new Set(), reply: null };
+    const subscription = new Subscription(pattern, callback, onended, () => {
+      if (interest.subscriptions.delete(subscription)) this.#sync();
+    });
+    if (this.#closing.signal.aborted) subscription.finish(createError("closed", "Closed"));
+    else this.#interests.set(pattern, interest);
+    interest.subscriptions.add(subscription);
+    if (interest.reply) subscription.confirm(interest.reply);
     this.#sync();
     return subscription;
   }
 
+  /**
+   * Send a command as it is. Its effect isn't restored after a reconnect.
+   *
+   * @param {Api.Command} command
+   * @returns {Promise<Api.Reply>} The reply, also a failed one.
+   */
   async send(command) {
-    if (!this.welcome) throw failure("disconnected", "Not connected");
-    return this.#link.send(command);
+    if (!this.#connection?.welcome) throw createError("disconnected", "Not connected");
+    return this.#connection.send(command);
   }
 
+  /** End all subscriptions, and the connection. */
   close() {
     this.#stop({ reason: "closed" });
   }
 
-  address(path) {
-    return `${this.url}${path}?${new URLSearchParams(this.query)}`;
+  /**
+   * Process a frame.
+   *
+   * @param {Connection} connection
+   * @param {Api.Frame} frame
+   */
+  #receive(connection, frame) {
+    if (frame.type === "welcome") this.#adopt(connection, frame);
+    if (connection !== this.#connection) return;
+    this.#receivedAt = Date.now();
+    this.#suspectsSilence = false;
+    this.#dispatch("frame", frame);
+    if (!connection.open) return; // a listener has closed the client
+    switch (frame.type) {
+      case "message": {
+        const interest = this.#interests.get(frame.pattern ?? frame.subject);
+        // A copy, because callbacks may subscribe and unsubscribe.
+        for (const subscription of [...(interest?.subscriptions ?? [])]) subscription.deliver(frame);
+        break;
+      }
+      case "welcome":
+        this.#beginSession(connection, frame);
+        break;
+      case "status":
+        this.#setStatus({ nats: frame.nats });
+        break;
+      case "gap":
+        this.#dispatch("gap", frame);
+        break;
+      case "unsubscribed":
+        for (const pattern of frame.subjects) this.#refuse(pattern, frame.code, frame.message);
+    }
   }
 
+  // Connecting
+
+  /** Open one connection after another, until the client is closed. */
   async #run() {
-    const { transports } = this.options;
-    let renewed;
-    while (!this.#closed.signal.aborted) {
-      const how = await this.#connection();
-      if (this.#closed.signal.aborted) return;
-      const link = this.#link;
-      this.#link = null;
-      this.#probe?.end(how);
-      this.#wake?.();
-      if (Date.now() - link?.since > PATIENCE) this.#failures = renewed = 0;
-      if (how.code === 4401 && this.options.credentials) {
-        this.query = null;
-        if (!renewed) how.retry = 0;
-        renewed = true;
-      } else if (how.final) {
-        this.#stop(how);
-        return this.#tell("close", how);
-      } else if (link && !link.since && !(how.code in CODES) && transports[this.#index + 1]) {
-        // Else the server may be away
-        if (!this.#best || this.#failures > 2) {
-          this.#set({ why: `${transports[this.#index++]}: ${how.reason}` });
-          continue;
-        }
+    let renewed = false; // the credentials, since the last stable connection
+    while (!this.#closing.signal.aborted) {
+      const ending = await this.#connect();
+      if (this.#closing.signal.aborted) return;
+      const connection = this.#connection;
+      this.#connection = null;
+      this.#probe?.end(ending);
+      this.#wake(); // #sync may wait before it repeats a command
+      if (connection?.since && Date.now() - connection.since > STABLE_AFTER) {
+        this.#failures = 0;
+        renewed = false;
       }
-      const retry = how.retry ?? jitter(this.#failures++);
-      this.#choose();
-      const pause = this.#pause(retry);
-      this.#set({ state: "waiting", reason: how.reason, retry });
+      if (ending.code === UNAUTHENTICATED && this.#options.credentials) {
+        this.#query = null;
+        if (!renewed) ending.retry = 0;
+        renewed = true;
+      } else if (ending.final) {
+        this.#stop(ending);
+        this.#dispatch("close", { code: ending.code, reason: ending.reason, final: true });
+        return;
+      } else if (connection && this.#mayFallBack(connection, ending)) {
+        const why = `${this.#transport}: ${ending.reason}`;
+        this.#index++;
+        this.#setStatus({ why });
+        continue;
+      }
+      const retry = ending.retry ?? backoff(this.#failures++);
+      this.#chooseTransport();
+      const pause = this.#pause(retry); // before the listeners of the status, which may close the client
+      this.#setStatus({ state: "waiting", reason: ending.reason, retry });
       await pause;
     }
   }
 
+  /**
+   * Open a connection, and return why it ended.
+   *
+   * @returns {Promise<Ending>}
+   */
+  async #connect() {
+    this.#setStatus({ state: "connecting", transport: this.#transport });
+    try {
+      this.#query ??= (await this.#options.credentials?.()) ?? {};
+    } catch (error) {
+      return { reason: `credentials: ${error}` };
+    }
+    if (this.#canShare && !this.#SharedStream && this.#transport === "sse") await this.#loadShare();
+    if (this.#closing.signal.aborted) return { reason: "closed" };
+    this.#connection = this.#open(this.#index);
+    while (true) {
+      const ending = await this.#connection.ended;
+      if (!ending.replaced) return ending;
+    }
+  }
+
+  /** Load share.js. If that fails, the next connection has an event stream of its own. */
+  async #loadShare() {
+    /** @type {Resolvers<never>} */
+    const { promise, reject } = withResolvers();
+    const timer = setTimeout(reject, this.#options.timeout);
+    try {
+      this.#SharedStream = (await Promise.race([import("./share.js"), promise])).SharedStream;
+    } catch {} // the browser reports it
+    clearTimeout(timer);
+  }
+
+  /**
+   * Open a connection.
+   *
+   * @param {number} index Index of the transport.
+   */
+  #open(index) {
+    const { transports, timeout } = this.#options;
+    const connection = this.#createConnection(transports[index]);
+    const limit = index + 1 < transports.length ? timeout : WELCOME_TIMEOUT;
+    const giveUp = () => connection.end({ reason: `no welcome in ${limit} ms`, silent: true });
+    connection.index = index;
+    connection.welcomeTimer = setTimeout(giveUp, limit);
+    connection.onframe = (frame) => this.#receive(connection, frame);
+    connection.ended.then(({ silent }) => {
+      clearTimeout(connection.welcomeTimer);
+      this.#leaderIsSilent = connection.shared && !!silent;
+    });
+    try {
+      connection.start();
+    } catch (error) {
+      connection.end({ reason: /** @type {Error} */ (error).message });
+    }
+    return connection;
+  }
+
+  /** @param {Api.Transport} transport */
+  #createConnection(transport) {
+    const options = this.#options;
+    /** @param {string} path */
+    const address = (path) => `${this.#url}${path}?${new URLSearchParams(this.#query ?? {})}`;
+    if (transport === "websocket") return new WebSocketConnection(options, address);
+    const Stream = this.#canShare && this.#SharedStream;
+    if (!Stream) return new EventStreamConnection(options, address);
+
+    const { share, ...unshared } = options;
+    const openClient = () => new Client({ ...unshared, transports: ["sse"] }, this.#query);
+    const connection = new SharedConnection(options, address);
+    connection.join = () => new Stream(this.#name, this.#leaderIsSilent, openClient, connection);
+    connection.onstatus = ({ state, nats, reason, retry }) => this.#setStatus({ state, nats, reason, retry });
+    connection.onlost = (error) => {
+      // Another tab has stolen the lock (AbortError); or the browser denies locks, as it does when it blocks cookies.
+      this.#canShare &&= error.name === "AbortError";
+      connection.end({ reason: `${error}`, retry: 0 });
+    };
+    return connection;
+  }
+
+  /**
+   * Return whether the next transport may work where this one failed; else the server may be down.
+   *
+   * @param {Connection} connection
+   * @param {Ending} ending
+   */
+  #mayFallBack(connection, { code }) {
+    if (connection.since || (code && code in CLOSE_CODES) || !this.#options.transports[this.#index + 1]) return false;
+    return !this.#firstHasWorked || this.#failures > 2;
+  }
+
+  get #transport() {
+    return this.#options.transports[this.#index];
+  }
+
+  /** Begin with the transport that worked last, or with the first. */
+  #chooseTransport() {
+    const { index, until } = this.#remembered;
+    this.#index = Date.now() < until ? index : 0;
+    if (this.#index) this.status = { ...this.status, why: this.status.why || "remembered" };
+  }
+
+  /** @param {number} index */
+  #rememberTransport(index) {
+    this.#remembered = { index, until: Date.now() + this.#options.retryBetter };
+    tabStorage(this.#name, JSON.stringify(this.#remembered));
+  }
+
+  /** @param {number} milliseconds */
   #pause(milliseconds) {
     return new Promise((resolve) => {
       const timer = setTimeout(resolve, milliseconds);
@@ -389,204 +756,237 @@ class Client extends EventTarget {
     });
   }
 
-  async #connection() {
-    this.#set({ state: "connecting", transport: this.#name });
-    try {
-      this.query ??= (await this.options.credentials?.()) ?? {};
-    } catch (error) {
-      return { reason: `credentials: ${error}` };
-    }
-    if (this.#closed.signal.aborted) return;
-    this.#link = this.#open(this.#index);
-    let how;
-    do how = await this.#link.ended;
-    while (how.next);
-    return how;
+  /** Go on at once when the page is shown, or the network is back. */
+  #resume() {
+    this.#wake();
+    this.#checkSilence();
   }
 
-  #open(index) {
-    const { transports, timeout } = this.options;
-    const link = new (transports[index] === "websocket" ? WebSocketLink : this.shared ? SharedLink : EventsLink)(this);
-    const patience = index + 1 < transports.length ? timeout : PATIENCE;
-    link.index = index;
-    link.timer = setTimeout(() => link.end({ reason: `no welcome in ${patience} ms`, silent: true }), patience);
-    link.ended.then(({ silent }) => {
-      clearTimeout(link.timer);
-      this.stale = link.shared && silent;
-    });
-    link.onframe = (frame) => this.#receive(link, frame);
-    link.onstatus = ({ state, nats, reason, retry }) => this.#set({ state, nats, reason, retry });
-    try {
-      link.start();
-    } catch (error) {
-      link.end({ reason: error.message });
-    }
-    return link;
+  /** Replace a connection that the network may have lost: its end isn't always noticed. */
+  #reconnect() {
+    this.#wake();
+    if (this.welcome && !this.#connection?.shared) this.#connection?.end({ reason: "online", retry: 0 });
   }
 
-  #choose() {
-    const [index, until] = this.#worked;
-    this.#index = Date.now() < until ? index : 0;
-    if (this.#index) this.status.why ||= "remembered";
-  }
-
-  #remember(index) {
-    this.#worked = [index, Date.now() + this.options.retryBetter];
-    memory(this.name, JSON.stringify(this.#worked));
-  }
-
-  // By the clock: timers sleep
-  #check() {
-    clearTimeout(this.#timer);
-    const link = this.#link;
-    if (!link?.welcome) return;
-    const beat = 1000 * link.welcome.heartbeat;
-    // A leader notices first
-    const limit = (link.shared ? 3 : 1.75) * beat;
-    const silent = this.status.state === "connected" && Date.now() - this.#heard > limit;
-    if (silent && this.#suspect) return link.end({ reason: "silence", silent });
-    this.#suspect = silent; // frames may wait behind a timer
-    if (link.index && Date.now() > this.#worked[1] && !this.#probe?.open) {
-      this.#remember(link.index);
-      this.#probe = this.#open(0);
-    }
-    this.#timer = setTimeout(() => this.#check(), Math.min(beat / 8, silent ? 1000 : 5000));
-  }
-
-  #stop(how) {
-    const { reason, code, final } = how;
-    this.#closed.abort();
-    for (const link of [this.#link, this.#probe]) link?.end(how);
-    clearTimeout(this.#timer);
-    this.#wake?.();
-    this.#set({ state: "closed", reason, code });
-    for (const pattern of this.#entries.keys()) this.#drop(pattern, final && failure("closed", reason));
-  }
-
-  #receive(link, frame) {
-    const { type, pattern, subject, subjects, nats, code, message } = frame;
-    if (type === "welcome") this.#adopt(link, frame);
-    if (link !== this.#link) return;
-    this.#heard = Date.now();
-    this.#suspect = false;
-    this.#tell("frame", frame);
-    if (!link.open) return;
-    if (type === "message") {
-      new Set(this.#entries.get(pattern ?? subject)?.users).forEach((user) => user.deliver(frame));
-    } else if (type === "welcome") {
-      this.#begin(link);
-    } else if (type === "status") {
-      this.#set({ nats });
-    } else if (type === "gap") {
-      this.#tell("gap", frame);
-    } else if (type === "unsubscribed") {
-      for (const subject of subjects) this.#refuse(subject, code, message);
-    }
-  }
-
-  #adopt(link, welcome) {
-    clearTimeout(link.timer);
-    link.welcome = welcome;
-    link.since ??= Date.now();
-    this.#best ||= !link.index;
-    if (!link.index || Date.now() > this.#worked[1]) this.#remember(link.index);
-    if (link === this.#link) return;
-    const worse = this.#link;
-    this.#link = link;
+  /**
+   * Note the welcome of a connection. If it is a probe, it replaces the current one.
+   *
+   * @param {Connection} connection
+   * @param {Api.Welcome} welcome
+   */
+  #adopt(connection, welcome) {
+    clearTimeout(connection.welcomeTimer);
+    connection.welcome = welcome;
+    connection.since ||= Date.now();
+    if (!connection.index) this.#firstHasWorked = true;
+    if (!connection.index || Date.now() > this.#remembered.until) this.#rememberTransport(connection.index);
+    if (connection === this.#connection) return;
+    const worse = this.#connection;
+    this.#connection = connection;
     this.#index = 0;
-    worse?.end({ next: true });
+    worse?.end({ reason: "replaced", replaced: true });
   }
 
-  #begin({ index, shared, welcome: { nats } }) {
-    const missed = [];
-    for (const entry of this.#entries.values()) {
-      if (entry.reply && entry.users.size) missed.push(entry.pattern);
-      entry.reply = null;
+  /**
+   * Subscribe again in a new session, after a `gap` for what the last one held.
+   *
+   * @param {Connection} connection
+   * @param {Api.Welcome} welcome
+   */
+  #beginSession({ index, shared }, { nats }) {
+    /** @type {string[]} */
+    const subjects = [];
+    for (const interest of this.#interests.values()) {
+      if (interest.reply && interest.subscriptions.size) subjects.push(interest.pattern);
+      interest.reply = null;
     }
-    this.#batch = MOST;
-    this.#tries = 0;
+    this.#batchSize = MAX_PATTERNS;
+    this.#commandFailures = 0;
     const why = index ? this.status.why : "";
-    this.#set({ state: "connected", transport: this.#name, shared: !!shared, nats, why, reason: "", retry: 0 });
-    if (missed.length) this.#tell("gap", { type: "gap", subjects: missed, lost: null, reason: "reconnect" });
-    this.#check();
+    this.#setStatus({ state: "connected", transport: this.#transport, shared, nats, why, reason: "", retry: 0 });
+    if (subjects.length) this.#dispatch("gap", { type: "gap", subjects, lost: null, reason: "reconnect" });
+    this.#checkSilence();
     this.#sync();
   }
 
-  #set(change) {
-    if (Object.entries(change).every(([name, value]) => this.status[name] === value)) return;
-    this.status = { ...this.status, ...change };
-    this.#tell("status", this.status);
+  /** End a connection whose keepalive is missing: by the clock, because timers stop while a device sleeps. */
+  #checkSilence() {
+    clearTimeout(this.#keepaliveTimer);
+    const connection = this.#connection;
+    if (!connection?.welcome) return;
+    const heartbeat = 1000 * connection.welcome.heartbeat;
+    const limit = heartbeat * (connection.shared ? MAX_SHARED_SILENCE : MAX_SILENCE);
+    const silent = this.status.state === "connected" && Date.now() - this.#receivedAt > limit;
+    // Only at the second look: frames that have come in a sleep are read after the first.
+    if (silent && this.#suspectsSilence) return connection.end({ reason: "silence", silent });
+    this.#suspectsSilence = silent;
+    if (connection.index && Date.now() > this.#remembered.until && !this.#probe?.open) {
+      this.#rememberTransport(connection.index);
+      this.#probe = this.#open(0);
+    }
+    const pause = Math.min(heartbeat / 8, silent ? 1000 : 5000);
+    this.#keepaliveTimer = setTimeout(() => this.#checkSilence(), pause);
   }
 
-  #tell(type, detail) {
+  /**
+   * Close the client.
+   *
+   * @param {Ending} ending
+   */
+  #stop(ending) {
+    const { reason, code, final } = ending;
+    this.#closing.abort();
+    this.#connection?.end(ending);
+    this.#probe?.end(ending);
+    clearTimeout(this.#keepaliveTimer);
+    this.#wake();
+    this.#setStatus({ state: "closed", reason, code });
+    const error = final ? createError("closed", reason) : undefined;
+    for (const pattern of this.#interests.keys()) this.#drop(pattern, error);
+  }
+
+  /** @param {Partial<Api.ClientStatus>} change */
+  #setStatus(change) {
+    const status = { ...this.status, ...change };
+    const names = /** @type {(keyof Api.ClientStatus)[]} */ (Object.keys(change));
+    if (names.every((name) => status[name] === this.status[name])) return;
+    this.status = status;
+    this.#dispatch("status", status);
+  }
+
+  /**
+   * @template {keyof Api.ClientEvents} Type
+   * @param {Type} type
+   * @param {Api.ClientEvents[Type]} detail
+   */
+  #dispatch(type, detail) {
     this.dispatchEvent(new CustomEvent(type, { detail }));
   }
 
-  // Step by step the session holds what is wanted
+  // Subscriptions
+
+  /** Send commands until the session holds what the page follows, and nothing else. */
   async #sync() {
-    if (this.#syncing) return;
-    this.#syncing = true;
-    await null; // the rest of this turn goes with it
-    for (let batch; this.welcome && (batch = this.#next()).length; ) await this.#step(this.#link, batch);
-    this.#syncing = false;
-  }
-
-  #next() {
-    const [gone, wanted] = [[], []];
-    for (const entry of this.#entries.values()) {
-      if (entry.users.size) entry.reply || wanted.push(entry);
-      else if (entry.reply) gone.push(entry);
-      else this.#entries.delete(entry.pattern);
+    if (this.#isSyncing) return;
+    this.#isSyncing = true;
+    await null; // what the page asks for in this turn of the event loop goes out in one command
+    while (this.#connection?.welcome) {
+      const batch = this.#nextBatch();
+      if (!batch.length) break;
+      await this.#update(this.#connection, batch);
     }
-    return (gone.length ? gone : wanted).slice(0, this.#batch);
+    this.#isSyncing = false;
   }
 
-  async #step(link, batch) {
-    const { welcome } = link;
+  /** Return patterns to unsubscribe from, or else to subscribe to. */
+  #nextBatch() {
+    /** @type {Interest[]} */
+    const unused = [];
+    /** @type {Interest[]} */
+    const missing = [];
+    for (const interest of this.#interests.values()) {
+      if (interest.subscriptions.size) interest.reply || missing.push(interest);
+      else if (interest.reply) unused.push(interest);
+      else this.#interests.delete(interest.pattern);
+    }
+    return (unused.length ? unused : missing).slice(0, this.#batchSize);
+  }
+
+  /**
+   * Send one command for the batch, and act on the reply.
+   *
+   * @param {Connection} connection
+   * @param {Interest[]} batch
+   */
+  async #update(connection, batch) {
+    const { welcome } = connection;
     const held = batch[0].reply;
-    for (const entry of batch) entry.reply = null;
+    for (const interest of batch) interest.reply = null;
     const subjects = batch.map(({ pattern }) => pattern);
-    const reply = await link.send({ action: held ? "unsubscribe" : "subscribe", subjects });
-    const { success, code = "internal", message } = reply; // what has none is a proxy's
+    const reply = await connection.send({ action: held ? "unsubscribe" : "subscribe", subjects });
+    const { success, code = "internal", message } = reply; // a proxy's answer has no code
     if (this.welcome !== welcome) return;
     if (success) {
-      this.#tries = 0;
-      this.#batch = MOST;
+      this.#commandFailures = 0;
+      this.#batchSize = MAX_PATTERNS;
       if (!held) this.#hold(batch, reply);
     } else if (code.startsWith("auth.")) {
-      link.end({ code: 4401, reason: message, final: true });
-    } else if (PASSING.test(code)) {
+      connection.end({ code: UNAUTHENTICATED, reason: message, final: true });
+    } else if (TRANSIENT_CODES.test(code)) {
       if (held) this.#hold(batch, held);
-      if (++this.#tries > 3 && code === "session.unknown") link.end({ reason: message });
-      await this.#pause(reply.retry || jitter(this.#tries));
-    } else if (!held) {
-      const named = subjects.filter((subject) => reply.subjects?.includes(subject));
-      if (!batch[1]) this.#refuse(subjects[0], code, message);
-      else if (named[0] && batch[named.length]) named.forEach((subject) => this.#refuse(subject, code, message));
-      else this.#batch = Math.ceil(batch.length / 2);
-    } else if (batch.length > 1) {
-      this.#hold(batch, held);
-      this.#batch = 1;
+      if (++this.#commandFailures > 3 && code === "session.unknown") connection.end({ reason: message });
+      await this.#pause(reply.retry || backoff(this.#commandFailures));
+    } else if (held) {
+      if (batch.length > 1) {
+        this.#hold(batch, held);
+        this.#batchSize = 1;
+      }
+    } else {
+      this.#narrow(subjects, reply.subjects ?? [], code, message);
     }
   }
 
+  /**
+   * Refuse the patterns that a failed reply names. If it names none, halve the next command.
+   *
+   * @param {string[]} asked
+   * @param {string[]} named
+   * @param {string} code
+   * @param {string} message
+   */
+  #narrow(asked, named, code, message) {
+    const refused = asked.filter((pattern) => named.includes(pattern));
+    if (asked.length === 1) {
+      this.#refuse(asked[0], code, message);
+    } else if (refused.length && refused.length < asked.length) {
+      for (const pattern of refused) this.#refuse(pattern, code, message);
+    } else {
+      this.#batchSize = Math.ceil(asked.length / 2);
+    }
+  }
+
+  /**
+   * Mark the batch as held by the session.
+   *
+   * @param {Interest[]} batch
+   * @param {Api.Reply} reply
+   */
   #hold(batch, reply) {
-    for (const entry of batch) {
-      entry.reply = reply;
-      entry.users.forEach((user) => user.settle(reply));
+    for (const interest of batch) {
+      interest.reply = reply;
+      for (const subscription of interest.subscriptions) subscription.confirm(reply);
     }
   }
 
+  /**
+   * End the subscriptions to a pattern that the bridge refuses, or doesn't allow any more.
+   *
+   * @param {string} pattern
+   * @param {string} code
+   * @param {string} message
+   */
   #refuse(pattern, code, message) {
     const subjects = [pattern];
-    if (this.#drop(pattern, failure(code, message, subjects)))
-      this.#tell("unsubscribed", { type: "unsubscribed", subjects, code, message });
+    if (this.#drop(pattern, createError(code, message, subjects))) {
+      this.#dispatch("unsubscribed", { type: "unsubscribed", subjects, code, message });
+    }
   }
 
+  /**
+   * End the subscriptions to a pattern; returns whether there were any.
+   *
+   * @param {string} pattern
+   * @param {Api.NatsError} [error]
+   */
   #drop(pattern, error) {
-    this.#entries.get(pattern)?.users.forEach((user) => user.finish(error));
-    return this.#entries.delete(pattern);
+    for (const subscription of this.#interests.get(pattern)?.subscriptions ?? []) subscription.finish(error);
+    return this.#interests.delete(pattern);
   }
 }
 
+/**
+ * Connect to a bridge, and stay connected until the client is closed.
+ *
+ * @type {typeof Api.connect}
+ */
 export const connect = (options) => new Client(options);

@@ -1,14 +1,14 @@
-"""What the app decides about sessions that live, on whichever worker and machine they are.
+"""Revocations and new permissions for the sessions of all workers of the app.
 
-It holds here at once. Every other worker that is connected to NATS hears of it, at most once; while
-NATS is away from here what was decided last of each identity, or session, waits until it is back.
+An update applies to this worker at once, and is sent to all connected workers, each of which receives it once at most.
+While NATS is disconnected, the last update of each identity or session waits for the reconnect.
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -21,11 +21,11 @@ __all__ = ["PermissionUpdates"]
 
 logger = logging.getLogger("sanic.root.nats_bridge")
 
-_OTHERS_RETURN_SECONDS: Final = 2.0
-_MAX_NOTED: Final = 10_000
+_OTHERS_RECONNECT_SECONDS = 2.0
+_MAX_RECORDED = 10_000
 
 _Target: TypeAlias = tuple[str | None, str | None]
-"""An identity, or else the key of a session."""
+"""An identity and the key of a session, one of which is ``None``."""
 
 
 class _Permissions(Struct, frozen=True, kw_only=True):
@@ -39,122 +39,132 @@ class _Permissions(Struct, frozen=True, kw_only=True):
 
 
 class _Update(Struct, frozen=True, kw_only=True):
-    """About the sessions of an identity, or one session by its key; without permissions they are revoked."""
+    """An update for the sessions of an identity or for one session; without `permissions` a revocation."""
 
     worker: str
     identity: str | None
     session: str | None
     permissions: _Permissions | None
-    late_since: float | None = None
-    """When it was made, in Unix seconds, where it could not be told then."""
+    delayed_since: float | None = None
+    """Unix seconds of the first failed attempt to send it."""
 
 
-# What is of a subclass of `str` goes out as text too.
+# The hook encodes instances of a subclass of `str`.
 _encode = msgspec.json.Encoder(enc_hook=str.__str__).encode
 _decode = msgspec.json.Decoder(_Update).decode
 
 
 class PermissionUpdates:
-    """Applies revocations and new permissions on every worker.
+    """The revocations and new permissions that this worker sends, receives and applies.
 
     Args:
         sessions: The sessions of this worker.
-        announce: Sends a payload to all other workers, as `ControlChannel.announce`.
+        announce: Sends a payload to all workers, as `ControlChannel.announce`.
     """
 
     def __init__(self, sessions: SessionRegistry, announce: Callable[[bytes], Awaitable[None]]) -> None:
         self._sessions = sessions
         self._announce = announce
-        self._untold: dict[_Target, _Update] = {}
-        self._newest: dict[_Target, float] = {}
-        """When the last decision about each was made, or heard of."""
-        self._others_return = False
+        self._unsent: dict[_Target, _Update] = {}
+        self._updated_at: dict[_Target, float] = {}
+        """Unix seconds at which the last update of each target was made or received."""
+        self._awaiting_others = False
         self._lock = asyncio.Lock()
 
     async def revoke(self, identity: str | None, session: str | None) -> int:
-        """End sessions, as `NatsBridge.revoke` says; returns how many of this worker."""
+        """End sessions as `NatsBridge.revoke` does; return the number of sessions on this worker."""
         count = self._sessions.revoke(identity, session)
-        await self._tell(identity, session, None)
+        await self._distribute(identity, session, None)
         return count
 
     async def update_permissions(self, permissions: Permissions, identity: str | None, session: str | None) -> int:
         """Replace permissions as `NatsBridge.update_permissions` does; return the number of sessions on this worker."""
         count = self._sessions.update_permissions(permissions, identity, session)
-        await self._tell(identity, session, permissions)
+        await self._distribute(identity, session, permissions)
         return count
 
     async def nats_connected(self) -> None:
-        """Tell the others what they could not be told while NATS was away, once they too are likely to be back."""
-        if self._untold and not self._others_return:
-            self._others_return = True
+        """Send the waiting updates after a delay in which the other workers are likely to reconnect too."""
+        if self._unsent and not self._awaiting_others:
+            self._awaiting_others = True
             try:
-                await asyncio.sleep(_OTHERS_RETURN_SECONDS)
+                await asyncio.sleep(_OTHERS_RECONNECT_SECONDS)
             finally:
-                self._others_return = False
-            await self._tell_untold()
+                self._awaiting_others = False
+            await self._send_unsent()
 
-    async def _tell_untold(self) -> None:
-        # In turn: where NATS takes nothing for a while, what was decided first could be told last.
+    async def _send_unsent(self) -> None:
+        # One at a time, because updates that wait for a stalled NATS server could otherwise be reordered.
         async with self._lock:
-            while self._untold:
-                target, update = next(iter(self._untold.items()))
+            while self._unsent:
+                target, update = next(iter(self._unsent.items()))
                 try:
                     await self._announce(_encode(update))
                 except ConnectionError:
-                    for each, untold in self._untold.items():
-                        late_since = untold.late_since or time.time()
-                        self._untold[each] = msgspec.structs.replace(untold, late_since=late_since)
-                    logger.warning("NATS is away: other workers hear of a revoke or update_permissions when it is back")
+                    for each, unsent in self._unsent.items():
+                        delayed_since = unsent.delayed_since or time.time()
+                        self._unsent[each] = msgspec.structs.replace(unsent, delayed_since=delayed_since)
+                    logger.warning(
+                        "NATS is disconnected: a revoke or update_permissions reaches other workers after the reconnect"
+                    )
                     return
                 except ValueError as error:
-                    logger.error("Other workers cannot be told of a update_permissions: it is %s", error)
-                if self._untold.get(target) is update:
-                    del self._untold[target]
+                    logger.error("Cannot send a revoke or update_permissions to the other workers: %s", error)
+                if self._unsent.get(target) is update:
+                    del self._unsent[target]
 
-    async def _tell(self, identity: str | None, session: str | None, permissions: Permissions | None) -> None:
+    async def _distribute(self, identity: str | None, session: str | None, permissions: Permissions | None) -> None:
         key = None if session is None else key_of(session)
         update = _Update(
             worker=self._sessions.worker,
             identity=identity,
             session=key,
-            permissions=None if permissions is None else _written(permissions),
+            permissions=None if permissions is None else _to_wire(permissions),
         )
-        self._note((identity, key))
-        self._untold.pop((identity, key), None)
-        self._untold[identity, key] = update
-        if not self._others_return:
-            await self._tell_untold()
+        self._record((identity, key))
+        self._unsent.pop((identity, key), None)
+        self._unsent[identity, key] = update
+        if not self._awaiting_others:
+            await self._send_unsent()
 
-    def _note(self, target: _Target) -> None:
-        self._newest.pop(target, None)
-        self._newest[target] = time.time()
-        if len(self._newest) > _MAX_NOTED:
-            del self._newest[next(iter(self._newest))]
+    def _record(self, target: _Target) -> None:
+        self._updated_at.pop(target, None)
+        self._updated_at[target] = time.time()
+        if len(self._updated_at) > _MAX_RECORDED:
+            del self._updated_at[next(iter(self._updated_at))]
 
     def receive(self, data: bytes) -> None:
-        """Do here what was decided on another worker. Never raises; what cannot be read is left out, and logged."""
+        """Apply an update of another worker. Logs an invalid update and skips it. Never raises."""
         try:
             update = _decode(data)
             target = (update.identity, update.session)
             if update.worker == self._sessions.worker or self._is_outdated(target, update):
                 return
-            self._note(target)
+            self._record(target)
             if update.permissions is None:
                 self._sessions.revoke(update.identity, update.session)
             else:
-                self._sessions.update_permissions(_read(update.permissions), update.identity, update.session)
+                self._sessions.update_permissions(_from_wire(update.permissions), update.identity, update.session)
         except (msgspec.MsgspecError, ValueError, RecursionError):
-            logger.warning("A revoke or update_permissions of another worker cannot be carried out", exc_info=True)
+            logger.warning(
+                "Cannot apply a revoke or update_permissions of another worker; do all workers run the same version?",
+                exc_info=True,
+            )
         except Exception:
-            logger.exception("Fault in a revoke or update_permissions of another worker")
+            logger.exception("Applying a revoke or update_permissions of another worker has failed")
 
     def _is_outdated(self, target: _Target, update: _Update) -> bool:
-        """Whether there was a newer one meanwhile; a revoke holds all the same, for clocks differ."""
-        late_since = update.late_since
-        return None not in (late_since, update.permissions) and self._newest.get(target, 0) > (late_since or 0)
+        """Return whether a delayed update is older than the last one of its target.
+
+        A revocation is never outdated, because the clocks of two machines may differ.
+        """
+        delayed_since = update.delayed_since
+        return None not in (delayed_since, update.permissions) and self._updated_at.get(target, 0) > (
+            delayed_since or 0
+        )
 
 
-def _written(permissions: Permissions) -> _Permissions:
+def _to_wire(permissions: Permissions) -> _Permissions:
     return _Permissions(
         subscribe=tuple(permissions.subscribe),
         deny=tuple(permissions.deny),
@@ -166,13 +176,13 @@ def _written(permissions: Permissions) -> _Permissions:
     )
 
 
-def _read(written: _Permissions) -> Permissions:
+def _from_wire(permissions: _Permissions) -> Permissions:
     return Permissions(
-        subscribe=written.subscribe,
-        deny=written.deny,
-        variables=written.variables,
-        aliases=written.aliases,
-        allow_wildcards=written.allow_wildcards,
-        identity=written.identity,
-        expires=written.expires_at,
+        subscribe=permissions.subscribe,
+        deny=permissions.deny,
+        variables=permissions.variables,
+        aliases=permissions.aliases,
+        allow_wildcards=permissions.allow_wildcards,
+        identity=permissions.identity,
+        expires=permissions.expires_at,
     )

@@ -1,15 +1,14 @@
-"""Commands by POST, on whichever worker or machine they arrive.
+"""Relay of commands by POST to the worker that holds the session, on any machine.
 
-A session's id says which worker holds it. A command for a session of another worker becomes a NATS
-request to that one, with what was found of the client where the POST arrived; the worker that holds
-the session judges it as one of its own. The id itself stays where it arrived: the request names the
-session by its key.
+A session's id names its worker. A command for a session of another worker becomes a NATS request with the identity of
+the client that sent the POST. The other worker checks and executes it like a command of its own. The request contains
+the session's key, so the secret id isn't sent over NATS.
 """
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Final, TypeAlias
+from typing import Annotated, TypeAlias
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -33,11 +32,11 @@ __all__ = ["Relay", "Request"]
 
 logger = logging.getLogger("sanic.root.nats_bridge")
 
-_ASK_AGAIN_SECONDS: Final = 0.25
+_RETRY_SECONDS = 0.25
 
 
 Request: TypeAlias = Callable[[str, bytes, float], Awaitable[bytes]]
-"""Sends a request to a worker; takes its id, the payload and the timeout in seconds, as `ControlChannel.request`."""
+"""A function such as `ControlChannel.request`, which takes the worker's id, the payload and the timeout in seconds."""
 
 
 class _Request(Struct, frozen=True, kw_only=True):
@@ -63,11 +62,11 @@ _decode_answer = msgspec.json.Decoder(_Answer).decode
 
 
 class Relay:
-    """Brings each command to the worker that holds its session.
+    """The execution of commands on the worker that holds the session.
 
     Args:
         sessions: The sessions of this worker.
-        request: Sends a request to another worker.
+        request: Sends a request to another worker, as `ControlChannel.request`.
     """
 
     def __init__(self, sessions: SessionRegistry, request: Request) -> None:
@@ -78,17 +77,16 @@ class Relay:
         self._seconds = settings.confirm_timeout + settings.relay_timeout
 
     async def execute(self, session_id: str, identity: str | None, command: Command) -> Outcome:
-        """Execute a command that has arrived here, on the worker that holds its session.
+        """Execute a command that has arrived at this worker, on the worker that holds its session.
 
-        That worker counts a rejection as its own, so an outcome needs no counting.
+        The other worker counts a rejection, so the caller must not count an outcome.
 
         Raises:
-            UnknownSession: There is no such session, or it belongs to another client.
-            UnreachableSession: The worker that holds it does not answer; the command may have been executed
-                all the same.
-            NatsUnavailable: Another worker holds it, and NATS is away.
-            SizeLimitExceeded: The command is larger than NATS takes.
-            InternalError: The reply of the other worker cannot be read.
+            UnknownSession: No such session exists, or it belongs to another client.
+            UnreachableSession: The worker that holds it doesn't reply. It may have executed the command.
+            NatsUnavailable: Another worker holds it, but NATS is disconnected.
+            SizeLimitExceeded: The command exceeds ``max_payload`` of the NATS server.
+            InternalError: The reply of the other worker is invalid.
         """
         worker, key = worker_of(session_id), digest(session_id)
         if worker is None:
@@ -97,29 +95,34 @@ class Relay:
             return await self._sessions.execute(key, identity, command)
         relayed = msgspec.Raw(encode(msgspec.structs.replace(command, session=UNSET)))
         request = _Request(session=key, identity=identity, command=relayed)
-        return _outcome(await self._ask(worker, encode(request)), command)
+        return _outcome(await self._send(worker, encode(request)), command)
 
-    async def _ask(self, worker: str, request: bytes) -> bytes:
+    async def _send(self, worker: str, request: bytes) -> bytes:
         try:
             try:
                 return await self._request(worker, request, self._seconds)
             except NobodyListensError:
-                # A worker that has just lost its NATS server is back on another in a moment.
-                await asyncio.sleep(_ASK_AGAIN_SECONDS)
+                # A worker that has just lost its NATS server reconnects to another within this time.
+                await asyncio.sleep(_RETRY_SECONDS)
                 return await self._request(worker, request, self._seconds)
         except NobodyListensError:
             raise UnknownSession("No such session") from None
         except TimeoutError:
             raise UnreachableSession("The server that holds this session does not answer") from None
         except ConnectionError:
-            raise NatsUnavailable("This session is on another server, and NATS is away") from None
+            raise NatsUnavailable("This session is on another server, but NATS is disconnected") from None
         except ValueError:
-            raise SizeLimitExceeded("This command is larger than can be passed on") from None
+            raise SizeLimitExceeded(
+                "This command is too large for NATS, over which it must reach another server"
+            ) from None
 
     async def answer(self, data: bytes) -> bytes:
-        """Execute a command that has arrived at another worker; return the encoded outcome. Never raises.
+        """Execute a command that has arrived at another worker. Never raises.
 
         The request is checked as strictly as a command from a client.
+
+        Returns:
+            The encoded reply or error.
         """
         try:
             async with asyncio.timeout(self._seconds):
@@ -133,7 +136,7 @@ class Relay:
         except TimeoutError:
             rejection = UnreachableSession("The session does not answer")
         except Exception:
-            logger.exception("Fault in a command from another worker")
+            logger.exception("A command from another worker has failed")
             rejection = InternalError("Internal error")
         self._sessions.count_rejected(rejection)
         return encode(_Answer(refusal=_refusal(rejection)))
@@ -145,7 +148,7 @@ class Relay:
             raise InvalidCommand("Not a valid command: malformed request") from None
         command = bytes(request.command)
         if len(command) > self._max_bytes:
-            raise SizeLimitExceeded(f"A command is at most {self._max_bytes} bytes")
+            raise SizeLimitExceeded(f"A command must be at most {self._max_bytes} bytes")
         return await self._sessions.execute(request.session, request.identity, decode_command(command))
 
 
@@ -158,7 +161,7 @@ def _outcome(data: bytes, command: Command) -> Outcome:
     try:
         answer = _decode_answer(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        logger.error("A reply of another worker cannot be read")
+        logger.error("Cannot decode a reply of another worker; do all workers run the same version?")
         raise InternalError("Internal error") from None
     if isinstance(answer.refusal, _Refusal):
         refusal = answer.refusal

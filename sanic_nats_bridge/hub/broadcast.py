@@ -175,15 +175,15 @@ def _write(subscribers: Collection[Subscriber], messages: Sequence[EncodedMessag
     except Exception:
         # The other subscribers must get their messages all the same.
         logger.exception("Messages could not be delivered")
-        _report_missed(subscribers, {message.prefix.pattern for message in messages})
+        _report_lost(subscribers, {message.prefix.pattern for message in messages})
         return 0
 
 
-def _report_missed(subscribers: Iterable[Subscriber], patterns: Iterable[str]) -> None:
+def _report_lost(subscribers: Iterable[Subscriber], patterns: Iterable[str]) -> None:
     for subscriber in tuple(subscribers):
         for pattern in patterns:
             with contextlib.suppress(Exception):  # the same fault may occur again
-                subscriber.missed(pattern)
+                subscriber.messages_lost(pattern)
 
 
 def _write_to_each(subscribers: Collection[Subscriber], messages: Sequence[EncodedMessage]) -> int:

@@ -69,7 +69,7 @@ class Hub:
         self._unanswered: set[Interest] = set()
         self._up = False
         self.connected = False
-        """Whether NATS has answered for every pattern since the connection was established."""
+        """True if NATS has answered for every pattern since the connection was established."""
 
     @property
     def patterns(self) -> tuple[str, ...]:
@@ -115,7 +115,7 @@ class Hub:
                 interest.unsubscribe_timer = loop.call_later(self._unsubscribe_delay, self._unsubscribe, interest)
 
     def attach(self, subscriber: Subscriber, claimed: Iterable[tuple[Interest, Grant]]) -> list[View]:
-        """Deliver messages of claimed interests to the subscriber, as its grants say; it takes over the claims."""
+        """Deliver messages of claimed interests to the subscriber, as its grants allow; it takes over the claims."""
         self.flush()
         return [interest.add(subscriber, grant) for interest, grant in claimed]
 
@@ -212,7 +212,7 @@ class Hub:
         """Notify the subscribers that a fault of the bridge has lost a message."""
         self.flush()
         for view, subscriber in interest.subscribers_by_view():
-            subscriber.missed(view.pattern)
+            subscriber.messages_lost(view.pattern)
 
     def confirmed(self, interest: Interest) -> None:
         """Note that the NATS server has confirmed the subscription."""
@@ -233,7 +233,7 @@ class Hub:
             interest.unsubscribe_timer.cancel()
         self._remove(interest)
         for view, subscriber in interest.subscribers_by_view():
-            subscriber.ended(view.pattern, refused_by_nats([view.pattern]))
+            subscriber.subscription_ended(view.pattern, refused_by_nats([view.pattern]))
         interest.views.clear()
         self._answered(interest)
 

@@ -27,7 +27,7 @@ class Subscriber(Protocol):
     """A session, as the hub uses it."""
 
     is_writable: bool
-    """Whether the client's buffer is below its limit; otherwise its messages are skipped."""
+    """True if the client's buffer is below its limit; otherwise its messages are skipped."""
 
     @property
     def wire_format(self) -> WireFormat:
@@ -39,11 +39,11 @@ class Subscriber(Protocol):
     def write(self, data: bytes) -> None:
         """Write bytes to the client's transport. Must not raise."""
 
-    def missed(self, pattern: str) -> None:
+    def messages_lost(self, pattern: str) -> None:
         """Note that messages of the subscription were lost by a fault of the bridge."""
 
     def subscription_active(self, pattern: str) -> None:
         """Note that NATS has confirmed a subscription that was reported as not yet active."""
 
-    def ended(self, pattern: str, error: BridgeError) -> None:
+    def subscription_ended(self, pattern: str, error: BridgeError) -> None:
         """Note that the hub has ended the subscription."""

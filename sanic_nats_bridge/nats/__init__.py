@@ -1,1 +1,1 @@
-"""One supervised connection to NATS."""
+"""The supervised connection to NATS."""

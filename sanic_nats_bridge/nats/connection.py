@@ -1,10 +1,12 @@
-"""One connection to a NATS server. The only file that touches the private parts of nats-py's client.
+"""A connection to a NATS server. No other module uses private names of nats-py's client.
 
-Messages of the bridge's own subscriptions are taken over in nats-py's read loop: no task or queue
-for each subscription, and the order across subscriptions stays. What runs there must not raise, or
-the loop would end. Private names of nats-py that are used: ``_ps``, ``_reading_task``, ``_sid``,
-``_pongs``, ``_pongs_received``, ``_pings_outstanding``, ``_transport``, ``_close``, ``_process_msg``,
-``_process_ping``, ``_process_err``, ``_process_info``; the bound on its version is in pyproject.toml.
+Messages for the bridge's own subscriptions are dispatched inside nats-py's read loop. They need no task or queue per
+subscription, and they keep their order across subscriptions. Code that runs there must not raise, because an exception
+would end the loop.
+
+Private names of nats-py that are used: ``_ps``, ``_reading_task``, ``_sid``, ``_pongs``, ``_pongs_received``,
+``_pings_outstanding``, ``_transport``, ``_close``, ``_process_msg``, ``_process_ping``, ``_process_err``,
+``_process_info``; the bound on its version is in pyproject.toml.
 """
 
 import asyncio
@@ -26,45 +28,48 @@ __all__ = ["Connection", "MessageListener", "NatsClient"]
 
 NatsClient: TypeAlias = Client
 
-# Below "sanic.root", so that its lines appear in Sanic's log and follow its settings.
+# A child of "sanic.root", so that its records get the handlers and the level of Sanic's log.
 logger = logging.getLogger("sanic.root.nats_bridge")
 
 
 class MessageListener(Protocol):
-    """Who takes what comes for subscriptions; ``sink`` is what was handed to `Connection.follow`."""
+    """Callbacks for the messages and the state of subscriptions.
+
+    ``sink`` is the object that was passed to `Connection.add_subscription`.
+    """
 
     @property
     def on_message(self) -> Callable[[Any, bytes, bytes, bytes], None]:
-        """Called with each message: sink, subject, headers, payload."""
+        """Callback for each message: sink, subject, headers, payload."""
 
     def delivery_failed(self, sink: Any) -> None:
-        """`on_message` has raised: the message is lost."""
+        """Note that a message is lost, because `on_message` has raised."""
 
     def confirmed(self, sink: Any) -> None:
-        """The server has the subscription."""
+        """Note that the server has the subscription."""
 
     def refused(self, sink: Any) -> None:
-        """The server does not have the subscription, or has it no longer."""
+        """Note that the server has refused or ended the subscription."""
 
 
 class _Confirmation:
-    """Waits in nats-py's list of PINGs for the PONG that answers the SUB before it."""
+    """Entry in nats-py's list of awaited PONGs, for the PONG that confirms a SUB."""
 
     def __init__(self, sid: int) -> None:
         self.sid = sid
 
 
 class _HealthPing:
-    """Waits there for the PONG to a PING that only asks whether the server lives."""
+    """Entry in nats-py's list of awaited PONGs, for a PING that only checks the server."""
 
 
 class Connection(Client):
-    """One connection to one server, from its CONNECT until it ends.
+    """A connection to one server, which never reconnects.
 
     Args:
-        listener: Who takes what comes.
-        address: Of the server, for those who want another one.
-        tls_only: Whether to say nothing to a server without TLS.
+        listener: The callbacks for messages and subscriptions.
+        address: Host and port of the server, as `ServerPool.others` compares them.
+        tls_only: Whether to send nothing to a server without TLS.
     """
 
     def __init__(self, listener: MessageListener, address: str = "", *, tls_only: bool = False) -> None:
@@ -72,76 +77,81 @@ class Connection(Client):
         self.address = address
         self.tls_only = tls_only
         self.ended = asyncio.Event()
-        self.must_be_replaced = asyncio.Event()
+        """Set when no more messages arrive."""
+        self.needs_replacement = asyncio.Event()
+        """Set with `ended`, or before it when the server enters lame duck mode."""
         self.unanswered_pings = 0
-        self.cause: Exception | None = None
-        self.too_long = math.inf
-        """The least `sub_length` that the server is known not to take."""
+        self.reported_error: Exception | None = None
+        """The last error that nats-py has reported to its error callback."""
+        self.refused_length = math.inf
+        """The smallest `sub_length` that the server is known to refuse."""
         self._abandon_reason: str | None = None
         self._closed = asyncio.Event()
         self._listener = listener
         # Bound to Hub.on_message, which is bound to Broadcaster.on_message: no call in between per message.
         self.on_message = listener.on_message
         self.sinks: dict[bytes, Any] = {}
+        """The bridge's own subscriptions. The keys are their numbers as the server writes them."""
         self._patterns: dict[int, str] = {}
-        self._slow: set[int] = set()
+        self._slow_sids: set[int] = set()
+        """The app's own subscriptions that were logged as slow consumers."""
         self._ps: Any = Parser(self)
 
     async def open(self, **options: Any) -> None:
-        """Connect.
+        """Connect with the options of nats-py's ``connect``.
 
         Raises:
-            Exception: Whatever nats-py or the network has to say; `cause` is nearer to the reason.
+            Exception: Any error of nats-py or of the network. `reported_error` is often closer to the reason.
         """
         self._transport = transport_for(options["servers"], tls_only=self.tls_only)
-        await self.connect(error_cb=self._note_error, **options)
+        await self.connect(error_cb=self._on_error, **options)
         if not self.is_connected:
-            # nats-py goes on after whatever is neither PONG nor -ERR, but never sends what is published.
+            # nats-py accepts a reply that is neither PONG nor -ERR, but then never sends published messages.
             raise nats.errors.Error("the server did not answer CONNECT")
-        # Whatever ends a connection ends its read loop, an exception in it included.
+        # The read loop ends with its connection, and with an exception in the loop itself.
         assert self._reading_task is not None
         self._reading_task.add_done_callback(lambda _: self._end())
 
     @property
     def end_reason(self) -> str:
-        """Why the connection has ended, for the log."""
+        """The reason for which the connection has ended or must be replaced, for the log."""
         if self._abandon_reason is not None:
             return self._abandon_reason
-        if self.must_be_replaced.is_set() and not self.ended.is_set():
-            return "the server is about to stop"
-        reason = self.last_error or self.cause
-        return _words(reason) if reason else "the connection has ended"
+        if self.needs_replacement.is_set() and not self.ended.is_set():
+            return "the server is in lame duck mode"
+        reason = self.last_error or self.reported_error
+        return _describe(reason) if reason else "the connection was closed"
 
     @property
     def reads(self) -> int:
-        """How often anything was read from the server."""
+        """Number of reads that have returned data."""
         reads: int = self._ps.reads
         return reads
 
     def ping(self) -> None:
-        """Send a PING that counts as unanswered until its PONG."""
+        """Send a PING. It counts as unanswered until its PONG arrives."""
         self.unanswered_pings += 1
         self._pongs.append(cast(Any, _HealthPing()))
         self._send(b"PING\r\n")
 
     def abandon(self, reason: str) -> None:
-        """End the connection without a word to the server, which would not hear it."""
+        """End the connection without notifying the server, which doesn't respond."""
         self._abandon_reason = reason
         self.abort()
         self._end()
 
     def abort(self) -> None:
-        """Let go of the socket, however much the server has not taken yet."""
+        """Close the socket at once and drop its unsent data."""
         if isinstance(self._transport, TcpSocket | WebSocket):
             self._transport.abort()
 
     async def drain_and_close(self, seconds: float) -> None:
-        """Drain, then release, in ``seconds`` each."""
+        """Drain, then close. Each step takes at most ``seconds``."""
         await within(seconds, self.drain())
         await self.close_within(seconds)
 
     async def close_within(self, seconds: float) -> None:
-        """Close, unless somebody has begun to; what the server has not taken in ``seconds`` is lost."""
+        """Close the connection, or wait for a close in progress. Data that isn't sent after ``seconds`` is lost."""
         await within(seconds, self._close_and_wait())
         self.abort()
 
@@ -151,15 +161,18 @@ class Connection(Client):
 
     def _end(self) -> None:
         self.ended.set()
-        self.must_be_replaced.set()
+        self.needs_replacement.set()
 
     def add_subscription(self, pattern: str, sink: Any) -> int:
-        """Send SUB, and a PING whose PONG says that the server has taken it; none that is known to be too long."""
-        # Written at once and together: nats-py's own PING overtakes a SUB that waits for its flusher.
+        """Send SUB, and a PING whose PONG confirms it; return the subscription's number.
+
+        A SUB that is known to be too long for the server isn't sent, but refused.
+        """
+        # Written at once and together, because nats-py's own PING overtakes a SUB that waits for its flusher.
         self._sid += 1
         self._patterns[self._sid] = pattern
         self.sinks[b"%d" % self._sid] = sink
-        if sub_length(pattern, self._sid) >= self.too_long:
+        if sub_length(pattern, self._sid) >= self.refused_length:
             asyncio.get_running_loop().call_soon(self._refuse, self._sid)
             return self._sid
         self._pongs.append(cast(Any, _Confirmation(self._sid)))
@@ -167,72 +180,72 @@ class Connection(Client):
         return self._sid
 
     def remove_subscription(self, sid: int) -> None:
-        """Send UNSUB; what is still under way is left out."""
-        if self._forget(sid) is not None:
+        """Send UNSUB. Messages that are still on the way are dropped."""
+        if self._drop_sink(sid) is not None:
             self._send(b"UNSUB %d\r\n" % sid)
 
-    def _forget(self, sid: int) -> Any:
+    def _drop_sink(self, sid: int) -> Any:
         self._patterns.pop(sid, None)
         return self.sinks.pop(b"%d" % sid, None)
 
     def _send(self, line: bytes) -> None:
-        # A transport that is closing raises, on uvloop; what was to be sent is asked for again.
+        # A closing transport raises with uvloop. The next connection sends the subscriptions again.
         with contextlib.suppress(RuntimeError):
             if self._transport is not None:
                 self._transport.write(line)
 
     def delivery_failed(self, sink: Any, error: Exception) -> None:
-        """Log that the listener has failed on a message, and have it tell those who miss it."""
-        logger.error("A message from NATS could not be delivered", exc_info=error)
+        """Log an exception of `on_message`, and report the lost message to the listener. Never raises."""
+        logger.error("Cannot deliver a message from NATS; its subscribers get a gap", exc_info=error)
         try:
             self._listener.delivery_failed(sink)
         except Exception:
-            # It would end nats-py's read loop, in silence.
-            logger.exception("Nor could it be told that one was lost")
+            # An exception would end nats-py's read loop without a log record.
+            logger.exception("Cannot report a lost message to its subscribers")
 
     def received(self, messages: int, size: int) -> None:
-        """Count what came for the bridge as nats-py counts what comes for the app."""
+        """Count the bridge's own messages as nats-py counts those of the app."""
         self.stats["in_msgs"] += messages
         self.stats["in_bytes"] += size
 
     async def foreign_message(self, sid: int, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
-        """Hand a message to nats-py, for a subscription of the app. Never raises."""
+        """Pass a message of one of the app's own subscriptions to nats-py. Never raises."""
         try:
             await self._process_msg(sid, subject, reply, payload, headers)
         except Exception:
-            # It would end nats-py's read loop, in silence.
-            logger.exception("A message for the app's own NATS subscription could not be read")
+            # An exception would end nats-py's read loop without a log record.
+            logger.exception("Cannot deliver a message to the app's own NATS subscription; the message is lost")
 
     async def control(self, line: bytes) -> None:
-        """Act on a line without a payload.
+        """Process a line without a payload.
 
         Raises:
-            MalformedLineError: It is not one of the protocol.
+            MalformedLineError: The line isn't part of the NATS protocol.
         """
         if line.startswith(b"PONG"):
-            self._pong()
+            self._on_pong()
         elif line.startswith(b"PING"):
             await self._process_ping()
         elif line.startswith(b"-ERR"):
-            await self._error(line)
+            await self._on_err_line(line)
         elif line.startswith(b"INFO "):
-            await self._info(json.loads(line[5:]))
+            await self._on_info(json.loads(line[5:]))
         elif not line.startswith(b"+OK"):
-            raise MalformedLineError("an unknown operation")
+            raise MalformedLineError("unknown operation")
 
-    async def _info(self, info: Any) -> None:
+    async def _on_info(self, info: Any) -> None:
         await self._process_info(info)
         if info.get("ldm"):
-            # Lame duck mode: the server ends its connections one after another, and takes no new one.
-            self.must_be_replaced.set()
+            # Lame duck mode: the server accepts no new connections, and closes the present ones one by one.
+            self.needs_replacement.set()
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         if self.tls_only and info.get("tls_available"):
-            # nats-py would speak TLS only with a server that insists on it.
+            # nats-py uses TLS only if the server requires it.
             info["tls_required"] = True
         await super()._process_info(info, initial_connection)
 
-    def _pong(self) -> None:
+    def _on_pong(self) -> None:
         self._pongs_received += 1
         self._pings_outstanding = 0
         waiter = self._pongs.pop(0) if self._pongs else None
@@ -242,22 +255,22 @@ class Connection(Client):
                 self._listener.confirmed(sink)
         elif isinstance(waiter, _HealthPing):
             self.unanswered_pings -= 1
-        # A future that its waiter has given up would raise.
+        # A cancelled future would raise.
         elif waiter is not None and not waiter.done():
             waiter.set_result(True)
 
-    async def _error(self, line: bytes) -> None:
-        written = line.decode("utf-8", "replace")
+    async def _on_err_line(self, line: bytes) -> None:
+        decoded = line.decode("utf-8", "replace")
         unconfirmed = next((waiter.sid for waiter in self._pongs if isinstance(waiter, _Confirmation)), None)
-        verdict = classify_error(written, self._patterns, unconfirmed)
-        self.too_long = min(self.too_long, verdict.too_long)
-        for sid in verdict.refused:
+        effect = classify_error(decoded, self._patterns, unconfirmed)
+        self.refused_length = min(self.refused_length, effect.refused_length)
+        for sid in effect.refused:
             self._refuse(sid)
-        text = written.lower().removeprefix("-err").strip()
-        if not verdict.connection_survives:
-            await self._process_err(text)
-        elif not verdict.refused:
-            logger.warning("NATS: %s", text)
+        message = decoded.lower().removeprefix("-err").strip()
+        if not effect.connection_survives:
+            await self._process_err(message)
+        elif not effect.refused:
+            logger.warning("The NATS server reported an error: %s", message)
 
     def _refuse(self, sid: int) -> None:
         sink = self.sinks.get(b"%d" % sid)
@@ -265,18 +278,22 @@ class Connection(Client):
             self.remove_subscription(sid)
             self._listener.refused(sink)
 
-    async def _note_error(self, error: Exception) -> None:
-        self.cause = error
+    async def _on_error(self, error: Exception) -> None:
+        self.reported_error = error
         if isinstance(error, nats.errors.SlowConsumerError):
-            # nats-py says so of every message that it drops.
-            if error.sid not in self._slow:
-                self._slow.add(error.sid)
-                logger.warning("The app's own subscription to %a is too slow: NATS messages are lost", error.subject)
+            # nats-py reports it for each message that it drops.
+            if error.sid not in self._slow_sids:
+                self._slow_sids.add(error.sid)
+                logger.warning(
+                    "Slow consumer: messages of the app's own NATS subscription to %a are dropped; "
+                    "speed up its handler or raise its pending limits",
+                    error.subject,
+                )
         elif self.is_connected:
-            logger.warning("%s", _words(error))
+            logger.warning("nats-py reported an error: %s", _describe(error))
 
     async def drain(self) -> None:
-        """Drain as nats-py does; whatever comes of it, the connection is over then."""
+        """Drain as nats-py does. The connection counts as ended afterwards, even if that fails."""
         if self.is_draining:
             return
         try:
@@ -288,7 +305,7 @@ class Connection(Client):
         if self.is_closed:
             return
         self._end()
-        # What is still in the buffer of the read loop comes too late.
+        # Messages that remain in the read buffer must not be delivered any more.
         self.sinks.clear()
         self._patterns.clear()
         try:
@@ -297,5 +314,5 @@ class Connection(Client):
             self._closed.set()
 
 
-def _words(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     return str(error) or type(error).__name__

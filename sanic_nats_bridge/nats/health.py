@@ -1,49 +1,52 @@
-"""Whether a NATS server still lives: a round trip of our own, with a deadline.
+"""Detection of a NATS server that has stopped responding, by PINGs with a deadline.
 
-A server that hangs, or a network that swallows everything, ends no connection: only what fails to
-come tells. nats-py's own pinger takes three intervals for it, counts an event loop that was blocked
-as time in which the server was silent, and stops while the app drains its client.
+A server that hangs, or a network that drops every packet, doesn't end a connection. Only missing data reveals it.
+nats-py's own pinger needs three intervals for that. It also counts time in which the event loop was blocked as silence
+of the server, and it stops while the app drains its client.
 """
 
 import asyncio
-from typing import Final, Protocol
+from typing import Protocol
 
 __all__ = ["PingableConnection", "wait_until_stale"]
 
-_STEPS: Final = 4
-_MAX_UNANSWERED_PINGS: Final = 15
+_STEPS = 4
+_MAX_UNANSWERED_PINGS = 15
 
 
 class PingableConnection(Protocol):
-    """A connection as it is watched here."""
+    """A connection whose server is checked."""
 
     @property
     def reads(self) -> int:
-        """How often anything was read from the server."""
+        """Number of reads that have returned data."""
 
     @property
     def unanswered_pings(self) -> int:
-        """How many of our PINGs still wait for their PONG."""
+        """Number of PINGs whose PONG has not arrived."""
 
     def ping(self) -> None:
         """Send a PING."""
 
 
 async def wait_until_stale(connection: PingableConnection, interval: float) -> str:
-    """Ping every ``interval`` seconds, and return when the server has to be given up: why, in words.
+    """Send a PING every ``interval`` seconds; return when the server counts as dead.
 
-    A server is silent when nothing at all was read in the interval after a PING, so one that stops
-    is noticed within two intervals. Whatever was read counts, not the PONG alone: the PONG stands
-    behind all that the server had to say before it, which under a flood takes longer, and nothing
-    is read without a server that writes and a read loop that runs. What a server sent before it
-    stopped, and was read after the PING, counts once. That the PONG never comes although much does
-    is the sign of a stream that has lost its sense, as with a length that was corrupted on the way.
+    A server is silent if nothing was read in the interval after a PING. A stopped server is noticed within two
+    intervals, because data that it sent before can be read after one PING at most.
+
+    Any data counts, not only the PONG. The PONG comes after everything that the server had to send before it, which may
+    take longer than an interval. If data keeps coming but many PONGs are missing, the stream is corrupt, for instance
+    by a changed length in a message line.
+
+    Returns:
+        The reason, for the log.
     """
     while True:
         reads = connection.reads
         connection.ping()
-        # In steps, for a loop that was blocked, or a machine that slept, wakes with what has come
-        # meanwhile still unread: that counts as one step, and leaves the others to read it.
+        # In steps, because a loop that was blocked, or a machine that was suspended, wakes with unread data. The lost
+        # time counts as one step. The other steps leave time to read.
         for _ in range(_STEPS):
             await asyncio.sleep(interval / _STEPS)
         if connection.reads == reads:

@@ -1,58 +1,65 @@
-"""What a ``-ERR`` line of a NATS server means for the subscriptions of a connection.
+"""Effects of a ``-ERR`` line of a NATS server on the subscriptions of a connection.
 
-The server names the subscription in some of its lines only. For the others the place of the line
-tells: what stands before a PONG is about the SUB before its PING.
+Only some lines name the subscription. For the others the position of the line identifies it: each SUB is followed by
+its own PING, so an error before a PONG is about the SUB before that PING.
 """
 
 import math
 import re
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 __all__ = ["ErrorEffect", "classify_error", "sub_length"]
 
-_DENIAL: Final = re.compile(
+_DENIAL = re.compile(
     r"""-ERR 'Permissions Violation for Subscription to (?P<pattern>"(?:[^"\\]|\\.)*")(?: \(sid "(?P<sid>\d+)"\))?'"""
 )
-_TOO_MANY: Final = "maximum subscriptions exceeded"
-_TOO_LONG: Final = "maximum control line"
-_CAUSED_BY_SUBJECT: Final = ("invalid subject", "parser error", "protocol operation")
+_TOO_MANY = "maximum subscriptions exceeded"
+_TOO_LONG = "maximum control line"
+_CAUSED_BY_SUBJECT = ("invalid subject", "parser error", "protocol operation")
 
 
 class ErrorEffect(NamedTuple):
-    """Which subscriptions the server does not have, and whether it goes on with the connection."""
+    """The effect of a ``-ERR`` line."""
 
     refused: list[int]
+    """The numbers of the subscriptions that the server has refused or ended."""
+
     connection_survives: bool
-    too_long: float = math.inf
-    """The least `sub_length` that is known to be too much for the server."""
+    """True if the server keeps the connection open."""
+
+    refused_length: float = math.inf
+    """The smallest `sub_length` that the server is known to refuse."""
 
 
 def classify_error(line: str, patterns: Mapping[int, str], unconfirmed: int | None) -> ErrorEffect:
-    """Read a ``-ERR`` line.
+    """Return the effect of a ``-ERR`` line.
 
     Args:
-        line: The line, without its end.
-        patterns: Our subscriptions on this connection, by their numbers.
-        unconfirmed: The first of them that the server has not answered for.
+        line: The line without CRLF.
+        patterns: The bridge's own subscriptions on this connection, by their numbers.
+        unconfirmed: The oldest of them without a PONG.
     """
     denied = _denied(line, patterns)
     if denied:
         return ErrorEffect(denied, connection_survives=True)
-    text = line.lower()
+    lowered = line.lower()
     suspects = [] if unconfirmed is None or unconfirmed not in patterns else [unconfirmed]
-    if _TOO_MANY in text:
-        # nats-py would close for good; the server has only left that SUB out.
+    if _TOO_MANY in lowered:
+        # nats-py would close the connection, but the server has only refused this SUB.
         return ErrorEffect(suspects, connection_survives=True)
-    if _TOO_LONG in text:
-        return _judge_length(suspects, patterns)
+    if _TOO_LONG in lowered:
+        return _refuse_long(suspects, patterns)
     return ErrorEffect(
-        suspects if any(cause in text for cause in _CAUSED_BY_SUBJECT) else [], connection_survives=False
+        suspects if any(cause in lowered for cause in _CAUSED_BY_SUBJECT) else [], connection_survives=False
     )
 
 
 def _denied(line: str, patterns: Mapping[int, str]) -> list[int]:
-    """Which of them the line denies; after a reload of its permissions the server gives the number."""
+    """Return the numbers of the subscriptions that the line denies.
+
+    The server names the number only if it ends a subscription after a reload of its permissions.
+    """
     denial = _DENIAL.fullmatch(line)
     if denial is None:
         return []
@@ -62,19 +69,22 @@ def _denied(line: str, patterns: Mapping[int, str]) -> list[int]:
     return [sid for sid, pattern in patterns.items() if _quoted(pattern) == denial["pattern"]]
 
 
-def _judge_length(suspects: list[int], patterns: Mapping[int, str]) -> ErrorEffect:
-    """These, and all whose SUB is as long: asked for again, each would end one more connection."""
+def _refuse_long(suspects: list[int], patterns: Mapping[int, str]) -> ErrorEffect:
+    """Refuse the suspects and all subscriptions with a SUB of at least their length.
+
+    Each of these would end another connection if it were sent again.
+    """
     if not suspects:
         return ErrorEffect([], connection_survives=False)
-    least = min(sub_length(patterns[sid], sid) for sid in suspects)
-    return ErrorEffect([sid for sid in patterns if sub_length(patterns[sid], sid) >= least], False, least)
+    limit = min(sub_length(patterns[sid], sid) for sid in suspects)
+    return ErrorEffect([sid for sid in patterns if sub_length(patterns[sid], sid) >= limit], False, limit)
 
 
 def sub_length(pattern: str, sid: int) -> int:
-    """How much of a line a SUB takes, of what the server measures."""
+    """Return the length of a SUB line as the server measures it for ``max_control_line``."""
     return len(f"{pattern} {sid}")
 
 
 def _quoted(pattern: str) -> str:
-    """The pattern as the server quotes it, which is Go's way."""
+    """Return the pattern as the server quotes it, by Go's ``%q``."""
     return '"' + pattern.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,33 +1,32 @@
-"""Which NATS server to try next, and how long to wait before it."""
+"""The NATS servers to try, in their order, and the backoff between attempts."""
 
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
 __all__ = ["Server", "ServerPool"]
 
-_LEAST_PAUSE_SECONDS: Final = 0.05
-_MOST_PAUSE_SECONDS: Final = 2.0
-_DEFAULT_PORT: Final = 4222
-_TLS_SCHEMES: Final = ("tls", "wss")
+_MIN_BACKOFF_SECONDS = 0.05
+_MAX_BACKOFF_SECONDS = 2.0
+_DEFAULT_PORT = 4222
+_TLS_SCHEMES = ("tls", "wss")
 
 
 @dataclass(frozen=True)
 class Server:
-    """One server to connect to."""
+    """A NATS server."""
 
     url: str
-    """Where it is, credentials included; not for logs."""
+    """The URL with credentials. It must not be logged."""
 
     verified_name: str | None = None
-    """The name to look for in its certificate, where that is not the one in the URL."""
+    """The host name that its certificate must have, if it isn't the one in the URL."""
 
     @property
     def has_tls(self) -> bool:
-        """Whether its URL asks for TLS."""
+        """True if the URL requires TLS."""
         return urlsplit(self.url).scheme in _TLS_SCHEMES
 
     @property
@@ -38,48 +37,55 @@ class Server:
 
 
 class ServerPool:
-    """The servers that the operator has named, and those of their cluster that they have told of."""
+    """The configured servers, and the members of their cluster that were discovered.
+
+    Args:
+        configured: The URLs of the setting ``servers``.
+    """
 
     def __init__(self, configured: Iterable[str]) -> None:
         self._configured = [_split(url) for url in configured]
         self._discovered: dict[str, SplitResult] = {}
-        self._ceiling = _LEAST_PAUSE_SECONDS
+        self._ceiling = _MIN_BACKOFF_SECONDS
 
     def discover(self, urls: Iterable[str]) -> None:
-        """Note the servers of the cluster, as the last one that we were connected to knew them."""
-        known = {_host(server) for server in self._configured}
-        told_of = (_split(url) for url in urls if _is_usable(url))
-        self._discovered = {_host(server): server for server in told_of if _host(server) not in known}
+        """Replace the discovered servers by the URLs that the last connected server has announced.
 
-    def pause(self) -> float:
-        """Seconds to wait after a round of failures, or after a connection that did not last."""
-        self._ceiling = min(_MOST_PAUSE_SECONDS, self._ceiling * 2)
+        Configured servers and unusable URLs are skipped.
+        """
+        configured = {_host(server) for server in self._configured}
+        members = (_split(url) for url in urls if _is_usable(url))
+        self._discovered = {_host(server): server for server in members if _host(server) not in configured}
+
+    def next_backoff(self) -> float:
+        """Double the backoff, up to a limit, and return the seconds to wait, with jitter."""
+        self._ceiling = min(_MAX_BACKOFF_SECONDS, self._ceiling * 2)
         return random.uniform(self._ceiling / 2, self._ceiling)
 
-    def relax(self) -> None:
-        """All is well: the next waits are short again."""
-        self._ceiling = _LEAST_PAUSE_SECONDS
+    def reset_backoff(self) -> None:
+        """Reset the backoff after a stable connection."""
+        self._ceiling = _MIN_BACKOFF_SECONDS
 
     def attempts(self) -> Iterator[tuple[Server, float]]:
-        """Servers to try, without end, each with the seconds to wait when it fails.
+        """Yield servers to try, indefinitely, each with the seconds to wait if it fails.
 
-        The named ones come first; the waits are short within a round, and grow from round to round.
+        Configured servers come first. The waits are short within a round, and grow from round to round.
         """
         servers = self._shuffled()
         for number, server in enumerate(cycle(servers), 1):
-            yield server, _LEAST_PAUSE_SECONDS if number % len(servers) else self.pause()
+            yield server, _MIN_BACKOFF_SECONDS if number % len(servers) else self.next_backoff()
 
     def others(self, address: str) -> list[Server]:
-        """The servers, once each, but for the one with this address."""
+        """Return the servers except the one with this address, in the order of `attempts`."""
         return [server for server in self._shuffled() if server.address != address]
 
     def _shuffled(self) -> list[Server]:
-        named = [Server(server.geturl()) for server in self._configured]
-        told_of = [self._as_configured(server) for server in self._discovered.values()]
-        return random.sample(named, len(named)) + random.sample(told_of, len(told_of))
+        configured = [Server(server.geturl()) for server in self._configured]
+        discovered = [self._as_configured(server) for server in self._discovered.values()]
+        return random.sample(configured, len(configured)) + random.sample(discovered, len(discovered))
 
     def _as_configured(self, server: SplitResult) -> Server:
-        # A server says neither the credentials nor the name that its certificate is made out to, nor the scheme.
+        # A server announces members without credentials, scheme, and the host name of their certificate.
         first = self._configured[0]
         scheme = next((each.scheme for each in self._configured if each.scheme in _TLS_SCHEMES), first.scheme)
         credentials = first.netloc.rpartition("@")[0]

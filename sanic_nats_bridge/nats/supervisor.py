@@ -1,9 +1,8 @@
 """The supervised connection to NATS.
 
-Every connection is a nats-py client of its own that does not reconnect: when it ends, however it
-ends, a new one takes its place, and the listener subscribes again. nats-py's own reconnecting would
-hide the moment before the first message of the new connection, and it does not come back at all
-after most ``-ERR`` lines, nor after an exception in its read loop.
+Each connection is a nats-py client that doesn't reconnect. When it ends for any reason, a new one replaces it, and the
+listener subscribes again. nats-py's own reconnect would hide the moment before the first message of the new
+connection. It also doesn't reconnect after most ``-ERR`` lines or after an exception in its read loop.
 """
 
 import asyncio
@@ -11,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from ..settings import Settings
 from .connection import Connection, MessageListener, NatsClient
@@ -22,29 +21,29 @@ __all__ = ["ConnectionListener", "ConnectionSupervisor"]
 
 logger = logging.getLogger("sanic.root.nats_bridge")
 
-_NEVER_SECONDS: Final = 86_400  # of nats-py's own pinger
-_SECOND_TRY_SECONDS: Final = 0.05
-_STOP_SECONDS: Final = 2.0
-_CANCEL_AGAIN_SECONDS: Final = 1.0
-_STEADY_SECONDS: Final = 5.0
+_NATS_PY_PING_SECONDS = 86_400  # disables nats-py's own pinger
+_RETRY_SECONDS = 0.05
+_STOP_SECONDS = 2.0
+_RECANCEL_SECONDS = 1.0
+_STABLE_SECONDS = 5.0
 
 
 class ConnectionListener(MessageListener, Protocol):
-    """Who is told of messages, and of connections that come and go."""
+    """Callbacks for messages, subscriptions and the state of the connection, implemented by Hub."""
 
     def connection_established(self) -> None:
-        """A new connection stands; nothing is subscribed on it."""
+        """Note that a new connection exists. It has no subscriptions yet."""
 
     def connection_closed(self) -> None:
-        """The connection has ended, and every subscription with it."""
+        """Note that the connection and all its subscriptions have ended."""
 
 
 class ConnectionSupervisor:
-    """Keeps one connection to NATS, for as long as it is started.
+    """The one connection to NATS of a worker, which is replaced whenever it ends.
 
     Args:
         settings: The options of the bridge.
-        on_connected: Called after each connection was established and the listener has subscribed.
+        on_connected: Called for each new connection, after the listener has subscribed.
     """
 
     def __init__(self, settings: Settings, on_connected: Callable[[], None]) -> None:
@@ -52,37 +51,43 @@ class ConnectionSupervisor:
         self._settings = settings
         self._connection: Connection | None = None
         self._successor: Connection | None = None
-        self._supervisor: asyncio.Task[None] | None = None
+        """A connection to another server, made before the present one ends."""
+        self._task: asyncio.Task[None] | None = None
         self._servers = ServerPool(settings.servers)
-        self._too_long = math.inf
+        self._refused_length = math.inf
+        """The smallest `Connection.refused_length` of all connections so far."""
 
     @property
     def client(self) -> NatsClient | None:
-        """The live nats-py client; ``None`` while there is none."""
+        """The connected nats-py client, or ``None`` while NATS is disconnected."""
         return self._connection
 
     def start(self, listener: ConnectionListener) -> None:
-        """Begin to connect, in the background; the listener hears what comes of it."""
-        self._supervisor = asyncio.create_task(self._supervise(listener), name="natsbridge-link")
+        """Start to connect, in the background."""
+        self._task = asyncio.create_task(self._supervise(listener), name="natsbridge-nats")
 
     async def stop(self) -> None:
-        """Drain the connection, close it, and connect no more."""
-        supervisor, self._supervisor = self._supervisor, None
-        while supervisor is not None and not supervisor.done():
-            # One cancellation is not enough: `asyncio.wait_for`, which nats-py uses, loses one that
-            # meets the end of what it waits for (bpo-37658, until Python 3.12).
-            supervisor.cancel()
-            await asyncio.wait({supervisor}, timeout=_CANCEL_AGAIN_SECONDS)
+        """Stop reconnecting, then drain and close the connection."""
+        task, self._task = self._task, None
+        while task is not None and not task.done():
+            # One cancellation may not be enough. Before Python 3.12, `asyncio.wait_for`, which nats-py uses, loses a
+            # cancellation that coincides with the end of the awaited future (bpo-37658).
+            task.cancel()
+            await asyncio.wait({task}, timeout=_RECANCEL_SECONDS)
         for connection in filter(None, (self._connection, self._successor)):
             await connection.drain_and_close(_STOP_SECONDS)
         self._connection = self._successor = None
 
     def subscribe(self, pattern: str, sink: Any) -> int | None:
-        """Send the SUB for a valid pattern; returns its number, or ``None`` while NATS is away."""
+        """Send SUB for a valid pattern.
+
+        Returns:
+            The subscription's number, or ``None`` while NATS is disconnected.
+        """
         return None if self._connection is None else self._connection.add_subscription(pattern, sink)
 
     def unsubscribe(self, sid: int) -> None:
-        """Send the UNSUB; nothing more comes for it."""
+        """Send UNSUB for the subscription of this number. Its sink gets no more messages."""
         if self._connection is not None:
             self._connection.remove_subscription(sid)
 
@@ -90,69 +95,75 @@ class ConnectionSupervisor:
         while True:
             connection = self._successor or await self._connect(listener)
             self._connection, self._successor = connection, None
-            since = time.monotonic()
-            _tell(listener.connection_established)
-            _tell(self._on_connected)
-            await self._outlast(connection, listener)
+            connected_at = time.monotonic()
+            _notify(listener.connection_established)
+            _notify(self._on_connected)
+            await self._wait_for_end(connection, listener)
             self._connection = None
-            logger.warning("Lost NATS: %s", connection.end_reason)
-            self._learn(connection)
-            _tell(listener.connection_closed)
+            logger.warning("Disconnected from NATS at %s: %s", connection.address, connection.end_reason)
+            self._remember_refused_length(connection)
+            _notify(listener.connection_closed)
             await connection.close_within(_STOP_SECONDS)
-            if self._successor is not None or time.monotonic() - since >= _STEADY_SECONDS:
-                self._servers.relax()
+            if self._successor is not None or time.monotonic() - connected_at >= _STABLE_SECONDS:
+                self._servers.reset_backoff()
             else:
-                await asyncio.sleep(self._servers.pause())
+                await asyncio.sleep(self._servers.next_backoff())
 
-    def _learn(self, connection: Connection) -> None:
-        """Ask none again for what is too long: whoever asks for it could cost all the others a gap each time."""
-        if connection.too_long < self._too_long:
-            self._too_long = connection.too_long
+    def _remember_refused_length(self, connection: Connection) -> None:
+        """Refuse subjects that are too long for the server on later connections too.
+
+        Each of these would end a connection, and cost all clients a gap.
+        """
+        if connection.refused_length < self._refused_length:
+            self._refused_length = connection.refused_length
             logger.warning(
-                "NATS takes no subject of about %d bytes or more (max_control_line): such are refused until a restart",
-                self._too_long,
+                "The NATS server refuses subjects of about %d bytes or more. If clients need them, raise "
+                "max_control_line of the server, then restart the workers.",
+                self._refused_length,
             )
 
-    async def _outlast(self, connection: Connection, listener: ConnectionListener) -> None:
-        """Wait until the connection is over, or another stands that takes its place."""
-        watch = asyncio.create_task(_watch(connection, self._settings.ping_interval), name="natsbridge-health")
+    async def _wait_for_end(self, connection: Connection, listener: ConnectionListener) -> None:
+        """Wait until the connection has ended or has a successor."""
+        health_check = asyncio.create_task(
+            _abandon_when_stale(connection, self._settings.ping_interval), name="natsbridge-health"
+        )
         try:
-            await connection.must_be_replaced.wait()
+            await connection.needs_replacement.wait()
             self._servers.discover(uri.geturl() for uri in connection.discovered_servers)
             if not connection.ended.is_set():
-                self._successor = await self._move(connection, listener)
+                self._successor = await self._connect_successor(connection, listener)
             if self._successor is None:
                 await connection.ended.wait()
         finally:
-            watch.cancel()
+            health_check.cancel()
 
-    async def _move(self, connection: Connection, listener: ConnectionListener) -> Connection | None:
-        """Connect to another server while the present one, which is about to stop, still serves."""
+    async def _connect_successor(self, connection: Connection, listener: ConnectionListener) -> Connection | None:
+        """Connect to another server while the present one, which is in lame duck mode, still sends."""
         for server in self._servers.others(connection.address):
             if connection.ended.is_set():
                 break
             try:
                 return await self._open(server, listener)
             except ConnectionError as error:
-                logger.info("NATS at %s takes nobody now: %s", server.address, error)
+                logger.info("Cannot move to NATS at %s: %s", server.address, error)
         return None
 
     async def _connect(self, listener: ConnectionListener) -> Connection:
-        told: set[str] = set()
+        logged: set[str] = set()
         for server, pause in self._servers.attempts():
             try:
                 return await self._open(server, listener)
             except ConnectionError as error:
-                # Each reason once: that of a refused login is often behind a reset connection.
-                if str(error) not in told:
-                    logger.warning("NATS is away (%s: %s); trying until it is there", server.address, error)
-                    told.add(str(error))
+                # Log each reason once. Not only the first one, because a rejected login may first appear as a reset.
+                if str(error) not in logged:
+                    logger.warning("Cannot connect to NATS at %s: %s; retrying", server.address, error)
+                    logged.add(str(error))
                 await asyncio.sleep(pause)
-        raise AssertionError("there is always a next attempt")
+        raise AssertionError("attempts() never ends")
 
     async def _open(self, server: Server, listener: ConnectionListener) -> Connection:
         connection = Connection(listener, server.address, tls_only=server.has_tls or self._settings.tls_only)
-        connection.too_long = self._too_long
+        connection.refused_length = self._refused_length
         try:
             async with asyncio.timeout(self._settings.connect_timeout):
                 await connection.open(**self._options(server))
@@ -161,7 +172,7 @@ class ConnectionSupervisor:
             await connection.close_within(_STOP_SECONDS)
             if not isinstance(error, Exception):
                 raise
-            reason = connection.cause or error
+            reason = connection.reported_error or error
             raise ConnectionError(str(reason) or type(reason).__name__) from error
         logger.info("Connected to NATS at %s", server.address)
         return connection
@@ -183,21 +194,21 @@ class ConnectionSupervisor:
             "inbox_prefix": settings.inbox_prefix,
             "tls_handshake_first": settings.tls_handshake_first,
             "connect_timeout": settings.connect_timeout,
-            "ping_interval": _NEVER_SECONDS,
+            "ping_interval": _NATS_PY_PING_SECONDS,
             "allow_reconnect": False,
-            # nats-py tries a server once more than this before it gives the list up.
+            # nats-py makes one attempt more than this.
             "max_reconnect_attempts": 1,
-            "reconnect_time_wait": _SECOND_TRY_SECONDS,
+            "reconnect_time_wait": _RETRY_SECONDS,
         }
 
 
-def _tell(listener: Callable[[], None]) -> None:
-    # The supervisor must outlive a fault of those that it tells.
+def _notify(callback: Callable[[], None]) -> None:
+    # The supervisor must survive an exception in a callback.
     try:
-        listener()
+        callback()
     except Exception:
-        logger.exception("Fault in what follows the connection to NATS")
+        logger.exception("A callback of the NATS connection failed")
 
 
-async def _watch(connection: Connection, interval: float) -> None:
+async def _abandon_when_stale(connection: Connection, interval: float) -> None:
     connection.abandon(await wait_until_stale(connection, interval))

@@ -1,1 +1,1 @@
-"""The doors: what Sanic hands in, and what goes back."""
+"""The HTTP and WebSocket routes of the bridge."""

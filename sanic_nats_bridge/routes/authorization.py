@@ -1,4 +1,4 @@
-"""Who a client is and what it may follow, as the app says."""
+"""The permissions and the identity of a client, from the app's ``permissions`` function."""
 
 import asyncio
 import logging
@@ -11,43 +11,43 @@ from ..auth.permissions import Permissions
 from ..errors import AuthExpired, AuthRequired, InternalError, UnreachableSession
 from ..sessions.registry import SessionRegistry
 
-__all__ = ["identify_client", "permit"]
+__all__ = ["get_permissions", "identify_client"]
 
 logger = logging.getLogger("sanic.root.nats_bridge")
 
 
-async def permit(request: Request, sessions: SessionRegistry) -> Permissions:
-    """What the client of a new session may follow.
+async def get_permissions(request: Request, sessions: SessionRegistry) -> Permissions:
+    """Return the permissions of a client that opens a session.
 
     Raises:
-        AuthRequired: The app knows no such client.
-        AuthExpired: Its permissions have expired already.
-        InternalError: The app's function has failed, or taken longer than ``permissions_timeout``.
+        AuthRequired: The function has returned ``None``.
+        AuthExpired: The permissions have expired already.
+        InternalError: The function has failed, or taken longer than ``permissions_timeout``.
         UnreachableSession: The worker stops.
     """
-    permissions = await _ask(request, sessions)
+    permissions = await _call_permissions(request, sessions)
     if permissions.expires_at <= time.time():
         raise AuthExpired("The permissions have expired")
     return permissions
 
 
 async def identify_client(request: Request, sessions: SessionRegistry) -> str | None:
-    """Who sends a command to a session that lives already.
+    """Return the identity of a client that sends a command by POST.
 
     Raises:
-        AuthRequired: The app knows no such client.
-        InternalError, UnreachableSession: As in `permit`.
+        AuthRequired: The function has returned ``None``.
+        InternalError: The function has failed, or taken longer than ``permissions_timeout``.
+        UnreachableSession: The worker stops.
     """
-    return (await _ask(request, sessions)).identity
+    return (await _call_permissions(request, sessions)).identity
 
 
-def _is_cancelled() -> bool:
-    """Whether it is this task that is cancelled, and not one that the function has waited for."""
+def _is_current_task_cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
-async def _ask(request: Request, sessions: SessionRegistry) -> Permissions:
+async def _call_permissions(request: Request, sessions: SessionRegistry) -> Permissions:
     settings = sessions.settings
     if settings.permissions is None:
         return settings.default_permissions
@@ -57,13 +57,14 @@ async def _ask(request: Request, sessions: SessionRegistry) -> Permissions:
             if isawaitable(permissions):
                 permissions = await permissions
         if permissions is not None and not isinstance(permissions, Permissions):
-            raise TypeError(f"it has returned {type(permissions).__name__}, not Permissions or None")
+            raise TypeError(f"'permissions' must return Permissions or None, got {type(permissions).__name__}")
     except (Exception, asyncio.CancelledError) as error:
-        if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+        # A CancelledError may also come from a task that the function has awaited: then it is a failure.
+        if isinstance(error, asyncio.CancelledError) and _is_current_task_cancelled():
             raise
-        if isinstance(error, TimeoutError) and sessions.deadlines.over:
+        if isinstance(error, TimeoutError) and sessions.deadlines.stopping:
             raise UnreachableSession("The server is going away") from None
-        logger.exception("The 'permissions' function has failed")
+        logger.exception("The 'permissions' function has failed; the client was rejected")
         raise InternalError("Internal error") from None
     if permissions is None:
         raise AuthRequired("Not authenticated")

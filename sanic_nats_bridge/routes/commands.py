@@ -1,8 +1,8 @@
-"""``/subscribe`` and ``/unsubscribe``: commands by POST, chiefly for sessions on an event stream."""
+"""``/subscribe`` and ``/unsubscribe``: commands by POST, mainly for sessions on an event stream."""
 
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 from sanic import Blueprint, HTTPResponse, Request
@@ -32,25 +32,25 @@ logger = logging.getLogger("sanic.root.nats_bridge")
 
 _Handler: TypeAlias = Callable[[Request], Coroutine[Any, Any, HTTPResponse]]
 
-_STATUSES: Final = {
-    200: "The command was carried out",
-    400: "Not a valid command, or a subject is not valid",
-    401: "Not authenticated",
-    403: "A subject, or the origin of the page, is not allowed; or NATS refused",
-    404: "No such session, or another client's",
-    409: "Not subscribed",
+_STATUSES = {
+    200: "The command was executed",
+    400: "The command or a subject is invalid",
+    401: "The client is not authenticated",
+    403: "A subject or the origin of the page is not allowed, or NATS has denied the subscription",
+    404: "The session does not exist, or belongs to another client",
+    409: "The session is not subscribed to one of the subjects",
     413: "The body is too large",
     415: "The body is not declared as JSON, or is compressed",
-    429: "Too many subscriptions, or commands",
+    429: "Too many subscriptions or commands",
     500: "Internal error",
-    503: "The server that holds the session does not answer, or NATS is away; try again",
+    503: "The server that holds the session does not answer, or NATS is disconnected; try again",
 }
 
-_SUBJECT: Final = {"type": "string", "pattern": f"^{GRAMMAR}$", "maxLength": MAX_SUBJECT_BYTES}
+_SUBJECT = {"type": "string", "pattern": f"^{GRAMMAR}$", "maxLength": MAX_SUBJECT_BYTES}
 
 
 def add_command_routes(blueprint: Blueprint, relay: Relay, sessions: SessionRegistry) -> None:
-    """Serve commands by POST on the blueprint."""
+    """Serve the commands on the blueprint."""
     settings = sessions.settings
 
     async def serve(request: Request, action: Action) -> HTTPResponse:
@@ -63,7 +63,7 @@ def add_command_routes(blueprint: Blueprint, relay: Relay, sessions: SessionRegi
         except BridgeError as error:
             rejection = error
         except Exception:
-            logger.exception("Fault in a command")
+            logger.exception("Internal error in a command; the client was notified. Please report this traceback")
             rejection = InternalError("Internal error")
         sessions.count_rejected(rejection)
         return outcome_response(Outcome.rejected(rejection, action, command_id_of(body)))
@@ -80,14 +80,21 @@ def add_command_routes(blueprint: Blueprint, relay: Relay, sessions: SessionRegi
     async def unsubscribe(request: Request) -> HTTPResponse:
         return await serve(request, "unsubscribe")
 
-    for handler, summary in ((subscribe, "Follow subjects in a session"), (unsubscribe, "Follow subjects no longer")):
+    for handler, summary in ((subscribe, "Subscribe to subjects"), (unsubscribe, "Unsubscribe from subjects")):
         name = handler.__name__
         documented = _documented(handler, summary, settings.max_subscriptions)
         blueprint.add_route(documented, f"/{name}", methods=["POST"], name=name, stream=True)
 
 
 async def _body(request: Request, max_bytes: int, deadlines: Deadlines) -> bytes:
-    """The body, read no further and no longer than it may: Sanic itself would take 100 MB, and any time."""
+    """Read the body, within a size and a time limit. Sanic alone would read up to 100 MB, for any time.
+
+    Raises:
+        UnsupportedMediaType: The body isn't declared as JSON, or is compressed.
+        SizeLimitExceeded: The body is larger than ``max_bytes``.
+        InvalidCommand: The body is incomplete, or not complete in time.
+        UnreachableSession: The worker stops.
+    """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise UnsupportedMediaType("The body must be application/json")
@@ -101,16 +108,16 @@ async def _body(request: Request, max_bytes: int, deadlines: Deadlines) -> bytes
             async for part in stream:
                 body += part
                 if len(body) > max_bytes:
-                    raise SizeLimitExceeded(f"A command is at most {max_bytes} bytes")
+                    raise SizeLimitExceeded(f"A command must be at most {max_bytes} bytes")
     except (SanicException, TimeoutError):
-        if deadlines.over:
+        if deadlines.stopping:
             raise UnreachableSession("The server is going away") from None
         raise InvalidCommand("Not a valid command: the body cannot be read") from None
     return body
 
 
 def _body_seconds(request: Request) -> float:
-    # Sanic's own timeouts must not come first: they end the handler, but leave the connection open for ever.
+    # Less than Sanic's own timeouts, which end the handler but never close the connection.
     return min(request.app.config.REQUEST_TIMEOUT, request.app.config.RESPONSE_TIMEOUT) / 2
 
 
@@ -126,13 +133,14 @@ def _documented(handler: _Handler, summary: str, max_subscriptions: int) -> _Han
         tag="NATS bridge",
         body=openapi.definitions.RequestBody({"application/json": {"schema": command}}, required=True),
         response=[
-            openapi.definitions.Response(reply, status=status, description=text) for status, text in _STATUSES.items()
+            openapi.definitions.Response(reply, status=status, description=description)
+            for status, description in _STATUSES.items()
         ],
     )(handler)
 
 
 def _schema(struct: type[msgspec.Struct]) -> dict[str, Any]:
-    """The JSON schema of a struct without nested ones, as it is where it is used."""
+    """Return the JSON schema of a struct that has no nested structs, for use inline."""
     schema: dict[str, Any]
     (schema,) = msgspec.json.schema_components([struct])[1].values()
     return schema

@@ -1,7 +1,7 @@
-"""What pages of other origins are told by browsers about the bridge's answers (CORS: Fetch, section 3.3)."""
+"""The CORS headers of the bridge's responses (Fetch, section 3.3)."""
 
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any
 
 from sanic import Blueprint, HTTPResponse, Request, Sanic
 from sanic.response import BaseHTTPResponse, empty
@@ -11,64 +11,67 @@ from ..auth.origins import OriginPolicy
 
 __all__ = ["CrossOrigin"]
 
-_OURS: Final = "access-control-"
-_PREFLIGHT: Final = {
+_PREFIX = "access-control-"
+_PREFLIGHT_HEADERS = {
     "access-control-allow-methods": "GET, HEAD, POST",
     "access-control-allow-headers": "authorization, content-type, last-event-id",
     "access-control-max-age": "600",
 }
-
-_SHOWN: Final = {"access-control-expose-headers": "retry-after"}
+_RESPONSE_HEADERS = {"access-control-expose-headers": "retry-after"}
 
 
 class CrossOrigin:
-    """Answers for the bridge's own paths, to the allowed origins alone, whatever the app answers on others."""
+    """The CORS headers of the bridge's own paths. They allow the origins of the policy, and replace those of the app.
 
-    def __init__(self, rule: OriginPolicy) -> None:
-        self._rule = rule
+    Args:
+        policy: The policy with the allowed origins.
+    """
+
+    def __init__(self, policy: OriginPolicy) -> None:
+        self._policy = policy
         self._paths: set[str] = set()
 
-    def add_preflights(self, blueprint: Blueprint, *doors: str) -> None:
-        """Serve OPTIONS at these paths of the blueprint, where its guard lets the request pass."""
+    def add_preflights(self, blueprint: Blueprint, *names: str) -> None:
+        """Serve OPTIONS at these paths of the blueprint. The guard of the blueprint rejects other origins first."""
 
         async def preflight(request: Request) -> HTTPResponse:
             return empty()
 
         openapi.exclude()(preflight)
-        for door in doors:
-            blueprint.add_route(preflight, f"/{door}", methods=["OPTIONS"], name=f"{door}_preflight")
+        for name in names:
+            blueprint.add_route(preflight, f"/{name}", methods=["OPTIONS"], name=f"{name}_preflight")
 
-    def watch(self, app: Sanic[Any, Any]) -> None:
-        """Have the last word on the headers of every answer at its paths, errors of Sanic's included.
+    def install(self, app: Sanic[Any, Any]) -> None:
+        """Set the headers of every response at the bridge's paths, Sanic's own error responses included.
 
-        A signal, because a response middleware of the app may keep those behind it from running.
+        Uses a signal, because a response middleware of the app may keep later ones from running.
         """
         app.add_signal(self._before_sending, "http.lifecycle.response")
 
-    def cover(self, paths: Iterable[str]) -> None:
-        """Take these paths for the bridge's own."""
+    def add_paths(self, paths: Iterable[str]) -> None:
+        """Add paths to those of the bridge."""
         self._paths.update(paths)
 
     async def _before_sending(self, request: Request, response: BaseHTTPResponse) -> None:
         if _path(request) in self._paths:
-            self.mark(request, response)
+            self.set_headers(request, response)
 
-    def mark(self, request: Request, response: BaseHTTPResponse) -> None:
-        """Put the headers for the request's origin in the place of whatever others have set."""
+    def set_headers(self, request: Request, response: BaseHTTPResponse) -> None:
+        """Replace all CORS headers of the response by those for the request's origin."""
         headers = response.headers
-        for name in {name for name in headers if name.lower().startswith(_OURS)}:
+        for name in {name for name in headers if name.lower().startswith(_PREFIX)}:
             headers.popall(name)
-        # A cache must not give the answer for one origin to another (Fetch, section 3.3.5).
+        # A cache must not reuse the response for another origin (Fetch, section 3.3.5).
         varies = [word.strip().lower() for value in headers.getall("vary", []) for word in value.split(",")]
         if "origin" not in varies and "*" not in varies:
             headers.add("vary", "origin")
-        origin = self._rule.listed(request.headers.getall("origin", []))
+        origin = self._policy.listed(request.headers.getall("origin", []))
         if origin is not None:
             headers["access-control-allow-origin"] = origin
             headers["access-control-allow-credentials"] = "true"
-            headers.update(_PREFLIGHT if request.method == "OPTIONS" else _SHOWN)
+            headers.update(_PREFLIGHT_HEADERS if request.method == "OPTIONS" else _RESPONSE_HEADERS)
 
 
 def _path(request: Request) -> str:
-    # Sanic's routes match with slashes at their end too.
+    # Sanic's router ignores trailing slashes.
     return request.path.rstrip("/")

@@ -1,10 +1,8 @@
-"""``/events``: the frames as Server-Sent Events (WHATWG HTML, section 9.2).
+"""``/events``: frames as Server-Sent Events (WHATWG HTML, section 9.2).
 
-What is wrong for good is an HTTP error, which stops an EventSource for ever; what will pass is said
-in a stream with status 200, for it gives up on any other.
+A permanent error is an HTTP error. A temporary one is a ``close`` frame in a stream with status 200, because an
+EventSource never reconnects after another status.
 """
-
-from typing import Final
 
 from sanic import Blueprint, HTTPResponse, Request
 from sanic_ext import openapi
@@ -16,14 +14,14 @@ from ..sessions.pending import PendingConnection
 from ..sessions.registry import SessionRegistry
 from ..transports.auto import SseTransport, is_misdirected, sse_transport
 from ..transports.base import CLOSE_SECONDS
-from .authorization import permit
+from .authorization import get_permissions
 from .cors import CrossOrigin
-from .replies import misdirected, refusal_response
+from .replies import misdirected, rejection_response
 
 __all__ = ["add_event_route"]
 
-_CONTENT_TYPE: Final = "text/event-stream; charset=utf-8"
-_HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+_CONTENT_TYPE = "text/event-stream; charset=utf-8"
+_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 def add_event_route(blueprint: Blueprint, sessions: SessionRegistry, cross_origin: CrossOrigin) -> None:
@@ -34,42 +32,42 @@ def add_event_route(blueprint: Blueprint, sessions: SessionRegistry, cross_origi
             return misdirected("subscribe")
         with sessions.pending_connections.connecting() as pending:
             try:
-                beginning = await _beginning(request, sessions)
+                decision = await _decide(request, sessions)
             except BridgeError as error:
                 sessions.count_rejected(error)
-                return refusal_response(error, "subscribe")
+                return rejection_response(error, "subscribe")
             if request.method == "HEAD":
                 return HTTPResponse(b"", 200, dict(_HEADERS), _CONTENT_TYPE)
             response = await request.respond(headers=dict(_HEADERS), content_type=_CONTENT_TYPE)
-            cross_origin.mark(request, response)
+            cross_origin.set_headers(request, response)
             await response.send(b"")
             async with sse_transport(request, response, sessions.settings) as transport:
-                if isinstance(beginning, Close):
-                    transport.close(beginning, CLOSE_SECONDS)
+                if isinstance(decision, Close):
+                    transport.close(decision, CLOSE_SECONDS)
                     await transport.wait_finished()
                 else:
-                    await _stream(transport, sessions, pending, *beginning)
+                    await _stream(transport, sessions, pending, *decision)
         return None
 
     openapi.exclude()(events)
-    # HEAD by name: sanic-ext would run the stream for it.
+    # HEAD is named, because sanic-ext would otherwise run the stream for it.
     blueprint.add_route(events, "/events", methods=["GET", "HEAD"], name="events")
 
 
-async def _beginning(request: Request, sessions: SessionRegistry) -> tuple[Permissions, Command | None] | Close:
-    """What a session begins with; or its end, where what is in the way will pass.
+async def _decide(request: Request, sessions: SessionRegistry) -> tuple[Permissions, Command | None] | Close:
+    """Return the permissions and the first command of a new session, or a ``close`` frame for a temporary error.
 
     Raises:
-        BridgeError: What is wrong is so for good.
+        BridgeError: A permanent error.
     """
     command = query_command(dict(request.get_args(keep_blank_values=True)))
     patterns = [] if command is None else sessions.policy.validate(command.patterns)
-    # While there is no room, the app is not asked who the client is either.
-    refusal = sessions.rejection_reason()
-    if refusal is not None:
-        return refusal
+    # Before the app is asked for permissions, so that a full worker doesn't load it.
+    rejection = sessions.rejection_reason()
+    if rejection is not None:
+        return rejection
     try:
-        permissions = await permit(request, sessions)
+        permissions = await get_permissions(request, sessions)
     except (InternalError, UnreachableSession) as error:
         return sessions.close_frame_for(error)
     sessions.policy.authorize(permissions, patterns)
@@ -89,7 +87,7 @@ async def _stream(
         return
     try:
         if command is not None:
-            # The query was checked already, so this is no command of which a client could send many.
+            # Not rate-limited, because a session has only one query.
             outcome = await session.execute(command, rate_limited=False)
             session.send(outcome.reply)
         await transport.wait_finished()

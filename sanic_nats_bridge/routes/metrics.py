@@ -1,7 +1,6 @@
-"""``/metrics``: what the workers of this server count, as Prometheus reads it."""
+"""``/metrics``: the metrics of all workers of this server, in the formats of Prometheus."""
 
 from collections.abc import Iterator, Mapping
-from typing import Final
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -15,31 +14,31 @@ from ..metrics.definitions import METRICS, Readings
 
 __all__ = ["add_metrics_route"]
 
-_HEADERS: Final = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+_HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 
 
 class _Collector(Collector):
-    """Hands what was gathered to `prometheus_client`, once."""
+    """The readings of all workers, for one response."""
 
-    def __init__(self, gathered: Mapping[str, Readings]) -> None:
-        self._gathered = gathered
+    def __init__(self, readings: Mapping[str, Readings]) -> None:
+        self._readings = readings
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
         for metric in METRICS:
             labels = ["worker"] if metric.label is None else ["worker", metric.label]
             kind = CounterMetricFamily if metric.grows else GaugeMetricFamily
             family = kind(metric.name, metric.help, labels=labels)
-            for worker, found in sorted(self._gathered.items()):
-                for value, number in sorted(found.get(metric.name, {}).items()):
+            for worker, readings in sorted(self._readings.items()):
+                for value, number in sorted(readings.get(metric.name, {}).items()):
                     family.add_metric([worker, value][: len(labels)], number)
             yield family
 
 
 def add_metrics_route(blueprint: Blueprint, aggregator: MetricsAggregator) -> None:
-    """Serve them on the blueprint."""
+    """Serve the metrics on the blueprint."""
 
     async def metrics(request: Request) -> HTTPResponse:
-        # One of its own, for this answer: what the app has in the library's is the app's.
+        # A registry for this response only, because the library's default one belongs to the app.
         registry = CollectorRegistry()
         registry.register(_Collector(await aggregator.gather()))
         encode, content_type = choose_encoder(request.headers.get("accept", ""))

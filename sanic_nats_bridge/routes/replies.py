@@ -7,7 +7,7 @@ from sanic import HTTPResponse
 from ..errors import BridgeError, RateLimitExceeded, UnsupportedCommand
 from ..protocol.messages import Action, Outcome, encode
 
-__all__ = ["misdirected", "outcome_response", "refusal_response"]
+__all__ = ["misdirected", "outcome_response", "rejection_response"]
 
 _HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}  # HTTP/3 forbids capitals
 _MISDIRECTED = 421
@@ -22,7 +22,7 @@ def outcome_response(outcome: Outcome) -> HTTPResponse:
     return HTTPResponse(encode(reply), 200 if error is None else error.http_status, headers, "application/json")
 
 
-def refusal_response(error: BridgeError, action: str) -> HTTPResponse:
+def rejection_response(error: BridgeError, action: str) -> HTTPResponse:
     """Return the HTTP response to a request that was rejected before it was read as a command."""
     return outcome_response(Outcome.rejected(error, action))
 
@@ -32,6 +32,6 @@ def misdirected(action: Action) -> HTTPResponse:
 
     A browser repeats such a request over another version (RFC 9110, section 15.5.20).
     """
-    response = refusal_response(UnsupportedCommand("Not supported here: HTTP/3"), action)
+    response = rejection_response(UnsupportedCommand("Not supported here: HTTP/3"), action)
     response.status = _MISDIRECTED
     return response

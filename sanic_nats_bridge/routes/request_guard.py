@@ -1,8 +1,8 @@
-"""Who is turned away at the doors: chiefly for the page that a request comes from."""
+"""The checks of every request before its handler: the origin, and the handshake of a WebSocket."""
 
 import logging
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from sanic import Blueprint, HTTPResponse, Request
 
@@ -10,44 +10,49 @@ from ..auth.origins import Caller, OriginPolicy
 from ..errors import BridgeError, ForbiddenOrigin
 from ..transports.auto import is_asgi
 from ..transports.handshake import check_handshake, check_opening
-from .replies import refusal_response
+from .replies import rejection_response
 
 __all__ = ["RequestGuard"]
 
 logger = logging.getLogger("sanic.root.nats_bridge")
 
-_LAST: Final = -1_000_000  # priority of a middleware: behind all of the app's
-_SCHEMES: Final = {"http": "http", "ws": "http", "https": "https", "wss": "https"}
-_MAX_TOLD: Final = 1000
-_MAX_SHOWN: Final = 200
+_AFTER_THE_APP = -1_000_000  # a middleware priority below all of the app's
+_SCHEMES = {"http": "http", "ws": "http", "https": "https", "wss": "https"}
+_MAX_LOGGED = 1000
+_MAX_LOGGED_LENGTH = 200
 
 
 class RequestGuard:
-    """Applies the rule for origins to requests, and tells the operator whom it has turned away."""
+    """A request middleware that rejects foreign origins and invalid handshakes.
 
-    def __init__(self, rule: OriginPolicy) -> None:
-        self._rule = rule
-        self._told: set[str] = set()
+    Args:
+        policy: The policy with the allowed origins.
+    """
+
+    def __init__(self, policy: OriginPolicy) -> None:
+        self._policy = policy
+        self._logged: set[str] = set()
 
     def install(self, blueprint: Blueprint) -> None:
-        """Turn requests away before a handler of the blueprint gets them, and before a WebSocket's handshake."""
-        # Not `middleware(self._turn_away, …)`: a blueprint registers nothing then, for a method is no plain function.
-        blueprint.middleware("request", priority=_LAST)(self._turn_away)
+        """Check requests before the handlers of the blueprint and before the handshake of a WebSocket."""
+        # As a decorator: `Blueprint.middleware(method, ...)` registers nothing, because it takes only plain functions.
+        blueprint.middleware("request", priority=_AFTER_THE_APP)(self._reject)
 
     def check(self, request: Request) -> None:
-        """Let the request come in.
+        """Check the origin of a request.
 
         Raises:
-            ForbiddenOrigin: It may not.
+            ForbiddenOrigin: The origin isn't allowed.
         """
         caller = _caller(request)
-        if not self._rule.allows(caller):
-            self._tell(caller)
-            raise ForbiddenOrigin("Pages of this origin may not use this server")
+        if not self._policy.allows(caller):
+            self._log(caller)
+            raise ForbiddenOrigin("This origin is not allowed to use this server")
 
-    async def _turn_away(self, request: Request) -> HTTPResponse | None:
+    async def _reject(self, request: Request) -> HTTPResponse | None:
+        """Return an error response for a request that fails a check."""
         if _is_asgi_websocket(request):
-            # Sanic has no answer before a handshake there: its handler accepts, and closes.
+            # Sanic cannot respond before this handshake. The handler accepts the WebSocket and closes it.
             return None
         try:
             check_handshake(request)
@@ -55,27 +60,31 @@ class RequestGuard:
             if request.route is not None and request.route.extra.websocket:
                 check_opening(request)
         except BridgeError as error:
-            return refusal_response(error, request.path.strip("/").rpartition("/")[2])
+            return rejection_response(error, request.path.strip("/").rpartition("/")[2])
         return None
 
-    def _tell(self, caller: Caller) -> None:
-        """Log each origin once; nobody shall fill the memory, or the log, by inventing more of them."""
-        origin = ", ".join(caller.origins)[:_MAX_SHOWN]
-        site = "" if caller.origins else ", ".join(caller.fetch_sites)[:_MAX_SHOWN]
-        if len(self._told) >= _MAX_TOLD or origin + site in self._told:
+    def _log(self, caller: Caller) -> None:
+        """Log each rejected origin once, up to a limit, because clients can make up any number of them."""
+        origin = ", ".join(caller.origins)[:_MAX_LOGGED_LENGTH]
+        site = "" if caller.origins else ", ".join(caller.fetch_sites)[:_MAX_LOGGED_LENGTH]
+        if len(self._logged) >= _MAX_LOGGED or origin + site in self._logged:
             return
-        self._told.add(origin + site)
-        host = caller.host[:_MAX_SHOWN]
+        self._logged.add(origin + site)
+        host = caller.host[:_MAX_LOGGED_LENGTH]
         if caller.origins:
             logger.warning(
-                "Refused a page of origin %a at host %a (scheme %s, port %s). If it may use the bridge, name it in the "
-                "setting 'allowed_origins'; if it is the app's own, have the proxy pass on what host it was asked for",
-                origin, host, caller.scheme or "not known", caller.port or "as in the host",
+                "Rejected a request from origin %a to host %a (scheme %s, port %s). To allow the origin, add it to the "
+                "setting 'allowed_origins'. If it is the app's own, configure the proxy to pass on the original host",
+                origin, host, caller.scheme or "unknown", caller.port or "as in the host",
             )  # fmt: skip
         else:
-            logger.warning("Refused a page of another site (Sec-Fetch-Site %a, no Origin) at host %a", site, host)
-        if len(self._told) == _MAX_TOLD:
-            logger.warning("%d origins were refused; no more of them are logged", _MAX_TOLD)
+            logger.warning(
+                "Rejected a request from a page of another site (Sec-Fetch-Site %a, no Origin header) to host %a. To "
+                "allow the page, add its origin to the setting 'allowed_origins', and let it send a CORS request",
+                site, host,
+            )  # fmt: skip
+        if len(self._logged) == _MAX_LOGGED:
+            logger.warning("%d origins were rejected; further ones are not logged", _MAX_LOGGED)
 
 
 def _caller(request: Request) -> Caller:
@@ -90,9 +99,9 @@ def _caller(request: Request) -> Caller:
 
 
 def _scheme(request: Request) -> str | None:
-    """What the client has spoken to the outermost server, where it is known.
+    """Return the scheme between the client and the outermost server; ``None`` if it is unknown.
 
-    Without TLS of its own Sanic takes the scheme for ``http``, whatever the proxy before it speaks.
+    Without its own TLS, Sanic assumes ``http``, although a proxy in front of it may use TLS.
     """
     if "://" in request.app.config.get("SERVER_NAME", "") or "proto" in request.forwarded:
         return _SCHEMES.get(request.scheme.lower())
@@ -108,7 +117,7 @@ def _is_asgi_websocket(request: Request) -> bool:
 
 
 def _scope(request: Request) -> Mapping[str, Any]:
-    """What an ASGI server knows of the connection."""
+    """Return the scope of an ASGI connection."""
     transport: Any = request.transport
     scope: Mapping[str, Any] = transport.scope
     return scope

@@ -1,4 +1,4 @@
-"""``/stream``: commands up, frames down, one JSON object in each text frame."""
+"""``/stream``: commands and frames over a WebSocket, one JSON object in each text frame."""
 
 import contextlib
 import logging
@@ -12,7 +12,7 @@ from ..sessions.registry import SessionRegistry
 from ..sessions.session import Session
 from ..transports.auto import WebSocketTransport, websocket_transport
 from ..transports.base import CLOSE_SECONDS
-from .authorization import permit
+from .authorization import get_permissions
 from .request_guard import RequestGuard
 
 __all__ = ["add_websocket_route"]
@@ -25,37 +25,40 @@ def add_websocket_route(blueprint: Blueprint, sessions: SessionRegistry, guard: 
 
     async def stream(request: Request, ws: Websocket) -> None:
         async with websocket_transport(request, ws, sessions.settings) as transport:
-            session = await _admitted(request, transport, sessions, guard)
+            session = await _open_session(request, transport, sessions, guard)
             if session is None:
-                await _read_to_the_end(transport)
+                await _receive_until_closed(transport)
                 return
             try:
                 await _serve(session, transport)
             except WebsocketClosed:
                 pass
             except Exception:
-                logger.exception("Fault in a WebSocket session")
-                session.fail(InternalError("Internal error"))
+                logger.exception("Internal error in a WebSocket session; it was closed. Please report this traceback")
+                session.close_with_error(InternalError("Internal error"))
             finally:
                 session.connection_lost(transport.close_code)
 
     blueprint.add_websocket_route(stream, "/stream", name="stream")
 
 
-async def _admitted(
+async def _open_session(
     request: Request, transport: WebSocketTransport, sessions: SessionRegistry, guard: RequestGuard
 ) -> Session | None:
-    """A new session; ``None`` where there is none, as the client was told: scripts can read a close code."""
+    """Open a session; return ``None`` if the client was rejected.
+
+    A rejection is a close code after the handshake, because scripts cannot read the status of a failed handshake.
+    """
     with sessions.pending_connections.connecting() as pending:
-        refusal = sessions.rejection_reason()
+        rejection = sessions.rejection_reason()
         try:
-            if refusal is None:
+            if rejection is None:
                 guard.check(request)
                 check_query(dict(request.get_args(keep_blank_values=True)))
-                return sessions.open(transport, await permit(request, sessions), pending)
+                return sessions.open(transport, await get_permissions(request, sessions), pending)
         except BridgeError as error:
-            refusal = sessions.close_frame_for(error)
-    transport.close(refusal, CLOSE_SECONDS)
+            rejection = sessions.close_frame_for(error)
+    transport.close(rejection, CLOSE_SECONDS)
     return None
 
 
@@ -68,11 +71,11 @@ async def _serve(session: Session, transport: WebSocketTransport) -> None:
             break
         outcome = await session.execute(received)
         session.send(outcome.reply)
-    await _read_to_the_end(transport)
+    await _receive_until_closed(transport)
 
 
-async def _read_to_the_end(transport: WebSocketTransport) -> None:
-    """Let the client's Close arrive behind what it had sent before; the outlet bounds the wait."""
+async def _receive_until_closed(transport: WebSocketTransport) -> None:
+    """Discard frames until the client's Close frame. The transport limits the time."""
     with contextlib.suppress(WebsocketClosed):
         while True:
             await transport.recv()

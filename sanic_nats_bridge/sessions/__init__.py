@@ -1,1 +1,1 @@
-"""The sessions of one worker and their subscriptions."""
+"""The sessions of one worker, and the subscriptions of each."""

@@ -1,4 +1,4 @@
-"""How long the worker waits for clients, and for the app, until it has heard what it must."""
+"""Timeouts for slow clients and slow app functions, which a worker that stops cuts short."""
 
 import asyncio
 import contextlib
@@ -8,34 +8,34 @@ __all__ = ["Deadlines"]
 
 
 class Deadlines:
-    """Deadlines that are over at once when the worker stops: a client that has begun a request holds nothing up."""
+    """Timeouts that expire at once when the worker stops. An unfinished request doesn't delay the stop."""
 
     def __init__(self) -> None:
-        self._deadlines: set[asyncio.Timeout] = set()
-        self.over = False
-        """The worker stops."""
+        self._timeouts: set[asyncio.Timeout] = set()
+        self.stopping = False
+        """Set while the worker stops. Every timeout is zero then."""
 
     @contextlib.asynccontextmanager
     async def within(self, seconds: float) -> AsyncIterator[None]:
-        """Let this take so long.
+        """Limit the duration of a block.
 
         Raises:
-            TimeoutError: It has taken longer, or the worker stops.
+            TimeoutError: The block has taken longer, or the worker stops.
         """
-        async with asyncio.timeout(0 if self.over else seconds) as deadline:
-            self._deadlines.add(deadline)
+        async with asyncio.timeout(0 if self.stopping else seconds) as timeout:
+            self._timeouts.add(timeout)
             try:
                 yield
             finally:
-                self._deadlines.discard(deadline)
+                self._timeouts.discard(timeout)
 
-    def begin(self) -> None:
-        """Wait, from here on."""
-        self.over = False
+    def start(self) -> None:
+        """Give new blocks their full time."""
+        self.stopping = False
 
-    def end(self) -> None:
-        """Wait no more."""
-        self.over = True
-        for deadline in self._deadlines:
-            if not deadline.expired():
-                deadline.reschedule(0)
+    def stop(self) -> None:
+        """Expire the timeouts of all running blocks, and of all later ones."""
+        self.stopping = True
+        for timeout in self._timeouts:
+            if not timeout.expired():
+                timeout.reschedule(0)

@@ -1,8 +1,7 @@
-"""Keeps one connection alive, and gives it up when its client takes nothing."""
+"""The keepalive of a session: heartbeats, and the end of a connection whose client accepts no data."""
 
 import asyncio
 import math
-from typing import Final
 
 from ..protocol import encoding
 from ..protocol.encoding import WireFormat
@@ -12,61 +11,70 @@ from ..transports.base import Transport
 
 __all__ = ["Keepalive"]
 
-_HEARTBEATS: Final = {wire_format: encoding.encode_frame(Heartbeat(), wire_format) for wire_format in WireFormat}
-_CHECKS_IN_WRITE_TIMEOUT: Final = 4
-_NOTHING: Final = -1  # waits for the client
+_HEARTBEATS = {wire_format: encoding.encode_frame(Heartbeat(), wire_format) for wire_format in WireFormat}
+_CHECKS_IN_WRITE_TIMEOUT = 4
+_NOTHING_PENDING = -1  # less than any number of accepted bytes
 
 
 class Keepalive:
-    """Beats for as long as a session lives; one timer serves the heartbeat and the write timeout."""
+    """A timer that serves both the heartbeat and the write timeout of one session."""
 
-    __slots__ = ("_idle_beats", "_period", "_quiet_beats", "_settings", "_taken", "_timer", "_transport", "_written")
+    __slots__ = (
+        "_accepted",
+        "_idle_ticks",
+        "_period",
+        "_settings",
+        "_stalled_ticks",
+        "_timer",
+        "_transport",
+        "_written",
+    )
 
     def __init__(self, transport: Transport, settings: Settings) -> None:
         self._transport = transport
         self._settings = settings
         self._period = min(settings.heartbeat / 2, settings.write_timeout / _CHECKS_IN_WRITE_TIMEOUT)
         self._written = transport.written
-        self._taken = _NOTHING
-        self._quiet_beats = 0
-        self._idle_beats = 0
+        self._accepted = _NOTHING_PENDING
+        self._idle_ticks = 0
+        self._stalled_ticks = 0
         self._schedule()
 
     def stop(self) -> None:
-        """Beat no more."""
+        """Stop the timer."""
         self._timer.cancel()
 
     def _schedule(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(self._period, self._beat)
+        self._timer = asyncio.get_running_loop().call_later(self._period, self._tick)
 
-    def _beat(self) -> None:
+    def _tick(self) -> None:
         pending = self._transport.pending
-        if self._is_stuck(pending):
+        if self._has_stalled(pending):
             self._transport.abort()
             return
         self._schedule()
-        # It may end the session, and so stop this pulse.
+        # This may end the session, which stops this timer.
         self._transport.keepalive()
         if not self._timer.cancelled():
-            self._break_silence(pending)
+            self._send_heartbeat_if_idle(pending)
 
-    def _is_stuck(self, pending: int) -> bool:
-        """Whether the client has taken not one byte for as long as it may."""
-        taken = self._transport.written - pending
-        if pending and taken <= self._taken and self._transport.reports_pending:
-            self._idle_beats += 1
+    def _has_stalled(self, pending: int) -> bool:
+        """Return whether the client has accepted no byte during the write timeout."""
+        accepted = self._transport.written - pending
+        if pending and accepted <= self._accepted and self._transport.reports_pending:
+            self._stalled_ticks += 1
         else:
-            self._idle_beats = 0
-            self._taken = taken if pending else _NOTHING
-        return self._idle_beats >= math.ceil(self._settings.write_timeout / self._period)
+            self._stalled_ticks = 0
+            self._accepted = accepted if pending else _NOTHING_PENDING
+        return self._stalled_ticks >= math.ceil(self._settings.write_timeout / self._period)
 
-    def _break_silence(self, pending: int) -> None:
-        """Write a heartbeat where else no frame might go out for a whole interval."""
+    def _send_heartbeat_if_idle(self, pending: int) -> None:
+        """Write a heartbeat if the interval could otherwise pass without a frame."""
         if pending or self._transport.written != self._written:
-            self._quiet_beats = 0
+            self._idle_ticks = 0
         else:
-            self._quiet_beats += 1
-        if self._quiet_beats >= self._settings.heartbeat // self._period - 1:
+            self._idle_ticks += 1
+        if self._idle_ticks >= self._settings.heartbeat // self._period - 1:
             self._transport.write(_HEARTBEATS[self._transport.wire_format])
-            self._quiet_beats = 0
+            self._idle_ticks = 0
         self._written = self._transport.written

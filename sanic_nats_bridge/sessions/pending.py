@@ -1,4 +1,4 @@
-"""Clients that have come in, and are no session yet, for the app is still asked who they are."""
+"""Clients that have connected but have no session yet, because the app is still asked for their permissions."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,47 +10,51 @@ __all__ = ["PendingConnection", "PendingConnections"]
 
 
 class PendingConnection:
-    """One client, and what the app has updates about identities since it came in.
+    """A client without a session, and the permission updates since it connected.
 
-    The app may have looked the client up before that: then what it says of the client is out of date.
+    The app may have looked up the permissions of the client before an update, so they may be out of date.
     """
 
     def __init__(self) -> None:
         self.updates: dict[str, Permissions | None] = {}
-        """Their new permissions; ``None`` where they were revoked."""
+        """The new permissions by identity; ``None`` if the identity was revoked."""
 
     def current_permissions(self, permissions: Permissions) -> Permissions | None:
-        """What holds for a client of these permissions; ``None`` where it may not come in any more."""
+        """Return the permissions of the client after the updates; ``None`` if its identity was revoked.
+
+        Args:
+            permissions: The permissions that the app has returned for the client.
+        """
         if permissions.identity is None or permissions.identity not in self.updates:
             return permissions
-        updates = self.updates[permissions.identity]
-        return None if updates is None else replace(updates, identity=permissions.identity)
+        updated = self.updates[permissions.identity]
+        return None if updated is None else replace(updated, identity=permissions.identity)
 
 
 class PendingConnections:
-    """All that are under way in this worker."""
+    """All pending connections of this worker."""
 
     def __init__(self) -> None:
-        self._under_way: set[PendingConnection] = set()
+        self._pending: set[PendingConnection] = set()
 
     def __len__(self) -> int:
-        return len(self._under_way)
+        return len(self._pending)
 
     @contextlib.contextmanager
     def connecting(self) -> Iterator[PendingConnection]:
-        """One more is under way, until `over`, or at the longest until the context is left."""
+        """Add a pending connection, until `discard` or the end of the block."""
         pending = PendingConnection()
-        self._under_way.add(pending)
+        self._pending.add(pending)
         try:
             yield pending
         finally:
-            self.done(pending)
+            self.discard(pending)
 
-    def done(self, pending: PendingConnection) -> None:
-        """It is a session now, or will be none."""
-        self._under_way.discard(pending)
+    def discard(self, pending: PendingConnection) -> None:
+        """Remove a connection that has become a session or was rejected."""
+        self._pending.discard(pending)
 
     def update_permissions(self, identity: str, permissions: Permissions | None) -> None:
-        """Note what the app has updates about an identity; ``None``: it was revoked."""
-        for pending in self._under_way:
+        """Record the new permissions of an identity; ``None`` revokes it."""
+        for pending in self._pending:
             pending.updates[identity] = permissions

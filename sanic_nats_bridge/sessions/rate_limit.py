@@ -1,9 +1,8 @@
-"""How many commands one client sends."""
+"""The limit on the commands of one session."""
 
 import asyncio
 import contextlib
 from collections import deque
-from typing import Final
 
 from ..errors import BridgeError, RateLimitExceeded
 from ..settings import Settings
@@ -11,27 +10,27 @@ from ..token_bucket import TokenBucket
 
 __all__ = ["CommandRateLimiter"]
 
-_MINUTE_SECONDS: Final = 60.0
-_BAD_STATUS: Final = 400
+_MINUTE_SECONDS = 60.0
+_BAD_REQUEST = 400
 
 
 class CommandRateLimiter:
-    """Holds one session to ``command_rate`` and ``max_bad_commands``."""
+    """The settings ``command_rate``, ``command_burst`` and ``max_bad_commands``, applied to one session."""
 
-    __slots__ = ("_bad", "_commands", "_settings", "excess")
+    __slots__ = ("_bad", "_commands", "_settings", "close_reason")
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._commands: TokenBucket | None = None
         self._bad: deque[float] | None = None
-        self.excess: str | None = None
-        """Why the session must end, once it must."""
+        self.close_reason: str | None = None
+        """The reason for which the session must be closed; ``None`` while it is within the limits."""
 
     def count(self) -> None:
-        """Count what has come as a command, whatever it is.
+        """Count a command, valid or not.
 
         Raises:
-            RateLimitExceeded: It is one too many.
+            RateLimitExceeded: The command exceeds ``command_rate``.
         """
         settings, now = self._settings, asyncio.get_running_loop().time()
         if self._commands is None:
@@ -39,22 +38,22 @@ class CommandRateLimiter:
         if self._commands.take(now):
             return
         if self._commands.overdrawn:
-            self.excess = "Too many commands"
-        message = f"At most {settings.command_rate:g} commands a second"
+            self.close_reason = "Too many commands"
+        message = f"At most {settings.command_rate:g} commands per second"
         raise RateLimitExceeded(message, retry_after=self._commands.wait(now))
 
-    def count_ping(self) -> None:
-        """Count a ping, to which nothing can be answered but a pong."""
+    def count_control_frame(self) -> None:
+        """Count a frame that cannot be answered with an error, such as a ping."""
         with contextlib.suppress(RateLimitExceeded):
             self.count()
 
     def count_rejection(self, error: BridgeError) -> None:
-        """Count what no client should have sent."""
-        if error.http_status != _BAD_STATUS:
+        """Count a rejected command against ``max_bad_commands`` if the command was invalid."""
+        if error.http_status != _BAD_REQUEST:
             return
         allowed, now = self._settings.max_bad_commands, asyncio.get_running_loop().time()
         if self._bad is None:
             self._bad = deque(maxlen=allowed)
         if len(self._bad) == allowed and now - self._bad[0] < _MINUTE_SECONDS:
-            self.excess = "Too many commands that are not valid"
+            self.close_reason = "Too many invalid commands"
         self._bad.append(now)

@@ -49,7 +49,7 @@ __all__ = ["Session", "SessionContext"]
 
 logger = logging.getLogger("sanic.root.nats_bridge")
 
-_TOO_SLOW = "Too slow: more waits for this client than may"
+_TOO_SLOW = "Slow consumer: the client does not read its messages fast enough"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -62,14 +62,14 @@ class SessionContext:
     counters: Counters
     expirations: ExpirationQueue
     on_closed: Callable[["Session", int], None]
-    """Called once for each session when it has ended, with its WebSocket close code."""
+    """Called with each session that has ended, and its WebSocket close code."""
     worker: str
-    """The worker's id, with which the ids of its sessions begin."""
+    """The id of the worker, which is the first part of the ids of its sessions."""
     nats: NatsState = "disconnected"
 
 
 class Session:
-    """One browser connection. Signal handlers and `NatsBridge.sessions` hand it to the app, which only reads it."""
+    """One browser connection. The app gets it from signals and `NatsBridge.sessions`, and must only read it."""
 
     __slots__ = (
         "__weakref__",
@@ -90,9 +90,10 @@ class Session:
     )  # fmt: skip
 
     def __init__(self, context: SessionContext, transport: Transport, permissions: Permissions) -> None:
-        # Set once. The id goes to the client with the first frame, and is stored nowhere.
+        # Set once. The id is sent to the client in the first frame, and not stored afterwards.
         self._secret: str | None = new_session_id(context.worker)
         self.key = digest(self._secret)
+        """The digest of the id. It names the session in `NatsBridge.revoke`, but authorizes no command."""
         self.identity = permissions.identity
         self.wire_format = transport.wire_format
         self.write = transport.write
@@ -129,12 +130,12 @@ class Session:
         return self._transport.written
 
     def send(self, frame: Frame) -> None:
-        """Write a frame to the client, after everything that was written before."""
+        """Write a frame to the client, after everything written so far; do nothing if the session has ended."""
         if not self.closed:
             self._transport.send(frame)
 
-    def begin(self) -> None:
-        """Write the first frame, and start the keepalive."""
+    def start(self) -> None:
+        """Write the ``welcome`` frame and start the keepalive."""
         settings = self._context.settings
         heartbeat = int(settings.heartbeat) if settings.heartbeat.is_integer() else settings.heartbeat
         secret, self._secret = self._secret, None
@@ -146,13 +147,13 @@ class Session:
     # Commands
 
     async def execute(self, received: str | bytes | Command, *, rate_limited: bool = True) -> Outcome:
-        """Execute one command after those that arrived before it. Never raises a `BridgeError`.
+        """Execute one command, after those that arrived before it. Never raises a `BridgeError`.
 
-        A rejected command changes nothing; it is counted, and may end the session. The caller must write the
-        reply before the event loop turns, so that it precedes the first message.
+        A rejected command changes nothing. It is counted, and may end the session. The caller must write the reply
+        in the same turn of the event loop, so that it precedes the first message.
 
         Args:
-            received: A text frame, the payload of a binary frame, or a command that is decoded already.
+            received: A text frame, the payload of a binary frame, or a decoded command.
             rate_limited: Whether the command counts against ``command_rate``.
         """
         command = received if isinstance(received, Command) else None
@@ -163,15 +164,15 @@ class Session:
                 self._count_command()
             if command is None:
                 command = self._decode(received, data)
-            return Outcome(await self._carry_out(command))
+            return Outcome(await self._dispatch(command))
         except BridgeError as error:
             rejection = error
         except Exception:
-            logger.exception("Fault in a command")
+            logger.exception("Internal error in a command; the client was notified. Please report this traceback")
             rejection = InternalError("Internal error")
         self._context.counters.refused[rejection.code] += 1
         self._rate_limiter.count_rejection(rejection)
-        self._end_excess()
+        self._close_if_over_limit()
         if command is None:
             return Outcome.rejected(rejection, id=command_id_of(data))
         return Outcome.rejected(rejection, command.action, command.id)
@@ -179,15 +180,15 @@ class Session:
     def _check_size(self, data: bytes) -> None:
         max_bytes = self._context.settings.max_command_bytes
         if len(data) > max_bytes:
-            error = SizeLimitExceeded(f"A command is at most {max_bytes} bytes")
-            self.fail(error)
+            error = SizeLimitExceeded(f"A command must be at most {max_bytes} bytes")
+            self.close_with_error(error)
             raise error
 
     def _count_command(self) -> None:
         try:
             self._rate_limiter.count()
         finally:
-            self._end_excess()
+            self._close_if_over_limit()
 
     def _decode(self, received: object, data: bytes) -> Command:
         if not isinstance(received, str):
@@ -195,15 +196,15 @@ class Session:
         return decode_command(data)
 
     def control_frame_received(self) -> None:
-        """Count a ping, or another frame that is no command, as one: it costs no less."""
-        self._rate_limiter.count_ping()
-        self._end_excess()
+        """Count a ping, or another frame without a command, as a command, because it costs as much."""
+        self._rate_limiter.count_control_frame()
+        self._close_if_over_limit()
 
-    def _end_excess(self) -> None:
-        if self._rate_limiter.excess is not None:
-            self.close(CloseCode.TOO_MANY_COMMANDS, self._rate_limiter.excess)
+    def _close_if_over_limit(self) -> None:
+        if self._rate_limiter.close_reason is not None:
+            self.close(CloseCode.TOO_MANY_COMMANDS, self._rate_limiter.close_reason)
 
-    async def _carry_out(self, command: Command) -> Reply:
+    async def _dispatch(self, command: Command) -> Reply:
         async with self._lock:
             await self.wait_until_writable()
             self._context.expirations.expire_due()
@@ -226,10 +227,10 @@ class Session:
             self.subscription_active(pattern)
         return success(command, patterns)
 
-    # A client that does not keep up
+    # Slow consumers
 
     def pause_writing(self) -> None:
-        """More waits for the client than may: its messages are left out from here on."""
+        """Skip messages from now on, because the client's buffer has exceeded its limit."""
         if not self.closed:
             self.is_writable = False
             self._slow_consumer = SlowConsumer(
@@ -237,103 +238,119 @@ class Session:
             )
 
     def skip(self, messages: Sequence[EncodedMessage]) -> None:
-        """Deal with messages that come while the client does not keep up."""
+        """Skip messages that arrive while the client is too slow, or close the session if ``overflow`` is "close"."""
         if self._context.settings.overflow == "close":
             self.close(CloseCode.TRY_AGAIN_LATER, _TOO_SLOW, self._context.settings.write_timeout)
         elif self._slow_consumer is not None:
             self._slow_consumer.add(messages)
 
     def resume_writing(self) -> None:
-        """The client has caught up: tell it what it has missed, and go on."""
+        """Send the gaps and the kept messages to a client that has caught up, and stop skipping."""
         self._context.expirations.expire_due()
-        skipped, self._slow_consumer = self._slow_consumer, None
-        if skipped is None or self.closed:
+        slow_consumer, self._slow_consumer = self._slow_consumer, None
+        if slow_consumer is None or self.closed:
             return
         self.is_writable = True
-        skipped.over.set()
-        if told := skipped.told():
-            self.write(told)
+        slow_consumer.ended.set()
+        if backlog := slow_consumer.encode_backlog():
+            self.write(backlog)
 
     async def wait_until_writable(self) -> None:
-        """Wait until the client keeps up, or is gone: what it asks for would wait behind all the rest."""
-        while self._slow_consumer is not None:
-            await self._slow_consumer.over.wait()
+        """Wait until the client has caught up or the session has ended.
 
-    # What the hub, the connection to NATS and the app bring
+        A slow client would get the reply to a command only after all that is buffered for it.
+        """
+        while self._slow_consumer is not None:
+            await self._slow_consumer.ended.wait()
+
+    # Called by the hub, the registry and the app
 
     def subscription_active(self, pattern: str) -> None:
-        """There is an end to whether NATS has a subscription: it has, or the client follows it no longer."""
-        if self._subscriptions.settle(pattern) and self._context.nats == "connected":
+        """Mark a subscription as confirmed or ended, and send the status "connected" once none is unconfirmed."""
+        if self._subscriptions.confirm(pattern) and self._context.nats == "connected":
             self.send(Status(nats="connected"))
 
-    def ended(self, pattern: str, error: BridgeError) -> None:
-        """A subscription was ended, but not by the client."""
+    def subscription_ended(self, pattern: str, error: BridgeError) -> None:
+        """Remove a subscription that the client hasn't ended itself, and report it to the client."""
         if self.closed:
             return
-        self._subscriptions.drop(pattern)
-        if self._slow_consumer is not None and (gap := self._slow_consumer.take(pattern)):
+        self._subscriptions.remove(pattern)
+        if self._slow_consumer is not None and (gap := self._slow_consumer.remove(pattern)):
             self.send(gap)
         self.send(Unsubscribed(subjects=[pattern], code=error.code, message=error.message))
         self.subscription_active(pattern)
 
-    def missed(self, pattern: str) -> None:
-        """Tell the client that it may have missed messages here, by a fault of the bridge."""
+    def messages_lost(self, pattern: str) -> None:
+        """Send a gap for messages that an internal error may have lost."""
         self._context.counters.gaps["internal"] += 1
         self.send(Gap(subjects=[pattern], lost=None, reason="internal"))
 
     def mark_gaps(self) -> None:
-        """Remember which subscriptions miss messages from here on."""
+        """Mark the subscriptions that lose messages from now on, because NATS is disconnected."""
         self._subscriptions.mark_gaps()
 
     def send_gaps(self) -> None:
-        """Tell the client which subscriptions have missed messages up to here."""
-        holes = self._subscriptions.take_gaps()
-        if holes:
-            self._context.counters.gaps["nats_reconnect"] += len(holes)
-            self.send(Gap(subjects=holes, lost=None, reason="nats_reconnect"))
+        """Send a gap for the marked subscriptions, because NATS is connected again."""
+        patterns = self._subscriptions.take_gaps()
+        if patterns:
+            self._context.counters.gaps["nats_reconnect"] += len(patterns)
+            self.send(Gap(subjects=patterns, lost=None, reason="nats_reconnect"))
 
     def send_connected(self, status: bytes) -> None:
-        """Tell the client that every subscription is live, or else let `subscription_active` do so, once it is."""
+        """Write the status "connected" if every subscription is active; otherwise `subscription_active` sends it later.
+
+        Args:
+            status: The encoded status frame, which all sessions of one wire format share.
+        """
         if self._subscriptions.confirm_active():
             self.write(status)
 
     def update_permissions(self, permissions: Permissions) -> None:
-        """Go by other permissions from here on; subscriptions that do not fit end."""
+        """Replace the permissions, and end the subscriptions that they don't allow."""
         for pattern in self._subscriptions.update_permissions(permissions):
-            self.ended(pattern, ForbiddenSubject(f"No longer allowed: '{pattern}'", [pattern]))
+            self.subscription_ended(pattern, ForbiddenSubject(f"No longer allowed: '{pattern}'", [pattern]))
         if self._slow_consumer is not None:
-            self._slow_consumer.drop(self._subscriptions.excludes)
+            self._slow_consumer.drop_excluded(self._subscriptions.excludes)
 
-    # The end
+    # The end of the session
 
-    def fail(self, error: BridgeError) -> None:
-        """End the session for an error that no reply can mend."""
+    def close_with_error(self, error: BridgeError) -> None:
+        """End the session because of an error."""
         self.close(error.close_code or CloseCode.INTERNAL, error.message)
 
     def expire(self) -> None:
-        """End the session, for its permissions have expired; what the server, or the kernel, has may still leave."""
+        """End the session because its permissions have expired.
+
+        Messages that were written before may still be sent within ``write_timeout``.
+        """
         self.close(CloseCode.UNAUTHORIZED, "The permissions have expired", self._context.settings.write_timeout)
 
     def close(self, code: CloseCode, reason: str, seconds: float | None = None) -> None:
-        """End the session: the client hears why, and nothing more; it has so many seconds to take that."""
+        """End the session with a ``close`` frame, which is the last one.
+
+        Args:
+            code: The close code.
+            reason: The reason, for people.
+            seconds: The time that the client has to accept all that was written; 5 seconds by default.
+        """
         if not self.closed:
-            self._leave(code, cut=code.drops_pending)
+            self._end(code, cut=code.drops_pending)
             settings = self._context.settings
             close = close_frame(code, reason, retry=settings.retry, spread=settings.reconnect_spread)
             self._transport.close(close, seconds or CLOSE_SECONDS)
 
     def connection_lost(self, code: int) -> None:
-        """The client has ended the connection, with this WebSocket close code."""
+        """End the session because the connection was closed, with this WebSocket close code."""
         if not self.closed:
-            self._leave(code)
+            self._end(code)
 
-    def _leave(self, code: int, *, cut: bool = False) -> None:
+    def _end(self, code: int, *, cut: bool = False) -> None:
         self.closed = True
         self._transport.set_listener(None)
         if self._keepalive is not None:
             self._keepalive.stop()
         if self._slow_consumer is not None:
-            self._slow_consumer.over.set()
+            self._slow_consumer.ended.set()
             self._slow_consumer = None
         self._subscriptions.close(cut=cut)
         self._context.on_closed(self, code)

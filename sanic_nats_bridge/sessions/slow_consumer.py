@@ -1,8 +1,7 @@
-"""What a client is not given while it is over its limit, and what it is told of it."""
+"""The messages that a slow consumer skips, and the gaps that it receives instead."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final
 
 from ..metrics.counters import Counters
 from ..protocol import encoding
@@ -11,64 +10,70 @@ from ..protocol.messages import Gap
 
 __all__ = ["SlowConsumer"]
 
-_ENTRY_BYTES: Final = 128  # what it costs to keep a message, beside the message
+_OVERHEAD_BYTES = 128  # memory per kept message beside its own bytes
 
 
 class SlowConsumer:
-    """The messages left out since a client went over its limit.
+    """The messages skipped since a client's buffer exceeded its limit.
 
-    With ``kept_bytes`` the newest of each subscription and subject are kept, to be delivered later, for
-    as long as all of them together are no larger; the oldest give way. The others are counted.
+    The newest message of each subscription and subject is kept, and delivered once the client has caught up.
+    All kept messages together take at most ``kept_bytes``; the oldest are dropped first. Dropped messages are
+    counted as lost.
     """
 
     def __init__(self, wire_format: WireFormat, kept_bytes: int, counters: Counters) -> None:
-        self.over: Final = asyncio.Event()
+        self.ended = asyncio.Event()
+        """Set when the client has caught up, or when its session has ended."""
         self._counters = counters
         counters.slow_consumers += 1
-        self._form = wire_format
+        self._wire_format = wire_format
         self._kept_bytes = kept_bytes
-        self._room = kept_bytes
-        # Bytes, not deliveries: those hold what they were made of too.
+        self._free_bytes = kept_bytes
+        # The encoded bytes only: an EncodedMessage would also keep its payload alive.
         self._kept: dict[tuple[str, str], bytes] = {}
         self._lost: dict[str, int] = {}
 
     def add(self, messages: Sequence[EncodedMessage]) -> None:
-        """Leave these messages out."""
+        """Skip messages: keep the newest ones, or only count them if ``kept_bytes`` is 0."""
         if not self._kept_bytes:
             self._counters.lost["slow_consumer"] += len(messages)
         for message in messages:
             pattern = message.prefix.pattern
             if self._kept_bytes:
-                self._keep((pattern, message.subject), message.encoded(self._form))
+                self._keep((pattern, message.subject), message.encoded(self._wire_format))
             else:
                 self._lost[pattern] = self._lost.get(pattern, 0) + 1
 
-    def take(self, pattern: str) -> Gap | None:
-        """What the client is told of a subscription that has ended, if it has missed any of it."""
+    def remove(self, pattern: str) -> Gap | None:
+        """Remove a subscription that has ended; return its gap if it has lost messages."""
         for key in [key for key in self._kept if key[0] == pattern]:
-            self._lose(key)
+            self._drop(key)
         lost = self._lost.pop(pattern, 0)
         return self._gap(pattern, lost) if lost else None
 
-    def drop(self, unwanted: Callable[[str, str], bool]) -> None:
-        """Keep nothing of what is not for the client any more, by pattern and subject."""
-        for key in [key for key in self._kept if unwanted(*key)]:
-            self._lose(key)
+    def drop_excluded(self, excludes: Callable[[str, str], bool]) -> None:
+        """Drop the kept messages that the client must no longer receive.
+
+        Args:
+            excludes: Returns whether a message is excluded, by its pattern and subject.
+        """
+        for key in [key for key in self._kept if excludes(*key)]:
+            self._drop(key)
 
     @property
     def lost(self) -> Iterable[tuple[str, int]]:
-        """How many messages of which pattern the client will never get."""
+        """The patterns with lost messages, and the number of these."""
         return self._lost.items()
 
     @property
     def kept(self) -> Iterable[bytes]:
-        """The messages that it gets after all, in the order of their arrival."""
+        """The kept messages, in the order of their arrival."""
         return self._kept.values()
 
-    def told(self) -> bytes:
-        """What the client is given once it has caught up: a gap for each pattern, and what was kept."""
+    def encode_backlog(self) -> bytes:
+        """Encode the frames for a client that has caught up: a gap for each pattern, then the kept messages."""
         self._counters.deliveries += len(self._kept)
-        gaps = [encoding.encode_frame(self._gap(pattern, lost), self._form) for pattern, lost in self.lost]
+        gaps = [encoding.encode_frame(self._gap(pattern, lost), self._wire_format) for pattern, lost in self.lost]
         return b"".join([*gaps, *self.kept])
 
     def _gap(self, pattern: str, lost: int) -> Gap:
@@ -77,18 +82,18 @@ class SlowConsumer:
 
     def _keep(self, key: tuple[str, str], message: bytes) -> None:
         if key in self._kept:
-            self._lose(key)
+            self._drop(key)
         self._kept[key] = message
-        self._room -= _cost(message)
-        # One that has no room at all takes the place of no other.
-        while self._room < 0:
-            self._lose(key if _cost(message) > self._kept_bytes else next(iter(self._kept)))
+        self._free_bytes -= _memory_bytes(message)
+        # A message that exceeds the limit by itself doesn't displace others.
+        while self._free_bytes < 0:
+            self._drop(key if _memory_bytes(message) > self._kept_bytes else next(iter(self._kept)))
 
-    def _lose(self, key: tuple[str, str]) -> None:
-        self._room += _cost(self._kept.pop(key))
+    def _drop(self, key: tuple[str, str]) -> None:
+        self._free_bytes += _memory_bytes(self._kept.pop(key))
         self._counters.lost["slow_consumer"] += 1
         self._lost[key[0]] = self._lost.get(key[0], 0) + 1
 
 
-def _cost(message: bytes) -> int:
-    return len(message) + _ENTRY_BYTES
+def _memory_bytes(message: bytes) -> int:
+    return len(message) + _OVERHEAD_BYTES

@@ -1,1 +1,1 @@
-"""The transports: how bytes reach and leave one client."""
+"""Transports: the connection to one client, by server and protocol."""

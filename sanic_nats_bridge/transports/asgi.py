@@ -1,8 +1,9 @@
-"""The ways to clients where the server gives no transport to write to: those of an ASGI server.
+"""Transports for clients of an ASGI server, which gives no asyncio transport to write to.
 
-Each has one bounded queue, and one task that hands over what waits there, as fast as the server takes it.
-The only file that touches private parts of Sanic's ASGI side: ``send`` and ``receive`` of its stand-in for
-a transport; ``_send`` of that, which leads to the transport of uvicorn; and the ``stage`` of a request's stream.
+Each has one bounded queue, and one task that sends the queued data as fast as the server accepts it.
+
+No other module uses private parts of Sanic's ASGI support: ``send`` and ``receive`` of its MockTransport, ``_send`` of
+that, through which uvicorn's transport is found, and the ``stage`` of a request's stream.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator
 from functools import lru_cache
-from typing import Any, ClassVar, Final, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 from sanic import HTTPResponse, Request
 from sanic.exceptions import WebsocketClosed
@@ -24,14 +25,14 @@ from ..protocol.encoding import WireFormat
 from ..protocol.messages import Close, Frame
 from ..settings import Settings
 from .base import CLOSED_WITHOUT_CODE, TransportListener
-from .tcp import bound_silence
+from .tcp import set_user_timeout
 
 __all__ = ["AsgiSseTransport", "AsgiWebSocketTransport"]
 
 logger = logging.getLogger("sanic.root.nats_bridge")
 
-_PART_BYTES: Final = 65_536  # what servers themselves let wait
-_EVENT_END: Final = b"\n\n"
+_PART_BYTES = 65_536  # the high-water mark of the servers themselves
+_EVENT_END = b"\n\n"
 
 
 class _AsgiTransport(ABC):
@@ -43,35 +44,36 @@ class _AsgiTransport(ABC):
         self.written = 0
         self.pending = 0
         self.close_code = CLOSED_WITHOUT_CODE
-        """The code that the client has closed with; 1006 for an event stream, whose client leaves without one."""
+        """The close code of the client; 1006 for an event stream, which has no close codes."""
         self._server = cast(Any, request.transport)
         self._high_water, self._low_water = settings.high_water_bytes, settings.low_water_bytes
-        self._full = False
+        self._writing_paused = False
         self._queue: deque[bytes | memoryview] = deque()
-        self._queued = asyncio.Event()
-        self._last: Close | None = None
-        self._over = False
+        self._queue_filled = asyncio.Event()
+        self._close_frame: Close | None = None
+        """The last frame, once it is queued."""
+        self._ended = False
         self._handler: asyncio.Timeout | None = None
         self._writer: asyncio.Task[None] | None = None
-        self._transport = _transport_behind(self._server)
+        self._transport = _server_transport(self._server)
         if self._transport is not None:
-            bound_silence(self._transport, settings.write_timeout)
+            set_user_timeout(self._transport, settings.write_timeout)
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[Self]:
-        """Write for as long as the handler is in here, which ends when the connection does."""
-        self._writer = asyncio.create_task(self._write_on())
+        """Run the writer while the handler is in this context. The end of the connection ends the handler."""
+        self._writer = asyncio.create_task(self._write_loop())
         try:
             async with asyncio.timeout(None) as self._handler:
                 yield self
-                if self._last is not None and not self._over:
+                if self._close_frame is not None and not self._ended:
                     await self._writer
         except asyncio.CancelledError:
-            # From a server that has waited long enough for its clients. The handler ends in order all the
-            # same: Sanic's ASGI WebSocket lacks what Sanic calls for one that was cancelled.
+            # The server cancels handlers at the end of its graceful shutdown. This one ends normally, because Sanic's
+            # ASGI WebSocket lacks a method that Sanic calls for a cancelled handler.
             pass
         except TimeoutError:
-            if not self._over:
+            if not self._ended:
                 raise
         finally:
             self._handler = None
@@ -81,36 +83,36 @@ class _AsgiTransport(ABC):
         self._listener = listener
 
     def write(self, data: bytes) -> None:
-        if self._over or self._last is not None:
+        if self._ended or self._close_frame is not None:
             return
         self._queue.append(data)
-        self._queued.set()
+        self._queue_filled.set()
         self.written += len(data)
         self.pending += len(data)
-        if self.pending > self._high_water and not self._full:
-            self._full = True
+        if self.pending > self._high_water and not self._writing_paused:
+            self._writing_paused = True
             if self._listener is not None:
                 self._listener.pause_writing()
 
     def send(self, frame: Frame, retry: int | None = None) -> None:
         self.write(encoding.encode_frame(frame, self.wire_format, retry))
 
-    def keepalive(self) -> None:  # noqa: B027 - no way needs more
-        """Nothing: the server never takes for idle what has not ended."""
+    def keepalive(self) -> None:  # noqa: B027 - not abstract
+        """Do nothing, because an ASGI server never closes an unfinished response as idle."""
 
-    def close(self, close: Close, seconds: float) -> None:
-        if CloseCode(close.code).drops_pending:
-            self._cut()
-        self.send(close, close.retry if isinstance(close.retry, int) else None)
-        self._last = close
-        asyncio.get_running_loop().call_later(seconds, self.abort)
+    def close(self, frame: Close, timeout: float) -> None:
+        if CloseCode(frame.code).drops_pending:
+            self._drop_queue()
+        self.send(frame, frame.retry if isinstance(frame.retry, int) else None)
+        self._close_frame = frame
+        asyncio.get_running_loop().call_later(timeout, self.abort)
 
-    def _cut(self) -> None:
-        """Leave out what waits here; what the server has been given may still leave."""
-        waiting, self._queue = self._queue, deque()
-        self._leave_out(sum(map(len, waiting)))
+    def _drop_queue(self) -> None:
+        """Drop the queued data. Data that the server has accepted may still be sent."""
+        dropped, self._queue = self._queue, deque()
+        self._uncount(sum(map(len, dropped)))
 
-    def _leave_out(self, size: int) -> None:
+    def _uncount(self, size: int) -> None:
         self.written -= size
         self.pending -= size
 
@@ -119,41 +121,41 @@ class _AsgiTransport(ABC):
             self._transport.abort()
         self._end()
 
-    async def _write_on(self) -> None:
+    async def _write_loop(self) -> None:
         try:
-            while self._last is None or self._queue:
+            while self._close_frame is None or self._queue:
                 while self._queue:
                     await self._send_next()
-                if self._last is None:
-                    self._queued.clear()
-                    await self._queued.wait()
-            await self._send_end(self._last)
+                if self._close_frame is None:
+                    self._queue_filled.clear()
+                    await self._queue_filled.wait()
+            await self._send_end(self._close_frame)
         except Exception:
-            # Each server has its own way to say that the client has gone.
-            logger.debug("The server takes no more for a client", exc_info=True)
+            # Each server raises its own exception for a disconnected client.
+            logger.debug("The ASGI server accepts no more data for a client", exc_info=True)
             self._end()
 
     @abstractmethod
     async def _send_next(self) -> None:
-        """Hand the server some of what waits."""
+        """Send some of the queued data to the server."""
 
     @abstractmethod
-    async def _send_end(self, close: Close) -> None:
-        """End the connection as its transport does."""
+    async def _send_end(self, frame: Close) -> None:
+        """Close the connection as the protocol prescribes."""
 
-    def _taken(self, size: int) -> None:
-        """The server has taken that many bytes of what waits."""
+    def _accepted(self, size: int) -> None:
+        """Count bytes that the server has accepted."""
         self.pending -= size
-        if self._full and self.pending <= self._low_water:
-            self._full = False
+        if self._writing_paused and self.pending <= self._low_water:
+            self._writing_paused = False
             if self._listener is not None:
                 self._listener.resume_writing()
 
     def _end(self) -> None:
-        """The connection is over: end the session, the writer and the handler."""
-        if self._over:
+        """End the session, the writer and the handler, because the connection has ended."""
+        if self._ended:
             return
-        self._over = True
+        self._ended = True
         self._queue.clear()
         self.pending = 0
         if self._writer is not None:
@@ -165,21 +167,22 @@ class _AsgiTransport(ABC):
 
 
 class AsgiWebSocketTransport(_AsgiTransport):
-    """The way to a client of ``/stream``."""
+    """The transport of a client of ``/stream``."""
 
     wire_format = WireFormat.JSON_LINES
 
     def __init__(self, request: Request, settings: Settings) -> None:
         super().__init__(request, settings)
-        self._next: deque[tuple[str, int]] = deque()
+        self._messages: deque[tuple[str, int]] = deque()
+        """The messages of the write that is being sent, with their sizes."""
 
     async def recv(self) -> str | bytes:
-        """What the client has sent.
+        """Return the next message of the client.
 
         Raises:
-            WebsocketClosed: It will send nothing more.
+            WebsocketClosed: The client has closed the connection.
         """
-        # Sanic's own `recv` keeps the code of a close for itself.
+        # Not by Sanic's `recv`, which doesn't return the close code.
         while (event := await self._server.receive())["type"] != "websocket.disconnect":
             if event["type"] == "websocket.receive":
                 text: str | None = event.get("text")
@@ -189,24 +192,24 @@ class AsgiWebSocketTransport(_AsgiTransport):
         raise WebsocketClosed
 
     async def _send_next(self) -> None:
-        self._next.extend(_texts(cast(bytes, self._queue.popleft())))
-        while self._next:
-            text, size = self._next.popleft()
+        self._messages.extend(_split_messages(cast(bytes, self._queue.popleft())))
+        while self._messages:
+            text, size = self._messages.popleft()
             await self._server.send({"type": "websocket.send", "text": text})
-            self._taken(size)
+            self._accepted(size)
 
-    def _cut(self) -> None:
-        super()._cut()
-        self._leave_out(sum(size for _, size in self._next))
-        self._next.clear()
+    def _drop_queue(self) -> None:
+        super()._drop_queue()
+        self._uncount(sum(size for _, size in self._messages))
+        self._messages.clear()
 
-    async def _send_end(self, close: Close) -> None:
-        # The `close` of Sanic's ASGI WebSocket does nothing. The handler reads on, for the closing handshake.
-        await self._server.send({"type": "websocket.close", "code": close.code, "reason": close.reason})
+    async def _send_end(self, frame: Close) -> None:
+        # Not by `close` of Sanic's ASGI WebSocket, which does nothing. The handler reads on for the closing handshake.
+        await self._server.send({"type": "websocket.close", "code": frame.code, "reason": frame.reason})
 
 
 class AsgiSseTransport(_AsgiTransport):
-    """The way to a client of ``/events``, once its response has begun."""
+    """The transport of a client of ``/events`` whose response has begun."""
 
     wire_format = WireFormat.EVENTS
 
@@ -216,12 +219,12 @@ class AsgiSseTransport(_AsgiTransport):
         self._response = response
 
     def abort(self) -> None:
-        """End the connection at once, unless it serves another request by now."""
-        if not self._over:
+        """Close the connection at once, unless it already serves another request."""
+        if not self._ended:
             super().abort()
 
     async def wait_finished(self) -> None:
-        """Wait until the session has ended, or the client has gone."""
+        """Wait until the session has ended or the client has disconnected."""
         while (await self._server.receive())["type"] != "http.disconnect":
             pass
         self._end()
@@ -232,52 +235,52 @@ class AsgiSseTransport(_AsgiTransport):
         while self._queue and room:
             part = self._queue.popleft()
             if len(part) > room:
-                # A view: the same bytes wait for other clients too.
+                # As a view, because the same bytes are queued for other clients.
                 view = memoryview(part)
                 self._queue.appendleft(view[room:])
                 part = view[:room]
             parts.append(part)
             room -= len(part)
         await self._response.send(b"".join(parts))
-        self._taken(_PART_BYTES - room)
+        self._accepted(_PART_BYTES - room)
 
-    def _cut(self) -> None:
+    def _drop_queue(self) -> None:
         rest = _rest_of_event(self._queue[0]) if self._queue else b""
-        super()._cut()
+        super()._drop_queue()
         if rest:
             self._queue.append(rest)
-            self._leave_out(-len(rest))
+            self._uncount(-len(rest))
 
-    async def _send_end(self, close: Close) -> None:
+    async def _send_end(self, frame: Close) -> None:
         await self._response.send(end_stream=True)
         self._end()
 
     def _end(self) -> None:
-        # Sanic would end the response behind the handler, and wait for a client that takes nothing.
+        # Otherwise Sanic ends the response after the handler, and waits for a client that may receive nothing.
         self._stream.stage = Stage.IDLE
         super()._end()
 
 
 def _rest_of_event(part: bytes | memoryview) -> bytes:
-    """What is missing of an event that was handed over in part: without it the next one would be a piece of it."""
+    """Return the rest of an event that was sent in part. Without it, the next event would become part of this one."""
     if isinstance(part, bytes):
         return b""
-    # From the end of what was handed over on, which may stand within the empty line that ends an event.
+    # The last two sent bytes are included, because they may be the beginning of the empty line that ends an event.
     whole = cast(bytes, part.obj)
-    last, end, _ = whole[len(whole) - len(part) - len(_EVENT_END) :].partition(_EVENT_END)
-    return (last + end)[len(_EVENT_END) :]
+    rest, end, _ = whole[len(whole) - len(part) - len(_EVENT_END) :].partition(_EVENT_END)
+    return (rest + end)[len(_EVENT_END) :]
 
 
 @lru_cache(maxsize=8)
-def _texts(lines: bytes) -> list[tuple[str, int]]:
-    """The JSON documents in what was written at once, with their sizes: the same for many clients."""
+def _split_messages(lines: bytes) -> list[tuple[str, int]]:
+    """Return the JSON documents of one write, with their sizes. Cached, because many clients get the same bytes."""
     return [(line.decode(), len(line) + 1) for line in lines.splitlines()]
 
 
-def _transport_behind(server: Any) -> Any:
-    """The transport of the connection, where the server shows one.
+def _server_transport(server: Any) -> Any:
+    """Return the server's asyncio transport, or ``None`` if the server doesn't expose it.
 
-    Where it does not, what the server has accepted waits for as long as the kernel lets it.
+    Without it, data that the server has accepted waits until the kernel's own timeout.
     """
     transport = getattr(getattr(server._send, "__self__", None), "transport", None)
     return transport if callable(getattr(transport, "abort", None)) else None

@@ -1,39 +1,43 @@
-"""What the client of a WebSocket has sent, until it is read."""
+"""The messages that the client of a WebSocket has sent and the session has not read yet."""
 
 import asyncio
 from collections import deque
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from sanic.exceptions import WebsocketClosed
 from websockets.frames import Opcode
 
 __all__ = ["MessageAssembler", "ReadSource"]
 
-_MAX_WAITING: Final = 16
-_MAX_WAITING_BYTES: Final = 65_536
+_MAX_WAITING = 16
+_MAX_WAITING_BYTES = 65_536
 
 
 class ReadSource(Protocol):
-    """From where the messages come, and go on to come unless it is paused: a transport, or what stands before it."""
+    """A source of data that can be paused, such as a transport or a `ReadThrottle`."""
 
     def is_closing(self) -> bool:
-        """Whether it is about to end."""
+        """Return whether the source is about to end."""
 
     def pause_reading(self) -> None:
-        """Bring nothing more."""
+        """Pause the source."""
 
     def resume_reading(self) -> None:
-        """Go on."""
+        """Resume the source."""
 
 
 class MessageAssembler:
-    """Stands in for the frame assembler of Sanic's WebSocket, and for the future by which Sanic ends a read.
+    """Replacement for the frame assembler of Sanic's WebSocket, and for the future by which Sanic ends a read.
 
-    Sanic's ``recv()`` makes two tasks for each message, and holds 8 KiB for each connection that waits.
+    Sanic's ``recv()`` starts two tasks per message, and holds 8 KiB per waiting connection.
+
+    Args:
+        source: The source of the frames. It is paused while many messages wait.
+        max_bytes: The size at which an incomplete message becomes a message.
     """
 
     __slots__ = (
-        "_closed", "_full", "_held", "_max_bytes", "_messages", "_part", "_shut", "_size", "_source", "_text",
+        "_closed", "_full", "_max_bytes", "_messages", "_part", "_paused", "_size", "_source", "_stopped", "_text",
         "_waiter",
     )  # fmt: skip
 
@@ -46,18 +50,18 @@ class MessageAssembler:
         self._text = False
         self._closed = False
         self._full = False
-        self._held = False
-        self._shut = False
+        self._paused = False
+        self._stopped = False
         self._waiter: asyncio.Future[None] | None = None
 
     async def put(self, frame: Any) -> None:
-        """Take a frame, as `websockets` has checked it; called by Sanic, which answers pings itself.
+        """Add a frame, which `websockets` has checked. Called by Sanic, which answers pings itself.
 
-        Of a message in fragments that is larger than may be what has come is a message: so its reader ends the
-        connection in its turn, and its sender cannot go on with it for ever.
+        The received part of an oversized fragmented message becomes a message. The session then rejects it because of
+        its size, so a client can't send such a message without end.
 
         Raises:
-            UnicodeDecodeError: A text is not UTF-8.
+            UnicodeDecodeError: A text message isn't UTF-8.
         """
         if frame.opcode not in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
             return
@@ -70,23 +74,23 @@ class MessageAssembler:
             self.add(message.decode() if self._text else message)
         elif len(self._part) > self._max_bytes:
             message, self._part = bytes(self._part), bytearray()
-            self._text = False  # the cut may be within a character, here and at the beginning of the rest
+            self._text = False  # because both this part and the rest may begin or end within a character
             self.add(message)
 
     def cancel(self) -> None:
-        """Hear that nothing more comes; called by Sanic when the client has closed."""
+        """End the stream of messages. Called by Sanic when the client has closed the connection."""
         self._closed = True
         self._wake()
 
     async def get(self) -> str | bytes:
-        """The next message: a text, or bytes of a binary one.
+        """Return the next message: a string, or the bytes of a binary message.
 
         Raises:
-            WebsocketClosed: The client has closed, and all that it had sent was read.
+            WebsocketClosed: The client has closed the connection, and all its messages were read.
         """
         while not self._messages:
             if self._closed:
-                raise WebsocketClosed("The client has closed")
+                raise WebsocketClosed("The client has closed the connection")
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         message = self._messages.popleft()
@@ -94,40 +98,40 @@ class MessageAssembler:
             self._messages = None
             self._size = 0
             self._full = False
-            self._pace()
+            self._update_reading()
         return message
 
-    def hold(self) -> None:
-        """Read no further: answers, Sanic's own to pings too, would only wait."""
-        self._held = True
-        self._pace()
+    def pause(self) -> None:
+        """Pause reading, because replies, and Sanic's pongs, would only add to the pending bytes."""
+        self._paused = True
+        self._update_reading()
 
-    def release(self) -> None:
-        """Read on."""
-        self._held = False
-        self._pace()
+    def resume(self) -> None:
+        """Resume reading."""
+        self._paused = False
+        self._update_reading()
 
-    def shut(self) -> None:
-        """Read nothing more at all, not even to leave it out."""
-        self._shut = True
-        self._pace()
+    def stop(self) -> None:
+        """Stop reading for good. Further input isn't even read to be dropped."""
+        self._stopped = True
+        self._update_reading()
 
     def add(self, message: str | bytes) -> None:
-        """Take a whole message."""
+        """Add a complete message."""
         if self._messages is None:
-            # An empty one takes more than half a KiB.
+            # Created on demand, because an empty deque takes more than half a KiB.
             self._messages = deque()
         self._messages.append(message)
         self._size += len(message)
         if len(self._messages) >= _MAX_WAITING or self._size >= _MAX_WAITING_BYTES:
             self._full = True
-            self._pace()
+            self._update_reading()
         self._wake()
 
-    def _pace(self) -> None:
+    def _update_reading(self) -> None:
         if self._source.is_closing():
             return
-        if self._full or self._held or self._shut:
+        if self._full or self._paused or self._stopped:
             self._source.pause_reading()
         else:
             self._source.resume_reading()

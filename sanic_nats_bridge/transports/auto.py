@@ -1,4 +1,4 @@
-"""Which way leads back to a client: that of the server through which its request came."""
+"""Choice of the transport by the server through which a request came: Sanic's own or an ASGI server."""
 
 import contextlib
 from contextlib import AbstractAsyncContextManager
@@ -18,15 +18,15 @@ SseTransport: TypeAlias = SanicSseTransport | AsgiSseTransport
 
 
 def is_asgi(request: Request) -> bool:
-    """Whether it came by an ASGI server."""
+    """Return whether the request came through an ASGI server."""
     return isinstance(request.transport, MockTransport)
 
 
 def is_misdirected(request: Request) -> bool:
-    """Whether it came by Sanic's own HTTP/3, over which the bridge cannot serve.
+    """Return whether the request came through Sanic's own HTTP/3, which the bridge doesn't support.
 
-    That gives a stream a header that HTTP/3 forbids, never tells that a client has gone, and runs a handler
-    before the body of its request is there.
+    Sanic's HTTP/3 adds a header to streams that HTTP/3 forbids. It doesn't report a client's disconnect, and it runs a
+    handler before the body of its request has arrived.
     """
     return request.version == "3" and not is_asgi(request)
 
@@ -34,7 +34,7 @@ def is_misdirected(request: Request) -> bool:
 def websocket_transport(
     request: Request, websocket: Websocket, settings: Settings
 ) -> AbstractAsyncContextManager[WebSocketTransport]:
-    """The way to the client of a WebSocket; the handler serves it in this context."""
+    """Return a context manager with the transport of a WebSocket, in which the handler serves the client."""
     if is_asgi(request):
         return AsgiWebSocketTransport(request, settings).serving()
     return contextlib.nullcontext(SanicWebSocketTransport(websocket, settings))
@@ -43,7 +43,10 @@ def websocket_transport(
 def sse_transport(
     request: Request, response: HTTPResponse, settings: Settings
 ) -> AbstractAsyncContextManager[SseTransport]:
-    """The way to the client of an event stream whose response has begun; the handler serves it in this context."""
+    """Return a context manager with the transport of an event stream, in which the handler serves the client.
+
+    The response must have begun.
+    """
     if is_asgi(request):
         return AsgiSseTransport(request, response, settings).serving()
     return contextlib.nullcontext(SanicSseTransport(request, settings))

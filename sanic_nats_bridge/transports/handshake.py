@@ -1,8 +1,7 @@
-"""What is wrong with a WebSocket's handshake that Sanic's own server would not stand well."""
+"""Checks of a WebSocket handshake that Sanic's own server doesn't make."""
 
 import re
 from http import HTTPStatus
-from typing import Final
 
 from sanic import Request
 from sanic.server.protocols.websocket_protocol import WebSocketProtocol
@@ -12,36 +11,35 @@ from ..errors import InvalidCommand
 
 __all__ = ["check_handshake", "check_opening"]
 
-_FIELD_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")  # RFC 9110, section 5.5
+_FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")  # RFC 9110, section 5.5
 
 
 def check_handshake(request: Request) -> None:
-    """Let a request pass, whatever its route, unless it asks for a WebSocket in a bad way.
+    """Reject an invalid WebSocket handshake on any route; accept any other request.
 
-    Sanic has no timeout for what asks for a WebSocket, but waits for its body; and what `websockets` cannot
-    read it writes into the log, whole cookies too.
+    Sanic waits for the body of such a request without a timeout. `websockets` logs headers that it can't parse, whole
+    cookies included.
 
     Raises:
-        InvalidCommand: It has a body, or a header that cannot be read.
+        InvalidCommand: The handshake has a body or an invalid header.
     """
     headers = request.headers
     if headers.upgrade.lower() != "websocket":
         return
     if "transfer-encoding" in headers or headers.getone("content-length", "0") != "0":
-        raise InvalidCommand("A WebSocket's handshake has no body")
+        raise InvalidCommand("A WebSocket handshake must not have a body")
     if not all(map(_FIELD_VALUE.fullmatch, headers.values())):
-        raise InvalidCommand("A header cannot be read")
+        raise InvalidCommand("A header has invalid characters")
 
 
 def check_opening(request: Request) -> None:
-    """Let a request that has come to a WebSocket's route pass if Sanic can open one for it.
+    """Reject a request to a WebSocket route from which Sanic can't open a WebSocket.
 
-    Whatever asks for none, and whatever asks in a way that `websockets` refuses, Sanic would log as an error,
-    with a traceback.
+    Sanic would log it as an error with a traceback.
 
     Raises:
-        InvalidCommand: It cannot.
+        InvalidCommand: The request isn't a WebSocket handshake, or `websockets` rejects it.
     """
     answer = ServerProtocol().accept(WebSocketProtocol.sanic_request_to_ws_request(request))
     if answer.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
-        raise InvalidCommand("Not a WebSocket's handshake")
+        raise InvalidCommand("Not a valid WebSocket handshake")

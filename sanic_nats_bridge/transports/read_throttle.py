@@ -1,19 +1,25 @@
-"""What was read from the connection of a WebSocket, until it is taken apart into frames."""
+"""A limit on how much of a client's input is parsed in one turn of the event loop."""
 
 import asyncio
 from collections.abc import Callable
-from typing import Final
 
 __all__ = ["ReadThrottle"]
 
-_SLICE_BYTES: Final = 4_096
+_SLICE_BYTES = 4_096
 
 
 class ReadThrottle:
-    """Has little taken apart in one turn of the event loop; more than that waits, and nothing more is read meanwhile.
+    """The input of a WebSocket, which is parsed in small slices, one per turn of the event loop.
 
-    One read brings 256 KiB: of frames of six bytes, that many hold the loop up for everybody.
-    To the inbox it stands for the transport.
+    One read returns up to 256 KiB. If these are frames of six bytes, parsing all of them at once delays every other
+    client. Reading is paused while slices wait.
+
+    For the `MessageAssembler` a throttle replaces the transport.
+
+    Args:
+        transport: The transport, whose reading is paused.
+        feed: Parses a slice.
+        end: Called after the last slice when the client has closed its side.
     """
 
     __slots__ = ("_end", "_ended", "_feed", "_paused", "_transport", "_turn", "_unfed")
@@ -28,9 +34,10 @@ class ReadThrottle:
         self._paused = False
         self._ended = False
         self._turn: asyncio.Handle | None = None
+        """The scheduled call that feeds the next slice."""
 
     def data_received(self, data: bytes) -> None:
-        """Take what was read."""
+        """Feed the data, now or in the next turns of the event loop."""
         if self._unfed is None:
             if len(data) <= _SLICE_BYTES and not self._paused:
                 self._feed(data)
@@ -42,9 +49,9 @@ class ReadThrottle:
             self._feed_next()
 
     def eof_received(self) -> bool | None:
-        """Hear that the client sends nothing more; it is passed on behind what waits.
+        """Pass on the end of the client's input, after the waiting data.
 
-        Where anything waits only TLS tells so, as it reads on by itself; it closes the connection at once then.
+        While data waits, only TLS calls this, because it reads on by itself. It then closes the connection at once.
         """
         if self._unfed is None:
             return self._end()
@@ -52,7 +59,7 @@ class ReadThrottle:
         return None
 
     def drop(self) -> None:
-        """Feed nothing more of what waits: the connection is over, or has failed (RFC 6455, section 7.1.7)."""
+        """Drop the waiting data, because the connection has ended or failed (RFC 6455, section 7.1.7)."""
         if self._unfed is None:
             return
         self._unfed = None
@@ -60,20 +67,20 @@ class ReadThrottle:
             self._turn.cancel()
             self._turn = None
         if not self._paused and not self._transport.is_closing():
-            # What is still to come is left out by `websockets`; unread, it would turn the end into a reset.
+            # `websockets` drops further data. If it stayed unread, the close would become a TCP reset.
             self._transport.resume_reading()
 
     def is_closing(self) -> bool:
-        """Whether the connection is about to end."""
+        """Return whether the connection is about to end."""
         return self._transport.is_closing()
 
     def pause_reading(self) -> None:
-        """Read no further, and feed nothing of what was read."""
+        """Pause reading, and keep the waiting data."""
         self._paused = True
         self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """Read on, behind what waits."""
+        """Feed the waiting data, then resume reading."""
         self._paused = False
         if self._unfed is None:
             self._transport.resume_reading()
@@ -91,7 +98,7 @@ class ReadThrottle:
         del self._unfed[:_SLICE_BYTES]
         self._feed(part)
         if self._unfed:
-            # Behind the task that the feeding has made, which may find that no more shall come.
+            # Scheduled after the task that the feeding has started, because that may pause or fail the connection.
             self._turn = asyncio.get_running_loop().call_soon(self._feed_next)
         elif self._unfed is not None:
             self._all_fed()

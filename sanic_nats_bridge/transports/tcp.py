@@ -1,24 +1,27 @@
-"""What the kernel does, and knows, about the TCP connection of a client."""
+"""Kernel options and counters of a client's TCP connection."""
 
 import asyncio
 import contextlib
 import socket
 import sys
 
-__all__ = ["bound_silence", "unacknowledged"]
+__all__ = ["has_unacknowledged_data", "set_user_timeout"]
 
 
-def bound_silence(transport: asyncio.Transport, seconds: float) -> None:
-    """Have the kernel give the connection up when nothing sent is acknowledged, or taken (RFC 5482)."""
+def set_user_timeout(transport: asyncio.Transport, seconds: float) -> None:
+    """Make the kernel close the connection if sent data isn't acknowledged within ``seconds`` (RFC 5482)."""
     connection = transport.get_extra_info("socket")
     if hasattr(socket, "TCP_USER_TIMEOUT") and connection is not None:
-        # OSError: a Unix socket has no such option. ValueError: uvloop's, where the connection is being closed.
+        # OSError: a Unix socket has no such option. ValueError: uvloop's socket is being closed.
         with contextlib.suppress(OSError, ValueError):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
 
 
-def unacknowledged(transport: asyncio.Transport) -> bool:
-    """Whether the kernel holds bytes that the client, or the proxy before it, has not taken; where it can be told."""
+def has_unacknowledged_data(transport: asyncio.Transport) -> bool:
+    """Return whether the kernel holds bytes that the client, or a proxy before it, has not acknowledged.
+
+    Always false if the platform or the transport can't report it.
+    """
     connection = transport.get_extra_info("socket")
     if not sys.platform.startswith("linux") or connection is None:
         return False

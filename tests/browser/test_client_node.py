@@ -1,9 +1,11 @@
-"""The browser client in Node, with `ws` and `eventsource`."""
+"""The browser client in Node, with `ws` and `eventsource`, from its folder and as an npm package."""
 
 import asyncio
 import contextlib
 import json
 import shutil
+import subprocess
+import tarfile
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,7 +20,8 @@ from tests.support.middlebox import Middlebox
 from tests.support.process import ended
 
 NODE = Path(__file__).parents[1] / "support" / "node"
-CLIENT = Path(__file__).parents[2] / "sanic_nats_bridge" / "browser" / "client.js"
+BROWSER = Path(__file__).parents[2] / "sanic_nats_bridge" / "browser"
+CLIENT = BROWSER / "client.js"
 
 both = pytest.mark.parametrize("transport", ["websocket", "sse"])
 
@@ -37,14 +40,16 @@ class Follower:
         self.process.stdin.write(f"{line}\n".encode())
 
 
+def program(name: str, url: str, transport: str, *arguments: str) -> contextlib.AbstractAsyncContextManager[Follower]:
+    return running_node(NODE / name, CLIENT, url, transport, *arguments)
+
+
 @contextlib.asynccontextmanager
-async def program(name: str, url: str, transport: str, *arguments: str) -> AsyncIterator[Follower]:
+async def running_node(*arguments: str | Path) -> AsyncIterator[Follower]:
     node = shutil.which("node")
     assert node is not None, "make test installs node"
     assert (NODE / "node_modules" / "ws").is_dir(), "make test installs ws"
-    process = await asyncio.create_subprocess_exec(
-        node, NODE / name, CLIENT, url, transport, *arguments, stdin=PIPE, stdout=PIPE
-    )
+    process = await asyncio.create_subprocess_exec(node, *arguments, stdin=PIPE, stdout=PIPE)
     try:
         yield Follower(process)
     finally:
@@ -118,7 +123,7 @@ async def test_a_stream_that_is_refused_says_why(shared_nats: NatsServer) -> Non
 
 
 async def evaluated(bridge: Bridge, transport: str, body: str) -> Any:
-    """What the body returns, once nothing of the client's keeps the process alive."""
+    """Return the result of the body after the client's process has ended by itself."""
     async with program("evaluate.js", bridge.url, transport, body) as node:
         result = await node.line()
         async with asyncio.timeout(WAIT_SECONDS):
@@ -147,7 +152,7 @@ async def test_a_status_listener_may_close(bridge: Bridge, wanted: str) -> None:
         if (detail.state === "{wanted}") resolve(nats.close());
       }}));
       await turn();
-      // While connected `ws` itself has one, until the server has said goodbye.
+      // While connected, `ws` itself has a timer until the server has closed the connection.
       return [nats.status.state, "{wanted}" === "waiting" && process.getActiveResourcesInfo().includes("Timeout")];
     """
     assert await evaluated(bridge, "websocket", body) == ["closed", False]
@@ -250,3 +255,105 @@ async def test_a_better_way_that_opens_while_the_client_waits_is_not_a_second_se
         assert await node.line() is None
         await until(lambda: len(bridge.extension.sessions) == 1)
         node.say("close")
+
+
+async def test_it_falls_back_after_three_seconds_without_a_welcome(bridge: Bridge) -> None:
+    body = """
+      const { setTimeout } = globalThis;
+      globalThis.setTimeout = (callback, delay, ...all) => setTimeout(callback, delay === 3000 ? 0 : delay, ...all);
+      class Silent { close() {} }
+      const nats = client({ transports: ["websocket", "sse"], WebSocket: Silent });
+      const { transport, why } = await state(nats, "connected");
+      nats.close();
+      return [transport, why];
+    """
+    assert await evaluated(bridge, "sse", body) == ["sse", "websocket: no welcome in 3000 ms"]
+
+
+async def test_a_websocket_that_has_worked_is_tried_three_times_before_the_fallback(bridge: Bridge) -> None:
+    body = """
+      Math.random = () => 0;
+      const tried = [];
+      let socket;
+      class Flaky extends WebSocket {
+        constructor(url) {
+          tried.push("websocket");
+          if (socket) throw new Error("blocked");
+          socket = super(url);
+        }
+      }
+      class Stream extends EventSource {
+        constructor(...all) {
+          tried.push("sse");
+          super(...all);
+        }
+      }
+      const nats = client({ transports: ["websocket", "sse"], WebSocket: Flaky, EventSource: Stream });
+      await state(nats, "connected");
+      tried.length = 0;
+      socket.terminate();
+      await state(nats, "connected");
+      nats.close();
+      return tried;
+    """
+    assert await evaluated(bridge, "sse", body) == ["websocket", "websocket", "websocket", "sse"]
+
+
+@pytest.fixture(scope="module")
+def application(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of an application that has installed the packed npm package."""
+    folder = tmp_path_factory.mktemp("application")
+    modules = folder / "node_modules"
+    modules.mkdir()
+    command = ["npm", "pack", "--silent", "--pack-destination", str(folder), str(BROWSER)]
+    name = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    with tarfile.open(folder / name) as package:
+        package.extractall(folder, filter="data")
+    (folder / "package").rename(modules / "sanic-nats-bridge")
+    for module in ("eventsource", "eventsource-parser"):
+        (modules / module).symlink_to(NODE / "node_modules" / module)
+    (folder / "package.json").write_text('{"type": "module"}')
+    shutil.copy(NODE / "share.js", folder)
+    return folder
+
+
+def test_the_npm_package_has_both_modules_and_the_types(application: Path) -> None:
+    files = {path.name for path in (application / "node_modules" / "sanic-nats-bridge").iterdir()}
+    assert files == {"client.js", "client.d.ts", "share.js", "package.json"}
+
+
+def bundled(application: Path) -> Path:
+    """Bundle the application, and return its entry; the shared part is a chunk of its own."""
+    esbuild = NODE / "node_modules" / ".bin" / "esbuild"
+    assert esbuild.exists(), "make test installs esbuild"
+    command = [
+        str(esbuild),
+        "share.js",
+        "--bundle",
+        "--splitting",
+        "--format=esm",
+        "--platform=node",
+        "--outdir=bundle",
+    ]
+    subprocess.run(command, cwd=application, check=True, capture_output=True)
+    entry, (chunk,) = application / "bundle" / "share.js", (application / "bundle").glob("share-*.js")
+    assert "class Leader" not in entry.read_text()
+    assert "Leader = class" in chunk.read_text()
+    return entry
+
+
+@pytest.mark.parametrize("form", ["package", "bundle"])
+async def test_clients_of_the_npm_package_share_a_stream(
+    application: Path, bridge: Bridge, publisher: Publisher, form: str
+) -> None:
+    subject = publisher.subject("a")
+    entry = application / "share.js" if form == "package" else bundled(application)
+    async with running_node(entry, bridge.url, subject) as node:
+        assert await node.line() == ["ready", [True, True]]
+        assert [set(session.subscriptions) for session in bridge.extension.sessions] == [{subject}]
+        await publisher.send(subject, b"1")
+        assert sorted([await node.line(), await node.line()]) == [["message", 0, 1], ["message", 1, 1]]
+        node.say("close")
+        async with asyncio.timeout(WAIT_SECONDS):
+            assert await node.process.wait() == 0
+    await until(lambda: not bridge.extension.sessions)

@@ -1,7 +1,6 @@
-"""The client's types are those of the protocol, and the npm package is whole."""
+"""The client is written to its types, these are those of the protocol, and the npm package is complete."""
 
 import configparser
-import gzip
 import json
 import re
 import shutil
@@ -15,10 +14,12 @@ import pytest
 
 import sanic_nats_bridge
 from sanic_nats_bridge.protocol import messages as protocol
+from sanic_nats_bridge.routes import client
 
 ROOT = Path(__file__).parents[2]
 BROWSER = Path(sanic_nats_bridge.__file__).parent / "browser"
 NODE = Path(__file__).parents[1] / "support" / "node"
+DECLARATIONS = (BROWSER / "client.d.ts").read_text()
 STRUCTS = [
     protocol.Command,
     protocol.Welcome,
@@ -62,7 +63,7 @@ orders.pattern = "x";
 
 
 def typescript(schema: dict[str, Any]) -> str:
-    """The type that a JSON schema describes."""
+    """Return the type that a JSON schema describes."""
     if "anyOf" in schema:
         return " | ".join(map(typescript, schema["anyOf"]))
     if "enum" in schema:
@@ -72,7 +73,7 @@ def typescript(schema: dict[str, Any]) -> str:
     if schema["type"] != "object":
         return SIMPLE[schema["type"]]
     fields = [
-        # What has a default is always sent; what may be left out has none.
+        # A field with a default is always sent. An optional field has none.
         f"{name}{'' if name in schema.get('required', []) or 'default' in field else '?'}: {typescript(field)};"
         for name, field in schema.get("properties", {}).items()
     ]
@@ -81,7 +82,7 @@ def typescript(schema: dict[str, Any]) -> str:
 
 def generated() -> str:
     _, components = msgspec.json.schema_components(STRUCTS)
-    # Its action is text so that an unknown one can be answered.
+    # Its action is a string, so that an unknown one can be answered.
     components["Command"]["properties"]["action"] = msgspec.json.schema(protocol.Action)
     lines = ['import type * as Client from "sanic-nats-bridge";', SAME]
     for name, schema in components.items():
@@ -91,44 +92,104 @@ def generated() -> str:
     return "\n".join(lines)
 
 
-def compile_types(folder: Path, source: str, declarations: str | None = None) -> str:
-    """Compile against the package as it would be published; what the compiler complains of."""
-    tsc = NODE / "node_modules" / ".bin" / "tsc"
-    assert tsc.exists(), "make test installs typescript"
-    package = folder / "node_modules" / "sanic-nats-bridge"
-    shutil.copytree(BROWSER, package)
-    if declarations is not None:
-        (package / "client.d.ts").write_text(declarations)
-    (folder / "source.ts").write_text(source)
-    options = ["--noEmit", "--strict", "--exactOptionalPropertyTypes", "--module", "nodenext", "--target", "es2022"]
-    options += ["--lib", "es2022,dom", "--types", ""]
-    ran = subprocess.run([tsc, *options, "source.ts"], cwd=folder, capture_output=True, text=True, check=False)
+def tsc(folder: Path, *arguments: str | Path) -> str:
+    """Run the TypeScript compiler, and return its errors."""
+    command = NODE / "node_modules" / ".bin" / "tsc"
+    assert command.exists(), "make test installs typescript"
+    options = ["--strict", "--module", "nodenext", "--target", "es2022", "--lib", "es2022,dom,dom.iterable"]
+    ran = subprocess.run(
+        [command, *options, "--types", "", *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
     assert (ran.returncode == 0) == (ran.stdout == ""), ran
     return ran.stdout
 
 
+def use_package(folder: Path, source: str, declarations: str = DECLARATIONS) -> Path:
+    """Write a program that imports the package as it would be published, and return its path."""
+    package = folder / "node_modules" / "sanic-nats-bridge"
+    shutil.copytree(BROWSER, package)
+    (package / "client.d.ts").write_text(declarations)
+    (folder / "source.ts").write_text(source)
+    return folder / "source.ts"
+
+
+def compile_programs(folder: Path, *programs: Path) -> str:
+    return tsc(folder, "--noEmit", "--exactOptionalPropertyTypes", *programs)
+
+
+def check_client(folder: Path, *packages: Path) -> str:
+    """Check the JavaScript itself by its JSDoc, and return the errors."""
+    strict = ("--noUnusedLocals", "--noUnusedParameters", "--noImplicitReturns", "--noFallthroughCasesInSwitch")
+    modules = [package / name for package in packages for name in ("client.js", "share.js")]
+    return tsc(folder, "--noEmit", "--checkJs", *strict, *modules)
+
+
+def changed(declared: str, otherwise: str) -> str:
+    assert declared in DECLARATIONS
+    return DECLARATIONS.replace(declared, otherwise, 1)
+
+
 @pytest.mark.parametrize("source", [generated(), USE], ids=["protocol", "use"])
 def test_the_types_are_those_of_the_protocol(tmp_path: Path, source: str) -> None:
-    assert compile_types(tmp_path, source) == ""
+    assert compile_programs(tmp_path, use_package(tmp_path, source)) == ""
 
 
-@pytest.mark.parametrize(
-    ("written", "drifted"),
-    [
+def test_types_that_differ_from_the_protocol_are_noticed(tmp_path: Path) -> None:
+    differences = [
         ("heartbeat: number;", "heartbeat: string;"),
         ("  retry?: number;\n}\n\nexport type Frame", "}\n\nexport type Frame"),
         ("lost: number | null;", "lost: number;"),
         ('| "internal"', ""),
         ("  code: number;\n", "  code: number;\n  more?: string;\n"),
         ("| Heartbeat |", "|"),
-    ],
-)
-def test_types_that_have_drifted_are_noticed(tmp_path: Path, written: str, drifted: str) -> None:
-    declarations = (BROWSER / "client.d.ts").read_text()
-    assert declarations.count(written) >= 1
-    assert "is not assignable to type" in compile_types(
-        tmp_path, generated(), declarations.replace(written, drifted, 1)
-    )
+    ]
+    programs = [
+        use_package(tmp_path / str(number), generated(), changed(*difference))
+        for number, difference in enumerate(differences)
+    ]
+    errors = compile_programs(tmp_path, *programs)
+    for number, difference in enumerate(differences):
+        assert re.search(rf"^{number}/source\.ts.* is not assignable to type", errors, re.MULTILINE), difference
+
+
+def test_the_client_is_written_to_its_types(tmp_path: Path) -> None:
+    assert check_client(tmp_path, BROWSER) == ""
+
+
+def test_a_client_that_differs_from_its_types_is_noticed(tmp_path: Path) -> None:
+    differences = [
+        ("  close(): void;", "  close(): void;\n  more(): void;"),
+        ("  readonly ready: Promise<Reply>;", "  readonly ready: Promise<string>;"),
+        ("  send(command: Command): Promise<Reply>;", "  send(command: Command): Reply;"),
+        ("  readonly welcome: Welcome | null | undefined;", "  readonly welcome: Welcome;"),
+        ('"connecting" | "connected" | "waiting" | "closed"', '"connecting" | "connected" | "closed"'),
+        ('reason: "reconnect" }', 'reason: "other" }'),
+        ("  timeout?: number;", ""),
+        ("  close: { code?: number; reason: string; final: boolean };", "  close: { code: string };"),
+        ("connect(options?: Options): Client;", "connect(options: string): Client;"),
+    ]
+    packages = []
+    for number, difference in enumerate(differences):
+        packages.append(Path(shutil.copytree(BROWSER, tmp_path / str(number))))
+        (packages[-1] / "client.d.ts").write_text(changed(*difference))
+    errors = check_client(tmp_path, *packages)
+    for number, difference in enumerate(differences):
+        assert re.search(rf"^{number}/client\.js", errors, re.MULTILINE), difference
+
+
+def test_the_client_that_is_served_is_its_source_without_jsdoc(tmp_path: Path) -> None:
+    # The compiler writes both without comments: a difference is one of code.
+    paths = []
+    for name, text in client._modules().fixed.items():
+        for form, code in (("source", (BROWSER / name).read_bytes()), ("served", text.select(()).body)):
+            paths.append(tmp_path / form / name)
+            paths[-1].parent.mkdir(exist_ok=True)
+            paths[-1].write_bytes(code)
+    tsc(tmp_path, "--allowJs", "--noCheck", "--noResolve", "--removeComments", "--outDir", "out", *paths)
+    for name in ("client.js", "share.js"):
+        source, served = ((tmp_path / "out" / form / name).read_text() for form in ("source", "served"))
+        assert source == served
+        assert "/**" not in (tmp_path / "served" / name).read_text().replace("/** @type", "")
 
 
 def test_the_package_can_be_published() -> None:
@@ -153,11 +214,16 @@ def test_the_python_package_ships_it() -> None:
     assert "browser/*" in setup["options.package_data"]["sanic_nats_bridge"].split()
 
 
-def test_the_client_is_small_and_needs_nothing() -> None:
-    source = (BROWSER / "client.js").read_bytes()
-    size = len(gzip.compress(source, 9))
-    assert size < 6 * 1024
+def test_readme_says_how_small_the_client_is() -> None:
+    # What is served is measured in the tests of the routes.
     said = re.search(r"under (\d+) KB gzipped", (ROOT / "README.md").read_text())
     assert said is not None
-    assert said[1] == "6"
-    assert re.findall(rb"^\s*import\b|\bimport\(|\brequire\(", source, re.MULTILINE) == []
+    assert said[1] == "8"
+
+
+def test_the_client_imports_nothing_but_its_shared_part() -> None:
+    imports = r"^\s*import\b.*|\bimport\(.*?\)|\brequire\(.*?\)"
+    found = {
+        name: re.findall(imports, (BROWSER / name).read_text(), re.MULTILINE) for name in ("client.js", "share.js")
+    }
+    assert found == {"client.js": ['import("./share.js")'], "share.js": []}

@@ -58,11 +58,11 @@ WATCH = """
   document.addEventListener("securitypolicyviolation", (event) => attacks.push(event.violatedDirective));
 """
 SHAPE = """() => [...document.querySelectorAll("*")]
-  .filter((element) => !element.closest("#rows tr, #followed li, #frames li, #rates li, #empty, #subject"))
+  .filter((element) => !element.closest("#rows tr, #subscriptions li, #frames li, #rates li, #empty, #subject"))
   .map((element) => element.outerHTML.slice(0, element.outerHTML.indexOf(">") + 1))"""
 ENTRIES = """() => [...document.querySelectorAll("#rows tr")].map((row) => [
   row.querySelector(".name").textContent, row.querySelector(".by").textContent, row.querySelector(".text").textContent,
-  row.querySelector(".left-out")?.textContent ?? "",
+  row.querySelector(".truncated")?.textContent ?? "",
 ])"""
 ELEMENTS = (
     """(where) => [...new Set([...document.querySelectorAll(where)].map((element) => element.localName))].sort()"""
@@ -72,7 +72,7 @@ LONGEST = 960  # characters of a message that are shown unasked
 
 @pytest.fixture
 def watched(browser: Browser, example: ExampleApp) -> Iterator[Page]:
-    """The example's page, in which nothing may run, be asked, or break its policy."""
+    """Open the example's page, and fail the test on a dialog, a foreign request or a policy violation."""
     page = browser.new_page()
     dialogs: list[str] = []
     errors: list[str] = []
@@ -103,7 +103,7 @@ def test_hostile_messages_are_shown_as_text_and_nothing_runs(
     switch(watched, transport)
     pattern = f"hostile.{transport}.>"
     follow(watched, pattern)
-    watched.check("#every")
+    watched.check("#all-frames")
     shape = watched.evaluate(SHAPE)
     expected = []
     for text in HOSTILE_TEXTS:
@@ -124,7 +124,7 @@ def test_hostile_messages_are_shown_as_text_and_nothing_runs(
     assert [json.loads(text) for text in texts[len(HOSTILE_TEXTS) :]] == [
         shown for _, shown in expected[len(HOSTILE_TEXTS) :]
     ]
-    assert [skipped for _, _, _, skipped in entries if skipped] == ["980,003 characters more came"]
+    assert [skipped for _, _, _, skipped in entries if skipped] == ["980,003 more characters"]
     watched.locator("#rows").get_by_role("button", name="Show all").click()
     assert watched.evaluate(ELEMENTS, "#rows *") == ["button", "span", "td", "time", "tr"]
     expect(watched.locator("#rates li")).to_have_count(8)
@@ -144,18 +144,18 @@ def test_hostile_subjects_and_commands_of_ones_own_are_shown_as_text(watched: Pa
     subject = "<img/src=x/onerror=attack()//"
     follow(watched, subject)
     watched.fill("#subject", "<img src=x onerror=attack()>")
-    watched.click("#follow button")
+    watched.click("#subscribe button")
     expect(watched.get_by_role("alert")).to_contain_text("subject.invalid")
     command(watched, '{"subjects": ["<svg/onload=attack()//"], "id": "<svg onload=attack()>", "__proto__": {}}')
-    expect(watched.locator("#followed code")).to_have_text([subject, "<svg/onload=attack()//"])
+    expect(watched.locator("#subscriptions code")).to_have_text([subject, "<svg/onload=attack()//"])
     expect(watched.locator("#frames li").first).to_contain_text("<svg onload=attack()>")
     switch(watched, "sse")  # a gap names them
     switch(watched, "websocket")
-    expect(watched.locator("#rows .said").first).to_contain_text(subject)
+    expect(watched.locator("#rows .note-text").first).to_contain_text(subject)
     expect(watched.locator("#announcement")).to_contain_text(subject)
     switch(watched, transport)
     assert watched.evaluate(ELEMENTS, "#rows *") == ["strong", "td", "time", "tr"]
-    assert watched.evaluate(ELEMENTS, "#followed *") == ["button", "code", "li"]
+    assert watched.evaluate(ELEMENTS, "#subscriptions *") == ["button", "code", "li"]
     assert watched.evaluate(ELEMENTS, "#frames *") == ["b", "li", "span", "time"]
     assert watched.evaluate(SHAPE) == shape
 
@@ -184,7 +184,7 @@ CALL_ON = """(url) => {
 
 @pytest.fixture(scope="module")
 def elsewhere() -> Iterator[str]:
-    """The origin of a page of somebody else."""
+    """Serve an empty page of a foreign site and return its origin."""
 
     class Blank(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -7,7 +7,7 @@ import nats
 import pytest
 from nats.aio.client import DEFAULT_PENDING_SIZE
 
-from sanic_nats_bridge.cluster.control_channel import Answer, ControlChannel, NobodyListensError
+from sanic_nats_bridge.cluster.control_channel import ControlChannel, NobodyListensError, RequestHandler
 from sanic_nats_bridge.nats.connection import NatsClient
 from sanic_nats_bridge.protocol.session_ids import new_worker_id
 from sanic_nats_bridge.testing import NatsServer
@@ -16,19 +16,19 @@ from tests.support.clock import held
 
 
 class Worker:
-    """One that says back what it is asked, and notes what it is told."""
+    """A worker that echoes requests and records notifications."""
 
     def __init__(self, prefix: str) -> None:
         self.client: NatsClient | None = None
         self.id = new_worker_id()
         self.told: list[bytes] = []
         self.ready_when_told: list[bool] = []
-        self.answer: Answer = self.echo
+        self.answer: RequestHandler = self.echo
         self.channel = ControlChannel(
             lambda: self.client,
             prefix,
-            answer=lambda request: self.answer(request),
-            on_announced=self.told.append,
+            on_request=lambda request: self.answer(request),
+            on_announcement=self.told.append,
             on_ready=self.on_ready,
         )
         self.channel.start(self.id)
@@ -75,7 +75,7 @@ async def test_a_request_is_answered_by_the_worker_of_that_id(shared_nats: NatsS
             for other in (two, three)
         ]
         assert await asyncio.gather(*asked) == [b"echo %d" % number for number in range(20) for _ in range(2)]
-        assert not one.channel._waiting
+        assert not one.channel._pending
 
 
 async def test_a_worker_that_there_is_not_is_told_by_nats(shared_nats: NatsServer) -> None:
@@ -89,8 +89,8 @@ async def test_one_that_does_not_answer_is_waited_for_so_long(shared_nats: NatsS
         two.may_answer.clear()
         with pytest.raises(TimeoutError):
             await one.channel.request(two.id, b"", 0.1)
-        assert not one.channel._waiting
-        # What comes too late is nobody's.
+        assert not one.channel._pending
+        # A late answer belongs to no request.
         two.may_answer.set()
         assert await one.channel.request(two.id, b"1", WAIT_SECONDS) == b"echo 1"
 
@@ -124,7 +124,7 @@ async def test_without_nats_nothing_is_asked_or_told() -> None:
         await worker.channel.request(new_worker_id(), b"", WAIT_SECONDS)
     with pytest.raises(ConnectionError):
         await worker.channel.announce(b"")
-    assert not worker.channel._waiting
+    assert not worker.channel._pending
 
 
 async def test_a_connection_that_has_ended_is_no_way(shared_nats: NatsServer) -> None:
@@ -156,9 +156,9 @@ async def test_whoever_waits_hears_when_others_can_be_reached(shared_nats: NatsS
 async def test_what_nats_does_not_take_is_refused() -> None:
     with NatsServer(config="max_payload: 1024") as small:
         async with workers(small.url) as (one, two):
-            with pytest.raises(ValueError, match="larger than NATS takes"):
+            with pytest.raises(ValueError, match="payload must fit max_payload"):
                 await one.channel.request(two.id, bytes(1025), WAIT_SECONDS)
-            with pytest.raises(ValueError, match="larger than NATS takes"):
+            with pytest.raises(ValueError, match="payload must fit max_payload"):
                 await one.channel.announce(bytes(1025))
             assert await one.channel.request(two.id, b"1", WAIT_SECONDS) == b"echo 1"
             # An answer that cannot be sent is missed by one alone.
@@ -211,12 +211,12 @@ async def test_what_waits_for_an_answer_does_not_hold_up_the_end(shared_nats: Na
         await clock.forward_until(stopping.done)
         with pytest.raises(TimeoutError):
             await silent
-        assert not one.channel._waiting
+        assert not one.channel._pending
 
 
 @asynccontextmanager
 async def clogged(client: NatsClient, server: NatsServer) -> AsyncIterator[None]:
-    """The server hangs, and as much waits for it in nats-py as may."""
+    """Pause the server and fill nats-py's buffer of pending data."""
     server.pause()
     publishing = []
     while client.pending_data_size <= 2 * DEFAULT_PENDING_SIZE:
@@ -238,7 +238,7 @@ async def test_a_server_that_takes_nothing_holds_up_nobody_for_longer_than_may_b
         async with clogged(one.client, nats_server):
             with pytest.raises(TimeoutError):
                 await one.channel.request(two.id, b"", 0.1)
-            assert not one.channel._waiting
+            assert not one.channel._pending
             announced = asyncio.create_task(one.channel.announce(b"news"))
             await asyncio.sleep(0)
             assert not announced.done()

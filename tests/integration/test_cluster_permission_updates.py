@@ -20,13 +20,13 @@ from tests.unit.sessions.test_session import EVERYTHING, Worker, act
 
 
 async def permissions(request: Request) -> Permissions | None:
-    """Everybody is who they say."""
+    """Return permissions with the identity from the cookie, which isn't verified."""
     return Permissions(["*.open", "*.staff"], identity=request.cookies.get("user"))
 
 
 @contextlib.asynccontextmanager
 async def workers(server: NatsServer, **settings: Any) -> AsyncIterator[tuple[Bridge, Bridge]]:
-    """Two bridges that are workers of one app."""
+    """Serve two bridges that are workers of one app."""
     options: dict[str, Any] = {"servers": server.url, "control_prefix": f"_T.{uuid4().hex}", "permissions": permissions}
     options |= settings
     async with running(**options) as here, running(**options) as there:
@@ -88,7 +88,7 @@ async def test_what_is_decided_while_nats_is_away_is_told_when_it_is_back(nats_s
         proxy.hole = False
         # The last decision alone.
         assert (await client.frame())["code"] == 4403
-        await until(lambda: not here.runtime.permission_updates._untold)
+        await until(lambda: not here.runtime.permission_updates._unsent)
 
 
 class Told:
@@ -137,7 +137,7 @@ async def test_the_last_decision_about_each_is_what_waits_for_nats(monkeypatch: 
         await permission_updates.update_permissions(Permissions([identity]), identity, None)
     await permission_updates.revoke("ada", None)
     told.error = None
-    monkeypatch.setattr("sanic_nats_bridge.cluster.permission_updates._OTHERS_RETURN_SECONDS", 0)
+    monkeypatch.setattr("sanic_nats_bridge.cluster.permission_updates._OTHERS_RECONNECT_SECONDS", 0)
     await permission_updates.nats_connected()
     assert [(json.loads(each)["identity"], json.loads(each)["permissions"] is None) for each in told.told] == [
         ("bob", False),
@@ -172,7 +172,7 @@ async def test_decisions_are_told_in_their_order_though_nats_takes_nothing_for_a
 async def test_what_was_decided_before_nats_was_lost_does_not_undo_what_was_decided_meanwhile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("sanic_nats_bridge.cluster.permission_updates._OTHERS_RETURN_SECONDS", 0)
+    monkeypatch.setattr("sanic_nats_bridge.cluster.permission_updates._OTHERS_RECONNECT_SECONDS", 0)
     cut_off, present, there = Told(), Told(), Worker()
     session, _ = there.open(Permissions([">"], identity="ada"))
     first, second = (PermissionUpdates(Worker().sessions, told.announce) for told in (cut_off, present))
@@ -211,7 +211,7 @@ async def test_what_is_decided_while_the_others_return_waits_with_the_rest() -> 
     told.error = None
     async with held() as clock:
         returning = asyncio.create_task(permission_updates.nats_connected())
-        await until(lambda: permission_updates._others_return)
+        await until(lambda: permission_updates._awaiting_others)
         await permission_updates.revoke("bob", None)
         assert told.told == []
         await clock.forward_until(returning.done)
@@ -219,11 +219,11 @@ async def test_what_is_decided_while_the_others_return_waits_with_the_rest() -> 
 
 
 async def test_only_so_many_decisions_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sanic_nats_bridge.cluster.permission_updates._MAX_NOTED", 3)
+    monkeypatch.setattr("sanic_nats_bridge.cluster.permission_updates._MAX_RECORDED", 3)
     permission_updates = PermissionUpdates(Worker().sessions, Told().announce)
     for name in "abcda":
         await permission_updates.revoke(name, None)
-    assert list(permission_updates._newest) == [("c", None), ("d", None), ("a", None)]
+    assert list(permission_updates._updated_at) == [("c", None), ("d", None), ("a", None)]
 
 
 @pytest.mark.parametrize("name", ["identity", "session"])
@@ -231,18 +231,18 @@ async def test_only_a_text_names_whom_a_decision_is_about(name: str) -> None:
     told, worker = Told(), Worker()
     permission_updates = PermissionUpdates(worker.sessions, told.announce)
     target: dict[str, Any] = {"identity": None, "session": None, name: 42}
-    with pytest.raises(TypeError, match=f"{name} must be a str, not int"):
+    with pytest.raises(TypeError, match=f"{name} must be a str, got int"):
         await permission_updates.revoke(**target)
-    with pytest.raises(TypeError, match=f"{name} must be a str, not int"):
+    with pytest.raises(TypeError, match=f"{name} must be a str, got int"):
         await permission_updates.update_permissions(Permissions(["a"]), **target)
-    assert (told.told, permission_updates._untold) == ([], {})
+    assert (told.told, permission_updates._unsent) == ([], {})
 
 
 async def test_only_permissions_take_the_place_of_permissions() -> None:
     told, worker = Told(), Worker()
     session, _ = worker.open(Permissions([">"], identity="ada"))
     rules: Any = {"subscribe": ["a"]}
-    with pytest.raises(TypeError, match="must be Permissions, not dict"):
+    with pytest.raises(TypeError, match="must be Permissions, got dict"):
         await PermissionUpdates(worker.sessions, told.announce).update_permissions(rules, "ada", None)
     assert (told.told, session.permissions.subscribe) == ([], (">",))
 
@@ -317,7 +317,7 @@ async def test_what_cannot_be_read_changes_nothing_and_is_logged(junk: bytes, ca
     await act(session, "subscribe", "b")
     PermissionUpdates(worker.sessions, Told().announce).receive(junk)
     assert (session.closed, anybody.closed, session.subscriptions) == (False, False, ("b",))
-    assert "cannot be carried out" in caplog.text
+    assert "Cannot apply a revoke or update_permissions" in caplog.text
 
 
 async def test_a_fault_of_ours_in_a_decision_is_logged(
@@ -326,4 +326,4 @@ async def test_a_fault_of_ours_in_a_decision_is_logged(
     worker = Worker()
     monkeypatch.setattr(worker.sessions, "revoke", None)
     PermissionUpdates(worker.sessions, Told().announce).receive(update())
-    assert "Fault in a revoke or update_permissions" in caplog.text
+    assert "Applying a revoke or update_permissions" in caplog.text

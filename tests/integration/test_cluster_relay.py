@@ -31,14 +31,14 @@ def server(request: pytest.FixtureRequest) -> ServerName:
 
 
 async def permissions(request: Request) -> Permissions | None:
-    """Everybody but a guest has a name; those who have none follow the same."""
+    """Return the same subjects for every user except a guest; the cookie gives the identity, if any."""
     user = request.cookies.get("user")
     return None if user == "guest" else Permissions(["*.open.>", "*.open"], identity=user)
 
 
 @contextlib.asynccontextmanager
 async def workers(url: str, server: ServerName = "sanic", **settings: Any) -> AsyncIterator[tuple[Bridge, Bridge]]:
-    """Two bridges that are workers of one app."""
+    """Serve two bridges that are workers of one app."""
     options: dict[str, Any] = {
         "control_prefix": f"_T.{uuid4().hex}",
         "unsubscribe_delay": 0.1,
@@ -63,13 +63,13 @@ def control_prefix(bridge: Bridge) -> str:
 
 
 def address(bridge: Bridge) -> str:
-    """The control subject on which the worker takes requests."""
+    """Return the control subject on which the worker takes requests."""
     return f"{control_prefix(bridge)}.worker.{sessions(bridge).worker}"
 
 
 @contextlib.asynccontextmanager
 async def bystander(url: str) -> AsyncIterator[Client]:
-    """Somebody else on the same NATS."""
+    """Connect another client to the same NATS."""
     client = await nats.connect(url)
     try:
         yield client
@@ -199,7 +199,7 @@ async def _ignore(_: Msg) -> None: ...
 
 
 class Answers:
-    """Other workers, as far as this one can tell."""
+    """Other workers, from the point of view of this worker."""
 
     def __init__(self, *answers: bytes | Exception) -> None:
         self.answers = list(answers)
@@ -363,4 +363,4 @@ async def test_a_fault_of_the_holder_is_told_and_logged(
         "subjects": [],
         "retry_after": 0,
     }
-    assert "Fault in a command from another worker" in caplog.text
+    assert "A command from another worker has failed" in caplog.text

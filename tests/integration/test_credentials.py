@@ -25,7 +25,7 @@ class Key:
         self.public: str = self._pair.public_key.decode()
 
     def issue(self, kind: str, subject: str, claims: dict[str, Any] | None = None, **registered: int) -> str:
-        """A JWT about the subject, signed by this key; ``registered`` are claims of RFC 7519."""
+        """Return a JWT about the subject, signed by this key; ``registered`` are claims of RFC 7519."""
         header = {"typ": "JWT", "alg": "ed25519-nkey"}
         said = {"type": kind, "version": 2} | (claims or {})
         body = {"jti": "1", "iat": int(time.time()), "iss": self.public, "name": kind, "sub": subject, "nats": said}
@@ -99,7 +99,7 @@ async def test_credentials_that_expire_are_read_again(
             await until(connected)
             await until(lambda: "down" in bridge.listener.told)
             assert "authentication expired" in caplog.text
-            await until(lambda: "NATS is away" in caplog.text)
+            await until(lambda: "Cannot connect to NATS" in caplog.text)
             before = len(bridge.listener.told)
             account.issue(user)
             await until(lambda: bridge.listener.told[before:] == ["up"])

@@ -15,7 +15,7 @@ App = Sanic[Any, Any]
 
 
 def app_with(bridge: NatsBridge, **config: Any) -> App:
-    """An app that is extended with the bridge, with ``NATS_BRIDGE_…`` in its configuration."""
+    """Return an app that is extended with the bridge, with ``NATS_BRIDGE_…`` in its configuration."""
     app: App = Sanic(f"test_{uuid4().hex}", configure_logging=False)
     app.config.update({f"NATS_BRIDGE_{name.upper()}": value for name, value in config.items()})
     bridge.init_app(app)
@@ -210,7 +210,7 @@ async def test_subscriptions_made_when_connected_are_there_again_after_each_retu
     assert received == [b"0", b"1"]
 
 
-@pytest.mark.parametrize("event", ["session.opened", "session.closed", "link.connected"])
+@pytest.mark.parametrize("event", ["session.opened", "session.closed", "nats.connected"])
 async def test_a_signal_handler_that_fails_harms_nobody(
     nats_server: NatsServer, event: str, caplog: pytest.LogCaptureFixture
 ) -> None:

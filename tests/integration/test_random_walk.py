@@ -44,7 +44,10 @@ def undisturbed(self: "Walk") -> bool:
 
 
 class Walk(RuleBasedStateMachine):
-    """Whether a step may be taken must hang on the steps before it alone, and never on how fast anything was."""
+    """A random walk through the steps of a world.
+
+    Preconditions must depend only on earlier steps, and never on timing.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, world: World) -> None:
         super().__init__()
@@ -152,7 +155,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 @pytest.fixture
 def world(loop: asyncio.AbstractEventLoop, server: ServerName, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     # How long the bridge waits between its attempts to connect is tested elsewhere.
-    monkeypatch.setattr("sanic_nats_bridge.nats.server_pool._MOST_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr("sanic_nats_bridge.nats.server_pool._MAX_BACKOFF_SECONDS", 0.1)
     made = World.made(server)
     yield loop.run_until_complete(made.__aenter__())
     loop.run_until_complete(made.__aexit__(None, None, None))

@@ -1,16 +1,24 @@
+import gzip
+import importlib
 import re
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 import sanic_nats_bridge
+from sanic_nats_bridge.routes import client
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import SERVERS, Bridge, ServerName, running
+from tests.support.raw import raw_connection
 
-MODULE = (Path(sanic_nats_bridge.__file__).parent / "browser" / "client.js").read_bytes()
+FOLDER = Path(sanic_nats_bridge.__file__).parent / "browser"
 ALLOWED = "https://app.example"
+BROTLI: Any = importlib.import_module("brotli")  # it has no types
+CODINGS = {"br": BROTLI.decompress, "gzip": gzip.decompress, "identity": bytes}
 
 
 @pytest.fixture(params=SERVERS)
@@ -28,46 +36,104 @@ async def bridge(request: pytest.FixtureRequest, shared_nats: NatsServer, server
 
 
 async def ask(bridge: Bridge, method: str, url: str, **headers: str) -> tuple[int, Any, bytes]:
+    """Send a request, and return the answer as it is, without decompressing it."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    async with bridge.http.request(method, url, headers=named) as response:
+    async with (
+        aiohttp.ClientSession(auto_decompress=False) as http,
+        http.request(method, url, headers=named, skip_auto_headers=["Accept-Encoding"]) as response,
+    ):
         return response.status, response.headers, await response.read()
 
 
-def addresses(bridge: Bridge) -> dict[str, str]:
+async def addresses(bridge: Bridge) -> dict[str, str]:
+    """Return the addresses of both modules, with their ``Cache-Control``."""
     versioned = bridge.url.removesuffix(bridge.prefix) + bridge.extension.client_url
-    return {f"{bridge.url}/client.js": "no-cache", versioned: "public, max-age=31536000, immutable"}
+    (share,) = re.findall(rb'import\("\./(share-\w+\.js)"\)', (await ask(bridge, "GET", versioned))[2])
+    fixed = {f"{bridge.url}/{name}": "no-cache" for name in ("client.js", "share.js")}
+    immutable = "public, max-age=31536000, immutable"
+    return fixed | {versioned: immutable, f"{bridge.url}/{share.decode()}": immutable}
 
 
-async def test_the_module_is_served_at_both_addresses(bridge: Bridge) -> None:
+def varies(headers: Any) -> list[str]:
+    return sorted(word.strip().lower() for value in headers.getall("Vary") for word in value.split(","))
+
+
+async def test_both_modules_are_served_at_fixed_and_at_versioned_addresses(bridge: Bridge) -> None:
     assert re.fullmatch(rf"{bridge.prefix}/client-[0-9a-f]{{16}}\.js", bridge.extension.client_url)
-    for url, caching in addresses(bridge).items():
-        for method, expected in (("GET", MODULE), ("HEAD", b"")):
-            status, headers, body = await ask(bridge, method, url)
-            assert (status, body) == (200, expected)
+    for url, caching in (await addresses(bridge)).items():
+        etags = set()
+        for coding, decompress in CODINGS.items():
+            status, headers, body = await ask(bridge, "GET", url, Accept_Encoding=coding)
+            assert status == 200
             assert headers["Content-Type"] == "text/javascript; charset=utf-8"
             assert headers["X-Content-Type-Options"] == "nosniff"
             assert headers["Cache-Control"] == caching
-            assert re.fullmatch(r'"[0-9a-f]{32}"', headers["ETag"])
+            assert headers.get("Content-Encoding", "identity") == coding
+            assert headers["Content-Length"] == str(len(body))
+            assert varies(headers) == ["accept-encoding", "origin"]
             assert "Access-Control-Allow-Origin" not in headers
+            etags.add(headers["ETag"])
+            assert re.fullmatch(r'"[0-9a-f]{32}"', headers["ETag"])
+            assert decompress(body) == (await ask(bridge, "GET", url))[2]
+        assert len(etags) == 3
 
 
-async def test_a_browser_that_has_it_is_not_sent_it_again(bridge: Bridge) -> None:
-    for url, caching in addresses(bridge).items():
-        etag = (await ask(bridge, "GET", url))[1]["ETag"]
-        for known in (etag, f"W/{etag}", f'"other", {etag}', "*"):
-            for method in ("GET", "HEAD"):
-                status, headers, body = await ask(bridge, method, url, If_None_Match=known)
-                assert (status, body) == (304, b"")
-                assert (headers["ETag"], headers["Cache-Control"]) == (etag, caching)
-        for unknown in ('"other"', etag.strip('"'), ""):
-            assert (await ask(bridge, "GET", url, If_None_Match=unknown))[0] == 200
+async def test_head_has_the_headers_of_get_and_no_body(bridge: Bridge) -> None:
+    for url in await addresses(bridge):
+        for coding in CODINGS:
+            status, headers, body = await ask(bridge, "HEAD", url, Accept_Encoding=coding)
+            _, expected, _ = await ask(bridge, "GET", url, Accept_Encoding=coding)
+            assert (status, body) == (200, b"")
+            for name in ("Content-Type", "Content-Length", "Content-Encoding", "ETag", "Cache-Control"):
+                assert headers.get(name) == expected.get(name), name
+            assert varies(headers) == varies(expected)
+
+
+async def test_the_size_that_is_sent_has_a_budget(bridge: Bridge) -> None:
+    for name, budget in {"client.js": 8192, "share.js": 3072}.items():
+        _, headers, body = await ask(bridge, "GET", f"{bridge.url}/{name}", Accept_Encoding="gzip")
+        assert headers["Content-Encoding"] == "gzip"
+        assert len(body) <= budget
+        _, headers, smaller = await ask(bridge, "GET", f"{bridge.url}/{name}", Accept_Encoding="gzip, deflate, br")
+        assert headers["Content-Encoding"] == "br"
+        assert len(smaller) < len(body)
+
+
+async def test_a_browser_that_has_a_module_is_not_sent_it_again(bridge: Bridge) -> None:
+    for url, caching in (await addresses(bridge)).items():
+        etags = {
+            coding: (await ask(bridge, "GET", url, Accept_Encoding=coding))[1]["ETag"] for coding in CODINGS
+        }  # fmt: skip
+        for coding, etag in etags.items():
+            for known in (etag, f"W/{etag}", f'"other", {etag}', "*"):
+                for method in ("GET", "HEAD"):
+                    status, headers, body = await ask(
+                        bridge, method, url, If_None_Match=known, Accept_Encoding=coding
+                    )  # fmt: skip
+                    assert (status, body) == (304, b"")
+                    assert (headers["ETag"], headers["Cache-Control"]) == (etag, caching)
+                    assert varies(headers) == ["accept-encoding", "origin"]
+                    assert "Content-Encoding" not in headers
+            others = [other for other in etags.values() if other != etag]
+            for unknown in (*others, '"other"', etag.strip('"'), ""):
+                status, headers, _ = await ask(bridge, "GET", url, If_None_Match=unknown, Accept_Encoding=coding)
+                assert (status, headers["ETag"]) == (200, etag)
+
+
+async def test_a_client_without_compression_gets_the_text(bridge: Bridge) -> None:
+    path = f"{bridge.prefix}/client.js"
+    request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+    async with raw_connection(bridge.port, request) as (reader, _):
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    assert b"content-encoding" not in head.lower()
+    assert body == (await ask(bridge, "GET", f"{bridge.url}/client.js", Accept_Encoding="identity"))[2]
 
 
 async def test_pages_of_allowed_origins_alone_may_import_it(bridge: Bridge) -> None:
-    for url in addresses(bridge):
+    for url in await addresses(bridge):
         status, headers, _ = await ask(bridge, "GET", url, Origin=ALLOWED, Sec_Fetch_Site="cross-site")
         assert (status, headers["Access-Control-Allow-Origin"]) == (200, ALLOWED)
-        assert headers["Vary"] == "origin"
+        assert varies(headers) == ["accept-encoding", "origin"]
         status, headers, _ = await ask(bridge, "GET", url, Origin="https://evil.example", Sec_Fetch_Site="cross-site")
         assert (status, headers.get("Access-Control-Allow-Origin")) == (403, None)
         for site in ("same-origin", "none"):
@@ -75,6 +141,54 @@ async def test_pages_of_allowed_origins_alone_may_import_it(bridge: Bridge) -> N
 
 
 async def test_no_other_version_is_served_and_nothing_is_changed_there(bridge: Bridge) -> None:
-    for url in addresses(bridge):
+    for url in await addresses(bridge):
         assert (await ask(bridge, "POST", url))[0] == 405
-    assert (await ask(bridge, "GET", f"{bridge.url}/client-0123456789abcdef.js"))[0] == 404
+    for name in ("client", "share"):
+        assert (await ask(bridge, "GET", f"{bridge.url}/{name}-0123456789abcdef.js"))[0] == 404
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Copy the modules to a folder in which a test may change them."""
+    folder = Path(shutil.copytree(FOLDER, tmp_path / "browser"))
+    monkeypatch.setattr(client, "_FOLDER", folder)
+    monkeypatch.setattr(client, "_modules", client._modules.__wrapped__)
+    return folder
+
+
+def test_the_versioned_name_changes_with_either_module(source: Path) -> None:
+    names = {client.versioned_name()}
+    for name in ("client.js", "share.js"):
+        with (source / name).open("a") as module:
+            module.write("// changed\n")
+        names.add(client.versioned_name())
+    assert len(names) == 3
+    assert client.versioned_name() in names
+
+
+def test_the_versioned_client_imports_the_shared_part_of_its_version(source: Path) -> None:
+    (source / "share.js").write_text("export const changed = true;\n")
+    versioned = client._modules().versioned
+    (share,) = (name for name in versioned if name.startswith("share-"))
+    assert f'import("./{share}")'.encode() in versioned[client.versioned_name()].select(()).body
+    assert versioned[share].select(()).body == b"export const changed = true;\n"
+    assert b'import("./share.js")' in client._modules().fixed["client.js"].select(()).body
+
+
+@pytest.mark.parametrize(
+    ("written", "served"),
+    [
+        ("/** A. */\nlet a;\n", "let a;\n"),
+        ("  /**\n   * A.\n   */\n  a() {}\n", "  a() {}\n"),
+        ("/** A. */\n\nlet a;\n", "let a;\n"),
+        ("let a; /** A. */\n", "let a; /** A. */\n"),
+        ("/** A. */ (a)\n/** B. */\nlet b;\n", "/** A. */ (a)\nlet b;\n"),
+        ("/* A. */\nlet a;\n", "/* A. */\nlet a;\n"),
+        ("/** A * / ** b **/\nlet a;\n", "let a;\n"),
+        ("/** A. */\n/** B. */\nlet a;\n", "let a;\n"),
+        ("// /** A.\nlet a;\n// */\n", "// /** A.\nlet a;\n// */\n"),
+    ],
+)
+def test_jsdoc_that_has_lines_of_its_own_is_not_served(source: Path, written: str, served: str) -> None:
+    (source / "share.js").write_text(written)
+    assert client._modules().fixed["share.js"].select(()).body.decode() == served

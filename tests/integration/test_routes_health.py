@@ -1,6 +1,5 @@
 import asyncio
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -11,7 +10,6 @@ from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import SERVERS, WAIT_SECONDS, Bridge, ServerName, running, until
 from tests.support.process import managed_process
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
 FOREIGN = {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}
 
 
@@ -102,8 +100,3 @@ async def test_the_health_extension_of_sanic_ext_goes_on_beside_it(shared_nats: 
                 async with http.request(method, path) as response:
                     assert response.status == 200, (method, path)
                     assert bool(await response.read()) == (method == "GET")
-
-
-async def test_the_body_in_the_readme_is_the_one_that_comes(bridge: Bridge) -> None:
-    async with bridge.http.get(f"{bridge.url}/health/ready") as response:
-        assert f"`{await response.text()}`" in README

@@ -39,7 +39,7 @@ Samples = dict[tuple[str, ...], float]
 
 
 def samples(text: str, parser: Any = parse) -> Samples:
-    """What a scrape holds; a series that is there twice is an error."""
+    """Return the samples of a scrape; a duplicate series is an error."""
     found: Samples = {}
     for family in parser(text):
         assert family.type in ("counter", "gauge")
@@ -59,7 +59,7 @@ async def scrape(http: aiohttp.ClientSession, prefix: str = "/nats") -> Samples:
 
 
 def folders(temporary: Path) -> list[Path]:
-    """Where workers meet."""
+    """Return the folders in which workers share their metrics."""
     return list(temporary.glob("sanic-nats-bridge-*"))
 
 
@@ -162,7 +162,7 @@ async def test_what_the_app_has_in_the_library_is_its_own(measured: Bridge) -> N
 def test_without_the_library_the_start_stops_and_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "find_spec", lambda name: None)
     Settings.resolve({}, {})
-    with pytest.raises(SettingsError, match=r"'metrics' needs pip install 'sanic-nats-bridge\[metrics\]'$"):
+    with pytest.raises(SettingsError, match=r"requires a package: pip install 'sanic-nats-bridge\[metrics\]'$"):
         Settings.resolve({"metrics": True}, {})
 
 
@@ -191,7 +191,7 @@ class Server:
                 self.workers |= await self.worker()
 
     async def worker(self) -> dict[str, int]:
-        """A worker's name and process id, as chance will have it."""
+        """Return the name and process id of the worker that happens to serve the request."""
         async with self.http.get("/worker", headers={"Connection": "close"}) as response:
             found = await response.json()
         return {found["name"]: found["pid"]}

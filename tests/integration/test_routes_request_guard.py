@@ -25,7 +25,7 @@ REFUSED = {
     "type": "reply",
     "success": False,
     "code": "origin.forbidden",
-    "message": "Pages of this origin may not use this server",
+    "message": "This origin is not allowed to use this server",
 }
 DOORS = [
     ("GET", "/events"), ("GET", "/events/"), ("HEAD", "/events"), ("OPTIONS", "/events"),
@@ -129,7 +129,7 @@ async def test_a_middleware_of_the_app_runs_before_the_rule_and_may_answer_itsel
 
 
 def certificate(folder: Path) -> ssl.SSLContext:
-    """A context for a server that nobody has reason to trust."""
+    """Return a context for a server with a certificate that no client trusts."""
     key, chain = folder / "key.pem", folder / "cert.pem"
     command = ("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
     names = ("-subj", "/CN=localhost", "-keyout", str(key), "-out", str(chain))
@@ -156,7 +156,7 @@ async def test_what_a_proxy_says_counts_only_where_sanic_trusts_it(shared_nats: 
         port = {"X_Forwarded_Port": "8443"}
         assert await status(bridge, Origin=origin, **FORWARDED, **port) == 403
         assert await status(bridge, Origin=f"{origin}:8443", **FORWARDED, **port) == 200
-        # A proxy that says `wss` of a WebSocket.
+        # A proxy that sends `wss` for a WebSocket.
         async with bridge.websocket(origin=origin, additional_headers={
             "X-Forwarded-For": "192.0.2.1", "X-Forwarded-Host": "shop.example", "X-Forwarded-Proto": "wss",
         }):  # fmt: skip
@@ -196,9 +196,9 @@ async def test_each_origin_is_logged_once_with_what_to_do(
             await status(bridge, Origin=FOREIGN, Host="shop.example:80")
             await status(bridge, Origin="https://\u0435vil", Host="shop.example")
             await status(bridge, Sec_Fetch_Site="same-site")
-        lines = [record.getMessage() for record in caplog.records if "Refused" in record.getMessage()]
+        lines = [record.getMessage() for record in caplog.records if "Rejected" in record.getMessage()]
     assert len(lines) == 3
-    assert "'https://evil.example' at host 'shop.example:80'" in lines[0]
+    assert "'https://evil.example' to host 'shop.example:80'" in lines[0]
     assert "allowed_origins" in lines[0]
     assert "\\u0435vil" in lines[1]
     assert "'same-site'" in lines[2]
@@ -224,7 +224,7 @@ def test_endless_origins_fill_neither_the_log_nor_the_memory(caplog: pytest.LogC
             with pytest.raises(ForbiddenOrigin):
                 guard.check(request)
     assert len(caplog.records) == 1001
-    assert caplog.records[-1].getMessage() == "1000 origins were refused; no more of them are logged"
+    assert caplog.records[-1].getMessage() == "1000 origins were rejected; further ones are not logged"
     assert all(len(record.getMessage()) < 600 for record in caplog.records)
     assert not any("\n" in record.getMessage() for record in caplog.records)
-    assert sum(map(len, guard._told)) <= 1000 * 200
+    assert sum(map(len, guard._logged)) <= 1000 * 200

@@ -34,7 +34,7 @@ def transport_of(session: Session) -> Any:
 
 
 class Watcher:
-    """Hears how the way to the client fares."""
+    """A listener that records changes in the transport's state."""
 
     def __init__(self) -> None:
         self.heard: list[str] = []
@@ -56,7 +56,7 @@ class Watcher:
 async def watched(
     server: NatsServer, door: str
 ) -> AsyncIterator[tuple[Any, Watcher, asyncio.StreamReader, asyncio.StreamWriter]]:
-    """An outlet whose client does not read by itself."""
+    """Yield a transport with a client that doesn't read by itself."""
     async with (
         running(servers=server.url, max_pending_bytes=LIMIT) as bridge,
         raw_connection(bridge.port, REQUESTS[door], limit=1024) as (reader, writer),
@@ -188,7 +188,7 @@ async def test_a_client_that_answers_no_ping_though_nothing_waits_for_it_is_clos
 
 
 async def heartbeats(client: WebSocketClient, clock: HeldClock, count: int) -> None:
-    """Let time pass until so many heartbeats have come; whatever the client answers comes in time."""
+    """Advance the clock until so many heartbeats have come; the client's answers are always in time."""
     for _ in range(count):
         coming = asyncio.create_task(client._read())
         await clock.forward_until(coming.done, step=0.05)
@@ -254,11 +254,11 @@ async def test_a_client_that_is_not_read_is_not_expected_to_answer_a_ping(shared
     ):
         session = session_of(bridge, client.session)
         transport: Any = session._transport
-        transport._assembler.hold()
+        transport._assembler.pause()
         async with held() as clock:
             await heartbeats(client, clock, 15)
         assert not session.closed
-        transport._assembler.release()
+        transport._assembler.resume()
         assert (await client.ask({"action": "ping"}))["message"] == "pong"
 
 
@@ -359,7 +359,7 @@ async def test_a_client_that_ends_tls_behind_much_else_has_left(shared_nats: Nat
         (session,) = sessions(bridge)
         transport: Any = session._transport
         writer.write(frame(PONG) * 20_000)
-        writer.close()  # its close_notify is read together with what stands before it
+        writer.close()  # its close_notify is read together with the data before it
         await until(lambda: session.closed)
         await until(lambda: len(asyncio.all_tasks()) == tasks)
         assert transport._throttle._unfed is None
@@ -389,7 +389,7 @@ async def test_of_a_client_that_is_lost_no_slice_is_left(shared_nats: NatsServer
             await reader.readuntil(b'"nats":"connected"}')
             (session,) = sessions(bridge)
             transport: Any = session._transport
-            transport._assembler.hold()
+            transport._assembler.pause()
             transport._throttle.data_received(frame(PONG) * 20_000)
             assert transport._throttle._unfed
             reset(writer.transport)

@@ -1,17 +1,18 @@
-"""What the tests of the browser client share: an app for its pages, and what is asked of a page in any browser."""
+"""Shared parts of the tests of the browser client: an app for its pages, and functions for a tab of any browser."""
 
 import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 from sanic import HTTPResponse, Request, Sanic
 from sanic.response import empty, html
 
 from sanic_nats_bridge.testing import NatsServer
-from tests.support.bridge import Bridge, Publisher, running, until
+from tests.support.bridge import WAIT_SECONDS, Bridge, Publisher, running, until
+from tests.support.browsers import Tab
 from tests.support.middlebox import Habit, Middlebox
 
 both = pytest.mark.parametrize("transport", ["websocket", "sse"])
@@ -39,22 +40,28 @@ window.seen = (type) => events.filter((event) => event.type === type);
 """
 
 
-class Page(Protocol):
-    """A tab of Playwright's, or of another driver."""
-
-    async def evaluate(self, expression: str, arg: Any = None) -> Any:
-        """What the expression comes to; if it is a function, it is called with the argument."""
-        ...
-
-
 @contextlib.asynccontextmanager
 async def serving(nats: NatsServer, habit: Habit = "pass", **settings: Any) -> AsyncIterator[tuple[Bridge, Middlebox]]:
-    """A bridge in an app with an empty page, and what stands before it."""
+    """Serve a bridge, in an app with empty pages, behind a middlebox.
+
+    ``/open`` has no policy, and ``/hang`` answers when ``app.ctx.released`` is set.
+    """
 
     def prepare(app: Sanic[Any, Any]) -> None:
+        app.ctx.released = asyncio.Event()
+
         @app.get("/")
         async def index(_: Request) -> HTTPResponse:
             return html("<!doctype html><title>x</title>", headers={"Content-Security-Policy": "default-src 'self'"})
+
+        @app.get("/open")
+        async def without_policy(_: Request) -> HTTPResponse:
+            return html("<!doctype html><title>x</title>")
+
+        @app.get("/hang")
+        async def hang(_: Request) -> HTTPResponse:
+            await app.ctx.released.wait()
+            return empty()
 
         @app.get("/favicon.ico")
         async def icon(_: Request) -> HTTPResponse:
@@ -71,12 +78,11 @@ async def serving(nats: NatsServer, habit: Habit = "pass", **settings: Any) -> A
 
 @contextlib.asynccontextmanager
 async def publishing(publisher: Publisher, subject: str) -> AsyncIterator[None]:
-    """Publish all the time."""
-
+    """Publish a message every 20 ms."""
     over = asyncio.Event()
 
     async def publish() -> None:
-        # Not cancelled: nats-py does not stand it within a flush.
+        # Not cancelled, because nats-py fails if a flush is cancelled.
         while not over.is_set():
             await publisher.send(subject, b'{"key": 1}')
             await asyncio.sleep(0.02)
@@ -89,28 +95,28 @@ async def publishing(publisher: Publisher, subject: str) -> AsyncIterator[None]:
         await task
 
 
-async def begin(page: Page, options: dict[str, Any] | None = None, *patterns: str) -> None:
-    await page.evaluate("([options, patterns]) => begin(options, ...patterns)", [options or {}, patterns])
+async def begin(tab: Tab, options: dict[str, Any] | None = None, *patterns: str) -> None:
+    await tab.evaluate("([options, patterns]) => begin(options, ...patterns)", [options or {}, patterns])
 
 
-async def true(page: Page, fact: str, seconds: float = 10) -> None:
-    """Wait until the fact holds; not by Playwright's own way, which the page's policy forbids."""
-    deadline = time.monotonic() + seconds
-    while not await page.evaluate(fact):
-        assert time.monotonic() < deadline, (fact, await page.evaluate("[nats.status, events, messages]"))
+async def true(tab: Tab, fact: str) -> None:
+    """Wait until the fact holds. The page's policy forbids Playwright's own function for it."""
+    deadline = time.monotonic() + 3 * WAIT_SECONDS
+    while not await tab.evaluate(fact):
+        assert time.monotonic() < deadline, (fact, await tab.evaluate("[nats.status, events, messages]"))
         await asyncio.sleep(0.01)
 
 
-async def ready(page: Page, transport: str) -> None:
-    await page.evaluate("Promise.all(followed.map(({ ready }) => ready))")
-    assert await page.evaluate("nats.status.transport") == transport
+async def ready(tab: Tab, transport: str) -> None:
+    await tab.evaluate("Promise.all(followed.map(({ ready }) => ready))")
+    assert await tab.evaluate("nats.status.transport") == transport
 
 
-async def back(page: Page, bridge: Bridge, publisher: Publisher, subject: str, seconds: float = 15) -> None:
-    """It has come back, once, and follows what it has followed."""
-    await true(page, "nats.status.state === 'connected'", seconds)
+async def back(tab: Tab, bridge: Bridge, publisher: Publisher, subject: str) -> None:
+    """Wait until the client has reconnected, in one session, and has its subscription again."""
+    await true(tab, "nats.status.state === 'connected'")
     await until(lambda: [set(session.subscriptions) for session in bridge.extension.sessions] == [{subject}])
-    await page.evaluate("messages.length = 0")
+    await tab.evaluate("messages.length = 0")
     await publisher.send(subject, b"1", b"2")
-    await true(page, "messages.length >= 2")
-    assert await page.evaluate("messages.map(({ data }) => data)") == [1, 2]
+    await true(tab, "messages.length >= 2")
+    assert await tab.evaluate("messages.map(({ data }) => data)") == [1, 2]

@@ -1,4 +1,4 @@
-"""A real Firefox, steered by WebDriver BiDi (https://w3c.github.io/webdriver-bidi/), which it speaks by itself."""
+"""A real Firefox, driven by WebDriver BiDi (https://w3c.github.io/webdriver-bidi/), which it speaks by itself."""
 
 import asyncio
 import contextlib
@@ -33,12 +33,12 @@ class Firefox:
         self._ids = count()
         self._replies: dict[int, asyncio.Future[Any]] = {}
         self.complaints: dict[str, list[str]] = {}
-        """Where the errors of a tab are noted."""
+        """The list for the errors of each tab."""
 
     @classmethod
     @contextlib.asynccontextmanager
     async def running(cls, folder: Path) -> AsyncIterator["Firefox"]:
-        """Start one that keeps all that it writes in this folder."""
+        """Start a Firefox that writes to this folder only."""
         command = shutil.which("firefox-esr")
         assert command is not None, "make test installs firefox-esr"
         options = ("--headless", "--no-remote", "--profile", str(folder), "--remote-debugging-port", "0")
@@ -59,7 +59,7 @@ class Firefox:
                 await ended(process)
 
     async def ask(self, method: str, *, seconds: float = 2 * WAIT_SECONDS, **params: Any) -> Any:
-        """The result of a command; what the browser does not like raises."""
+        """Return the result of a command, or raise the error that the browser answers with."""
         number = next(self._ids)
         reply = self._replies[number] = asyncio.get_running_loop().create_future()
         await self._connection.send(json.dumps({"id": number, "method": method, "params": params}))
@@ -67,13 +67,9 @@ class Firefox:
             return await asyncio.shield(reply)
 
     @contextlib.asynccontextmanager
-    async def profile(self, *scripts: str) -> AsyncIterator["Profile"]:
-        """Tabs with a storage of their own, each document of which begins with the scripts."""
+    async def profile(self) -> AsyncIterator["FirefoxProfile"]:
         name = (await self.ask("browser.createUserContext"))["userContext"]
-        profile = Profile(self, name)
-        for script in scripts:
-            await self.ask("script.addPreloadScript", functionDeclaration=script, userContexts=[name])
-        yield profile
+        yield FirefoxProfile(self, name)
         await self.ask("browser.removeUserContext", userContext=name)
 
     async def _read(self) -> None:
@@ -96,25 +92,40 @@ class Firefox:
 
 
 @dataclass
-class Profile:
+class FirefoxProfile:
     firefox: Firefox
     name: str
     complaints: list[str] = field(default_factory=list)
-    """Errors that nothing caught, and violations of a page's policy."""
+    tabs: list["FirefoxTab"] = field(default_factory=list)
 
-    async def tab(self) -> "Tab":
+    async def add_script(self, text: str) -> None:
+        declaration = f"() => {{ {text} }}"
+        await self.firefox.ask("script.addPreloadScript", functionDeclaration=declaration, userContexts=[self.name])
+
+    async def tab(self) -> "FirefoxTab":
         created = await self.firefox.ask("browsingContext.create", type="tab", userContext=self.name)
         self.firefox.complaints[created["context"]] = self.complaints
-        return Tab(self.firefox, created["context"])
+        self.tabs.append(tab := FirefoxTab(self.firefox, created["context"]))
+        return tab
+
+    async def close_tabs(self) -> None:
+        for tab in self.tabs:
+            if not tab.closed:
+                await tab.close()
+        self.tabs.clear()
 
 
 @dataclass
-class Tab:
+class FirefoxTab:
     firefox: Firefox
     context: str
+    closed: bool = False
 
     async def goto(self, url: str) -> None:
         await self._ask("browsingContext.navigate", url=url, wait="complete")
+
+    async def reload(self) -> None:
+        await self._ask("browsingContext.reload", wait="complete")
 
     async def offline(self, offline: bool) -> None:
         conditions = {"type": "offline"} if offline else None
@@ -122,6 +133,7 @@ class Tab:
 
     async def close(self) -> None:
         await self._ask("browsingContext.close")
+        self.closed = True
 
     async def evaluate(self, expression: str, arg: Any = None) -> Any:
         if arg is not None:
@@ -136,16 +148,16 @@ class Tab:
 
 
 def _address(log: IO[bytes]) -> str:
-    """Where it listens, once it has said so."""
+    """Return the address on which Firefox listens, if its log has it already."""
     said = re.search(rb"BiDi listening on (\S+)\n", os.pread(log.fileno(), 2**20, 0))
     return said[1].decode() if said else ""
 
 
 def _local(remote: Any, known: dict[str, Any]) -> Any:
-    """A value of the page's: https://w3c.github.io/webdriver-bidi/#type-script-RemoteValue."""
+    """Return a value of a page: https://w3c.github.io/webdriver-bidi/#type-script-RemoteValue."""
     kind, value, identity = remote["type"], remote.get("value"), remote.get("internalId")
     if value is None:
-        return known.get(identity)  # an object is told once, wherever else it stands
+        return known.get(identity)  # an object is sent once, later as a reference
     if kind == "array":
         value = [_local(item, known) for item in value]
     if kind == "object":

@@ -1,7 +1,8 @@
-"""What may stand between a browser and the bridge: networks that do not let everything through."""
+"""Middleboxes between a browser and the bridge: networks that don't let everything through."""
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator
 from typing import Literal, TypeAlias
 
@@ -9,9 +10,13 @@ from tests.support.bridge import until
 from tests.support.raw import reset
 
 Habit: TypeAlias = Literal["pass", "refuse", "cut", "swallow", "buffer"]
-"""What it does with WebSockets: refuses the upgrade, cuts them after it, or swallows the request; or it lets
-them through, and keeps event streams back until they end."""
+"""Handling of WebSockets: refuse the upgrade, cut them after it, or swallow the request.
 
+"buffer" lets them through, and holds event streams until they end.
+"""
+
+_NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+_REQUEST = re.compile(rb"[A-Z]+ (/[^ ?]*)")
 _REFUSAL = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
@@ -23,19 +28,22 @@ class Middlebox:
         self._writers: set[asyncio.StreamWriter] = set()
         self.habit = habit
         self.down = False
-        """Whether new connections are reset."""
+        """True if new connections are reset."""
         self.silent = False
-        """Whether nothing goes through any more, without a sign."""
+        """True if all data is dropped silently."""
         self.streams = 0
         """Requests for an event stream that it has seen."""
-        self.posts = 0
+        self.paths: list[str] = []
+        """Paths of the requests, in their order."""
+        self.missing = ""
+        """A path that is answered with 404."""
         self.url = ""
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def listening(cls, port: int, habit: Habit = "pass") -> AsyncIterator["Middlebox"]:
+    async def listening(cls, port: int, habit: Habit = "pass", own_port: int = 0) -> AsyncIterator["Middlebox"]:
         box = cls(port, habit)
-        server = await asyncio.start_server(box._serve, "127.0.0.1", 0)
+        server = await asyncio.start_server(box._serve, "127.0.0.1", own_port)
         box.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         try:
             yield box
@@ -90,11 +98,14 @@ class _Connection:
     def _stopped(self, data: bytes) -> bool:
         """Note a request; whether it goes no further."""
         habit = self._box.habit
+        if request := _REQUEST.match(data):
+            self._box.paths.append(path := request[1].decode())
+            if path == self._box.missing:
+                self._client.write(_NOT_FOUND)
+                return True
         if data.startswith(b"GET /nats/events"):
             self._box.streams += 1
             self._held = habit == "buffer"
-        if data.startswith(b"POST "):
-            self._box.posts += 1
         self._upgrading = data.startswith(b"GET /nats/stream")
         if self._upgrading and habit == "refuse":
             self._client.write(_REFUSAL)

@@ -36,7 +36,7 @@ def chromium() -> Iterator[Browser]:
 
 @contextmanager
 def opened(browser: Browser, url: str, size: tuple[int, int] = (1280, 800)) -> Iterator[Page]:
-    """The page, which must not raise, log an error or break its policy."""
+    """Open the page, and fail the test if it raises, logs an error or breaks its policy."""
     complaints: list[str] = []
 
     def note(message: ConsoleMessage) -> None:
@@ -64,8 +64,8 @@ def switch(page: Page, transport: str) -> None:
 def follow(page: Page, pattern: str) -> None:
     """Follow it, and wait until NATS has the subscription."""
     page.fill("#subject", pattern)
-    page.click("#follow button")
-    expect(page.locator("#followed li:not(.pending) code").get_by_text(pattern, exact=True)).to_be_visible()
+    page.click("#subscribe button")
+    expect(page.locator("#subscriptions li:not(.pending) code").get_by_text(pattern, exact=True)).to_be_visible()
 
 
 def command(page: Page, text: str) -> None:

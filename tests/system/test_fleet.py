@@ -1,4 +1,4 @@
-"""Two machines, each of two workers, on a cluster of three: its servers and a worker are killed, all is judged."""
+"""Two machines of two workers on a cluster of three NATS servers: the servers and a worker are killed."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from tools.faults import network as networks
 from tools.faults.network import LOOPBACK, network
 from tools.faults.results import Results
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[2] / "docs" / "internals"
 
 
 def test_nothing_is_lost_in_silence_by_the_clients_of_two_machines(
@@ -28,52 +28,52 @@ def test_nothing_is_lost_in_silence_by_the_clients_of_two_machines(
     assert (run.clients, run.recovered, run.verdict.broken) == (16, 16, 0)
     assert run.verdict.delivered
     assert run.verdict.announced
-    assert len(run.back) == 3
-    assert run.returns
-    *told, posts = run.remarks
+    assert len(run.first_message_after) == 3
+    assert run.reconnect_times
+    *remarks, posts = run.remarks
     assert "200: " in posts
     if os.geteuid() == 0:
-        assert told == []
+        assert remarks == []
     else:
         with capsys.disabled():
-            sys.stderr.write(f"\nNOT ROOT, SO LESS IS SHOWN: {told[0]}\n")
+            sys.stderr.write(f"\nNOT ROOT, SO LESS IS SHOWN: {remarks[0]}\n")
 
 
 def interfaces() -> set[str]:
     return {name for _, name in socket.if_nameindex()}
 
 
-def test_a_place_has_a_network_of_its_own_which_leaves_nothing_behind() -> None:
+def test_a_host_has_a_network_of_its_own_which_leaves_nothing_behind() -> None:
     before = interfaces()
     with network() as net:
-        here, there = net.place(), net.place()
+        here, there = net.add_host(), net.add_host()
         if not net.isolated:
             assert (here, there) == (LOOPBACK, LOOPBACK)
             return
         assert interfaces() == {"lo", "switch", "port1", "port2"}
         with there.entered():
             assert interfaces() == {"lo", "uplink"}
-            listener = socket.create_server((there.host, 0))
+            listener = socket.create_server((there.address, 0))
         with listener, here.entered():
             with socket.create_connection(listener.getsockname(), 5) as connection:
-                assert connection.getsockname()[0] == here.host
+                assert connection.getsockname()[0] == here.address
             with pytest.raises(ConnectionRefusedError):
-                socket.create_connection((here.host, listener.getsockname()[1]), 5)
+                socket.create_connection((here.address, listener.getsockname()[1]), 5)
         shown = subprocess.run(there.command("cat", "/proc/net/dev"), capture_output=True, text=True, check=True).stdout
         assert "uplink:" in shown
     assert interfaces() == before
 
 
-def test_without_namespaces_all_places_are_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_namespaces_all_hosts_are_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused() -> None:
         raise PermissionError
 
     monkeypatch.setattr(networks, "_namespace", refused)
     with network() as net:
         assert not net.isolated
-        place = net.place()
-        assert place.host == "127.0.0.1"
-        assert place.command("true") == ["true"]
+        host = net.add_host()
+        assert host.address == "127.0.0.1"
+        assert host.command("true") == ["true"]
         before = interfaces()
-        with place.entered():
+        with host.entered():
             assert interfaces() == before

@@ -1,14 +1,13 @@
 """The types of the public API, as ``mypy --strict`` sees them in an app."""
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parents[2] / "README.md"
+from tests.support.docs import ROOT, file_of
 
 WRONG = """
 from sanic import Sanic
@@ -55,18 +54,14 @@ def mypy(source: str, folder: Path) -> tuple[int, str]:
         "app.py",
     ]
     # By its source, because mypy doesn't follow an editable install; an installed package needs neither option.
-    environment = os.environ | {"MYPYPATH": str(README.parent)}
+    environment = os.environ | {"MYPYPATH": str(ROOT)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout
 
 
-def first_lines() -> str:
-    """Return README's first lines of an app, without the handlers, which README shows without annotations."""
-    block = re.findall(r"```python\n(from sanic import.*?NatsBridge\(app.*?\n)\n", README.read_text(), re.DOTALL)[0]
-    return str(block)
-
-
-@pytest.mark.parametrize("source", [pytest.param(first_lines(), id="README"), pytest.param(FACTORY, id="factory")])
+@pytest.mark.parametrize(
+    "source", [pytest.param(file_of("README.md", "server.py"), id="README"), pytest.param(FACTORY, id="factory")]
+)
 def test_mypy_accepts_an_app(source: str, tmp_path: Path) -> None:
     assert mypy(source, tmp_path) == (0, "Success: no issues found in 1 source file\n")
 

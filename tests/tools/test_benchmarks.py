@@ -1,6 +1,7 @@
-"""The benchmarks measure what they say: counts and order over real servers, never times."""
+"""Tests of the benchmarks by counts and order, against real servers. No test checks a time."""
 
 import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -24,12 +25,12 @@ from tools.benchmarks.payloads import SMALLEST_BYTES, document
 from tools.benchmarks.plots import draw
 from tools.benchmarks.posts import Posts
 from tools.benchmarks.report import tables
-from tools.benchmarks.results import Place, Results, Run, Spread
+from tools.benchmarks.results import Results, Run, RunKey, Spread
 from tools.benchmarks.sampling import Counter, Sample
-from tools.benchmarks.scenarios import SCENES
-from tools.benchmarks.subscribers import Audience, drawn_subjects, own_subjects, shared_patterns, single_subject
-from tools.benchmarks.targets import CONTENDERS, DEFAULT_CONTENDERS, Contender, taking_part
-from tools.benchmarks.thresholds import GOALS, Goal
+from tools.benchmarks.scenarios import SCENARIOS, Scenario
+from tools.benchmarks.subscribers import Subscribers, own_subjects, random_subjects, shared_patterns, single_subject
+from tools.benchmarks.targets import DEFAULT_TARGETS, TARGETS, Target, applicable_targets
+from tools.benchmarks.thresholds import THRESHOLDS, Threshold
 from tools.harness.processes import cpu_ns, descendants, free_port, server
 from tools.harness.remote import Remote, RemoteError, remote
 
@@ -38,13 +39,13 @@ WAIT_SECONDS = 10
 
 STREAM = b"".join(b"\x81\x7e\x00\x90{%b}\n" % document(number, 1_000 + number, 100) for number in range(3))
 
-ONE = Place("steady", "100/s", "bridge-ws")
-OTHER = ONE._replace(contender="nats-ws")
+ONE = RunKey("steady", "100/s", "bridge-ws")
+OTHER = ONE._replace(target="nats-ws")
 
 
 @contextlib.contextmanager
 def doctored(numbers: Sequence[int], ready: threading.Event) -> Iterator[int]:
-    """A server whose only client gets these messages, when it is ready; the port."""
+    """Run a server that sends these messages to its only client once that is ready, and yield the port."""
 
     def serve() -> None:
         connection, _ = listener.accept()
@@ -65,13 +66,13 @@ def doctored(numbers: Sequence[int], ready: threading.Event) -> Iterator[int]:
 
 
 def seen_of(numbers: Sequence[int], monkeypatch: pytest.MonkeyPatch) -> Outcome:
-    """What the clients say of these messages, where the first four should have come."""
-    monkeypatch.setattr(load_module, "_PATIENCE_SECONDS", 0.2)
+    """Return the outcome of these messages for a client that expects the first four."""
+    monkeypatch.setattr(load_module, "_TIMEOUT_SECONDS", 0.2)
     monkeypatch.setattr(load_module, "raise_file_limit", lambda: None)
     ready = threading.Event()
     with doctored(numbers, ready) as port:
         clients = Load(port, "plain", single_subject(1), samples=1)
-        clients.connect(at_once=1)
+        clients.connect(concurrency=1)
         clients.start(0)
         ready.set()
         clients.read(4)
@@ -80,32 +81,42 @@ def seen_of(numbers: Sequence[int], monkeypatch: pytest.MonkeyPatch) -> Outcome:
     return outcome
 
 
-def made_up(**figures: Sequence[float]) -> Results:
-    """One round for each pair of values, the first that of `ONE`, the second that of `OTHER`."""
+def made_up(**metrics: Sequence[float]) -> Results:
+    """Return results with one round for each pair of values, the first for `ONE`, the second for `OTHER`."""
     results = Results({"CPU": "made up"})
-    for name, values in figures.items():
-        for place, value, number in zip((ONE, OTHER) * len(values), values, range(len(values)), strict=False):
-            results.runs.append(Run(*place, round=number // 2, figures={name: value}))
+    for name, values in metrics.items():
+        for key, value, number in zip((ONE, OTHER) * len(values), values, range(len(values)), strict=False):
+            results.runs.append(Run(*key, round=number // 2, metrics={name: value}))
     return results
 
 
-@pytest.mark.parametrize("name", SCENES)
-def test_every_contender_delivers_everything_once_and_in_order(name: str) -> None:
-    scene = SCENES[name]
-    for case in scene.cases(small=True):
-        for contender in taking_part(scene, DEFAULT_CONTENDERS):
-            run = measure(scene, case, CONTENDERS[contender], 0)
-            assert not run.faults
-            assert set(scene.figures) <= run.figures.keys()
+def measured_targets(scenario: Scenario) -> Sequence[str]:
+    """Return the targets of a scenario: all in ``make test-tools``, else the bridge and, in one scenario, all."""
+    targets = applicable_targets(scenario, DEFAULT_TARGETS)
+    if "TOOLS_IN_FULL" in os.environ or scenario is SCENARIOS["steady"]:
+        return targets
+    return [target for target in targets if target.startswith("bridge")]
 
 
-def test_a_whole_stream_in_order_has_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_every_target_delivers_everything_once_and_in_order(name: str) -> None:
+    scenario = SCENARIOS[name]
+    targets = measured_targets(scenario)
+    assert targets
+    for case in scenario.cases(small=True):
+        for target in targets:
+            run = measure(scenario, case, TARGETS[target], 0)
+            assert not run.errors
+            assert set(scenario.metrics) <= run.metrics.keys()
+
+
+def test_a_whole_stream_in_order_has_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     outcome = seen_of([0, 1, 2, 3], monkeypatch)
-    assert (outcome.faults, outcome.disordered, len(outcome.latencies)) == ([], 0, 4)
+    assert (outcome.errors, outcome.out_of_order, len(outcome.latencies)) == ([], 0, 4)
 
 
 @pytest.mark.parametrize(
-    ("numbers", "fault"),
+    ("numbers", "error"),
     [
         ([0, 1, 3], "1 missing, 0 too many"),
         ([0, 1, 2, 2, 3], "0 missing, 1 too many"),
@@ -114,29 +125,29 @@ def test_a_whole_stream_in_order_has_no_fault(monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_a_message_that_is_missing_or_doubled_is_seen(
-    numbers: Sequence[int], fault: str, monkeypatch: pytest.MonkeyPatch
+    numbers: Sequence[int], error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert seen_of(numbers, monkeypatch).faults == [f"client 0: {fault}"]
+    assert seen_of(numbers, monkeypatch).errors == [f"client 0: {error}"]
 
 
 def test_messages_out_of_order_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     outcome = seen_of([0, 2, 1, 3], monkeypatch)
-    assert (outcome.faults, outcome.disordered) == ([], 1)
+    assert (outcome.errors, outcome.out_of_order) == ([], 1)
 
 
 @pytest.mark.parametrize("cut", range(len(STREAM) + 1))
 def test_a_stream_is_counted_and_read_wherever_it_is_cut(cut: int) -> None:
     counter, sample = Counter(), Sample()
     for part in (STREAM[:cut], STREAM[cut:]):
-        counter.take(bytearray(part + b"~" * 30), len(part))
-        sample.take(part, 2_000)
-    sample.digest()
+        counter.add(bytearray(part + b"~" * 30), len(part))
+        sample.add(part, 2_000)
+    sample.parse()
     assert (counter.count, sample.numbers, sample.latencies) == (3, [0, 1, 2], [1_000, 999, 998])
 
 
 def test_a_stream_is_counted_byte_by_byte() -> None:
     counter = Counter()
-    assert sum(counter.take(bytearray([byte]), 1) for byte in STREAM) == counter.count == 3
+    assert sum(counter.add(bytearray([byte]), 1) for byte in STREAM) == counter.count == 3
 
 
 @pytest.mark.parametrize("size", [SMALLEST_BYTES, 64, 65_536])
@@ -145,37 +156,39 @@ def test_payloads_have_exactly_their_size(size: int) -> None:
     assert len(document(12, time.monotonic_ns(), size)) == size
 
 
-def test_each_pattern_has_as_many_followers() -> None:
-    audience = shared_patterns(100, 1_000, 10)
-    followed = Counters(index for indexes in audience.follows for index in indexes)
+def test_each_pattern_has_the_same_number_of_subscribers() -> None:
+    subscribers = shared_patterns(100, 1_000, 10)
+    followed = Counters(index for indexes in subscribers.subscriptions for index in indexes)
     assert len(followed) == 1_000
     assert set(followed.values()) == {10}
 
 
-@pytest.mark.parametrize("audience", [own_subjects(7), drawn_subjects(5, 8, 3), shared_patterns(5, 1, 2)])
-def test_what_is_expected_adds_up(audience: Audience) -> None:
-    clients = range(audience.size)
-    expected = [audience.expected(client, 3, 40) for client in clients]
-    assert audience.deliveries(3, 40) == sum(map(len, expected))
-    published = {number: audience.subjects[number % len(audience.subjects)] for number in range(3, 40)}
+@pytest.mark.parametrize("subscribers", [own_subjects(7), random_subjects(5, 8, 3), shared_patterns(5, 1, 2)])
+def test_the_expected_messages_add_up(subscribers: Subscribers) -> None:
+    clients = range(subscribers.size)
+    expected = [subscribers.expected(client, 3, 40) for client in clients]
+    assert subscribers.deliveries(3, 40) == sum(map(len, expected))
+    published = {number: subscribers.subjects[number % len(subscribers.subjects)] for number in range(3, 40)}
     for client in clients:
-        assert expected[client] == [number for number in published if published[number] in audience.names(client)]
+        assert expected[client] == [
+            number for number in published if published[number] in subscribers.subjects_of(client)
+        ]
 
 
-def test_a_server_that_does_not_start_is_a_fault() -> None:
-    contender = Contender("broken", "", "plain", lambda loop, settings: server([sys.executable, "-c", "print('no')"]))  # type: ignore[arg-type, return-value]
-    scene = SCENES["connect"]
-    run = measure(scene, scene.cases(small=True)[0], contender, 0)
-    assert "did not start" in run.faults[0]
+def test_a_server_that_does_not_start_is_an_error() -> None:
+    target = Target("broken", "", "plain", lambda loop, settings: server([sys.executable, "-c", "print('no')"]))  # type: ignore[arg-type, return-value]
+    scenario = SCENARIOS["connect"]
+    run = measure(scenario, scenario.cases(small=True)[0], target, 0)
+    assert "did not start" in run.errors[0]
 
 
 def test_settings_reach_the_bridge() -> None:
-    scene = SCENES["connect"]
-    run = measure(scene, scene.cases(small=True)[0], CONTENDERS["bridge-ws"], 0, settings={"nonsense": 1})
-    assert "no setting 'nonsense'" in run.faults[0]
+    scenario = SCENARIOS["connect"]
+    run = measure(scenario, scenario.cases(small=True)[0], TARGETS["bridge-ws"], 0, settings={"nonsense": 1})
+    assert "no setting 'nonsense'" in run.errors[0]
 
 
-def test_what_a_remote_object_raises_is_raised_here() -> None:
+def test_an_exception_of_a_remote_object_is_raised_by_the_caller() -> None:
     far: Remote[Any]
     with remote(dict) as far, pytest.raises(RemoteError, match="KeyError"):
         far.call(dict.pop, "missing")
@@ -189,7 +202,7 @@ def test_the_cpu_time_of_children_counts() -> None:
         assert cpu_ns(running.pid) >= 300_000_000
 
 
-def test_what_looks_after_the_workers_does_not_count() -> None:
+def test_the_cpu_time_of_the_manager_does_not_count() -> None:
     child = [sys.executable, "-c", "import os\nprint(1, os.getpid(), flush=True)\ninput()"]
     code = f"import subprocess, time\nwhile time.process_time() < 0.3: pass\nsubprocess.run({child!r})"
     with server([sys.executable, "-c", code]) as running:
@@ -197,34 +210,34 @@ def test_what_looks_after_the_workers_does_not_count() -> None:
         assert running.cpu_ns <= cpu_ns(running.pid) - 300_000_000
 
 
-def test_a_command_that_is_refused_at_either_worker_is_seen() -> None:
-    # The first subject is asked for where the stream is, the second at the other worker.
+def test_a_command_that_either_worker_rejects_is_an_error() -> None:
+    # The first subject goes to the worker that holds the stream, the second to the other one.
     settings = {"deny": ["bench.post.1"], "command_burst": 1_000}
-    with CONTENDERS["bridge-sse-2"].start("uvloop", settings) as standing:
-        assert standing.other is not None
-        with contextlib.closing(Posts(standing.server.port, standing.other.port, streams=1)) as posts:
-            with pytest.raises(RuntimeError, match=r"A command was not carried out"):
+    with TARGETS["bridge-sse-2"].start("uvloop", settings) as running:
+        assert running.other_worker is not None
+        with contextlib.closing(Posts(running.server.port, running.other_worker.port, streams=1)) as posts:
+            with pytest.raises(RuntimeError, match="A command failed"):
                 posts.measure("subscribe", rounds=1)
-            posts.rehearse()
+            posts.warm_up()
             assert [len(times) for times in posts.measure("unsubscribe", rounds=2)] == [2, 2]
 
 
 @pytest.mark.parametrize(
-    ("number", "scene", "contender"),
+    ("number", "scenario", "target"),
     [
         (signal.SIGINT, "steady", "bridge-ws"),
         (signal.SIGKILL, "steady", "bridge-ws"),
         (signal.SIGKILL, "workers", "bridge-ws-2"),
     ],
 )
-def test_nothing_is_left_running(number: signal.Signals, scene: str, contender: str) -> None:
-    command = [sys.executable, "-m", "tools.benchmarks", scene, "--small", "--rounds", "99", "--servers", contender]
+def test_nothing_is_left_running(number: signal.Signals, scenario: str, target: str) -> None:
+    command = [sys.executable, "-m", "tools.benchmarks", scenario, "--small", "--rounds", "99", "--targets", target]
     with subprocess.Popen(
         command,
         cwd=PROJECT,
         stdout=subprocess.PIPE,
         start_new_session=True,
-        # A shell has what it runs in the background ignore SIGINT, the tests and their children too.
+        # Processes that a shell runs in the background ignore SIGINT, and so do the tests and their children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout is not None
@@ -232,7 +245,7 @@ def test_nothing_is_left_running(number: signal.Signals, scene: str, contender: 
         until(lambda: len(descendants(process.pid)) >= 5)
         started = descendants(process.pid)
         process.send_signal(number)
-        # Python loses a KeyboardInterrupt that meets a destructor or a weak reference's callback.
+        # Python loses a KeyboardInterrupt during a destructor or the callback of a weak reference.
         again = threading.Timer(WAIT_SECONDS, process.send_signal, [number])
         again.start()
         said = process.stdout.read()
@@ -259,7 +272,7 @@ def test_ratios_are_taken_round_by_round() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "bound", "reached"),
+    ("values", "bound", "met"),
     [
         ([3, 4], {"at_most": 0.75}, True),
         ([3.1, 4], {"at_most": 0.75}, False),
@@ -268,25 +281,25 @@ def test_ratios_are_taken_round_by_round() -> None:
         ([1], {"at_most": 1.0}, None),
     ],
 )
-def test_a_goal_is_reached_missed_or_not_measured(
-    values: Sequence[float], bound: dict[str, float], reached: bool | None
+def test_a_threshold_is_met_missed_or_not_measured(
+    values: Sequence[float], bound: dict[str, float], met: bool | None
 ) -> None:
-    assert Goal("cpu", ONE, OTHER, **bound).reached(made_up(cpu=values)) is reached
+    assert Threshold("cpu", ONE, OTHER, **bound).is_met(made_up(cpu=values)) is met
 
 
-def test_every_goal_is_about_something_that_is_measured() -> None:
-    for goal in GOALS:
-        for place in (goal.place, goal.other or goal.place):
-            scene = SCENES[place.scene]
-            assert place.case in [case.name for case in scene.cases()]
-            assert place.contender in taking_part(scene, DEFAULT_CONTENDERS)
-            assert goal.figure in scene.figures
+def test_every_threshold_is_for_a_metric_that_is_measured() -> None:
+    for threshold in THRESHOLDS:
+        for key in (threshold.key, threshold.base or threshold.key):
+            scenario = SCENARIOS[key.scenario]
+            assert key.case in [case.name for case in scenario.cases()]
+            assert key.target in applicable_targets(scenario, DEFAULT_TARGETS)
+            assert threshold.metric in scenario.metrics
 
 
-def test_figures_of_failed_runs_and_latencies_of_a_busy_machine_do_not_count() -> None:
-    busy = Run(*ONE, round=0, figures={"cpu": 1.0, "p99": 2.0, "busy": 86.0})
-    failed = Run(*ONE, round=1, figures={"cpu": 3.0, "p99": 4.0}, faults=["1 missing"])
-    bound = Run(*OTHER, round=0, figures={"cpu": 1.0, "p99": 2.0, "load": 86.0})
+def test_metrics_of_failed_runs_and_latencies_of_a_busy_machine_do_not_count() -> None:
+    busy = Run(*ONE, round=0, metrics={"cpu": 1.0, "p99": 2.0, "busy": 86.0})
+    failed = Run(*ONE, round=1, metrics={"cpu": 3.0, "p99": 4.0}, errors=["1 missing"])
+    bound = Run(*OTHER, round=0, metrics={"cpu": 1.0, "p99": 2.0, "load": 86.0})
     results = Results({}, [busy, failed, bound])
     assert results.spread("cpu", ONE) == Spread(1.0, 1.0, 1.0)
     assert results.spread("p99", ONE) is None
@@ -297,21 +310,21 @@ def test_figures_of_failed_runs_and_latencies_of_a_busy_machine_do_not_count() -
 
 
 @pytest.mark.parametrize(("cores", "shown"), [(2, "fewer than 4 cores"), (4, "123,456")])
-def test_deliveries_a_second_of_workers_are_shown_where_there_are_cores(cores: int, shown: str) -> None:
-    run = Run("workers", "100/s", "bridge-ws-2", round=0, figures={"rate": 123_456.0})
+def test_deliveries_a_second_of_workers_need_four_cores(cores: int, shown: str) -> None:
+    run = Run("workers", "100/s", "bridge-ws-2", round=0, metrics={"rate": 123_456.0})
     assert shown in tables(Results({"cores": cores}, [run]))[0].as_text()
 
 
 @pytest.fixture
 def kept(tmp_path: Path) -> Path:
-    """Results of all scenes, made up, as a file."""
+    """Write made-up results of all scenarios, and return the file."""
     results = Results({"CPU": "made up"})
-    for name, scene in SCENES.items():
-        for case in scene.cases():
-            for place in (Place(name, case.name, contender) for contender in taking_part(scene, DEFAULT_CONTENDERS)):
+    for name, scenario in SCENARIOS.items():
+        for case in scenario.cases():
+            for target in applicable_targets(scenario, DEFAULT_TARGETS):
                 for number in range(2):
-                    figures = {figure: float(len(place.contender) + number) for figure in scene.figures}
-                    results.runs.append(Run(*place, round=number, figures=figures))
+                    metrics = {metric: float(len(target) + number) for metric in scenario.metrics}
+                    results.runs.append(Run(name, case.name, target, number, metrics))
     path = tmp_path / "results.json"
     results.save(path)
     return path
@@ -324,20 +337,20 @@ def test_tables_and_plots_are_made_from_the_file(
     monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments])
     assert command_line.main() == 0
     markdown = (tmp_path / "tables.md").read_text()
-    for name, scene in SCENES.items():
-        assert f"{name}: {scene.title}" in capsys.readouterr().out + markdown
+    for name, scenario in SCENARIOS.items():
+        assert f"{name}: {scenario.title}" in capsys.readouterr().out + markdown
         assert ET.parse(tmp_path / "plots" / f"{name}.svg").getroot().tag.endswith("svg")
-    assert markdown.count("| reached |") + markdown.count("| missed |") == len(GOALS)
+    assert markdown.count("| met |") + markdown.count("| missed |") == len(THRESHOLDS)
 
 
 def test_plots_of_the_same_results_are_the_same(kept: Path, tmp_path: Path) -> None:
     results = Results.load(kept)
-    results.runs = [run for run in results.runs if run.scene in ("steady", "growth-clients")]
+    results.runs = [run for run in results.runs if run.scenario in ("steady", "growth-clients")]
     drawn = [[path.read_bytes() for path in draw(results, tmp_path / name)] for name in ("one", "two")]
     assert drawn[0] == drawn[1]
 
 
-def test_the_exit_code_tells_of_faults(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command_line, "measure", lambda *_: Run(*ONE, round=0, faults=["1 missing"]))
-    monkeypatch.setattr(sys, "argv", ["benchmarks", "connect", "--small", "--rounds", "1", "--servers", "bridge-ws"])
+def test_the_exit_code_reports_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command_line, "measure", lambda *_: Run(*ONE, round=0, errors=["1 missing"]))
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "connect", "--small", "--rounds", "1", "--targets", "bridge-ws"])
     assert command_line.main() == 1

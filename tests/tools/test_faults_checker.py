@@ -1,4 +1,4 @@
-"""The checker of faults/ tells what is wrong from what is right: its word stands for the bridge's promise."""
+"""Tests of the checker, on which the evidence for the bridge's guarantee depends."""
 
 import base64
 import json
@@ -11,21 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sanic_nats_bridge.protocol import subjects
-from tools.faults.checker import Log, Verdict, View, judge
-from tools.faults.gap_analysis import OVERTAKING_SECONDS, Publication
+from tools.faults.checker import Log, Verdict, check
+from tools.faults.gap_analysis import REORDERING_SECONDS, Publication
 from tools.faults.patterns import covers, matches
-from tools.faults.payloads import Key, carried, digest, key_of, payload
+from tools.faults.payloads import Key, digest, frame_payload, key_of, payload
+from tools.faults.permission_profiles import PermissionProfile
 
 STEP_SECONDS = 0.001
-EVERYTHING = View((">",))
+EVERYTHING = PermissionProfile((">",))
 
 
 class Story:
-    """What publishers send and one client gets, in the order in which it happens."""
+    """Messages of publishers and the log of one client, in the order of events."""
 
-    def __init__(self, *patterns: str, view: View = EVERYTHING, active: bool = True) -> None:
+    def __init__(self, *patterns: str, profile: PermissionProfile = EVERYTHING, active: bool = True) -> None:
         self.now = 0.0
-        self.log = Log("c", view)
+        self.log = Log("c", profile)
         self.publications: list[Publication] = []
         self.patterns: tuple[str, ...] = ()
         if patterns:
@@ -47,7 +48,7 @@ class Story:
         self.frame("gap", subjects=list(patterns), lost=lost, reason="nats_reconnect")
 
     def publish(self, subject: str | None = "s", by: str = "a.0", *, confirmed: bool = True) -> Publication:
-        """What is published, and lost."""
+        """Publish a message that is lost."""
         self.now += STEP_SECONDS
         key = Key(by, sum(each.key.publisher == by for each in self.publications))
         made = Publication(key, subject, digest(payload(key)), self.now, self.now if confirmed else None)
@@ -57,23 +58,23 @@ class Story:
     def deliver(self, publication: Publication, pattern: str, **other: Any) -> None:
         assert publication.subject is not None
         shown = {} if pattern == publication.subject else {"pattern": pattern}
-        told = {"subject": publication.subject, **shown, **written(payload(publication.key)), **other}
-        self.frame("message", **told)
+        fields = {"subject": publication.subject, **shown, **written(payload(publication.key)), **other}
+        self.frame("message", **fields)
 
     def send(self, subject: str = "s", by: str = "a.0", *, confirmed: bool = True) -> Publication:
-        """What is published, and delivered."""
+        """Publish a message, and deliver it."""
         publication = self.publish(subject, by, confirmed=confirmed)
         for pattern in self.patterns:
             if matches(pattern, subject):
                 self.deliver(publication, pattern)
         return publication
 
-    def verdict(self, *, to_the_end: bool = True) -> Verdict:
-        return judge(self.publications, [replace(self.log, to_the_end=to_the_end)])
+    def verdict(self, *, complete: bool = True) -> Verdict:
+        return check(self.publications, [replace(self.log, complete=complete)])
 
 
 def written(data: bytes) -> dict[str, Any]:
-    """The payload as the protocol has it in a message."""
+    """Return the fields of a message frame for the payload."""
     try:
         text = data.decode()
     except UnicodeDecodeError:
@@ -85,13 +86,13 @@ def written(data: bytes) -> dict[str, Any]:
 
 
 def counts(verdict: Verdict) -> dict[str, int]:
-    """All that are not 0."""
+    """Return all counts that are not 0."""
     return {name: value for name, value in vars(verdict).items() if value and name != "notes"}
 
 
-# What is right
+# Correct logs
 
-tellings = st.lists(
+stories = st.lists(
     st.one_of(
         st.tuples(st.just("send"), st.sampled_from(["s", "t", "u.v"]), st.sampled_from(["a.0", "b.0"])),
         st.tuples(st.just("lose"), st.integers(1, 4), st.booleans()),
@@ -102,8 +103,8 @@ tellings = st.lists(
 )
 
 
-def told(events: Iterable[tuple[Any, ...]]) -> Story:
-    """A story in which everything is right."""
+def correct(events: Iterable[tuple[Any, ...]]) -> Story:
+    """Return a story without a violation."""
     story = Story("s", ">", "u.*")
     for kind, one, two in events:
         if kind == "send":
@@ -125,15 +126,15 @@ def told(events: Iterable[tuple[Any, ...]]) -> Story:
     return story
 
 
-@given(tellings)
-def test_what_is_right_is_found_right(events: list[tuple[Any, ...]]) -> None:
-    story = told(events)
+@given(stories)
+def test_a_correct_log_has_no_violation(events: list[tuple[Any, ...]]) -> None:
+    story = correct(events)
     verdict = story.verdict()
     assert (verdict.broken, verdict.notes) == (0, [])
     assert verdict.delivered == sum(frame["type"] == "message" for _, frame in story.log.entries)
 
 
-# What is damaged
+# Damaged logs
 
 sends = st.lists(
     st.tuples(st.sampled_from(["s", "t", "u.v"]), st.sampled_from(["a.0", "b.0"])), min_size=3, max_size=20
@@ -152,7 +153,7 @@ def places(story: Story) -> list[int]:
 
 
 @given(sends, st.data())
-def test_what_is_dropped_is_silently_lost(events: list[tuple[str, str]], data: st.DataObject) -> None:
+def test_a_dropped_message_is_silently_lost(events: list[tuple[str, str]], data: st.DataObject) -> None:
     story = delivered(events)
     dropped = data.draw(st.sets(st.sampled_from(places(story)), min_size=1))
     story.log.entries = [entry for place, entry in enumerate(story.log.entries) if place not in dropped]
@@ -161,7 +162,7 @@ def test_what_is_dropped_is_silently_lost(events: list[tuple[str, str]], data: s
 
 
 @given(sends, st.data())
-def test_what_comes_again_is_a_duplicate(events: list[tuple[str, str]], data: st.DataObject) -> None:
+def test_a_repeated_message_is_a_duplicate(events: list[tuple[str, str]], data: st.DataObject) -> None:
     story = delivered(events)
     again = data.draw(st.sampled_from(places(story)))
     where = data.draw(st.integers(again + 1, len(story.log.entries)))
@@ -171,7 +172,7 @@ def test_what_comes_again_is_a_duplicate(events: list[tuple[str, str]], data: st
 
 
 @given(sends, st.data())
-def test_what_comes_too_late_is_out_of_order(events: list[tuple[str, str]], data: st.DataObject) -> None:
+def test_a_late_message_is_out_of_order(events: list[tuple[str, str]], data: st.DataObject) -> None:
     story = delivered([*events, ("s", "a.0"), ("s", "a.0")])
     late = data.draw(st.sampled_from(places(story)[:-1]))
     frame = story.log.entries[late][1]
@@ -185,17 +186,17 @@ def test_what_comes_too_late_is_out_of_order(events: list[tuple[str, str]], data
         where = data.draw(st.integers(of_same[0], len(story.log.entries) - 1))
         story.log.entries.insert(where, story.log.entries.pop(late))
         verdict = story.verdict()
-        assert verdict.disordered == verdict.broken == 1
+        assert verdict.out_of_order == verdict.broken == 1
 
 
 def key_of_frame(frame: Any) -> Key:
-    key = key_of(carried(frame) or b"")
+    key = key_of(frame_payload(frame) or b"")
     assert key is not None
     return key
 
 
 @given(sends, st.data())
-def test_what_was_never_published_is_not_allowed(events: list[tuple[str, str]], data: st.DataObject) -> None:
+def test_a_message_that_was_never_published_is_not_allowed(events: list[tuple[str, str]], data: st.DataObject) -> None:
     story = delivered(events)
     where = data.draw(st.integers(1, len(story.log.entries)))
     stranger = {"type": "message", "subject": "s", "data": data.draw(st.sampled_from(["x", ["a.0", 99, ""], None]))}
@@ -204,7 +205,7 @@ def test_what_was_never_published_is_not_allowed(events: list[tuple[str, str]], 
     assert verdict.forbidden == verdict.broken == 1
 
 
-# Where a gap must stand
+# The place of a gap
 
 
 def test_a_gap_in_the_place_of_what_is_missing_announces_it() -> None:
@@ -239,7 +240,7 @@ def test_a_gap_of_another_pattern_announces_nothing() -> None:
     assert counts(story.verdict()) == {"delivered": 4, "announced": 1, "lost": 1}
 
 
-def test_a_gap_is_heard_at_the_end_too() -> None:
+def test_a_gap_at_the_end_announces_too() -> None:
     story = Story("s")
     story.send()
     story.publish()
@@ -247,22 +248,22 @@ def test_a_gap_is_heard_at_the_end_too() -> None:
     assert counts(story.verdict()) == {"delivered": 1, "announced": 1}
 
 
-def test_what_is_missing_at_the_end_is_lost_unless_the_client_had_left() -> None:
+def test_a_message_missing_at_the_end_is_lost_unless_the_client_disconnected() -> None:
     story = Story("s")
     story.send()
     story.publish()
     assert counts(story.verdict()) == {"delivered": 1, "lost": 1}
-    assert counts(story.verdict(to_the_end=False)) == {"delivered": 1}
+    assert counts(story.verdict(complete=False)) == {"delivered": 1}
 
 
 @pytest.mark.parametrize("late", [True, False])
-def test_another_publisher_tells_where_the_last_of_one_is_missing(late: bool) -> None:
+def test_the_last_message_of_a_publisher_is_placed_by_another_one(late: bool) -> None:
     story = Story("s")
     story.send(by="a.0")
     story.publish(by="a.0")
     if not late:
         story.gap("s")
-    story.now += OVERTAKING_SECONDS
+    story.now += REORDERING_SECONDS
     story.send(by="a.1")
     if late:
         story.gap("s")
@@ -270,12 +271,12 @@ def test_another_publisher_tells_where_the_last_of_one_is_missing(late: bool) ->
 
 
 @pytest.mark.parametrize("early", [True, False])
-def test_another_publisher_tells_where_the_first_of_one_is_missing(early: bool) -> None:
+def test_the_first_message_of_a_publisher_is_placed_by_another_one(early: bool) -> None:
     story = Story("s")
     if early:
         story.gap("s")
     story.send(by="a.0")
-    story.now += OVERTAKING_SECONDS
+    story.now += REORDERING_SECONDS
     if not early:
         story.gap("s")
     story.publish(by="a.1")
@@ -283,7 +284,7 @@ def test_another_publisher_tells_where_the_first_of_one_is_missing(early: bool) 
     assert counts(story.verdict()) == {"delivered": 2, ("lost" if early else "announced"): 1}
 
 
-def test_messages_of_two_publishers_may_overtake_each_other_a_little() -> None:
+def test_messages_of_two_publishers_may_be_reordered_a_little() -> None:
     story = Story("s")
     first = story.publish(by="a.0")
     second = story.publish(by="b.0")
@@ -293,11 +294,11 @@ def test_messages_of_two_publishers_may_overtake_each_other_a_little() -> None:
     assert counts(story.verdict()) == {"delivered": 2}
 
 
-# What a gap says
+# The number of a gap
 
 
 @pytest.mark.parametrize(
-    ("said", "found"),
+    ("numbers", "found"),
     [
         ([3], {"announced": 3}),
         ([1, 2], {"announced": 3}),
@@ -308,13 +309,13 @@ def test_messages_of_two_publishers_may_overtake_each_other_a_little() -> None:
         ([2, 2], {"announced": 3, "overstated": 1}),
     ],
 )
-def test_a_number_must_be_that_of_what_is_missing(said: list[int | None], found: dict[str, int]) -> None:
+def test_a_number_must_be_that_of_the_missing_messages(numbers: list[int | None], found: dict[str, int]) -> None:
     story = Story("s")
     for by in ("a.0", "b.0"):
         story.send(by=by)
     for by in ("a.0", "b.0", "a.0"):
         story.publish(by=by)
-    for lost in said:
+    for lost in numbers:
         story.gap("s", lost=lost)
     for by in ("a.0", "b.0"):
         story.send(by=by)
@@ -334,7 +335,7 @@ def test_each_place_has_its_own_number() -> None:
     assert counts(story.verdict()) == {"delivered": 3, "announced": 2, "lost": 1, "overstated": 1}
 
 
-def test_a_number_where_nothing_is_missing_is_too_many() -> None:
+def test_a_number_without_a_missing_message_is_overstated() -> None:
     story = Story("s")
     story.send()
     story.gap("s", lost=1)
@@ -343,7 +344,7 @@ def test_a_number_where_nothing_is_missing_is_too_many() -> None:
     assert counts(story.verdict()) == {"delivered": 2, "overstated": 1}
 
 
-def test_what_may_not_have_reached_the_server_may_be_missing_and_may_be_counted() -> None:
+def test_an_unconfirmed_message_may_be_missing_and_may_be_counted() -> None:
     story = Story("s")
     story.send()
     story.publish(confirmed=False)
@@ -353,10 +354,10 @@ def test_what_may_not_have_reached_the_server_may_be_missing_and_may_be_counted(
     assert counts(story.verdict()) == {"delivered": 2}
 
 
-# From when to when
+# The beginning and the end of a subscription
 
 
-def test_what_came_before_nats_had_the_subscription_may_be_missing() -> None:
+def test_a_message_before_the_subscription_is_active_may_be_missing() -> None:
     story = Story("s", active=False)
     story.publish()
     story.frame("status", nats="connected")
@@ -366,7 +367,7 @@ def test_what_came_before_nats_had_the_subscription_may_be_missing() -> None:
     assert counts(story.verdict()) == {"delivered": 1, "lost": 1}
 
 
-def test_a_later_reply_says_that_nats_has_the_subscription() -> None:
+def test_a_later_reply_makes_the_subscription_active() -> None:
     story = Story("s", active=False)
     story.subscribe("s")
     story.publish()
@@ -385,7 +386,7 @@ def test_nothing_comes_after_the_end_of_a_subscription(by_bridge: bool) -> None:
     assert counts(story.verdict()) == {"delivered": 1, "forbidden": 1}
 
 
-def test_what_was_on_its_way_when_a_subscription_ended_may_be_missing() -> None:
+def test_a_message_in_transit_at_the_end_of_a_subscription_may_be_missing() -> None:
     story = Story("s")
     story.publish()
     story.send()
@@ -394,7 +395,7 @@ def test_what_was_on_its_way_when_a_subscription_ended_may_be_missing() -> None:
     assert counts(story.verdict()) == {"delivered": 1, "lost": 1}
 
 
-def test_a_refused_command_changes_nothing() -> None:
+def test_a_rejected_command_changes_nothing() -> None:
     story = Story("s")
     for action in ("subscribe", "unsubscribe"):
         story.frame("reply", action=action, success=False, subjects=["s", "t"], code="subject.forbidden")
@@ -415,13 +416,13 @@ def test_a_message_that_came_before_is_a_duplicate_in_a_new_subscription_too() -
 
 
 def post(story: Story, action: str, pattern: str, **answer: Any) -> None:
-    """Send a command; where an answer is given, it comes at once."""
+    """Send a command, with an answer if one is given."""
     story.frame("sent", action=action, subjects=[pattern])
     if answer:
         story.frame("answer", action=action, subjects=[pattern], **{"success": True, "active": True} | answer)
 
 
-def test_messages_may_come_before_the_answer_and_must_behind_it() -> None:
+def test_messages_may_arrive_before_the_answer_and_must_after_it() -> None:
     story = Story()
     post(story, "subscribe", "s")
     story.publish()
@@ -432,7 +433,7 @@ def test_messages_may_come_before_the_answer_and_must_behind_it() -> None:
     assert counts(story.verdict()) == {"delivered": 2, "lost": 1}
 
 
-def test_nats_that_is_back_says_nothing_of_a_command_without_an_answer() -> None:
+def test_a_reconnect_of_nats_does_not_answer_a_command() -> None:
     story = Story()
     post(story, "subscribe", "s")
     story.frame("status", nats="connected")
@@ -444,7 +445,7 @@ def test_nats_that_is_back_says_nothing_of_a_command_without_an_answer() -> None
     assert counts(story.verdict()) == {"lost": 1}
 
 
-def test_a_second_command_for_what_is_followed_takes_nothing_back() -> None:
+def test_a_second_command_for_a_subscription_does_not_end_it() -> None:
     story = Story("s")
     post(story, "subscribe", "s")
     story.publish()
@@ -453,14 +454,14 @@ def test_a_second_command_for_what_is_followed_takes_nothing_back() -> None:
     assert counts(story.verdict()) == {"lost": 2}
 
 
-def test_nothing_comes_by_a_command_that_was_refused() -> None:
+def test_a_rejected_command_delivers_nothing() -> None:
     story = Story()
     post(story, "subscribe", "s", success=False)
     story.deliver(story.publish(), "s")
     assert counts(story.verdict()) == {"forbidden": 1}
 
 
-def test_what_was_published_before_the_answer_may_come_behind_it_and_nothing_else() -> None:
+def test_only_messages_published_before_the_answer_may_arrive_after_it() -> None:
     story = Story("s")
     story.frame("sent", action="unsubscribe", subjects=["s"])
     early = story.publish()
@@ -473,7 +474,7 @@ def test_what_was_published_before_the_answer_may_come_behind_it_and_nothing_els
     assert counts(story.verdict()) == {"delivered": 1, "duplicate": 1, "forbidden": 1}
 
 
-def test_what_is_missing_before_a_message_that_came_late_is_lost() -> None:
+def test_a_message_missing_before_a_late_one_is_lost() -> None:
     story = Story("s")
     story.publish()
     late = story.publish()
@@ -482,9 +483,9 @@ def test_what_is_missing_before_a_message_that_came_late_is_lost() -> None:
     assert counts(story.verdict()) == {"delivered": 1, "lost": 1}
 
 
-def test_other_servers_of_a_cluster_have_a_while_to_hear_of_a_subscription() -> None:
+def test_a_subscription_takes_a_while_to_reach_the_other_servers_of_a_cluster() -> None:
     story = Story()
-    story.log.spreading = 1.0
+    story.log.propagation_seconds = 1.0
     story.subscribe("s")
     story.publish()
     story.now += 1.0
@@ -495,7 +496,7 @@ def test_other_servers_of_a_cluster_have_a_while_to_hear_of_a_subscription() -> 
 # Copies, order, content
 
 
-def test_each_pattern_brings_its_copy() -> None:
+def test_each_pattern_delivers_its_copy() -> None:
     story = Story("s", "*", ">")
     story.send()
     lost = story.publish()
@@ -509,7 +510,7 @@ def test_the_order_holds_across_patterns_for_each_publisher() -> None:
     first, second, other = story.publish("s"), story.publish("t"), story.publish("s", "b.0")
     for each in (other, second, first):
         story.deliver(each, each.subject or "")
-    assert counts(story.verdict()) == {"delivered": 2, "disordered": 1}
+    assert counts(story.verdict()) == {"delivered": 2, "out_of_order": 1}
 
 
 @pytest.mark.parametrize("changed", [{"data": "a.0 1 changed"}, {"encoding": "odd"}, {"encoding": "base64"}])
@@ -527,16 +528,16 @@ def test_a_payload_on_another_subject_is_not_allowed() -> None:
     assert counts(story.verdict()) == {"forbidden": 1, "lost": 1}
 
 
-def test_what_the_client_may_not_follow_is_not_allowed() -> None:
-    story = Story("s.*", view=View(("s.a", "t")))
+def test_a_subscription_that_is_not_allowed_is_found() -> None:
+    story = Story("s.*", profile=PermissionProfile(("s.a", "t")))
     assert counts(story.verdict()) == {"forbidden": 1}
     story.send("s.a")
     story.send("s.b")
     assert counts(story.verdict()) == {"delivered": 1, "forbidden": 2, "lost": 1}
 
 
-def test_what_is_denied_must_be_left_out() -> None:
-    story = Story("s.*", view=View(("s.*",), denied=("s.b",)))
+def test_denied_messages_must_be_skipped() -> None:
+    story = Story("s.*", profile=PermissionProfile(("s.*",), denied=("s.b",)))
     story.send("s.a")
     story.publish("s.b")
     assert counts(story.verdict()) == {"delivered": 1}
@@ -545,8 +546,8 @@ def test_what_is_denied_must_be_left_out() -> None:
     assert counts(story.verdict()) == {"delivered": 1, "forbidden": 2}
 
 
-def test_what_is_renamed_comes_under_the_name_that_the_client_knows() -> None:
-    story = Story("me.>", view=View(("me.>",), renamed=(("users.7.", "me."),)))
+def test_an_aliased_subject_has_the_name_that_the_client_knows() -> None:
+    story = Story("me.>", profile=PermissionProfile(("me.>",), aliases=(("users.7.", "me."),)))
     story.deliver(story.publish("users.7.a"), "me.>", subject="me.a")
     story.publish("users.7.b")
     story.publish("users.8.a")
@@ -555,7 +556,7 @@ def test_what_is_renamed_comes_under_the_name_that_the_client_knows() -> None:
 
 @pytest.mark.parametrize("shown", ["users.7.a", "me.b", "users.8.a"])
 def test_a_name_that_the_client_does_not_know_is_not_allowed(shown: str) -> None:
-    story = Story("me.>", view=View(("me.>",), renamed=(("users.7.", "me."),)))
+    story = Story("me.>", profile=PermissionProfile(("me.>",), aliases=(("users.7.", "me."),)))
     story.deliver(story.publish("users.7.a"), "me.>", subject=shown)
     assert counts(story.verdict()) == {"forbidden": 1, "lost": 1}
 
@@ -567,21 +568,21 @@ def test_a_message_that_the_pattern_does_not_match_is_not_allowed() -> None:
     assert counts(story.verdict()) == {"forbidden": 2, "lost": 1}
 
 
-def test_a_client_is_told_nothing_of_what_it_does_not_follow() -> None:
+def test_a_frame_for_a_pattern_without_a_subscription_is_not_allowed() -> None:
     story = Story("s")
     story.gap("t")
     story.frame("unsubscribed", subjects=["t"], code="nats.refused", message="")
     assert counts(story.verdict()) == {"forbidden": 2}
 
 
-def test_a_subject_that_is_not_utf_8_is_nobodys() -> None:
+def test_a_subject_that_is_not_utf_8_has_no_subscriber() -> None:
     story = Story(">")
     story.publish(None)
     story.send()
     assert counts(story.verdict()) == {"delivered": 1}
 
 
-def test_only_the_first_of_what_is_wrong_is_told_in_words() -> None:
+def test_only_the_first_violations_are_described() -> None:
     story = Story("s")
     for _ in range(100):
         story.publish()
@@ -590,7 +591,7 @@ def test_only_the_first_of_what_is_wrong_is_told_in_words() -> None:
     assert verdict.notes[0] == "c: silently lost by 's': number 0 of a.0 on 's'"
 
 
-# What the checker knows of subjects and payloads
+# Subjects and payloads
 
 tokens = st.lists(st.sampled_from(["a", "b", "$c", "_d"]), min_size=1, max_size=4)
 
@@ -611,17 +612,17 @@ def test_the_checker_and_the_bridge_agree_on_what_covers(allowed: str, pattern: 
     assert covers(allowed, pattern) == subjects.covers(allowed, pattern)
 
 
-def test_a_subject_with_an_empty_token_is_nobodys() -> None:
+def test_a_subject_with_an_empty_token_matches_no_pattern() -> None:
     assert not matches(">", "a..b")
 
 
 @given(st.integers(0, 5), st.binary(max_size=20))
-def test_a_payload_says_which_message_it_is_in_every_form(number: int, filler: bytes) -> None:
+def test_a_payload_of_every_kind_contains_the_key_of_its_message(number: int, filler: bytes) -> None:
     data = payload(Key("a.0", number), filler)
-    assert carried(written(data)) == data
+    assert frame_payload(written(data)) == data
     assert key_of(data) == Key("a.0", number)
 
 
-def test_an_empty_payload_is_none_of_ours() -> None:
-    assert carried({"data": None}) == b""
+def test_an_empty_payload_has_no_key() -> None:
+    assert frame_payload({"data": None}) == b""
     assert key_of(b"") is None

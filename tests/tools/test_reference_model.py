@@ -1,4 +1,4 @@
-"""The model by which others are judged: what it must find, and what it must let pass."""
+"""Tests of the model against which the random walk is checked."""
 
 import pytest
 
@@ -8,7 +8,7 @@ GAP, LIVE, PUBLISH = "gap", "live", "publish"
 
 
 def ledger_after(*events: int | str) -> Ledger:
-    """Of a pattern that is live; each ``publish`` is of the next number, and a number is a message received."""
+    """Return the ledger of a live pattern. Each ``publish`` has the next number; a number is a received message."""
     ledger, published = Ledger(), 0
     ledger.open(dispatched=0)
     for event in events:
@@ -38,11 +38,13 @@ def ledger_after(*events: int | str) -> Ledger:
         ([GAP, PUBLISH, PUBLISH, 1, LIVE], [2]),
     ],
 )
-def test_what_is_owed_is_what_neither_came_nor_lies_in_a_gap(events: list[int | str], owed: list[int]) -> None:
+def test_messages_that_were_neither_received_nor_lie_in_a_gap_are_owed(
+    events: list[int | str], owed: list[int]
+) -> None:
     assert ledger_after(*events).owed == owed
 
 
-def test_what_comes_twice_late_or_outside_its_time_is_found() -> None:
+def test_duplicate_late_and_unexpected_messages_are_found() -> None:
     ledger = Ledger()
     assert ledger.receive(1) is not None
     ledger.open(dispatched=3)

@@ -1,1 +1,1 @@
-"""Measures the bridge against its alternatives; ``python -m tools.benchmarks --list`` lists the scenarios."""
+"""Benchmarks of the bridge and its alternatives. ``python -m tools.benchmarks --list`` lists the scenarios."""

@@ -1,4 +1,4 @@
-"""How clients connect and subscribe."""
+"""The connect phase: clients connect and subscribe."""
 
 import contextlib
 import http.client
@@ -6,104 +6,121 @@ import select
 import socket
 import struct
 from collections.abc import Sequence
-from typing import Final
 
-from .client_protocols import Dialect, Step
-from .subscribers import Audience
+from .client_protocols import ClientProtocol, Step
+from .subscribers import Subscribers
 
-__all__ = ["join"]
+__all__ = ["connect_clients"]
 
-_READ_BYTES: Final = 2**16
-_EVENTS: Final = 8192
-_PATIENCE_SECONDS: Final = 15.0
-_STALLED_BUFFER_BYTES: Final = 4096
-_STALLED_SEGMENT_BYTES: Final = 1024
+_READ_BYTES = 2**16
+_EVENTS = 8192
+_TIMEOUT_SECONDS = 15.0
+_STALLED_BUFFER_BYTES = 4096
+_STALLED_SEGMENT_BYTES = 1024
 
 
-class _Newcomer:
-    """A connection on its way to its subscriptions."""
+class _ConnectingClient:
+    """A connection whose subscriptions aren't confirmed yet."""
 
     def __init__(self, index: int, port: int, steps: list[Step], *, stalled: bool) -> None:
         self.index = index
-        self.heard = b""
+        self.received = b""
         self._steps = steps
-        self._since = 0
+        self._checked = 0
         self.socket = socket.socket()
         self.socket.setblocking(False)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # Gone at once when closed: no port waits for a minute.
+        # Closing it sends RST, so that its port doesn't stay in TIME_WAIT for a minute.
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         if stalled:
-            # Otherwise the kernel's buffers would take megabytes before the server sees that nobody reads.
+            # Otherwise the kernel would buffer megabytes before the server notices that the client doesn't read.
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _STALLED_BUFFER_BYTES)
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, _STALLED_SEGMENT_BYTES)
         self.socket.connect_ex(("127.0.0.1", port))
 
-    def speak(self) -> None:
-        """Send what is due."""
+    def send(self) -> None:
+        """Send the data of the current step."""
         data = self._steps[0].send
         if self.socket.send(data) != len(data):
             raise RuntimeError("A command did not fit into the socket's buffer")
 
-    def listen(self) -> bool:
-        """Read; whether all that was said has been answered."""
+    def receive(self) -> bool:
+        """Read from the socket, and begin the next step if the current one is complete.
+
+        Returns:
+            True if all steps are complete.
+        """
         data = self.socket.recv(_READ_BYTES)
         if not data:
-            raise RuntimeError(f"A client was refused: {self.heard[-300:]!r}")
-        self.heard += data
+            raise RuntimeError(f"A client was rejected: {self.received[-300:]!r}")
+        self.received += data
         step = self._steps[0]
-        if self.heard.count(step.until, self._since) < step.times:
+        if self.received.count(step.expected, self._checked) < step.count:
             return False
-        self._since = len(self.heard)
+        self._checked = len(self.received)
         del self._steps[0]
         if self._steps:
-            self.speak()
+            self.send()
         return not self._steps
 
 
-def join(
-    port: int, dialect: Dialect, audience: Audience, indexes: Sequence[int], at_once: int
+def connect_clients(
+    port: int, protocol: ClientProtocol, subscribers: Subscribers, indexes: Sequence[int], concurrency: int
 ) -> dict[int, socket.socket]:
-    """Connect and subscribe these of the clients, so many at the same time; their connections.
+    """Connect and subscribe the clients with these indexes.
+
+    Args:
+        port: The port of the server.
+        protocol: The protocol that the server speaks.
+        subscribers: The subjects of each client.
+        indexes: The indexes of the clients to connect.
+        concurrency: The largest number of clients that connect at the same time.
+
+    Returns:
+        The connections by the index of their client.
 
     Raises:
-        RuntimeError: The server did not take them.
-        OSError: The same.
+        RuntimeError: The server rejected a client or did not answer.
+        OSError: A connection failed.
     """
     waiting = list(reversed(indexes))
-    underway: dict[int, _Newcomer] = {}
-    ready: dict[int, _Newcomer] = {}
+    connecting: dict[int, _ConnectingClient] = {}
+    ready: dict[int, _ConnectingClient] = {}
     with contextlib.closing(select.epoll()) as epoll:
         while len(ready) < len(indexes):
-            while waiting and len(underway) < at_once:
+            while waiting and len(connecting) < concurrency:
                 index = waiting.pop()
-                newcomer = _Newcomer(index, port, dialect.steps(audience.names(index)), stalled=index in audience.idle)
-                underway[newcomer.socket.fileno()] = newcomer
-                epoll.register(newcomer.socket, select.EPOLLOUT)
-            events = epoll.poll(_PATIENCE_SECONDS, _EVENTS)
+                steps = protocol.steps(subscribers.subjects_of(index))
+                client = _ConnectingClient(index, port, steps, stalled=index in subscribers.stalled_clients)
+                connecting[client.socket.fileno()] = client
+                epoll.register(client.socket, select.EPOLLOUT)
+            events = epoll.poll(_TIMEOUT_SECONDS, _EVENTS)
             if not events:
                 raise RuntimeError(f"Only {len(ready)} of {len(indexes)} clients could subscribe")
             for fd, event in events:
-                newcomer = underway[fd]
+                client = connecting[fd]
                 if event & select.EPOLLOUT:
                     epoll.modify(fd, select.EPOLLIN)
-                    newcomer.speak()
-                elif newcomer.listen():
+                    client.send()
+                elif client.receive():
                     epoll.unregister(fd)
-                    ready[newcomer.index] = underway.pop(fd)
-    _post(port, [post for index in indexes for post in dialect.posts(audience.names(index), ready[index].heard)])
+                    ready[client.index] = connecting.pop(fd)
+    requests = [
+        post for index in indexes for post in protocol.posts(subscribers.subjects_of(index), ready[index].received)
+    ]
+    _post(port, requests)
     return {index: ready[index].socket for index in indexes}
 
 
 def _post(port: int, requests: Sequence[bytes]) -> None:
-    """Send the requests, one after another, on a connection beside those of the clients."""
+    """Send the requests one after another, on a connection apart from those of the clients."""
     if not requests:
         return
-    with contextlib.closing(socket.create_connection(("127.0.0.1", port), timeout=_PATIENCE_SECONDS)) as connection:
+    with contextlib.closing(socket.create_connection(("127.0.0.1", port), timeout=_TIMEOUT_SECONDS)) as connection:
         for request in requests:
             connection.sendall(request)
             response = http.client.HTTPResponse(connection)
             response.begin()
             body = response.read()
             if response.status != 200:
-                raise RuntimeError(f"A command was refused: {body!r}")
+                raise RuntimeError(f"A command was rejected: {body!r}")

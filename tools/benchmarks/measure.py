@@ -1,10 +1,10 @@
-"""One measurement: a case, done to one contender."""
+"""One measurement: a case of a scenario, run against one target."""
 
 import statistics
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, Final
+from typing import Any
 
 from ..harness.processes import busy_ticks, open_files, settled_bytes
 from ..harness.remote import Remote, remote
@@ -12,86 +12,94 @@ from .load import Load, Outcome
 from .posts import Posts, Times
 from .publisher import Publication, Publisher
 from .results import Run
-from .scenarios import Case, Scene
-from .targets import Contender, Standing
+from .scenarios import Case, Scenario
+from .targets import RunningTarget, Target
 
 __all__ = ["measure"]
 
-_REHEARSAL: Final = 20
+_WARMUP_CLIENTS = 20
 
 
 def measure(
-    scene: Scene,
+    scenario: Scenario,
     case: Case,
-    contender: Contender,
+    target: Target,
     number: int,
     loop: str = "uvloop",
     settings: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Start the contender, do the case to it, end it; where something goes wrong, the run says what.
+    """Start the target, run the case against it, and stop it.
 
-    ``number`` is the round, ``loop`` the event loop of the Python servers, ``uvloop`` or ``asyncio``; ``settings`` are
-    the bridge's, beside those of the case.
+    Args:
+        scenario: The scenario of the case.
+        case: The case to run.
+        target: The target to measure.
+        number: The number of the round.
+        loop: The event loop of the Python servers, ``uvloop`` or ``asyncio``.
+        settings: Settings of the bridge, which override those of the case.
+
+    Returns:
+        The run. Its ``errors`` describe failures.
     """
-    run = Run(scene.name, case.name, contender.name, number)
+    run = Run(scenario.name, case.name, target.name, number)
     try:
         with ExitStack() as stack:
-            standing = stack.enter_context(contender.start(loop, {**case.settings, **(settings or {})}))
+            running = stack.enter_context(target.start(loop, {**case.settings, **(settings or {})}))
             if case.command:
-                _post(run, case, standing)
+                _post(run, case, running)
                 return run
-            publisher = stack.enter_context(remote(Publisher, standing.broker.port, case.audience.subjects))
+            publisher = stack.enter_context(remote(Publisher, running.broker.port, case.subscribers.subjects))
             load = stack.enter_context(
-                remote(Load, standing.server.port, contender.dialect, case.audience, case.samples)
+                remote(Load, running.server.port, target.protocol, case.subscribers, case.samples)
             )
-            _connect(run, case, standing, load)
+            _connect(run, case, running, load)
             if case.messages:
-                outcome = _publish(run, case, standing, load, publisher)
-                _judge(run, outcome, may_disorder=scene.ordered and not contender.keeps_order)
+                outcome = _publish(run, case, running, load, publisher)
+                _record(run, outcome, may_disorder=scenario.ordered and not target.keeps_order)
     except (RuntimeError, OSError) as error:
-        run.faults.append(str(error))
+        run.errors.append(str(error))
     return run
 
 
-def _connect(run: Run, case: Case, standing: Standing, load: Remote[Load]) -> None:
-    pid = standing.server.pid
-    empty = [open_files(worker) for worker in standing.server.workers]
-    load.call(Load.rehearse, _REHEARSAL)
+def _connect(run: Run, case: Case, running: RunningTarget, load: Remote[Load]) -> None:
+    pid = running.server.pid
+    files_before = [open_files(worker) for worker in running.server.workers]
+    load.call(Load.warm_up, _WARMUP_CLIENTS)
     before = settled_bytes(pid, case.settle) if case.memory else 0
-    used = standing.server.cpu_ns
-    run.figures["connect"] = load.call(Load.connect, case.at_once)
-    run.figures["connect_cpu"] = (standing.server.cpu_ns - used) / case.audience.size / 1e3
-    taken = [open_files(worker) - files for worker, files in zip(standing.server.workers, empty, strict=True)]
-    if taken:
-        run.figures["fullest"] = 100 * max(taken) / sum(taken)
+    used = running.server.cpu_ns
+    run.metrics["connect"] = load.call(Load.connect, case.concurrency)
+    run.metrics["connect_cpu"] = (running.server.cpu_ns - used) / case.subscribers.size / 1e3
+    clients = [open_files(worker) - files for worker, files in zip(running.server.workers, files_before, strict=True)]
+    if clients:
+        run.metrics["fullest"] = 100 * max(clients) / sum(clients)
     if case.memory:
-        run.figures["memory"] = (settled_bytes(pid, case.settle) - before) / case.audience.size
+        run.metrics["memory"] = (settled_bytes(pid, case.settle) - before) / case.subscribers.size
 
 
-def _post(run: Run, case: Case, standing: Standing) -> None:
-    assert standing.other is not None
-    ports = standing.server.port, standing.other.port
-    with remote(Posts, *ports, case.audience.size) as posts:
-        posts.call(Posts.rehearse)
+def _post(run: Run, case: Case, running: RunningTarget) -> None:
+    assert running.other_worker is not None
+    ports = running.server.port, running.other_worker.port
+    with remote(Posts, *ports, case.subscribers.size) as posts:
+        posts.call(Posts.warm_up)
         machine = busy_ticks()
         times: Times = posts.call(Posts.measure, case.command, case.messages)
     local, relayed = (statistics.median(each) / 1e6 for each in times)
-    run.figures |= {"local": local, "relayed": relayed, "relay": relayed - local, "busy": _busy_percent(machine)}
+    run.metrics |= {"local": local, "relayed": relayed, "relay": relayed - local, "busy": _busy_percent(machine)}
 
 
-def _publish(run: Run, case: Case, standing: Standing, load: Remote[Load], publisher: Remote[Publisher]) -> Outcome:
+def _publish(run: Run, case: Case, running: RunningTarget, load: Remote[Load], publisher: Remote[Publisher]) -> Outcome:
     warmup = Publication(0, case.warmup, case.size)
     load.call(Load.start, 0)
     _round_trip(warmup, load, publisher)
     load.call(Load.start, warmup.end)
-    resident = settled_bytes(standing.server.pid, case.settle) if case.memory else 0
-    server, broker, machine = standing.server.cpu_ns, standing.broker.cpu_ns, busy_ticks()
+    resident = settled_bytes(running.server.pid, case.settle) if case.memory else 0
+    server, broker, machine = running.server.cpu_ns, running.broker.cpu_ns, busy_ticks()
     end, rates = _bursts(case, warmup.end, load, publisher)
-    used = standing.server.cpu_ns - server, standing.broker.cpu_ns - broker
+    used = running.server.cpu_ns - server, running.broker.cpu_ns - broker
     if case.memory:
-        run.figures["growth"] = float(settled_bytes(standing.server.pid, case.settle) - resident)
-    deliveries = case.audience.deliveries(warmup.end, end)
-    run.figures |= {
+        run.metrics["growth"] = float(settled_bytes(running.server.pid, case.settle) - resident)
+    deliveries = case.subscribers.deliveries(warmup.end, end)
+    run.metrics |= {
         "cpu": used[0] / deliveries / 1e3,
         "broker_cpu": used[1] / deliveries / 1e3,
         "rate": statistics.median(rates),
@@ -102,7 +110,11 @@ def _publish(run: Run, case: Case, standing: Standing, load: Remote[Load], publi
 
 
 def _bursts(case: Case, first: int, load: Remote[Load], publisher: Remote[Publisher]) -> tuple[int, Sequence[float]]:
-    """Publish all bursts; the number after the last message, and each burst's deliveries a second."""
+    """Publish all bursts.
+
+    Returns:
+        The number after that of the last message, and the deliveries per second of each burst.
+    """
     deadline = time.monotonic() + case.burst_seconds
     rates = []
     for index in range(case.bursts):
@@ -110,7 +122,7 @@ def _bursts(case: Case, first: int, load: Remote[Load], publisher: Remote[Publis
             time.sleep(case.pause)
         publication = Publication(first, case.messages, case.size, case.rate)
         seconds = _round_trip(publication, load, publisher)
-        rates.append(case.audience.deliveries(first, publication.end) / seconds)
+        rates.append(case.subscribers.deliveries(first, publication.end) / seconds)
         first = publication.end
         if time.monotonic() > deadline:
             break
@@ -118,21 +130,21 @@ def _bursts(case: Case, first: int, load: Remote[Load], publisher: Remote[Publis
 
 
 def _round_trip(publication: Publication, load: Remote[Load], publisher: Remote[Publisher]) -> float:
-    """Publish, and read until all has arrived; the seconds from the first message to the last delivery."""
+    """Publish, read until all messages have arrived, and return the seconds from the first to the last."""
     load.begin(Load.read, publication.end)
     first: int = publisher.call(Publisher.publish, publication)
     last: int = load.result()
     return (last - first) / 1e9
 
 
-def _judge(run: Run, outcome: Outcome, *, may_disorder: bool) -> None:
-    run.figures |= {"load": 100 * outcome.busy, "in_order": float(not outcome.disordered)}
-    run.faults += outcome.faults
-    if outcome.disordered and not may_disorder:
-        run.faults.append(f"{outcome.disordered} clients got their messages out of order")
+def _record(run: Run, outcome: Outcome, *, may_disorder: bool) -> None:
+    run.metrics |= {"load": 100 * outcome.cpu_share, "in_order": float(not outcome.out_of_order)}
+    run.errors += outcome.errors
+    if outcome.out_of_order and not may_disorder:
+        run.errors.append(f"{outcome.out_of_order} clients received their messages out of order")
     if outcome.latencies:
         ordered = sorted(outcome.latencies)
-        run.figures |= {
+        run.metrics |= {
             "p50": _quantile(ordered, 0.50),
             "p99": _quantile(ordered, 0.99),
             "max": ordered[-1] / 1e6,
@@ -140,10 +152,10 @@ def _judge(run: Run, outcome: Outcome, *, may_disorder: bool) -> None:
 
 
 def _busy_percent(since: tuple[int, int]) -> float:
-    busy, total = (now - then for now, then in zip(busy_ticks(), since, strict=True))
+    busy, total = (now - before for now, before in zip(busy_ticks(), since, strict=True))
     return 100 * busy / max(total, 1)
 
 
 def _quantile(ordered: Sequence[int], share: float) -> float:
-    """In milliseconds."""
+    """Return a quantile of times in nanoseconds, in milliseconds."""
     return ordered[min(int(len(ordered) * share), len(ordered) - 1)] / 1e6

@@ -1,31 +1,30 @@
-"""The messages: JSON documents of exact size that tell their number and when they were sent.
+"""The messages: JSON documents of exact size that contain their number and the time of sending.
 
-A server may wrap a document in whatever it likes, as long as its bytes arrive as they are.
+A server may wrap a document, as long as its bytes arrive unchanged.
 """
 
 import re
-from typing import Final
 
-__all__ = ["MARKER", "SMALLEST_BYTES", "document", "stamps"]
+__all__ = ["MARKER", "SMALLEST_BYTES", "document", "find_stamps"]
 
-MARKER: Final = b"~" * 20
-"""Stands in each document once, and in nothing else that a server sends; of one byte, it is found fastest."""
+MARKER = b"~" * 20
+"""A string that each document contains once, and other output of a server doesn't. Equal bytes are found fastest."""
 
-_DOCUMENT: Final = b'{"%b":"%08d%018d%b"}'
-# The blank is of a server that makes the JSON anew.
-_STAMP: Final = re.compile(MARKER + rb'": ?"(\d{8})(\d{18})')
-_STAMP_BYTES: Final = len(MARKER) + len('": "') + 8 + 18
+_DOCUMENT = b'{"%b":"%08d%018d%b"}'
+# A server that serializes the JSON again adds a space.
+_STAMP = re.compile(MARKER + rb'": ?"(\d{8})(\d{18})')
+_STAMP_BYTES = len(MARKER) + len('": "') + 8 + 18
 
-SMALLEST_BYTES: Final = len(_DOCUMENT % (MARKER, 0, 0, b""))
+SMALLEST_BYTES = len(_DOCUMENT % (MARKER, 0, 0, b""))
 
 
 def document(number: int, sent: int, size: int) -> bytes:
-    """One message of this many bytes; ``sent`` is CLOCK_MONOTONIC in nanoseconds."""
+    """Return a message of ``size`` bytes that was sent at this time (CLOCK_MONOTONIC, in nanoseconds)."""
     return _DOCUMENT % (MARKER, number, sent, b"." * (size - SMALLEST_BYTES))
 
 
-def stamps(data: bytes) -> tuple[list[tuple[int, int]], bytes]:
-    """Number and send time of each message in the data, and what may be the beginning of one more."""
+def find_stamps(data: bytes) -> tuple[list[tuple[int, int]], bytes]:
+    """Return the number and the sending time of each message in the data, and a possible beginning of another one."""
     found = []
     end = 0
     for stamp in _STAMP.finditer(data):

@@ -1,16 +1,15 @@
-"""Publishes, in bare NATS protocol: what it costs is one write for each message, or for each block of them."""
+"""A publisher in bare NATS protocol, which costs one write for each message or for each block of messages."""
 
 import socket
 import time
 from dataclasses import dataclass
-from typing import Final
 
 from .payloads import document
 
 __all__ = ["Publication", "Publisher"]
 
-_BLOCK: Final = 100
-_SECONDS: Final = 60.0
+_BLOCK = 100
+_TIMEOUT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -18,10 +17,10 @@ class Publication:
     """Messages to publish.
 
     Attributes:
-        first: The number of the first of them.
-        count: How many.
+        first: The number of the first message.
+        count: The number of messages.
         size: Bytes of each payload.
-        rate: Messages a second, evenly spaced; 0 is as fast as NATS takes them.
+        rate: Messages per second, evenly spaced. 0 publishes as fast as NATS accepts them.
     """
 
     first: int
@@ -31,23 +30,27 @@ class Publication:
 
     @property
     def end(self) -> int:
-        """The number after the last of them."""
+        """Number after that of the last message."""
         return self.first + self.count
 
 
 class Publisher:
-    """One connection to NATS; message number n goes to the n-th of the subjects, round and round."""
+    """A connection to NATS. Message number n is published to the n-th subject, cyclically."""
 
     def __init__(self, port: int, subjects: tuple[str, ...]) -> None:
         self._subjects = [subject.encode() for subject in subjects]
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=_SECONDS)
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=_TIMEOUT_SECONDS)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._file = self._socket.makefile("rb")
         self._socket.sendall(b'CONNECT {"verbose":false,"pedantic":false}\r\n')
         self._flush()
 
     def publish(self, publication: Publication) -> int:
-        """Publish; returns when NATS has taken all, with the time of the first (CLOCK_MONOTONIC, ns)."""
+        """Publish messages, and wait until NATS has received all of them.
+
+        Returns:
+            The time of the first message (CLOCK_MONOTONIC, in nanoseconds).
+        """
         started = time.monotonic_ns()
         step = 1 if publication.rate else _BLOCK
         for number in range(publication.first, publication.end, step):

@@ -1,82 +1,87 @@
-"""The report: a table for each scene, and what became of the goals."""
+"""The report: a table for each scenario, and one for the thresholds."""
 
 from collections.abc import Iterator, Sequence
 
 from ..harness.tables import Table
-from .results import FIGURES, LATENCIES, Place, Results, Run, Spread
-from .scenarios import SCENES, Scene
-from .thresholds import GOALS
+from .results import LATENCIES, METRICS, Results, Run, RunKey, Spread
+from .scenarios import SCENARIOS, Scenario
+from .thresholds import THRESHOLDS
 
-__all__ = ["goals_table", "machine_table", "tables"]
+__all__ = ["machine_table", "tables", "thresholds_table"]
 
-_BASE = "nats-ws"
-_SHOWN_FAULTS = 5
+_BASELINE = "nats-ws"
+_MAX_ERRORS = 5
 
 
 def tables(results: Results) -> list[Table]:
-    """One for each scene that was measured, then the goals."""
-    measured = {place.scene for place in results.places}
-    return [*(_scene_table(scene, results) for name, scene in SCENES.items() if name in measured), goals_table(results)]
+    """Return a table for each measured scenario, and the table of thresholds."""
+    measured = {key.scenario for key in results.keys}
+    scenarios = [_scenario_table(scenario, results) for name, scenario in SCENARIOS.items() if name in measured]
+    return [*scenarios, thresholds_table(results)]
 
 
 def machine_table(results: Results) -> Table:
-    """On what was measured."""
+    """Return a table of the facts about the machine."""
     return Table("Machine", ("", ""), [(name, str(fact)) for name, fact in results.machine.items()])
 
 
-def goals_table(results: Results) -> Table:
-    """What was seen of each goal."""
-    table = Table("Goals", ("goal", "bound", "seen", ""))
-    words = {True: "reached", False: "missed", None: "not measured"}
-    for goal in GOALS:
-        seen = goal.seen(results)
-        table.rows.append((goal.title, goal.bound, _spread(seen, "{:.2f}"), words[goal.reached(results)]))
+def thresholds_table(results: Results) -> Table:
+    """Return a table of the thresholds and the measured values."""
+    table = Table("Thresholds", ("threshold", "bound", "measured", ""))
+    words = {True: "met", False: "missed", None: "not measured"}
+    for threshold in THRESHOLDS:
+        measured = threshold.measured(results)
+        table.rows.append(
+            (threshold.title, threshold.bound, _formatted(measured, "{:.2f}"), words[threshold.is_met(results)])
+        )
     return table
 
 
-def _scene_table(scene: Scene, results: Results) -> Table:
-    titles = [FIGURES[figure] for figure in scene.figures]
-    header = [scene.unit or "case", "server", *(f"{title.title} ({title.unit})" for title in titles)]
-    table = Table(f"{scene.name}: {scene.title}", header)
-    for place in (place for place in results.places if place.scene == scene.name):
+def _scenario_table(scenario: Scenario, results: Results) -> Table:
+    metrics = [METRICS[metric] for metric in scenario.metrics]
+    header = [scenario.unit or "case", "server", *(f"{metric.title} ({metric.unit})" for metric in metrics)]
+    table = Table(f"{scenario.name}: {scenario.title}", header)
+    for key in (key for key in results.keys if key.scenario == scenario.name):
         cells = [
-            _cell(figure, place, results) if scene.tells(figure, results.cores) else f"fewer than {scene.cores} cores"
-            for figure in scene.figures
+            _cell(metric, key, results)
+            if scenario.is_meaningful(metric, results.cores)
+            else f"fewer than {scenario.cores} cores"
+            for metric in scenario.metrics
         ]
-        table.rows.append((place.case, place.contender, *cells))
-        table.notes += _notes(place, results.at(place))
+        table.rows.append((key.case, key.target, *cells))
+        table.notes += _notes(key, results.of(key))
     return table
 
 
-def _cell(figure: str, place: Place, results: Results) -> str:
-    spread = results.spread(figure, place)
+def _cell(metric: str, key: RunKey, results: Results) -> str:
+    spread = results.spread(metric, key)
     if spread is None:
-        busy = figure in LATENCIES and any(run.too_busy and not run.faults for run in results.at(place))
+        busy = metric in LATENCIES and any(run.too_busy and not run.errors for run in results.of(key))
         return "machine too busy" if busy else "-"
-    form, scale = FIGURES[figure].form, FIGURES[figure].scale
-    text = _spread(Spread(*(value * scale for value in spread)), form)
-    base = results.ratio(figure, place, place._replace(contender=_BASE))
-    if base is None or place.contender == _BASE or not FIGURES[figure].compared:
+    scale = METRICS[metric].scale
+    text = _formatted(Spread(*(value * scale for value in spread)), METRICS[metric].format)
+    ratio = results.ratio(metric, key, key._replace(target=_BASELINE))
+    if ratio is None or key.target == _BASELINE or not METRICS[metric].compared:
         return text
-    return f"{text} x{base.median:.2f}"
+    return f"{text} x{ratio.median:.2f}"
 
 
-def _spread(spread: Spread | None, form: str) -> str:
+def _formatted(spread: Spread | None, form: str) -> str:
     if spread is None:
         return "-"
-    median, least, most = (form.format(value) for value in spread)
-    return median if least == most else f"{median} ({least}-{most})"
+    median, minimum, maximum = (form.format(value) for value in spread)
+    return median if minimum == maximum else f"{median} ({minimum}-{maximum})"
 
 
-def _notes(place: Place, runs: Sequence[Run]) -> Iterator[str]:
-    where = f"{place.case}, {place.contender}"
+def _notes(key: RunKey, runs: Sequence[Run]) -> Iterator[str]:
+    name = f"{key.case}, {key.target}"
     for run in runs:
-        if run.faults:
-            more = f" and {len(run.faults) - _SHOWN_FAULTS} more" if len(run.faults) > _SHOWN_FAULTS else ""
-            yield f"FAILED: {where}, round {run.round}: {'; '.join(run.faults[:_SHOWN_FAULTS])}{more}"
-    for count, what in (
+        if run.errors:
+            more = f" and {len(run.errors) - _MAX_ERRORS} more" if len(run.errors) > _MAX_ERRORS else ""
+            yield f"FAILED: {name}, round {run.round}: {'; '.join(run.errors[:_MAX_ERRORS])}{more}"
+    for count, note in (
         (sum(run.load_bound for run in runs), "load-bound: the clients took over 85 % of a core"),
         (sum(run.too_busy for run in runs), "machine over 85 % busy: latencies not counted"),
     ):
         if count:
-            yield f"{where}: {what} ({count} of {len(runs)} rounds)"
+            yield f"{name}: {note} ({count} of {len(runs)} rounds)"

@@ -1,158 +1,163 @@
-"""What was measured: each run by itself, and what the runs of all rounds say together; kept as JSON."""
+"""The results: each run by itself, statistics over all rounds, and their JSON file."""
 
 import json
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
-__all__ = ["FIGURES", "LATENCIES", "Figure", "Place", "Results", "Run", "Spread"]
+__all__ = ["LATENCIES", "METRICS", "Metric", "Results", "Run", "RunKey", "Spread"]
 
-_LOAD_BOUND_PERCENT: Final = 85
-_TOO_BUSY_PERCENT: Final = 85
+_LOAD_BOUND_PERCENT = 85
+_TOO_BUSY_PERCENT = 85
 
 
-class Figure(NamedTuple):
-    """How a figure is called and written; ``scale`` makes its unit from that in which it is kept."""
+class Metric(NamedTuple):
+    """The title, unit and format of a metric.
+
+    Attributes:
+        scale: The factor from the unit in which the metric is stored to ``unit``.
+        compared: Tables show the ratio to the baseline.
+    """
 
     title: str
     unit: str = ""
-    form: str = "{:.2f}"
+    format: str = "{:.2f}"
     scale: float = 1.0
     compared: bool = True
 
-    def text(self, value: float) -> str:
-        """The value in its unit, which is not named."""
-        return self.form.format(value * self.scale)
+    def formatted(self, value: float) -> str:
+        """Return a stored value in ``unit``, without the name of the unit."""
+        return self.format.format(value * self.scale)
 
 
-FIGURES: Final = {
-    "cpu": Figure("server CPU per delivery", "µs"),
-    "broker_cpu": Figure("broker CPU per delivery", "µs", compared=False),
-    "rate": Figure("deliveries", "1/s", "{:,.0f}"),
-    "p50": Figure("latency p50", "ms"),
-    "p99": Figure("latency p99", "ms"),
-    "max": Figure("latency max", "ms"),
-    "local": Figure("POST to the stream's worker", "ms"),
-    "relayed": Figure("POST to the other worker", "ms"),
-    "relay": Figure("what the way to the other adds", "ms"),
-    "memory": Figure("memory per client", "KiB", "{:.1f}", 1 / 1024),
-    "growth": Figure("growth of memory", "MiB", "{:.1f}", 1 / 1024**2, compared=False),
-    "connect": Figure("until all are subscribed", "s"),
-    "connect_cpu": Figure("server CPU per client", "µs", "{:.0f}"),
-    "in_order": Figure("in order", "1: yes, 0: no", "{:.0f}", compared=False),
-    "fullest": Figure("clients of the fullest worker", "%", "{:.0f}", compared=False),
-    "busy": Figure("machine busy", "%", "{:.0f}", compared=False),
-    "load": Figure("one core for the clients", "%", "{:.0f}", compared=False),
+METRICS = {
+    "cpu": Metric("server CPU per delivery", "µs"),
+    "broker_cpu": Metric("broker CPU per delivery", "µs", compared=False),
+    "rate": Metric("deliveries", "1/s", "{:,.0f}"),
+    "p50": Metric("latency p50", "ms"),
+    "p99": Metric("latency p99", "ms"),
+    "max": Metric("latency max", "ms"),
+    "local": Metric("POST to the stream's worker", "ms"),
+    "relayed": Metric("POST to the other worker", "ms"),
+    "relay": Metric("time added by the relay", "ms"),
+    "memory": Metric("memory per client", "KiB", "{:.1f}", 1 / 1024),
+    "growth": Metric("growth of memory", "MiB", "{:.1f}", 1 / 1024**2, compared=False),
+    "connect": Metric("until all are subscribed", "s"),
+    "connect_cpu": Metric("server CPU per client", "µs", "{:.0f}"),
+    "in_order": Metric("in order", "1: yes, 0: no", "{:.0f}", compared=False),
+    "fullest": Metric("clients of the fullest worker", "%", "{:.0f}", compared=False),
+    "busy": Metric("machine busy", "%", "{:.0f}", compared=False),
+    "load": Metric("one core for the clients", "%", "{:.0f}", compared=False),
 }
-LATENCIES: Final = ("p50", "p99", "max", "local", "relayed", "relay")
+LATENCIES = ("p50", "p99", "max", "local", "relayed", "relay")
 
 
-class Place(NamedTuple):
-    """Where a figure stands."""
+class RunKey(NamedTuple):
+    """The scenario, case and target that the runs of all rounds share."""
 
-    scene: str
+    scenario: str
     case: str
-    contender: str
+    target: str
 
 
 @dataclass
 class Run:
-    """One case, done to one contender, in one round.
+    """One case, run against one target in one round.
 
     Attributes:
-        figures: By the keys of `FIGURES`.
-        faults: What was wrong: messages that are missing, a server that did not start.
+        metrics: Values by the keys of `METRICS`.
+        errors: Failures, such as missing messages or a server that did not start.
     """
 
-    scene: str
+    scenario: str
     case: str
-    contender: str
+    target: str
     round: int
-    figures: dict[str, float] = field(default_factory=dict)
-    faults: list[str] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
 
     @property
-    def place(self) -> Place:
-        """Where its figures stand."""
-        return Place(self.scene, self.case, self.contender)
+    def key(self) -> RunKey:
+        """Scenario, case and target."""
+        return RunKey(self.scenario, self.case, self.target)
 
     @property
     def load_bound(self) -> bool:
-        """The clients may have been what was measured."""
-        return self.figures.get("load", 0.0) > _LOAD_BOUND_PERCENT
+        """True if the clients may have been the bottleneck."""
+        return self.metrics.get("load", 0.0) > _LOAD_BOUND_PERCENT
 
     @property
     def too_busy(self) -> bool:
-        """The machine was too busy for latencies to mean anything."""
-        return self.figures.get("busy", 0.0) > _TOO_BUSY_PERCENT
+        """True if the machine was too busy for meaningful latencies."""
+        return self.metrics.get("busy", 0.0) > _TOO_BUSY_PERCENT
 
-    def counted(self, figure: str) -> float | None:
-        """A figure, where there is one that counts."""
-        if self.faults or (figure in LATENCIES and self.too_busy):
+    def value(self, metric: str) -> float | None:
+        """Return the value of a metric, or None if it is missing or not meaningful."""
+        if self.errors or (metric in LATENCIES and self.too_busy):
             return None
-        return self.figures.get(figure)
+        return self.metrics.get(metric)
 
 
 class Spread(NamedTuple):
-    """A figure over all rounds."""
+    """Statistics of a metric over all rounds."""
 
     median: float
-    least: float
-    most: float
+    minimum: float
+    maximum: float
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> Self | None:
-        """Of those that count; ``None`` where none does."""
-        counted = [value for value in values if value is not None]
-        return cls(statistics.median(counted), min(counted), max(counted)) if counted else None
+        """Return the statistics of all values that aren't None, or None if there are none."""
+        present = [value for value in values if value is not None]
+        return cls(statistics.median(present), min(present), max(present)) if present else None
 
 
 @dataclass
 class Results:
-    """All runs, and on what machine."""
+    """All runs, and facts about the machine."""
 
     machine: dict[str, Any]
     runs: list[Run] = field(default_factory=list)
 
     @property
-    def places(self) -> Sequence[Place]:
-        """Where figures stand, in the order in which they were first measured."""
-        return tuple(dict.fromkeys(run.place for run in self.runs))
+    def keys(self) -> Sequence[RunKey]:
+        """Keys of all runs, in the order of their first measurement."""
+        return tuple(dict.fromkeys(run.key for run in self.runs))
 
     @property
     def cores(self) -> int:
-        """How many the machine has."""
+        """Number of cores of the machine."""
         return int(self.machine.get("cores", 1))
 
-    def at(self, place: Place) -> Sequence[Run]:
-        """The runs of all rounds."""
-        return [run for run in self.runs if run.place == place]
+    def of(self, key: RunKey) -> Sequence[Run]:
+        """Return the runs of all rounds."""
+        return [run for run in self.runs if run.key == key]
 
-    def spread(self, figure: str, place: Place) -> Spread | None:
-        """A figure over all rounds."""
-        return Spread.of(run.counted(figure) for run in self.at(place))
+    def spread(self, metric: str, key: RunKey) -> Spread | None:
+        """Return the statistics of a metric."""
+        return Spread.of(run.value(metric) for run in self.of(key))
 
-    def ratio(self, figure: str, place: Place, other: Place) -> Spread | None:
-        """A figure to the same at another place, in the same round."""
-        others = {run.round: run.counted(figure) for run in self.at(other)}
-        pairs = ((run.counted(figure), others.get(run.round)) for run in self.at(place))
-        return Spread.of(one / another for one, another in pairs if one is not None and another)
+    def ratio(self, metric: str, key: RunKey, base: RunKey) -> Spread | None:
+        """Return the statistics of the ratios of a metric to that of ``base`` in the same round."""
+        base_values = {run.round: run.value(metric) for run in self.of(base)}
+        pairs = ((run.value(metric), base_values.get(run.round)) for run in self.of(key))
+        return Spread.of(value / other for value, other in pairs if value is not None and other)
 
     def save(self, path: Path) -> None:
-        """Write all as JSON, with the medians, which `load` leaves."""
+        """Write all results as JSON. The file also contains the medians, which `load` ignores."""
         medians = [
             {
-                **place._asdict(),
-                "medians": {figure: spread.median for figure in FIGURES if (spread := self.spread(figure, place))},
+                **key._asdict(),
+                "medians": {metric: spread.median for metric in METRICS if (spread := self.spread(metric, key))},
             }
-            for place in self.places
+            for key in self.keys
         ]
         path.write_text(json.dumps(asdict(self) | {"medians": medians}, indent=1, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read what `save` has written."""
-        kept = json.loads(path.read_text())
-        return cls(kept["machine"], [Run(**run) for run in kept["runs"]])
+        """Read a file that `save` has written."""
+        stored = json.loads(path.read_text())
+        return cls(stored["machine"], [Run(**run) for run in stored["runs"]])

@@ -1,17 +1,15 @@
-"""What becomes of the bytes that a client gets: messages are counted by their marker, and a sample is looked into."""
+"""Count messages by their marker, and parse those of a sample of the clients."""
 
-from typing import Final
-
-from .payloads import MARKER, stamps
+from .payloads import MARKER, find_stamps
 
 __all__ = ["Counter", "Sample"]
 
-_CARRIED: Final = len(MARKER) - 1
-_MARKER_START: Final = MARKER[:1]
+_CARRY_BYTES = len(MARKER) - 1
+_MARKER_START = MARKER[:1]
 
 
 class Counter:
-    """Counts a client's messages; frames and chunks are not looked at."""
+    """A counter of a client's messages, which doesn't parse frames or chunks."""
 
     __slots__ = ("_carry", "count")
 
@@ -19,15 +17,15 @@ class Counter:
         self.count = 0
         self._carry = b""
 
-    def take(self, buffer: bytearray, size: int) -> int:
-        """Count the messages whose marker ends in the first so many bytes; how many those are."""
+    def add(self, buffer: bytearray, size: int) -> int:
+        """Count the messages whose marker ends in the first ``size`` bytes, and return their number."""
         if self._carry:
             buffer = bytearray(self._carry) + buffer[:size]
             size = len(buffer)
             self._carry = b""
         found = buffer.count(MARKER, 0, size)
-        # A marker that is split is rare: only its first byte is looked for.
-        tail = max(size - _CARRIED, 0)
+        # Split markers are rare, so it is enough to look for the first byte of one.
+        tail = max(size - _CARRY_BYTES, 0)
         if buffer.find(_MARKER_START, tail, size) >= 0:
             self._carry = bytes(buffer[tail:size])
         self.count += found
@@ -35,26 +33,26 @@ class Counter:
 
 
 class Sample:
-    """Keeps the number and the latency of each of a client's messages."""
+    """The number and the latency of each message of one client."""
 
-    __slots__ = ("_carry", "_taken", "latencies", "numbers")
+    __slots__ = ("_carry", "_unparsed", "latencies", "numbers")
 
     def __init__(self) -> None:
         self.numbers: list[int] = []
         self.latencies: list[int] = []
         """In nanoseconds."""
-        self._taken: list[tuple[bytes, int]] = []
+        self._unparsed: list[tuple[bytes, int]] = []
         self._carry = b""
 
-    def take(self, data: bytes, now: int) -> None:
-        """Keep what was received at this time (CLOCK_MONOTONIC, ns)."""
-        self._taken.append((data, now))
+    def add(self, data: bytes, now: int) -> None:
+        """Store data that was received at this time (CLOCK_MONOTONIC, in nanoseconds)."""
+        self._unparsed.append((data, now))
 
-    def digest(self) -> None:
-        """Look at what was kept; apart from `take`, for it takes its time."""
-        for data, now in self._taken:
-            found, self._carry = stamps(self._carry + data)
+    def parse(self) -> None:
+        """Parse the stored data. This takes time, so `add` leaves it to the end of a measurement."""
+        for data, now in self._unparsed:
+            found, self._carry = find_stamps(self._carry + data)
             for number, sent in found:
                 self.numbers.append(number)
                 self.latencies.append(now - sent)
-        self._taken.clear()
+        self._unparsed.clear()

@@ -1,37 +1,38 @@
-"""What is measured. Each scene makes its cases from sizes, whose defaults are those of a full run."""
+"""The scenarios. Each one creates its cases from sizes, whose defaults are those of a full run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
-from .subscribers import Audience, drawn_subjects, own_subjects, shared_patterns, single_subject
+from .subscribers import Subscribers, own_subjects, random_subjects, shared_patterns, single_subject
 
-__all__ = ["SCENES", "Case", "Scene"]
+__all__ = ["SCENARIOS", "Case", "Scenario"]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One thing that is done to each contender, in servers started for it.
+    """One workload, run against each target in newly started servers.
 
     Attributes:
-        audience: Who follows what.
-        messages: How many are published in each burst; 0: none at all.
-        rate: Messages a second within a burst; 0 is as fast as NATS takes them.
+        subscribers: The clients and their subscriptions.
+        messages: The number of messages in each burst; 0 publishes none. With a ``command``, the number of commands
+            for each client at each of two workers.
+        rate: Messages per second within a burst. 0 publishes as fast as NATS accepts them.
         size: Bytes of each payload.
-        bursts: How many bursts, each begun so many seconds (``pause``) after the last delivery of the one before.
-        burst_seconds: No further burst is begun after this time.
-        warmup: Messages before those that are measured, as fast as NATS takes them.
-        at_once: How many clients connect at the same time.
-        samples: About how many clients' messages are looked into.
-        memory: Resident memory is read: before the clients come, with them, and after the messages.
-        settle: It counts as settled when it stays the same for so many seconds.
+        bursts: The number of bursts.
+        pause: Seconds from the last delivery of a burst to the start of the next one.
+        burst_seconds: Seconds after which no further burst is started.
+        warmup: The number of messages before those that are measured, published as fast as NATS accepts them.
+        concurrency: The number of clients that connect at the same time.
+        samples: The approximate number of clients whose messages are parsed.
+        memory: Measure resident memory before the clients connect, after that, and after the messages.
+        settle: Seconds for which resident memory must stay the same to count as settled.
         settings: Further settings of the bridge.
-        command: What is sent by POST, so many times (``messages``) for each client at each of two workers, instead of
-            anything being published.
+        command: The command to send by POST, instead of publishing messages.
     """
 
     name: str
-    audience: Audience
+    subscribers: Subscribers
     messages: int = 0
     rate: float = 0.0
     size: int = 128
@@ -39,7 +40,7 @@ class Case:
     pause: float = 0.5
     burst_seconds: float = 20.0
     warmup: int = 50
-    at_once: int = 200
+    concurrency: int = 200
     samples: int = 50
     memory: bool = False
     settle: float = 1.0
@@ -48,48 +49,48 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Scene:
-    """Something to find out.
+class Scenario:
+    """A question, with the cases and metrics that answer it.
 
     Attributes:
-        make: Makes the cases.
-        small: The sizes of a run that looks for correctness only.
-        figures: The figures that answer the question.
-        contenders: Those that it is about; empty: all.
-        ordered: Order across a client's subscriptions is part of the answer.
-        unit: What the names of the cases are numbers of, where it is about growth.
-        cores: With fewer, its deliveries a second say nothing: it is about servers that use several.
+        make: Creates the cases.
+        small: The sizes of a run that tests correctness only.
+        metrics: The metrics that answer the question.
+        targets: The targets to which the scenario applies; empty for all.
+        ordered: Order across the subscriptions of a client is part of the answer.
+        unit: The unit of the names of the cases, if they are the sizes of a growth.
+        cores: The number of cores below which deliveries per second are meaningless, because the servers use several.
     """
 
     name: str
     title: str
     make: Callable[..., Sequence[Case]]
     small: Mapping[str, Any]
-    figures: tuple[str, ...]
-    contenders: tuple[str, ...] = ()
+    metrics: tuple[str, ...]
+    targets: tuple[str, ...] = ()
     ordered: bool = False
     unit: str = ""
     cores: int = 1
 
-    def tells(self, figure: str, cores: int) -> bool:
-        """Whether the figure says anything on a machine of so many cores."""
-        return figure != "rate" or cores >= self.cores
+    def is_meaningful(self, metric: str, cores: int) -> bool:
+        """Return True if the metric is meaningful on a machine with this number of cores."""
+        return metric != "rate" or cores >= self.cores
 
     def cases(self, *, small: bool = False) -> Sequence[Case]:
-        """The cases, of full size or small."""
+        """Return the cases, of full size or small."""
         return self.make(**(self.small if small else {}))
 
 
 def _steady(
     clients: int = 1_000, rates: Sequence[float] = (100, 25), seconds: float = 6, size: int = 128
 ) -> Sequence[Case]:
-    audience = single_subject(clients)
-    return [Case(f"{rate:g}/s", audience, round(rate * seconds), rate, size) for rate in rates]
+    subscribers = single_subject(clients)
+    return [Case(f"{rate:g}/s", subscribers, round(rate * seconds), rate, size) for rate in rates]
 
 
 def _burst(clients: int = 1_000, bursts: int = 50, messages: int = 300, pause: float = 0.5) -> Sequence[Case]:
-    audience = single_subject(clients)
-    return [Case(f"{messages} messages", audience, messages, bursts=bursts, pause=pause, warmup=messages)]
+    subscribers = single_subject(clients)
+    return [Case(f"{messages} messages", subscribers, messages, bursts=bursts, pause=pause, warmup=messages)]
 
 
 def _own(clients: int = 1_000, messages: int = 50_000) -> Sequence[Case]:
@@ -112,7 +113,7 @@ def _idle(clients: int = 5_000, settle: float = 1.0) -> Sequence[Case]:
 
 
 def _connect(clients: int = 1_000) -> Sequence[Case]:
-    return [Case(f"{clients:,} clients", single_subject(clients), at_once=clients)]
+    return [Case(f"{clients:,} clients", single_subject(clients), concurrency=clients)]
 
 
 def _more_clients(
@@ -131,13 +132,13 @@ def _more_clients(
 def _more_patterns(
     patterns: Sequence[int] = (1, 100, 10_000),
     clients: int = 100,
-    followers: int = 10,
+    per_pattern: int = 10,
     rate: float = 1_000,
     seconds: float = 4,
 ) -> Sequence[Case]:
     settings = {"max_subscriptions": max(patterns)}
     return [
-        Case(f"{count:,}", shared_patterns(clients, count, followers), round(rate * seconds), rate, settings=settings)
+        Case(f"{count:,}", shared_patterns(clients, count, per_pattern), round(rate * seconds), rate, settings=settings)
         for count in patterns
     ]
 
@@ -145,15 +146,15 @@ def _more_patterns(
 def _larger_payloads(
     sizes: Sequence[int] = (64, 1_024, 16_384, 65_536), clients: int = 100, rate: float = 25, seconds: float = 4
 ) -> Sequence[Case]:
-    audience = single_subject(clients)
-    return [Case(f"{size:,}", audience, round(rate * seconds), rate, size, warmup=10) for size in sizes]
+    subscribers = single_subject(clients)
+    return [Case(f"{size:,}", subscribers, round(rate * seconds), rate, size, warmup=10) for size in sizes]
 
 
 def _overlap(
-    clients: int = 100, subjects: int = 100, followed: int = 50, rate: float = 1_000, seconds: float = 5
+    clients: int = 100, subjects: int = 100, per_client: int = 50, rate: float = 1_000, seconds: float = 5
 ) -> Sequence[Case]:
-    audience = drawn_subjects(clients, subjects, followed)
-    return [Case(f"{clients:,} clients", audience, round(rate * seconds), rate, samples=clients)]
+    subscribers = random_subjects(clients, subjects, per_client)
+    return [Case(f"{clients:,} clients", subscribers, round(rate * seconds), rate, samples=clients)]
 
 
 def _stalled(
@@ -171,83 +172,83 @@ def _stalled(
     ]
 
 
-def _relay(posts: int = 400, at_once: Sequence[int] = (1, 20)) -> Sequence[Case]:
-    # Nobody could command a session as fast as this.
+def _relay(posts: int = 400, concurrencies: Sequence[int] = (1, 20)) -> Sequence[Case]:
+    # The defaults would limit the rate of these commands.
     settings = {"command_rate": 1_000_000, "command_burst": 1_000_000}
     return [
         Case(f"{command}, {count} at once", own_subjects(count), posts // count, settings=settings, command=command)
-        for count in at_once
+        for count in concurrencies
         for command in ("subscribe", "unsubscribe")
     ]
 
 
-_CPU: Final = ("cpu", "broker_cpu")
-_LATENCY: Final = ("p50", "p99", "max")
+_CPU = ("cpu", "broker_cpu")
+_LATENCY = ("p50", "p99", "max")
 
-SCENES: Final = {
-    scene.name: scene
-    for scene in (
-        Scene(
+SCENARIOS = {
+    scenario.name: scenario
+    for scenario in (
+        Scenario(
             "steady",
             "Many clients on one subject, at a steady rate",
             _steady,
             {"clients": 6, "rates": (50,), "seconds": 0.3},
             (*_CPU, *_LATENCY, "busy"),
         ),
-        Scene(
+        Scenario(
             "burst",
             "Many clients on one subject, in bursts",
             _burst,
             {"clients": 6, "bursts": 3, "messages": 20, "pause": 0.05},
             (*_CPU, "rate", "p99", "busy"),
         ),
-        Scene(
+        Scenario(
             "own",
-            "Each client on a subject of its own, as fast as NATS takes the messages",
+            "Each client on a subject of its own, as fast as NATS accepts the messages",
             _own,
             {"clients": 6, "messages": 600},
             (*_CPU, "rate", "busy"),
         ),
-        Scene(
+        Scenario(
             "workers",
-            "Many clients on one subject, shared out among workers",
+            "Many clients on one subject, distributed over workers",
             _workers,
             {"clients": 6, "rate": 50, "seconds": 0.3, "bursts": 3, "messages": 20, "pause": 0.05},
             (*_CPU, "rate", *_LATENCY, "fullest", "busy"),
-            contenders=("bridge-ws", "bridge-ws-2"),
+            targets=("bridge-ws", "bridge-ws-2"),
             cores=4,
         ),
-        Scene(
+        Scenario(
             "idle",
             "Memory of idle clients",
             _idle,
             {"clients": 10, "settle": 0.05},
             ("memory",),
         ),
-        Scene(
+        Scenario(
             "connect",
             "Clients that all connect at once",
             _connect,
             {"clients": 10},
             ("connect", "connect_cpu"),
         ),
-        Scene(
+        Scenario(
             "growth-clients",
-            "More clients on one subject, about as many deliveries a second",
+            "More clients on one subject, with about the same deliveries per second",
             _more_clients,
             {"clients": (8,), "deliveries": 400, "seconds": 0.2},
             (*_CPU, *_LATENCY, "busy"),
             unit="clients",
         ),
-        Scene(
+        Scenario(
             "growth-patterns",
-            "More patterns, each followed by as many clients",
+            "More patterns, each with the same number of subscribers",
             _more_patterns,
-            {"patterns": (2_000,), "clients": 5, "followers": 2, "rate": 10_000, "seconds": 0.2},
+            {"patterns": (2_000,), "clients": 5, "per_pattern": 2, "rate": 10_000, "seconds": 0.2},
             (*_CPU, *_LATENCY, "busy"),
             unit="patterns",
         ),
-        Scene(
+        Scenario(
             "growth-payload",
             "Larger payloads",
             _larger_payloads,
@@ -255,29 +256,29 @@ SCENES: Final = {
             (*_CPU, *_LATENCY, "busy"),
             unit="bytes of payload",
         ),
-        Scene(
+        Scenario(
             "overlap",
-            "Each client on many subjects, drawn by lot",
+            "Each client on many subjects, chosen at random",
             _overlap,
-            {"clients": 6, "subjects": 8, "followed": 4, "seconds": 0.3},
+            {"clients": 6, "subjects": 8, "per_client": 4, "seconds": 0.3},
             (*_CPU, *_LATENCY, "in_order", "busy"),
             ordered=True,
         ),
-        Scene(
+        Scenario(
             "stalled",
-            "Some clients never read: what the others get",
+            "Some clients never read: deliveries to the others",
             _stalled,
             {"clients": 6, "stalled": (2,), "seconds": 0.3, "settle": 0.05},
             (*_CPU, *_LATENCY, "growth", "busy"),
-            contenders=("bridge-ws", "bridge-sse", "nats-ws"),
+            targets=("bridge-ws", "bridge-sse", "nats-ws"),
         ),
-        Scene(
+        Scenario(
             "relay",
             "Commands by POST, to the worker that holds the event stream and to another",
             _relay,
-            {"posts": 9, "at_once": (3,)},
+            {"posts": 9, "concurrencies": (3,)},
             ("local", "relayed", "relay", "busy"),
-            contenders=("bridge-sse-2",),
+            targets=("bridge-sse-2",),
         ),
     )
 }

@@ -1,53 +1,63 @@
-"""Who follows what, and what each must therefore get."""
+"""The subscriptions of the clients, and the messages that each client must therefore receive."""
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
 
-__all__ = ["Audience", "drawn_subjects", "faults", "own_subjects", "shared_patterns", "single_subject"]
+__all__ = [
+    "OUT_OF_ORDER",
+    "Subscribers",
+    "delivery_error",
+    "own_subjects",
+    "random_subjects",
+    "shared_patterns",
+    "single_subject",
+]
 
-_SEED: Final = 4222
+OUT_OF_ORDER = "out of order"
+"""The error of a client that received every message, but not in order."""
+
+_SEED = 4222
 
 
 @dataclass(frozen=True)
-class Audience:
-    """Clients and their subjects; message number n is published to the n-th of the subjects, round and round.
+class Subscribers:
+    """Clients and their subjects. Message number n is published to the n-th subject, cyclically.
 
     Attributes:
-        subjects: What is published to.
-        follows: For each client, the indexes of its subjects.
-        stalled: So many of the clients, evenly spread, never read once they have subscribed.
+        subjects: The subjects of the published messages.
+        subscriptions: The indexes of the subjects of each client.
+        stalled: The number of clients, evenly spaced, that stop reading after they have subscribed.
     """
 
     subjects: tuple[str, ...]
-    follows: tuple[tuple[int, ...], ...]
+    subscriptions: tuple[tuple[int, ...], ...]
     stalled: int = 0
 
     @property
     def size(self) -> int:
-        """How many clients there are."""
-        return len(self.follows)
+        """Number of clients."""
+        return len(self.subscriptions)
 
     @cached_property
-    def idle(self) -> frozenset[int]:
-        """The clients that never read."""
+    def stalled_clients(self) -> frozenset[int]:
+        """Indexes of the clients that never read."""
         return frozenset(index * self.size // self.stalled for index in range(self.stalled))
 
-    def names(self, client: int) -> list[str]:
-        """The subjects of a client; one that nobody publishes to where it has none."""
-        return [self.subjects[index] for index in self.follows[client]] or ["bench.silence"]
+    def subjects_of(self, client: int) -> list[str]:
+        """Return the subjects of a client; a subject without messages if it has none."""
+        return [self.subjects[index] for index in self.subscriptions[client]] or ["bench.silence"]
 
     def expected(self, client: int, first: int, end: int) -> list[int]:
-        """The numbers of the messages that a client gets of those from ``first`` up to ``end``."""
-        return sorted(number for index in self.follows[client] for number in self._published(index, first, end))
+        """Return the numbers of the messages for a client, from ``first`` up to, but without, ``end``."""
+        return sorted(number for index in self.subscriptions[client] for number in self._published(index, first, end))
 
     def deliveries(self, first: int, end: int) -> int:
-        """How many messages the clients that read get altogether."""
+        """Return the number of messages for all clients that read, from ``first`` up to, but without, ``end``."""
         published = [len(self._published(index, first, end)) for index in range(len(self.subjects))]
-        idle = self.idle
-        reading = (indexes for client, indexes in enumerate(self.follows) if client not in idle)
+        stalled = self.stalled_clients
+        reading = (indexes for client, indexes in enumerate(self.subscriptions) if client not in stalled)
         return sum(published[index] for indexes in reading for index in indexes)
 
     def _published(self, index: int, first: int, end: int) -> range:
@@ -55,39 +65,39 @@ class Audience:
         return range(first + (index - first) % step, end, step)
 
 
-def single_subject(clients: int, stalled: int = 0) -> Audience:
-    """All follow one subject."""
-    return Audience(("bench.all",), ((0,),) * clients, stalled)
+def single_subject(clients: int, stalled: int = 0) -> Subscribers:
+    """Return clients that all subscribe to the same subject."""
+    return Subscribers(("bench.all",), ((0,),) * clients, stalled)
 
 
-def own_subjects(clients: int) -> Audience:
-    """Each follows a subject of its own."""
-    return Audience(
+def own_subjects(clients: int) -> Subscribers:
+    """Return clients that each subscribe to a subject of their own."""
+    return Subscribers(
         tuple(f"bench.own.{index}" for index in range(clients)), tuple((index,) for index in range(clients))
     )
 
 
-def shared_patterns(clients: int, patterns: int, followers: int) -> Audience:
-    """Each of the subjects has exactly so many followers, taken from the clients in turn."""
-    follows: list[list[int]] = [[] for _ in range(clients)]
-    for place in range(patterns * followers):
-        follows[place % clients].append(place // followers)
-    return Audience(tuple(f"bench.p.{index}" for index in range(patterns)), tuple(map(tuple, follows)))
+def shared_patterns(clients: int, patterns: int, per_pattern: int) -> Subscribers:
+    """Return patterns with exactly ``per_pattern`` subscribers each, assigned to the clients in turn."""
+    subscriptions: list[list[int]] = [[] for _ in range(clients)]
+    for place in range(patterns * per_pattern):
+        subscriptions[place % clients].append(place // per_pattern)
+    return Subscribers(tuple(f"bench.p.{index}" for index in range(patterns)), tuple(map(tuple, subscriptions)))
 
 
-def drawn_subjects(clients: int, subjects: int, followed: int) -> Audience:
-    """Each follows so many of the subjects, drawn by lot, the same ones in each run."""
-    lot = random.Random(_SEED)
-    return Audience(
+def random_subjects(clients: int, subjects: int, per_client: int) -> Subscribers:
+    """Return clients that each subscribe to ``per_client`` random subjects, the same in each run."""
+    generator = random.Random(_SEED)
+    return Subscribers(
         tuple(f"bench.o.{index}" for index in range(subjects)),
-        tuple(tuple(lot.sample(range(subjects), followed)) for _ in range(clients)),
+        tuple(tuple(generator.sample(range(subjects), per_client)) for _ in range(clients)),
     )
 
 
-def faults(expected: Sequence[int], received: Sequence[int]) -> str | None:
-    """What is wrong with a client's messages; ``None`` where nothing is."""
+def delivery_error(expected: Sequence[int], received: Sequence[int]) -> str | None:
+    """Compare the numbers of a client's messages with the expected ones, and describe the difference, if any."""
     if list(expected) == list(received):
         return None
     missing = len(set(expected) - set(received))
     surplus = len(received) - len(set(received) & set(expected))
-    return f"{missing} missing, {surplus} too many" if missing or surplus else "out of order"
+    return f"{missing} missing, {surplus} too many" if missing or surplus else OUT_OF_ORDER

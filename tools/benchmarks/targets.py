@@ -1,4 +1,4 @@
-"""What is compared: how each server is started, and in which dialect it is spoken to."""
+"""The servers that are compared: how each one is started, and the protocol that its clients speak."""
 
 import contextlib
 import functools
@@ -6,104 +6,108 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from sanic_nats_bridge.testing import NatsServer
 
 from ..harness.processes import PROJECT, Server, free_port, python_server, server
-from .scenarios import Scene
+from .scenarios import Scenario
 
-__all__ = ["CONTENDERS", "DEFAULT_CONTENDERS", "Contender", "Standing", "taking_part"]
+__all__ = ["DEFAULT_TARGETS", "TARGETS", "RunningTarget", "Target", "applicable_targets"]
 
-_PANINI: Final = PROJECT / ".bench/panini/bin/python"
-"""In an environment of its own: it needs another version of nats-py."""
+_SERVERS = "tools.benchmarks.servers"
+_PANINI = PROJECT / ".bench/panini/bin/python"
+"""The Python of an environment of its own, because Panini needs another version of nats-py."""
 
 
-class Standing(NamedTuple):
-    """A server that takes clients, and the broker behind it: for nats-server both are one process.
+class RunningTarget(NamedTuple):
+    """A server that accepts clients, and its broker. nats-server is both in one process.
 
     Attributes:
-        other: Another worker of the same app, with a port of its own.
+        other_worker: Another worker of the same app, with a port of its own.
     """
 
     server: Server
     broker: Server
-    other: Server | None = None
+    other_worker: Server | None = None
 
 
 @dataclass(frozen=True)
-class Contender:
-    """One of those that are compared.
+class Target:
+    """A server to measure.
 
     Attributes:
-        dialect: A key of `DIALECTS`.
-        start: Starts it, with this event loop (``uvloop`` or ``asyncio``) and these settings of the bridge.
-        keeps_order: It promises the order of messages across the subscriptions of a client.
-        scenes: Those in which it can take part; empty: all.
+        protocol: A key of `CLIENT_PROTOCOLS`.
+        start: Starts the server with an event loop (``uvloop`` or ``asyncio``) and settings of the bridge.
+        keeps_order: The server guarantees the order of messages across the subscriptions of a client.
+        scenarios: The scenarios that apply to the server; empty for all.
     """
 
     name: str
     title: str
-    dialect: str
-    start: Callable[[str, Mapping[str, Any]], AbstractContextManager[Standing]]
+    protocol: str
+    start: Callable[[str, Mapping[str, Any]], AbstractContextManager[RunningTarget]]
     keeps_order: bool = True
-    scenes: tuple[str, ...] = ()
+    scenarios: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
-def _bridge(loop: str, settings: Mapping[str, Any], workers: int = 1) -> Iterator[Standing]:
-    with NatsServer() as broker, _bridge_server(broker, loop, settings, workers) as running:
-        yield Standing(running, _process(broker))
+def _bridge(loop: str, settings: Mapping[str, Any], workers: int = 1) -> Iterator[RunningTarget]:
+    with NatsServer() as broker, _bridge_server(broker, loop, settings, workers) as bridge:
+        yield RunningTarget(bridge, _process(broker))
 
 
 @contextlib.contextmanager
-def _two_bridges(loop: str, settings: Mapping[str, Any]) -> Iterator[Standing]:
-    """Started each by itself, so that a client can choose; as apps of one name they are workers of one app."""
+def _two_bridges(loop: str, settings: Mapping[str, Any]) -> Iterator[RunningTarget]:
+    """Start two apps of the same name, which are workers of one app to each other. A client can choose by the port."""
     with (
         NatsServer() as broker,
-        _bridge_server(broker, loop, settings) as running,
+        _bridge_server(broker, loop, settings) as bridge,
         _bridge_server(broker, loop, settings) as other,
     ):
-        yield Standing(running, _process(broker), other)
+        yield RunningTarget(bridge, _process(broker), other)
 
 
 def _bridge_server(
     broker: NatsServer, loop: str, settings: Mapping[str, Any], workers: int = 1
 ) -> AbstractContextManager[Server]:
-    # Clients come faster here than any browsers, and to no other server there is a limit.
+    # These clients subscribe faster than browsers, and the other servers have no limit.
     options = {"servers": broker.url, "subscribe": [">"], "max_subscribe_rate": 1_000_000, **settings}
-    return python_server("bridge", json.dumps(options), loop, str(workers), workers=workers)
+    return python_server(f"{_SERVERS}.bridge", json.dumps(options), loop, str(workers), workers=workers)
 
 
 @contextlib.contextmanager
-def _plain(loop: str, settings: Mapping[str, Any]) -> Iterator[Standing]:
-    with NatsServer() as broker, python_server("plain", json.dumps({"servers": broker.url}), loop) as running:
-        yield Standing(running, _process(broker))
+def _plain(loop: str, settings: Mapping[str, Any]) -> Iterator[RunningTarget]:
+    with (
+        NatsServer() as broker,
+        python_server(f"{_SERVERS}.plain", json.dumps({"servers": broker.url}), loop) as gateway,
+    ):
+        yield RunningTarget(gateway, _process(broker))
 
 
 @contextlib.contextmanager
-def _bare(loop: str, settings: Mapping[str, Any]) -> Iterator[Standing]:
-    with NatsServer() as broker, python_server("bare", json.dumps({"servers": broker.url})) as running:
-        yield Standing(running, _process(broker))
+def _bare(loop: str, settings: Mapping[str, Any]) -> Iterator[RunningTarget]:
+    with NatsServer() as broker, python_server(f"{_SERVERS}.bare", json.dumps({"servers": broker.url})) as gateway:
+        yield RunningTarget(gateway, _process(broker))
 
 
 @contextlib.contextmanager
-def _nats(loop: str, settings: Mapping[str, Any]) -> Iterator[Standing]:
+def _nats(loop: str, settings: Mapping[str, Any]) -> Iterator[RunningTarget]:
     port = free_port()
-    # It is not told of a browser (User-Agent), and so need not cut its frames at 4,096 bytes: in its favour.
+    # Without a browser's User-Agent it doesn't split frames at 4,096 bytes, which is in its favor.
     with NatsServer(config=f'websocket {{ listen: "127.0.0.1:{port}", no_tls: true }}') as broker:
         process = _process(broker)
-        yield Standing(process._replace(port=port), process)
+        yield RunningTarget(process._replace(port=port), process)
 
 
 @contextlib.contextmanager
-def _panini(loop: str, settings: Mapping[str, Any]) -> Iterator[Standing]:
+def _panini(loop: str, settings: Mapping[str, Any]) -> Iterator[RunningTarget]:
     if not _PANINI.exists():
-        raise RuntimeError("Panini is not installed: make bench-panini")
+        raise RuntimeError("Panini is not installed; install it with: make bench-panini")
     with NatsServer() as broker:
-        command = [str(_PANINI), "-m", "tools.benchmarks.servers.panini", json.dumps({"servers": broker.url})]
-        with server(command) as running:
-            yield Standing(running, _process(broker))
+        command = [str(_PANINI), "-m", f"{_SERVERS}.panini", json.dumps({"servers": broker.url})]
+        with server(command) as gateway:
+            yield RunningTarget(gateway, _process(broker))
 
 
 def _process(broker: NatsServer) -> Server:
@@ -111,38 +115,42 @@ def _process(broker: NatsServer) -> Server:
     return Server(broker.pid, broker.port)
 
 
-CONTENDERS: Final = {
-    contender.name: contender
-    for contender in (
-        Contender("bridge-ws", "the bridge by WebSocket", "bridge-ws", _bridge),
-        Contender("bridge-sse", "the bridge by Server-Sent Events", "bridge-sse", _bridge),
-        Contender(
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("bridge-ws", "the bridge by WebSocket", "bridge-ws", _bridge),
+        Target("bridge-sse", "the bridge by Server-Sent Events", "bridge-sse", _bridge),
+        Target(
             "bridge-ws-2",
             "the bridge by WebSocket, with two workers",
             "bridge-ws",
             functools.partial(_bridge, workers=2),
-            scenes=("workers",),
+            scenarios=("workers",),
         ),
-        Contender(
+        Target(
             "bridge-sse-2",
             "the bridge by Server-Sent Events, in two workers with ports of their own",
             "bridge-sse",
             _two_bridges,
-            scenes=("relay",),
+            scenarios=("relay",),
         ),
-        Contender("nats-ws", "nats-server's own WebSocket port", "nats-ws", _nats),
-        Contender("plain-sanic", "a Sanic app that loops over its WebSockets", "plain", _plain, keeps_order=False),
-        Contender(
-            "bare-write", "the floor: a loop of bare writes", "plain", _bare, scenes=("steady", "growth-clients")
+        Target("nats-ws", "nats-server's own WebSocket port", "nats-ws", _nats),
+        Target("plain-sanic", "a Sanic app that loops over its WebSockets", "plain", _plain, keeps_order=False),
+        Target(
+            "bare-write",
+            "a loop of bare writes, the lower limit of the cost",
+            "plain",
+            _bare,
+            scenarios=("steady", "growth-clients"),
         ),
-        Contender("panini", "the Panini framework's gateway, asyncio", "plain", _panini, keeps_order=False),
+        Target("panini", "the Panini framework's gateway, asyncio", "plain", _panini, keeps_order=False),
     )
 }
 
-DEFAULT_CONTENDERS: Final = ["bridge-ws", "bridge-sse", "bridge-ws-2", "bridge-sse-2", "nats-ws", "plain-sanic"]
+DEFAULT_TARGETS = ["bridge-ws", "bridge-sse", "bridge-ws-2", "bridge-sse-2", "nats-ws", "plain-sanic"]
 
 
-def taking_part(scene: Scene, names: Sequence[str]) -> Sequence[str]:
-    """Those of the contenders that the scene is about."""
-    about = scene.contenders or CONTENDERS
-    return [name for name in names if name in about and scene.name in (CONTENDERS[name].scenes or [scene.name])]
+def applicable_targets(scenario: Scenario, names: Sequence[str]) -> Sequence[str]:
+    """Return those of the targets to which the scenario applies."""
+    targets = scenario.targets or TARGETS
+    return [name for name in names if name in targets and scenario.name in (TARGETS[name].scenarios or [scenario.name])]

@@ -1,73 +1,76 @@
-"""What the bridge has set itself, as ratios within one run, and what was seen of it."""
+"""The performance thresholds of the bridge, mostly ratios within one run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
-from .results import FIGURES, Place, Results, Spread
+from .results import METRICS, Results, RunKey, Spread
 
-__all__ = ["GOALS", "Goal"]
+__all__ = ["THRESHOLDS", "Threshold"]
 
 
 @dataclass(frozen=True)
-class Goal:
-    """A bound for the ratio of a figure to the same at another place, or for the figure itself where there is none."""
+class Threshold:
+    """A bound for the ratio of a metric to that of ``base``, or for the metric itself without a ``base``."""
 
-    figure: str
-    place: Place
-    other: Place | None = None
+    metric: str
+    key: RunKey
+    base: RunKey | None = None
     at_most: float | None = None
     at_least: float | None = None
 
     @property
     def title(self) -> str:
-        """What is compared with what."""
-        if self.other is None:
-            return f"{_named(self.place)}: {FIGURES[self.figure].title}, {FIGURES[self.figure].unit}"
-        return f"{_named(self.place)}: {FIGURES[self.figure].title}, to {_named(self.other, self.place)}"
+        """Description of the compared metrics."""
+        if self.base is None:
+            return f"{_name(self.key)}: {METRICS[self.metric].title}, {METRICS[self.metric].unit}"
+        return f"{_name(self.key)}: {METRICS[self.metric].title}, to {_difference(self.base, self.key)}"
 
     @property
     def bound(self) -> str:
-        """What the ratio may be."""
+        """Bound as text, such as ``≤ 1.10``."""
         return f"≤ {self.at_most:.2f}" if self.at_most is not None else f"≥ {self.at_least:.2f}"
 
-    def seen(self, results: Results) -> Spread | None:
-        """What it was; the ratio of each round is taken by itself."""
-        if self.other is None:
-            return results.spread(self.figure, self.place)
-        return results.ratio(self.figure, self.place, self.other)
+    def measured(self, results: Results) -> Spread | None:
+        """Return the metric, or the statistics of its ratios within each round."""
+        if self.base is None:
+            return results.spread(self.metric, self.key)
+        return results.ratio(self.metric, self.key, self.base)
 
-    def reached(self, results: Results) -> bool | None:
-        """Whether the median is within the bound; ``None`` where nothing was measured that counts."""
-        seen = self.seen(results)
-        if seen is None:
+    def is_met(self, results: Results) -> bool | None:
+        """Return True if the median is within the bound, or None if there is no valid measurement."""
+        measured = self.measured(results)
+        if measured is None:
             return None
-        above = self.at_least is None or seen.median >= self.at_least
-        return above and (self.at_most is None or seen.median <= self.at_most)
+        above = self.at_least is None or measured.median >= self.at_least
+        return above and (self.at_most is None or measured.median <= self.at_most)
 
 
-def _named(place: Place, beside: Place | None = None) -> str:
-    """The place, without what it has in common with the one beside it."""
-    if beside is None:
-        return f"{place.scene} {place.case}, {place.contender}"
+def _name(key: RunKey) -> str:
+    return f"{key.scenario} {key.case}, {key.target}"
+
+
+def _difference(base: RunKey, key: RunKey) -> str:
+    """Return the parts of ``base`` that differ from ``key``."""
     parts = []
-    if place.scene != beside.scene:
-        parts.append(place.scene)
-    if place[:2] != beside[:2]:
-        parts.append(place.case)
-    if place.contender != beside.contender:
-        parts.append(place.contender)
+    if base.scenario != key.scenario:
+        parts.append(base.scenario)
+    if base[:2] != key[:2]:
+        parts.append(base.case)
+    if base.target != key.target:
+        parts.append(base.target)
     return " ".join(parts)
 
 
-def _goals() -> Sequence[Goal]:
-    def ratio(figure: str, scene: str, case: str, other: str, contender: str = "bridge-ws", **bound: float) -> Goal:
-        return Goal(figure, Place(scene, case, contender), Place(scene, case, other), **bound)
+def _thresholds() -> Sequence[Threshold]:
+    def ratio(metric: str, scenario: str, case: str, base: str, target: str = "bridge-ws", **bound: float) -> Threshold:
+        return Threshold(metric, RunKey(scenario, case, target), RunKey(scenario, case, base), **bound)
 
-    def growth(figure: str, scene: str, to: str, since: str, contender: str = "bridge-ws", **bound: float) -> Goal:
-        return Goal(figure, Place(scene, to, contender), Place(scene, since, contender), **bound)
+    def growth(
+        metric: str, scenario: str, case: str, base: str, target: str = "bridge-ws", **bound: float
+    ) -> Threshold:
+        return Threshold(metric, RunKey(scenario, case, target), RunKey(scenario, base, target), **bound)
 
-    overlap = Place("overlap", "100 clients", "bridge-ws")
+    overlap = RunKey("overlap", "100 clients", "bridge-ws")
     return (
         ratio("cpu", "steady", "100/s", "nats-ws", at_most=0.75),
         ratio("cpu", "steady", "100/s", "bridge-ws", "bridge-sse", at_most=1.10),
@@ -83,14 +86,14 @@ def _goals() -> Sequence[Goal]:
         ratio("connect", "connect", "1,000 clients", "plain-sanic", at_most=1.5),
         growth("cpu", "growth-clients", "5,000", "100", at_most=1.10),
         growth("cpu", "growth-patterns", "10,000", "100", at_most=1.10),
-        Goal("in_order", overlap, at_least=1),
-        Goal("in_order", overlap._replace(contender="bridge-sse"), at_least=1),
-        Goal("cpu", overlap, Place("steady", "100/s", "bridge-ws"), at_most=1.5),
+        Threshold("in_order", overlap, at_least=1),
+        Threshold("in_order", overlap._replace(target="bridge-sse"), at_least=1),
+        Threshold("cpu", overlap, RunKey("steady", "100/s", "bridge-ws"), at_most=1.5),
         growth("p99", "stalled", "100 stalled", "0 stalled", at_most=1.2),
         growth("p99", "stalled", "100 stalled", "0 stalled", "bridge-sse", at_most=1.2),
-        Goal("relay", Place("relay", "subscribe, 1 at once", "bridge-sse-2"), at_most=3),
-        Goal("relay", Place("relay", "unsubscribe, 1 at once", "bridge-sse-2"), at_most=3),
+        Threshold("relay", RunKey("relay", "subscribe, 1 at once", "bridge-sse-2"), at_most=3),
+        Threshold("relay", RunKey("relay", "unsubscribe, 1 at once", "bridge-sse-2"), at_most=3),
     )
 
 
-GOALS: Final = _goals()
+THRESHOLDS = _thresholds()

@@ -1,1 +1,4 @@
-"""Does harm to NATS, the network and the bridge, and judges what every client got; ``--list`` tells how."""
+"""Fault injection into NATS, the network and the bridge, with a check of every client's messages.
+
+``python -m tools.faults --list`` lists the faults.
+"""

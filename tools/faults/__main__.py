@@ -1,4 +1,4 @@
-"""The command line: ``python -m tools.faults [FAULT …]`` does harm, and judges what came of it."""
+"""Inject faults, and check the messages of every client: ``python -m tools.faults [FAULT …]``."""
 
 import argparse
 import asyncio
@@ -6,72 +6,79 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from ..harness.host import machine
 from ..harness.processes import PROJECT
 from .catalogue import CATALOGUE
-from .cluster_scenario import Drill
-from .report import counts_table, machine_table, put_into, sessions_table, times_table
+from .cluster_scenario import ClusterScenario
+from .report import counts_table, machine_table, sessions_table, times_table, write_tables
 from .results import Results, Run
 from .run import run
 
-_DOCS: Final = PROJECT / "docs"
+_DOCS = PROJECT / "docs" / "internals"
 
 
 def main() -> int:
-    """Exit code 1: a promise was broken, or the bridge that loses messages was not caught."""
+    """Run the command line.
+
+    Returns:
+        1 if a guarantee was broken, or if the checker missed a message that the control run lost; otherwise 0.
+    """
     options = _options(sys.argv[1:])
     if options.list:
         for fault in CATALOGUE.values():
-            _say(f"{fault.name:20}{fault.title}")
+            _print(f"{fault.name:20}{fault.title}")
         return 0
     results = Results(machine())
     for number in range(options.rounds):
         for name in options.faults:
-            done = asyncio.run(_run(name, number, settings=options.settings, small=options.small))
-            results.runs.append(done)
-            _say(_line(done))
+            result = asyncio.run(_run(name, number, settings=options.settings, small=options.small))
+            results.runs.append(result)
+            _print(_line(result))
     return _report(results, options.docs)
 
 
 async def _run(name: str, number: int, **options: Any) -> Run:
     entry = CATALOGUE[name]
-    return await (entry.run(number, **options) if isinstance(entry, Drill) else run(entry, number, **options))
+    return await (entry.run(number, **options) if isinstance(entry, ClusterScenario) else run(entry, number, **options))
 
 
 def _report(results: Results, docs: Path | None) -> int:
     tables = (times_table(results), counts_table(results), sessions_table(results))
     for table in tables:
-        _say("\n" + table.as_text())
+        _print("\n" + table.as_text())
     if docs is not None:
-        put_into(docs / "reliability.md", (*tables, machine_table(results)))
+        write_tables(docs / "reliability.md", (*tables, machine_table(results)))
         (docs / "reliability").mkdir(exist_ok=True)
         results.save(docs / "reliability" / "results.json")
     failed = [run for run in results.runs if run.failures]
     if failed:
-        _say(f"{len(failed)} of {len(results.runs)} runs have failed.")
+        _print(f"{len(failed)} of {len(results.runs)} runs have failed.")
     return 1 if failed else 0
 
 
 def _line(run: Run) -> str:
     verdict = run.verdict
     noticed = ", ".join(f"{each:.2f}" for each in run.noticed) or "-"
-    back = ", ".join(f"{each:.2f}" for each in run.back) or "-"
+    after = ", ".join(f"{each:.2f}" for each in run.first_message_after) or "-"
     counts = f"{verdict.delivered} delivered, {verdict.announced} announced, {verdict.broken} broken"
     failed = "".join(f"\n  FAILED: {each}" for each in run.failures)
-    return f"{run.fault} #{run.round}: noticed {noticed} s, back {back} s, {counts}{failed}"
+    return f"{run.fault} #{run.round}: noticed {noticed} s, first message after {after} s, {counts}{failed}"
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tools.faults", description=__doc__)
-    parser.add_argument("faults", nargs="*", metavar="FAULT", help="what to do (default: everything)")
-    parser.add_argument("--list", action="store_true", help="tell what faults there are")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--small", action="store_true", help="faults that last for moments, to see whether all works")
-    parser.add_argument("--settings", type=json.loads, default={}, help="of the bridge, as a JSON object")
+    parser.add_argument("faults", nargs="*", metavar="FAULT", help="faults to inject (default: all)")
+    parser.add_argument("--list", action="store_true", help="list the faults")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds (default: 3)")
+    parser.add_argument("--small", action="store_true", help="very short faults, for a test of this tool itself")
+    parser.add_argument("--settings", type=json.loads, default={}, help="settings of the bridge, as a JSON object")
     parser.add_argument(
-        "--docs", type=Path, metavar="DIR", help="write the report there (default: docs, when everything is done)"
+        "--docs",
+        type=Path,
+        metavar="DIR",
+        help="write the report into this folder (default: docs/internals, if all faults are injected in full size)",
     )
     options = parser.parse_args(arguments)
     if unknown := set(options.faults) - CATALOGUE.keys():
@@ -82,7 +89,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 

@@ -1,4 +1,4 @@
-"""The bridge, in a process of its own: ``python -m tools.faults.bridge '{"servers": "nats://…"}' 0``."""
+"""The bridge in a process of its own: ``python -m tools.faults.bridge '{"servers": "nats://…"}' DROP_ONE_IN``."""
 
 import asyncio
 import json
@@ -6,7 +6,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from sanic import Request, Sanic, empty, text
 from sanic import json as json_response
@@ -16,18 +16,18 @@ from sanic_nats_bridge import NatsBridge, Permissions
 from sanic_nats_bridge.hub.broadcast import Broadcaster
 from sanic_nats_bridge.hub.interest import Interest
 
-from .permission_profiles import VIEWS
+from .permission_profiles import PROFILES
 
 __all__ = ["drop_one_in", "make_app", "permissions"]
 
-_BACKLOG: Final = 1024
+_BACKLOG = 1024
 
 dropped = 0
-"""How many copies of messages were lost on purpose."""
+"""The number of copies of messages that were lost on purpose."""
 
 
 def main() -> None:
-    """Serve with these settings until the process is ended, and lose one message in so many; 0: none."""
+    """Serve with the settings of the command line until the process ends."""
     settings, every = json.loads(sys.argv[1]), int(sys.argv[2])
     if every:
         drop_one_in(every)
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def make_app(settings: Mapping[str, Any]) -> Sanic[Any, Any]:
-    """An app with nothing but the bridge in it."""
+    """Create an app that contains only the bridge."""
     app: Sanic[Any, Any] = Sanic("faults_bridge", configure_logging=False)
     options: Any = {"permissions": permissions, **settings}
     NatsBridge(app, **options)
@@ -47,15 +47,15 @@ def make_app(settings: Mapping[str, Any]) -> Sanic[Any, Any]:
 
 
 async def permissions(request: Request) -> Permissions | None:
-    """What the client may follow: it only has to name its view."""
-    access = VIEWS.get(request.args.get("view"))
+    """Return the permissions of the profile that the client names."""
+    access = PROFILES.get(request.args.get("profile"))
     return None if access is None else Permissions(**access.permissions)
 
 
 def drop_one_in(every: int) -> None:
-    """Make a bridge that loses messages in silence, as no bridge may."""
-    batch: Any = Broadcaster
-    on_message, count = batch.on_message, 0
+    """Make the bridge of this process lose one message in ``every`` without a gap."""
+    broadcaster: Any = Broadcaster
+    on_message, count = broadcaster.on_message, 0
 
     def drop_some(self: Broadcaster, interest: Interest, subject: bytes, *rest: bytes) -> None:
         global dropped
@@ -64,21 +64,21 @@ def drop_one_in(every: int) -> None:
         if count % every:
             on_message(self, interest, subject, *rest)
         else:
-            skip = [view.excludes for view, _ in interest.subscribers_by_view()]
-            dropped += sum(each is None or not each(subject.decode()) for each in skip)
+            excludes = [view.excludes for view, _ in interest.subscribers_by_view()]
+            dropped += sum(each is None or not each(subject.decode()) for each in excludes)
 
-    batch.on_message = drop_some
+    broadcaster.on_message = drop_some
 
 
 async def facts(request: Request) -> HTTPResponse:
-    """What the process holds, and to which server it is connected."""
+    """Respond with the number of tasks, the port of the connected NATS server, and the number of lost copies."""
     client = request.app.ctx.nats_bridge.client
     address = client.connected_url if client is not None else None
     return json_response({"tasks": len(asyncio.all_tasks()), "nats": address and address.port, "dropped": dropped})
 
 
 async def block(request: Request) -> HTTPResponse:
-    """Do what an app must not: let nothing else run for so many seconds."""
+    """Block the event loop for some seconds, as an app must not."""
     _sleep(float(request.args.get("seconds")))
     return empty()
 
@@ -88,10 +88,10 @@ def _sleep(seconds: float) -> None:
 
 
 async def publish(request: Request, subject: str) -> HTTPResponse:
-    """Publish by the bridge's own client."""
+    """Publish the body with the bridge's own client."""
     client = request.app.ctx.nats_bridge.client
     if client is None:
-        return text("NATS is away", 503)
+        return text("NATS is disconnected", 503)
     try:
         await client.publish(subject, request.body)
         await client.flush()
@@ -101,14 +101,14 @@ async def publish(request: Request, subject: str) -> HTTPResponse:
 
 
 def serve(app: Sanic[Any, Any]) -> None:
-    """Serve in this process, on a free port, which is the first line of output."""
+    """Serve in this process, on a free port, which is the first line of the output."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG)
 
-    async def announce(_: Sanic[Any, Any]) -> None:
+    async def print_port(_: Sanic[Any, Any]) -> None:
         sys.stdout.write(f"{listener.getsockname()[1]}\n")
         sys.stdout.flush()
 
-    app.register_listener(announce, "after_server_start")
+    app.register_listener(print_port, "after_server_start")
     app.prepare(sock=listener, single_process=True, access_log=False, motd=False, backlog=_BACKLOG)
     Sanic.serve_single(app)
 

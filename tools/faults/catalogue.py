@@ -1,10 +1,9 @@
-"""All faults, in the order in which they are done."""
+"""All faults, in the order in which they are injected."""
 
 from collections.abc import Mapping
-from typing import Final
 
 from .bridge_faults import BRIDGE_FAULTS, CONTROL
-from .cluster_scenario import Drill
+from .cluster_scenario import ClusterScenario
 from .fault import Fault
 from .fleet import FLEET
 from .limit_faults import LIMIT_FAULTS
@@ -13,7 +12,7 @@ from .rolling import ROLLING
 
 __all__ = ["CATALOGUE"]
 
-CATALOGUE: Final[Mapping[str, Fault | Drill]] = {
+CATALOGUE: Mapping[str, Fault | ClusterScenario] = {
     entry.name: entry for entry in (*NATS_FAULTS, *LIMIT_FAULTS, *BRIDGE_FAULTS, FLEET, ROLLING, CONTROL)
 }
-"""By their names; the last is the control run."""
+"""Faults by name. The last one is the control run."""

@@ -1,148 +1,111 @@
-"""Judges, when all is over, what every client got. It knows the protocol, and nothing of the bridge.
+"""Check the messages of every client against the published ones. Knows the protocol, but nothing of the bridge.
 
-Each message that is published while a client follows a pattern that it matches must be in the client's log, once for
-that pattern; or a ``gap`` for the pattern must stand where it is missing, with the right number where it has one.
-Nothing else may be there, and the messages of one publisher stand in their order, across all patterns.
+While a client is subscribed to a pattern, each published message that the pattern matches must be in the client's log,
+once for that pattern. Otherwise a ``gap`` for the pattern must be at the place of the missing message, with the right
+number if it has a number. The log must contain no other messages. The messages of one publisher must be in order,
+across all patterns.
 
-A command by POST is not in the stream: the client writes ``sent`` into its log before, and ``answer``, with the reply,
-when it has that. The stream may be ahead of the answer, and behind it.
+A reply to a command by POST isn't in the stream. The client adds ``sent`` to its log before the command, and ``answer``
+with the reply after it. Messages of the stream may arrive before or after the answer.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Final
+from typing import Any
 
-from .gap_analysis import Publication, Subscription, findings
-from .patterns import covers, matches
-from .payloads import Key, carried, digest, key_of
+from .gap_analysis import Publication, Subscription, analyze_gaps
+from .patterns import matches
+from .payloads import Key, digest, frame_payload, key_of
+from .permission_profiles import PermissionProfile
 
-__all__ = ["Log", "Publication", "Verdict", "View", "judge"]
+__all__ = ["Log", "Verdict", "check"]
 
-_MAX_NOTES: Final = 20
-
-
-@dataclass(frozen=True)
-class View:
-    """What a client may see, in the names that it knows.
-
-    Attributes:
-        allowed: Patterns that it may follow, and narrower ones.
-        denied: Patterns of what is left out for it.
-        renamed: How subjects begin, and how they begin for the client instead.
-    """
-
-    allowed: tuple[str, ...]
-    denied: tuple[str, ...] = ()
-    renamed: tuple[tuple[str, str], ...] = ()
-
-    def name(self, subject: str) -> str:
-        """The client's name for a subject."""
-        for real, own in self.renamed:
-            if subject.startswith(real):
-                return own + subject.removeprefix(real)
-        return subject
-
-    def real(self, name: str) -> str:
-        """What the client means by a subject, or a pattern."""
-        for real, own in self.renamed:
-            if name.startswith(own):
-                return real + name.removeprefix(own)
-        return name
-
-    def may_follow(self, pattern: str) -> bool:
-        """Whether the client may ask for the pattern."""
-        inside = any(covers(allowed, pattern) for allowed in self.allowed)
-        return inside and not any(covers(denied, pattern) for denied in self.denied)
-
-    def shows(self, name: str) -> bool:
-        """Whether the client may get messages on the subject, which is the client's name for it."""
-        return not any(matches(denied, name) for denied in self.denied)
-
-    def brings(self, pattern: str, subject: str | None) -> bool:
-        """Whether a message on the subject comes to a client that follows the pattern."""
-        return subject is not None and matches(pattern, self.name(subject)) and self.shows(self.name(subject))
+_MAX_NOTES = 20
 
 
 @dataclass
 class Log:
-    """What one session got.
+    """The log of one session.
 
     Attributes:
-        entries: Its frames in order, each with the time at which it was read.
-        to_the_end: It followed until the last message that was published could be there.
-        spreading: So many seconds after ``active: true`` other servers of a cluster may not have heard of it.
+        entries: The frames in order, each with the time at which it was read.
+        complete: The session lasted until the last published message could have arrived.
+        propagation_seconds: Seconds after ``active: true`` until the other servers of a cluster know of a subscription.
     """
 
     client: str
-    view: View
+    profile: PermissionProfile
     entries: list[tuple[float, Mapping[str, Any]]] = field(default_factory=list)
-    to_the_end: bool = True
-    spreading: float = 0.0
+    complete: bool = True
+    propagation_seconds: float = 0.0
 
 
 @dataclass
 class Verdict:
-    """What became of the messages: a copy for each subscription that they match.
+    """The result of a check. Counts are copies: one for each subscription that a message matches.
 
     Attributes:
-        delivered: Copies that came, once and as they should.
-        announced: Missing, and a ``gap`` says so at their place.
-        lost: Missing in silence.
-        overstated: Announced as lost beyond what is missing.
-        notes: The first of what is wrong, in words.
+        delivered: Copies that were received once, and in order.
+        announced: Missing copies that a ``gap`` announces at their place.
+        lost: Missing copies without a ``gap``.
+        duplicate: Copies received again.
+        out_of_order: Copies received after a later message of the same publisher.
+        forbidden: Frames that the client must not receive.
+        overstated: Copies announced as lost beyond those that are missing.
+        notes: Descriptions of the first violations.
     """
 
     delivered: int = 0
     announced: int = 0
     lost: int = 0
     duplicate: int = 0
-    disordered: int = 0
+    out_of_order: int = 0
     forbidden: int = 0
     overstated: int = 0
     notes: list[str] = field(default_factory=list)
 
     @property
     def broken(self) -> int:
-        """How often the promise was broken."""
-        return self.lost + self.duplicate + self.disordered + self.forbidden + self.overstated
+        """Number of violations of the guarantee."""
+        return self.lost + self.duplicate + self.out_of_order + self.forbidden + self.overstated
 
     def note(self, text: str) -> None:
-        """Say what is wrong, as long as it is not said too often."""
+        """Add a description of a violation, unless there are many already."""
         if len(self.notes) < _MAX_NOTES:
             self.notes.append(text)
 
 
-def judge(publications: Sequence[Publication], logs: Iterable[Log]) -> Verdict:
-    """Judge the logs of all sessions by what was published."""
+def check(publications: Sequence[Publication], logs: Iterable[Log]) -> Verdict:
+    """Check the logs of all sessions against the published messages."""
     verdict = Verdict()
     by_key = {publication.key: publication for publication in publications}
 
     @cache
-    def due(view: View, pattern: str) -> list[Publication]:
-        return [each for each in publications if view.brings(pattern, each.subject)]
+    def expected(profile: PermissionProfile, pattern: str) -> list[Publication]:
+        return [each for each in publications if profile.delivers(pattern, each.subject)]
 
     for log in logs:
-        reading = _Reading(log, by_key, verdict)
+        reader = _LogReader(log, by_key, verdict)
         for place, (at, frame) in enumerate(log.entries):
-            reading.read(place, at, frame)
-        for subscription in reading.subscriptions:
-            found = findings(
-                subscription, due(log.view, subscription.pattern), len(log.entries), complete=log.to_the_end
+            reader.read(place, at, frame)
+        for subscription in reader.subscriptions:
+            analysis = analyze_gaps(
+                subscription, expected(log.profile, subscription.pattern), len(log.entries), complete=log.complete
             )
-            verdict.announced += found.announced
-            verdict.lost += len(found.missing)
-            verdict.overstated += found.overstated
-            for each in found.missing:
+            verdict.announced += analysis.announced
+            verdict.lost += len(analysis.missing)
+            verdict.overstated += analysis.overstated
+            for each in analysis.missing:
                 verdict.note(f"{log.client}: silently lost by '{subscription.pattern}': {_name(each)}")
-            if found.overstated:
-                verdict.note(f"{log.client}: {found.overstated} too many announced for '{subscription.pattern}'")
+            if analysis.overstated:
+                verdict.note(f"{log.client}: {analysis.overstated} announced too many for '{subscription.pattern}'")
     return verdict
 
 
-class _Reading:
-    """Goes through one log, and sorts what is there."""
+class _LogReader:
+    """A reader of one log, which assigns messages and gaps to subscriptions."""
 
     def __init__(self, log: Log, published: Mapping[Key, Publication], verdict: Verdict) -> None:
         self.subscriptions: list[Subscription] = []
@@ -151,12 +114,12 @@ class _Reading:
         self._verdict = verdict
         self._current: dict[str, Subscription] = {}
         self._unanswered: set[str] = set()
-        self._left: dict[str, tuple[float, Subscription]] = {}
+        self._ended: dict[str, tuple[float, Subscription]] = {}
         self._seen: dict[str, set[Key]] = defaultdict(set)
-        self._last: dict[str, int] = {}
+        self._last_numbers: dict[str, int] = {}
 
     def read(self, place: int, at: float, frame: Mapping[str, Any]) -> None:
-        """Take the next frame."""
+        """Read the next frame."""
         kind, patterns = frame["type"], frame.get("subjects", ())
         if kind == "message":
             self._message(place, frame)
@@ -174,13 +137,13 @@ class _Reading:
         elif kind == "status" and frame["nats"] == "connected":
             for subscription in self._current.values():
                 if subscription.since is None and subscription.pattern not in self._unanswered:
-                    subscription.since = at + self._log.spreading
+                    subscription.since = at + self._log.propagation_seconds
 
     def _answer(self, place: int, at: float, frame: Mapping[str, Any]) -> None:
         patterns = frame["subjects"]
         if frame["action"] == "unsubscribe" and frame["success"]:
             for pattern in patterns:
-                self._left[pattern] = (at, self._current[pattern])
+                self._ended[pattern] = (at, self._current[pattern])
             self._close(patterns, place)
         elif frame["action"] == "subscribe":
             if frame["success"]:
@@ -190,10 +153,10 @@ class _Reading:
             self._unanswered.difference_update(patterns)
 
     def _open(self, patterns: Iterable[str], place: int, active: float | None) -> None:
-        since = None if active is None else active + self._log.spreading
+        since = None if active is None else active + self._log.propagation_seconds
         for pattern in patterns:
-            if not self._log.view.may_follow(pattern):
-                self._forbidden(f"may follow '{pattern}'")
+            if not self._log.profile.allows(pattern):
+                self._forbidden(f"subscribed to '{pattern}', which isn't allowed")
             held = self._current.get(pattern)
             if held is None:
                 self._current[pattern] = Subscription(pattern, place, since)
@@ -205,7 +168,7 @@ class _Reading:
         for pattern in patterns:
             subscription = self._current.pop(pattern, None)
             if subscription is None:
-                self._forbidden(f"is told of the end of '{pattern}', which it does not follow")
+                self._forbidden(f"received the end of '{pattern}' without a subscription to it")
             else:
                 subscription.closed = place
 
@@ -213,52 +176,51 @@ class _Reading:
         for pattern in patterns:
             if pattern in self._current:
                 self._current[pattern].gaps.append((place, lost))
-            elif pattern not in self._left:
-                self._forbidden(f"is told of a gap in '{pattern}', which it does not follow")
+            elif pattern not in self._ended:
+                self._forbidden(f"received a gap for '{pattern}' without a subscription to it")
 
     def _message(self, place: int, frame: Mapping[str, Any]) -> None:
         subject = frame["subject"]
-        data = carried(frame)
+        data = frame_payload(frame)
         key = None if data is None else key_of(data)
         publication = None if key is None else self._published.get(key)
-        subscription = self._followed(frame.get("pattern", subject), publication)
+        subscription = self._subscription(frame.get("pattern", subject), publication)
+        profile = self._log.profile
         if subscription is None or not matches(subscription.pattern, subject):
-            return self._forbidden(f"gets {subject!a}, which it does not follow")
-        if not any(matches(allowed, subject) for allowed in self._log.view.allowed) or not self._log.view.shows(
-            subject
-        ):
-            return self._forbidden(f"gets {subject!a}, which it may not follow")
+            return self._forbidden(f"received a message on {subject!a} without a subscription to it")
+        if not any(matches(allowed, subject) for allowed in profile.allowed) or profile.is_denied(subject):
+            return self._forbidden(f"received a message on {subject!a}, which isn't allowed")
         if publication is None or publication.subject is None or data is None or digest(data) != publication.digest:
-            return self._forbidden(f"gets on {subject!a} what was never published")
-        if self._log.view.name(publication.subject) != subject:
-            return self._forbidden(f"gets on {subject!a} what was never published there")
+            return self._forbidden(f"received a message on {subject!a} that was never published")
+        if profile.client_name(publication.subject) != subject:
+            return self._forbidden(f"received a message on {subject!a} that was published on another subject")
         return self._publication(place, publication, subscription)
 
-    def _followed(self, pattern: str, publication: Publication | None) -> Subscription | None:
-        """The subscription that brings it: one that has ended too, if the message was on its way by then."""
-        if pattern not in self._current and pattern in self._left and publication is not None:
-            ended, subscription = self._left[pattern]
+    def _subscription(self, pattern: str, publication: Publication | None) -> Subscription | None:
+        """Return the subscription of a message. It may have ended if the message was published before its end."""
+        if pattern not in self._current and pattern in self._ended and publication is not None:
+            ended, subscription = self._ended[pattern]
             return subscription if publication.sent <= ended else None
         return self._current.get(pattern)
 
     def _publication(self, place: int, publication: Publication, subscription: Subscription) -> None:
         key = publication.key
-        where = f"by '{subscription.pattern}': {_name(publication)}"
+        description = f"by '{subscription.pattern}': {_name(publication)}"
         if key in self._seen[subscription.pattern]:
             self._verdict.duplicate += 1
-            return self._verdict.note(f"{self._log.client}: twice {where}")
+            return self._verdict.note(f"{self._log.client}: duplicate {description}")
         self._seen[subscription.pattern].add(key)
         subscription.delivered[key] = place
-        if key.number < self._last.get(key.publisher, 0):
-            self._verdict.disordered += 1
-            return self._verdict.note(f"{self._log.client}: out of order {where}")
-        self._last[key.publisher] = key.number
+        if key.number < self._last_numbers.get(key.publisher, 0):
+            self._verdict.out_of_order += 1
+            return self._verdict.note(f"{self._log.client}: out of order {description}")
+        self._last_numbers[key.publisher] = key.number
         self._verdict.delivered += 1
         return None
 
-    def _forbidden(self, what: str) -> None:
+    def _forbidden(self, violation: str) -> None:
         self._verdict.forbidden += 1
-        self._verdict.note(f"{self._log.client} {what}")
+        self._verdict.note(f"{self._log.client} {violation}")
 
 
 def _name(publication: Publication) -> str:

@@ -1,26 +1,25 @@
-"""Where a fault is done: NATS, a way to it, a bridge, clients and publishers; and what is seen of it all."""
+"""The environment of a fault: NATS, a proxy to it, a bridge, clients and publishers."""
 
 import asyncio
 import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import aiohttp
 
 from sanic_nats_bridge.testing import NatsServer
 
-from ..harness.processes import Server
+from ..harness.processes import Server, open_files
 from ..harness.tcp_proxy import Proxy
-from .clients import Client, EventClient, RestlessClient, WebSocketClient
-from .permission_profiles import VIEWS
+from .clients import ChurningClient, Client, EventClient, WebSocketClient
+from .permission_profiles import PROFILES
 from .publisher import Publisher
-from .workload import Scene
+from .workload import Workload
 
-__all__ = ["FOLLOWED", "Stage"]
+__all__ = ["SUBSCRIBED", "Environment"]
 
-_SUBJECTS: Final = ("orders.eu.1", "orders.eu.2", "orders.us.1", "news.sport", "secret.plans")
-_AUDIENCE: Final[Sequence[tuple[type[Client], str, tuple[str, ...]]]] = (
+_SUBJECTS = ("orders.eu.1", "orders.eu.2", "orders.us.1", "news.sport", "secret.plans")
+_BYSTANDERS: Sequence[tuple[type[Client], str, tuple[str, ...]]] = (
     (WebSocketClient, "open", ("orders.>",)),
     (WebSocketClient, "eu", ("orders.eu.1",)),
     (WebSocketClient, "not-us", ("orders.>", "orders.eu.*", "news.sport")),
@@ -30,16 +29,28 @@ _AUDIENCE: Final[Sequence[tuple[type[Client], str, tuple[str, ...]]]] = (
     (EventClient, "not-us", ("orders.*.1", "orders.>")),
     (EventClient, "open", ("news.sport",)),
 )
-FOLLOWED: Final = sorted({VIEWS[view].view.real(pattern) for _, view, patterns in _AUDIENCE for pattern in patterns})
-"""What NATS is asked for when the audience is there."""
+SUBSCRIBED = sorted(
+    {PROFILES[profile].profile.real_name(pattern) for _, profile, patterns in _BYSTANDERS for pattern in patterns}
+)
+"""The bridge's subscriptions at NATS while only the bystanders are connected."""
 
-_COPIES: Final = 2
+_COPIES = 2
 
 C = TypeVar("C", bound=Client)
 
 
-class Stage(Scene):
-    """What a fault is done to; the code of a fault calls what it needs."""
+class Environment(Workload):
+    """The parts on which a fault acts, and what it may do to them.
+
+    Args:
+        servers: The NATS servers, of which the first is the bridge's.
+        proxy: A proxy to the first NATS server.
+        bridge: The process of the bridge.
+        http: For requests to the app.
+        churn: Add a client that continuously changes its subscriptions.
+        small: Keep faults very short.
+        seed: The seed of random publishers.
+    """
 
     def __init__(
         self,
@@ -48,65 +59,65 @@ class Stage(Scene):
         bridge: Server,
         http: aiohttp.ClientSession,
         *,
-        calm: bool,
+        churn: bool,
         small: bool,
         seed: int,
     ) -> None:
-        self.servers: Final = servers
-        self.nats: Final = servers[0]
-        self.proxy: Final = proxy
-        self.bridge: Final = bridge
-        self.address: Final = f"127.0.0.1:{bridge.port}"
+        self.servers = servers
+        self.nats = servers[0]
+        self.proxy = proxy
+        self.bridge = bridge
+        self.address = f"127.0.0.1:{bridge.port}"
         super().__init__(small=small)
-        self.seed: Final = seed
-        self._http: Final = http
-        self._calm: Final = calm
+        self.seed = seed
+        self._http = http
+        self._churn = churn
 
-    async def begin(self) -> None:
-        """Have the audience follow, and messages come."""
+    async def start(self) -> None:
+        """Connect the bystanders, and begin to publish."""
         for copy in range(_COPIES):
-            for number, (kind, view, patterns) in enumerate(_AUDIENCE):
-                self.audience.append(kind(f"{kind.__name__}-{number}-{copy}", patterns, view))
-        await asyncio.gather(*(client.join(self.address) for client in self.audience))
-        if not self._calm:
-            await self.join(RestlessClient("restless", ("orders.>", "orders.us.*")))
+            for number, (kind, profile, patterns) in enumerate(_BYSTANDERS):
+                self.bystanders.append(kind(f"{kind.__name__}-{number}-{copy}", patterns, profile))
+        await asyncio.gather(*(client.connect(self.address) for client in self.bystanders))
+        if self._churn:
+            await self.connect(ChurningClient("churning", ("orders.>", "orders.us.*")))
         for name in "ab":
-            self.publish_by(Publisher(name, self.servers[-1], _SUBJECTS))
+            self.add_publisher(Publisher(name, self.servers[-1], _SUBJECTS))
 
-    async def join(self, client: C) -> C:
-        """Have one more client."""
+    async def connect(self, client: C) -> C:
+        """Connect another client."""
         self.others.append(client)
-        await client.join(self.address)
+        await client.connect(self.address)
         return client
 
-    async def ask_for_what_is_forbidden(self) -> None:
-        """Have the audience ask for what it may not follow; the checker sees the replies."""
-        for client in self.audience:
+    async def request_forbidden(self) -> None:
+        """Have the bystanders subscribe to forbidden patterns. The checker sees the replies."""
+        for client in self.bystanders:
             if isinstance(client, WebSocketClient):
-                for pattern in client.access.closed:
-                    await client.ask("subscribe", (*client.patterns, pattern))
+                for pattern in client.access.forbidden:
+                    await client.send_command("subscribe", (*client.patterns, pattern))
 
-    # What the bridge is asked, and what is seen of its process
+    # Requests to the app, and the state of its process
 
-    async def ask_bridge(self, path: str, body: bytes | None = None) -> tuple[int, str]:
-        """Ask the app that has the bridge in it; the status, and the body of the answer."""
+    async def request(self, path: str, body: bytes | None = None) -> tuple[int, str]:
+        """Send a request to the app of the bridge, and return the status and the body of the response."""
         method = "GET" if body is None else "POST"
         url = f"http://{self.address}{path}"
         async with self._http.request(method, url, data=body) as response:
             return response.status, await response.text()
 
     async def facts(self) -> dict[str, Any]:
-        """What the bridge's process holds: tasks, open files, subscriptions of NATS."""
-        _, answer = await self.ask_bridge("/facts")
+        """Return the numbers of tasks and open files of the bridge's process, and its subscriptions at NATS."""
+        _, answer = await self.request("/facts")
         found: dict[str, Any] = json.loads(answer)
-        carrier = next((each for each in self.servers if each.port == found["nats"]), self.nats)
-        return found | {"files": self.open_files(), "subscriptions": carrier.subscriptions()}
+        server = next((each for each in self.servers if each.port == found["nats"]), self.nats)
+        return found | {"files": self.open_files(), "subscriptions": server.subscriptions()}
 
     def open_files(self) -> int:
-        """How many the bridge's process has."""
-        return sum(1 for _ in Path(f"/proc/{self.bridge.pid}/fd").iterdir())
+        """Return the number of open files of the bridge's process."""
+        return open_files(self.bridge.pid)
 
-    async def carrier(self) -> NatsServer:
-        """The NATS server to which the bridge is connected."""
+    async def connected_server(self) -> NatsServer:
+        """Return the NATS server to which the bridge is connected."""
         port = (await self.facts())["nats"]
         return next(each for each in self.servers if each.port == port)

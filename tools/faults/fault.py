@@ -1,39 +1,39 @@
-"""What a fault is."""
+"""The definition of a fault."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .environment import Stage
+from .environment import Environment
 
 __all__ = ["Fault"]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault.
+    """A fault in an environment of NATS servers, one bridge, clients and publishers.
 
     Attributes:
-        title: What is done, for the report.
-        do: Does it, and heals it.
-        config: Of the NATS servers.
-        servers: How many there are; several are a cluster.
-        absent: NATS is not there at the start.
-        by_proxy: The bridge reaches NATS by the stage's proxy.
-        settings: Of the bridge, beside the defaults.
-        drop: The bridge loses one in so many messages.
-        within: In how many seconds the clients must have been told; ``None`` where there is nothing to tell.
-        harmless: Nobody of the audience may miss anything, announced or not.
+        title: Description for the report.
+        inject: Injects the fault, and ends it.
+        config: Configuration of the NATS servers.
+        servers: The number of NATS servers. Several form a cluster.
+        nats_absent: NATS isn't running at the start.
+        through_proxy: The bridge connects to NATS through the environment's proxy.
+        settings: Settings of the bridge that differ from the defaults.
+        drop_one_in: The bridge loses one message in this number; 0 for none.
+        notice_within: Seconds within which clients must be notified, or None if they need not be.
+        harmless: Clients that don't take part in the fault must not miss a message, not even an announced one.
     """
 
     name: str
     title: str
-    do: Callable[[Stage], Awaitable[None]]
+    inject: Callable[[Environment], Awaitable[None]]
     config: str = ""
     servers: int = 1
-    absent: bool = False
-    by_proxy: bool = False
+    nats_absent: bool = False
+    through_proxy: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
-    drop: int = 0
-    within: float | None = 10.0
+    drop_one_in: int = 0
+    notice_within: float | None = 10.0
     harmless: bool = False

@@ -1,4 +1,4 @@
-"""Two machines on a cluster of NATS: its servers are killed one by one, and then a worker."""
+"""A fleet: two machines on a cluster of NATS servers. Each NATS server is killed in turn, and then a worker."""
 
 import asyncio
 import contextlib
@@ -8,188 +8,206 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle, islice
-from typing import Any, Final
+from typing import Any
 from urllib.parse import urlencode
 
 from sanic_nats_bridge.testing import NatsServer
 
-from .client_pool import Crowd, cluster
+from ..harness.processes import has_ended
+from .client_pool import ClientPool
 from .clients import Client, EventClient, WebSocketClient
-from .cluster_scenario import Drill
-from .machine import Machine, has_ended
-from .nats import has_heard, in_touch
+from .cluster_scenario import ClusterScenario
+from .machine import Machine
+from .nats import cluster, is_connected, knows_subscriptions
 from .network import network
-from .permission_profiles import VIEWS
+from .permission_profiles import PROFILES
 from .posts import PostingClient
 from .publisher import Publisher
 from .results import Run
-from .workload import NotDoneError, until
+from .workload import InjectionError, until
 
 __all__ = ["FLEET"]
 
-_SUBJECTS: Final = ("orders.eu.1", "orders.eu.2", "orders.us.1", "news.sport", "secret.plans")
-_SOCKETS: Final = (
+_SUBJECTS = ("orders.eu.1", "orders.eu.2", "orders.us.1", "news.sport", "secret.plans")
+_SOCKETS = (
     ("open", ("orders.>",)),
     ("eu", ("orders.eu.1",)),
     ("not-us", ("orders.>", "orders.eu.*", "news.sport")),
     ("own", ("mine.>", "mine.2")),
 )
-_STREAMS: Final = (
+"""Profile and patterns of each WebSocket client."""
+
+_STREAMS = (
     ("open", ("news.sport",), ("orders.*.1",)),
     ("own", ("mine.*",), ("mine.2", "mine.>")),
     ("not-us", ("orders.>",), ("orders.eu.2", "news.*")),
     ("open", ("orders.us.1",), ("news.*", "orders.eu.*")),
 )
-"""The last are those that come and go by POST."""
+"""Profile and patterns of each event stream. The last ones are unsubscribed and subscribed by POST."""
 
-_FOLLOWERS: Final = [(view, patterns) for view, patterns, *_ in (*_SOCKETS, *_STREAMS)]
-_BASE: Final = sorted({VIEWS[view].view.real(each) for view, patterns in _FOLLOWERS for each in patterns})
-"""What NATS is asked for as long as all are there."""
+_FIXED = [(profile, patterns) for profile, patterns, *_ in (*_SOCKETS, *_STREAMS)]
+_FIXED_SUBSCRIPTIONS = sorted(
+    {PROFILES[profile].profile.real_name(each) for profile, patterns in _FIXED for each in patterns}
+)
+"""The subscriptions at NATS that don't change while all clients are connected."""
 
-_FOLLOWED: Final = {*_BASE, *(VIEWS[view].view.real(each) for view, _, changing in _STREAMS for each in changing)}
-"""The same when all have settled."""
+_ALL_SUBSCRIPTIONS = {
+    *_FIXED_SUBSCRIPTIONS,
+    *(PROFILES[profile].profile.real_name(each) for profile, _, changing in _STREAMS for each in changing),
+}
+"""The subscriptions at NATS when all clients have settled."""
 
-_WORKERS: Final = 2
-_SPREADING_SECONDS: Final = 1.0
-_JOIN_SECONDS: Final = 30.0
-_ASKED: Final = 3
+_WORKERS = 2
+_PROPAGATION_SECONDS = 1.0
+_CONNECT_SECONDS = 30.0
+_CHECKED_SESSIONS = 3
 
 
-async def _do(result: Run, settings: Mapping[str, Any], *, small: bool) -> None:
+async def _run(result: Run, settings: Mapping[str, Any], *, small: bool) -> None:
     async with contextlib.AsyncExitStack() as stack:
         net = stack.enter_context(network())
         if not net.isolated:
-            result.remarks.append("no network namespaces could be made: all was done on loopback")
-        servers = await stack.enter_async_context(cluster(3, "", [net.place() for _ in range(3)]))
-        machines = [Machine(net.place()) for _ in range(2)]
+            result.remarks.append("no permission to create network namespaces: everything ran on loopback")
+        servers = await stack.enter_async_context(cluster(3, "", [net.add_host() for _ in range(3)]))
+        machines = [Machine(net.add_host()) for _ in range(2)]
         for number, machine in enumerate(machines):
-            # Each machine prefers another server.
+            # Each machine prefers a different server.
             urls = [server.url for server in islice(cycle(servers), number, number + len(servers))]
             await stack.enter_async_context(machine.running({"servers": urls, **settings}, _WORKERS))
-        crowd = Crowd(servers, machines, small=small)
-        crowd.spreading = _SPREADING_SECONDS
-        await stack.enter_async_context(crowd.gathered())
-        await _harm(crowd, result, longest=1.0 if small else 10.0)
+        pool = ClientPool(servers, machines, small=small)
+        pool.propagation_seconds = _PROPAGATION_SECONDS
+        await stack.enter_async_context(pool.closing())
+        await _inject(pool, result, max_delay=1.0 if small else 10.0)
 
 
-async def _harm(crowd: Crowd, result: Run, longest: float) -> None:
-    before = await _files(crowd)
-    await _gather(crowd, longest)
-    for server in crowd.servers:
-        await _kill_server(crowd, server)
-    await _kill_worker(crowd, result, longest)
-    await crowd.hold(_SPREADING_SECONDS)
-    await crowd.finish()
-    _look_around(crowd, result)
-    crowd.judge(result)
-    await crowd.leave()
-    await crowd.nothing_is_left(before, result)
+async def _inject(pool: ClientPool, result: Run, max_delay: float) -> None:
+    before = await _open_files(pool)
+    await _start(pool, max_delay)
+    for server in pool.servers:
+        await _kill_server(pool, server)
+    await _kill_worker(pool, result, max_delay)
+    await pool.sleep(_PROPAGATION_SECONDS)
+    await pool.finish()
+    _check_subscriptions(pool, result)
+    pool.check(result)
+    await pool.close()
+    await pool.check_cleanup(before, result)
 
 
-async def _files(crowd: Crowd) -> dict[int, int]:
-    """What the processes have open when each worker has served somebody, and nobody is there."""
-    await asyncio.gather(*(machine.ask_each("GET", "/facts") for machine in crowd.machines))
-    return await crowd.open_files()
+async def _open_files(pool: ClientPool) -> dict[int, int]:
+    """Return the open files of each worker after it has served a request, without any clients."""
+    await asyncio.gather(*(machine.request_each("GET", "/facts") for machine in pool.machines))
+    return await pool.open_files()
 
 
-async def _gather(crowd: Crowd, longest: float) -> None:
-    """Have everybody come, and messages, when all servers know who follows what."""
-    for copy in range(2 if crowd.small else 4):
-        for number, (view, patterns) in enumerate(_SOCKETS):
-            crowd.come(_socket(f"socket-{number}-{copy}", view, patterns), longest=longest)
-        for number, (view, patterns, changing) in enumerate(_STREAMS):
-            crowd.come(_stream(f"stream-{number}-{copy}", view, patterns, changing, crowd.addresses), longest=longest)
-    await crowd.all_are_present(_JOIN_SECONDS)
-    await until(lambda: all(has_heard(server, _BASE) for server in crowd.servers), "the cluster knows what is followed")
-    for name, server in zip("ab", crowd.servers[1:], strict=True):
-        crowd.publish_by(Publisher(name, server, _SUBJECTS))
-    await crowd.all_get_messages(time.monotonic())
+async def _start(pool: ClientPool, max_delay: float) -> None:
+    """Connect all clients, and begin to publish when all servers know of their subscriptions."""
+    for copy in range(2 if pool.small else 4):
+        for number, (profile, patterns) in enumerate(_SOCKETS):
+            pool.add(_socket(f"socket-{number}-{copy}", profile, patterns), max_delay=max_delay)
+        for number, (profile, patterns, changing) in enumerate(_STREAMS):
+            factory = _stream(f"stream-{number}-{copy}", profile, patterns, changing, pool.addresses)
+            pool.add(factory, max_delay=max_delay)
+    await pool.wait_connected(_CONNECT_SECONDS)
+    await until(
+        lambda: all(knows_subscriptions(server, _FIXED_SUBSCRIPTIONS) for server in pool.servers),
+        "the cluster knows of all subscriptions",
+    )
+    for name, server in zip("ab", pool.servers[1:], strict=True):
+        pool.add_publisher(Publisher(name, server, _SUBJECTS))
+    await pool.wait_for_messages(time.monotonic())
 
 
-def _socket(name: str, view: str, patterns: Sequence[str]) -> Callable[[int], Client]:
-    return lambda number: WebSocketClient(f"{name}-{number}", patterns, view)
+def _socket(name: str, profile: str, patterns: Sequence[str]) -> Callable[[int], Client]:
+    return lambda number: WebSocketClient(f"{name}-{number}", patterns, profile)
 
 
 def _stream(
-    name: str, view: str, patterns: Sequence[str], changing: Sequence[str], addresses: Sequence[str]
+    name: str, profile: str, patterns: Sequence[str], changing: Sequence[str], addresses: Sequence[str]
 ) -> Callable[[int], Client]:
-    return lambda number: PostingClient(f"{name}-{number}", patterns, view, changing=changing, addresses=addresses)
+    return lambda number: PostingClient(f"{name}-{number}", patterns, profile, changing=changing, addresses=addresses)
 
 
-async def _kill_server(crowd: Crowd, victim: NatsServer) -> None:
-    """Kill one NATS server, and start it again; nobody publishes to it meanwhile, and no session ends."""
-    refuge = next(each for each in crowd.servers if each is not victim)
-    for publisher in crowd.publishers:
+async def _kill_server(pool: ClientPool, victim: NatsServer) -> None:
+    """Kill a NATS server to which no publisher is connected, and restart it. No session ends."""
+    refuge = next(each for each in pool.servers if each is not victim)
+    for publisher in pool.publishers:
         if publisher.server is victim:
             await publisher.move(refuge)
-    async with crowd.fault():
+    async with pool.fault():
         victim.kill()
-        await crowd.hold(2)
+        await pool.sleep(2)
     victim.start()
-    # What is published to a server that has just come reaches only who is followed there.
-    await until(lambda: in_touch(crowd.servers) and has_heard(victim, _BASE), "the cluster is whole again")
+    # A restarted server delivers only to the subscriptions that it already knows of.
+    await until(
+        lambda: is_connected(pool.servers) and knows_subscriptions(victim, _FIXED_SUBSCRIPTIONS),
+        "the cluster is complete again",
+    )
 
 
-async def _kill_worker(crowd: Crowd, result: Run, longest: float) -> None:
-    """Kill the worker that holds most streams, and have Sanic start another; its clients come back to whichever."""
-    streams = Counter(client.worker for client in crowd.audience if isinstance(client, EventClient))
+async def _kill_worker(pool: ClientPool, result: Run, max_delay: float) -> None:
+    """Kill the worker that holds the most streams, have Sanic restart it, and wait until its clients reconnect."""
+    streams = Counter(client.worker for client in pool.bystanders if isinstance(client, EventClient))
     worker = int(streams.most_common(1)[0][0] or 0)
-    machine, name = await _found(crowd.machines, worker)
-    before = list(crowd.audience)
-    struck = time.monotonic()
+    machine, name = await _find_worker(pool.machines, worker)
+    before = list(pool.bystanders)
+    killed = time.monotonic()
     os.kill(worker, signal.SIGKILL)
-    await until(lambda: has_ended(worker), "the worker dies")
+    await until(lambda: has_ended(worker), "the worker has ended")
     await machine.restart(name, dead=True)
-    await until(lambda: not any(_held(client, worker) and client.connected for client in before), "its streams end")
-    await crowd.all_are_present(longest + _JOIN_SECONDS)
-    result.returns = [round(each.back - each.left, 3) for each in crowd.returns(struck)]
-    crowd.require(len(result.returns) >= streams[str(worker)], "all of the worker's sessions end")
-    await _expect_404(crowd, [client for client in before if not client.connected], result)
+    await until(
+        lambda: not any(_is_held_by(client, worker) and client.connected for client in before),
+        "the streams of the worker have ended",
+    )
+    await pool.wait_connected(max_delay + _CONNECT_SECONDS)
+    result.reconnect_times = [round(each.reconnected - each.ended, 3) for each in pool.reconnects(killed)]
+    pool.require(len(result.reconnect_times) >= streams[str(worker)], "not all sessions of the worker have ended")
+    await _check_ended_sessions(pool, [client for client in before if not client.connected], result)
 
 
-def _held(client: Client, worker: int) -> bool:
+def _is_held_by(client: Client, worker: int) -> bool:
     return isinstance(client, EventClient) and client.worker == str(worker)
 
 
-async def _found(machines: Sequence[Machine], worker: int) -> tuple[Machine, str]:
+async def _find_worker(machines: Sequence[Machine], worker: int) -> tuple[Machine, str]:
     for machine in machines:
         for name, pid in (await machine.workers()).items():
             if pid == worker:
                 return machine, name
-    raise NotDoneError(f"no machine knows the worker {worker}")
+    raise InjectionError(f"no machine has the worker {worker}")
 
 
-async def _expect_404(crowd: Crowd, ended: Sequence[Client], result: Run) -> None:
-    """No process knows any more the id of a session that has ended."""
-    for client in ended[:_ASKED]:
+async def _check_ended_sessions(pool: ClientPool, ended: Sequence[Client], result: Run) -> None:
+    """Check that every worker answers commands for ended sessions by 404."""
+    for client in ended[:_CHECKED_SESSIONS]:
         body = {"session": client.session, "subjects": list(client.patterns)}
-        for machine in crowd.machines:
-            answers = await machine.ask_each("POST", f"/nats/subscribe?{urlencode(client.query)}", body)
+        for machine in pool.machines:
+            answers = await machine.request_each("POST", f"/nats/subscribe?{urlencode(client.query)}", body)
             result.failures += (
-                f"worker {worker} answers {status} for a session that has ended"
+                f"worker {worker} answers {status}, not 404, for an ended session"
                 for worker, (status, _) in answers.items()
                 if status != 404
             )
 
 
-def _look_around(crowd: Crowd, result: Run) -> None:
-    """When all is quiet, each worker's connection to NATS has at most what is followed, each pattern once."""
-    followed = crowd.followed()
-    if {pattern for patterns in followed for pattern in patterns} != _FOLLOWED:
-        result.failures.append(f"NATS has the subscriptions {followed}, the audience follows {sorted(_FOLLOWED)}")
-    result.failures += (f"one worker has twice in {each}" for each in followed if len(each) > len(set(each)))
-    posting = [client for visitor in crowd.visitors for client in visitor.clients if isinstance(client, PostingClient)]
-    result.failures += (stuck for client in posting for stuck in client.stuck)
+def _check_subscriptions(pool: ClientPool, result: Run) -> None:
+    """Check that the workers have exactly the expected subscriptions at NATS, and each worker each of them once."""
+    subscriptions = pool.subscriptions()
+    if {pattern for patterns in subscriptions for pattern in patterns} != _ALL_SUBSCRIPTIONS:
+        result.failures.append(f"NATS has the subscriptions {subscriptions}, not {sorted(_ALL_SUBSCRIPTIONS)}")
+    result.failures += (f"a worker has duplicates in {each}" for each in subscriptions if len(each) > len(set(each)))
+    posting = [session for member in pool.members for session in member.sessions if isinstance(session, PostingClient)]
+    result.failures += (failed for client in posting for failed in client.failed_commands)
     statuses = sum((client.statuses for client in posting), Counter[int]())
-    elsewhere = sum(client.elsewhere for client in posting)
+    relayed = sum(client.relayed for client in posting)
     result.remarks.append(
-        f"{statuses.total()} POSTs, {elsewhere} of them to workers that do not hold the session, answered "
+        f"{statuses.total()} POSTs, {relayed} of them to workers that don't hold the session, answered "
         + ", ".join(f"{status or 'not at all'}: {count}" for status, count in sorted(statuses.items()))
     )
 
 
-FLEET: Final = Drill(
+FLEET = ClusterScenario(
     "fleet",
     "two machines of two workers on a cluster of three: each server killed in turn, then a worker",
-    _do,
+    _run,
 )

@@ -1,27 +1,26 @@
-"""What is missing from one subscription of one client, and whether it was told."""
+"""Analysis of one subscription of one client: the missing messages, and the gaps that announce them."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Final
 
 from .payloads import Key
 
-__all__ = ["OVERTAKING_SECONDS", "Findings", "Publication", "Subscription", "findings"]
+__all__ = ["REORDERING_SECONDS", "GapAnalysis", "Publication", "Subscription", "analyze_gaps"]
 
-OVERTAKING_SECONDS: Final = 1.0
-"""Messages of different publishers may overtake each other in NATS, but not by more than this."""
+REORDERING_SECONDS = 1.0
+"""The longest time by which NATS may reorder messages of different publishers."""
 
 
 @dataclass(slots=True)
 class Publication:
-    """A message that was published.
+    """A published message.
 
     Attributes:
-        subject: ``None`` where it is not UTF-8: such a message is nobody's.
-        sent: When it was begun to be sent, in seconds of a clock that only goes forward.
-        confirmed: When the server was known to have it; ``None`` where the connection broke before.
+        subject: The subject, or None if it isn't UTF-8. No client receives such a message.
+        sent: The time at which sending began, in seconds of a monotonic clock.
+        confirmed: The time at which the server had confirmed it, or None if the connection was lost before.
     """
 
     key: Key
@@ -33,11 +32,14 @@ class Publication:
 
 @dataclass
 class Subscription:
-    """One pattern that a client followed, and what it got by it; all places are those in the client's log.
+    """One subscription of a client, and the messages received for it. All places are indexes of the client's log.
 
     Attributes:
-        since: When the client had read that NATS has the subscription; ``None`` if it never has.
-        closed: Where it ended, if that was before the end of the log.
+        opened: The place at which it began.
+        since: The time at which the client learned that the subscription is active; None if it never did.
+        closed: The place at which it ended, if that was before the end of the log.
+        delivered: The place of each message.
+        gaps: The place of each gap, and its number of lost messages if it has one.
     """
 
     pattern: str
@@ -49,8 +51,14 @@ class Subscription:
 
 
 @dataclass
-class Findings:
-    """How many are missing and announced, what is missing in silence, how many too many are announced."""
+class GapAnalysis:
+    """The result of an analysis.
+
+    Attributes:
+        announced: The number of missing messages that a gap announces.
+        missing: The messages that are missing without a gap.
+        overstated: The number of announced messages beyond those that are missing.
+    """
 
     announced: int = 0
     missing: list[Publication] = field(default_factory=list)
@@ -58,8 +66,15 @@ class Findings:
 
 
 @dataclass
-class _Stretch:
-    """Gaps next to each other, and what is missing at their places: what must have been, and what may have been."""
+class _GapGroup:
+    """Gaps next to each other, and the messages missing at their places.
+
+    Attributes:
+        first: The index of the first gap.
+        last: The index of the last gap.
+        due: The missing messages that the client must have received.
+        possible: The number of missing messages that the client may have received.
+    """
 
     first: int
     last: int
@@ -67,95 +82,104 @@ class _Stretch:
     possible: int = 0
 
 
-def findings(subscription: Subscription, publications: Sequence[Publication], end: int, *, complete: bool) -> Findings:
-    """Judge what is missing of these publications, all of which match the pattern.
+def analyze_gaps(
+    subscription: Subscription, publications: Sequence[Publication], end: int, *, complete: bool
+) -> GapAnalysis:
+    """Find the missing messages of a subscription, and compare them with its gaps.
 
-    ``end`` is where the log ends, ``complete`` says that the client followed until all was published. What belongs
-    behind the last message of a subscription that ended before may have been on its way: it need not be there.
+    Messages that belong after the last one of a subscription that ended early may be missing, because they may have
+    been in transit.
+
+    Args:
+        subscription: The subscription.
+        publications: All published messages that match its pattern.
+        end: The place of the end of the log.
+        complete: The client was subscribed until everything was published.
     """
-    found = Findings()
+    analysis = GapAnalysis()
     order = _Order(subscription, publications)
     places = [place for place, _ in subscription.gaps]
-    stretches = [_Stretch(index, index) for index in range(len(places))]
+    groups = [_GapGroup(index, index) for index in range(len(places))]
     for publication in publications:
         if publication.key in subscription.delivered:
             continue
         after, before = order.bounds(publication)
-        due = publication.confirmed is not None and _within(subscription, publication)
+        due = publication.confirmed is not None and _is_active(subscription, publication)
         if before is None:
             due = due and complete and subscription.closed is None
             before = end if subscription.closed is None else subscription.closed
         first, last = bisect_right(places, after), bisect_left(places, before) - 1
         if first <= last:
-            stretch = _Stretch(first, last, [publication] if due else [], int(not due))
-            stretches.append(stretch)
+            groups.append(_GapGroup(first, last, [publication] if due else [], int(not due)))
         elif due:
-            found.missing.append(publication)
-    for stretch in _merged(stretches):
-        _settle(stretch, [lost for _, lost in subscription.gaps[stretch.first : stretch.last + 1]], found)
-    return found
+            analysis.missing.append(publication)
+    for group in _merged(groups):
+        _count(group, [lost for _, lost in subscription.gaps[group.first : group.last + 1]], analysis)
+    return analysis
 
 
-def _within(subscription: Subscription, publication: Publication) -> bool:
+def _is_active(subscription: Subscription, publication: Publication) -> bool:
     return subscription.since is not None and publication.sent >= subscription.since
 
 
-def _settle(stretch: _Stretch, told: Sequence[int | None], found: Findings) -> None:
-    due = len(stretch.due)
-    numbers = [lost for lost in told if lost is not None]
-    if len(numbers) < len(told):
-        found.announced += due
+def _count(group: _GapGroup, announced: Sequence[int | None], analysis: GapAnalysis) -> None:
+    due = len(group.due)
+    numbers = [lost for lost in announced if lost is not None]
+    if len(numbers) < len(announced):
+        analysis.announced += due
         return
     total = sum(numbers)
-    found.announced += min(due, total)
-    found.missing += stretch.due[total:]
-    found.overstated += max(0, total - due - stretch.possible)
+    analysis.announced += min(due, total)
+    analysis.missing += group.due[total:]
+    analysis.overstated += max(0, total - due - group.possible)
 
 
-def _merged(stretches: Iterable[_Stretch]) -> Iterator[_Stretch]:
-    """Those that share a gap made one."""
-    current: _Stretch | None = None
-    for stretch in sorted(stretches, key=lambda each: each.first):
-        if current is not None and stretch.first <= current.last:
-            current.last = max(current.last, stretch.last)
-            current.due += stretch.due
-            current.possible += stretch.possible
+def _merged(groups: Iterable[_GapGroup]) -> Iterator[_GapGroup]:
+    """Merge the groups that share a gap."""
+    current: _GapGroup | None = None
+    for group in sorted(groups, key=lambda each: each.first):
+        if current is not None and group.first <= current.last:
+            current.last = max(current.last, group.last)
+            current.due += group.due
+            current.possible += group.possible
         else:
             if current is not None:
                 yield current
-            current = stretch
+            current = group
     if current is not None:
         yield current
 
 
 class _Order:
-    """Where among the messages that were delivered a missing one belongs."""
+    """The order of a subscription's messages, to find the place of a missing one among those delivered."""
 
     def __init__(self, subscription: Subscription, publications: Sequence[Publication]) -> None:
         self._opened = subscription.opened
-        self._own: dict[str, tuple[list[int], list[int]]] = {}
+        self._by_publisher: dict[str, tuple[list[int], list[int]]] = {}
         for key, place in sorted(subscription.delivered.items()):
-            numbers, places = self._own.setdefault(key.publisher, ([], []))
+            numbers, places = self._by_publisher.setdefault(key.publisher, ([], []))
             numbers.append(key.number)
             places.append(place)
-        got = [(each, subscription.delivered[each.key]) for each in publications if each.key in subscription.delivered]
-        ended = sorted((each.confirmed, place) for each, place in got if each.confirmed is not None)
-        begun = sorted((each.sent, place) for each, place in got)
-        self._ended = [moment for moment, _ in ended]
-        self._furthest = list(accumulate((place for _, place in ended), max))
-        self._begun = [moment for moment, _ in begun]
-        self._nearest = list(accumulate((place for _, place in reversed(begun)), min))[::-1]
+        delivered = [
+            (each, subscription.delivered[each.key]) for each in publications if each.key in subscription.delivered
+        ]
+        by_end = sorted((each.confirmed, place) for each, place in delivered if each.confirmed is not None)
+        by_start = sorted((each.sent, place) for each, place in delivered)
+        self._ends = [moment for moment, _ in by_end]
+        self._last_places = list(accumulate((place for _, place in by_end), max))
+        self._starts = [moment for moment, _ in by_start]
+        self._first_places = list(accumulate((place for _, place in reversed(by_start)), min))[::-1]
 
     def bounds(self, publication: Publication) -> tuple[int, int | None]:
-        """The place of the last that is known to come before it, and of the first that is known to come behind it."""
+        """Return the place of the last message known to precede it, and of the first one known to follow it."""
         after, before = [self._opened], []
-        numbers, places = self._own.get(publication.key.publisher, ([], []))
+        numbers, places = self._by_publisher.get(publication.key.publisher, ([], []))
         index = bisect_left(numbers, publication.key.number)
         after += places[index - 1 : index] if index else []
         before += places[index : index + 1]
-        index = bisect_right(self._ended, publication.sent - OVERTAKING_SECONDS)
-        after += self._furthest[index - 1 : index] if index else []
+        index = bisect_right(self._ends, publication.sent - REORDERING_SECONDS)
+        after += self._last_places[index - 1 : index] if index else []
         if publication.confirmed is not None:
-            index = bisect_left(self._begun, publication.confirmed + OVERTAKING_SECONDS)
-            before += self._nearest[index : index + 1]
+            index = bisect_left(self._starts, publication.confirmed + REORDERING_SECONDS)
+            before += self._first_places[index : index + 1]
         return max(after), min(before, default=None)

@@ -1,24 +1,23 @@
-"""Clients of which one process can have a thousand: as little between them and their socket as may be."""
+"""Clients with little overhead, so that one process can run a thousand of them."""
 
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from typing import Final
 from urllib.parse import urlencode
 
 from .clients import Client, EventClient
 
 __all__ = ["LightEventClient", "LightWebSocketClient"]
 
-_LIMIT_BYTES: Final = 2**20
+_LIMIT_BYTES = 2**20
 _TEXT, _CLOSE, _PING, _PONG = 1, 8, 9, 10
-_KEY: Final = bytes(4)  # RFC 6455 asks for a mask; that of zeros changes nothing
+_MASK = bytes(4)  # RFC 6455 requires a mask; zeros leave the data unchanged
 
 
 class LightWebSocketClient(Client):
-    """A WebSocket, as far as the bridge makes use of it."""
+    """A WebSocket client that implements the parts of the protocol that the bridge uses."""
 
-    async def _texts(self, address: str) -> AsyncIterator[str | bytes]:
+    async def _frames(self, address: str) -> AsyncIterator[str | bytes]:
         reader, writer = await _connection(address)
         try:
             writer.write(
@@ -45,9 +44,9 @@ class LightWebSocketClient(Client):
 
 
 class LightEventClient(EventClient):
-    """An event stream, as far as the bridge makes use of it."""
+    """An event stream client that implements the parts of the protocol that the bridge uses."""
 
-    async def _texts(self, address: str) -> AsyncIterator[str | bytes]:
+    async def _frames(self, address: str) -> AsyncIterator[str | bytes]:
         query = [*self.query, *(("subjects", pattern) for pattern in self.patterns)]
         reader, writer = await _connection(address)
         try:
@@ -84,4 +83,4 @@ async def _read_frame(reader: asyncio.StreamReader) -> tuple[int, bytes]:
 def _frame(opcode: int, data: bytes) -> bytes:
     assert len(data) < 2**16
     size = bytes((128 | len(data),)) if len(data) < 126 else b"\xfe" + len(data).to_bytes(2)
-    return bytes((128 | opcode,)) + size + _KEY + data
+    return bytes((128 | opcode,)) + size + _MASK + data

@@ -1,10 +1,9 @@
-"""NATS does not let the bridge do something."""
+"""Faults in which NATS rejects a request of the bridge."""
 
 import json
-from typing import Final
 
 from .clients import WebSocketClient
-from .environment import FOLLOWED, Stage
+from .environment import SUBSCRIBED, Environment
 from .fault import Fault
 from .workload import until
 
@@ -16,66 +15,66 @@ def _users(password: str) -> str:
     return f"authorization: {json.dumps({'users': users})}\nno_auth_user: publisher"
 
 
-async def _revoke(stage: Stage) -> None:
-    async with stage.fault():
-        stage.nats.config = _users("changed")
-        stage.nats.reload()
-        await stage.hold(3)
-        stage.nats.config = _users("b")
-        stage.nats.reload()
+async def _revoke_credentials(env: Environment) -> None:
+    async with env.fault():
+        env.nats.config = _users("changed")
+        env.nats.reload()
+        await env.sleep(3)
+        env.nats.config = _users("b")
+        env.nats.reload()
 
 
-async def _follow_too_much(stage: Stage) -> None:
-    greedy = await stage.join(WebSocketClient("greedy", ("deep.0",)))
-    async with stage.fault():
+async def _exceed_max_subscriptions(env: Environment) -> None:
+    greedy = await env.connect(WebSocketClient("greedy", ("deep.0",)))
+    async with env.fault():
         number, reply = 0, None
         while reply is None or reply["success"]:
             number += 1
-            reply = await greedy.ask("subscribe", [f"deep.{number}"])
-        await stage.hold(1)
-        await greedy.leave()
+            reply = await greedy.send_command("subscribe", [f"deep.{number}"])
+        await env.sleep(1)
+        await greedy.close()
 
 
-async def _publish_too_much(stage: Stage) -> None:
-    stage.nats.config = "max_payload: 1024"
-    stage.nats.reload()
-    await until(lambda: stage.nats.monitor("/varz")["max_payload"] == 1024, "NATS has read its limit")
-    async with stage.fault():
-        # Whether the app is told depends on who is first, the loss of the connection or the PONG of its flush.
-        await stage.ask_bridge("/publish/deep.0", bytes(2048))
-    status, answer = await stage.ask_bridge("/publish/deep.0", bytes(512))
-    stage.require(status == 204, f"a payload under the limit was not taken: {status} {answer}")
+async def _exceed_max_payload(env: Environment) -> None:
+    env.nats.config = "max_payload: 1024"
+    env.nats.reload()
+    await until(lambda: env.nats.monitor("/varz")["max_payload"] == 1024, "NATS has applied its limit")
+    async with env.fault():
+        # The app gets an error only if the connection is lost before the PONG of its flush arrives.
+        await env.request("/publish/deep.0", bytes(2048))
+    status, answer = await env.request("/publish/deep.0", bytes(512))
+    env.require(status == 204, f"a payload below the limit was rejected: {status} {answer}")
 
 
-async def _ask_for_too_long_a_subject(stage: Stage) -> None:
-    rude = await stage.join(WebSocketClient("rude", ("deep.0",)))
-    async with stage.fault():
-        reply = await rude.ask("subscribe", ["deep." + "x" * 250])
-        stage.require(reply.get("code") == "nats.refused", f"the client was answered {reply}")
-        await stage.hold(1)
-    await rude.leave()
+async def _exceed_max_control_line(env: Environment) -> None:
+    client = await env.connect(WebSocketClient("long-subject", ("deep.0",)))
+    async with env.fault():
+        reply = await client.send_command("subscribe", ["deep." + "x" * 250])
+        env.require(reply.get("code") == "nats.refused", f"the reply must have the code nats.refused, got {reply}")
+        await env.sleep(1)
+    await client.close()
 
 
-LIMIT_FAULTS: Final = (
+LIMIT_FAULTS = (
     Fault(
         "credentials",
-        "the bridge's credentials revoked, given back after 3 s",
-        _revoke,
+        "the bridge's credentials revoked, restored after 3 s",
+        _revoke_credentials,
         config=_users("b"),
         settings={"user": "bridge", "password": "b"},
     ),
     Fault(
         "max_subscriptions",
-        "a client goes over NATS's max_subscriptions",
-        _follow_too_much,
-        config=f"max_subscriptions: {len(FOLLOWED) + 5}",
+        "a client exceeds NATS's max_subscriptions",
+        _exceed_max_subscriptions,
+        config=f"max_subscriptions: {len(SUBSCRIBED) + 5}",
         harmless=True,
     ),
-    Fault("max_payload", "the app goes over NATS's max_payload, which was lowered meanwhile", _publish_too_much),
+    Fault("max_payload", "the app exceeds NATS's max_payload, which was lowered meanwhile", _exceed_max_payload),
     Fault(
         "max_control_line",
-        "a client asks for a subject over NATS's max_control_line",
-        _ask_for_too_long_a_subject,
+        "a client subscribes to a subject that exceeds NATS's max_control_line",
+        _exceed_max_control_line,
         config="max_control_line: 256",
     ),
 )

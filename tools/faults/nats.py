@@ -1,59 +1,68 @@
-"""NATS servers that know each other, and what is asked of them."""
+"""NATS servers on the hosts of a network, and clusters of them."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from sanic_nats_bridge.testing import NatsServer
 
 from ..harness.processes import free_port
-from .network import LOOPBACK, Place
+from .network import LOOPBACK, Host
+from .workload import until
 
-__all__ = ["PlacedServer", "has_heard", "in_touch", "nats_servers"]
+__all__ = ["HostedServer", "cluster", "is_connected", "knows_subscriptions"]
 
 
-class PlacedServer(NatsServer):
-    """A NATS server that is started at a place."""
+class HostedServer(NatsServer):
+    """A NATS server on a host of the network."""
 
-    def __init__(self, place: Place, config: str) -> None:
-        super().__init__(config=config, host=place.host)
-        self._place = place
+    def __init__(self, host: Host, config: str) -> None:
+        super().__init__(config=config, host=host.address)
+        self._host = host
 
     def start(self) -> None:
-        """Start the server, as `NatsServer.start` says."""
-        with self._place.entered():
+        """Start the server, as `NatsServer.start` does."""
+        with self._host.entered():
             super().start()
 
 
-@contextlib.contextmanager
-def nats_servers(count: int, config: str, places: Sequence[Place] = (LOOPBACK,)) -> Iterator[list[PlacedServer]]:
-    """So many servers, in a cluster if they are several; ``config`` is of each; at these places by turns."""
-    places = [places[number % len(places)] for number in range(count)]
-    listening = [f"{place.host}:{_port_at(place)}" for place in places]
+@contextlib.asynccontextmanager
+async def cluster(count: int, config: str, hosts: Sequence[Host] = (LOOPBACK,)) -> AsyncIterator[list[NatsServer]]:
+    """Run NATS servers, which form a cluster if there are several.
+
+    Args:
+        count: The number of servers.
+        config: The configuration of each server.
+        hosts: The hosts on which the servers run, in turn.
+    """
+    hosts = [hosts[number % len(hosts)] for number in range(count)]
+    listening = [f"{host.address}:{_free_port(host)}" for host in hosts]
     routes = ", ".join(f'"nats://{each}"' for each in listening)
     with contextlib.ExitStack() as stack:
-        servers = []
-        for number, (place, listen) in enumerate(zip(places, listening, strict=True)):
+        servers: list[NatsServer] = []
+        for number, (host, listen) in enumerate(zip(hosts, listening, strict=True)):
             own = f"server_name: n{number}\ncluster {{ name: faults, listen: '{listen}', routes: [{routes}] }}\n"
-            server = PlacedServer(place, (own if count > 1 else "") + config)
+            server = HostedServer(host, (own if count > 1 else "") + config)
             servers.append(stack.enter_context(server))
+        if count > 1:
+            await until(lambda: is_connected(servers), "the servers of the cluster are connected")
         yield servers
 
 
-def in_touch(servers: Sequence[NatsServer]) -> bool:
-    """Whether each of them is connected to every other."""
+def is_connected(servers: Sequence[NatsServer]) -> bool:
+    """Return True if each server of the cluster is connected to every other one."""
     return all(
         len({route["remote_id"] for route in server.monitor("/routez")["routes"] or ()}) == len(servers) - 1
         for server in servers
     )
 
 
-def has_heard(server: NatsServer, patterns: Sequence[str]) -> bool:
-    """Whether the server knows that somebody follows these, at itself or at another."""
+def knows_subscriptions(server: NatsServer, patterns: Sequence[str]) -> bool:
+    """Return True if the server knows of subscriptions to all patterns, its own or those of other servers."""
     routes = server.monitor("/routez?subs=1")["routes"] or ()
-    heard = {pattern for route in routes for pattern in route.get("subscriptions_list", ())}
-    return heard.union(server.subscriptions()) >= set(patterns)
+    known = {pattern for route in routes for pattern in route.get("subscriptions_list", ())}
+    return known.union(server.subscriptions()) >= set(patterns)
 
 
-def _port_at(place: Place) -> int:
-    with place.entered():
+def _free_port(host: Host) -> int:
+    with host.entered():
         return free_port()

@@ -1,105 +1,101 @@
-"""NATS, or the way to it, goes and comes back."""
+"""Faults of NATS, or of the connection to it."""
 
 import asyncio
 import os
 import random
 import signal
-from pathlib import Path
-from typing import Final
 
-from .environment import Stage
+from ..harness.processes import has_ended
+from .environment import Environment
 from .fault import Fault
-from .nats import in_touch
+from .nats import is_connected
 from .workload import until
 
 __all__ = ["NATS_FAULTS"]
 
-_PING_SECONDS: Final = 5
-"""The bridge pings as often, by default; when between two pings a server falls silent must make no difference."""
+_PING_SECONDS = 5
+"""The bridge's default ``ping_interval``. The moment between two pings at which a fault begins must not matter."""
 
 
-async def _kill(stage: Stage) -> None:
-    async with stage.fault():
-        stage.nats.kill()
-        await stage.hold(2)
-        stage.nats.start()
+async def _kill(env: Environment) -> None:
+    async with env.fault():
+        env.nats.kill()
+        await env.sleep(2)
+        env.nats.start()
 
 
-async def _stop_in_its_tracks(stage: Stage) -> None:
-    await stage.hold(random.uniform(0, _PING_SECONDS))
-    async with stage.fault():
-        stage.nats.pause()
-        await stage.hold(15)
-        stage.nats.resume()
+async def _pause(env: Environment) -> None:
+    await env.sleep(random.uniform(0, _PING_SECONDS))
+    async with env.fault():
+        env.nats.pause()
+        await env.sleep(15)
+        env.nats.resume()
 
 
-async def _lame_duck(stage: Stage) -> None:
-    async with stage.fault():
-        pid = stage.nats.pid
+async def _lame_duck(env: Environment) -> None:
+    async with env.fault():
+        pid = env.nats.pid
         assert pid is not None
         os.kill(pid, signal.SIGUSR2)
-        await until(lambda: _is_dead(pid), "the lame duck dies")
-        stage.nats.restart()
+        await until(lambda: has_ended(pid), "the lame duck has ended")
+        env.nats.restart()
 
 
-def _is_dead(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+async def _start_late(env: Environment) -> None:
+    async with env.fault():
+        await env.start()
+        await env.sleep(3)
+        env.nats.start()
 
 
-async def _come_late(stage: Stage) -> None:
-    async with stage.fault():
-        await stage.begin()
-        await stage.hold(3)
-        stage.nats.start()
+async def _black_hole(env: Environment) -> None:
+    await env.sleep(random.uniform(0, _PING_SECONDS))
+    async with env.fault():
+        env.proxy.pause()
+        await env.sleep(15)
+        env.proxy.resume()
 
 
-async def _black_hole(stage: Stage) -> None:
-    await stage.hold(random.uniform(0, _PING_SECONDS))
-    async with stage.fault():
-        stage.proxy.hold()
-        await stage.hold(15)
-        stage.proxy.release()
+async def _hiccup(env: Environment) -> None:
+    async with env.fault():
+        env.proxy.pause()
+        await env.sleep(2)
+        env.proxy.resume()
 
 
-async def _hiccup(stage: Stage) -> None:
-    async with stage.fault():
-        stage.proxy.hold()
-        await stage.hold(2)
-        stage.proxy.release()
-
-
-async def _kill_one_by_one(stage: Stage) -> None:
-    started_last = None
-    for bystander in (True, False, False, False):
-        carrier = await stage.carrier()
-        victim = next(each for each in stage.servers if each is not carrier) if bystander else carrier
-        # A server that has just come knows only later who follows what.
-        refuge = next(each for each in stage.servers if each not in (victim, started_last))
-        await asyncio.gather(*(publisher.move(refuge) for publisher in stage.publishers))
-        async with stage.fault():
+async def _kill_one_by_one(env: Environment) -> None:
+    restarted = None
+    for spare_bridge in (True, False, False, False):
+        connected = await env.connected_server()
+        victim = next(each for each in env.servers if each is not connected) if spare_bridge else connected
+        # A server that has just restarted learns of the subscriptions later.
+        refuge = next(each for each in env.servers if each not in (victim, restarted))
+        await asyncio.gather(*(publisher.move(refuge) for publisher in env.publishers))
+        async with env.fault():
             victim.kill()
-            await stage.hold(1)
-        stage.require(
-            bool(stage.noticed) is not bystander, "it is noticed when the server of the bridge dies, and only then"
+            await env.sleep(1)
+        env.require(
+            bool(env.noticed) is not spare_bridge,
+            "clients must be notified if, and only if, the bridge's server is killed",
         )
         victim.start()
-        started_last = victim
-        await until(lambda: in_touch(stage.servers), "the cluster is whole again")
+        restarted = victim
+        await until(lambda: is_connected(env.servers), "the cluster is complete again")
 
 
-_LAME_DUCK: Final = "lame_duck_duration: 30s\nlame_duck_grace_period: 1s"
+_LAME_DUCK = "lame_duck_duration: 30s\nlame_duck_grace_period: 1s"
 
-NATS_FAULTS: Final = (
-    Fault("kill", "nats-server killed (SIGKILL), started again after 2 s", _kill),
-    Fault("sigstop", "nats-server stopped (SIGSTOP) for 15 s", _stop_in_its_tracks),
-    Fault("lameduck", "nats-server in lame duck mode until it ends; then another", _lame_duck, config=_LAME_DUCK),
+NATS_FAULTS = (
+    Fault("kill", "nats-server killed (SIGKILL), restarted after 2 s", _kill),
+    Fault("sigstop", "nats-server stopped (SIGSTOP) for 15 s", _pause),
+    Fault("lameduck", "nats-server in lame duck mode until it ends, then restarted", _lame_duck, config=_LAME_DUCK),
     Fault("handover", "the same in a cluster of three", _lame_duck, config=_LAME_DUCK, servers=3),
-    Fault("absent", "no nats-server at the start; it comes after 3 s", _come_late, absent=True),
-    Fault("blackhole", "the connection to NATS black-holed for 15 s", _black_hole, by_proxy=True),
-    Fault("hiccup", "the same for 2 s", _hiccup, by_proxy=True, within=None, harmless=True),
+    Fault("absent", "no nats-server at the start; started after 3 s", _start_late, nats_absent=True),
+    Fault("blackhole", "the connection to NATS black-holed for 15 s", _black_hole, through_proxy=True),
+    Fault("hiccup", "the same for 2 s", _hiccup, through_proxy=True, notice_within=None, harmless=True),
     Fault(
         "cluster",
-        "a cluster of three: a bystander killed, then three times the server of the bridge",
+        "a cluster of three: a server without the bridge killed, then three times the bridge's server",
         _kill_one_by_one,
         servers=3,
     ),

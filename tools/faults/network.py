@@ -1,4 +1,4 @@
-"""Machines that are none: network namespaces with addresses of their own, and a switch between them (Linux, root)."""
+"""Simulated hosts: network namespaces with addresses of their own, and a switch between them (Linux, root)."""
 
 import contextlib
 import ctypes
@@ -6,29 +6,28 @@ import os
 import subprocess
 import threading
 from collections.abc import Iterator
-from typing import Final
 
-__all__ = ["LOOPBACK", "Network", "Place", "network"]
+__all__ = ["LOOPBACK", "Host", "Network", "network"]
 
-_CLONE_NEWNET: Final = 0x4000_0000
-_PREFIX: Final = "198.51.100."  # RFC 5737: documentation only
-_libc: Final = ctypes.CDLL(None, use_errno=True)
+_CLONE_NEWNET = 0x4000_0000
+_PREFIX = "198.51.100."  # RFC 5737: reserved for documentation
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
-class Place:
-    """Where a server can stand.
+class Host:
+    """A network namespace in which a server can run.
 
     Attributes:
-        host: Its address, for all others too.
+        address: The IP address, which all hosts can reach.
     """
 
-    def __init__(self, host: str, namespace: int | None) -> None:
-        self.host: Final = host
+    def __init__(self, address: str, namespace: int | None) -> None:
+        self.address = address
         self._namespace = namespace
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
-        """What this thread opens or starts meanwhile is there; nothing may be awaited in between."""
+        """Switch this thread to the host, for sockets and processes that it creates. The context must not await."""
         if self._namespace is None:
             yield
             return
@@ -40,84 +39,84 @@ class Place:
                 _checked(_libc.setns(before, _CLONE_NEWNET))
 
     def command(self, *command: str) -> list[str]:
-        """The command that runs this command there, as the same process."""
+        """Return a command that executes this command on the host, in the same process."""
         if self._namespace is None:
             return list(command)
         return ["nsenter", f"--net=/proc/{os.getpid()}/fd/{self._namespace}", *command]
 
 
-LOOPBACK: Final = Place("127.0.0.1", None)
-"""This machine itself."""
+LOOPBACK = Host("127.0.0.1", None)
+"""The machine itself."""
 
 
 class Network:
-    """All places.
+    """The hosts and their switch.
 
     Attributes:
-        isolated: Each place is a namespace; else all of them are this machine's loopback.
+        isolated: Each host is a namespace of its own. Otherwise all hosts are the machine's loopback.
     """
 
-    def __init__(self, switch: Place | None) -> None:
-        self.isolated: Final = switch is not None
+    def __init__(self, switch: Host | None) -> None:
+        self.isolated = switch is not None
         self._switch = switch
         self._stack = contextlib.ExitStack()
-        self._places = 0
+        self._count = 0
 
-    def place(self) -> Place:
-        """One more."""
+    def add_host(self) -> Host:
+        """Add a host, and return it."""
         if self._switch is None:
             return LOOPBACK
-        self._places += 1
+        self._count += 1
         namespace = self._stack.enter_context(_namespace())
-        place = Place(f"{_PREFIX}{self._places + 1}", namespace)
-        far = ("peer", "name", "uplink", "netns", f"/proc/{os.getpid()}/fd/{namespace}")
+        host = Host(f"{_PREFIX}{self._count + 1}", namespace)
+        peer = ("peer", "name", "uplink", "netns", f"/proc/{os.getpid()}/fd/{namespace}")
         with self._switch.entered():
-            _ip("link", "add", f"port{self._places}", "type", "veth", *far)
-            _ip("link", "set", f"port{self._places}", "master", "switch", "up")
-        with place.entered():
-            _ip("address", "add", f"{place.host}/24", "dev", "uplink")
+            _ip("link", "add", f"port{self._count}", "type", "veth", *peer)
+            _ip("link", "set", f"port{self._count}", "master", "switch", "up")
+        with host.entered():
+            _ip("address", "add", f"{host.address}/24", "dev", "uplink")
             _ip("link", "set", "uplink", "up")
             _ip("link", "set", "lo", "up")
-        return place
+        return host
 
     def close(self) -> None:
-        """Let go of all places; the kernel removes those in which nothing runs."""
+        """Close all namespaces. The kernel removes those in which no process runs."""
         self._stack.close()
 
 
 @contextlib.contextmanager
 def network() -> Iterator[Network]:
-    """A network, from which this thread reaches all places; where none may be made, loopback."""
+    """Create a network whose hosts this thread can reach. Without the permission for it, all hosts are loopback."""
     with contextlib.ExitStack() as stack:
         try:
-            switch = Place(f"{_PREFIX}1", stack.enter_context(_namespace()))
+            switch = Host(f"{_PREFIX}1", stack.enter_context(_namespace()))
         except PermissionError:
             yield Network(None)
             return
         stack.enter_context(switch.entered())
         _ip("link", "add", "switch", "type", "bridge")
-        _ip("address", "add", f"{switch.host}/24", "dev", "switch")
+        _ip("address", "add", f"{switch.address}/24", "dev", "switch")
         _ip("link", "set", "switch", "up")
         _ip("link", "set", "lo", "up")
-        made = Network(switch)
-        stack.callback(made.close)
-        yield made
+        created = Network(switch)
+        stack.callback(created.close)
+        yield created
 
 
 @contextlib.contextmanager
 def _namespace() -> Iterator[int]:
-    """A new namespace, as a file descriptor, which alone keeps it: nothing of it outlives this process."""
+    """Create a namespace, and yield the only file descriptor that keeps it. It doesn't outlive this process."""
     opened: list[int | OSError] = []
 
-    def make() -> None:
+    def create() -> None:
         try:
             _checked(_libc.unshare(_CLONE_NEWNET))
             opened.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
         except OSError as error:
             opened.append(error)
 
-    # A namespace belongs to a thread; this one has no other use.
-    thread = threading.Thread(target=make)
+    # unshare(2) moves the calling thread into the new namespace, so it runs in a thread of its own.
+    thread = threading.Thread(target=create)
     thread.start()
     thread.join()
     (namespace,) = opened
@@ -145,4 +144,4 @@ def _checked(result: int) -> None:
 
 
 def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True)  # noqa: S603, S607 - our own arguments, a tool of the system
+    subprocess.run(["ip", *arguments], check=True)  # noqa: S603, S607 - our own arguments, a system tool

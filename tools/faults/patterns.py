@@ -1,10 +1,10 @@
-"""Which subjects a pattern means, said once more and independently of the bridge."""
+"""The subjects that a pattern matches, implemented independently of the bridge."""
 
 __all__ = ["covers", "matches"]
 
 
 def matches(pattern: str, subject: str) -> bool:
-    """Whether a message on the subject comes by the pattern."""
+    """Return True if the pattern matches the subject."""
     wanted, given = pattern.split("."), subject.split(".")
     reserved = wanted[0] in ("*", ">") and given[0].startswith(("$", "_"))
     if reserved or "" in given:
@@ -18,7 +18,7 @@ def matches(pattern: str, subject: str) -> bool:
 
 
 def covers(allowed: str, pattern: str) -> bool:
-    """Whether everything that the pattern means is allowed."""
+    """Return True if ``allowed`` matches every subject that the pattern matches."""
     wide, narrow = allowed.split("."), pattern.split(".")
     if wide[0] in ("*", ">") and narrow[0].startswith(("$", "_")):
         return False

@@ -1,34 +1,34 @@
-"""What the publishers send: each payload says who has sent it, and its number."""
+"""The payloads of the publishers, each of which contains its publisher and its number."""
 
 import base64
 import json
 import re
 from collections.abc import Mapping
 from hashlib import blake2b
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
-__all__ = ["Key", "carried", "digest", "key_of", "payload"]
+__all__ = ["Key", "digest", "frame_payload", "key_of", "payload"]
 
-_SENDER: Final = re.compile(rb"\W*([a-z]+\.\d+)\W+(\d+)\b")
+_KEY = re.compile(rb"\W*([a-z]+\.\d+)\W+(\d+)\b")
 
 
 class Key(NamedTuple):
-    """Which message it is: one connection of one publisher, and what was counted there."""
+    """The identity of a message: one connection of one publisher, and the number of the message on it."""
 
     publisher: str
     number: int
 
 
 def payload(key: Key, filler: bytes = b"") -> bytes:
-    """JSON, text, and what is neither, in turn."""
+    """Return JSON, text, or bytes that are neither, in turn by the number of the message."""
     if key.number % 3 == 0:
         return _json([*key, filler.decode("latin-1")])
     stamp = f"{key.publisher} {key.number} ".encode()
     return stamp + (filler.decode("latin-1").encode() if key.number % 3 == 1 else b"\xff" + filler)
 
 
-def carried(frame: Mapping[str, Any]) -> bytes | None:
-    """The payload that a ``message`` carries; ``None`` if it is not written as the protocol says."""
+def frame_payload(frame: Mapping[str, Any]) -> bytes | None:
+    """Return the payload of a ``message`` frame, or None if its encoding violates the protocol."""
     data = frame.get("data")
     try:
         if "encoding" not in frame:
@@ -41,13 +41,13 @@ def carried(frame: Mapping[str, Any]) -> bytes | None:
 
 
 def key_of(data: bytes) -> Key | None:
-    """Which message has this payload."""
-    sender = _SENDER.match(data)
-    return Key(sender[1].decode(), int(sender[2])) if sender else None
+    """Return the key of the message with this payload, or None if no publisher has made it."""
+    found = _KEY.match(data)
+    return Key(found[1].decode(), int(found[2])) if found else None
 
 
 def digest(data: bytes) -> str:
-    """By which two payloads are known to be the same."""
+    """Return a hash by which payloads are compared."""
     return blake2b(data, digest_size=8).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Event streams that change by POST what they follow."""
+"""Event streams that change their subscriptions by POST."""
 
 import asyncio
 import contextlib
@@ -6,7 +6,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import aiohttp
 
@@ -14,66 +14,68 @@ from .clients import EventClient
 
 __all__ = ["PostingClient"]
 
-_PATIENCE_SECONDS: Final = 15.0
-_PAUSE_SECONDS: Final = (0.2, 0.6)
-_RETRY_SECONDS: Final = 0.1
-_NO_REPLY: Final[Mapping[str, Any]] = {}
-_DONE: Final = {"subscribe": (200,), "unsubscribe": (200, 409)}
-"""409: it has been carried out before, and its answer was lost."""
+_TIMEOUT_SECONDS = 15.0
+_PAUSE_SECONDS = (0.2, 0.6)
+_RETRY_SECONDS = 0.1
+_NO_REPLY: Mapping[str, Any] = {}
+_DONE = {"subscribe": (200,), "unsubscribe": (200, 409)}
+"""Statuses of success. 409 means that the command succeeded before, but its answer was lost."""
 
 
 class PostingClient(EventClient):
-    """One that subscribes and unsubscribes by POST without end, each time to whichever worker takes the connection.
+    """A client that continuously unsubscribes and subscribes by POST.
+
+    Each POST opens a connection of its own, so that it may reach any worker.
 
     Attributes:
-        changing: The patterns of which it does so.
-        statuses: How often its POSTs were answered by which HTTP status; 0 where there was no answer.
-        elsewhere: How many of the answers came from a worker that does not hold the session.
-        stuck: What was not carried out although the stream stood.
+        changing: The patterns that it unsubscribes and subscribes.
+        statuses: The number of POSTs by HTTP status; 0 for those without an answer.
+        relayed: The number of answers from workers that don't hold the session.
+        failed_commands: Descriptions of commands that failed although the stream was open.
     """
 
     def __init__(
-        self, name: str, patterns: Sequence[str], view: str, *, changing: Sequence[str], addresses: Sequence[str]
+        self, name: str, patterns: Sequence[str], profile: str, *, changing: Sequence[str], addresses: Sequence[str]
     ) -> None:
-        super().__init__(name, patterns, view)
+        super().__init__(name, patterns, profile)
         self.changing = tuple(changing)
         self.statuses: Counter[int] = Counter()
-        self.elsewhere = 0
-        self.stuck: list[str] = []
+        self.relayed = 0
+        self.failed_commands: list[str] = []
         self._addresses = addresses
         self._posting: asyncio.Task[None] | None = None
 
-    async def join(self, address: str) -> None:
-        """Connect, and begin."""
-        await super().join(address)
-        self._posting = asyncio.create_task(self._change())
+    async def connect(self, address: str) -> None:
+        """Connect, and begin to subscribe and unsubscribe."""
+        await super().connect(address)
+        self._posting = asyncio.create_task(self._churn())
 
     async def settle(self) -> None:
-        """Come to rest, with all patterns subscribed."""
+        """Stop changing subscriptions, with all patterns subscribed."""
         await super().settle()
         if self._posting is not None:
             await self._posting
             self.patterns += self.changing
 
-    async def leave(self) -> None:
+    async def close(self) -> None:
         """End the session."""
         if self._posting is not None:
             self._posting.cancel()
             await asyncio.wait({self._posting})
-        await super().leave()
+        await super().close()
 
-    async def _change(self) -> None:
-        await self._carry_out("subscribe")
+    async def _churn(self) -> None:
+        await self._execute("subscribe")
         while self.connected and not self._settling:
             await asyncio.sleep(random.uniform(*_PAUSE_SECONDS))
-            await self._carry_out("unsubscribe")
-            await self._carry_out("subscribe")
+            await self._execute("unsubscribe")
+            await self._execute("subscribe")
 
-    async def _carry_out(self, action: str) -> None:
-        """Send the command until it has been carried out, or the stream has ended."""
+    async def _execute(self, action: str) -> None:
+        """Send a command repeatedly until it succeeds or the stream ends."""
         command = {"action": action, "subjects": list(self.changing)}
-        self._take(time.monotonic(), {"type": "sent", **command})
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        self._record(time.monotonic(), {"type": "sent", **command})
+        deadline = time.monotonic() + _TIMEOUT_SECONDS
         while self.connected:
             status, reply = 0, _NO_REPLY
             with contextlib.suppress(aiohttp.ClientError, OSError):
@@ -81,19 +83,21 @@ class PostingClient(EventClient):
             self.statuses[status] += 1
             if status in _DONE[action]:
                 answer = {"type": "answer", "success": True, "active": reply.get("active"), **command}
-                return self._take(time.monotonic(), answer)
+                return self._record(time.monotonic(), answer)
             if time.monotonic() > deadline:
-                return self.stuck.append(f"{self.log.client}: {action} was answered by {status} without end")
+                return self.failed_commands.append(
+                    f"{self.log.client}: {action} failed for {_TIMEOUT_SECONDS:g} s, last with status {status}"
+                )
             await asyncio.sleep(_RETRY_SECONDS)
         return None
 
     async def _post(self, command: Mapping[str, Any]) -> tuple[int, Mapping[str, Any]]:
         url = f"http://{random.choice(self._addresses)}/nats/{command['action']}"
-        timeout = aiohttp.ClientTimeout(total=_PATIENCE_SECONDS)
+        timeout = aiohttp.ClientTimeout(total=_TIMEOUT_SECONDS)
         connector = aiohttp.TCPConnector(force_close=True)
         async with (
             aiohttp.ClientSession(connector=connector, timeout=timeout) as http,
             http.post(url, params=self.query, json={"session": self.session, **command}) as response,
         ):
-            self.elsewhere += response.headers["x-worker"] != self.worker
+            self.relayed += response.headers["x-worker"] != self.worker
             return response.status, await response.json()

@@ -1,4 +1,4 @@
-"""Publishes numbered messages, in bare NATS protocol: nothing stands between them and the server but a socket."""
+"""Publishers of numbered messages, in bare NATS protocol on a socket, without a client library."""
 
 import asyncio
 import contextlib
@@ -8,23 +8,23 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import takewhile
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from sanic_nats_bridge.testing import NatsServer
 
 from .gap_analysis import Publication
 from .payloads import Key, digest, payload
 
-__all__ = ["NoisyPublisher", "Publisher"]
+__all__ = ["FuzzPublisher", "Publisher"]
 
-_INTERVAL_SECONDS: Final = 0.05
-_RETRY_SECONDS: Final = 0.05
-_PATIENCE_SECONDS: Final = 15.0
-_NO_SUBJECT: Final = frozenset(b"\r\n\t .*>\0")
+_INTERVAL_SECONDS = 0.05
+_RETRY_SECONDS = 0.05
+_TIMEOUT_SECONDS = 15.0
+_INVALID_SUBJECT_BYTES = frozenset(b"\r\n\t .*>\0")
 
 
 class Message(NamedTuple):
-    """What goes to the server; ``headers`` is a whole block, or empty."""
+    """A message to publish. ``headers`` is a whole header block, or empty."""
 
     subject: bytes
     headers: bytes = b""
@@ -32,66 +32,70 @@ class Message(NamedTuple):
 
 
 class Publisher:
-    """Publishes a message on each of its subjects, again and again after ``interval`` seconds, for as long as it runs.
+    """A publisher that repeats one message on each of its subjects every ``interval`` seconds.
 
-    Each of its connections counts anew: what was published by one that broke, and was not confirmed before,
-    may or may not have reached the server. ``closing`` holds the last messages of all.
+    Each of its connections numbers messages from 0. A message that isn't confirmed when its connection is lost may or
+    may not have reached the server.
+
+    Attributes:
+        publications: All published messages.
+        last_publications: The last messages, published by `finish`.
     """
 
     def __init__(
         self, name: str, server: NatsServer, subjects: Sequence[str], interval: float = _INTERVAL_SECONDS
     ) -> None:
         self.publications: list[Publication] = []
-        self.closing: list[Publication] = []
+        self.last_publications: list[Publication] = []
         self._name = name
         self._server = server
         self._subjects = [subject.encode() for subject in subjects]
         self._interval = interval
         self._connections = 0
         self._connection: _Connection | None = None
-        self._arrived = asyncio.Event()
-        self._leaving = self._stopping = self._finished = False
+        self._connected = asyncio.Event()
+        self._moving = self._stopping = self._finished = False
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to publish, as soon as the server is there."""
+        """Begin to publish as soon as the server is available."""
         self._task = asyncio.create_task(self._run())
 
     @property
     def server(self) -> NatsServer:
-        """Where it publishes."""
+        """Server to which it publishes."""
         return self._server
 
     async def move(self, server: NatsServer) -> None:
-        """Go to another server; returns when messages leave for it."""
-        self._server, self._leaving = server, True
-        self._arrived.clear()
-        await asyncio.wait_for(self._arrived.wait(), _PATIENCE_SECONDS)
+        """Connect to another server, and wait until messages are published there."""
+        self._server, self._moving = server, True
+        self._connected.clear()
+        await asyncio.wait_for(self._connected.wait(), _TIMEOUT_SECONDS)
 
     async def burst(self, subject: str, count: int, size: int) -> None:
-        """Publish so many at once; returns when the server has all of them."""
+        """Publish ``count`` messages at once, and wait until the server has confirmed them."""
         assert self._connection is not None
         message = Message(subject.encode(), filler=b"x" * size)
-        await asyncio.wait_for(self._connection.publish([message] * count), _PATIENCE_SECONDS)
+        await asyncio.wait_for(self._connection.publish([message] * count), _TIMEOUT_SECONDS)
 
     async def finish(self) -> None:
-        """Publish a last message on each subject, and end; returns when the server has them."""
+        """Publish a last message on each subject, wait until the server has confirmed them, and stop."""
         self._stopping = True
         if self._task is not None:
-            await asyncio.wait_for(self._task, _PATIENCE_SECONDS)
+            await asyncio.wait_for(self._task, _TIMEOUT_SECONDS)
 
     async def abort(self) -> None:
-        """End at once."""
+        """Stop immediately."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
 
     def published_since(self, moment: float) -> Iterator[Publication]:
-        """What was published at or after the moment, the newest first."""
+        """Return the messages published at or after the moment, the newest first."""
         return takewhile(lambda publication: publication.sent >= moment, reversed(self.publications))
 
     def messages(self) -> list[Message]:
-        """What is published the next time."""
+        """Return the messages to publish next."""
         return [Message(subject) for subject in self._subjects]
 
     async def _run(self) -> None:
@@ -105,18 +109,18 @@ class Publisher:
         reader, writer = await asyncio.open_connection(self._server.host, self._server.port)
         try:
             connection = _Connection(f"{self._name}.{self._connections}", reader, writer, self.publications)
-            await connection.log_in()
+            await connection.handshake()
             self._connections += 1
             self._connection = connection
-            self._arrived.set()
-            while not (self._stopping or self._leaving):
+            self._connected.set()
+            while not (self._stopping or self._moving):
                 connection.begin(self.messages())
                 await asyncio.sleep(self._interval)
                 connection.check()
             before = len(self.publications)
             await connection.publish(self.messages())
-            self.closing = self.publications[before:]
-            self._leaving, self._finished = False, self._stopping
+            self.last_publications = self.publications[before:]
+            self._moving, self._finished = False, self._stopping
         finally:
             self._connection = None
             writer.close()
@@ -124,8 +128,8 @@ class Publisher:
                 await writer.wait_closed()
 
 
-class NoisyPublisher(Publisher):
-    """Publishes whatever bytes a subject below a token, a header block and a payload may hold."""
+class FuzzPublisher(Publisher):
+    """A publisher of random bytes in subjects below a token, in header blocks and in payloads."""
 
     def __init__(self, name: str, server: NatsServer, token: str, seed: int) -> None:
         super().__init__(name, server, ())
@@ -133,12 +137,12 @@ class NoisyPublisher(Publisher):
         self._random = random.Random(seed)
 
     def messages(self) -> list[Message]:
-        """Eight of them."""
+        """Return eight random messages."""
         return [self._message() for _ in range(8)]
 
     def _message(self) -> Message:
         draw = self._random
-        rest = bytes(byte for byte in draw.randbytes(draw.randint(1, 40)) if byte not in _NO_SUBJECT)
+        rest = bytes(byte for byte in draw.randbytes(draw.randint(1, 40)) if byte not in _INVALID_SUBJECT_BYTES)
         if draw.random() < 0.5:  # few random bytes are UTF-8
             rest = rest.decode("latin-1").encode()
         any_bytes = draw.randbytes(draw.randint(1, 60)) + b"\r\n\r\n"
@@ -147,7 +151,7 @@ class NoisyPublisher(Publisher):
 
 
 class _Connection:
-    """One connection, and what was published on it."""
+    """One connection, and the messages published on it."""
 
     def __init__(
         self, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, publications: list[Publication]
@@ -160,44 +164,48 @@ class _Connection:
         self._unanswered: deque[tuple[list[Publication], asyncio.Future[None]]] = deque()
         self._reading: asyncio.Task[None] | None = None
 
-    async def log_in(self) -> None:
-        """Introduce ourselves.
+    async def handshake(self) -> None:
+        """Send CONNECT, and wait until the server has accepted it.
 
         Raises:
-            ConnectionError: The server does not want us, or has gone.
+            ConnectionError: The server rejected the connection, or has ended.
         """
         options = {"verbose": False, "pedantic": False, "headers": True, "no_responders": True}
         self._writer.write(b"CONNECT %b\r\n" % json.dumps(options).encode())
         await self._reader.readline()
         self._reading = asyncio.create_task(self._read())
-        await _answered(self._ping([]))
+        await _wait_answered(self._ping([]))
 
     def begin(self, messages: Iterable[Message]) -> asyncio.Future[None]:
-        """Publish; the future ends when the server has them, or is cancelled when the connection has ended."""
+        """Publish messages without waiting.
+
+        Returns:
+            A future that ends when the server has confirmed them, or is cancelled when the connection ends.
+        """
         published, lines, now = [], [], time.monotonic()
         for message in messages:
             key = Key(self._name, self._number)
             self._number += 1
             data = payload(key, message.filler)
-            published.append(Publication(key, _text(message.subject), digest(data), now))
+            published.append(Publication(key, _decoded(message.subject), digest(data), now))
             lines.append(_line(message, data))
         self._publications += published
         self._writer.write(b"".join(lines))
         return self._ping(published)
 
     async def publish(self, messages: Iterable[Message]) -> None:
-        """Publish; returns when the server has them.
+        """Publish messages, and wait until the server has confirmed them.
 
         Raises:
             ConnectionError: The connection has ended.
         """
-        await _answered(self.begin(messages))
+        await _wait_answered(self.begin(messages))
 
     def check(self) -> None:
-        """See whether the connection still stands.
+        """Check that the connection is open.
 
         Raises:
-            ConnectionError: It does not.
+            ConnectionError: The connection has ended.
         """
         if self._reading is not None and self._reading.done():
             raise ConnectionError("the connection has ended")
@@ -229,7 +237,7 @@ class _Connection:
         answered.set_result(None)
 
 
-async def _answered(future: asyncio.Future[None]) -> None:
+async def _wait_answered(future: asyncio.Future[None]) -> None:
     await asyncio.wait({future})
     if future.cancelled():
         raise ConnectionError("the connection has ended")
@@ -242,7 +250,7 @@ def _line(message: Message, data: bytes) -> bytes:
     return b"PUB %b %d\r\n%b\r\n" % (message.subject, size, data)
 
 
-def _text(subject: bytes) -> str | None:
+def _decoded(subject: bytes) -> str | None:
     try:
         return subject.decode()
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""Browsers: whatever ends a session, they come back by themselves, as the protocol says, for a new one."""
+"""Clients that reconnect with a new session when one ends, after the delay that the protocol defines."""
 
 import asyncio
 import contextlib
@@ -6,99 +6,109 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from .clients import Client, EventClient
 
-__all__ = ["Return", "Visitor"]
+__all__ = ["Reconnect", "ReconnectingClient"]
 
-_SHORTEST_SECONDS: Final = 0.5
+_MIN_DELAY_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Return:
-    """A session that ended, and the next.
+class Reconnect:
+    """The end of a session, and the start of the next one.
 
     Attributes:
-        left: When the session ended.
-        told: After how many seconds its ``close`` asked the client to come back; ``None`` where it had no ``close``.
-        back: When the next session was there, with its subscriptions.
+        ended: The time at which the session ended.
+        retry: The seconds after which the ``close`` of the session asked the client to reconnect, or None without
+            a ``close``.
+        reconnected: The time at which the next session had its subscriptions.
     """
 
-    left: float
-    told: float | None
-    back: float
+    ended: float
+    retry: float | None
+    reconnected: float
 
 
-class Visitor:
-    """One browser.
+class ReconnectingClient:
+    """A client and its sessions.
+
+    Args:
+        factory: Creates the session of a number.
+        addresses: The hosts and ports to which it connects, at random.
+        max_delay: The longest delay in seconds before it reconnects, if it has received no ``retry``.
+        initial_spread: The longest delay in seconds before it connects first.
 
     Attributes:
-        clients: Its sessions; the last is that of now.
-        returns: What was between them.
+        sessions: All sessions, of which the last is the current one.
+        reconnects: The reconnects between the sessions.
     """
 
     def __init__(
-        self, make: Callable[[int], Client], addresses: Sequence[str], *, longest: float, first_within: float = 0.0
+        self,
+        factory: Callable[[int], Client],
+        addresses: Sequence[str],
+        *,
+        max_delay: float,
+        initial_spread: float = 0.0,
     ) -> None:
-        """``longest``: it waits for at most so many seconds, where nothing tells it for how long."""
-        self.clients: list[Client] = []
-        self.returns: list[Return] = []
-        self._make = make
+        self.sessions: list[Client] = []
+        self.reconnects: list[Reconnect] = []
+        self._factory = factory
         self._addresses = addresses
-        self._longest = longest
-        self._first_within = first_within
-        self._joined = False
-        self._told: float | None = None
+        self._max_delay = max_delay
+        self._initial_spread = initial_spread
+        self._subscribed = False
+        self._retry: float | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Come, and come again."""
-        self._task = asyncio.create_task(self._visit())
+        """Connect, and reconnect whenever a session ends."""
+        self._task = asyncio.create_task(self._run())
 
     @property
-    def client(self) -> Client:
-        """The newest session."""
-        return self.clients[-1]
+    def current(self) -> Client:
+        """Newest session."""
+        return self.sessions[-1]
 
     @property
-    def present(self) -> bool:
-        """It has a session, and its subscriptions are there."""
-        return self._joined and self.client.connected
+    def connected(self) -> bool:
+        """True if it has a session with its subscriptions."""
+        return self._subscribed and self.current.connected
 
-    async def leave(self) -> None:
-        """Go, and stay away."""
+    async def close(self) -> None:
+        """Disconnect, and don't reconnect."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
-        if self.clients:
-            await self.client.leave()
+        if self.sessions:
+            await self.current.close()
 
-    async def _visit(self) -> None:
-        await asyncio.sleep(random.uniform(0, self._first_within))
-        left: float | None = None
-        close: float | None = None
+    async def _run(self) -> None:
+        await asyncio.sleep(random.uniform(0, self._initial_spread))
+        ended: float | None = None
+        retry: float | None = None
         while True:
-            client = self._make(len(self.clients))
-            self.clients.append(client)
-            # A session that ends before its first reply is one that has ended.
+            session = self._factory(len(self.sessions))
+            self.sessions.append(session)
+            # A session that ends before its first reply counts as one that has ended.
             with contextlib.suppress(OSError):
-                await client.join(random.choice(self._addresses))
-                self._joined = True
-                if left is not None:
-                    self.returns.append(Return(left, close, time.monotonic()))
-                left = None
-                await client.ended()
-            self._joined = False
-            await client.leave()
-            if left is None:
-                left, close = time.monotonic(), client.closing_retry
-            await asyncio.sleep(self._wait(client))
+                await session.connect(random.choice(self._addresses))
+                self._subscribed = True
+                if ended is not None:
+                    self.reconnects.append(Reconnect(ended, retry, time.monotonic()))
+                ended = None
+                await session.wait_ended()
+            self._subscribed = False
+            await session.close()
+            if ended is None:
+                ended, retry = time.monotonic(), session.closing_retry
+            await asyncio.sleep(self._delay(session))
 
-    def _wait(self, client: Client) -> float:
-        if isinstance(client, EventClient):
-            # An EventSource keeps what it was last told.
-            self._told = client.retry or self._told
+    def _delay(self, session: Client) -> float:
+        if isinstance(session, EventClient):
+            # An EventSource keeps the last reconnection time that it has received (WHATWG HTML, section 9.2).
+            self._retry = session.retry or self._retry
         else:
-            self._told = client.retry
-        return random.uniform(_SHORTEST_SECONDS, self._longest) if self._told is None else self._told
+            self._retry = session.retry
+        return random.uniform(_MIN_DELAY_SECONDS, self._max_delay) if self._retry is None else self._retry

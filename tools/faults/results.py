@@ -1,75 +1,76 @@
-"""What was seen: each run of a fault by itself; kept as JSON."""
+"""The results: each run of a fault by itself, and their JSON file."""
 
 import json
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from .checker import Verdict
 
 __all__ = ["Results", "Run"]
 
-_NUMBERS: Final = re.compile(r"\[[-\d.,\s]+\]")
+_NUMBERS = re.compile(r"\[[-\d.,\s]+\]")
 
 
 @dataclass
 class Run:
-    """A fault, done once.
+    """One injection of a fault.
 
     Attributes:
-        noticed: Seconds from each time that the fault was done until the first client was told of it, where one was.
-        back: Seconds from each time that it was healed until every client had a message published after that.
-        dropped: Copies that a bridge made to lose messages has lost.
-        clients: How many had nothing to do with the fault.
-        recovered: Those of them whose session went on, and that got the last messages; where sessions must end: whose
-            last session did.
-        returns: Seconds from the end of each session until its client had another, where sessions must end.
-        fullest: For each worker that stopped, the share of its clients that came back in the fullest tenth of the time
-            over which they were spread.
-        ends: Seconds from each time that a worker was told to stop until its process had ended.
-        remarks: What else has to be known of it.
-        failures: What was not as it should be.
+        noticed: Seconds from each start of the fault until the first client was notified, if any was.
+        first_message_after: Seconds from each end of the fault until every client had received a message that was
+            published after it.
+        dropped: Copies lost by a bridge that loses messages on purpose.
+        clients: The number of clients that don't take part in the fault.
+        recovered: The number of these clients whose session continued, and that received the last messages. If
+            sessions must end, the last session of each client counts.
+        reconnect_times: Seconds from the end of each session until its client had another, if sessions must end.
+        fullest_tenths: For each worker that stopped, the share of its clients that reconnected in the fullest tenth
+            of the time over which they were spread.
+        shutdown_times: Seconds from each request to a worker to stop until its process had ended.
+        remarks: Further observations.
+        failures: Broken guarantees, and faults that could not be injected.
     """
 
     fault: str
     round: int
     noticed: list[float] = field(default_factory=list)
-    back: list[float] = field(default_factory=list)
+    first_message_after: list[float] = field(default_factory=list)
     dropped: int = 0
     clients: int = 0
     recovered: int = 0
     verdict: Verdict = field(default_factory=Verdict)
-    returns: list[float] = field(default_factory=list)
-    fullest: list[float] = field(default_factory=list)
-    ends: list[float] = field(default_factory=list)
+    reconnect_times: list[float] = field(default_factory=list)
+    fullest_tenths: list[float] = field(default_factory=list)
+    shutdown_times: list[float] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
     @classmethod
-    def load(cls, kept: dict[str, Any]) -> Self:
-        """Read what `dataclasses.asdict` has made."""
-        return cls(**kept | {"verdict": Verdict(**kept["verdict"])})
+    def load(cls, stored: dict[str, Any]) -> Self:
+        """Create a run from a dictionary made by `dataclasses.asdict`."""
+        return cls(**stored | {"verdict": Verdict(**stored["verdict"])})
 
 
 @dataclass
 class Results:
-    """All runs, and on what machine."""
+    """All runs, and facts about the machine."""
 
     machine: dict[str, Any]
     runs: list[Run] = field(default_factory=list)
 
     def of(self, fault: str) -> list[Run]:
-        """The runs of one fault."""
+        """Return the runs of one fault."""
         return [run for run in self.runs if run.fault == fault]
 
     def save(self, path: Path) -> None:
-        """Write all as JSON, each list of numbers on one line."""
+        """Write all results as JSON, with each list of numbers on one line."""
         text = json.dumps(asdict(self), indent=1, ensure_ascii=False)
         path.write_text(_NUMBERS.sub(lambda numbers: " ".join(numbers[0].split()), text) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read what `save` has written."""
-        kept = json.loads(path.read_text())
-        return cls(kept["machine"], [Run.load(run) for run in kept["runs"]])
+        """Read a file that `save` has written."""
+        stored = json.loads(path.read_text())
+        return cls(stored["machine"], [Run.load(run) for run in stored["runs"]])

@@ -1,111 +1,110 @@
-"""Doing a fault once, and judging what came of it."""
+"""Run a fault once: set up its environment, inject it, and check the outcome."""
 
 import asyncio
 import contextlib
 import json
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from typing import Any, Final
+from typing import Any
 
 import aiohttp
 
-from sanic_nats_bridge.testing import NatsServer
-
-from ..harness.processes import server
+from ..harness.processes import python_server
 from ..harness.tcp_proxy import Proxy
-from .checker import judge
+from .checker import check
 from .clients import WebSocketClient
-from .environment import FOLLOWED, Stage
+from .environment import SUBSCRIBED, Environment
 from .fault import Fault
-from .nats import in_touch, nats_servers
+from .nats import cluster
 from .results import Run
-from .workload import noting, until
+from .workload import recording
 
 __all__ = ["run"]
 
-_SETTLE_SECONDS: Final = 1.0
-_REST_SECONDS: Final = 10.0
-_SMALL_LINGER_SECONDS: Final = 0.1
+_SETTLE_SECONDS = 1.0
+_CLEANUP_SECONDS = 10.0
+_SMALL_UNSUBSCRIBE_DELAY = 0.1
 
 
 async def run(fault: Fault, number: int, *, settings: Mapping[str, Any] | None = None, small: bool = False) -> Run:
-    """Do the fault; what goes wrong is in what is returned."""
+    """Run the fault once. The run that is returned contains the failures."""
     result = Run(fault.name, number)
-    async with _staged(fault, settings or {}, small=small, seed=number) as stage:
-        with noting(result.failures):
-            before = await _begin(fault, stage)
-            await fault.do(stage)
-            await stage.ask_for_what_is_forbidden()
-            if not fault.drop:
-                await stage.join(WebSocketClient("newcomer", ("orders.*.1", "news.sport")))
-            await stage.hold(_SETTLE_SECONDS)
-            await stage.finish()
-            result.recovered = sum(client.has_all for client in stage.audience)
+    async with _environment(fault, settings or {}, small=small, seed=number) as env:
+        with recording(result.failures):
+            before = await _start(fault, env)
+            await fault.inject(env)
+            await env.request_forbidden()
+            if not fault.drop_one_in:
+                await env.connect(WebSocketClient("newcomer", ("orders.*.1", "news.sport")))
+            await env.sleep(_SETTLE_SECONDS)
+            await env.finish()
+            result.recovered = sum(client.has_last_messages for client in env.bystanders)
             result.failures += (
-                f"{client.log.client} is not served" for client in stage.others if not (client.left or client.has_all)
+                f"{client.log.client} did not receive the last messages"
+                for client in env.others
+                if not (client.closed or client.has_last_messages)
             )
-            result.dropped = (await stage.facts())["dropped"]
-            result.failures += await _left_behind(stage, before)
+            result.dropped = (await env.facts())["dropped"]
+            result.failures += await _leftovers(env, before)
             if fault.harmless:
                 result.failures += (
-                    f"{client.log.client} misses something" for client in stage.audience if client.first(0, "gap")
+                    f"{client.log.client} received a gap"
+                    for client in env.bystanders
+                    if client.first_frame_time(0, "gap")
                 )
-        result.clients = len(stage.audience)
-        result.noticed, result.back = stage.noticed, stage.back
-    result.verdict = judge(stage.publications, [client.log for client in stage.clients])
+        result.clients = len(env.bystanders)
+        result.noticed, result.first_message_after = env.noticed, env.first_message_after
+    result.verdict = check(env.publications, [client.log for client in env.clients])
     result.failures += _failures(fault, result)
     return result
 
 
 @contextlib.asynccontextmanager
-async def _staged(fault: Fault, settings: Mapping[str, Any], *, small: bool, seed: int) -> AsyncIterator[Stage]:
-    """Set everything up for the fault; the clients and publishers come with `Stage.begin`."""
+async def _environment(
+    fault: Fault, settings: Mapping[str, Any], *, small: bool, seed: int
+) -> AsyncIterator[Environment]:
+    """Set up everything for the fault but clients and publishers, which `Environment.start` adds."""
     async with contextlib.AsyncExitStack() as stack:
-        servers = list[NatsServer](stack.enter_context(nats_servers(fault.servers, fault.config)))
-        if len(servers) > 1:
-            await until(lambda: in_touch(servers), "the servers of the cluster find each other")
-        if fault.absent:
+        servers = await stack.enter_async_context(cluster(fault.servers, fault.config))
+        if fault.nats_absent:
             servers[0].stop()
         proxy = await stack.enter_async_context(Proxy(servers[0].port).running())
-        url = proxy.url if fault.by_proxy else servers[0].url
-        linger = {"unsubscribe_delay": _SMALL_LINGER_SECONDS} if small else {}
-        options = {"servers": url, **linger, **fault.settings, **settings}
-        bridge = stack.enter_context(
-            server([sys.executable, "-m", "tools.faults.bridge", json.dumps(options), str(fault.drop)])
-        )
+        url = proxy.url if fault.through_proxy else servers[0].url
+        delay = {"unsubscribe_delay": _SMALL_UNSUBSCRIBE_DELAY} if small else {}
+        options = {"servers": url, **delay, **fault.settings, **settings}
+        bridge = stack.enter_context(python_server("tools.faults.bridge", json.dumps(options), str(fault.drop_one_in)))
         connector = aiohttp.TCPConnector(force_close=True)
         http = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
-        # In a cluster the other servers hear only later of what is newly subscribed.
-        calm = len(servers) > 1 or fault.drop > 0
-        stage = Stage(servers, proxy, bridge, http, calm=calm, small=small, seed=seed)
+        # In a cluster the other servers learn of new subscriptions later, so changes would lose messages.
+        churn = len(servers) == 1 and not fault.drop_one_in
+        env = Environment(servers, proxy, bridge, http, churn=churn, small=small, seed=seed)
         try:
-            yield stage
+            yield env
         finally:
-            await asyncio.gather(*(publisher.abort() for publisher in stage.publishers))
-            await asyncio.gather(*(client.leave() for client in stage.clients))
+            await asyncio.gather(*(publisher.abort() for publisher in env.publishers))
+            await asyncio.gather(*(client.close() for client in env.clients))
 
 
-async def _begin(fault: Fault, stage: Stage) -> dict[str, Any] | None:
-    """Have everything run as always; what the bridge's process holds then, where that can be told."""
-    if fault.absent:
+async def _start(fault: Fault, env: Environment) -> dict[str, Any] | None:
+    """Start clients and publishers, and return the state of the bridge's process, if NATS is running."""
+    if fault.nats_absent:
         return None
-    await stage.begin()
-    await stage.all_get_messages(time.monotonic())
-    await stage.ask_for_what_is_forbidden()
-    return await stage.facts()
+    await env.start()
+    await env.wait_for_messages(time.monotonic())
+    await env.request_forbidden()
+    return await env.facts()
 
 
-async def _left_behind(stage: Stage, before: Mapping[str, Any] | None) -> list[str]:
-    """What is not as it was before the fault, when only the audience is there, and after a while."""
-    await asyncio.gather(*(client.leave() for client in stage.others))
-    deadline = time.monotonic() + _REST_SECONDS
+async def _leftovers(env: Environment, before: Mapping[str, Any] | None) -> list[str]:
+    """Disconnect all clients but the bystanders, and return what remains of the fault after ten seconds at most."""
+    await asyncio.gather(*(client.close() for client in env.others))
+    deadline = time.monotonic() + _CLEANUP_SECONDS
     while True:
-        now = await stage.facts()
-        left = [] if now["subscriptions"] == FOLLOWED else [f"NATS has the subscriptions {now['subscriptions']}"]
+        now = await env.facts()
+        left = [] if now["subscriptions"] == SUBSCRIBED else [f"NATS has the subscriptions {now['subscriptions']}"]
         if before is not None:
             left += [
-                f"{now[what]} {what}, not {before[what]}" for what in ("tasks", "files") if now[what] > before[what]
+                f"{now[name]} {name}, not {before[name]}" for name in ("tasks", "files") if now[name] > before[name]
             ]
         if not left or time.monotonic() > deadline:
             return left
@@ -114,13 +113,17 @@ async def _left_behind(stage: Stage, before: Mapping[str, Any] | None) -> list[s
 
 def _failures(fault: Fault, result: Run) -> Iterator[str]:
     verdict = result.verdict
-    if fault.drop:
+    if fault.drop_one_in:
         if not verdict.lost == verdict.broken == result.dropped > 0:
-            yield f"of {result.dropped} that the bridge has lost {verdict.lost} were caught, {verdict.notes}"
+            yield f"the bridge lost {result.dropped} copies, the checker found {verdict.lost}, {verdict.notes}"
     else:
         yield from verdict.notes
-    if fault.within is not None and not result.noticed:
-        yield "nobody was told"
-    yield from (f"told only after {each:.1f} s" for each in result.noticed if each > (fault.within or each))
+    if fault.notice_within is not None and not result.noticed:
+        yield "no client was notified"
+    yield from (
+        f"clients were notified only after {each:.1f} s"
+        for each in result.noticed
+        if each > (fault.notice_within or each)
+    )
     if result.recovered < result.clients:
         yield f"only {result.recovered} of {result.clients} clients have recovered"

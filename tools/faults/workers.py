@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from typing import Any, Final
+from typing import Any
 
 from sanic import Request, Sanic, empty
 from sanic import json as json_response
@@ -22,16 +22,16 @@ from .bridge import make_app, permissions
 
 __all__ = ["create_app"]
 
-_SETTINGS: Final = "FAULTS_SETTINGS"
-_CONFIG: Final = "config"
-_BACKLOG: Final = 4096
-_FOREVER_SECONDS: Final = 3600.0
+_SETTINGS = "FAULTS_SETTINGS"
+_CONFIG = "config"
+_BACKLOG = 4096
+_HANGING_SECONDS = 3600.0
 
 
 def main() -> None:
-    """Serve until the process is ended; each worker says on standard output when it is ready, and when it stops."""
+    """Serve until the process ends. Each worker reports on standard output when it is ready, and when it stops."""
     settings, host, port, workers = sys.argv[1:]
-    # The workers find it in their environment.
+    # The workers inherit the environment.
     os.environ[_SETTINGS] = settings
     loader = AppLoader(factory=create_app)
     app = loader.load()
@@ -40,29 +40,29 @@ def main() -> None:
 
 
 def create_app() -> Sanic[Any, Any]:
-    """Make the app; called once in each process."""
+    """Create the app. Each process calls this once."""
     settings = json.loads(os.environ[_SETTINGS])
     config = settings.pop(_CONFIG, {})
     app = make_app({"permissions": hanging_permissions, **settings})
     app.update_config(config)
     app.add_route(facts, "/facts")
     app.add_route(restart, "/restart/<name>", methods=["POST"])
-    app.register_middleware(say_who_answers, "response")
-    app.register_listener(begin, "before_server_start")
-    app.register_listener(say_ready, "after_server_start")
-    app.register_listener(say_stopping, "before_server_stop")
+    app.register_middleware(add_worker_header, "response")
+    app.register_listener(end_with_manager, "before_server_start")
+    app.register_listener(report_ready, "after_server_start")
+    app.register_listener(report_stopping, "before_server_stop")
     return app
 
 
 async def hanging_permissions(request: Request) -> Permissions | None:
-    """What the client may follow; for the view ``hanging`` the answer does not come."""
-    if request.args.get("view") == "hanging":
-        await asyncio.sleep(_FOREVER_SECONDS)
+    """Return the permissions of the client's profile. For the profile ``hanging``, wait for an hour first."""
+    if request.args.get("profile") == "hanging":
+        await asyncio.sleep(_HANGING_SECONDS)
     return await permissions(request)
 
 
 async def facts(request: Request) -> HTTPResponse:
-    """What all workers are, and what this one holds."""
+    """Respond with the process ids of all workers, and the numbers of tasks and sessions of this one."""
     bridge = request.app.ctx.nats_bridge
     states = request.app.m.workers.items()
     return json_response(
@@ -75,34 +75,34 @@ async def facts(request: Request) -> HTTPResponse:
 
 
 async def restart(request: Request, name: str) -> HTTPResponse:
-    """Have Sanic's manager restart that worker: with ``overlap`` the old one ends when the new one serves."""
+    """Have Sanic's manager restart a worker. With ``overlap`` the old worker ends after the new one serves."""
     request.app.m.restart(name, zero_downtime="overlap" in request.args)
     return empty()
 
 
-async def say_who_answers(_: Request, response: BaseHTTPResponse) -> None:
-    """Tell the clients which process they have met."""
+async def add_worker_header(_: Request, response: BaseHTTPResponse) -> None:
+    """Add the process id of the worker to a response."""
     response.headers["x-worker"] = str(os.getpid())
 
 
-async def begin(_: Sanic[Any, Any]) -> None:
-    """Do not outlive a manager that was killed."""
+async def end_with_manager(_: Sanic[Any, Any]) -> None:
+    """End this worker with its manager, even if that is killed."""
     end_with_parent()
 
 
-async def say_ready(_: Sanic[Any, Any]) -> None:
-    """Tell who measures."""
-    _say("ready")
+async def report_ready(_: Sanic[Any, Any]) -> None:
+    """Report that this worker serves."""
+    _report("ready")
 
 
-async def say_stopping(_: Sanic[Any, Any]) -> None:
-    """Tell who measures; of the listeners of an app, the last comes first."""
-    _say("stopping")
+async def report_stopping(_: Sanic[Any, Any]) -> None:
+    """Report that this worker stops. Sanic calls the listener that was registered last first."""
+    _report("stopping")
 
 
-def _say(what: str) -> None:
-    # One write, so that the lines of two workers do not mix. The clock is that of all processes.
-    os.write(sys.stdout.fileno(), f"{what} {os.getpid()} {time.monotonic()}\n".encode())
+def _report(event: str) -> None:
+    # A single write, so that the lines of two workers don't mix. All processes share the monotonic clock.
+    os.write(sys.stdout.fileno(), f"{event} {os.getpid()} {time.monotonic()}\n".encode())
 
 
 if __name__ == "__main__":

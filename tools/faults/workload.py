@@ -1,131 +1,137 @@
-"""Whatever harm is done: clients that follow, publishers, and what is seen of them."""
+"""The workload during every fault: subscribed clients and publishers, and observations of them."""
 
 import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Final
 
-from .checker import Publication
 from .clients import Client
+from .gap_analysis import Publication
 from .publisher import Publisher
 
-__all__ = ["NotDoneError", "Scene", "noting", "until"]
+__all__ = ["InjectionError", "Workload", "recording", "until"]
 
-_NOTICES: Final = ("disconnected", "gap", "unsubscribed", "nats.refused")
-_PATIENCE_SECONDS: Final = 30.0
-_SMALL_SECONDS: Final = 0.3
-
-
-class NotDoneError(RuntimeError):
-    """A fault was not done as it should, and nothing is known of what would have come of it."""
+_NOTICES = ("disconnected", "gap", "unsubscribed", "nats.refused")
+_TIMEOUT_SECONDS = 30.0
+_SMALL_SECONDS = 0.3
 
 
-class Scene:
+class InjectionError(RuntimeError):
+    """A fault that could not be injected as described, so that its outcome is unknown."""
+
+
+class Workload:
     """Clients and publishers.
 
     Attributes:
-        audience: Clients that have nothing to do with the fault.
-        others: Those that have, and those that come and go.
-        noticed: Seconds from each strike until the first client was told of it, where one was.
-        back: Seconds from each healing until every client of the audience had a message again.
+        bystanders: Clients that don't take part in the fault.
+        others: Clients that take part in it, and those that connect or disconnect meanwhile.
+        noticed: Seconds from each start of a fault until the first client was notified, if any was.
+        first_message_after: Seconds from each end of a fault until every bystander had received a new message.
     """
 
     def __init__(self, *, small: bool) -> None:
-        self.small: Final = small
-        self.audience: list[Client] = []
+        self.small = small
+        self.bystanders: list[Client] = []
         self.others: list[Client] = []
         self.publishers: list[Publisher] = []
         self.noticed: list[float] = []
-        self.back: list[float] = []
+        self.first_message_after: list[float] = []
 
     @property
     def clients(self) -> list[Client]:
-        """All of them."""
-        return self.audience + self.others
+        """All clients."""
+        return self.bystanders + self.others
 
     @property
     def publications(self) -> list[Publication]:
-        """All that was published."""
+        """All published messages."""
         return [publication for publisher in self.publishers for publication in publisher.publications]
 
-    def publish_by(self, publisher: Publisher) -> None:
-        """Have one more publisher."""
+    def add_publisher(self, publisher: Publisher) -> None:
+        """Add a publisher, and start it."""
         self.publishers.append(publisher)
         publisher.start()
 
     @contextlib.asynccontextmanager
     async def fault(self) -> AsyncIterator[None]:
-        """The fault is there while this context lasts; returns when every client gets messages again."""
-        struck = time.monotonic()
+        """Measure a fault that lasts as long as the context, and wait until every bystander receives messages again."""
+        started = time.monotonic()
         yield
-        healed = time.monotonic()
-        self.back.append(await self.all_get_messages(healed) - healed)
-        seen = [at for client in self.clients if (at := client.first(struck, *_NOTICES)) is not None]
-        if seen:
-            self.noticed.append(min(seen) - struck)
+        ended = time.monotonic()
+        self.first_message_after.append(await self.wait_for_messages(ended) - ended)
+        notices = [at for client in self.clients if (at := client.first_frame_time(started, *_NOTICES)) is not None]
+        if notices:
+            self.noticed.append(min(notices) - started)
 
-    async def hold(self, seconds: float) -> None:
-        """Let the fault stand for so long."""
+    async def sleep(self, seconds: float) -> None:
+        """Sleep for this time, or for a shorter one in a small run."""
         await asyncio.sleep(min(seconds, _SMALL_SECONDS) if self.small else seconds)
 
-    async def all_get_messages(self, since: float) -> float:
-        """Wait until each client of the audience has a message that was published after the moment; when the last had.
+    async def wait_for_messages(self, since: float) -> float:
+        """Wait until each bystander has received a message that was published at or after ``since``.
+
+        Returns:
+            The time at which the last bystander received its first one.
 
         Raises:
-            TimeoutError: Some have not.
+            TimeoutError: A bystander received none.
         """
         moments: dict[Client, float] = {}
 
-        def all_have() -> bool:
+        def all_received() -> bool:
             keys = [each.key for publisher in self.publishers for each in publisher.published_since(since)]
-            for client in self.audience:
-                if client not in moments and (got := [client.at[key] for key in keys if key in client.at]):
-                    moments[client] = min(got)
-            return len(moments) == len(self.audience)
+            for client in self.bystanders:
+                arrivals = client.arrival_times
+                if client not in moments and (times := [arrivals[key] for key in keys if key in arrivals]):
+                    moments[client] = min(times)
+            return len(moments) == len(self.bystanders)
 
-        await until(all_have, "every client gets messages")
+        await until(all_received, "every client receives messages")
         return max(moments.values())
 
     async def finish(self) -> None:
-        """Publish a last message on each subject, and wait until it has come to all, or too long."""
+        """Publish a last message on each subject, and wait until every client has received it, or for 30 s."""
         await asyncio.gather(*(client.settle() for client in self.clients))
         await asyncio.gather(*(publisher.finish() for publisher in self.publishers))
-        last = [publication for publisher in self.publishers for publication in publisher.closing]
+        last = [publication for publisher in self.publishers for publication in publisher.last_publications]
         for client in self.clients:
             client.expect(last)
         with contextlib.suppress(TimeoutError):
-            await until(lambda: all(client.has_all for client in self.clients if client.connected), "the last messages")
+            await until(
+                lambda: all(client.has_last_messages for client in self.clients if client.connected),
+                "every client receives the last messages",
+            )
         for client in self.clients:
-            client.log.to_the_end = client.connected
+            client.log.complete = client.connected
 
-    def require(self, fact: bool, what: str) -> None:
-        """Go on only if this is so.
+    def require(self, condition: bool, failure: str) -> None:
+        """Check a condition without which the fault was not injected.
 
         Raises:
-            NotDoneError: It is not: the fault was not done as it should.
+            InjectionError: The condition is false.
         """
-        if not fact:
-            raise NotDoneError(what)
+        if not condition:
+            raise InjectionError(failure)
 
 
 @contextlib.contextmanager
-def noting(failures: list[str]) -> Iterator[None]:
-    """Write down what goes wrong, as the last thing that was done."""
+def recording(failures: list[str]) -> Iterator[None]:
+    """Add an error that ends the context to the failures."""
     try:
         yield
-    except (TimeoutError, OSError, NotDoneError) as error:
+    except (TimeoutError, OSError, InjectionError) as error:
         failures.append(f"{type(error).__name__}: {error}")
 
 
-async def until(fact: Callable[[], bool], what: str, seconds: float = _PATIENCE_SECONDS) -> None:
-    """Wait until the fact holds.
+async def until(condition: Callable[[], bool], description: str, seconds: float = _TIMEOUT_SECONDS) -> None:
+    """Wait until a condition is true.
 
     Raises:
-        TimeoutError: It does not.
+        TimeoutError: It was not true within this time.
     """
     deadline = time.monotonic() + seconds
-    while not fact():
+    while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: not within {seconds:g} s")
+            raise TimeoutError(f"not within {seconds:g} s: {description}")
         await asyncio.sleep(0.01)

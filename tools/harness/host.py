@@ -1,4 +1,4 @@
-"""On what was measured: the machine, and the versions of everything that takes part."""
+"""Facts about the machine of a measurement, and the versions of the software."""
 
 import os
 import platform
@@ -6,17 +6,17 @@ import re
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from sanic_nats_bridge.testing import NatsServer
 
 __all__ = ["machine"]
 
-_PACKAGES: Final = ("sanic-nats-bridge", "sanic", "uvloop", "nats-py", "msgspec", "websockets")
+_PACKAGES = ("sanic-nats-bridge", "sanic", "uvloop", "nats-py", "msgspec", "websockets")
 
 
 def machine() -> dict[str, Any]:
-    """Facts by their names."""
+    """Return the facts by their names."""
     model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     with NatsServer() as server:
         nats_server = server.monitor("/varz")["version"]

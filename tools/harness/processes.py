@@ -1,4 +1,4 @@
-"""Starting servers, and what the kernel tells about processes and the machine (Linux)."""
+"""Start servers, and read the state of processes and of the machine from the kernel (Linux)."""
 
 import contextlib
 import functools
@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from .remote import end_with_parent
 
@@ -25,6 +25,7 @@ __all__ = [
     "cpu_ns",
     "descendants",
     "free_port",
+    "has_ended",
     "open_files",
     "python_server",
     "raise_file_limit",
@@ -33,23 +34,23 @@ __all__ = [
     "settled_bytes",
 ]
 
-PROJECT: Final = Path(__file__).parents[2]
-_NOT_EPHEMERAL: Final = range(12_000, 32_000)
-_PORTS_APART: Final = 211
+PROJECT = Path(__file__).parents[2]
+_PORT_RANGE = range(12_000, 32_000)  # below Linux's default range of ephemeral ports
+_PORT_STEP = 211
 
-_START_SECONDS: Final = 20.0
-_END_SECONDS: Final = 5.0
-_SETTLE_SECONDS: Final = 10.0
-_CPUCLOCK_SCHED: Final = 2
-_IDLE_FIELDS: Final = (3, 4)  # idle and iowait, see proc_stat(5)
-_STEAL_END: Final = 8  # what follows is contained in user and nice
+_START_SECONDS = 60.0
+_STOP_SECONDS = 5.0
+_SETTLE_SECONDS = 10.0
+_CPUCLOCK_SCHED = 2
+_IDLE_FIELDS = (3, 4)  # idle and iowait, see proc_stat(5)
+_STEAL_END = 8  # the fields after it are contained in user and nice
 
 
 class Server(NamedTuple):
     """A running server.
 
     Attributes:
-        workers: The processes that serve, where another starts them and looks after them.
+        workers: The processes that serve, if the server is a manager that starts and supervises them.
     """
 
     pid: int
@@ -58,74 +59,77 @@ class Server(NamedTuple):
 
     @property
     def cpu_ns(self) -> int:
-        """CPU time of those that serve, in nanoseconds: what looks after them takes its time whatever they do."""
+        """CPU time of the processes that serve, in nanoseconds.
+
+        A manager isn't included, because its CPU time doesn't depend on the load.
+        """
         return sum(map(cpu_ns, self.workers or (self.pid,)))
 
 
 @contextlib.contextmanager
 def server(command: Sequence[str], workers: int = 1) -> Iterator[Server]:
-    """Run a server that prints a line for each of its workers: the port, and the process id where there are several.
+    """Run a server that prints one line for each worker: the port, followed by the process id if it has a manager.
 
     Raises:
-        RuntimeError: It did not start; the message holds its last words.
+        RuntimeError: The server did not start. The message contains the end of its log.
     """
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(  # noqa: S603 - our own arguments
             command,
-            bufsize=0,  # what stands in a buffer is not seen by select
+            bufsize=0,  # select doesn't see data in a buffer
             stdout=subprocess.PIPE,
             stderr=log,
             cwd=PROJECT,
             start_new_session=True,
-            # A manager of workers must be let end them.
+            # A manager needs SIGTERM, so that it can end its workers.
             preexec_fn=functools.partial(end_with_parent, signal.SIGKILL if workers == 1 else signal.SIGTERM),
         )
         try:
-            lines = [_line(process).split() for _ in range(workers)]
+            lines = [_read_line(process).split() for _ in range(workers)]
             if not all(lines) or not all(word.isdigit() for line in lines for word in line):
                 log.seek(0)
                 raise RuntimeError(f"The server did not start: {log.read()[-2000:].decode(errors='replace')}")
             yield Server(process.pid, int(lines[0][0]), tuple(int(pid) for _, *pids in lines for pid in pids))
         finally:
-            _end(process)
+            _stop(process)
 
 
-def _line(process: subprocess.Popen[bytes]) -> bytes:
+def _read_line(process: subprocess.Popen[bytes]) -> bytes:
     assert process.stdout is not None
     readable, _, _ = select.select([process.stdout], [], [], _START_SECONDS)
     return process.stdout.readline() if readable else b""
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _stop(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.communicate(timeout=_END_SECONDS)
-    # What it has started may outlive it; the group is gone where nothing has.
+        process.communicate(timeout=_STOP_SECONDS)
+    # Its children may outlive it. Without any, the process group no longer exists.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
 
 
 def python_server(module: str, *arguments: str, workers: int = 1) -> contextlib.AbstractContextManager[Server]:
-    """Run a module of `tools.benchmarks.servers` by this Python."""
-    return server([sys.executable, "-m", f"tools.benchmarks.servers.{module}", *arguments], workers)
+    """Run a module with this Python, as `server` does."""
+    return server([sys.executable, "-m", module, *arguments], workers)
 
 
 def raise_file_limit() -> None:
-    """Let this process have as many open files as it may."""
+    """Raise the limit of open files of this process to the hard limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def cpu_ns(pid: int) -> int:
-    """CPU time, user and system, of all threads of a process and its descendants, in nanoseconds."""
-    # The clock of another process's CPU time, as clock_getcpuclockid(3) makes it: /proc/PID/stat has
-    # the same sum in hundredths of a second.
+    """Return the CPU time, user and system, of all threads of a process and its descendants, in nanoseconds."""
+    # The clock id of another process, as computed by clock_getcpuclockid(3).
+    # /proc/PID/stat has the same sum, but in hundredths of a second.
     return sum(time.clock_gettime_ns((~each << 3) | _CPUCLOCK_SCHED) for each in descendants(pid))
 
 
 def descendants(pid: int) -> list[int]:
-    """A process, its children, theirs, and so on."""
+    """Return a process, its children, their children, and so on."""
     found = [pid]
     for task in Path(f"/proc/{pid}/task").iterdir():
         for child in (task / "children").read_text().split():
@@ -133,19 +137,27 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def has_ended(pid: int) -> bool:
+    """Return True if the process has ended, whether or not its parent has waited for it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
 def open_files(pid: int) -> int:
-    """How many files and sockets a process has open."""
+    """Return the number of open files and sockets of a process."""
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 def resident_bytes(pid: int) -> int:
-    """Resident memory of a process and its descendants."""
+    """Return the resident memory of a process and its descendants."""
     page = os.sysconf("SC_PAGE_SIZE")
     return sum(int(Path(f"/proc/{each}/statm").read_text().split()[1]) * page for each in descendants(pid))
 
 
 def settled_bytes(pid: int, seconds: float) -> int:
-    """Resident memory when it has stayed the same, to a hundredth, for so long; at the latest after ten seconds."""
+    """Return the resident memory once it has changed by less than 1 % in this time, or after ten seconds."""
     deadline = time.monotonic() + _SETTLE_SECONDS
     before = resident_bytes(pid)
     while True:
@@ -157,14 +169,14 @@ def settled_bytes(pid: int, seconds: float) -> int:
 
 
 def busy_ticks() -> tuple[int, int]:
-    """How long the machine's cores were busy since it started, and how long altogether."""
+    """Return the busy time and the total time of the machine's cores since it started, in clock ticks."""
     fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]][:_STEAL_END]
     total = sum(fields)
     return total - sum(fields[index] for index in _IDLE_FIELDS), total
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on, and that no system gives to whoever asks for any port."""
+    """Return a free port of 127.0.0.1 that the system doesn't assign as an ephemeral port."""
     for port in _ports(os.getpid()):
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
@@ -173,6 +185,9 @@ def free_port() -> int:
 
 @functools.cache
 def _ports(process: int) -> Iterator[int]:
-    """None twice, for one may be free only until a server has started; other processes begin elsewhere."""
-    first = process * _PORTS_APART % len(_NOT_EPHEMERAL)
-    return itertools.chain(_NOT_EPHEMERAL[first:], _NOT_EPHEMERAL[:first])
+    """Return an iterator over all ports, shared by all calls for the process.
+
+    No port comes twice, because a port stays free until its server has started. Each process begins at another port.
+    """
+    first = process * _PORT_STEP % len(_PORT_RANGE)
+    return itertools.chain(_PORT_RANGE[first:], _PORT_RANGE[:first])

@@ -1,4 +1,4 @@
-"""An object that lives in a process of its own, so that what it does costs the others nothing but its core."""
+"""Objects in processes of their own, so that their work uses no CPU time of the caller's process."""
 
 import contextlib
 import ctypes
@@ -7,35 +7,35 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 __all__ = ["Remote", "RemoteError", "end_with_parent", "remote"]
 
-_PR_SET_PDEATHSIG: Final = 1
-_END_SECONDS: Final = 5.0
+_PR_SET_PDEATHSIG = 1
+_STOP_SECONDS = 5.0
 
 T = TypeVar("T")
 
 
 class RemoteError(RuntimeError):
-    """What the object has raised."""
+    """An exception that a method of the remote object has raised."""
 
 
 class Remote(Generic[T]):
-    """The near end of the object."""
+    """A handle on an object in another process."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def begin(self, method: Callable[..., Any], *arguments: Any) -> None:
-        """Call a method of the object's class, and do not wait; `result` has to be called before the next."""
+        """Call a method of the object's class without waiting. Call `result` before the next method."""
         self._connection.send((method.__name__, arguments))
 
     def result(self) -> Any:
-        """What the method that was begun returns.
+        """Wait for the method that was begun, and return its result.
 
         Raises:
-            RemoteError: It has raised, or its process has ended.
+            RemoteError: The method has raised an exception, or its process has ended.
         """
         try:
             succeeded, value = self._connection.recv()
@@ -46,25 +46,25 @@ class Remote(Generic[T]):
         return value
 
     def call(self, method: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a method of the object's class."""
+        """Call a method of the object's class, and return its result."""
         self.begin(method, *arguments)
         return self.result()
 
 
 @contextlib.contextmanager
 def remote(factory: Callable[..., T], *arguments: Any) -> Iterator[Remote[T]]:
-    """Make an object in a new process, which ends with the context."""
+    """Create an object in a new process, which ends with the context."""
     context = multiprocessing.get_context("spawn")
-    near, far = context.Pipe()
-    process = context.Process(target=_serve, args=(far, factory, arguments), daemon=True)
+    connection, child_connection = context.Pipe()
+    process = context.Process(target=_serve, args=(child_connection, factory, arguments), daemon=True)
     process.start()
-    far.close()
+    child_connection.close()
     try:
-        yield Remote(near)
+        yield Remote(connection)
     finally:
-        near.close()
+        connection.close()
         process.terminate()
-        process.join(_END_SECONDS)
+        process.join(_STOP_SECONDS)
         if process.is_alive():
             process.kill()
             process.join()
@@ -72,13 +72,13 @@ def remote(factory: Callable[..., T], *arguments: Any) -> Iterator[Remote[T]]:
 
 
 def end_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
-    """Have the kernel send this process a signal when the thread that has started it ends (Linux)."""
+    """Have the kernel send a signal to this process when the thread that started it ends (Linux)."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def _serve(connection: Connection, factory: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     end_with_parent()
-    # Ctrl-C reaches the whole terminal; the parent ends this process in its own time.
+    # Ctrl-C reaches every process of the terminal. The parent ends this one itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.disable()
     instance = factory(*arguments)

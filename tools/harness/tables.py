@@ -1,4 +1,4 @@
-"""Tables, as text for a terminal and as Markdown."""
+"""Tables, as plain text for a terminal and as Markdown."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ __all__ = ["Table"]
 
 @dataclass
 class Table:
-    """Rows under a header, with notes below."""
+    """A title, rows under a header, and notes below."""
 
     title: str
     header: Sequence[str]
@@ -16,7 +16,7 @@ class Table:
     notes: list[str] = field(default_factory=list)
 
     def as_text(self) -> str:
-        """Aligned columns."""
+        """Return the table with aligned columns."""
         lines = [self.header, *self.rows]
         widths = [max(len(line[column]) for line in lines) for column in range(len(self.header))]
         rows = [
@@ -26,7 +26,7 @@ class Table:
         return "\n".join([self.title, "", *rows, *self.notes, ""])
 
     def as_markdown(self) -> str:
-        """A heading, a table, a list."""
+        """Return a heading, a table, and the notes as a list."""
         rows = [f"| {' | '.join(line)} |" for line in (self.header, *self.rows)]
         rows.insert(1, "|---" * len(self.header) + "|")
         notes = ["", *(f"- {note}" for note in self.notes)] if self.notes else []

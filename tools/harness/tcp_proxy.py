@@ -1,33 +1,32 @@
-"""A way to NATS that can fall silent: nothing is refused, nothing is closed, nothing arrives."""
+"""A TCP proxy that can stop forwarding without an error: connections stay open, and new ones are accepted."""
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Final
 
 __all__ = ["Proxy"]
 
-_READ_BYTES: Final = 65_536
+_READ_BYTES = 65_536
 
 
 class Proxy:
-    """Forwards connections to a port of this machine, until it holds back what comes, and everything after it."""
+    """A proxy from a free port to another port of this machine."""
 
     def __init__(self, target: int) -> None:
         self.port = 0
         self._target = target
-        self._open = asyncio.Event()
-        self._open.set()
+        self._forwarding = asyncio.Event()
+        self._forwarding.set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def url(self) -> str:
-        """Where it stands, as a NATS URL."""
+        """The address of the proxy, as a NATS URL."""
         return f"nats://127.0.0.1:{self.port}"
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator["Proxy"]:
-        """Take connections."""
+        """Accept connections until the end of the context."""
         server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
         try:
@@ -39,13 +38,13 @@ class Proxy:
             if self._tasks:
                 await asyncio.wait(self._tasks)
 
-    def hold(self) -> None:
-        """Swallow the way: connections stay, and new ones can be made, but no byte passes."""
-        self._open.clear()
+    def pause(self) -> None:
+        """Hold back all data. Connections stay open, and new ones are accepted."""
+        self._forwarding.clear()
 
-    def release(self) -> None:
-        """Let everything pass again, what was held back included."""
-        self._open.set()
+    def resume(self) -> None:
+        """Forward all data again, including the data held back."""
+        self._forwarding.set()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(self._forward(reader, writer))
@@ -53,21 +52,21 @@ class Proxy:
         task.add_done_callback(self._tasks.discard)
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_writer = None
+        target_writer = None
         try:
-            await self._open.wait()
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
-            await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
+            await self._forwarding.wait()
+            target_reader, target_writer = await asyncio.open_connection("127.0.0.1", self._target)
+            await asyncio.gather(self._copy(reader, target_writer), self._copy(target_reader, writer))
         except OSError:
             pass
         finally:
             writer.close()
-            if far_writer is not None:
-                far_writer.close()
+            if target_writer is not None:
+                target_writer.close()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(_READ_BYTES):
-            await self._open.wait()
+            await self._forwarding.wait()
             writer.write(data)
             await writer.drain()
         writer.close()

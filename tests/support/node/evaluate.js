@@ -1,4 +1,4 @@
-// Runs a function's body in Node with a client, says what it returns, and leaves the process to end by itself.
+// Runs the body of a function in Node with a client, prints its result, and lets the process end by itself.
 import { EventSource } from "eventsource";
 import WebSocket from "ws";
 

@@ -1,4 +1,5 @@
-// The client in Node, by the classes of others: says what it sees, a line of JSON each; commands come on its input.
+// Follows patterns in Node, with the classes of `ws` and `eventsource`. Prints each event as a line of JSON, and takes
+// commands on its input.
 import { createInterface } from "node:readline";
 import { EventSource } from "eventsource";
 import WebSocket from "ws";

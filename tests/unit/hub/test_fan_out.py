@@ -19,7 +19,7 @@ def new_views() -> list[View]:
 
 
 def fanned_out(views: Sequence[View], pattern_of: Sequence[int]) -> None:
-    """Number k goes out under the pattern that stands there."""
+    """Send message number k under the pattern at index k."""
     batches: dict[View, list[EncodedMessage]] = {}
     for number, index in enumerate(pattern_of):
         view = views[index]
@@ -67,6 +67,6 @@ def test_a_fault_with_some_does_not_keep_the_batch_from_others(caplog: pytest.Lo
     assert single.data == [1]
     assert len(both.writes) == 1
     # Who of those that share a batch had it before the fault cannot be known.
-    assert faulty.told == [("missed", "a")]
+    assert faulty.told == [("messages_lost", "a")]
     assert single.told == both.told == []
     assert [record.getMessage() for record in caplog.records] == ["Messages could not be delivered"]

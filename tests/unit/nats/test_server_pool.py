@@ -61,7 +61,7 @@ def test_what_the_cluster_tells_of_has_tls_where_one_that_is_named_has(
     configured: list[str], scheme: str, has_tls: bool
 ) -> None:
     pool = ServerPool(configured)
-    # nats-py says nats:// of them all, unless it is connected to one by tls://.
+    # nats-py reports all of them with nats://, unless it is connected to one by tls://.
     pool.discover(MEMBERS)
     told_of = [server for server in pool.others("") if server.verified_name]
     assert {server.url for server in told_of} == {url.replace("nats:", f"{scheme}:") for url in MEMBERS}
@@ -99,9 +99,9 @@ def test_waits_are_short_within_a_round_and_grow_from_round_to_round_to_a_limit(
 
 def test_a_wait_is_short_again_when_all_has_been_well() -> None:
     pool = ServerPool(["a"])
-    assert max(pool.pause() for _ in range(10)) > 1
-    pool.relax()
-    assert pool.pause() <= 0.1
+    assert max(pool.next_backoff() for _ in range(10)) > 1
+    pool.reset_backoff()
+    assert pool.next_backoff() <= 0.1
 
 
 def test_what_the_cluster_no_longer_tells_of_is_forgotten() -> None:

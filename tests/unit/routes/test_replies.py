@@ -4,7 +4,7 @@ import pytest
 
 from sanic_nats_bridge.errors import BridgeError, InternalError, NatsRefused, RateLimitExceeded
 from sanic_nats_bridge.protocol.messages import Outcome, Reply
-from sanic_nats_bridge.routes.replies import misdirected, outcome_response, refusal_response
+from sanic_nats_bridge.routes.replies import misdirected, outcome_response, rejection_response
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def test_a_rejection_is_a_failed_reply_with_the_status_of_its_error(error: Bridg
 
 
 def test_a_client_over_its_rate_is_told_when_to_try_again() -> None:
-    response = refusal_response(RateLimitExceeded("At most 2 commands a second", retry_after=0.3), "subscribe")
+    response = rejection_response(RateLimitExceeded("At most 2 commands a second", retry_after=0.3), "subscribe")
     assert (response.status, response.headers["retry-after"]) == (429, "1")
 
 

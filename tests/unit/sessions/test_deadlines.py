@@ -20,19 +20,19 @@ async def test_what_is_done_in_time_is_left_alone() -> None:
     deadlines = Deadlines()
     async with deadlines.within(60):
         await asyncio.sleep(0)
-    deadlines.end()
+    deadlines.stop()
     await asyncio.sleep(0)
-    assert not deadlines._deadlines
+    assert not deadlines._timeouts
 
 
 async def test_at_the_end_all_that_waits_is_given_up_and_all_that_begins() -> None:
     deadlines = Deadlines()
     tasks = [asyncio.create_task(wait(deadlines, 60)) for _ in range(3)]
-    await until(lambda: len(deadlines._deadlines) == 3)
-    deadlines.end()
+    await until(lambda: len(deadlines._timeouts) == 3)
+    deadlines.stop()
     results = await asyncio.gather(*tasks, wait(deadlines, 60), return_exceptions=True)
     assert [type(result) for result in results] == [TimeoutError] * 4
-    deadlines.begin()
+    deadlines.start()
     async with deadlines.within(60):
         await asyncio.sleep(0)
 
@@ -49,8 +49,8 @@ async def test_the_end_may_come_while_something_is_being_given_up() -> None:
 
     over = asyncio.Event()
     task = asyncio.create_task(stubborn())
-    await until(lambda: any(deadline.expired() for deadline in deadlines._deadlines))
-    deadlines.end()
+    await until(lambda: any(deadline.expired() for deadline in deadlines._timeouts))
+    deadlines.stop()
     over.set()
     with pytest.raises(TimeoutError):
         await task

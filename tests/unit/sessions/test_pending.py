@@ -38,7 +38,7 @@ def test_an_arrival_counts_until_it_is_over_or_given_up() -> None:
     pending_connections = PendingConnections()
     with pending_connections.connecting() as pending:
         assert len(pending_connections) == 1
-        pending_connections.done(pending)
+        pending_connections.discard(pending)
         assert len(pending_connections) == 0
     with pytest.raises(ZeroDivisionError), pending_connections.connecting():
         _ = 1 / len(())

@@ -13,7 +13,7 @@ def meter(**settings: Any) -> CommandRateLimiter:
 
 
 def counted(meter: CommandRateLimiter, times: int) -> list[float | None]:
-    """After how long to come back, by command; ``None`` where it passed."""
+    """Return the delay before a retry, by command, or ``None`` if the command passed."""
     waits: list[float | None] = []
     for _ in range(times):
         try:
@@ -32,19 +32,19 @@ async def test_the_defaults_are_20_a_second_40_at_once_and_20_bad_ones_a_minute(
     assert counted(one, 1) == [None]
     await asyncio.sleep(10)
     assert counted(one, 80)[:40] == [None] * 40
-    assert one.excess is None
+    assert one.close_reason is None
     counted(one, 1)
-    assert one.excess == "Too many commands"
+    assert one.close_reason == "Too many commands"
     bad = meter()
     for _ in range(20):
         bad.count_rejection(InvalidCommand("x"))
     await asyncio.sleep(60.01)
     for _ in range(20):
         bad.count_rejection(InvalidCommand("x"))
-    assert bad.excess is None
+    assert bad.close_reason is None
     await asyncio.sleep(59)
     bad.count_rejection(InvalidCommand("x"))
-    assert bad.excess == "Too many commands that are not valid"
+    assert bad.close_reason == "Too many invalid commands"
 
 
 @pytest.mark.parametrize(
@@ -61,4 +61,4 @@ async def test_only_what_no_client_should_send_is_a_bad_command(error: BridgeErr
     one = meter(max_bad_commands=1)
     one.count_rejection(error)
     one.count_rejection(error)
-    assert (one.excess is not None) == counts
+    assert (one.close_reason is not None) == counts

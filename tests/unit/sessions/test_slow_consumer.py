@@ -83,8 +83,8 @@ def test_a_message_that_has_no_room_at_all_takes_the_place_of_no_other() -> None
 def test_what_is_taken_is_kept_no_longer_and_counts_as_lost() -> None:
     slow_consumer = SlowConsumer(WireFormat.WEBSOCKET, 10_000, Counters())
     slow_consumer.add([message("*", "x"), message("*", "x"), message("*", "y"), message("a", "a")])
-    assert slow_consumer.take("*") == Gap(subjects=["*"], lost=3, reason="slow_consumer")
-    assert slow_consumer.take("*") is None
+    assert slow_consumer.remove("*") == Gap(subjects=["*"], lost=3, reason="slow_consumer")
+    assert slow_consumer.remove("*") is None
     assert list(slow_consumer.kept) == encoded(message("a", "a"))
     assert dict(slow_consumer.lost) == {}
 
@@ -117,6 +117,6 @@ def test_what_is_not_for_the_client_any_more_is_lost() -> None:
     messages = [message("*", "x"), message("*", "y"), message("a", "a")]
     slow_consumer = SlowConsumer(WireFormat.WEBSOCKET, 10_000, Counters())
     slow_consumer.add(messages)
-    slow_consumer.drop(lambda pattern, subject: (pattern, subject) == ("*", "x"))
+    slow_consumer.drop_excluded(lambda pattern, subject: (pattern, subject) == ("*", "x"))
     assert list(slow_consumer.kept) == encoded(*messages[1:])
     assert dict(slow_consumer.lost) == {"*": 1}

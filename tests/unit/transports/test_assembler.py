@@ -10,7 +10,7 @@ MAX_BYTES = 70_000
 
 
 class FakeTransport(asyncio.Transport):
-    """Keeps count of whether it is read."""
+    """A transport that records whether it is read."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,39 +113,39 @@ async def test_a_client_is_read_no_further_while_much_waits(
 async def test_a_client_is_read_no_further_while_it_is_held(
     assembler: MessageAssembler, transport: FakeTransport
 ) -> None:
-    assembler.hold()
+    assembler.pause()
     assert not transport.reading
     await assembler.put(text("a"))
     await assembler.get()
     assert not transport.reading
-    assembler.release()
+    assembler.resume()
     assert transport.reading
 
 
 async def test_releasing_does_not_read_on_while_much_waits(
     assembler: MessageAssembler, transport: FakeTransport
 ) -> None:
-    assembler.hold()
+    assembler.pause()
     for number in range(16):
         await assembler.put(text(str(number)))
-    assembler.release()
+    assembler.resume()
     assert not transport.reading
 
 
 async def test_what_is_shut_is_never_read_again(assembler: MessageAssembler, transport: FakeTransport) -> None:
     await assembler.put(text("one"))
-    assembler.shut()
-    assembler.hold()
-    assembler.release()
+    assembler.stop()
+    assembler.pause()
+    assembler.resume()
     assert not transport.reading
     assert await assembler.get() == "one"
     assert not transport.reading
 
 
 async def test_a_transport_that_closes_is_left_alone(assembler: MessageAssembler, transport: FakeTransport) -> None:
-    assembler.hold()
+    assembler.pause()
     transport.closing = True
-    assembler.release()
+    assembler.resume()
     assert not transport.reading
 
 

@@ -7,19 +7,19 @@ from collections.abc import Callable, Iterator
 import pytest
 import uvloop
 
-from sanic_nats_bridge.transports.tcp import bound_silence, unacknowledged
+from sanic_nats_bridge.transports.tcp import has_unacknowledged_data, set_user_timeout
 from tests.support.bridge import until
 
 
 class Transport(asyncio.Transport):
-    """Shows a socket, as the event loop's own do."""
+    """A transport that exposes a socket, like those of the event loop."""
 
     def __init__(self, connection: socket.socket | None) -> None:
         super().__init__({"socket": connection})
 
 
 class Closed(asyncio.Protocol):
-    """Tells when its connection is closed."""
+    """A protocol with a future for the end of its connection."""
 
     def __init__(self) -> None:
         self.closed = asyncio.get_running_loop().create_future()
@@ -30,7 +30,7 @@ class Closed(asyncio.Protocol):
 
 @contextlib.contextmanager
 def connected() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """The two ends of a TCP connection."""
+    """Yield the two ends of a TCP connection."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = socket.create_connection(listener.getsockname())
         server, _ = listener.accept()
@@ -40,18 +40,18 @@ def connected() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 def test_the_kernel_is_told_how_long_it_waits_for_an_acknowledgement() -> None:
     with connected() as (server, _):
-        bound_silence(Transport(server), 7.5)
+        set_user_timeout(Transport(server), 7.5)
         assert server.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 7_500
 
 
 def test_a_socket_without_that_option_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = socket.socketpair(socket.AF_UNIX)
     with one, other:
-        bound_silence(Transport(one), 1)
-    bound_silence(Transport(None), 1)
+        set_user_timeout(Transport(one), 1)
+    set_user_timeout(Transport(None), 1)
     monkeypatch.delattr(socket, "TCP_USER_TIMEOUT")
     with socket.socket() as connection:
-        bound_silence(Transport(connection), 1)
+        set_user_timeout(Transport(connection), 1)
 
 
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
@@ -61,8 +61,8 @@ def test_a_connection_that_is_closed_is_no_error(new_loop: Callable[[], asyncio.
         transport, protocol = await loop.create_connection(Closed, sock=server)
         transport.abort()
         for _ in ("being closed", "closed"):
-            bound_silence(transport, 1)
-            assert not unacknowledged(transport)
+            set_user_timeout(transport, 1)
+            assert not has_unacknowledged_data(transport)
             await protocol.closed
 
     with connected() as (server, _), asyncio.Runner(loop_factory=new_loop) as runner:
@@ -72,21 +72,21 @@ def test_a_connection_that_is_closed_is_no_error(new_loop: Callable[[], asyncio.
 async def test_what_a_client_has_not_taken_is_told_from_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     with connected() as (server, client):
         server.setblocking(False)
-        assert not unacknowledged(Transport(server))
+        assert not has_unacknowledged_data(Transport(server))
         with contextlib.suppress(BlockingIOError):
             while True:
                 server.send(bytes(2**16))
-        assert unacknowledged(Transport(server))
+        assert has_unacknowledged_data(Transport(server))
         with monkeypatch.context() as elsewhere:
             elsewhere.setattr(sys, "platform", "darwin")
-            assert not unacknowledged(Transport(server))
+            assert not has_unacknowledged_data(Transport(server))
         client.setblocking(False)
 
         def taken() -> bool:
             with contextlib.suppress(BlockingIOError):
                 while client.recv(2**20):
                     pass
-            return not unacknowledged(Transport(server))
+            return not has_unacknowledged_data(Transport(server))
 
         await until(taken)
-    assert not unacknowledged(Transport(server))
+    assert not has_unacknowledged_data(Transport(server))

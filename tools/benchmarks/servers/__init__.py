@@ -1,1 +1,1 @@
-"""The servers that are measured, each to be run in a process of its own; its port is the first line of its output."""
+"""The measured servers, each run in a process of its own. The first line of a server's output is its port."""

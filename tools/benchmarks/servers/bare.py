@@ -1,7 +1,7 @@
-"""The floor of whoever writes to each client by itself: a loop of ``os.write``, and nothing else.
+"""A loop of ``os.write`` and nothing else: the lower limit of the cost of one write per client and message.
 
-``python -m tools.benchmarks.servers.bare '{"servers": "nats://…"}'``. It bounds nothing, and takes one subject for each
-client: it is there to be compared with, not to be used.
+``python -m tools.benchmarks.servers.bare '{"servers": "nats://…"}'``. It has no limits and supports one subject per
+client. It is only for comparison.
 """
 
 import contextlib
@@ -10,35 +10,34 @@ import os
 import selectors
 import socket
 import sys
-from typing import Final
 from urllib.parse import urlsplit
 
 from ...harness.processes import raise_file_limit
 
-_BACKLOG: Final = 4096
-_READ_BYTES: Final = 65_536
-_ACCEPTED: Final = (
+_BACKLOG = 4096
+_READ_BYTES = 65_536
+_ACCEPTED = (
     b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
 )
 
 
-class Bare:
-    """Clients, what they follow, and NATS."""
+class BareGateway:
+    """Clients, their subscriptions, and a connection to NATS."""
 
     def __init__(self, broker: socket.socket) -> None:
         self._broker = broker
         self._rest = b""
         self._numbers: dict[bytes, int] = {}
-        self._followers: list[list[int]] = []
+        self._subscribers: list[list[int]] = []
 
-    def take_client(self, connection: socket.socket) -> bool:
-        """Read what a client says: its handshake, or the one command that it has; ``False`` when it has gone."""
+    def read_client(self, connection: socket.socket) -> bool:
+        """Read the handshake or the only command of a client. Return False if the client has disconnected."""
         data = b""
         with contextlib.suppress(ConnectionError):
             data = connection.recv(_READ_BYTES)
         if not data:
-            for descriptors in self._followers:
+            for descriptors in self._subscribers:
                 if connection.fileno() in descriptors:
                     descriptors.remove(connection.fileno())
         if data.startswith(b"GET "):
@@ -46,12 +45,12 @@ class Bare:
         elif data[:1] == b"\x81":
             # The clients of a benchmark mask with zeros.
             (subject,) = json.loads(data[data.index(b"{") :])["subjects"]
-            self._follow(subject.encode(), connection.fileno())
+            self._subscribe(subject.encode(), connection.fileno())
             connection.sendall(_frame(b'{"type":"subscribed"}'))
         return bool(data)
 
-    def take_messages(self) -> None:
-        """Read from NATS, and write to everybody who follows."""
+    def read_messages(self) -> None:
+        """Read from NATS, and write each message to its subscribers."""
         data = self._rest + self._broker.recv(_READ_BYTES)
         position = 0
         while (end := data.find(b"\r\n", position)) >= 0:
@@ -66,16 +65,16 @@ class Bare:
             position = stop
         self._rest = data[position:]
 
-    def _follow(self, subject: bytes, descriptor: int) -> None:
+    def _subscribe(self, subject: bytes, descriptor: int) -> None:
         if subject not in self._numbers:
-            self._numbers[subject] = len(self._followers)
-            self._followers.append([])
+            self._numbers[subject] = len(self._subscribers)
+            self._subscribers.append([])
             self._broker.sendall(b"SUB %b %d\r\n" % (subject, self._numbers[subject]))
-        self._followers[self._numbers[subject]].append(descriptor)
+        self._subscribers[self._numbers[subject]].append(descriptor)
 
     def _write(self, number: int, frame: bytes) -> None:
         write = os.write
-        for descriptor in self._followers[number]:
+        for descriptor in self._subscribers[number]:
             write(descriptor, frame)
 
 
@@ -85,13 +84,13 @@ def _frame(document: bytes) -> bytes:
 
 
 def main() -> None:
-    """Serve until the process is ended."""
+    """Serve until the process ends."""
     raise_file_limit()
     address = urlsplit(json.loads(sys.argv[1])["servers"])
     broker = socket.create_connection((address.hostname, address.port))
     broker.sendall(b'CONNECT {"verbose":false,"pedantic":false}\r\n')
     listener = socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG)
-    bare = Bare(broker)
+    gateway = BareGateway(broker)
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ)
     selector.register(broker, selectors.EVENT_READ)
@@ -100,12 +99,12 @@ def main() -> None:
     while True:
         for key, _ in selector.select():
             if key.fileobj is broker:
-                bare.take_messages()
+                gateway.read_messages()
             elif key.fileobj is listener:
                 connection, _ = listener.accept()
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 selector.register(connection, selectors.EVENT_READ)
-            elif isinstance(key.fileobj, socket.socket) and not bare.take_client(key.fileobj):
+            elif isinstance(key.fileobj, socket.socket) and not gateway.read_client(key.fileobj):
                 selector.unregister(key.fileobj)
                 key.fileobj.close()
 

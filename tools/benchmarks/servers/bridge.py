@@ -11,7 +11,7 @@ from .serving import App, serve
 
 
 def create_app() -> App:
-    """The app, with the bridge that the command line describes."""
+    """Create the app, with the settings of the command line."""
     app: App = Sanic("bench_bridge", configure_logging=False)
     NatsBridge(app, **json.loads(sys.argv[1]))
     return app

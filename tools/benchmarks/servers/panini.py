@@ -1,7 +1,7 @@
-"""The gateway of the Panini framework's documentation: a NATS subscription for each client, which gets JSON made anew.
+"""The gateway of the Panini framework's documentation: a NATS subscription for each client, and JSON encoded again.
 
-``python -m tools.benchmarks.servers.panini '{"servers": "nats://…"}'``, by the Python of an environment in which
-panini, aiohttp and packaging are installed (``make bench-panini``). Panini chooses the event loop, asyncio's own.
+``python -m tools.benchmarks.servers.panini '{"servers": "nats://…"}'``, with the Python of an environment that has
+panini, aiohttp and packaging (``make bench-panini``). Panini always uses asyncio's own event loop.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ _BACKLOG = 4096
 
 
 def main() -> None:
-    """Serve until the process is ended."""
+    """Serve until the process ends."""
     raise_file_limit()
     asyncio.set_event_loop(asyncio.new_event_loop())
     broker = urlsplit(json.loads(sys.argv[1])["servers"])
@@ -29,7 +29,7 @@ def main() -> None:
     app = App(service_name="bench_panini", host=broker.hostname, port=broker.port, logger_required=False)
     params = {"sock": listener, "backlog": _BACKLOG, "print": None, "access_log": None}
     app.setup_web_server(web_app=_web_app(app, listener.getsockname()[1]), params=params)
-    # It writes a greeting, where our first line has to be the port.
+    # Panini prints a greeting, but the first line of the output must be the port.
     with contextlib.redirect_stdout(sys.stderr):
         app.start()
 
@@ -49,15 +49,15 @@ def _web_app(app: Any, port: int) -> web.Application:
             await ws.send_str('{"type":"subscribed"}')
         return ws
 
-    async def announce(_: web.Application) -> None:
+    async def print_port(_: web.Application) -> None:
         assert sys.__stdout__ is not None
         sys.__stdout__.write(f"{port}\n")
         sys.__stdout__.flush()
 
-    served = web.Application()
-    served.add_routes([web.get("/stream", stream)])
-    served.on_startup.append(announce)
-    return served
+    web_app = web.Application()
+    web_app.add_routes([web.get("/stream", stream)])
+    web_app.on_startup.append(print_port)
+    return web_app
 
 
 if __name__ == "__main__":

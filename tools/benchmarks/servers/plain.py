@@ -1,6 +1,6 @@
-"""What one would write oneself: an app that sends each message to each client of its subject, one after another.
+"""A hand-written gateway: an app that sends each message to each client of its subject, one after another.
 
-``python -m tools.benchmarks.servers.plain '{"servers": "nats://…"}' [asyncio]``
+``python -m tools.benchmarks.servers.plain '{"servers": "nats://…"}' LOOP``
 """
 
 import json
@@ -14,11 +14,11 @@ from sanic.exceptions import WebsocketClosed
 
 from .serving import App, serve
 
-followers: dict[str, set[Websocket]] = {}
+subscribers: dict[str, set[Websocket]] = {}
 
 
 def create_app() -> App:
-    """The app, with its one route."""
+    """Create the app, with its only route."""
     app: App = Sanic("bench_plain", configure_logging=False)
     app.register_listener(connect, "before_server_start")
     app.add_websocket_route(stream, "/stream")
@@ -31,30 +31,30 @@ async def connect(app: App) -> None:
 
 
 async def stream(request: Request, ws: Websocket) -> None:
-    """Follow the subjects of each command."""
+    """Subscribe to the subjects of each command."""
     client: Client = request.app.ctx.nats
     try:
         while (command := await ws.recv()) is not None:
             for subject in json.loads(command)["subjects"]:
-                if subject not in followers:
-                    followers[subject] = set()
+                if subject not in subscribers:
+                    subscribers[subject] = set()
                     await client.subscribe(subject, cb=fan_out)
-                followers[subject].add(ws)
+                subscribers[subject].add(ws)
             await client.flush()
             await ws.send('{"type":"subscribed"}')
     finally:
-        for clients in followers.values():
+        for clients in subscribers.values():
             clients.discard(ws)
 
 
 async def fan_out(message: Msg) -> None:
-    """Send a message to all who follow its subject."""
+    """Send a message to all subscribers of its subject."""
     text = f'{{"subject":"{message.subject}","data":{message.data.decode()}}}'
-    for ws in tuple(followers[message.subject]):
+    for ws in tuple(subscribers[message.subject]):
         try:
             await ws.send(text)
         except WebsocketClosed:
-            followers[message.subject].discard(ws)
+            subscribers[message.subject].discard(ws)
 
 
 if __name__ == "__main__":

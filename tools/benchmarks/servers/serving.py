@@ -1,11 +1,11 @@
-"""How the Sanic apps are served, all alike."""
+"""Serve the Sanic apps, all in the same way."""
 
 import asyncio
 import os
 import socket
 import sys
 from collections.abc import Callable
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 from sanic import Sanic
 from sanic.worker.loader import AppLoader
@@ -16,17 +16,17 @@ __all__ = ["App", "serve"]
 
 App: TypeAlias = Sanic[Any, Any]
 
-_BACKLOG: Final = 4096
-_PING_SECONDS: Final = 3600
+_BACKLOG = 4096
+_PING_SECONDS = 3600
 
 
 def serve(create_app: Callable[[], App], loop: str, workers: int = 1) -> None:
-    """Serve on a free port; one worker is this process, several are those of Sanic's manager.
+    """Serve on a free port. A single worker is this process; several are processes of Sanic's manager.
 
-    Each worker prints the port and its process id when it takes clients.
+    Each worker prints the port and its process id when it accepts clients.
     """
     raise_file_limit()
-    loader = AppLoader(factory=_Prepared(create_app, loop))
+    loader = AppLoader(factory=_AppFactory(create_app, loop))
     app = loader.load()
     listener = socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG)
     single = workers == 1
@@ -37,8 +37,8 @@ def serve(create_app: Callable[[], App], loop: str, workers: int = 1) -> None:
         Sanic.serve(primary=app, app_loader=loader)
 
 
-class _Prepared:
-    """Makes the app, in each process."""
+class _AppFactory:
+    """A factory that configures the app, called in each process."""
 
     def __init__(self, create_app: Callable[[], App], loop: str) -> None:
         self._create_app = create_app
@@ -47,12 +47,12 @@ class _Prepared:
     def __call__(self) -> App:
         app = self._create_app()
         app.config.USE_UVLOOP = self._loop == "uvloop"
-        # The clients of a benchmark do not look at frames, and so answer no ping.
+        # The clients of a benchmark don't parse frames, so they answer no ping.
         app.config.WEBSOCKET_PING_INTERVAL = _PING_SECONDS
-        app.register_listener(self._announce, "after_server_start")
+        app.register_listener(self._print_port, "after_server_start")
         return app
 
-    async def _announce(self, app: App) -> None:
+    async def _print_port(self, app: App) -> None:
         running = type(asyncio.get_running_loop()).__module__
         assert running.startswith(self._loop), running
         port = app.state.server_info[0].settings["sock"].getsockname()[1]

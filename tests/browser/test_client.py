@@ -1,0 +1,756 @@
+"""The browser client in real browsers, which differ in their WebSocket, EventSource, locks, channels and modules."""
+
+import asyncio
+import re
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import pytest_asyncio
+from sanic import Request
+
+from sanic_nats_bridge import Permissions
+from sanic_nats_bridge.testing import NatsServer
+from tests.support.bridge import Publisher, free_port, until
+from tests.support.browsers import BROWSERS, Browser, Profile, Tab
+from tests.support.chromium import Chromium, ChromiumTab
+from tests.support.client import (
+    BEGIN,
+    HOSTILE,
+    RECONNECT_GAP,
+    back,
+    begin,
+    both,
+    publishing,
+    ready,
+    serving,
+    true,
+)
+from tests.support.example import ExampleApp
+from tests.support.firefox import Firefox
+from tests.support.middlebox import Habit, Middlebox
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+RUNNING: dict[str, Callable[[Path], AbstractAsyncContextManager[Browser]]] = {
+    "chromium": Chromium.running,
+    "firefox": Firefox.running,
+}
+
+one_browser = pytest.mark.parametrize("browser", ["chromium"], indirect=True)
+"""For the client's own logic, which is the same in every browser."""
+
+chromium_only = one_browser
+"""Mark for tests that need features of Playwright's Chromium. Each test names the feature."""
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module", params=BROWSERS)
+async def browser(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Browser]:
+    async with RUNNING[request.param](tmp_path_factory.mktemp(request.param)) as browser:
+        yield browser
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def module_profile(browser: Browser) -> AsyncIterator[Profile]:
+    async with browser.profile() as profile:
+        await profile.add_script(BEGIN)
+        yield profile
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def profile(module_profile: Profile) -> AsyncIterator[Profile]:
+    """Yield a profile and fail the test if a page raised an error or broke its policy.
+
+    All tests share its storage, but each test has an origin of its own.
+    """
+    yield module_profile
+    await module_profile.close_tabs()
+    complaints = module_profile.complaints.copy()
+    module_profile.complaints.clear()
+    assert complaints == []
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def tab(profile: Profile) -> Tab:
+    return await profile.tab()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def publisher(shared_nats: NatsServer) -> AsyncIterator[Publisher]:
+    async with Publisher.connected(shared_nats) as publisher:
+        yield publisher
+
+
+# Transports
+
+
+@pytest.mark.parametrize(
+    ("habit", "transport", "why"),
+    [
+        ("pass", "websocket", ""),
+        ("buffer", "websocket", ""),
+        ("refuse", "sse", "websocket: 1006 "),
+        ("cut", "sse", "websocket: 1006 "),
+        ("swallow", "sse", "websocket: no welcome in 300 ms"),
+    ],
+)
+async def test_messages_arrive_through_any_middlebox(
+    tab: Tab, shared_nats: NatsServer, publisher: Publisher, habit: Habit, transport: str, why: str
+) -> None:
+    subject = publisher.subject("a")
+    options = {"timeout": 300} if habit == "swallow" else {}
+    async with serving(shared_nats, habit) as (bridge, box), publishing(publisher, subject):
+        await tab.goto(box.url)
+        await begin(tab, options, subject)
+        await true(tab, "messages.length")
+        status = await tab.evaluate("nats.status")
+        assert (status["transport"], status["why"]) == (transport, why)
+        await until(lambda: len(bridge.extension.sessions) == 1)
+        await tab.evaluate("nats.close()")
+        await until(lambda: not bridge.extension.sessions)
+
+
+async def test_the_tab_remembers_the_transport_that_worked(
+    tab: Tab, shared_nats: NatsServer, publisher: Publisher
+) -> None:
+    subject = publisher.subject("a")
+    async with serving(shared_nats, "refuse") as (_, box):
+        await tab.goto(box.url)
+        await begin(tab, {}, subject)
+        await ready(tab, "sse")
+        await tab.reload()
+        await begin(tab, {}, subject)
+        await ready(tab, "sse")
+        assert await tab.evaluate("nats.status.why") == "remembered"
+        assert box.paths.count("/nats/stream") == 1
+
+
+async def test_a_better_transport_is_tried_again(tab: Tab, shared_nats: NatsServer, publisher: Publisher) -> None:
+    subject = publisher.subject("a")
+    async with serving(shared_nats, "refuse", heartbeat=1) as (bridge, box):
+        await tab.goto(box.url)
+        await begin(tab, {"retryBetter": 300}, subject)
+        await ready(tab, "sse")
+        box.habit = "pass"
+        await true(tab, "nats.status.transport === 'websocket'")
+        await true(tab, "seen('gap').length")
+        assert await tab.evaluate(RECONNECT_GAP) == [[[subject], None, "reconnect"]]
+        await back(tab, bridge, publisher, subject)
+
+
+# Reconnects
+
+
+@both
+async def test_it_reconnects_when_the_server_is_back(
+    tab: Tab, shared_nats: NatsServer, publisher: Publisher, transport: str
+) -> None:
+    subject = publisher.subject("a")
+    async with serving(shared_nats) as (bridge, box):
+        await tab.goto(box.url)
+        await begin(tab, {"transports": [transport]}, subject)
+        await ready(tab, transport)
+        await tab.evaluate("Math.random = () => 0")  # the shortest backoff
+        box.down = True
+        box.cut()
+        await true(tab, "seen('status').filter(({ state }) => state === 'waiting').length === 2")
+        box.down = False
+        await back(tab, bridge, publisher, subject)
+        assert await tab.evaluate(RECONNECT_GAP) == [[[subject], None, "reconnect"]]
+
+
+async def test_it_survives_a_killed_server(profile: Profile) -> None:
+    with ExampleApp() as app:
+        tabs = {transport: await profile.tab() for transport in ("websocket", "sse")}
+        for transport, tab in tabs.items():
+            # A page of the app's origin that runs no script of its own.
+            await tab.goto(f"{app.url}client.js")
+            await tab.evaluate("window.module = '/client.js'")
+            await begin(tab, {"transports": [transport]}, "test.subject")
+            await true(tab, "messages.length")
+            await tab.evaluate("Math.random = () => 0")  # the shortest backoff
+        await asyncio.to_thread(app.restart, signal.SIGKILL)
+        for transport, tab in tabs.items():
+            await true(tab, "seen('gap').length")
+            await tab.evaluate("messages.length = 0")
+            await true(tab, "messages.length")
+            assert await tab.evaluate("nats.status.transport") == transport
+            assert await tab.evaluate(RECONNECT_GAP) == [[["test.subject"], None, "reconnect"]]
+
+
+@both
+async def test_it_reconnects_at_once_when_the_network_is_back(
+    tab: Tab, shared_nats: NatsServer, publisher: Publisher, transport: str
+) -> None:
+    subject = publisher.subject("a")
+    async with serving(shared_nats) as (bridge, box):
+        await tab.goto(box.url)
+        await begin(tab, {"transports": [transport]}, subject)
+        await ready(tab, transport)
+        await tab.evaluate("Math.random = () => 1000")  # a backoff that no test waits out
+        await tab.offline(True)
+        box.down = True
+        box.cut()
+        await true(tab, "nats.status.retry > 1_000_000")
+        box.down = False
+        await tab.offline(False)
+        await back(tab, bridge, publisher, subject)
+        assert await tab.evaluate(RECONNECT_GAP) == [[[subject], None, "reconnect"]]
+
+
+async def test_it_reconnects_at_once_when_the_page_is_shown(
+    tab: Tab, shared_nats: NatsServer, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = publisher.subject("a")
+    monkeypatch.setattr("random.uniform", lambda _, most: most)
+    async with serving(shared_nats, reconnect_spread=600) as (bridge, box):
+        await tab.goto(box.url)
+        await begin(tab, {}, subject)
+        await ready(tab, "websocket")
+        await tab.evaluate("Object.defineProperty(document, 'hidden', { value: true, configurable: true })")
+        bridge.runtime.sessions.close_all("The server is going away")
+        await true(tab, "nats.status.state === 'waiting'")
+        assert await tab.evaluate("nats.status.retry") > 500_000
+        bridge.runtime.sessions.stop_reason = None
+        await tab.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        assert await tab.evaluate("nats.status.state") == "waiting"
+        await tab.evaluate(
+            "delete document.hidden; Object.defineProperty(document, 'hidden', { value: false });"
+            "document.dispatchEvent(new Event('visibilitychange'))"
+        )
+        await back(tab, bridge, publisher, subject)
+
+
+# Keepalive
+
+
+@both
+async def test_a_dead_connection_is_noticed_by_its_silence(
+    tab: Tab, shared_nats: NatsServer, publisher: Publisher, transport: str
+) -> None:
+    subject = publisher.subject("a")
+    async with serving(shared_nats, heartbeat=0.5) as (bridge, box):
+        await tab.goto(box.url)
+        await begin(tab, {"transports": [transport]}, subject)
+        await ready(tab, transport)
+        box.silent = True
+        await true(tab, "seen('status').some(({ reason }) => reason === 'silence')")
+        box.silent = False
+        box.cut()
+        await back(tab, bridge, publisher, subject)
+
+
+@chromium_only  # Playwright sets the clock of its pages
+async def test_silence_is_noticed_within_two_heartbeats_and_after_a_sleep(
+    tab: ChromiumTab, shared_nats: NatsServer, publisher: Publisher
+) -> None:
+    subject = publisher.subject("a")
+    async with serving(shared_nats, heartbeat=120) as (bridge, box):
+        await tab.goto(box.url)
+        await tab.install_clock()
+        for asleep in (False, True):
+            await begin(tab, {}, subject)
+            await ready(tab, "websocket")
+            box.silent = True
+            if asleep:
+                await tab.sleep(3_600_000)
+            else:
+                await tab.run_for(180_000)
+                assert await tab.evaluate("nats.status.state") == "connected"
+                await tab.run_for(60_000)
+            await true(tab, "seen('status').some(({ reason }) => reason === 'silence')")
+            box.silent = False
+            box.cut()
+            await back(tab, bridge, publisher, subject)
+            await tab.evaluate("nats.close()")
+
+
+@chromium_only  # its DevTools protocol reports which processes host the pages
+async def test_frames_that_waited_for_a_frozen_page_are_not_lost(
+    browser: Chromium, profile: Profile, shared_nats: NatsServer, publisher: Publisher
+) -> None:
+    subject = publisher.subject("a")
+    async with serving(shared_nats, heartbeat=1) as (_, box):
+        tabs = {transport: await profile.tab() for transport in ("websocket", "sse")}
+        for transport, tab in tabs.items():
+            await tab.goto(box.url)
+            await begin(tab, {"transports": [transport]}, subject)
+            await ready(tab, transport)
+        async with browser.frozen():
+            await publisher.send(subject, b"1")
+            await asyncio.sleep(2.2)  # the state to test: more than two heartbeats have passed
+            await publisher.send(subject, b"2")
+        for tab in tabs.values():
+            await true(tab, "messages.length === 2")
+            assert await tab.evaluate("seen('gap')") == []
+
+
+@chromium_only  # its DevTools protocol reports which processes host the pages
+async def test_a_connection_that_died_while_the_page_was_frozen_is_noticed(
+    browser: Chromium, profile: Profile, shared_nats: NatsServer, publisher: Publisher
+) -> None:
+    subjects = {transport: publisher.subject(transport) for transport in ("websocket", "sse")}
+    async with serving(shared_nats, heartbeat=0.3) as (bridge, box):
+        tabs = {transport: await profile.tab() for transport in subjects}
+        for transport, tab in tabs.items():
+            await tab.goto(box.url)
+            await begin(tab, {"transports": [transport]}, subjects[transport])
+            await ready(tab, transport)
+        async with browser.frozen():
+            box.silent = True
+            await asyncio.sleep(0.7)  # the state to test: more than two heartbeats have passed
+        for tab in tabs.values():
+            await true(tab, "seen('status').some(({ reason }) => reason === 'silence')")
+        box.silent = False
+        box.cut()
+        for transport, tab in tabs.items():
+            await true(tab, "seen('gap').length && nats.status.state === 'connected'")
+            await publisher.send(subjects[transport], b"1")
+            await true(tab, "messages.length")
+        await until(lambda: len(bridge.extension.sessions) == 2)
+
+
+@one_browser
+async def test_a_command_that_hangs_does_not_delay_the_next_session(
+    tab: Tab, shared_nats: NatsServer, publisher: Publisher
+) -> None:
+    subject = publisher.subject("a")
+    async with serving(shared_nats, heartbeat=0.5) as (bridge, box):
+        await tab.goto(box.url)
+        await tab.evaluate(
+            """(() => {
+              const { fetch } = window;
+              window.pending = 0;
+              window.fetch = (...all) => (pending++, fetch(...all).finally(() => pending--));
+            })()"""
+        )
+        await begin(tab, {"transports": ["sse"]}, subject)
+        await ready(tab, "sse")
+        box.silent = True
+        await tab.evaluate(f"void (window.late = nats.subscribe('{subject}.late'))")
+        await true(tab, "nats.status.state === 'waiting'")
+        box.silent = False  # for new requests; the one that hangs still does
+        assert await tab.evaluate("late.ready.then(() => pending)") == 1
+        await until(
+            lambda: any({subject, f"{subject}.late"} == set(s.subscriptions) for s in bridge.extension.sessions)
+        )
+        box.cut()
+
+
+# Credentials
+
+
+@both
+async def test_credentials_that_have_expired_are_renewed(
+    tab: Tab, shared_nats: NatsServer, publisher: Publisher, transport: str
+) -> None:
+    subject = publisher.subject("a")
+    token = SimpleNamespace(value="1")
+
+    def permissions(request: Request) -> Permissions | None:
+        return Permissions([">"], identity="ada") if request.args.get("token") == token.value else None
+
+    async with serving(shared_nats, permissions=permissions) as (bridge, box):
+        await tab.goto(box.url)
+        await tab.evaluate("window.asked = 0; window.token = '1'")
+        await tab.evaluate(
+            """([transports, subject]) =>
+              begin({ transports, credentials: async () => ({ token: (asked++, token) }) }, subject)""",
+            [[transport], subject],
+        )
+        await ready(tab, transport)
+        await tab.evaluate("window.token = '2'")
+        token.value = "2"
+        expiring = Permissions([">"], identity="ada", expires=time.time() + 0.1)
+        await bridge.extension.update_permissions(expiring, identity="ada")
+        await true(tab, "asked === 2")
+        await back(tab, bridge, publisher, subject)
+        assert await tab.evaluate("asked") == 2
+        assert await tab.evaluate(RECONNECT_GAP) == [[[subject], None, "reconnect"]]
+
+
+@both
+async def test_credentials_that_are_refused_are_asked_for_again_with_a_backoff(
+    tab: Tab, shared_nats: NatsServer, publisher: Publisher, transport: str
+) -> None:
+    methods: list[str] = []
+
+    def permissions(request: Request) -> Permissions | None:
+        methods.append(request.method)
+        return Permissions([">"]) if request.args.get("token") == "3" else None
+
+    async with serving(shared_nats, permissions=permissions) as (_, box):
+        await tab.goto(box.url)
+        await tab.evaluate("Math.random = () => 0; window.asked = 0")  # the shortest backoff
+        await tab.evaluate(
+            """([transports, subject]) =>
+              begin({ transports, credentials: async () => ({ token: ++asked }) }, subject)""",
+            [[transport], publisher.subject("a")],
+        )
+        await ready(tab, transport)
+        assert await tab.evaluate("asked") == 3
+        waits = "seen('status').filter(({ state }) => state === 'waiting').map(({ retry }) => retry)"
+        assert await tab.evaluate(waits) == [0, 500]
+        # A rejected EventSource doesn't expose the reason: HEAD does.
+        streams = [method for method in methods if method != "POST"]
+        assert streams == {"websocket": ["GET"] * 3, "sse": ["GET", "HEAD", "GET", "HEAD", "GET"]}[transport]
+
+
+@both
+async def test_without_credentials_a_refusal_is_final(tab: Tab, shared_nats: NatsServer, transport: str) -> None:
+    methods: list[str] = []
+
+    def permissions(request: Request) -> None:
+        methods.append(request.method)
+
+    async with serving(shared_nats, permissions=permissions) as (_, box):
+        await tab.goto(box.url)
+        await begin(tab, {"transports": [transport]}, "a")
+        await true(tab, "nats.status.state === 'closed'")
+        assert await tab.evaluate("seen('close').map(({ code }) => code)") == [4401]
+        assert methods == {"websocket": ["GET"], "sse": ["GET", "HEAD"]}[transport]
+
+
+@both
+async def test_it_does_not_reconnect_after_the_session_was_revoked(
+    tab: Tab, shared_nats: NatsServer, transport: str
+) -> None:
+    def permissions(_: Request) -> Permissions:
+        return Permissions([">"], identity="ada")
+
+    async with serving(shared_nats, permissions=permissions) as (bridge, box):
+        await tab.goto(box.url)
+        await begin(tab, {"transports": [transport]}, "a")
+        await ready(tab, transport)
+        await tab.evaluate("(async () => { for await (const _ of nats.subscribe('a')); window.ended = true })(), 0")
+        await bridge.extension.revoke(identity="ada")
+        await true(tab, "window.ended")
+        assert await tab.evaluate("seen('close').map(({ code }) => code)") == [4403]
+        assert await tab.evaluate("nats.subscribe('b').ready.catch(({ code }) => code)") == "closed"
+        assert await tab.evaluate("nats.status.state") == "closed"
+
+
+# Subscriptions
+
+
+@one_browser
+async def test_callbacks_share_one_subscription_and_overlaps_reach_the_right_ones(
+    tab: Tab, shared_nats: NatsServer, publisher: Publisher
+) -> None:
+    base = publisher.base
+    async with serving(shared_nats) as (bridge, box):
+        await tab.goto(box.url)
+        await begin(tab)
+        await tab.evaluate(
+            """async (base) => {
+              window.got = [];
+              window.commands = [];
+              nats.addEventListener("frame", ({ detail }) => detail.type === "reply" && commands.push(detail.subjects));
+              const note = (name) => (data, message) => got.push([name, data, message.subject]);
+              window.subs = [`${base}.>`, `${base}.x`, `${base}.x`, `${base}.*`].map(
+                (pattern, index) => nats.subscribe(pattern, note(index)));
+              await Promise.all(subs.map(({ ready }) => ready));
+            }""",
+            base,
+        )
+        assert await tab.evaluate("commands") == [[f"{base}.>", f"{base}.x", f"{base}.*"]]
+        await publisher.send(f"{base}.x", b"1")
+        await publisher.send(f"{base}.x.y", b"2")
+        await true(tab, "got.length === 5")
+        assert sorted(await tab.evaluate("got")) == [
+            [0, 1, f"{base}.x"],
+            [0, 2, f"{base}.x.y"],
+            [1, 1, f"{base}.x"],
+            [2, 1, f"{base}.x"],
+            [3, 1, f"{base}.x"],
+        ]
+        await tab.evaluate("subs[1].unsubscribe(); subs[0].unsubscribe(); got.length = 0")
+        (session,) = bridge.extension.sessions
+        await until(lambda: set(session.subscriptions) == {f"{base}.x", f"{base}.*"})
+        await publisher.send(f"{base}.x", b"3")
+        await true(tab, "got.length === 2")
+        assert sorted(await tab.evaluate("got")) == [[2, 3, f"{base}.x"], [3, 3, f"{base}.x"]]
+
+
+@one_browser
+@both
+async def test_a_refusal_reaches_only_the_subscriptions_to_the_refused_pattern(
+    tab: Tab, shared_nats: NatsServer, publisher: Publisher, transport: str
+) -> None:
+    base = publisher.base
+
+    def permissions(_: Request) -> Permissions:
+        return Permissions([f"{base}.>"])
+
+    async with serving(shared_nats, permissions=permissions, max_subscriptions=5) as (bridge, box):
+        await tab.goto(box.url)
+        await begin(tab, {"transports": [transport]})
+        outcome = await tab.evaluate(
+            """async (base) => {
+              const patterns = ["secret", `${base}.0`, "a..b", ...[1, 2, 3, 4, 5, 6].map((n) => `${base}.${n}`)];
+              const ready = patterns.map((pattern) => nats.subscribe(pattern, () => {}, () => {}).ready);
+              return (await Promise.allSettled(ready)).map(({ value, reason }) => value?.active ?? reason.code);
+            }""",
+            base,
+        )
+        forbidden, invalid, limit = "subject.forbidden", "subject.invalid", "limit.subscriptions"
+        assert outcome == [forbidden, True, invalid, True, True, True, True, limit, limit]
+        (session,) = bridge.extension.sessions
+        assert set(session.subscriptions) == {f"{base}.{number}" for number in range(5)}
+        thrown = await tab.evaluate(
+            """(async () => {
+              try { for await (const _ of nats.subscribe("secret")); } catch ({ code }) { return code }
+            })()"""
+        )
+        assert thrown == forbidden
+
+
+@one_browser
+async def test_subscriptions_that_the_bridge_ends_end_for_loops_and_callbacks(
+    tab: Tab, shared_nats: NatsServer, publisher: Publisher
+) -> None:
+    def permissions(_: Request) -> Permissions:
+        return Permissions([">"], identity="ada")
+
+    async with serving(shared_nats, permissions=permissions) as (bridge, box):
+        await tab.goto(box.url)
+        await begin(tab)
+        await tab.evaluate(
+            """(async () => {
+              window.ends = [];
+              await nats.subscribe("a", () => {}, ({ code }) => ends.push(code)).ready;
+              (async () => { for await (const _ of nats.subscribe("a")); ends.push("iterated"); })();
+            })()"""
+        )
+        await bridge.extension.update_permissions(Permissions(["b"], identity="ada"), identity="ada")
+        await true(tab, "ends.length === 2")
+        assert sorted(await tab.evaluate("ends")) == ["iterated", "subject.forbidden"]
+        assert await tab.evaluate("seen('unsubscribed').map(({ subjects }) => subjects)") == [["a"]]
+
+
+@both
+async def test_hostile_payloads_and_subjects_are_data(
+    tab: Tab, shared_nats: NatsServer, publisher: Publisher, transport: str
+) -> None:
+    async with serving(shared_nats) as (_, box):
+        await tab.goto(box.url)
+        subjects = [
+            f"{publisher.base}.__proto__",
+            "__proto__",
+            "constructor",
+            f"{publisher.base}.<img/src=x/onerror=alert(1)",
+        ]
+        await begin(tab, {"transports": [transport]}, "__proto__x", *subjects)
+        await tab.evaluate("followed[0].ready.catch(({ code }) => code)")
+        await tab.evaluate("Promise.allSettled(followed.map(({ ready }) => ready)).then(() => 0)")
+        for subject in subjects:
+            await publisher.send(subject, *(payload.encode() for payload in HOSTILE))
+        allowed = [subject for subject in subjects if not subject.startswith("_")]
+        await true(tab, f"messages.length === {len(allowed) * len(HOSTILE)}")
+        assert await tab.evaluate("messages.map(({ subject }) => subject)") == [
+            subject for subject in allowed for _ in HOSTILE
+        ]
+        assert await tab.evaluate("({}).polluted ?? null") is None
+        assert await tab.evaluate("nats.status.state") == "connected"
+
+
+# Shared streams
+
+
+async def open_shared(profile: Profile, url: str, share: str, *patterns: str) -> Tab:
+    """Open a tab that shares its event stream, and return when its subscriptions are confirmed."""
+    tab = await profile.tab()
+    await tab.goto(url)
+    await begin(tab, {"transports": ["sse"], "share": share}, *patterns)
+    await ready(tab, "sse")
+    return tab
+
+
+FRAMES = """async ([count, options, pattern]) => {
+  const open = () => new Promise((resolve) => {
+    const frame = document.createElement("iframe");
+    frame.src = "/";
+    frame.onload = () => resolve(frame.contentWindow);
+    document.body.append(frame);
+  });
+  window.pages = await Promise.all(Array.from({ length: count }, open));
+  await Promise.all(pages.map((page) => page.begin(options, pattern)));
+  await Promise.all(pages.map((page) => page.followed[0].ready));
+}"""
+"""Opens pages in frames: they have clients of their own, and are cheaper than tabs."""
+
+
+async def test_a_leader_and_fifty_other_pages_share_one_stream(
+    profile: Profile, shared_nats: NatsServer, publisher: Publisher
+) -> None:
+    subject = publisher.subject("a")
+    async with serving(shared_nats) as (bridge, box):
+        leader = await open_shared(profile, box.url, "ada", subject)
+        # With their frames they are many more than the connections that a browser makes to one host.
+        tabs = [await open_shared(profile, box.url, "ada", subject) for _ in range(2)]
+        for tab in tabs:
+            await tab.evaluate(FRAMES, [24, {"transports": ["sse"], "share": "ada"}, subject])
+            await tab.evaluate("pages.push(window), 0")
+        other = await open_shared(profile, box.url, "bob", publisher.subject("b"))
+        assert box.streams == 2
+        assert len(bridge.extension.sessions) == 2
+        await publisher.send(subject, b"1")
+        await true(leader, "messages.length === 1")
+        for tab in tabs:
+            await true(tab, "pages.every(({ messages }) => messages.length === 1)")
+        await leader.close()
+        for tab in tabs:
+            await true(tab, "pages.every(({ seen }) => seen('gap').length)")
+            # By the lock that the leader has left, not by a timeout.
+            assert await tab.evaluate("pages.some((page) => page.seen('status').some(({ reason }) => reason))") is False
+        await until(
+            lambda: sorted(set(s.subscriptions) == {subject} for s in bridge.extension.sessions) == [False, True]
+        )
+        await publisher.send(subject, b"2")
+        for tab in tabs:
+            await true(tab, "pages.every(({ messages }) => messages.length === 2)")
+            assert await tab.evaluate(RECONNECT_GAP) == [[[subject], None, "reconnect"]]
+            assert await tab.evaluate("pages.every(({ seen }) => seen('gap').length === 1)") is True
+        assert await other.evaluate("messages.length") == 0
+        assert box.streams == 3
+
+
+async def test_in_a_shared_stream_each_tab_has_its_own_subscriptions(
+    profile: Profile, shared_nats: NatsServer, publisher: Publisher
+) -> None:
+    async with serving(shared_nats, max_subscriptions=2) as (bridge, box):
+        a, b, c = (publisher.subject(name) for name in "abc")
+        first = await open_shared(profile, box.url, "ada", a, b)
+        second = await open_shared(profile, box.url, "ada", b)
+        refused = await second.evaluate(f"nats.subscribe('{c}').ready.catch(({{ code }}) => code)")
+        assert refused == "limit.subscriptions"
+        await publisher.send(a, b"1")
+        await publisher.send(b, b"2")
+        await true(first, "messages.length === 2")
+        await true(second, "messages.length === 1")
+        assert await second.evaluate("messages[0].data") == 2
+        (session,) = bridge.extension.sessions
+        await second.close()
+        assert set(session.subscriptions) == {a, b}
+        await first.evaluate("followed[0].unsubscribe()")
+        await until(lambda: set(session.subscriptions) == {b})
+        third = await open_shared(profile, box.url, "ada", c)
+        await third.close()
+        await until(lambda: set(session.subscriptions) == {b})
+
+
+@one_browser
+async def test_commands_of_a_tab_reach_the_bridge_with_their_own_ids(
+    profile: Profile, shared_nats: NatsServer, publisher: Publisher
+) -> None:
+    async with serving(shared_nats) as (_, box):
+        tabs = [await open_shared(profile, box.url, "ada", publisher.subject("a")) for _ in range(2)]
+        command = "nats.send({ id: 'same', subjects: [] }).then(({ id, code }) => [id, code])"
+        replies = await asyncio.gather(*(tab.evaluate(command) for tab in tabs))
+        assert replies == [["same", "command.invalid"]] * 2
+
+
+@chromium_only  # each of its tabs has a process of its own, so that one can hang
+async def test_a_leader_that_hangs_is_deposed(profile: Profile, shared_nats: NatsServer, publisher: Publisher) -> None:
+    subject = publisher.subject("a")
+    async with serving(shared_nats, heartbeat=0.5) as (bridge, box):
+        leader = await open_shared(profile, box.url, "ada", subject)
+        other = await open_shared(profile, box.url, "ada", subject)
+        synchronous = "(() => { const r = new XMLHttpRequest(); r.open('GET', '/hang', false); r.send(); })()"
+        hanging = asyncio.create_task(leader.evaluate(synchronous))
+        await true(other, "seen('gap').length")
+        bridge.app.ctx.released.set()
+        await hanging
+        await true(leader, "seen('gap').length")
+        await back(leader, bridge, publisher, subject)
+        await back(other, bridge, publisher, subject)
+
+
+@one_browser
+async def test_a_dead_connection_deposes_no_leader(
+    profile: Profile, shared_nats: NatsServer, publisher: Publisher
+) -> None:
+    subject = publisher.subject("a")
+    async with serving(shared_nats, heartbeat=1) as (bridge, box):
+        tabs = [await open_shared(profile, box.url, "ada", subject) for _ in range(4)]
+        box.silent = True
+        for tab in tabs:
+            await true(tab, "seen('status').some(({ state }) => state === 'waiting')")
+        box.silent = False
+        box.cut()
+        for tab in tabs:
+            await true(tab, "seen('gap').length")
+            await back(tab, bridge, publisher, subject)
+            assert await tab.evaluate(RECONNECT_GAP) == [[[subject], None, "reconnect"]]
+
+
+NO_LOCKS = "Object.defineProperty(Navigator.prototype, 'locks', { value: undefined });"
+# As Chromium does if cookies are blocked. In an insecure context there is no `locks`.
+DENIED_LOCKS = """
+  if (navigator.locks) navigator.locks.request = () => Promise.reject(new DOMException("Denied", "SecurityError"));
+"""
+
+
+@pytest.mark.parametrize(("script", "streams"), [("", 1), (DENIED_LOCKS, 2), (NO_LOCKS, 2)], ids=["", "denied", "none"])
+async def test_without_locks_each_tab_has_its_own_stream(
+    browser: Browser, shared_nats: NatsServer, publisher: Publisher, script: str, streams: int
+) -> None:
+    async with serving(shared_nats) as (_, box), browser.profile() as profile:
+        await profile.add_script(BEGIN)
+        await profile.add_script(script)
+        for _ in range(2):
+            tab = await open_shared(profile, box.url, "ada", publisher.subject("a"))
+            assert await tab.evaluate("nats.status.shared") is (streams == 1)
+        assert box.streams == streams
+        assert profile.complaints == []
+
+
+@pytest.mark.parametrize("place", ["fixed", "versioned", "other origin"])
+async def test_the_shared_part_is_loaded_from_beside_the_client_only_if_share_is_used(
+    profile: Profile, shared_nats: NatsServer, publisher: Publisher, place: str
+) -> None:
+    port = free_port()
+    async with (
+        serving(shared_nats, allowed_origins=[f"http://127.0.0.1:{port}"]) as (bridge, box),
+        Middlebox.listening(bridge.port, own_port=port) as other,
+    ):
+        path = "/nats/client.js" if place == "fixed" else bridge.extension.client_url
+        page = f"{other.url}/open" if place == "other origin" else box.url
+        subject = publisher.subject("a")
+
+        shared = {"transports": ["sse"], "share": "ada"}
+        tabs = [await profile.tab() for _ in range(2)]
+        for tab in tabs:
+            await tab.goto(page)
+            await tab.evaluate(f"window.module = '{box.url}{path}'")
+            for options in ({"transports": ["sse"]}, {"transports": ["websocket"], "share": "ada"}):
+                await begin(tab, options, subject)
+                await ready(tab, options["transports"][0])
+                await tab.evaluate("nats.close()")
+        assert {path for path in box.paths if path.endswith(".js")} == {path}
+        for tab in tabs:
+            await begin(tab, shared, subject)
+            await ready(tab, "sse")
+            assert await tab.evaluate("nats.status.shared") is True
+        await until(lambda: len(bridge.extension.sessions) == 1)
+        (loaded,) = {path for path in box.paths if path.endswith(".js")} - {path}
+        assert re.fullmatch(r"/nats/share.js" if place == "fixed" else r"/nats/share-[0-9a-f]{16}.js", loaded)
+        assert not [path for path in other.paths if path.startswith("/nats/")]
+
+
+async def test_without_the_shared_part_each_connection_has_its_own_stream(
+    profile: Profile, shared_nats: NatsServer, publisher: Publisher
+) -> None:
+    async with serving(shared_nats) as (_, box):
+        box.missing = "/nats/share.js"
+        for streams in (1, 2):
+            tab = await open_shared(profile, box.url, "ada", publisher.subject("a"))
+            assert await tab.evaluate("nats.status.shared") is False
+            assert box.streams == streams
+        # Firefox reports the module that it can't load.
+        assert all("/nats/share.js" in complaint for complaint in profile.complaints)
+        profile.complaints.clear()

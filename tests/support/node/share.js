@@ -1,0 +1,30 @@
+// Two clients in Node that share an event stream. They import the package by its name, as an application does.
+import { connect } from "sanic-nats-bridge";
+import { EventSource } from "eventsource";
+
+// Node has Web Locks from version 24 on.
+class Locks {
+  #last = new Map();
+
+  request(name, options, callback = options) {
+    const granted = (this.#last.get(name) ?? Promise.resolve()).then(() => {
+      options.signal?.throwIfAborted();
+      return callback();
+    });
+    this.#last.set(name, granted.catch(() => {}));
+    return granted;
+  }
+}
+
+Object.defineProperty(globalThis, "navigator", { value: { locks: new Locks() }, configurable: true });
+
+const [url, subject] = process.argv.slice(2);
+const say = (...what) => console.log(JSON.stringify(what));
+const clients = [1, 2].map(() => connect({ url, transports: ["sse"], share: "ada", EventSource }));
+const subscriptions = clients.map((client, index) => client.subscribe(subject, (data) => say("message", index, data)));
+await Promise.all(subscriptions.map(({ ready }) => ready));
+say("ready", clients.map(({ status }) => status.shared));
+process.stdin.once("data", () => {
+  clients.forEach((client) => client.close());
+  process.stdin.destroy();
+});

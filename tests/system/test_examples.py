@@ -1,0 +1,359 @@
+"""The examples: each runs by the command in its header and does what the header claims."""
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+from sanic_nats_bridge.testing import NatsServer
+from tests.support.bridge import WAIT_SECONDS, free_port
+from tests.support.page import chromium
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+NODE_MODULES = ROOT / "tests" / "support" / "node" / "node_modules"
+SOURCES = {
+    "hello.py": EXAMPLES / "hello.py",
+    "event_source.py": EXAMPLES / "event_source.py",
+    "orders.py": EXAMPLES / "orders.py",
+    "login": EXAMPLES / "login" / "server.py",
+    "workers.py": EXAMPLES / "workers.py",
+    "node": EXAMPLES / "node" / "follow.js",
+    "publish.py": EXAMPLES / "publish.py",
+}
+START_SECONDS = 60
+LATE = 30_000  # milliseconds
+PASSWORDS = {"ada": "correct horse", "bob": "battery staple"}
+
+# `python FILE`, with another port than Sanic's default.
+AT_PORT = """
+import functools, runpy, sys
+from sanic import Sanic
+Sanic.run = functools.partialmethod(Sanic.run, port=int(sys.argv.pop(1)))
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def header(source: Path) -> dict[str, str]:
+    """Return the three lines at the top of an example, by name."""
+    text = source.read_text()
+    lines = text.split('"""')[1].splitlines() if source.suffix == ".py" else text.replace("// ", "").splitlines()[:3]
+    shows, run, attempt = (line for line in lines if line)
+    assert run.startswith("Run: ")
+    assert attempt.startswith("Try: ")
+    return {"shows": shows, "run": run.removeprefix("Run: "), "try": attempt.removeprefix("Try: ")}
+
+
+def until(fact: Callable[[], object], explain: Callable[[], str] = str) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not fact():
+        assert time.monotonic() < deadline, explain()
+        time.sleep(0.02)
+
+
+@dataclass
+class Example:
+    """An example that is served."""
+
+    url: str
+    nats: NatsServer
+    log: Path
+
+    def subscribed(self, subject: str) -> None:
+        """Wait until NATS has the subscription."""
+        until(lambda: subject in self.nats.subscriptions(), self.log.read_text)
+
+    def publish(self, subject: str, payload: str) -> None:
+        run = ["python", "examples/publish.py", subject, payload]
+        environment = os.environ | {"NATS_URL": self.nats.url}
+        subprocess.run(command(run), cwd=ROOT, env=environment, check=True, timeout=START_SECONDS)
+
+    def publish_as_in(self, source: Path) -> None:
+        """Publish with the command from the header of the example."""
+        _, _, arguments = header(source)["try"].partition("python examples/publish.py ")
+        subject, payload = shlex.split(arguments)
+        self.publish(subject, payload)
+
+    def post(self, path: str, body: bytes = b"", **headers: str) -> int:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        request = urllib.request.Request(f"{self.url}{path}", body, named, method="POST")
+        try:
+            with urllib.request.urlopen(request, timeout=WAIT_SECONDS) as response:
+                return int(response.status)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+
+
+def command(arguments: list[str]) -> list[str]:
+    """Return a command with the programs of this environment."""
+    program = {"python": sys.executable, "sanic": str(Path(sys.executable).with_name("sanic"))}
+    return [program[arguments[0]], *arguments[1:]]
+
+
+@contextlib.contextmanager
+def running(name: str, nats: NatsServer, folder: Path, **environment: str) -> Iterator[Example]:
+    """Serve an example by the command in its header, at a free port."""
+    port = free_port()
+    words = shlex.split(header(SOURCES[name])["run"])
+    words = [word for word in words if not re.match("[A-Z]+=", word)]
+    if words[0] == "python":
+        arguments = [sys.executable, "-c", AT_PORT, str(port), *words[1:]]
+    else:
+        arguments = [*command(words), "--port", str(port)]
+    workers = int(words[words.index("--workers") + 1]) if "--workers" in words else 1
+    example = Example(f"http://127.0.0.1:{port}/", nats, folder / "log")
+    variables: Mapping[str, str] = os.environ | {"SANIC_NATS_BRIDGE_SERVERS": nats.url} | environment
+    with example.log.open("wb") as log:
+        # Sanic's manager may kill its whole process group, which must not be that of the tests.
+        process = subprocess.Popen(arguments, cwd=ROOT, env=variables, stdout=log, stderr=log, start_new_session=True)
+    try:
+        ready = b"Worker ready"
+        until(lambda: process.poll() is not None or example.log.read_bytes().count(ready) >= workers)
+        assert process.poll() is None, example.log.read_text()
+        yield example
+    finally:
+        process.terminate()
+        try:
+            process.wait(START_SECONDS)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    """Open pages that must not raise an error."""
+    errors: list[str] = []
+    with browser.new_context() as context:
+        context.on("weberror", lambda error: errors.append(str(error.error)))
+        yield context
+    assert errors == []
+
+
+def opened(context: BrowserContext, url: str) -> Page:
+    page = context.new_page()
+    page.goto(url)
+    return page
+
+
+def shows(shown: Locator, text: str | list[str]) -> None:
+    expect(shown).to_have_text(text, timeout=LATE)
+
+
+def is_visible(shown: Locator) -> None:
+    expect(shown).to_be_visible(timeout=LATE)
+
+
+def test_every_example_is_in_the_table_as_its_header_says() -> None:
+    rows = re.findall(
+        r"^\| \[(.+?)\]\((.+?)\) \| (.+?) \| `(.+)` \|$", (EXAMPLES / "README.md").read_text(), re.MULTILINE
+    )
+    assert {name for name, *_ in rows} == SOURCES.keys()
+    for name, link, shows, run in rows:
+        source = SOURCES[name]
+        assert EXAMPLES / link == source
+        stated = header(source)
+        assert f"{shows}." == stated["shows"].replace("``", "`")
+        assert run == stated["run"]
+
+
+def test_every_file_belongs_to_an_example() -> None:
+    names = {path.name for path in EXAMPLES.iterdir()} - {"README.md", "__pycache__"}
+    assert names == SOURCES.keys()
+
+
+def test_hello_has_at_most_ten_lines_of_code() -> None:
+    code = re.sub(r'^ *""".*?"""$', "", SOURCES["hello.py"].read_text(), flags=re.DOTALL | re.MULTILINE)
+    lines = [line for line in code.splitlines() if line.strip()]
+    assert lines[-1] == "app.run(single_process=True)"
+    assert len(lines) <= 10
+
+
+def test_hello(shared_nats: NatsServer, context: BrowserContext, tmp_path: Path) -> None:
+    with running("hello.py", shared_nats, tmp_path) as example:
+        page = opened(context, example.url)
+        example.subscribed("hello.>")
+        example.publish_as_in(SOURCES["hello.py"])
+        shows(page.locator("body"), "Hi")
+
+
+def test_event_source(nats_server: NatsServer, context: BrowserContext, tmp_path: Path) -> None:
+    with running("event_source.py", nats_server, tmp_path) as example:
+        requested: list[str] = []
+        context.on("request", lambda request: requested.append(request.url.removeprefix(example.url)))
+        page = opened(context, example.url)
+        state, prices = page.locator("#state"), page.locator("#prices li")
+        shows(state, "Live")
+        example.subscribed("prices.*")
+        example.publish_as_in(SOURCES["event_source.py"])
+        shows(prices, ["tea: 3"])
+        example.publish("prices.milk", '{"euros": 1}')
+        example.publish("prices.tea", '{"euros": 4}')
+        shows(prices, ["milk: 1", "tea: 4"])
+        nats_server.restart()
+        shows(state, "Some prices were missed")
+        assert {url for url in requested if url != "favicon.ico"} == {"", "nats/events?subjects=prices.*"}
+
+
+def test_orders(nats_server: NatsServer, context: BrowserContext, tmp_path: Path) -> None:
+    with running("orders.py", nats_server, tmp_path) as example:
+        pages = [opened(context, example.url) for _ in range(2)]
+        for page in pages:
+            shows(page.locator("output"), "Live")
+        example.subscribed("orders.*")
+        pages[0].fill("input", "<b>tea</b>")
+        pages[0].click("button")
+        for page in pages:
+            shows(page.locator("li"), ["<b>tea</b>"])
+        shows(pages[0].locator("output"), "Ordered")
+
+        order = b'{"item": "tea"}'
+        assert example.post("orders", order, Content_Type="application/json") == 202
+        assert example.post("orders", order, Content_Type="text/plain") == 415
+        for wrong in (b"[]", b"{", b"{}", b'{"item": 1}', b'{"item": ""}'):
+            assert example.post("orders", wrong, Content_Type="application/json") == 400
+        nats_server.stop()
+        until(lambda: example.post("orders", order, Content_Type="application/json") == 503, example.log.read_text)
+
+
+def test_login(shared_nats: NatsServer, browser: Browser, context: BrowserContext, tmp_path: Path) -> None:
+    with running("login", shared_nats, tmp_path, PASSWORDS=json.dumps(PASSWORDS)) as example:
+
+        def log_in(context: BrowserContext, user: str) -> Page:
+            page = opened(context, example.url)
+            page.fill("[name=user]", user)
+            page.fill("[name=password]", PASSWORDS[user])
+            page.click("button")
+            shows(page.locator("output"), "connected")
+            return page
+
+        page = opened(context, example.url)
+        page.fill("[name=user]", "ada")
+        page.fill("[name=password]", PASSWORDS["bob"])
+        page.click("button")
+        shows(page.locator("output"), "Wrong user or password")
+        assert context.cookies() == []
+
+        page = log_in(context, "ada")
+        (cookie,) = context.cookies()
+        assert (cookie["httpOnly"], cookie["sameSite"], cookie["secure"]) == (True, "Lax", False)
+        example.subscribed("users.ada.>")
+        example.subscribed("teams.red.>")
+        with browser.new_context() as other:
+            page_of_bob = log_in(other, "bob")
+            example.subscribed("users.bob.>")
+            example.publish("users.bob.inbox", "Hi")
+            example.publish("teams.red.drafts.a", "secret")
+            example.publish("teams.red.plans", "ready")
+            example.publish_as_in(SOURCES["login"])
+            shows(page.locator("li"), ['me.inbox: "Hi"', 'team.plans: "ready"'])
+            shows(page_of_bob.locator("li"), ['me.inbox: "Hi"'])
+
+            assert refusals(example, cookie["value"]) == ["subject.forbidden"] * 3
+            assert close_code(example, "guessed") == 4401
+            assert example.post("login", b"", Sec_Fetch_Site="cross-site") == 403
+            assert example.post("logout", b"", Sec_Fetch_Site="cross-site") == 403
+
+            second = opened(context, example.url)
+            shows(second.locator("output"), "connected")
+            second.click("button")
+            is_visible(second.locator("[name=user]"))
+            is_visible(page.locator("a"))
+            shows(page.locator("li"), [])
+            assert context.cookies() == []
+            shows(page_of_bob.locator("output"), "connected")
+            shows(page_of_bob.locator("li"), ['me.inbox: "Hi"'])
+        page.click("a")
+        is_visible(page.locator("[name=user]"))
+
+
+def websocket(example: Example, cookie: str) -> ClientConnection:
+    """Connect as the page of a browser that has this cookie."""
+    url = f"{example.url.replace('http', 'ws')}nats/stream"
+    return connect(url, additional_headers={"Cookie": f"login={cookie}"})
+
+
+def refusals(example: Example, cookie: str) -> list[str]:
+    """Ask for another user's subjects, and for one's own by their real name; return the codes of the replies."""
+    codes = []
+    with websocket(example, cookie) as connection:
+        connection.recv(WAIT_SECONDS)
+        for subject in ("users.bob.inbox", "teams.blue.>", "users.ada.inbox"):
+            connection.send(json.dumps({"action": "subscribe", "subjects": [subject]}))
+            codes.append(json.loads(connection.recv(WAIT_SECONDS))["code"])
+    return codes
+
+
+def close_code(example: Example, cookie: str) -> int | None:
+    with websocket(example, cookie) as connection:
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                connection.recv(WAIT_SECONDS)
+        return connection.close_code
+
+
+def test_workers(shared_nats: NatsServer, context: BrowserContext, tmp_path: Path) -> None:
+    with running("workers.py", shared_nats, tmp_path) as example:
+        page = opened(context, example.url)
+        shows(page.locator("output"), "Live")
+        until(lambda: shared_nats.subscriptions().count("jobs.new") == 2, example.log.read_text)
+        rows, jobs = page.locator("li"), 0
+        # NATS chooses at random, so the second worker is chosen sooner or later.
+        while len(set(rows.all_text_contents())) < 2:
+            page.click("button")
+            jobs += 1
+            expect(rows).to_have_count(jobs, timeout=LATE)
+
+
+def test_node(shared_nats: NatsServer, tmp_path: Path) -> None:
+    node = shutil.which("node")
+    assert node is not None, "make test installs node"
+    folder = tmp_path / "examples" / "node"
+    shutil.copytree(EXAMPLES / "node", folder, ignore=shutil.ignore_patterns("node_modules"))
+    needed = json.loads((folder / "package.json").read_text())["dependencies"]
+    # As npm install makes it, without the registry: the tests' own packages, and a link to the folder that is named.
+    modules = {name: NODE_MODULES / name for name in needed}
+    modules["sanic-nats-bridge"] = (EXAMPLES / "node" / needed["sanic-nats-bridge"].removeprefix("file:")).resolve()
+    assert json.loads((modules["sanic-nats-bridge"] / "package.json").read_text())["name"] == "sanic-nats-bridge"
+    (folder / "node_modules").mkdir()
+    for name, target in modules.items():
+        assert target.is_dir(), f"make test installs {name}"
+        (folder / "node_modules" / name).symlink_to(target)
+    _, _, run = header(SOURCES["node"])["run"].partition(" && node ")
+    with running("hello.py", shared_nats, tmp_path) as example:
+        arguments = shlex.split(run.replace("http://127.0.0.1:8000/", example.url))
+        with subprocess.Popen([node, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                example.subscribed("hello.>")
+                example.publish("hello.world", "Hi")
+                assert process.stdout is not None
+                assert process.stdout.readline() == 'hello.world "Hi"\n'
+                process.send_signal(signal.SIGINT)
+                assert process.wait(WAIT_SECONDS) == 0
+            finally:
+                process.kill()
