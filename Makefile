@@ -1,5 +1,8 @@
 # make run     serve the example app at http://127.0.0.1:5001 (ARGS="--port 5002 --workers 2")
-# make test    run the tests, browser included (ARGS="-k session")
+# make test    run all tests, browsers included (ARGS="-k session")
+# make test-fast   run the unit tests, which need no system packages, npm, browser or root
+# make test-tools  run the tests of the benchmarks and the faults in full
+# make long    run the fuzzers and the random walk for long
 # make check   formatting, lint, types and prose
 # make docs    build the docs site into build/site
 # make format  format the code
@@ -22,7 +25,7 @@ PARALLEL := -n 3 --dist loadfile
 TEST_PACKAGES := chromium:chromium libatomic.so.1:libatomic1 firefox-esr:firefox-esr nginx:nginx-light \
 	haproxy:haproxy ip:iproute2 node:nodejs npm:npm
 
-.PHONY: run test check docs format faults bench bench-panini clean
+.PHONY: run test test-fast test-tools long check docs format faults bench bench-panini clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.run
@@ -32,6 +35,18 @@ test: $(VENV)/.dev
 	@.ci/packages $(TEST_PACKAGES)
 	@$(MAKE) --no-print-directory $(NODE)/node_modules/.made
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+
+# The lane is the folder: a test belongs into tests/unit if it needs Python packages only, and waits for nothing.
+test-fast: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 tests/unit $(ARGS)
+
+test-tools: $(VENV)/.dev
+	@.ci/packages $(TEST_PACKAGES)
+	TOOLS_IN_FULL=1 $(BIN)/python -m pytest tests/tools tests/system/test_fleet.py tests/system/test_rolling.py $(ARGS)
+
+long: $(VENV)/.dev
+	RANDOM_STEPS=100000 FUZZED_CONNECTIONS=5000 $(BIN)/python -m pytest --timeout 3600 \
+		tests/integration/test_random_walk.py tests/integration/test_frame_fuzz.py $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -49,9 +64,6 @@ format: $(VENV)/.dev
 
 faults: $(VENV)/.dev
 	$(BIN)/python -m tools.faults $(ARGS)
-ifeq ($(strip $(ARGS)),)
-	RANDOM_STEPS=100000 $(BIN)/python -m pytest tests/integration/test_random_walk.py
-endif
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m tools.benchmarks $(ARGS)

@@ -297,7 +297,7 @@ class Session:
             self.send(Gap(subjects=patterns, lost=None, reason="nats_reconnect"))
 
     def send_connected(self, status: bytes) -> None:
-        """Write the status "connected" if every subscription is live; otherwise `subscription_active` sends it later.
+        """Write the status "connected" if every subscription is active; otherwise `subscription_active` sends it later.
 
         Args:
             status: The encoded status frame, which all sessions of one wire format share.

@@ -98,7 +98,7 @@ class Block:
 
 @dataclass
 class Step:
-    """Something that the reader does or sees between the blocks."""
+    """An action or observation of the reader between the blocks."""
 
     line: int
     text: str

@@ -1,6 +1,7 @@
 """Tests of the faults by counts, against real servers. No test checks a time."""
 
 import dataclasses
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -41,6 +42,17 @@ def test_faults_are_injected_checked_and_reported(
     written = (tmp_path / "reliability.md").read_text()
     for name in faults:
         assert f"\n| {name} |" in written
+
+
+NAMES = list(CATALOGUE) if "TOOLS_IN_FULL" in os.environ else ["sigstop"]
+"""The faults to inject: all in ``make test-tools``."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_message_is_lost_silently(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, name, "--small", "--rounds", "1") == 0, capsys.readouterr().out
 
 
 def test_a_control_run_without_a_lost_message_makes_the_command_fail(
