@@ -81,10 +81,10 @@ def seen_of(numbers: Sequence[int], monkeypatch: pytest.MonkeyPatch) -> Outcome:
     return outcome
 
 
-def made_up(**figures: Sequence[float]) -> Results:
+def made_up(**metrics: Sequence[float]) -> Results:
     """Return results with one round for each pair of values, the first for `ONE`, the second for `OTHER`."""
     results = Results({"CPU": "made up"})
-    for name, values in figures.items():
+    for name, values in metrics.items():
         for key, value, number in zip((ONE, OTHER) * len(values), values, range(len(values)), strict=False):
             results.runs.append(Run(*key, round=number // 2, metrics={name: value}))
     return results
