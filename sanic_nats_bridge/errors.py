@@ -67,7 +67,7 @@ class CloseCode(IntEnum):
 
     @property
     def reconnect(self) -> bool:
-        """Whether the client may reconnect without a change on its side."""
+        """True if the client may reconnect without a change on its side."""
         return self not in (
             CloseCode.TOO_BIG,
             CloseCode.UNSUPPORTED,
@@ -77,7 +77,7 @@ class CloseCode(IntEnum):
 
     @property
     def drops_pending(self) -> bool:
-        """Whether messages that were received, but not written yet, are dropped."""
+        """True if messages that were received, but not written yet, are dropped."""
         return self in (CloseCode.UNAUTHORIZED, CloseCode.FORBIDDEN)
 
 

@@ -112,7 +112,7 @@ class Settings:
     retry: float = _option(2.0, validators.seconds(0.1))
     """Seconds before a client reconnects, at least; twice as long at most."""
     reconnect_spread: float = _option(10.0, validators.seconds(0))
-    """Seconds over which the clients of a worker that stops are told to reconnect."""
+    """Seconds over which the clients of a worker that stops reconnect."""
     unsubscribe_delay: float = _option(1.0, validators.seconds(0))
     """Seconds before unsubscribing from NATS after the last subscriber leaves."""
     confirm_timeout: float = _option(5.0, validators.seconds(0))
@@ -140,15 +140,15 @@ class Settings:
     max_pending_bytes: int = _option(1_048_576, validators.integer(1024))
     """The largest number of bytes buffered for one client before its messages are skipped."""
     overflow: str = _option("gap", validators.one_of("gap", "latest", "close"))
-    """What a client over ``max_pending_bytes`` gets: ``gap``, ``latest`` or ``close``."""
+    """The treatment of a client over ``max_pending_bytes``: ``gap``, ``latest`` or ``close``."""
     write_timeout: float = _option(20.0, validators.seconds(0.1))
     """Seconds after which a client that accepts no data is disconnected."""
     flush_interval: float = _option(0.0, validators.seconds(0, 1))
     """Seconds for which messages are gathered into one write; 0 gathers those of one turn of the event loop."""
     ready_needs_nats: bool = _option(False, validators.boolean)
-    """Whether ``/health/ready`` returns 503 while NATS is disconnected."""
+    """True if ``/health/ready`` returns 503 while NATS is disconnected."""
     metrics: bool = _option(False, validators.boolean)
-    """Whether ``/metrics`` is served."""
+    """True if ``/metrics`` is served."""
 
     name: str = _option("sanic-nats-bridge", validators.string)
     """The name of the connection in NATS's monitoring."""
@@ -178,7 +178,7 @@ class Settings:
     tls_hostname: str | None = _option(None, validators.string)
     """The name expected in the server's certificate."""
     tls_handshake_first: bool = _option(False, validators.boolean)
-    """Whether TLS begins before the server's INFO."""
+    """True if TLS begins before the server's INFO."""
     connect_timeout: float = _option(2.0, validators.seconds(0.1))
     """Seconds that one attempt to connect may take."""
     ping_interval: float = _option(4.0, validators.seconds(0.1))
@@ -241,7 +241,7 @@ class Settings:
 
     @property
     def low_water_bytes(self) -> int:
-        """The number of buffered bytes below which a client is no slow consumer any more."""
+        """The number of buffered bytes below which a client stops being a slow consumer."""
         return self.high_water_bytes // 4
 
     @property
@@ -251,7 +251,7 @@ class Settings:
 
     @property
     def tls_only(self) -> bool:
-        """Whether every server must speak TLS, even if its URL doesn't request it."""
+        """True if every server must speak TLS, even if its URL doesn't request it."""
         return bool(self.tls or self.tls_ca or self.tls_cert or self.tls_hostname or self.tls_handshake_first)
 
     def tls_context(self) -> ssl.SSLContext | None:

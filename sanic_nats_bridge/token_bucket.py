@@ -6,7 +6,7 @@ __all__ = ["TokenBucket"]
 class TokenBucket:
     """A bucket that fills with ``rate`` tokens per second up to ``burst``; each event takes one.
 
-    The bucket may go into debt, down to ``burst`` below zero. So a client that ignores rejections is told apart
+    The bucket may go into debt, down to ``burst`` below zero. This distinguishes a client that ignores rejections
     from one that was slightly too fast. Times are those of a monotonic clock, in seconds.
     """
 
@@ -27,7 +27,7 @@ class TokenBucket:
 
     @property
     def overdrawn(self) -> bool:
-        """Whether the debt exceeds its limit."""
+        """True if the debt exceeds its limit."""
         return self._tokens < -self._burst
 
     def wait(self, now: float) -> float:

@@ -15,27 +15,30 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "usual"))
 
 @pytest.fixture(scope="session")
 def shared_nats() -> Iterator[NatsServer]:
-    """A nats-server for the tests that do not harm it; whoever uses it subscribes to subjects of its own."""
+    """Start a nats-server for all tests that don't harm it; each test uses subjects of its own."""
     with NatsServer() as server:
         yield server
 
 
 @pytest.fixture
 def nats_server() -> Iterator[NatsServer]:
-    """A nats-server for one test."""
+    """Start a nats-server for one test."""
     with NatsServer() as server:
         yield server
 
 
 @pytest.fixture
 def server() -> ServerName:
-    """Which server the ``bridge`` runs in; modules whose tests hold in several have one of their own."""
+    """Return the name of the server that runs the ``bridge``.
+
+    Modules with tests for several servers override this fixture.
+    """
     return "sanic"
 
 
 @pytest.fixture
 async def bridge(shared_nats: NatsServer, server: ServerName) -> AsyncIterator[Bridge]:
-    """An app with a bridge that opens everything, served in this event loop, connected to NATS."""
+    """Serve an app with a bridge that allows every subject, in this event loop, connected to NATS."""
     async with running(servers=shared_nats.url, subscribe=[">"], unsubscribe_delay=0.1, server=server) as served:
         yield served
 

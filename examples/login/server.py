@@ -103,7 +103,7 @@ app.static("/page.js", FOLDER / "page.js")
 
 @app.middleware("request")
 async def reject_foreign_forms(request: Request) -> None:
-    """Reject what pages of other sites send, such as a form that logs a visitor in as somebody else."""
+    """Reject what pages of other sites send, such as a form that logs a visitor in as another user."""
     if request.method == "POST" and request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
         raise Forbidden("This form belongs to another site")
 

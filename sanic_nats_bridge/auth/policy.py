@@ -1,4 +1,4 @@
-"""Judges the patterns of a command before NATS hears of them."""
+"""The policy for the patterns of a command, applied before a SUB is sent."""
 
 from collections.abc import Collection, Sequence
 

@@ -31,7 +31,7 @@ export interface Reply {
   code?: string;
   message: string;
   subjects?: string[];
-  /** Whether NATS has the subscription already. */
+  /** True if NATS has the subscription already. */
   active?: boolean;
 }
 
@@ -112,7 +112,7 @@ export interface ClientStatus {
   state: "connecting" | "connected" | "waiting" | "closed";
   /** The transport in use, or the one that the client tries. */
   transport: Transport;
-  /** Whether the event stream is shared with other tabs. */
+  /** True if the event stream is shared with other tabs. */
   shared?: boolean;
   /** The bridge's connection to NATS. */
   nats?: NatsState;

@@ -230,7 +230,7 @@ class Subscription {
 /** A connection from its start to its end. A client has one after another. */
 class Connection {
   open = true;
-  /** Whether the event stream is that of several tabs. */
+  /** True if the event stream is that of several tabs. */
   shared = false;
   /** Index of its transport in the option `transports`. */
   index = 0;
@@ -365,7 +365,7 @@ class EventStreamConnection extends Connection {
     source.onerror = () => (source.readyState === 2 ? this.#endByStatus() : this.end({ reason: "ended" }));
   }
 
-  /** End the connection by the HTTP status of the refusal, which an EventSource doesn't tell. */
+  /** End the connection by the HTTP status of the refusal, which an EventSource hides. */
   async #endByStatus() {
     const { status } = await this.#request("events", { method: "HEAD" }).catch(() => ({ status: 0 }));
     const final = /^4(?!08|29)/.test(`${status}`); // 408 and 429 are temporary
@@ -383,7 +383,7 @@ class EventStreamConnection extends Connection {
       const frame = await response.json();
       if (this.open) this.onframe(frame);
       reply = { ...frame, retry: 1000 * Number(response.headers.get("retry-after")) };
-    } catch {} // the reply tells
+    } catch {} // the failed reply is the report
     this.resolve(command.id, reply);
   }
 
@@ -478,7 +478,7 @@ class Client extends ClientEventTarget {
   #index = 0;
   /** The transport that has worked, and the time until which it is tried first. */
   #remembered = { index: 0, until: 0 };
-  /** Whether the first transport has worked. */
+  /** True if the first transport has worked. */
   #firstHasWorked = false;
   #failures = 0;
   #receivedAt = 0;
@@ -489,7 +489,7 @@ class Client extends ClientEventTarget {
   #canShare;
   /** @type {typeof SharedStream | undefined} */
   #SharedStream;
-  /** Whether the tab that has the shared stream doesn't answer. */
+  /** True if the tab that has the shared stream doesn't answer. */
   #leaderIsSilent = false;
 
   /** @type {Map<string, Interest>} */
@@ -927,7 +927,7 @@ class Client extends ClientEventTarget {
   }
 
   /**
-   * Refuse the patterns that a failed reply names. If it doesn't tell which, halve the next command.
+   * Refuse the patterns that a failed reply names. If it names none, halve the next command.
    *
    * @param {string[]} asked
    * @param {string[]} named

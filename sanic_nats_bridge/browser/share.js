@@ -8,7 +8,7 @@
 /** @import * as Api from "./client.d.ts" */
 
 /**
- * @typedef {object} Listener What a tab hears of the stream.
+ * @typedef {object} Listener The callbacks of a tab for the stream.
  * @property {(frame: Api.Frame) => void} receive
  * @property {(status: Api.ClientStatus) => void} onstatus The leader's connection has changed.
  * @property {() => void} stopWaiting The leader answers.
@@ -121,7 +121,7 @@ class Leader {
     this.#signal = signal;
     this.#channel.onmessage = ({ data }) => data.from && this.#receive(data);
     client.addEventListener("frame", ({ detail }) => {
-      // Replies go to one tab. The other two types come as events of the client, which has more to say.
+      // Replies go to one tab. The other two types are events of the client, with more details.
       if (!["reply", "unsubscribed", "close"].includes(detail.type)) this.#post({ frame: detail });
     });
     client.addEventListener("unsubscribed", ({ detail }) => this.#post({ frame: detail }));

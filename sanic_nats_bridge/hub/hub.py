@@ -69,7 +69,7 @@ class Hub:
         self._unanswered: set[Interest] = set()
         self._up = False
         self.connected = False
-        """Whether NATS has answered for every pattern since the connection was established."""
+        """True if NATS has answered for every pattern since the connection was established."""
 
     @property
     def patterns(self) -> tuple[str, ...]:
@@ -115,7 +115,7 @@ class Hub:
                 interest.unsubscribe_timer = loop.call_later(self._unsubscribe_delay, self._unsubscribe, interest)
 
     def attach(self, subscriber: Subscriber, claimed: Iterable[tuple[Interest, Grant]]) -> list[View]:
-        """Deliver messages of claimed interests to the subscriber, as its grants say; it takes over the claims."""
+        """Deliver messages of claimed interests to the subscriber, as its grants allow; it takes over the claims."""
         self.flush()
         return [interest.add(subscriber, grant) for interest, grant in claimed]
 

@@ -27,7 +27,7 @@ class Subscriber(Protocol):
     """A session, as the hub uses it."""
 
     is_writable: bool
-    """Whether the client's buffer is below its limit; otherwise its messages are skipped."""
+    """True if the client's buffer is below its limit; otherwise its messages are skipped."""
 
     @property
     def wire_format(self) -> WireFormat:

@@ -31,7 +31,7 @@ class Metric:
 
     @property
     def grows(self) -> bool:
-        """Whether the metric is a counter; otherwise it is a gauge."""
+        """True if the metric is a counter; otherwise it is a gauge."""
         return self.name.endswith("_total")
 
 

@@ -58,7 +58,7 @@ class WorkerFile(NamedTuple):
     worker: str
     content: bytes
     alive: bool
-    """Whether that process is alive."""
+    """True if that process is alive."""
 
 
 class WorkerFiles:

@@ -210,7 +210,7 @@ def close_frame(code: CloseCode, reason: str, *, retry: float, spread: float) ->
     """Return the last frame of a session that the bridge ends.
 
     Args:
-        code: The close code, which says whether the client may reconnect.
+        code: The close code; `CloseCode.reconnect` is true if the client may reconnect.
         reason: The reason, for people.
         retry: Seconds before the client reconnects, at least; twice as long at most.
         spread: Seconds over which the clients of a worker that stops are to reconnect.

@@ -60,7 +60,7 @@ def _respond(request: Request, text: EncodedText, caching: str) -> HTTPResponse:
     }
     if _matches(request.headers.getall("if-none-match", []), chosen.etag):
         return HTTPResponse(None, _NOT_MODIFIED, headers)
-    headers["content-length"] = str(len(chosen.body))  # Sanic leaves it out under ASGI
+    headers["content-length"] = str(len(chosen.body))  # Sanic omits it under ASGI
     if chosen.coding != IDENTITY:
         headers["content-encoding"] = chosen.coding
     return HTTPResponse(chosen.body, 200, headers, _CONTENT_TYPE)

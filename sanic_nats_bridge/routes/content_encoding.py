@@ -1,4 +1,4 @@
-"""Content codings: a text compressed by each of them, and the choice by ``Accept-Encoding`` (RFC 9110, 12.5.3)."""
+"""Content codings: the encoded bodies of a document, and the choice by ``Accept-Encoding`` (RFC 9110, 12.5.3)."""
 
 import contextlib
 import gzip
@@ -19,7 +19,7 @@ _WEIGHTED = re.compile(r"\s*([\w!#$%&'*+.^`|~-]+)\s*(?:;\s*[qQ]=(0(?:\.\d{0,3})?
 
 @dataclass(frozen=True, slots=True)
 class Representation:
-    """A text in one content coding."""
+    """A document in one content coding."""
 
     coding: str
     body: bytes
@@ -27,7 +27,7 @@ class Representation:
 
 
 class EncodedText:
-    """A text in all content codings that are available, compressed once."""
+    """A document in all available content codings, compressed once."""
 
     def __init__(self, text: bytes) -> None:
         self._representations = {coding: _represent(coding, body) for coding, body in _encode(text)}
@@ -50,7 +50,7 @@ def choose_coding(accepted: Iterable[str], available: Sequence[str]) -> str:
 
 
 def _weights(accepted: Iterable[str]) -> Iterator[tuple[str, float]]:
-    """Yield codings with their weights, malformed ones left out."""
+    """Yield the codings with their weights; skip malformed ones."""
     for value in accepted:
         for item in value.split(","):
             if weighted := _WEIGHTED.fullmatch(item):

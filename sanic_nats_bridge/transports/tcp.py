@@ -20,7 +20,7 @@ def set_user_timeout(transport: asyncio.Transport, seconds: float) -> None:
 def has_unacknowledged_data(transport: asyncio.Transport) -> bool:
     """Return whether the kernel holds bytes that the client, or a proxy before it, has not acknowledged.
 
-    Always false if the platform or the transport can't tell.
+    Always false if the platform or the transport can't report it.
     """
     connection = transport.get_extra_info("socket")
     if not sys.platform.startswith("linux") or connection is None:

@@ -45,7 +45,7 @@ one_browser = pytest.mark.parametrize("browser", ["chromium"], indirect=True)
 """For the client's own logic, which is the same in every browser."""
 
 chromium_only = one_browser
-"""For what only Playwright's Chromium lets a test do. Each test says what."""
+"""Mark for tests that need features of Playwright's Chromium. Each test names the feature."""
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module", params=BROWSERS)
@@ -63,9 +63,9 @@ async def module_profile(browser: Browser) -> AsyncIterator[Profile]:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def profile(module_profile: Profile) -> AsyncIterator[Profile]:
-    """A profile whose pages must neither raise an error nor break their policy.
+    """Yield a profile and fail the test if a page raised an error or broke its policy.
 
-    Its storage is that of all tests, but each has an origin of its own.
+    All tests share its storage, but each test has an origin of its own.
     """
     yield module_profile
     await module_profile.close_tabs()
@@ -269,7 +269,7 @@ async def test_silence_is_noticed_within_two_heartbeats_and_after_a_sleep(
             await tab.evaluate("nats.close()")
 
 
-@chromium_only  # its protocol for developers tells which processes have the pages
+@chromium_only  # its DevTools protocol reports which processes host the pages
 async def test_frames_that_waited_for_a_frozen_page_are_not_lost(
     browser: Chromium, profile: Profile, shared_nats: NatsServer, publisher: Publisher
 ) -> None:
@@ -289,7 +289,7 @@ async def test_frames_that_waited_for_a_frozen_page_are_not_lost(
             assert await tab.evaluate("seen('gap')") == []
 
 
-@chromium_only  # its protocol for developers tells which processes have the pages
+@chromium_only  # its DevTools protocol reports which processes host the pages
 async def test_a_connection_that_died_while_the_page_was_frozen_is_noticed(
     browser: Chromium, profile: Profile, shared_nats: NatsServer, publisher: Publisher
 ) -> None:
@@ -395,7 +395,7 @@ async def test_credentials_that_are_refused_are_asked_for_again_with_a_backoff(
         assert await tab.evaluate("asked") == 3
         waits = "seen('status').filter(({ state }) => state === 'waiting').map(({ retry }) => retry)"
         assert await tab.evaluate(waits) == [0, 500]
-        # An EventSource that is refused doesn't tell why: HEAD does.
+        # A rejected EventSource doesn't expose the reason: HEAD does.
         streams = [method for method in methods if method != "POST"]
         assert streams == {"websocket": ["GET"] * 3, "sse": ["GET", "HEAD", "GET", "HEAD", "GET"]}[transport]
 
@@ -570,33 +570,51 @@ async def open_shared(profile: Profile, url: str, share: str, *patterns: str) ->
     return tab
 
 
-async def test_tabs_share_one_stream(
-    browser: Browser, profile: Profile, shared_nats: NatsServer, publisher: Publisher
+FRAMES = """async ([count, options, pattern]) => {
+  const open = () => new Promise((resolve) => {
+    const frame = document.createElement("iframe");
+    frame.src = "/";
+    frame.onload = () => resolve(frame.contentWindow);
+    document.body.append(frame);
+  });
+  window.pages = await Promise.all(Array.from({ length: count }, open));
+  await Promise.all(pages.map((page) => page.begin(options, pattern)));
+  await Promise.all(pages.map((page) => page.followed[0].ready));
+}"""
+"""Opens pages in frames: they have clients of their own, and are cheaper than tabs."""
+
+
+async def test_a_leader_and_fifty_other_pages_share_one_stream(
+    profile: Profile, shared_nats: NatsServer, publisher: Publisher
 ) -> None:
-    # More than the connections that a browser makes to one host. Firefox opens tabs slowly.
-    count = 50 if isinstance(browser, Chromium) else 8
     subject = publisher.subject("a")
     async with serving(shared_nats) as (bridge, box):
         leader = await open_shared(profile, box.url, "ada", subject)
-        tabs = await asyncio.gather(*(open_shared(profile, box.url, "ada", subject) for _ in range(count - 1)))
+        # With their frames they are many more than the connections that a browser makes to one host.
+        tabs = [await open_shared(profile, box.url, "ada", subject) for _ in range(2)]
+        for tab in tabs:
+            await tab.evaluate(FRAMES, [24, {"transports": ["sse"], "share": "ada"}, subject])
+            await tab.evaluate("pages.push(window), 0")
         other = await open_shared(profile, box.url, "bob", publisher.subject("b"))
         assert box.streams == 2
         assert len(bridge.extension.sessions) == 2
         await publisher.send(subject, b"1")
-        for tab in (leader, *tabs):
-            await true(tab, "messages.length === 1")
+        await true(leader, "messages.length === 1")
+        for tab in tabs:
+            await true(tab, "pages.every(({ messages }) => messages.length === 1)")
         await leader.close()
         for tab in tabs:
-            await true(tab, "seen('gap').length")
+            await true(tab, "pages.every(({ seen }) => seen('gap').length)")
             # By the lock that the leader has left, not by a timeout.
-            assert await tab.evaluate("seen('status').some(({ state }) => state === 'waiting')") is False
+            assert await tab.evaluate("pages.some((page) => page.seen('status').some(({ reason }) => reason))") is False
         await until(
             lambda: sorted(set(s.subscriptions) == {subject} for s in bridge.extension.sessions) == [False, True]
         )
         await publisher.send(subject, b"2")
         for tab in tabs:
-            await true(tab, "messages.length === 2")
+            await true(tab, "pages.every(({ messages }) => messages.length === 2)")
             assert await tab.evaluate(RECONNECT_GAP) == [[[subject], None, "reconnect"]]
+            assert await tab.evaluate("pages.every(({ seen }) => seen('gap').length === 1)") is True
         assert await other.evaluate("messages.length") == 0
         assert box.streams == 3
 

@@ -123,7 +123,7 @@ async def test_a_stream_that_is_refused_says_why(shared_nats: NatsServer) -> Non
 
 
 async def evaluated(bridge: Bridge, transport: str, body: str) -> Any:
-    """What the body returns, once nothing of the client's keeps the process alive."""
+    """Return the result of the body after the client's process has ended by itself."""
     async with program("evaluate.js", bridge.url, transport, body) as node:
         result = await node.line()
         async with asyncio.timeout(WAIT_SECONDS):
@@ -152,7 +152,7 @@ async def test_a_status_listener_may_close(bridge: Bridge, wanted: str) -> None:
         if (detail.state === "{wanted}") resolve(nats.close());
       }}));
       await turn();
-      // While connected `ws` itself has one, until the server has said goodbye.
+      // While connected, `ws` itself has a timer until the server has closed the connection.
       return [nats.status.state, "{wanted}" === "waiting" && process.getActiveResourcesInfo().includes("Timeout")];
     """
     assert await evaluated(bridge, "websocket", body) == ["closed", False]
@@ -301,7 +301,7 @@ async def test_a_websocket_that_has_worked_is_tried_three_times_before_the_fallb
 
 @pytest.fixture(scope="module")
 def application(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An application that has installed the npm package as it would be published."""
+    """Return the folder of an application that has installed the packed npm package."""
     folder = tmp_path_factory.mktemp("application")
     modules = folder / "node_modules"
     modules.mkdir()

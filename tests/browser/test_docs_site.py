@@ -58,7 +58,7 @@ def url_of(address: str, page: str) -> str:
 
 @pytest.fixture(params=SIZES)
 def tab(request: pytest.FixtureRequest, browser: Browser, address: str) -> Iterator[Page]:
-    """A browser tab in which no page may raise an error, or load anything from another host."""
+    """Open a browser tab, and fail the test if a page raises an error or loads from another host."""
     complaints: list[str] = []
 
     def note(sent: Request) -> None:

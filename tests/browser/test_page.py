@@ -1,4 +1,4 @@
-"""What one can do with the example's page."""
+"""Tests of the example's page."""
 
 import json
 import re
@@ -57,7 +57,10 @@ def rows(page: Page) -> Locator:
 
 
 def texts(shown: Locator) -> list[str]:
-    """Not the inner texts: a row that is not yet drawn has none, by its `content-visibility`."""
+    """Return the text contents.
+
+    A row that isn't drawn yet has no inner text, due to its `content-visibility`.
+    """
     return shown.all_text_contents()
 
 
@@ -423,7 +426,7 @@ def test_its_parts_have_names_and_roles(page: Page, shared_nats: NatsServer) -> 
 def test_it_can_be_read_by_everybody(
     browser: Browser, example: ExampleApp, shared_nats: NatsServer, size: tuple[int, int], scheme: Any
 ) -> None:
-    """By axe-core's rules for WCAG 2.2 AA, and without scrolling sideways."""
+    """Check axe-core's rules for WCAG 2.2 AA and that the page doesn't scroll sideways."""
     assert AXE.is_file(), "make test installs axe-core"
     with opened(browser, example.url, size) as page:
         page.emulate_media(color_scheme=scheme, reduced_motion="reduce")

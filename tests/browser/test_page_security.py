@@ -72,7 +72,7 @@ LONGEST = 960  # characters of a message that are shown unasked
 
 @pytest.fixture
 def watched(browser: Browser, example: ExampleApp) -> Iterator[Page]:
-    """The example's page, in which nothing may run, be asked, or break its policy."""
+    """Open the example's page, and fail the test on a dialog, a foreign request or a policy violation."""
     page = browser.new_page()
     dialogs: list[str] = []
     errors: list[str] = []
@@ -184,7 +184,7 @@ CALL_ON = """(url) => {
 
 @pytest.fixture(scope="module")
 def elsewhere() -> Iterator[str]:
-    """The origin of a page of somebody else."""
+    """Serve an empty page of a foreign site and return its origin."""
 
     class Blank(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -76,13 +76,13 @@ async def test_the_page_works_behind_a_proxy(
             await until(lambda: not gone & set(shared_nats.subscriptions()))
             assert {f"{subject}.{number}" for number in range(4, 8)} <= set(shared_nats.subscriptions())
 
-            # While the app is away its event sources get what they do not take for an end.
+            # While the app is down, its event sources get responses that they don't treat as final.
             tried: list[int] = []
             page.on("response", lambda response: tried.append(response.status) if "/events?" in response.url else None)
             await asyncio.to_thread(example.end, signal.SIGKILL)
             await until(lambda: len(tried) >= 5)
             await asyncio.to_thread(example.start)
-            # It waits for up to 20 s before it comes back.
+            # The client waits for up to 20 s before it reconnects.
             await expect(state).to_have_text("Connected", timeout=3_000 * WAIT_SECONDS)
             await holds(page, "sources.slice(4).every((source) => source.readyState === 1)")
             assert set(tried) == {200}

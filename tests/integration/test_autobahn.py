@@ -18,23 +18,23 @@ from tests.support.bridge import Bridge, running
 # performance (9: Sanic takes 1 MiB), compression (12, 13: it is not negotiated).
 FRAMING, UTF_8, CLOSING = ["1.*", "2.*", "3.*", "4.*", "5.*"], ["6.*"], ["7.*", "10.*"]
 
-# A Close in the middle of a fragmented message: `websockets` answers with 1002, where Autobahn wants its 1000 back.
-# RFC 6455 (section 5.5.1) says only that an endpoint "typically echos" the code; compliance/README.rst of
-# `websockets` names the case as one that fails by intent.
+# A Close in the middle of a fragmented message: `websockets` answers with 1002, but Autobahn expects its 1000. RFC 6455
+# (section 5.5.1) only states that an endpoint "typically echos" the code; compliance/README.rst of `websockets` lists
+# the case as an intended failure.
 FAILS_BY_INTENT = "7.1.5"
 
 _BINARY = b"\x82"
 
 
 async def sanics_echo(_: Request, ws: Websocket) -> None:
-    """An app's own WebSocket route beside those of the bridge."""
+    """Echo messages in an app's own WebSocket route beside the routes of the bridge."""
     with contextlib.suppress(WebsocketClosed):
         async for message in ws:
             await ws.send(message)
 
 
 async def bridges_echo(request: Request, ws: Websocket) -> None:
-    """Reads and writes by the way on which the bridge serves its own clients."""
+    """Echo messages through the transport that serves the bridge's own clients."""
     transport = SanicWebSocketTransport(ws, request.app.ctx.nats_bridge.settings)
     with contextlib.suppress(WebsocketClosed):
         while True:
@@ -63,7 +63,7 @@ async def run_cases(url: str, cases: list[str]) -> list[Any]:
         return failure_reply.results
 
 
-# Group 6 is for the bridge's own way: Sanic's reads no further after a text that is not UTF-8, instead of
+# Group 6 runs on the bridge's own route only: Sanic's stops reading after a message that isn't UTF-8, instead of
 # failing the connection with 1007 (RFC 6455, section 8.1).
 @pytest.mark.parametrize(("echo", "groups", "count"), [("sanic", [], 102), ("bridge", UTF_8, 247)])
 async def test_every_case_passes(echoing: Bridge, echo: str, groups: list[str], count: int) -> None:

@@ -7,7 +7,7 @@ import nats
 import pytest
 from nats.aio.client import DEFAULT_PENDING_SIZE
 
-from sanic_nats_bridge.cluster.control_channel import ControlChannel, NobodyListensError, RequestHandler
+from sanic_nats_bridge.cluster.control_channel import ControlChannel, RequestHandler, UnknownWorkerError
 from sanic_nats_bridge.nats.connection import NatsClient
 from sanic_nats_bridge.protocol.session_ids import new_worker_id
 from sanic_nats_bridge.testing import NatsServer
@@ -16,7 +16,7 @@ from tests.support.clock import held
 
 
 class Worker:
-    """One that says back what it is asked, and notes what it is told."""
+    """A worker that echoes requests and records notifications."""
 
     def __init__(self, prefix: str) -> None:
         self.client: NatsClient | None = None
@@ -80,7 +80,7 @@ async def test_a_request_is_answered_by_the_worker_of_that_id(shared_nats: NatsS
 
 async def test_a_worker_that_there_is_not_is_told_by_nats(shared_nats: NatsServer) -> None:
     async with workers(shared_nats.url, 1) as (one,):
-        with pytest.raises(NobodyListensError):
+        with pytest.raises(UnknownWorkerError):
             await one.channel.request(new_worker_id(), b"", WAIT_SECONDS)
 
 
@@ -90,7 +90,7 @@ async def test_one_that_does_not_answer_is_waited_for_so_long(shared_nats: NatsS
         with pytest.raises(TimeoutError):
             await one.channel.request(two.id, b"", 0.1)
         assert not one.channel._pending
-        # What comes too late is nobody's.
+        # A late answer belongs to no request.
         two.may_answer.set()
         assert await one.channel.request(two.id, b"1", WAIT_SECONDS) == b"echo 1"
 
@@ -177,7 +177,7 @@ async def test_one_that_stops_answers_what_has_come_and_takes_nothing_more(share
         await stopping
         assert await asked == b"echo 1"
         assert not two.channel.ready
-        with pytest.raises(NobodyListensError):
+        with pytest.raises(UnknownWorkerError):
             await one.channel.request(two.id, b"2", WAIT_SECONDS)
 
 
@@ -216,7 +216,7 @@ async def test_what_waits_for_an_answer_does_not_hold_up_the_end(shared_nats: Na
 
 @asynccontextmanager
 async def clogged(client: NatsClient, server: NatsServer) -> AsyncIterator[None]:
-    """The server hangs, and as much waits for it in nats-py as may."""
+    """Pause the server and fill nats-py's buffer of pending data."""
     server.pause()
     publishing = []
     while client.pending_data_size <= 2 * DEFAULT_PENDING_SIZE:

@@ -20,13 +20,13 @@ from tests.unit.sessions.test_session import EVERYTHING, Worker, act
 
 
 async def permissions(request: Request) -> Permissions | None:
-    """Everybody is who they say."""
+    """Return permissions with the identity from the cookie, which isn't verified."""
     return Permissions(["*.open", "*.staff"], identity=request.cookies.get("user"))
 
 
 @contextlib.asynccontextmanager
 async def workers(server: NatsServer, **settings: Any) -> AsyncIterator[tuple[Bridge, Bridge]]:
-    """Two bridges that are workers of one app."""
+    """Serve two bridges that are workers of one app."""
     options: dict[str, Any] = {"servers": server.url, "control_prefix": f"_T.{uuid4().hex}", "permissions": permissions}
     options |= settings
     async with running(**options) as here, running(**options) as there:

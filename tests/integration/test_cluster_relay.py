@@ -12,7 +12,7 @@ from nats.aio.msg import Msg
 from sanic import Request
 
 from sanic_nats_bridge import Permissions
-from sanic_nats_bridge.cluster.control_channel import NobodyListensError
+from sanic_nats_bridge.cluster.control_channel import UnknownWorkerError
 from sanic_nats_bridge.cluster.relay import Relay
 from sanic_nats_bridge.errors import InternalError
 from sanic_nats_bridge.protocol.messages import Command
@@ -31,14 +31,14 @@ def server(request: pytest.FixtureRequest) -> ServerName:
 
 
 async def permissions(request: Request) -> Permissions | None:
-    """Everybody but a guest has a name; those who have none follow the same."""
+    """Return the same subjects for every user except a guest; the cookie gives the identity, if any."""
     user = request.cookies.get("user")
     return None if user == "guest" else Permissions(["*.open.>", "*.open"], identity=user)
 
 
 @contextlib.asynccontextmanager
 async def workers(url: str, server: ServerName = "sanic", **settings: Any) -> AsyncIterator[tuple[Bridge, Bridge]]:
-    """Two bridges that are workers of one app."""
+    """Serve two bridges that are workers of one app."""
     options: dict[str, Any] = {
         "control_prefix": f"_T.{uuid4().hex}",
         "unsubscribe_delay": 0.1,
@@ -63,13 +63,13 @@ def control_prefix(bridge: Bridge) -> str:
 
 
 def address(bridge: Bridge) -> str:
-    """The control subject on which the worker takes requests."""
+    """Return the control subject on which the worker takes requests."""
     return f"{control_prefix(bridge)}.worker.{sessions(bridge).worker}"
 
 
 @contextlib.asynccontextmanager
 async def bystander(url: str) -> AsyncIterator[Client]:
-    """Somebody else on the same NATS."""
+    """Connect another client to the same NATS."""
     client = await nats.connect(url)
     try:
         yield client
@@ -199,7 +199,7 @@ async def _ignore(_: Msg) -> None: ...
 
 
 class Answers:
-    """Other workers, as far as this one can tell."""
+    """Other workers, from the point of view of this worker."""
 
     def __init__(self, *answers: bytes | Exception) -> None:
         self.answers = list(answers)
@@ -325,7 +325,7 @@ async def test_two_apps_on_one_nats_do_not_meet(shared_nats: NatsServer) -> None
 
 async def test_a_worker_that_is_just_on_its_way_to_another_nats_server_is_asked_again() -> None:
     reply = b'{"reply":{"type":"reply","success":true,"message":"done"}}'
-    answers = Answers(NobodyListensError("x"), reply)
+    answers = Answers(UnknownWorkerError("x"), reply)
     session_id = new_session_id(new_worker_id())
     command = Command(action="subscribe", subjects=["a"], session=session_id)
     outcome = await Relay(Worker().sessions, answers.request).execute(session_id, None, command)

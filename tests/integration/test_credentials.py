@@ -25,7 +25,7 @@ class Key:
         self.public: str = self._pair.public_key.decode()
 
     def issue(self, kind: str, subject: str, claims: dict[str, Any] | None = None, **registered: int) -> str:
-        """A JWT about the subject, signed by this key; ``registered`` are claims of RFC 7519."""
+        """Return a JWT about the subject, signed by this key; ``registered`` are claims of RFC 7519."""
         header = {"typ": "JWT", "alg": "ed25519-nkey"}
         said = {"type": kind, "version": 2} | (claims or {})
         body = {"jti": "1", "iat": int(time.time()), "iss": self.public, "name": kind, "sub": subject, "nats": said}

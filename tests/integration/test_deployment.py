@@ -20,7 +20,7 @@ async def permissions(request: Request) -> Permissions | None:
 
 @pytest.fixture
 def server() -> Iterator[NatsServer]:
-    """One with the users of the documentation, and one more who may do everything else."""
+    """Start a nats-server with the documented users, and one more user who may do everything else."""
     documented = file_of("docs/guides/deployment.md", "nats.conf")
     everybody_else = """
     {user: others, password: o, permissions: {publish: {deny: "_NATSBRIDGE.>"}, subscribe: {deny: "_NATSBRIDGE.>"}}}

@@ -15,7 +15,7 @@ App = Sanic[Any, Any]
 
 
 def app_with(bridge: NatsBridge, **config: Any) -> App:
-    """An app that is extended with the bridge, with ``NATS_BRIDGE_…`` in its configuration."""
+    """Return an app that is extended with the bridge, with ``NATS_BRIDGE_…`` in its configuration."""
     app: App = Sanic(f"test_{uuid4().hex}", configure_logging=False)
     app.config.update({f"NATS_BRIDGE_{name.upper()}": value for name, value in config.items()})
     bridge.init_app(app)

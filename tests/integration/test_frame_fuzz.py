@@ -64,7 +64,7 @@ WHOLE = st.builds(frame, st.just(TEXT), TEXTS, mask=MASKS, width=st.sampled_from
 
 @st.composite
 def in_fragments(draw: st.DrawFn, payloads: st.SearchStrategy[bytes] = TEXTS) -> bytes:
-    """A text cut anywhere, with pings and pongs between its fragments."""
+    """Draw a text message that is cut anywhere, with pings and pongs between its fragments."""
     payload = draw(payloads)
     cuts = sorted(draw(st.lists(st.integers(0, len(payload)), min_size=1, max_size=4)))
     ends = [*cuts, len(payload)]
@@ -112,7 +112,7 @@ PIECES = st.lists(st.integers(1, 30), max_size=8)
 
 
 class Received:
-    """What one fuzzed connection has got of the server."""
+    """Data that one fuzzed connection has received from the server."""
 
     def __init__(self) -> None:
         self.replies: list[dict[str, Any]] = []
@@ -215,7 +215,7 @@ class Fuzzed:
 
 
 def check(received: Received, verdict: Verdict) -> None:
-    """The client got what the verdict says."""
+    """Check that the client got what the verdict requires."""
     if verdict.codes:
         assert received.code in verdict.codes, (received.code, verdict)
         assert received.told_code in (received.code, None)
@@ -285,13 +285,13 @@ class Scene:
         await self._publisher.send(self._publisher.subject("followed"), b"%d" % self._number)
 
     async def followed(self) -> None:
-        """Every follower has got all of them, in order."""
+        """Check that every follower has received all messages in order."""
         expected = list(range(self._followed + 1, self._number + 1))
         self._followed = self._number
         assert [await follower.data(len(expected)) for follower in self._followers] == [expected] * 2
 
     async def fuzz(self, sent: bytes, pieces: Sequence[int], by_reset: bool) -> None:
-        """One connection on which this is sent, with messages to the others meanwhile."""
+        """Send these bytes on a new connection, publish to the followers meanwhile, and check the result."""
         verdict = judge(sent, MAX_COMMAND_BYTES)
         if verdict.unfinished and not verdict.cut_off and not verdict.codes:
             sent += frame(CONT)
@@ -333,7 +333,7 @@ def test_any_frames_are_answered_by_the_rfc_and_disturb_nobody(
         max_examples=CONNECTIONS,
         derandomize=True,
         database=None,
-        # What is shrunk is run hundreds of times, which takes long where a connection hangs.
+        # Shrinking runs an example hundreds of times, which takes long if a connection hangs.
         phases=[Phase.generate],
         suppress_health_check=[HealthCheck.too_slow],
     )

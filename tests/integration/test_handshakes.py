@@ -1,4 +1,4 @@
-"""Clients that mean harm, by bare sockets: whatever they send, the others are served."""
+"""Malicious clients on bare sockets: they don't affect the service for other clients."""
 
 import asyncio
 import contextlib
@@ -33,7 +33,7 @@ def server(request: pytest.FixtureRequest) -> ServerName:
 
 @pytest.fixture(autouse=True)
 async def bystander(bridge: Bridge, publisher: Publisher, caplog: pytest.LogCaptureFixture) -> AsyncIterator[None]:
-    """A client that was there before, and one that comes after; the log has no fault of the bridge's own."""
+    """Check that an earlier and a later client are served, and that the log has no error of the bridge."""
     subject = publisher.subject("a")
     async with bridge.websocket(ping_interval=None) as client:
         await client.follow(subject)
@@ -62,7 +62,7 @@ async def head(reader: asyncio.StreamReader) -> bytes:
 
 
 async def rest(reader: asyncio.StreamReader) -> bytes:
-    """Everything up to the end of the connection, which must come."""
+    """Return everything up to the end of the connection, which must come."""
     data = b""
     with contextlib.suppress(ConnectionResetError):
         data = await asyncio.wait_for(reader.read(), limit(WAIT_SECONDS))
@@ -70,7 +70,7 @@ async def rest(reader: asyncio.StreamReader) -> bytes:
 
 
 async def handshake(bridge: Bridge, more: bytes, method: bytes = b"GET", path: str = "/stream") -> bytes:
-    """The head of the answer to a handshake with these header lines too."""
+    """Send a handshake with these additional header lines and return the head of the response."""
     async with connection(bridge) as (reader, writer):
         writer.write(b"%b %b HTTP/1.1\r\n" % (method, (bridge.prefix + path).encode()))
         writer.write(UPGRADE.encode() + more + b"\r\n")
@@ -78,7 +78,7 @@ async def handshake(bridge: Bridge, more: bytes, method: bytes = b"GET", path: s
 
 
 def close_code(answer: bytes) -> int:
-    """That of the close frame at the end, whose reason is short."""
+    """Return the code of the close frame at the end, which has a short reason."""
     before, _, body = answer.rpartition(b"\x88")
     assert before, answer
     return int.from_bytes(body[1:3])

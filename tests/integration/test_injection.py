@@ -1,4 +1,4 @@
-"""Whatever text a client sends for a subject: it is refused, or NATS is asked for exactly that."""
+"""Hostile strings as subjects: each is rejected, or reaches NATS unchanged."""
 
 import json
 import random

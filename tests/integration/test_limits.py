@@ -1,4 +1,4 @@
-"""Each limit on what a client may do: it gets a clear answer, and everybody else is served meanwhile."""
+"""Each limit for a client: a client above it gets a clear answer, and other clients are served meanwhile."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ def server(request: pytest.FixtureRequest) -> ServerName:
 
 
 class Bystander:
-    """Follows a subject on which something comes all the time, and must miss nothing of it."""
+    """A client that follows a busy subject and must not miss a message."""
 
     def __init__(self, bridge: Bridge, client: WebSocketClient, publisher: Publisher) -> None:
         self._bridge = bridge
@@ -54,7 +54,7 @@ class Bystander:
             await asyncio.sleep(0.01)
 
     async def is_served(self) -> None:
-        """Everything so far has come, in order, more comes, and whoever is new is let in and served."""
+        """Check that all messages have come in order, that more come, and that a new client is served."""
         expected = list(range(self._read, self._sent + 1))
         assert await self._client.data(len(expected)) == expected
         self._read = expected[-1] + 1
@@ -77,7 +77,7 @@ async def limited(
 
 
 async def frames_to_the_end(client: WebSocketClient) -> list[dict[str, Any]]:
-    """All up to the `close`, with whose code the WebSocket ends."""
+    """Return all frames up to the `close`, and check that the WebSocket ends with its code."""
     frames = [await client.frame()]
     while frames[-1]["type"] != "close":
         frames.append(await client.frame())
@@ -132,7 +132,7 @@ async def test_frames_that_are_no_commands_end_the_session_too(
 
 
 async def nobody(_: Request) -> None:
-    """Knows no client."""
+    """Return None, so that no client is authenticated."""
 
 
 DOORS_THAT_CLOSE: dict[str, dict[str, Any]] = {
@@ -333,7 +333,7 @@ async def test_whatever_clients_flip_nats_hears_no_more_than_it_may(
 
 
 def _subs_and_unsubs(bridge: Bridge) -> list[str]:
-    """What the bridge sends to NATS from here on."""
+    """Record the SUBs and UNSUBs that the bridge sends to NATS from now on."""
     heard: list[str] = []
     link: Any = bridge.runtime.connection
     subscribe, unsubscribe = link.subscribe, link.unsubscribe

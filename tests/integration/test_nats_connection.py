@@ -9,7 +9,7 @@ from sanic_nats_bridge.testing import NatsServer
 from tests.integration.test_nats_supervisor import linked
 from tests.support.bridge import WAIT_SECONDS
 
-# What nats_connection takes for granted of nats-py: these tell when an upgrade changes it.
+# Assumptions of nats_connection about nats-py: these tests fail when an upgrade breaks one.
 
 
 async def test_the_private_names_of_nats_py_are_as_the_link_takes_them(nats_server: NatsServer) -> None:

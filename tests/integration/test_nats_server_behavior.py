@@ -1,4 +1,4 @@
-"""What may befall the connection to NATS: the link notices, comes back, and leaves nothing behind."""
+"""Failures of the connection to NATS: the link notices, reconnects, and leaves nothing behind."""
 
 import asyncio
 import contextlib
@@ -30,7 +30,7 @@ from tests.support.fakes import ignore
 from tests.support.nats import INFO, Peer, Proxy, sockets
 
 QUICK: dict[str, Any] = {"connect_timeout": 0.3}
-"""For peers that let nobody in; a peer that does, but is slow, is tried again."""
+"""Settings for peers that accept no client; a peer that does, but is slow, is tried again."""
 
 CAME_BACK = ["up", "down", "up"]
 
@@ -160,7 +160,7 @@ ENDS = {
 async def test_whatever_a_server_says_the_link_comes_back(said: bytes, closes: bool) -> None:
     async with Peer().listening() as peer, linked(servers=peer.url, **QUICK) as bridge:
         peer.say(said, then_close=closes)
-        # One that has said only half of something hangs.
+        # A peer hangs if it has sent only half of a line or message.
         peer.answers = False
         await given_up(bridge)
         peer.answers = True
@@ -173,7 +173,7 @@ async def test_a_server_of_the_cluster_whose_address_has_no_sense_is_passed_over
     async with Peer(greeting=info).listening() as peer, linked(servers=peer.url, **QUICK) as bridge:
         peer.welcome = b"-ERR 'maximum connections exceeded'\r\n"
         peer.say(b"", then_close=True)
-        # More than one round: what the server told of has been tried.
+        # More than one round, so that the servers named in INFO have been tried.
         before = peer.accepted
         await until(lambda: peer.accepted >= before + 3)
         peer.welcome = b"PONG\r\n"
@@ -409,7 +409,7 @@ async def test_file_descriptors_that_are_used_up_are_waited_for(
 
 @contextlib.contextmanager
 def files_used_up() -> Iterator[list[int]]:
-    """No more files can be opened, but in the place of these descriptors."""
+    """Use up the file descriptors of the process, except for the yielded ones."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = max(int(descriptor.name) for descriptor in Path("/proc/self/fd").iterdir()) + 8
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

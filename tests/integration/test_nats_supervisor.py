@@ -20,7 +20,7 @@ from tests.support.fakes import ignore
 
 
 class Listener:
-    """Hears what a link tells; every sink is the pattern itself."""
+    """A listener that records the events of a link; every sink is the pattern itself."""
 
     def __init__(self) -> None:
         self.told: list[str] = []
@@ -99,14 +99,17 @@ async def stopped(link: ConnectionSupervisor) -> None:
 
 
 def permissions(*denied: str) -> str:
-    """A configuration in which nobody needs to log in, and may not subscribe to these."""
+    """Return a configuration without login in which clients may not subscribe to these patterns."""
     rules = {"subscribe": {"deny": ["never", *denied]}, "publish": {"deny": ["forbidden"]}}
     users = json.dumps({"users": [{"user": "u", "password": "p", "permissions": rules}]})
     return f"authorization: {users}\nno_auth_user: u"
 
 
 async def own_subscription(client: NatsClient, server: NatsServer, pattern: str, **options: Any) -> Subscription:
-    """A subscription of the app's own that the server has: nats-py's ``flush`` may overtake its SUB."""
+    """Subscribe in the app's own name, and wait until the server has it.
+
+    nats-py's ``flush`` may overtake its SUB.
+    """
     before = server.subscriptions().count(pattern)
     subscription = await client.subscribe(pattern, **options)
     await until(lambda: server.subscriptions().count(pattern) > before)
@@ -420,7 +423,7 @@ async def test_a_flush_whose_waiter_gave_up_does_not_end_the_link(nats_server: N
         client = bridge.client
         nats_server.pause()
         with pytest.raises(nats.errors.TimeoutError):
-            await client.flush(timeout=0.05)  # type: ignore[arg-type]  # nats-py says int
+            await client.flush(timeout=0.05)  # type: ignore[arg-type]  # nats-py declares int
         nats_server.resume()
         assert await bridge.ask("a") == {"a": "confirmed"}
         await client.flush()

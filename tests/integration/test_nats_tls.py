@@ -1,4 +1,4 @@
-"""TLS towards NATS: spoken where it can be, and nothing said without it where it was asked for."""
+"""TLS towards NATS: used if the server supports it, and required if the settings ask for it."""
 
 import json
 import ssl
@@ -19,11 +19,11 @@ LOGIN: dict[str, Any] = {"user": "u", "password": "hidden"}
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ca.pem, and server.pem and server.key for 127.0.0.1."""
+    """Create a folder with ca.pem, and server.pem and server.key for 127.0.0.1."""
     folder = tmp_path_factory.mktemp("certificates")
     request = "openssl req -x509 -days 2 -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1"
     signed = "-CA ca.pem -CAkey ca.key -addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=CA:FALSE"
-    # From Python 3.13 on authorities must say what they may sign (RFC 5280).
+    # From Python 3.13 on, authorities must declare what they may sign (RFC 5280).
     for arguments in (
         "-subj /CN=test-ca -keyout ca.key -out ca.pem -addext keyUsage=critical,keyCertSign",
         f"-subj /CN=nats -keyout server.key -out server.pem {signed}",
@@ -38,7 +38,7 @@ def tls(folder: Path, **more: Any) -> str:
 
 
 def asked_for(how: str, folder: Path) -> dict[str, Any]:
-    """Settings that ask for TLS in one way."""
+    """Return settings that ask for TLS in one way."""
     certificate = {"tls_cert": folder / "server.pem", "tls_key": folder / "server.key"}
     ways: dict[str, dict[str, Any]] = {
         "tls": {"tls": ssl.create_default_context(cafile=folder / "ca.pem")},
@@ -106,7 +106,7 @@ async def test_a_server_without_tls_is_told_nothing_where_tls_was_asked_for(
     async with Peer().listening() as peer:
         url = peer.url.replace("nats:", "tls:") if how == "the URL" else peer.url
         async with linked(servers=url, connected=False, **LOGIN, **asked_for(how, certificates)) as bridge:
-            # By the third time it has read all that the first one said.
+            # By the third connection it has read all data of the first one.
             await until(lambda: peer.accepted >= 3)
             assert bridge.listener.told == []
         assert peer.lines == []
@@ -149,7 +149,7 @@ async def test_tls_of_one_url_does_not_bar_a_server_whose_url_does_not_ask_for_i
 async def test_a_server_of_the_cluster_is_held_to_tls_as_the_named_ones_are(
     certificates: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    # Where only the URL asks for TLS, the authorities are those of the system.
+    # If only the URL asks for TLS, the authorities are those of the system.
     monkeypatch.setenv("SSL_CERT_FILE", str(certificates / "ca.pem"))
     port = free_port()
     async with Peer().listening() as peer:

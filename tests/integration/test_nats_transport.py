@@ -104,7 +104,7 @@ async def test_a_websocket_sends_at_once_and_is_let_go_of_although_the_server_ha
         transport: Any = WebSocket()
         await transport.connect(urlparse(f"ws://127.0.0.1:{port}"), 0, 60)
         transport.write(b"CONNECT {}\r\nPING\r\n")
-        # Nobody has called drain.
+        # No caller has used drain.
         await until(transport._pending.empty)
         assert (await transport.readline()).startswith(b"INFO ")
         while b"PONG" not in await transport.readline():

@@ -73,7 +73,7 @@ async def raw_websocket(client: WebSocketClient) -> str:
 
 
 async def raw_event(client: EventClient) -> str:
-    """The data of the next event, which must be a message on a single line."""
+    """Return the data of the next event, which must be a message on a single line."""
     block = b""
     async with asyncio.timeout(WAIT_SECONDS):
         while not block.endswith(b"\n\n"):
@@ -149,7 +149,7 @@ async def test_a_request_is_shown_without_its_reply_subject_and_never_answered(
         await publisher.client.publish(subject, b"1", reply=assembler)
         for client in (websocket, events):
             assert await client.frame() == {"type": "message", "subject": subject, "data": 1}
-        # Whatever the bridge would have sent stands before the answer to its next command.
+        # Everything that the bridge would have sent precedes the reply to the next command.
         await websocket.follow(publisher.subject("b"))
         await publisher.send(assembler, b"marker")
         assert (await answers.next_msg(timeout=WAIT_SECONDS)).data == b"marker"

@@ -44,7 +44,10 @@ def undisturbed(self: "Walk") -> bool:
 
 
 class Walk(RuleBasedStateMachine):
-    """Whether a step may be taken must hang on the steps before it alone, and never on how fast anything was."""
+    """A random walk through the steps of a world.
+
+    Preconditions must depend only on earlier steps, and never on timing.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, world: World) -> None:
         super().__init__()

@@ -227,7 +227,7 @@ async def test_a_pattern_that_costs_the_connection_fails_and_is_not_asked_for_ag
             assert await websocket.frames(3) == [LOST, gap("a"), BACK]
             replies = [frame for frame in await other.frames(3) if frame["type"] == "reply"]
             assert [(reply["success"], reply["code"]) for reply in replies] == [(False, "nats.refused")]
-            # Nobody can cost the others a gap again and again.
+            # No client can cause a gap for the others repeatedly.
             for number in range(20):
                 again = await other.ask({"action": "subscribe", "subjects": ["b", "c" * 255], "id": number})
                 assert (again["id"], again["code"], again["subjects"]) == (number, "nats.refused", ["c" * 255])

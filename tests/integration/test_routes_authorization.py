@@ -42,7 +42,7 @@ def door(request: pytest.FixtureRequest) -> str:
 
 
 class App:
-    """Knows its users by a cookie, and what each may follow."""
+    """An app that identifies its users by a cookie, with permissions for each user."""
 
     def __init__(self) -> None:
         self.users: dict[str, Permissions | Any | None] = {}
@@ -73,7 +73,7 @@ async def serve(
 def connected(
     bridge: Bridge, door: str, user: str, *subjects: str
 ) -> contextlib.AbstractAsyncContextManager[WebSocketClient | EventClient]:
-    """A client with the cookie of a user."""
+    """Connect a client with the cookie of a user."""
     if door == "websocket":
         return bridge.websocket(additional_headers={"Cookie": f"user={user}"})
     return bridge.events(*subjects, Cookie=f"user={user}")
@@ -89,7 +89,7 @@ async def follow(bridge: Bridge, client: WebSocketClient | EventClient, user: st
 
 
 async def last_frame(client: WebSocketClient | EventClient) -> dict[str, Any]:
-    """The `close` frame, which must be the next; then nothing, but the end."""
+    """Return the next frame, which must be `close` and the last one."""
     frame = await client.frame()
     assert frame["type"] == "close", frame
     with pytest.raises((EOFError, ConnectionClosed)):
@@ -161,7 +161,7 @@ async def test_a_fault_of_the_apps_function_is_told_to_the_operator_alone(
     app = App()
     app.users["ada"] = fault
     async with serve(shared_nats, app) as bridge:
-        # It may pass, and no EventSource comes back after a status but 200.
+        # The fault may be temporary, and an EventSource doesn't reconnect after a status other than 200.
         async with bridge.http.get(f"{bridge.url}/events", headers={"Cookie": "user=ada"}) as response:
             assert response.status == 200
             body = await response.text()
@@ -267,7 +267,7 @@ async def test_what_is_decided_while_the_app_is_asked_holds_for_who_comes_in(
             assert await bridge.extension.update_permissions(Permissions(["b"]), identity="ada") == 0
         known.set()
         assert await coming == (("close", 4403) if decided == "revoke" else ("welcome", None))
-        # It concerns nobody who comes later.
+        # It doesn't affect clients that connect later.
         async with connected(bridge, door, "ada") as later:
             assert (await follow(bridge, later, "ada", "a"))["success"]
 
@@ -492,7 +492,7 @@ async def test_a_thousand_sessions_with_ten_views_get_nothing_of_each_other(
 
 
 async def _until_the_end(client: WebSocketClient | EventClient) -> list[tuple[str, str, str]]:
-    """Pattern, subject and what was published, of each message."""
+    """Return the pattern, subject and data of each message before the one with "end"."""
     got: list[tuple[str, str, str]] = []
     while not got or got[-1][2] != "end":
         frame = await client.frame()
@@ -543,7 +543,7 @@ async def test_no_frame_shows_a_real_name(nats_server: NatsServer, door: str) ->
     assert {frame["type"] for frame in frames} == {"reply", "gap", "status", "message", "unsubscribed"}
     assert {"subject.forbidden", "nats.refused", "subject.invalid"} <= {frame.get("code") for frame in frames}
     shown = [frame for frame in frames if "hidden" in json.dumps(frame)]
-    # What the client itself has asked for by a guess of the real name stands in its own reply.
+    # A real name that the client has guessed is part of the reply to that command.
     assert [frame["subjects"] for frame in shown] == [["hidden.9.x"]] * len(shown)
 
 

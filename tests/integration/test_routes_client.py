@@ -149,7 +149,7 @@ async def test_no_other_version_is_served_and_nothing_is_changed_there(bridge: B
 
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the modules, which a test may change."""
+    """Copy the modules to a folder in which a test may change them."""
     folder = Path(shutil.copytree(FOLDER, tmp_path / "browser"))
     monkeypatch.setattr(client, "_FOLDER", folder)
     monkeypatch.setattr(client, "_modules", client._modules.__wrapped__)

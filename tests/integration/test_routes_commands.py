@@ -39,7 +39,7 @@ def server(request: pytest.FixtureRequest) -> ServerName:
 
 @pytest.fixture(params=["websocket", "events"])
 async def client(bridge: Bridge, request: pytest.FixtureRequest) -> AsyncIterator[WebSocketClient | EventClient]:
-    """A session on either transport."""
+    """Connect a client on either transport."""
     async with getattr(bridge, request.param)() as client:
         yield client
 
@@ -312,7 +312,7 @@ async def test_a_body_that_cannot_be_read_is_the_clients_fault(
 
 @pytest.mark.parametrize("server", ["uvicorn", "hypercorn"])
 async def test_a_client_that_vanishes_within_its_body_is_answered_as_if_it_were_whole(bridge: Bridge) -> None:
-    # Nobody reads the answer; the session is as it was.
+    # No client reads the answer; the session is unchanged.
     head = "POST /nats/subscribe HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
     async with bridge.events() as client:
         tasks = asyncio.all_tasks()

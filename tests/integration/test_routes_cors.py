@@ -50,7 +50,7 @@ def reckless(app: Sanic[Any, Any]) -> None:
 async def bridge(
     request: pytest.FixtureRequest, shared_nats: NatsServer, server: ServerName, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Bridge]:
-    """A bridge with one allowed origin, in an app with CORS settings of its own."""
+    """Serve a bridge with one allowed origin, in an app with CORS settings of its own."""
     for name, value in APPS_CORS[request.param].items():
         monkeypatch.setenv(f"SANIC_CORS_{name}", value)
     async with running(

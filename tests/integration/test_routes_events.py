@@ -42,13 +42,13 @@ def server(request: pytest.FixtureRequest) -> ServerName:
 
 
 def shown(response: ClientResponse) -> dict[str, str]:
-    """The headers that describe the answer, without those of the connection."""
+    """Return the headers that describe the response, without those of the connection."""
     transport = {"Alt-Svc", "Connection", "Keep-Alive", "Transfer-Encoding", "Content-Length", "Date", "Server"}
     return {name.title(): value for name, value in response.headers.items() if name.title() not in transport}
 
 
 async def event(response: ClientResponse) -> str:
-    """The text of the next event."""
+    """Return the next event as a string."""
     async with asyncio.timeout(WAIT_SECONDS):
         return (await response.content.readuntil(b"\n\n")).decode()
 

@@ -92,7 +92,7 @@ ACCESS_LOGS: dict[ServerName, dict[str, Any]] = {
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
-    """The text of every record of every logger, with its extra fields and traceback."""
+    """Collect every record of every logger as a string, with its extra fields and traceback."""
     lines: list[str] = []
 
     class Keeper(logging.Handler):

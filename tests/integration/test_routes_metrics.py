@@ -39,7 +39,7 @@ Samples = dict[tuple[str, ...], float]
 
 
 def samples(text: str, parser: Any = parse) -> Samples:
-    """What a scrape holds; a series that is there twice is an error."""
+    """Return the samples of a scrape; a duplicate series is an error."""
     found: Samples = {}
     for family in parser(text):
         assert family.type in ("counter", "gauge")
@@ -59,7 +59,7 @@ async def scrape(http: aiohttp.ClientSession, prefix: str = "/nats") -> Samples:
 
 
 def folders(temporary: Path) -> list[Path]:
-    """Where workers meet."""
+    """Return the folders in which workers share their metrics."""
     return list(temporary.glob("sanic-nats-bridge-*"))
 
 
@@ -191,7 +191,7 @@ class Server:
                 self.workers |= await self.worker()
 
     async def worker(self) -> dict[str, int]:
-        """A worker's name and process id, as chance will have it."""
+        """Return the name and process id of the worker that happens to serve the request."""
         async with self.http.get("/worker", headers={"Connection": "close"}) as response:
             found = await response.json()
         return {found["name"]: found["pid"]}

@@ -129,7 +129,7 @@ async def test_a_middleware_of_the_app_runs_before_the_rule_and_may_answer_itsel
 
 
 def certificate(folder: Path) -> ssl.SSLContext:
-    """A context for a server that nobody has reason to trust."""
+    """Return a context for a server with a certificate that no client trusts."""
     key, chain = folder / "key.pem", folder / "cert.pem"
     command = ("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
     names = ("-subj", "/CN=localhost", "-keyout", str(key), "-out", str(chain))
@@ -156,7 +156,7 @@ async def test_what_a_proxy_says_counts_only_where_sanic_trusts_it(shared_nats: 
         port = {"X_Forwarded_Port": "8443"}
         assert await status(bridge, Origin=origin, **FORWARDED, **port) == 403
         assert await status(bridge, Origin=f"{origin}:8443", **FORWARDED, **port) == 200
-        # A proxy that says `wss` of a WebSocket.
+        # A proxy that sends `wss` for a WebSocket.
         async with bridge.websocket(origin=origin, additional_headers={
             "X-Forwarded-For": "192.0.2.1", "X-Forwarded-Host": "shop.example", "X-Forwarded-Proto": "wss",
         }):  # fmt: skip

@@ -36,7 +36,7 @@ def server(request: pytest.FixtureRequest) -> ServerName:
 
 @pytest.fixture
 async def followed(bridge: Bridge, publisher: Publisher) -> AsyncIterator[str]:
-    """A subject that is published on all the while, and whose follower must get every message, in order."""
+    """Publish on a subject continuously, and check that its follower gets every message in order."""
     subject = publisher.subject("followed")
     stopped = asyncio.Event()
 
@@ -58,14 +58,14 @@ async def followed(bridge: Bridge, publisher: Publisher) -> AsyncIterator[str]:
 
 
 async def answer(client: WebSocketClient) -> dict[str, Any]:
-    """The next frame that is not a message."""
+    """Return the next frame that isn't a message."""
     while (frame := await client.frame())["type"] == "message":
         pass
     return frame
 
 
 async def closing(client: WebSocketClient) -> tuple[dict[str, Any], int | None]:
-    """The last frame, and the close code that came behind it."""
+    """Return the last frame and the close code after it."""
     frame = await answer(client)
     with pytest.raises(ConnectionClosed) as closed:
         await client.frame()
@@ -223,7 +223,7 @@ async def test_a_text_frame_that_is_not_utf8_is_its_senders_own_trouble(bridge: 
 
 
 async def fate(client: WebSocketClient) -> object:
-    """The code of the next reply, or the one that the connection was closed with."""
+    """Return the code of the next reply, or the close code of the connection."""
     try:
         return (await answer(client)).get("code")
     except ConnectionClosed as closed:

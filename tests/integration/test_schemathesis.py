@@ -36,7 +36,7 @@ async def document(bridge: Bridge) -> dict[str, Any]:
 
 
 def answers(operation: Any, mode: GenerationMode, base_url: str, session: str) -> Counter[int]:
-    """How often each status came, when every answer was as documented."""
+    """Count the responses by status, and check that each response is as documented."""
     statuses: Counter[int] = Counter()
 
     @settings(

@@ -29,7 +29,7 @@ from tests.support.raw import UPGRADE, client_frame, raw_connection, session_of,
 
 LIMIT: Final = 64 * 1024
 KERNEL_BYTES: Final = 32 * 1024  # what the kernel may hold for a client, on either side
-# Where linux/tcp.h has tcpi_unacked and tcpi_snd_wnd, each of four bytes.
+# Offsets of tcpi_unacked and tcpi_snd_wnd in linux/tcp.h, each of four bytes.
 UNACKNOWLEDGED, WINDOW = 24, 228
 SIZE: Final = 4096  # of a message
 
@@ -59,7 +59,7 @@ def on_both_transports(test: Any) -> Any:
 
 
 class SlowClient:
-    """Reads when it is told to, and sorts what it has read."""
+    """A client that reads only on request, and sorts the frames that it has read."""
 
     def __init__(self, door: str, connection: socket.socket, bridge: Bridge) -> None:
         self.door = door
@@ -91,6 +91,10 @@ class SlowClient:
     def numbers(self) -> list[int]:
         """Those of the messages."""
         return [frame["data"]["n"] for frame in self.frames if frame["type"] == "message"]
+
+    def has_caught_up(self, last: int) -> bool:
+        """Return whether the client has read the last message, or the gap that covers it."""
+        return self.numbers[-1] == last or self.types[-1] == "gap"
 
     async def send(self, data: bytes) -> None:
         await asyncio.get_running_loop().sock_sendall(self.connection, data)
@@ -172,7 +176,7 @@ class SlowClient:
 
 @contextlib.asynccontextmanager
 async def slow_client(bridge: Bridge, door: str, *patterns: str) -> AsyncIterator[SlowClient]:
-    """A client that follows these patterns, has read the reply, and then reads nothing by itself."""
+    """Connect a client that follows these patterns, has read the reply, and then reads only on request."""
     connection = socket.socket()
     try:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, KERNEL_BYTES)
@@ -195,10 +199,10 @@ async def slow_client(bridge: Bridge, door: str, *patterns: str) -> AsyncIterato
 
 
 def window_is_shut(connection: Any) -> bool:
-    """Whether the client's kernel takes no more.
+    """Return True if the client's kernel takes no more data.
 
-    Not the first time that it cannot be written to: the kernel sends what is smaller than a segment, 64 KiB on a
-    loopback, only after a while (RFC 9293, section 3.8.6.2.1).
+    The first failed write doesn't prove that. The kernel delays data smaller than a segment, 64 KiB on a loopback (RFC
+    9293, section 3.8.6.2.1).
     """
     info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, WINDOW + 4)
     _, writable, _ = select.select([], [connection.fileno()], [], 0)
@@ -214,7 +218,7 @@ def socket_of(session: Session) -> Any:
 
 
 class Feed:
-    """Publishes numbered messages on these subjects in turn; a witness sees each of them leave."""
+    """A publisher of numbered messages on these subjects in turn; a witness receives each of them."""
 
     def __init__(self, publisher: Publisher, witness: WebSocketClient, subjects: list[str], size: int) -> None:
         self._padding = "x" * size
@@ -245,13 +249,13 @@ class Feed:
             await until(lambda: session.is_writable or session.closed or window_is_shut(connection))
 
     async def lose_nats(self, bridge: Bridge) -> None:
-        """Have the bridge's connection to NATS end, and come back."""
+        """End the bridge's connection to NATS, and wait until the bridge has reconnected."""
         assert bridge.extension.client is not None
         await bridge.extension.client.close()
         assert [frame["type"] for frame in await self._witness.frames(3)] == ["status", "gap", "status"]
 
     def by_pattern(self, *patterns: str) -> dict[str, list[int]]:
-        """The numbers that each pattern has had; one with a wildcard matches by its beginning."""
+        """Return the numbers sent for each pattern; a pattern with a wildcard matches by its prefix."""
         return {
             pattern: [n for subject, n in self.sent if subject == pattern or subject.startswith(pattern.rstrip("*"))]
             for pattern in patterns
@@ -262,7 +266,7 @@ class Feed:
 async def feed(
     bridge: Bridge, server: NatsServer, *rest: str, size: int = SIZE
 ) -> AsyncIterator[tuple[Feed, list[str]]]:
-    """A feed of subjects that end so; and these subjects."""
+    """Yield a feed for subjects with these endings, and the subjects."""
     async with Publisher.connected(server) as publisher, bridge.websocket() as witness:
         subjects = [publisher.subject(each) for each in rest]
         await witness.follow(*subjects)
@@ -275,7 +279,7 @@ def serve(server: NatsServer, **settings: Any) -> contextlib.AbstractAsyncContex
 
 
 def assert_complete(frames: list[dict[str, Any]], sent: dict[str, list[int]]) -> None:
-    """Each pattern has brought every number in its order, but for those that a gap at the very place counts."""
+    """Check that each pattern has every number in order, except for those counted by a gap in their place."""
     place: Counter[str] = Counter()
     for frame in frames:
         if frame["type"] == "gap":
@@ -300,7 +304,7 @@ def lost_by(client: SlowClient, pattern: str) -> int:
     return sum(frame["lost"] for frame in client.frames if frame["type"] == "gap" and frame["subjects"] == [pattern])
 
 
-# What is left out
+# Skipped messages
 
 
 @on_both_loops
@@ -451,7 +455,7 @@ async def test_no_more_waits_for_a_client_that_reads_byte_by_byte_than_its_limit
 
 @pytest.fixture(scope="module")
 def generous_nats() -> Iterator[NatsServer]:
-    """A nats-server that takes messages of 8 MiB."""
+    """Start a nats-server that takes messages of 8 MiB."""
     with NatsServer(config="max_payload: 8388608") as server:
         yield server
 
@@ -482,7 +486,7 @@ async def test_a_message_far_over_the_limit_reaches_a_client_for_whom_little_wai
 
 @contextlib.asynccontextmanager
 async def leaving_nothing(bridge: Bridge) -> AsyncIterator[None]:
-    """What is done in here leaves no session, no task and no pattern behind."""
+    """Check that the body of the context leaves no session, task or pattern behind."""
 
     def held() -> tuple[int, int, tuple[str, ...]]:
         return len(sessions(bridge)), len(asyncio.all_tasks()), bridge.runtime.sessions.hub.patterns
@@ -629,8 +633,7 @@ async def test_a_client_that_is_slow_and_moves_outlives_the_timeouts_of_sanic(sh
                 await client.read(1024)
             await clock.forward(0.01)
         for client in clients:
-            async with client.reading():
-                await until(lambda client=client: client.session.is_writable)  # type: ignore[misc]
+            await client.read_until(lambda client=client: client.has_caught_up(flow.last))  # type: ignore[misc]
         await flow.publish()
         for client in clients:
             await client.read_until(lambda client=client: client.numbers[-1] == flow.last)  # type: ignore[misc]
@@ -643,7 +646,7 @@ async def test_a_client_that_is_slow_and_moves_outlives_the_timeouts_of_sanic(sh
 
 @contextlib.asynccontextmanager
 async def full(bridge: Bridge, flow: Feed, door: str, subject: str) -> AsyncIterator[tuple[SlowClient, Session]]:
-    """A client over its limit that misses messages, with commands that wait for it to catch up."""
+    """Yield a client over its limit that misses messages and has pending commands, and its session."""
     async with slow_client(bridge, door, subject) as client:
         session = client.session
         await flow.until_full(session)
@@ -739,7 +742,7 @@ SLACK_BYTES: Final = 24 * 2**20  # for what the bridge reads at once, in both fo
 
 @pytest.fixture
 def many_files() -> Iterator[None]:
-    """Room for the connections, here and in processes that are started from here."""
+    """Raise the limit of open files for the connections, in this process and its children."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4 * CLIENTS)), hard))
     yield
@@ -747,7 +750,7 @@ def many_files() -> Iterator[None]:
 
 
 class Member(asyncio.Protocol):
-    """One of a crowd: a client that keeps what it gets."""
+    """A client of many that keeps all data it receives."""
 
     def __init__(self, number: int, *patterns: str) -> None:
         self.received = bytearray()
@@ -779,7 +782,7 @@ class Member(asyncio.Protocol):
 
 
 async def crowd(port: int, shared: str, own: Sequence[str]) -> list[Member]:
-    """Clients that follow the shared subject; the first of them one of their own too."""
+    """Connect clients that follow the shared subject; the first of them also follow a subject of their own."""
     members = [Member(number, shared, *own[number : number + 1]) for number in range(CLIENTS)]
     for member in members:
         connection = socket.socket()

@@ -13,7 +13,7 @@ from tests.support.bridge import WAIT_SECONDS, Publisher, alive, until
 
 
 def state(stat: str) -> str:
-    """The letter that tells how a process or a thread is (proc(5))."""
+    """Return the letter for the state of a process or a thread (proc(5))."""
     return stat.rpartition(")")[2].split()[0]
 
 
@@ -71,7 +71,7 @@ async def test_a_paused_server_answers_when_it_is_resumed() -> None:
         async with Publisher.connected(server) as publisher:
             server.pause()
             with pytest.raises(TimeoutError):
-                await publisher.client.flush(timeout=0.1)  # type: ignore[arg-type]  # nats-py says int
+                await publisher.client.flush(timeout=0.1)  # type: ignore[arg-type]  # nats-py declares int
             server.resume()
         assert await works(server)
 

@@ -31,7 +31,7 @@ CLOSE = Close(code=1001, reason="bye", reconnect=True)
 
 
 class Server:
-    """What an ASGI server gives an app for one connection; the test decides when it takes something."""
+    """An ASGI server's interface for one connection; the test decides when it takes something."""
 
     def __init__(self) -> None:
         self.taken: list[dict[str, Any]] = []
@@ -57,7 +57,7 @@ class Server:
 
 
 class Response:
-    """What Sanic gives an app for a response that has begun."""
+    """Sanic's interface for a response that has begun."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -176,7 +176,7 @@ class Doors:
 
 @contextlib.asynccontextmanager
 async def handled(server: Server, door: str) -> AsyncIterator[tuple[Any, asyncio.Task[None]]]:
-    """An outlet and the task of its handler, which leaves nothing behind."""
+    """Yield a transport and the task of its handler, and check that no task is left behind."""
     before = asyncio.all_tasks()
     ready: list[Any] = []
     handler = asyncio.create_task(getattr(Doors, door)(server, ready))
@@ -374,7 +374,7 @@ def behind_servers(test: Any) -> Any:
 async def stalled(
     bridge: Bridge, door: str, subject: str
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, Session, str]]:
-    """A client that follows the subject, and reads no further than its welcome unless the test does; with its id."""
+    """Connect a client that follows the subject and reads no further than its welcome, and yield its id too."""
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8_192)
     connection.setblocking(False)
@@ -391,7 +391,7 @@ async def stalled(
 
 
 class Received:
-    """What a client has read, without the framing of chunks."""
+    """Data that a client has read, without the framing of chunks."""
 
     def __init__(self, reader: asyncio.StreamReader) -> None:
         self._reader = reader
@@ -452,7 +452,7 @@ async def test_a_client_that_takes_nothing_is_given_up_and_nothing_of_it_stays(
         async with held() as clock, stalled(bridge, door, subject) as (_, _, session, _):
             await overfill(session, publisher, subject)
             await clock.forward_until(lambda: not len(sessions(bridge)))
-        await until(lambda: len(asyncio.all_tasks()) == tasks)
+        await until(lambda: len(asyncio.all_tasks()) <= tasks)
 
 
 @both_doors
@@ -509,7 +509,7 @@ async def test_of_a_client_that_has_gone_nothing_stays(
             async with stalled(bridge, door, subject) as (_, writer, _, _):
                 leave(writer)
                 await until(lambda: not len(sessions(bridge)))
-                await until(lambda: len(asyncio.all_tasks()) == tasks)
+                await until(lambda: len(asyncio.all_tasks()) <= tasks)
 
 
 @behind_servers

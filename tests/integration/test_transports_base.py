@@ -50,7 +50,7 @@ def network(process: str) -> Path:
 
 
 def entering(process: Process) -> tuple[str, ...]:
-    """The command that enters namespaces of that process; its user namespace where we are not root."""
+    """Return the command that enters namespaces of that process, and its user namespace if we aren't root."""
     user = () if os.geteuid() == 0 else ("-U", "--preserve-credentials")
     return ("nsenter", "-t", str(process.pid), *user)
 
@@ -64,7 +64,7 @@ async def in_namespace(process: Process, *command: str) -> None:
 
 @contextlib.asynccontextmanager
 async def own_network() -> AsyncIterator[Process]:
-    """A process with a network of its own, which ends with it."""
+    """Start a process with a network of its own, which ends with it."""
     user = () if os.geteuid() == 0 else ("--map-root-user",)
     holder = await asyncio.create_subprocess_exec("unshare", *user, "--net", "sleep", "infinity")
     try:

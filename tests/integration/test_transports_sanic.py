@@ -34,7 +34,7 @@ def transport_of(session: Session) -> Any:
 
 
 class Watcher:
-    """Hears how the way to the client fares."""
+    """A listener that records changes in the transport's state."""
 
     def __init__(self) -> None:
         self.heard: list[str] = []
@@ -56,7 +56,7 @@ class Watcher:
 async def watched(
     server: NatsServer, door: str
 ) -> AsyncIterator[tuple[Any, Watcher, asyncio.StreamReader, asyncio.StreamWriter]]:
-    """An outlet whose client does not read by itself."""
+    """Yield a transport with a client that doesn't read by itself."""
     async with (
         running(servers=server.url, max_pending_bytes=LIMIT) as bridge,
         raw_connection(bridge.port, REQUESTS[door], limit=1024) as (reader, writer),
@@ -188,7 +188,7 @@ async def test_a_client_that_answers_no_ping_though_nothing_waits_for_it_is_clos
 
 
 async def heartbeats(client: WebSocketClient, clock: HeldClock, count: int) -> None:
-    """Let time pass until so many heartbeats have come; whatever the client answers comes in time."""
+    """Advance the clock until so many heartbeats have come; the client's answers are always in time."""
     for _ in range(count):
         coming = asyncio.create_task(client._read())
         await clock.forward_until(coming.done, step=0.05)
@@ -359,7 +359,7 @@ async def test_a_client_that_ends_tls_behind_much_else_has_left(shared_nats: Nat
         (session,) = sessions(bridge)
         transport: Any = session._transport
         writer.write(frame(PONG) * 20_000)
-        writer.close()  # its close_notify is read together with what stands before it
+        writer.close()  # its close_notify is read together with the data before it
         await until(lambda: session.closed)
         await until(lambda: len(asyncio.all_tasks()) == tasks)
         assert transport._throttle._unfed is None

@@ -13,7 +13,7 @@ from hypercorn.config import Config as HypercornConfig
 
 @contextlib.asynccontextmanager
 async def uvicorn_serving(app: Any, listener: socket.socket, **options: Any) -> AsyncIterator[None]:
-    """What `uvicorn.Server.serve` does, without its signals and its waiting."""
+    """Serve the app as `uvicorn.Server.serve` does, without its signals and its waiting."""
     defaults: dict[str, Any] = {"log_config": None, "access_log": False, "timeout_graceful_shutdown": 5}
     config = uvicorn.Config(app, lifespan="on", **(defaults | options))
     config.load()

@@ -51,9 +51,6 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")))
 """Every document."""
 
-SLOW_SECONDS = 6 * WAIT_SECONDS
-"""The longest wait for a program to start, on a busy machine."""
-
 _COMMENT = re.compile(r"\s*<!-- test: (.+) -->")
 _FENCE = re.compile(r'(\s*)```(\w*)(?: title="([^"]+)")?')
 _MODIFIERS = ("keep running", "exits with", "given", "dry run", "not run")
@@ -101,7 +98,7 @@ class Block:
 
 @dataclass
 class Step:
-    """Something that the reader does or sees between the blocks."""
+    """An action or observation of the reader between the blocks."""
 
     line: int
     text: str
@@ -255,7 +252,7 @@ class Story:
         process = self._start(["bash", "-euo", "pipefail", "-c", command], folder, environment)
         if how[0] != "keep running":
             status = int(how[0].removeprefix("exits with ") or 0)
-            assert process.wait(SLOW_SECONDS) == status, self._log.read_text()
+            assert process.wait(WAIT_SECONDS) == status, self._log.read_text()
             said = self._log.read_text()
             assert "WARNING" not in said, said
         for word in how[1:]:
@@ -367,7 +364,7 @@ class Story:
 
     def _import(self, module: str) -> None:
         command = [sys.executable, "-c", f"import {module}"]
-        assert self._start(command, self._folder, self._environment()).wait(SLOW_SECONDS) == 0, self._log.read_text()
+        assert self._start(command, self._folder, self._environment()).wait(WAIT_SECONDS) == 0, self._log.read_text()
 
     def _open(self, url: str) -> None:
         if self._browser is None:
@@ -379,6 +376,7 @@ class Story:
         if self._tab is not None:
             self._tab.close()
         self._tab = self._browser.new_page()
+        self._tab.set_default_timeout(WAIT_SECONDS * 1000)
         self._tab.on("pageerror", lambda error: self._complaints.append(str(error)))
         self._tab.on("console", self._note)
         self._tab.goto(self._here(url))
@@ -415,7 +413,7 @@ class Story:
         )
 
     def _until(self, fact: Callable[[], Any], pause: float = 0.02) -> None:
-        deadline = time.monotonic() + SLOW_SECONDS
+        deadline = time.monotonic() + WAIT_SECONDS
         while not fact():
             assert time.monotonic() < deadline, self._log.read_text()
             if self._tab is not None:

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def descendants(pid: int) -> set[int]:
-    """The processes below this one."""
+    """Return the ids of all descendants of this process."""
     found: set[int] = set()
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in map(int, children.read_text().split()):
@@ -31,7 +31,7 @@ def descendants(pid: int) -> set[int]:
 
 
 def name_of(pid: int) -> str:
-    """The name of a process, if it still runs."""
+    """Return the name of a process, or "" if it has ended."""
     try:
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:
@@ -108,11 +108,11 @@ class ExampleApp:
         self.start()
 
     def family(self) -> set[int]:
-        """All processes of the app."""
+        """Return the ids of all processes of the app."""
         return {self.process.pid} | descendants(self.process.pid)
 
     def nats_servers(self) -> set[int]:
-        """Those that are a nats-server."""
+        """Return the ids of the app's processes that are a nats-server."""
         return {pid for pid in self.family() if name_of(pid) == "nats-server"}
 
     def _answers(self) -> bool:

@@ -19,7 +19,7 @@ from sanic_nats_bridge.transports.base import TransportListener
 
 
 def granted(*patterns: str) -> list[Grant]:
-    """Grants to follow the patterns by their real names, without exception."""
+    """Return grants for the patterns by their real names, without exceptions."""
     return [Grant(pattern, pattern, "", "", ()) for pattern in patterns]
 
 
@@ -110,7 +110,7 @@ class FakeLink:
         self.hub.connection_established()
 
     def deliver(self, subject: str | bytes, payload: bytes = b"1", headers: bytes = b"") -> None:
-        """Hand a message to the hub under each standing pattern, as a server without taboos would."""
+        """Hand a message to the hub under each active pattern, like a server without denied subjects."""
         raw = subject.encode() if isinstance(subject, str) else subject
         text = raw.decode("utf-8", "replace")
         unreserved = "x" + text[1:] if subjects.is_reserved(text) else text
@@ -131,7 +131,7 @@ class FakeLink:
 
 
 class _Recorder:
-    """Keeps each write; reads them back as frames."""
+    """A recorder of writes, which it decodes to frames."""
 
     def __init__(self, wire_format: WireFormat = WireFormat.WEBSOCKET) -> None:
         self.wire_format = wire_format
@@ -177,7 +177,7 @@ class FakeSubscriber(_Recorder):
 
 
 class FakeTransport(_Recorder):
-    """The client takes everything at once, until there is a ``limit``: then it takes what the test says."""
+    """A transport whose client takes everything at once; with a ``limit``, it takes only what the test requests."""
 
     _listener: TransportListener | None = None
     limit: int | None = None
@@ -202,7 +202,7 @@ class FakeTransport(_Recorder):
                 self._listener.pause_writing()
 
     def take(self, size: int | None = None) -> None:
-        """The client takes so much of what waits for it, or everything."""
+        """Let the client take so many of the pending bytes, or all of them."""
         self.pending -= min(self.pending, self.pending if size is None else size)
         if self.full and self.limit is not None and self.pending <= self.limit // 4:
             self.full = False
@@ -225,7 +225,7 @@ class FakeTransport(_Recorder):
 
 
 def read_websocket_frames(data: bytes) -> list[dict[str, Any]]:
-    """The JSON objects of unmasked text frames (RFC 6455, section 5.2)."""
+    """Return the JSON objects of unmasked text frames (RFC 6455, section 5.2)."""
     frames = []
     while data:
         assert data[0] == 0x81

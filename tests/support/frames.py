@@ -21,7 +21,7 @@ def frame(
     length: int | None = None,
     width: int = 0,
 ) -> bytes:
-    """A frame (section 5.2), whose length may be another than that of its payload, in more bytes than it needs."""
+    """Return a frame (section 5.2), if requested with a wrong length or a longer length field than needed."""
     length = len(payload) if length is None else length
     width = max(width, 0 if length < 126 else 2 if length < 2**16 else 8)
     short = {0: length, 2: 126, 8: 127}[width]
@@ -35,7 +35,7 @@ def masked(payload: bytes, mask: bytes) -> bytes:
 
 @dataclass
 class Verdict:
-    """What a server must do with what a client has sent."""
+    """The required reaction of a server to the data of a client."""
 
     messages: list[str | bytes] = field(default_factory=list)
     """The messages to answer, in their order; those before the end of the connection."""
@@ -55,7 +55,7 @@ class Verdict:
 
 
 def judge(data: bytes, max_command_bytes: int) -> Verdict:
-    """The verdict on these bytes, which stand behind the handshake."""
+    """Return the verdict on the bytes that follow the handshake."""
     reader = _Reader(max_command_bytes)
     while data and not reader.over:
         data = reader.read(data)
@@ -158,7 +158,7 @@ def _is_utf8(data: bytes) -> bool:
 
 
 async def read_frame(reader: asyncio.StreamReader) -> tuple[int, bytes]:
-    """Opcode and payload of the server's next frame, which is whole and not masked.
+    """Return opcode and payload of the server's next frame, which is whole and not masked.
 
     Raises:
         IncompleteReadError: The connection has ended.

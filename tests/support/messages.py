@@ -21,7 +21,7 @@ UNSEEN = {
     "The client has closed the connection": "ends the handler",
     "Successfully … events: …": "no error",
 }
-"""Messages that are no problem for a reader, with the reason."""
+"""Messages that a reader handles without problems, with the reason."""
 
 _LEVELS = ("debug", "info", "warning", "error", "exception")
 _PLACEHOLDER = re.compile(r"%[%asdr]")

@@ -1,4 +1,4 @@
-"""What may stand between a browser and the bridge: networks that do not let everything through."""
+"""Middleboxes between a browser and the bridge: networks that don't let everything through."""
 
 import asyncio
 import contextlib
@@ -10,8 +10,10 @@ from tests.support.bridge import until
 from tests.support.raw import reset
 
 Habit: TypeAlias = Literal["pass", "refuse", "cut", "swallow", "buffer"]
-"""What it does with WebSockets: refuses the upgrade, cuts them after it, or swallows the request; or it lets
-them through, and keeps event streams back until they end."""
+"""Handling of WebSockets: refuse the upgrade, cut them after it, or swallow the request.
+
+"buffer" lets them through, and holds event streams until they end.
+"""
 
 _NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
 _REQUEST = re.compile(rb"[A-Z]+ (/[^ ?]*)")
@@ -26,9 +28,9 @@ class Middlebox:
         self._writers: set[asyncio.StreamWriter] = set()
         self.habit = habit
         self.down = False
-        """Whether new connections are reset."""
+        """True if new connections are reset."""
         self.silent = False
-        """Whether nothing goes through any more, without a sign."""
+        """True if all data is dropped silently."""
         self.streams = 0
         """Requests for an event stream that it has seen."""
         self.paths: list[str] = []

@@ -1,4 +1,4 @@
-"""What a client of the bridge must and may get, by a model of its own, and clients that hold the bridge to it."""
+"""A model of the messages that a client must and may get, and clients that check the bridge against it."""
 
 import asyncio
 import contextlib
@@ -13,7 +13,7 @@ from tests.support.bridge import Bridge, EventClient, WebSocketClient
 from tests.support.raw import reset
 
 OPEN: Final = ("a.x", "a.y", "a.x.z", "b.x", "a.*", "a.>", "a.*.z", "a.x.*", "b.>", "b.*")
-"""What may be followed; it overlaps, and is more than one session may hold."""
+"""Allowed subjects; they overlap, and are more than one session may hold."""
 
 REFUSED_BY_NATS: Final = "n.x"
 FORBIDDEN: Final = (">", "*.x", "c.x")
@@ -22,20 +22,20 @@ SUBJECTS: Final = ("a.x", "a.y", "a.x.z", "b.x", "b.q")
 MAX_SUBSCRIPTIONS: Final = 6
 
 OF_THE_QUERY: Final = 0
-"""Stands for the id of the command in the query of an event stream, which has none."""
+"""Placeholder for the id of the command in the query of an event stream, which has none."""
 
 CommandName: TypeAlias = Literal["subscribe", "unsubscribe"]
 
 
 def matches(pattern: str, subject: str) -> bool:
-    """NATS's rule, said once more."""
+    """Return True if NATS matches the subject; this is an independent implementation."""
     wanted, tokens = pattern.split("."), subject.split(".")
     if wanted[-1] == ">":
         wanted, tokens = wanted[:-1], tokens[: len(wanted) - 1] if len(tokens) >= len(wanted) else []
     return len(wanted) == len(tokens) and all(one in ("*", other) for one, other in zip(wanted, tokens, strict=True))
 
 
-_GAP, _LIVE = -1, -2  # what else stands among the numbers of messages
+_GAP, _LIVE = -1, -2  # other entries among the numbers of messages
 
 
 @dataclass
@@ -48,18 +48,18 @@ class Ledger:
     last: int = 0
 
     def open(self, dispatched: int) -> None:
-        """Whatever comes after these may come from here on."""
+        """Allow messages after this number from now on."""
         if not self.windows or self.windows[-1][1] != float("inf"):
             self.windows.append((dispatched, float("inf")))
 
     def close(self, published: int) -> None:
-        """Nothing that is published after these may come."""
+        """Forbid messages that are published after this number."""
         if self.windows:
             self.windows[-1] = (self.windows[-1][0], min(published, self.windows[-1][1]))
         self.due.clear()
 
     def demand(self, number: int) -> None:
-        """This one must come, or a gap in its place."""
+        """Require this message, or a gap in its place."""
         self.due[number] = len(self.log)
 
     def receive(self, number: int) -> str | None:
@@ -78,12 +78,12 @@ class Ledger:
 
     @property
     def owed(self) -> list[int]:
-        """What should have come, and no gap tells that it has not."""
+        """Missing messages that no gap accounts for."""
         received = set(self.log)
         return [number for number in self.due if number not in received and not self._explained(number)]
 
     def _explained(self, number: int) -> bool:
-        """Whether a gap stands in its place, behind which all was not said to be live before it was published."""
+        """Return True if a gap is in its place, and the pattern was not live again before the publication."""
         before = [index for index, entry in enumerate(self.log) if 0 < entry < number]
         after = [index for index, entry in enumerate(self.log) if entry > number]
         hole = range(before[-1] + 1 if before else 0, after[0] if after else len(self.log))
@@ -91,7 +91,7 @@ class Ledger:
         return any(self.log[index] == _GAP and _LIVE not in self.log[index:published_at] for index in hole)
 
     def settle(self) -> None:
-        """All that was due has come, or was said to be lost."""
+        """Forget all due messages, because each has come or is covered by a gap."""
         self.due.clear()
         self.log.clear()
         self.windows = self.windows[-1:]
@@ -99,7 +99,7 @@ class Ledger:
 
 @dataclass
 class Record:
-    """What every follower must know, and tells."""
+    """Facts that all followers share and report."""
 
     published: int = 0
     """Number of the last message."""
@@ -108,7 +108,7 @@ class Record:
     """The bridge has delivered all messages up to this one."""
 
     cuts: int = 0
-    """How often the bridge has lost NATS."""
+    """Number of times the bridge has lost NATS."""
 
     noticed_cuts: int = 0
     """Of these, how many it has surely noticed."""
@@ -130,7 +130,7 @@ class Follower(ABC):
     """A client of the bridge, and what the model knows of it."""
 
     in_one_stream: bool
-    """Replies stand among the messages, and so say exactly from where to where a subscription reaches."""
+    """True if replies and messages share a stream, so that the bounds of a subscription are exact."""
 
     def __init__(self, record: Record, client: WebSocketClient | EventClient, stack: contextlib.AsyncExitStack) -> None:
         self.key = client.key
@@ -160,14 +160,14 @@ class Follower(ABC):
         await self._send({"id": number, "action": name, "subjects": list(patterns)})
 
     def note(self, number: int, name: CommandName, patterns: Sequence[str], dispatched: int) -> None:
-        """A command is on its way; it was sent when the bridge had delivered the messages up to this one."""
+        """Record a pending command, sent when the bridge had delivered the messages up to this one."""
         self.waiting[number] = (name, patterns)
         self._calm[number] = self._record.calm
         for pattern in patterns:
             if name == "subscribe":
                 self._ledgers[pattern].open(dispatched)
             else:
-                # NATS may hand them over when the bridge has heard of it already.
+                # NATS may hand them over after the bridge has received the command.
                 self._ledgers[pattern].due.clear()
 
     async def leave(self, *, politely: bool) -> None:
@@ -186,10 +186,10 @@ class Follower(ABC):
     @abstractmethod
     def _crash(self) -> None: ...
 
-    # What the model says
+    # Answers of the model
 
     def published(self, number: int, subject: str) -> None:
-        """A message was published: it must come for each pattern of which the client was told that it is live."""
+        """Record a published message, which must come for each pattern that the client knows to be live."""
         ending = {pattern for name, patterns in self.waiting.values() if name == "unsubscribe" for pattern in patterns}
         for pattern, live in self.held.items():
             if live and pattern not in ending and matches(pattern, subject):
@@ -197,11 +197,11 @@ class Follower(ABC):
 
     @property
     def owed(self) -> dict[str, list[int]]:
-        """By pattern, what has neither come nor was said to be lost."""
+        """Missing messages by pattern, without those that are covered by a gap."""
         return {pattern: owed for pattern, ledger in self._ledgers.items() if (owed := ledger.owed)}
 
     def settle(self) -> None:
-        """NATS has every pattern, and all messages have come."""
+        """Mark every pattern as live and all messages as received."""
         for pattern in self.held:
             self.held[pattern] = True
         for ledger in self._ledgers.values():
@@ -263,7 +263,7 @@ class Follower(ABC):
         self.held.pop(REFUSED_BY_NATS, None)
 
     def _certain(self, patterns: set[str]) -> set[str]:
-        """Those of which it is certain when they begin and end."""
+        """Return the patterns with a known beginning and end."""
         # A reply by POST and the frame that ends the subscription may be read in any order.
         return patterns if self.in_one_stream else patterns - {REFUSED_BY_NATS}
 
@@ -290,7 +290,7 @@ class Follower(ABC):
             self._ledgers[pattern].close(self._record.published)
 
     def _outcome(self, name: CommandName, patterns: Sequence[str]) -> tuple[set[str], set[str]]:
-        """The codes of which one must be the reply's, if there are any; and those that may be."""
+        """Return the codes of which the reply must have one, if there are any, and the possible codes."""
         asked, held = set(patterns), set(self.held)
         perhaps_held = held if self.in_one_stream else held | {REFUSED_BY_NATS}
         codes, possible = set(), set()

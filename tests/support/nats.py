@@ -1,4 +1,4 @@
-"""What stands where a NATS server should: a proxy that harms the connection, and a peer that says what a test wants."""
+"""Replacements for a NATS server: a proxy that harms the connection, and a peer controlled by a test."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ INFO = b'INFO {"max_payload":1048576}\r\n'
 
 
 def sockets() -> int:
-    """How many sockets this process has open."""
+    """Return the number of open sockets of this process."""
     return sum(1 for link in Path("/proc/self/fd").iterdir() if _target(link).startswith("socket:"))
 
 
@@ -24,10 +24,10 @@ def _target(link: Path) -> str:
 
 
 class Proxy:
-    """Between a client and a server.
+    """A proxy between a client and a server.
 
-    ``forward`` cuts or changes what the server says; ``hole`` swallows everything, in both directions, until it
-    is cleared: connections stay open.
+    ``forward`` cuts or changes the server's data. ``hole`` swallows everything, in both directions, until it is
+    cleared: connections stay open.
     """
 
     def __init__(self, server: NatsServer) -> None:
@@ -58,7 +58,7 @@ class Proxy:
             to_server.close()
 
     async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, changed: "Proxy | None") -> None:
-        # What goes into the hole is lost with the connection: nothing is made whole again.
+        # Swallowed data is lost with the connection: nothing is made whole again.
         swallowed = False
         with contextlib.suppress(ConnectionError):
             while data := await source.read(65_536):
@@ -69,7 +69,7 @@ class Proxy:
 
 
 class Peer:
-    """Speaks the server's side of the NATS protocol to one client after another, as far as it is not told otherwise."""
+    """A server that speaks the NATS protocol to one client after another, with optional deviations."""
 
     def __init__(
         self, *, greeting: bytes = INFO, welcome: bytes = b"PONG\r\n", answers: bool = True, reads: bool = True
@@ -96,7 +96,7 @@ class Peer:
         return len(self.writers)
 
     def say(self, data: bytes, *, then_close: bool = False) -> None:
-        """To the newest client."""
+        """Send data to the newest client."""
         self.writers[-1].write(data)
         if then_close:
             self.writers[-1].close()

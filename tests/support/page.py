@@ -36,7 +36,7 @@ def chromium() -> Iterator[Browser]:
 
 @contextmanager
 def opened(browser: Browser, url: str, size: tuple[int, int] = (1280, 800)) -> Iterator[Page]:
-    """The page, which must not raise, log an error or break its policy."""
+    """Open the page, and fail the test if it raises, logs an error or breaks its policy."""
     complaints: list[str] = []
 
     def note(message: ConsoleMessage) -> None:

@@ -21,7 +21,7 @@ _STARTUP = Path(__file__).parent / "startup"
 
 
 class ManagerReady:
-    """Tells when the manager of an app's workers has seen all of them, and listens to signals."""
+    """A marker for the moment when the manager of an app's workers has seen them and handles signals."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory()
@@ -136,7 +136,7 @@ async def process_of_workers(
 
 @contextlib.asynccontextmanager
 async def asgi_process(*command: str, **configuration: str) -> AsyncIterator[tuple[Process, int]]:
-    """Serve ``tests.support.apps.managed`` by the command of an ASGI server, in which ``PORT`` stands for its port."""
+    """Serve ``tests.support.apps.managed`` with the command of an ASGI server; ``PORT`` is replaced by its port."""
     port = free_port()
     arguments = [argument.replace("PORT", str(port)) for argument in command]
     environment = os.environ | {f"SANIC_NATS_BRIDGE_{name.upper()}": value for name, value in configuration.items()}

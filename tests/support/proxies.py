@@ -28,7 +28,7 @@ Scheme: TypeAlias = Literal["http", "https"]
 
 PROXIES: tuple[ProxyName, ...] = ("nginx", "haproxy")
 READY_PATH = "/health/ready"
-"""What HAProxy asks a machine for to see whether it takes clients."""
+"""Path of HAProxy's health check, which decides whether a machine takes clients."""
 
 _FOLDER = PROJECT / "docs" / "proxies"
 _IDLE = "60s"
@@ -46,11 +46,11 @@ class Proxy:
     process: subprocess.Popen[bytes]
 
     async def reload(self) -> None:
-        """Have it read its configuration anew, and wait for its new processes, which come while the old ones end."""
+        """Have it reload its configuration, and wait for its new processes, which start while the old ones end."""
         before = descendants(self.process.pid)
         async with asyncio.timeout(WAIT_SECONDS):
             while not descendants(self.process.pid) - before:
-                # Again and again: HAProxy's master loses one that comes just before it executes itself anew.
+                # Repeat the signal: HAProxy's master loses one that arrives just before it re-executes itself.
                 self.process.send_signal(signal.SIGHUP if self.name == "nginx" else signal.SIGUSR2)
                 await asyncio.sleep(_RELOAD_SECONDS)
 
@@ -70,7 +70,7 @@ class Door:
 
     @contextlib.asynccontextmanager
     async def websocket(self, **options: Any) -> AsyncIterator[WebSocketClient]:
-        """A client of ``/stream`` that has read its welcome."""
+        """Connect a client of ``/stream`` and read its welcome."""
         encryption: dict[str, Any] = {"ssl": self.trust} if self.scheme == "https" else {}
         url = self.origin.replace("http", "ws") + "/stream"
         async with connect(url, max_size=None, compression=None, **encryption, **options) as connection:
@@ -80,7 +80,7 @@ class Door:
 
     @contextlib.asynccontextmanager
     async def events(self, *subjects: str) -> AsyncIterator[EventClient]:
-        """A client of ``/events`` that has read its welcome, and its reply if it asked."""
+        """Connect a client of ``/events`` and read its welcome, and the reply if it has subjects."""
         query = [("subjects", subject) for subject in subjects]
         async with self.http.get(f"{self.origin}/events", params=query) as response:
             assert response.status == 200, await response.text()
@@ -96,7 +96,7 @@ class Door:
             return response.status, await response.json()
 
     async def status(self, method: str, path: str, **headers: str) -> int:
-        """The status alone; what comes behind it is not read."""
+        """Return the status of the response without reading its body."""
         async with self.http.request(method, self.origin + path, headers=headers) as response:
             abort(response)
             return response.status
@@ -110,7 +110,7 @@ def abort(response: aiohttp.ClientResponse) -> None:
 
 @contextlib.asynccontextmanager
 async def door(proxy: Proxy, scheme: Scheme) -> AsyncIterator[Door]:
-    """Clients that trust the proxy's certificate, and nobody else's."""
+    """Open a door for clients that trust only the proxy's certificate."""
     trust = ssl.create_default_context(cafile=proxy.certificate)
     connector = aiohttp.TCPConnector(limit=0, ssl=trust)
     async with aiohttp.ClientSession(connector=connector) as http:
@@ -121,7 +121,7 @@ async def door(proxy: Proxy, scheme: Scheme) -> AsyncIterator[Door]:
 def running_proxy(
     name: ProxyName, certificate: Path, folder: Path, machines: Sequence[int], idle: str = _IDLE
 ) -> Iterator[Proxy]:
-    """The proxy before two machines, which listen at these ports; ``idle``: its timeout for idle connections."""
+    """Start the proxy for two machines at these ports; ``idle``: its timeout for idle connections."""
     ports: dict[Scheme, int] = {"http": free_port(), "https": free_port()}
     adapt = {"nginx": _nginx, "haproxy": _haproxy}[name]
     command = adapt(folder, ports, certificate, machines, idle)
@@ -129,7 +129,7 @@ def running_proxy(
     binary = shutil.which(command[0], path=path)
     assert binary is not None, f"{command[0]} is not installed"
     with (folder / "log").open("w+b") as log:
-        # The processes of a proxy must not outlive it, whatever becomes of the one that leads them.
+        # The processes of a proxy must not outlive it, even if their leader is killed.
         process = subprocess.Popen([binary, *command[1:]], stdout=log, stderr=log, start_new_session=True)
         try:
             for port in ports.values():
@@ -148,7 +148,7 @@ def running_proxy(
 
 
 def self_signed(folder: Path) -> Path:
-    """A certificate for ``localhost``; beside it its key, and both in one file."""
+    """Create a certificate for ``localhost``, its key, and a file with both."""
     request = "openssl req -x509 -days 2 -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1"
     names = "-subj /CN=localhost -addext subjectAltName=DNS:localhost -keyout app.key -out app.pem"
     subprocess.run(f"{request} {names}".split(), cwd=folder, check=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""What no well-behaved client library sends or shows: bare HTTP connections and WebSocket frames."""
+"""Bare HTTP connections and WebSocket frames, for data that client libraries don't send or show."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ UPGRADE = (
 
 
 def client_frame(payload: bytes, opcode: int = 1) -> bytes:
-    """A WebSocket frame as a client sends it, masked with zeros (RFC 6455, section 5.2)."""
+    """Return a WebSocket frame from a client, masked with zeros (RFC 6455, section 5.2)."""
     size = len(payload)
     length = bytes([0x80 | size]) if size < 126 else b"\xfe" + size.to_bytes(2)
     return bytes([0x80 | opcode]) + length + bytes(4) + payload
@@ -43,7 +43,7 @@ def session_of(bridge: Bridge, session_id: str) -> Session:
 
 
 def session_id(welcome: bytes) -> str:
-    """The id in a welcome, in whichever form."""
+    """Return the session id of a welcome in either wire format."""
     found = re.search(rb'"session":"([^"]+)"', welcome)
     assert found is not None
     return found[1].decode()
@@ -53,7 +53,7 @@ def session_id(welcome: bytes) -> str:
 async def raw_connection(
     port: int, request: str, limit: int = 2**26
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A TCP connection on which this request has been sent."""
+    """Open a TCP connection and send this request."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=limit)
     try:
         writer.write(request.encode())
@@ -76,11 +76,14 @@ class KeptConnection:
     async def request(
         self, method: str, path: str, body: bytes | Iterable[bytes] | None = None, **headers: str
     ) -> tuple[http.client.HTTPResponse, bytes]:
-        """The response and its whole body."""
+        """Return the response and its whole body."""
         return await asyncio.to_thread(self._request, method, path, body, headers)
 
     async def post(self, path: str, body: Any, **headers: str) -> tuple[int, dict[str, Any]]:
-        """Status and reply of a POST; bytes are sent as they are, an iterable of them without a length."""
+        """Send a POST and return its status and reply.
+
+        Bytes are sent unchanged, and an iterable of bytes without a length.
+        """
         data = json.dumps(body).encode() if isinstance(body, dict) else body
         response, text = await self.request("POST", path, data, **({"content_type": "application/json"} | headers))
         reply: dict[str, Any] = json.loads(text)

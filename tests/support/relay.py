@@ -9,7 +9,7 @@ from tests.support.raw import reset
 
 
 class Relay:
-    """Stands between a bridge and NATS."""
+    """A TCP relay between a bridge and NATS."""
 
     def __init__(self, port: int) -> None:
         self._upstream = port

@@ -29,7 +29,7 @@ _SETTINGS: Final[dict[str, Any]] = {
     "subscribe": ["a.>", "b.>", "n.>", "w.>"],
     "max_subscriptions": MAX_SUBSCRIPTIONS,
     "unsubscribe_delay": 0.02,
-    # Nobody is slowed down, nor cut off.
+    # No client is slowed down or disconnected.
     "command_rate": 1e6,
     "command_burst": 1_000_000,
     "max_bad_commands": 1_000_000,
@@ -61,7 +61,7 @@ class World:
     @classmethod
     @contextlib.asynccontextmanager
     async def made(cls, server: ServerName) -> AsyncIterator["World"]:
-        """A world with nobody in it but a witness, who follows a subject of its own."""
+        """Create a world with only a witness, which follows a subject of its own."""
         with NatsServer(config=_NATS_CONFIG) as nats:
             async with (
                 Relay.listening(nats.port) as relay,
@@ -85,7 +85,7 @@ class World:
         self._publisher = await self._publisher_open.enter_async_context(Publisher.connected(self._nats))
 
     def judge(self) -> None:
-        """Nothing has been wrong since this was asked last."""
+        """Fail if there are complaints since the last call."""
         complaints = self.record.complaints.copy()
         self.record.complaints.clear()
         assert not complaints, complaints
@@ -117,7 +117,7 @@ class World:
             follower.note(OF_THE_QUERY, "subscribe", patterns, dispatched)
 
     async def crash_in_haste(self, patterns: Sequence[str], turns: int) -> None:
-        """A client that asks, and is gone after so many turns of the event loop."""
+        """Send a subscribe, and disconnect after so many turns of the event loop."""
         _, writer = await asyncio.open_connection("127.0.0.1", self._bridge.port)
         writer.write(f"GET {self._bridge.prefix}/stream HTTP/1.1\r\n{UPGRADE}\r\n".encode())
         writer.write(client_frame(json.dumps({"subjects": patterns}).encode()))
@@ -138,12 +138,12 @@ class World:
         await self._publisher.send(subject, *(b"%d" % number for number in numbers))
 
     async def cut(self) -> None:
-        """The connection of the bridge to NATS breaks."""
+        """Break the connection of the bridge to NATS."""
         self._disturb()
         self._relay.cut()
 
     async def cut_twice(self, turns: int) -> None:
-        """And so does the next one, after so many turns of the event loop."""
+        """Break the connection to NATS, and the next one after so many turns of the event loop."""
         first = self._bridge.extension.client
         await self.cut()
         await _in_turns(lambda: self._bridge.extension.client not in (first, None))
@@ -166,7 +166,7 @@ class World:
         self.record.calm = False
 
     async def settle(self) -> None:
-        """Wait until every command is answered, and every message there or told to be lost."""
+        """Wait until every command is answered, and every message has come or is covered by a gap."""
         await self._until(lambda: not any(follower.waiting for follower in self._everybody))
         await self._until(lambda: not any(follower.owed for follower in self._everybody))
 
@@ -195,7 +195,7 @@ class World:
                 pass
 
     async def _is_witnessed(self) -> bool:
-        """Whether a message comes through the bridge; one that does not within that time is lost."""
+        """Return True if a message passes the bridge in time; otherwise the message is lost."""
         await self.publish(_WITNESSED)
         number = self.record.published
         try:
@@ -205,7 +205,7 @@ class World:
         return True
 
     async def end(self) -> None:
-        """Everybody leaves, and nothing of them stays."""
+        """Disconnect all clients, and check that nothing of them remains."""
         self.record.complaints.clear()
         for number, follower in enumerate(tuple(self.followers)):
             await self.leave(follower, politely=number % 2 == 0)
@@ -229,7 +229,7 @@ class World:
         return {session.key: {*session.subscriptions} for session in sessions(self._bridge)}
 
     def _held(self) -> tuple[int, int]:
-        """Tasks and file descriptors of the whole process."""
+        """Return the number of tasks and file descriptors of the whole process."""
         return len(asyncio.all_tasks()), sum(1 for _ in Path("/proc/self/fd").iterdir())
 
     async def _until(self, fact: Callable[[], bool]) -> None:

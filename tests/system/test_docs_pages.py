@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.docs import PAGES, ROOT, SLOW_SECONDS, Story, blocks, python_files
+from tests.support.docs import PAGES, ROOT, Story, blocks, python_files
 
 
 @pytest.mark.timeout(600)
@@ -29,9 +29,7 @@ def test_mypy_accepts_the_python_of_all_pages(tmp_path: Path) -> None:
             (tmp_path / f"{prefix}_{name}").write_text(text)
     command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir=cache", *sorted(map(str, tmp_path.iterdir()))]
     environment = os.environ | {"MYPYPATH": str(ROOT)}
-    checked = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=4 * SLOW_SECONDS
-    )
+    checked = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout
 
 

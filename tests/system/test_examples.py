@@ -87,7 +87,7 @@ class Example:
         subprocess.run(command(run), cwd=ROOT, env=environment, check=True, timeout=START_SECONDS)
 
     def publish_as_in(self, source: Path) -> None:
-        """Publish by the command that the header says to try."""
+        """Publish with the command from the header of the example."""
         _, _, arguments = header(source)["try"].partition("python examples/publish.py ")
         subject, payload = shlex.split(arguments)
         self.publish(subject, payload)

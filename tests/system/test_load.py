@@ -19,7 +19,7 @@ WAIT_SECONDS: Final = 30
 
 
 class Client(asyncio.Protocol):
-    """Keeps what it gets, and nothing else."""
+    """A client that only keeps the data it receives."""
 
     def __init__(self, request: bytes) -> None:
         self.received = bytearray()
@@ -52,7 +52,7 @@ class Client(asyncio.Protocol):
 
 
 async def connected(port: int, subject: str) -> list[Client]:
-    """Clients that follow the subject, half of them on each transport."""
+    """Connect clients that follow the subject, half of them on each transport."""
     command = b'{"action":"subscribe","subjects":["%b"]}' % subject.encode()
     upgrade = f"GET /nats/stream HTTP/1.1\r\n{UPGRADE}\r\n".encode()
     events = f"GET /nats/events?subjects={subject} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
@@ -70,7 +70,7 @@ async def connected(port: int, subject: str) -> list[Client]:
 
 
 async def facts(app: AppProcess) -> dict[str, int]:
-    """What the app holds."""
+    """Return counts of the resources that the app holds."""
     url = f"http://127.0.0.1:{app.ports[0]}/facts"
     async with aiohttp.ClientSession() as http, http.get(url, headers={"Connection": "close"}) as response:
         counted: dict[str, int] = await response.json()
@@ -78,7 +78,7 @@ async def facts(app: AppProcess) -> dict[str, int]:
 
 
 async def connected_facts(app: AppProcess) -> dict[str, int]:
-    """What the app holds once it has its connection to NATS."""
+    """Return counts of the resources that the app holds after it has connected to NATS."""
     async with asyncio.timeout(WAIT_SECONDS):
         found = await facts(app)
         while not found["connected"]:
@@ -95,7 +95,7 @@ async def settled(app: AppProcess, expected: dict[str, int]) -> None:
 
 
 async def one_round(app: AppProcess, server: NatsServer, publisher: Publisher) -> None:
-    """Clients come, get every message once and in order, and go; nothing of them stays."""
+    """Connect clients, check that each gets every message once and in order, and disconnect them."""
     subject = publisher.subject("load")
     clients = await connected(app.ports[0], subject)
     assert server.subscriptions() == [subject]

@@ -38,7 +38,7 @@ SECOND_BEAT, LIVELY_BEAT = 14, 0.3
 
 
 class Machines(NamedTuple):
-    """Apps that a client can tell from each other, by the heartbeat that its welcome names."""
+    """Apps that a client can distinguish by the heartbeat in its welcome."""
 
     first: ExampleApp
     second: ExampleApp
@@ -95,7 +95,7 @@ async def encrypted(proxy: Proxy) -> AsyncIterator[Door]:
 
 
 async def test_events_come_one_by_one(app: Door, publisher: Publisher) -> None:
-    """Each waits for none behind it, neither in a buffer nor for the 200 ms of the kernel's MSG_MORE."""
+    """Check that no event waits for a later one, in a buffer or for the 200 ms of the kernel's MSG_MORE."""
     subject = publisher.subject("a")
     async with app.events(subject) as client, asyncio.timeout(WAIT_SECONDS):
         for number in range(100):
@@ -180,7 +180,7 @@ async def test_what_a_client_says_of_a_proxy_does_not_count(app: Door) -> None:
 async def test_a_client_that_leaves_is_gone_from_the_app(
     app: Door, publisher: Publisher, shared_nats: NatsServer, way: str
 ) -> None:
-    """At once: the heartbeat, by which a proxy would notice at the latest, is longer than is waited for."""
+    """Check that the session ends at once, before a failed heartbeat could reveal it."""
     subject = publisher.subject("a")
     if way == "websocket":
         async with app.websocket() as websocket:
@@ -198,7 +198,7 @@ async def test_a_client_that_leaves_is_gone_from_the_app(
 
 @contextlib.asynccontextmanager
 async def http2_client(app: Door) -> AsyncIterator[httpx.AsyncClient]:
-    """A client with one connection."""
+    """Open a client with one connection."""
     limits = httpx.Limits(max_connections=1)
     async with httpx.AsyncClient(http1=False, http2=True, verify=app.trust, limits=limits, base_url=app.origin) as http:
         yield http
@@ -264,7 +264,7 @@ async def test_a_reload_of_the_proxy_leaves_streams_alone(
 
 @pytest.fixture
 async def balanced(name: ProxyName, machines: Machines, certificate: Path, tmp_path: Path) -> AsyncIterator[Door]:
-    """The app on both machines."""
+    """Serve the app on both machines."""
     with running_proxy(name, certificate, tmp_path, (machines.first.port, machines.second.port)) as proxy:
         async with door(proxy, "https") as app:
             yield app
@@ -272,7 +272,7 @@ async def balanced(name: ProxyName, machines: Machines, certificate: Path, tmp_p
 
 async def test_a_machine_that_stops_and_comes_back(balanced: Door, machines: Machines) -> None:
     async def next_machine() -> float:
-        """Which machine a new client gets."""
+        """Return the machine that a new client gets."""
         async with balanced.websocket() as client:
             return float(client.welcome["heartbeat"])
 

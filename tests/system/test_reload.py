@@ -1,4 +1,4 @@
-"""The ends of a worker of Sanic's own server: what its clients hear, and that nothing holds it up."""
+"""The ends of a worker of Sanic's own server: messages to its clients, and no delay by any client."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ _RELOADER_SECONDS: Final = 3.0
 
 @contextlib.asynccontextmanager
 async def silent_client(port: int) -> AsyncIterator[None]:
-    """Opens an event stream, and neither reads nor closes it."""
+    """Open an event stream, and neither read nor close it."""
     _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1)
     writer.transport.pause_reading()  # type: ignore[attr-defined]
     writer.write(b"GET /nats/events?subjects=a HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -54,7 +54,7 @@ async def last_frame(http: aiohttp.ClientSession, port: int, opened: asyncio.Eve
 
 @contextlib.asynccontextmanager
 async def pages(port: int) -> AsyncIterator[list[asyncio.Task[dict[str, Any]]]]:
-    """What open pages see last, on both transports, beside a client that does nothing."""
+    """Yield tasks that return the last frame of open pages, on both transports, beside an idle client."""
     async with aiohttp.ClientSession() as http, silent_client(port):
         opened = [asyncio.Event(), asyncio.Event()]
         seen = [
@@ -80,7 +80,7 @@ async def goodbye(seen: list[asyncio.Task[dict[str, Any]]]) -> None:
 
 
 async def served_by(port: int) -> str:
-    """The worker that serves a new session, by the part of its id that says so; "" while there is none."""
+    """Return the worker that serves a new session, from the session id, or "" while there is none."""
     with contextlib.suppress(aiohttp.ClientError):
         async with aiohttp.ClientSession() as http, http.get(f"http://127.0.0.1:{port}/nats/events") as response:
             async for line in response.content:
@@ -146,6 +146,6 @@ async def test_the_end_waits_neither_for_clients_nor_for_nats(
                 await process.aclose()
                 await goodbye(seen)
     written = log.read_text()
-    # Not killed, for it was too slow.
+    # Not killed for being too slow.
     assert "Server Stopped" in written
     assert "Traceback" not in written

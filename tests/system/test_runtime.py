@@ -15,7 +15,7 @@ ORIGIN = "https://app.example"
 
 
 async def followed_on_both(bridge: Bridge, publisher: Publisher, subject: str) -> list[Any]:
-    """What a client of each transport gets of one message."""
+    """Return the data of one message that a client of each transport gets."""
     async with bridge.websocket() as websocket, bridge.events(subject) as events:
         await websocket.follow(subject)
         await publisher.send(subject, b"1")
@@ -24,7 +24,7 @@ async def followed_on_both(bridge: Bridge, publisher: Publisher, subject: str) -
 
 @pytest.fixture
 def cors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """sanic-ext reads its configuration when it is put on the app."""
+    """Configure sanic-ext by the environment, because it reads its configuration during setup."""
     monkeypatch.setenv("SANIC_CORS_ORIGINS", ORIGIN)
 
 

@@ -1,4 +1,4 @@
-"""The example app with several workers, where most commands by POST arrive at another one than holds the session."""
+"""The example app with several workers: most POST commands arrive at a worker that doesn't hold the session."""
 
 import asyncio
 import contextlib
@@ -35,7 +35,7 @@ def example(nats_server: NatsServer) -> Iterator[ExampleApp]:
 
 
 class EventStream:
-    """Keeps what it gets."""
+    """An event stream whose frames are kept."""
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self.frames: list[dict[str, Any]] = []
@@ -72,7 +72,7 @@ class EventStream:
 
 
 async def post(url: str, action: str, session: str, subject: str) -> tuple[int, dict[str, Any]]:
-    """A command over a connection of its own, so that any of the workers may take it."""
+    """Send a command over a connection of its own, so that any of the workers may take it."""
     async with (
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as http,
         http.post(f"{url}{action}", json={"session": session, "subjects": [subject]}) as response,
@@ -116,7 +116,7 @@ async def test_every_command_by_post_works_wherever_it_arrives(example: ExampleA
             await publisher.send(publisher.base, b"0")
             await until(lambda stream=stream: stream.messages[-1] == (publisher.base, 0), WAIT_SECONDS)  # type: ignore[misc]
             assert stream.messages[: len(messages) + 1] == [*messages, (publisher.base, 0)]
-            # A status where the worker had just started, and NATS was not there yet.
+            # A status occurs if the worker had just started and was not yet connected to NATS.
             assert {frame["type"] for frame in stream.frames} <= {"welcome", "status", "message", "heartbeat"}
     await until(lambda: not nats_server.subscriptions(), WAIT_SECONDS)
 
@@ -151,7 +151,7 @@ async def test_a_worker_that_is_killed_takes_its_sessions_with_it_and_no_others(
 
 
 def holder_of_a_client(example: ExampleApp) -> int:
-    """A worker with connections to clients."""
+    """Return the id of a worker with connections to clients."""
 
     def sockets(pid: int) -> int:
         return sum(str(link.readlink()).startswith("socket:") for link in Path(f"/proc/{pid}/fd").iterdir())

@@ -14,7 +14,7 @@ def pytest_asyncio_loop_factories() -> Mapping[str, type[asyncio.AbstractEventLo
 
 @pytest.fixture
 async def wall_clock(monkeypatch: pytest.MonkeyPatch) -> WallClock:
-    """The wall clock, which goes with that of the test's event loop."""
+    """Replace the wall clock by one that follows the clock of the test's event loop."""
     clock = WallClock(asyncio.get_running_loop())
     monkeypatch.setattr(time, "time", clock.time)
     return clock

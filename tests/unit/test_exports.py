@@ -27,7 +27,7 @@ EXPORTS = [
 
 
 def functions(exported: Any) -> Iterator[Callable[..., Any]]:
-    """The function, or those of the class itself that are public, ``__init__`` included."""
+    """Yield the function, or the public ones of the class itself, with ``__init__``."""
     if inspect.isfunction(exported):
         yield exported
         return

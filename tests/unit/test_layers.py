@@ -40,7 +40,7 @@ FREE = {"testing", "__main__"}
 
 NEVER = {"hub": {"nats", "transports", "sessions"}, "nats": {"hub", "sessions"}, "transports": {"hub", "sessions"},
          "metrics": {"sessions"}, "routes": {"hub", "nats"}}  # fmt: skip
-"""Imports that stay forbidden, whatever the order of the rows."""
+"""Imports that stay forbidden in any order of the rows."""
 
 SANS_IO = {"errors", "token_bucket", "protocol", "auth.permissions", "auth.policy", "auth.origins", "metrics.counters",
            "metrics.definitions", "metrics.stats", "validators", "settings", "nats.parser", "nats.server_errors",
@@ -75,7 +75,7 @@ MODULES = [name for name in FILES if FILES[name].name != "__init__.py"]
 
 
 def within(name: str, places: set[str]) -> bool:
-    """Whether a module is one of these, or in one of these packages."""
+    """Return True if a module is one of these, or in one of these packages."""
     return any(name == place or name.startswith(f"{place}.") for place in places)
 
 

@@ -110,7 +110,8 @@ async def _restart(pool: ClientPool, result: Run, name: str, worker: int, durati
         stopped = machine.stopping[worker]
         result.shutdown_times.append(time.monotonic() - stopped)
     await pool.wait_connected(durations.reconnect_spread + _TIMEOUT_SECONDS)
-    if result.shutdown_times[-1] > durations.graceful_shutdown + _OVERHEAD_SECONDS:
+    # In a small run the time is so short that it depends on the load of the machine.
+    if not pool.small and result.shutdown_times[-1] > durations.graceful_shutdown + _OVERHEAD_SECONDS:
         result.failures.append(f"a worker ended only {result.shutdown_times[-1]:.1f} s after it began to stop")
     check_reconnects(pool.reconnects(stopped), stopped, durations.reconnect_spread, result, by_retry=pool.small)
 

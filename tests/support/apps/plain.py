@@ -2,9 +2,9 @@
 
 ``python -m tests.support.apps.plain '{"prefix": "/a"}' …``.
 
-An argument holds the bridge's settings as JSON, and `send_buffer` where the kernel shall hold no more
-than so many bytes for a client. The ports are the first line of the output; what
-follows are the sessions that end, with their close codes.
+An argument holds the bridge's settings as JSON. With `send_buffer`, the kernel holds at most that many bytes for a
+client. The first line of the output lists the ports. The following lines are the sessions that end, with their close
+codes.
 """
 
 import asyncio

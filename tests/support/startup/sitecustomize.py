@@ -1,6 +1,6 @@
-"""Loaded at the start of each Python under test: has Sanic's manager tell when it listens to signals.
+"""Startup code of each Python under test: Sanic's manager reports when it handles signals.
 
-A signal that comes before the manager has seen all its workers acknowledge makes it loop forever.
+A signal that arrives before the manager has seen all its workers acknowledge makes it loop indefinitely.
 """
 
 import os

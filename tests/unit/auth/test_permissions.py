@@ -17,7 +17,7 @@ from sanic_nats_bridge.protocol import subjects
 
 
 def allows(opened: Sequence[str], requested: str, **others: Any) -> bool:
-    """Whether it may be followed; what `explain` says is held to it."""
+    """Return True if the pattern is allowed, and check that `explain` agrees."""
     permissions = Permissions(opened, **others)
     try:
         grant = permissions.grant(requested)
@@ -95,7 +95,7 @@ def test_what_is_not_a_pattern_cannot_be_opened() -> None:
         Permissions(["orders.>", "a..b"])
 
 
-# What is shut
+# Denied patterns
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_what_is_not_a_pattern_cannot_be_opened() -> None:
         ("*.secret", "a.secret"),
         ("*.secret", "*.secret"),
         (">", "a"),
-        # What shuts is not kept from reserved tokens as what opens is.
+        # Wildcards match reserved tokens in denied patterns, but not in allowed ones.
         ("*.secret", "$KV.secret"),
         (">", "$KV.>"),
     ],
@@ -154,7 +154,7 @@ def test_what_may_be_followed_and_what_is_shown_is_what_brute_force_finds(
         excluded = permissions.grant(requested).excluded
         hidden = subjects.matcher(excluded) if excluded else lambda _: False
         assert {subject for subject in asked if not hidden(subject)} == asked - denied
-        # Clients that see the same are to share it: what makes no difference stands in no grant.
+        # Clients with the same view share it, so a grant lists no exclusion without effect.
         assert all(MATCHED[pattern] & asked for pattern in excluded)
 
 

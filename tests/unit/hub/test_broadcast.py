@@ -14,7 +14,7 @@ from tests.support.fakes import FakeSubscriber, ignore
 
 
 def followers(interest: Interest, *permissions: Permissions, pattern: str | None = None) -> list[FakeSubscriber]:
-    """One for each permissions, by the client's name for the pattern."""
+    """Add one subscriber for each permissions, by the client's name for the pattern."""
     subscribers = []
     for each in permissions:
         grant = each.grant(pattern or interest.pattern)
@@ -98,7 +98,7 @@ async def test_those_who_see_the_same_get_the_same_bytes_and_a_payload_is_read_o
     assert read == [b'{"a": 1}']
     for alike in (*audience, renamed):
         assert len({id(subscriber.writes[0]) for subscriber in alike}) == 1
-    # Where nothing was left out there is nothing by which they differ.
+    # Without skipped messages the writes don't differ.
     assert len({id(alike[0].writes[0]) for alike in audience}) == 1
     assert shown(renamed[0]) == ["me.x"]
 

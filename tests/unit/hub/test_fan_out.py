@@ -19,7 +19,7 @@ def new_views() -> list[View]:
 
 
 def fanned_out(views: Sequence[View], pattern_of: Sequence[int]) -> None:
-    """Number k goes out under the pattern that stands there."""
+    """Send message number k under the pattern at index k."""
     batches: dict[View, list[EncodedMessage]] = {}
     for number, index in enumerate(pattern_of):
         view = views[index]

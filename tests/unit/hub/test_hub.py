@@ -430,7 +430,7 @@ async def test_what_ends_a_subscription_flushes_first_within_a_flush_interval(ev
 
 
 async def given_up(hub: Hub, *patterns: str) -> None:
-    """Claim them and give them up, until their linger is over."""
+    """Acquire the patterns and release them, and wait until their unsubscribe delay has expired."""
     interests = hub.acquire(patterns)
     await hub.confirm(interests, 5)
     hub.release(interests)
@@ -496,7 +496,7 @@ async def test_what_lingers_makes_no_room_for_itself() -> None:
 
 
 class Recorder:
-    """Hears how the link fares."""
+    """A recorder of changes in the link's state."""
 
     def __init__(self) -> None:
         self.heard: list[str] = []
@@ -551,7 +551,7 @@ async def test_messages_before_the_loss_are_written_before_it_is_told() -> None:
 
 
 class SteeredLoop(asyncio.SelectorEventLoop):
-    """An event loop whose clock moves only when it is told to."""
+    """An event loop with a clock that moves only on request."""
 
     now = 0.0
 

@@ -5,7 +5,7 @@ from sanic_nats_bridge.hub.throttle import SubscribeThrottle
 
 
 class Nats:
-    """Notes what it hears, and when."""
+    """A NATS server that records commands and their times."""
 
     def __init__(self, rate: float) -> None:
         self.pacing = SubscribeThrottle(rate, self.act)

@@ -13,7 +13,7 @@ from tests.unit.metrics.test_definitions import STATS
 
 
 class Worker:
-    """A worker whose stats are what the test says."""
+    """A worker with stats that the test sets."""
 
     def __init__(self, name: str, folder: Path | None, messages: int = 0) -> None:
         self.stats = dataclasses.replace(STATS, messages=messages)
@@ -26,7 +26,7 @@ class Worker:
         self.stats = dataclasses.replace(self.stats, messages=messages)
 
     async def dies(self) -> None:
-        """As by SIGKILL: nothing is written any more, and the kernel lets its lock go."""
+        """Stop the worker as by SIGKILL: it writes nothing more, and the kernel releases its lock."""
         assert self.aggregator._writer is not None
         self.aggregator._stopping.set()
         await self.aggregator._writer
@@ -62,7 +62,7 @@ async def test_each_tells_of_all_and_of_itself_as_of_now(folder: Path) -> None:
     await second.aggregator.gather()
     first.counts(10)
     assert messages(await first.aggregator.gather()) == {"w0": 10, "w1": 2}
-    # What one has told of itself nobody tells less of, though it writes no more by itself.
+    # After a worker has reported its own count, no other worker reports less, even without a periodic write.
     assert messages(await second.aggregator.gather()) == {"w0": 10, "w1": 2}
     for worker in (first, second):
         await worker.aggregator.stop()

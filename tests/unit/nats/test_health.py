@@ -12,7 +12,7 @@ INTERVAL = 4.0
 
 
 class Line:
-    """A connection whose server answers each PING at once, until the test says when it stops; time only leaps."""
+    """A connection whose server answers each PING at once, until the test stops it; time only leaps."""
 
     def __init__(self, *, stops: float = float("inf"), ponging: bool = True, chatty: float = 0) -> None:
         self.reads = 0

@@ -26,7 +26,7 @@ class Message:
 
     @property
     def taken(self) -> "Message":
-        """What is left of it once it was taken: nobody needs the reply subject of a message for the bridge."""
+        """The message after it was taken: the bridge needs no reply subject of its own messages."""
         return replace(self, reply=b"") if self.own else self
 
     def encoded(self) -> bytes:
@@ -50,7 +50,7 @@ class Line:
 
 @dataclass
 class Recorder:
-    """Notes operations in their order; takes the messages of `OWN_SIDS`."""
+    """A recorder of operations in order, which takes the messages of `OWN_SIDS`."""
 
     seen: list[Message | Line] = field(default_factory=list)
     counted: tuple[int, int] = (0, 0)

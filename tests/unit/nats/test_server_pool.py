@@ -61,7 +61,7 @@ def test_what_the_cluster_tells_of_has_tls_where_one_that_is_named_has(
     configured: list[str], scheme: str, has_tls: bool
 ) -> None:
     pool = ServerPool(configured)
-    # nats-py says nats:// of them all, unless it is connected to one by tls://.
+    # nats-py reports all of them with nats://, unless it is connected to one by tls://.
     pool.discover(MEMBERS)
     told_of = [server for server in pool.others("") if server.verified_name]
     assert {server.url for server in told_of} == {url.replace("nats:", f"{scheme}:") for url in MEMBERS}

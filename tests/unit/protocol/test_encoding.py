@@ -66,7 +66,7 @@ def run(parser: Generator[None, None, Frame]) -> Frame:
 
 
 def websocket_payloads(data: bytes) -> list[bytes]:
-    """What a client of the `websockets` library reads: whole, unmasked text frames and nothing else."""
+    """Return the payloads that the `websockets` library reads: whole, unmasked text frames only."""
     reader = StreamReader()
     reader.feed_data(data)
     reader.feed_eof()
@@ -79,7 +79,7 @@ def websocket_payloads(data: bytes) -> list[bytes]:
 
 
 def body(chunks: bytes) -> bytes:
-    """What an HTTP client makes of the chunks, which must leave no byte over."""
+    """Return the body that an HTTP client decodes from the chunks, without a remaining byte."""
     client = h11.Connection(h11.CLIENT)
     client.send(h11.Request(method="GET", target="/", headers=[("Host", "h")]))
     client.send(h11.EndOfMessage())
@@ -112,7 +112,7 @@ def decoded(frame: bytes) -> dict[str, Any]:
 
 
 def published(frame: dict[str, Any]) -> bytes:
-    """The payload that a client gets back from a `message` with an encoding."""
+    """Return the payload that a client decodes from a `message` with an encoding."""
     data: str = frame["data"]
     assert frame["encoding"] in ("text", "base64")
     return data.encode() if frame["encoding"] == "text" else base64.b64decode(data)

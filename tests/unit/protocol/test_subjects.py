@@ -65,7 +65,7 @@ INVALID = {
 
 
 def in_grammar(text: str) -> bool:
-    """The sentence of the protocol, word for word, without a regular expression."""
+    """Apply the sentence of the protocol, word for word, without a regular expression."""
     data = text.encode("utf-8", "surrogatepass")
     tokens = text.split(".")
     return (

@@ -41,7 +41,7 @@ TEXT = b"let x = 1;\n" * 100
         (["GZip ; Q=0.5,\tBR;q=0.4"], "gzip"),
         ([", ,gzip,"], "gzip"),
         (["x-gzip"], "gzip"),
-        # malformed members are no offer
+        # malformed members don't count as offers
         (["gzip;q=2"], "identity"),
         (["gzip;q=0.0001"], "identity"),
         (["gzip;q=-1"], "identity"),

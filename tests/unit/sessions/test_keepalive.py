@@ -23,7 +23,7 @@ STEPS = st.floats(0.001, 2)  # of a heartbeat, or of a write timeout
 
 @dataclass
 class Clocked(FakeTransport):
-    """Notes when each frame went out, when the client took something, and when it was given up."""
+    """A transport that records the times of frames, of the client's reads, and of its abort."""
 
     loop: LeapingLoop
     written_at: list[float] = field(default_factory=list)

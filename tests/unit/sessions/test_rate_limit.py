@@ -13,7 +13,7 @@ def meter(**settings: Any) -> CommandRateLimiter:
 
 
 def counted(meter: CommandRateLimiter, times: int) -> list[float | None]:
-    """After how long to come back, by command; ``None`` where it passed."""
+    """Return the delay before a retry, by command, or ``None`` if the command passed."""
     waits: list[float | None] = []
     for _ in range(times):
         try:

@@ -257,7 +257,7 @@ async def test_a_command_to_a_closed_session_is_refused(action: Action) -> None:
 
 
 async def full_session(**settings: Any) -> tuple[Worker, Session, FakeTransport]:
-    """A session that follows `a` and `b`, and whose client is over its limit."""
+    """Open a session that follows `a` and `b`, with a client that is over its limit."""
     worker = Worker(**settings)
     session, transport = worker.open()
     await act(session, "subscribe", "a", "b")
@@ -547,7 +547,7 @@ def test_all_that_was_sent_has_arrived_or_is_counted_as_lost(overflow: str, step
 
 
 def lost(transport: FakeTransport) -> Counter[str]:
-    """How many messages of which pattern the client was told to have missed."""
+    """Count the missed messages that gaps reported to the client, by pattern."""
     counted: Counter[str] = Counter()
     for frame in transport.frames:
         if frame["type"] == "gap" and frame["reason"] == "slow_consumer":
@@ -558,7 +558,7 @@ def lost(transport: FakeTransport) -> Counter[str]:
 
 
 def assert_within_subscriptions(frames: list[dict[str, Any]]) -> None:
-    """Messages and gaps stand behind the reply to a subscribe, and before that which ends the subscription."""
+    """Check that messages and gaps follow the reply to a subscribe, and precede the end of the subscription."""
     held: set[str] = set()
     for frame in frames:
         if frame["type"] in ("message", "gap"):

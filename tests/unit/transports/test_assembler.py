@@ -10,7 +10,7 @@ MAX_BYTES = 70_000
 
 
 class FakeTransport(asyncio.Transport):
-    """Keeps count of whether it is read."""
+    """A transport that records whether it is read."""
 
     def __init__(self) -> None:
         super().__init__()

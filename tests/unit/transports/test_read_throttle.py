@@ -11,7 +11,7 @@ MUCH = bytes(range(256)) * 40  # two slices and a half
 
 
 class Websocket:
-    """Takes what is fed to it; tells of it in its order."""
+    """A WebSocket that records the data fed to it, in order."""
 
     def __init__(self) -> None:
         self.heard: list[bytes | str] = []

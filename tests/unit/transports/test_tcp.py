@@ -12,14 +12,14 @@ from tests.support.bridge import until
 
 
 class Transport(asyncio.Transport):
-    """Shows a socket, as the event loop's own do."""
+    """A transport that exposes a socket, like those of the event loop."""
 
     def __init__(self, connection: socket.socket | None) -> None:
         super().__init__({"socket": connection})
 
 
 class Closed(asyncio.Protocol):
-    """Tells when its connection is closed."""
+    """A protocol with a future for the end of its connection."""
 
     def __init__(self) -> None:
         self.closed = asyncio.get_running_loop().create_future()
@@ -30,7 +30,7 @@ class Closed(asyncio.Protocol):
 
 @contextlib.contextmanager
 def connected() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """The two ends of a TCP connection."""
+    """Yield the two ends of a TCP connection."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = socket.create_connection(listener.getsockname())
         server, _ = listener.accept()
