@@ -23,7 +23,7 @@ from ..nats.connection import NatsClient
 from ..nats.transport import within
 from ..protocol.session_ids import WORKER_ID_GRAMMAR
 
-__all__ = ["ControlChannel", "NobodyListensError", "RequestHandler"]
+__all__ = ["ControlChannel", "RequestHandler", "UnknownWorkerError"]
 
 logger = logging.getLogger("sanic.root.nats_bridge")
 
@@ -36,7 +36,7 @@ RequestHandler = Callable[[bytes], Coroutine[Any, Any, bytes]]
 """A function that returns the reply to a request. It must not raise."""
 
 
-class NobodyListensError(LookupError):
+class UnknownWorkerError(LookupError):
     """No connected worker has the requested id."""
 
 
@@ -112,7 +112,7 @@ class ControlChannel:
 
         Raises:
             ConnectionError: NATS is disconnected.
-            NobodyListensError: No connected worker has this id.
+            UnknownWorkerError: No connected worker has this id.
             TimeoutError: The worker has not replied within ``seconds``, or before `stop`.
             ValueError: The payload exceeds ``max_payload`` of the NATS server.
         """
@@ -126,7 +126,7 @@ class ControlChannel:
         finally:
             del self._pending[number]
         if message.headers is not None and message.headers.get("Status") == _NO_RESPONDERS:
-            raise NobodyListensError(worker)
+            raise UnknownWorkerError(worker)
         reply: bytes = message.data
         return reply
 

@@ -26,7 +26,7 @@ from ..errors import (
 from ..protocol.messages import Command, Outcome, Reply, decode_command, encode
 from ..protocol.session_ids import digest, worker_of
 from ..sessions.registry import SessionRegistry
-from .control_channel import NobodyListensError
+from .control_channel import UnknownWorkerError
 
 __all__ = ["Relay", "Request"]
 
@@ -101,11 +101,11 @@ class Relay:
         try:
             try:
                 return await self._request(worker, request, self._seconds)
-            except NobodyListensError:
+            except UnknownWorkerError:
                 # A worker that has just lost its NATS server reconnects to another within this time.
                 await asyncio.sleep(_RETRY_SECONDS)
                 return await self._request(worker, request, self._seconds)
-        except NobodyListensError:
+        except UnknownWorkerError:
             raise UnknownSession("No such session") from None
         except TimeoutError:
             raise UnreachableSession("The server that holds this session does not answer") from None

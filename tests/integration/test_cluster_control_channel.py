@@ -7,7 +7,7 @@ import nats
 import pytest
 from nats.aio.client import DEFAULT_PENDING_SIZE
 
-from sanic_nats_bridge.cluster.control_channel import ControlChannel, NobodyListensError, RequestHandler
+from sanic_nats_bridge.cluster.control_channel import ControlChannel, RequestHandler, UnknownWorkerError
 from sanic_nats_bridge.nats.connection import NatsClient
 from sanic_nats_bridge.protocol.session_ids import new_worker_id
 from sanic_nats_bridge.testing import NatsServer
@@ -80,7 +80,7 @@ async def test_a_request_is_answered_by_the_worker_of_that_id(shared_nats: NatsS
 
 async def test_a_worker_that_there_is_not_is_told_by_nats(shared_nats: NatsServer) -> None:
     async with workers(shared_nats.url, 1) as (one,):
-        with pytest.raises(NobodyListensError):
+        with pytest.raises(UnknownWorkerError):
             await one.channel.request(new_worker_id(), b"", WAIT_SECONDS)
 
 
@@ -177,7 +177,7 @@ async def test_one_that_stops_answers_what_has_come_and_takes_nothing_more(share
         await stopping
         assert await asked == b"echo 1"
         assert not two.channel.ready
-        with pytest.raises(NobodyListensError):
+        with pytest.raises(UnknownWorkerError):
             await one.channel.request(two.id, b"2", WAIT_SECONDS)
 
 

@@ -12,7 +12,7 @@ from nats.aio.msg import Msg
 from sanic import Request
 
 from sanic_nats_bridge import Permissions
-from sanic_nats_bridge.cluster.control_channel import NobodyListensError
+from sanic_nats_bridge.cluster.control_channel import UnknownWorkerError
 from sanic_nats_bridge.cluster.relay import Relay
 from sanic_nats_bridge.errors import InternalError
 from sanic_nats_bridge.protocol.messages import Command
@@ -325,7 +325,7 @@ async def test_two_apps_on_one_nats_do_not_meet(shared_nats: NatsServer) -> None
 
 async def test_a_worker_that_is_just_on_its_way_to_another_nats_server_is_asked_again() -> None:
     reply = b'{"reply":{"type":"reply","success":true,"message":"done"}}'
-    answers = Answers(NobodyListensError("x"), reply)
+    answers = Answers(UnknownWorkerError("x"), reply)
     session_id = new_session_id(new_worker_id())
     command = Command(action="subscribe", subjects=["a"], session=session_id)
     outcome = await Relay(Worker().sessions, answers.request).execute(session_id, None, command)
