@@ -128,7 +128,7 @@ class ExampleApp:
 
     def _answers(self) -> bool:
         try:
-            with urllib.request.urlopen(self.url, timeout=5):
+            with urllib.request.urlopen(self.url, timeout=WAIT_SECONDS):
                 return True
         except (urllib.error.URLError, OSError):
             return False
