@@ -258,7 +258,7 @@ async def test_heartbeats_keep_idle_connections_open(
             websocket = await stack.enter_async_context(app.websocket())
             await websocket.follow(subject)
             clients.append(websocket)
-        # Clients that connect later and hear nothing are disconnected before.
+        # Clients that connect later and receive nothing are disconnected before.
         await asyncio.gather(*map(cut_off, doors["silent"]))
         await publisher.send(subject, b"1")
         for client in clients:
