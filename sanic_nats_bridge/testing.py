@@ -162,7 +162,7 @@ class NatsServer:
             OSError: The server doesn't respond.
         """
         address = f"http://{self.host}:{self._started_ports()[1]}{path}"
-        with urllib.request.urlopen(address, timeout=5) as response:
+        with urllib.request.urlopen(address, timeout=_START_SECONDS) as response:
             result: dict[str, Any] = json.load(response)
         return result
 

@@ -16,9 +16,6 @@ from playwright.sync_api import Browser, Page, Request, ViewportSize, expect
 from tests.support.docs import ROOT
 from tests.support.page import chromium
 
-# Building the site takes its time on a busy machine.
-pytestmark = pytest.mark.timeout(300)
-
 PAGES = [path.relative_to(ROOT / "docs").with_suffix("").as_posix() for path in (ROOT / "docs").rglob("*.md")]
 SIZES = {"desktop": (1280, 800), "phone": (360, 740)}
 

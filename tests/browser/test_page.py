@@ -25,7 +25,6 @@ from tests.support.page import (
 )
 
 AXE = Path(__file__).parents[1] / "support" / "node" / "node_modules" / "axe-core" / "axe.min.js"
-LATE = 20_000  # milliseconds
 
 both = pytest.mark.parametrize("transport", TRANSPORTS)
 
@@ -69,12 +68,14 @@ def frames(page: Page) -> Locator:
 
 
 @both
-def test_the_panini_command_brings_a_message_a_second_until_unsubscribe(page: Page, transport: str) -> None:
+def test_the_panini_command_brings_a_message_a_second_until_unsubscribe(
+    page: Page, transport: str, shared_nats: NatsServer
+) -> None:
     switch(page, transport)
     command(page, PANINI_COMMAND)
     expect(frames(page).first).to_contain_text("Successfully connected to events: 'test.subject'")
     expect(page.locator("#subscriptions code")).to_have_text(["test.subject"])
-    expect(page.locator("#count")).to_have_text("2 messages")
+    expect(page.locator("#count")).to_have_text(re.compile(r"^([2-9]|\d\d+) messages$"))
     newest = rows(page).first
     expect(newest.locator(".subject")).to_have_text("test.subject")
     for key in range(1, 8):
@@ -83,9 +84,11 @@ def test_the_panini_command_brings_a_message_a_second_until_unsubscribe(page: Pa
     command(page, PANINI_COMMAND.replace("subscribe", "unsubscribe"))
     expect(frames(page).first).to_contain_text("Successfully disconnected from events: 'test.subject'")
     expect(chips(page)).to_have_count(0)
-    seen = rows(page).count()
-    page.wait_for_timeout(1500)
-    assert rows(page).count() == seen
+    page.click("#clear")
+    follow(page, f"marker.{transport}")
+    publish(shared_nats, "test.subject", b"1")
+    publish(shared_nats, f"marker.{transport}", b"1")
+    expect(page.locator("#rows .subject .name")).to_have_text([f"marker.{transport}"])
 
 
 @both
@@ -214,7 +217,7 @@ def test_gaps_stand_where_they_happened(browser: Browser) -> None:
         expect(page.locator("#state")).to_have_text("Connected; NATS is disconnected")
         expect(page.locator("#nats")).to_have_text("disconnected")
         server.start()
-        expect(page.locator("#state")).to_have_text("Connected", timeout=LATE)
+        expect(page.locator("#state")).to_have_text("Connected")
         publish(server, "gap.here", b'"after"')
         expect(page.locator("#rows tr td:last-child")).to_have_text(
             [
@@ -228,7 +231,7 @@ def test_gaps_stand_where_they_happened(browser: Browser) -> None:
 
         page.fill("#filter", "")
         app.restart(signal.SIGKILL)
-        expect(page.locator("#state")).to_have_text("Connected", timeout=LATE)
+        expect(page.locator("#state")).to_have_text("Connected")
         expect(rows(page).first).to_contain_text("this browser was disconnected")
         expect(page.locator("#subscriptions code")).to_have_text(["gap.here"])
         publish(server, "gap.here", b'"at last"')
@@ -369,7 +372,7 @@ def test_a_thousand_messages_a_second_leave_it_answering(page: Page, transport: 
     page.evaluate(SPOKEN)
     with publishing(shared_nats, subject, 1000) as sent:
         expect(rows(page)).to_have_count(200)
-        page.wait_for_timeout(1500)
+        expect(page.locator("#count")).to_have_text(re.compile(r"^([2-9]|\d\d+),\d{3} messages$"))
         page.get_by_role("button", name="Pause", exact=True).click()
         expect(page.locator("#count")).to_contain_text("paused")
         shown = page.locator("#rows").text_content()
@@ -385,14 +388,14 @@ def test_a_thousand_messages_a_second_leave_it_answering(page: Page, transport: 
     numbers = [int(text) for text in re.findall(r'"number": (\d+)', page.locator("#rows").text_content() or "")]
     assert numbers == list(range(sent[0] - 1, sent[0] - 101, -1))
     assert page.locator("#rates .rate").count() == 1
-    times: list[float] = [time for time, _ in page.evaluate("spoken")]
-    assert all(after - before > 2900 for before, after in pairwise(times)), "it never says two things at once"
+    assert len(page.evaluate("spoken")) < sent[0] / 100
 
 
 def test_a_screen_reader_hears_of_news_and_sums(browser: Browser, example: ExampleApp, shared_nats: NatsServer) -> None:
     page = browser.new_page()
     page.clock.install()
     page.goto(example.url)
+    page.evaluate(SPOKEN)
     said = page.get_by_role("status")
     expect(said).to_have_text("Connected")
     follow(page, "spoken")
@@ -405,6 +408,9 @@ def test_a_screen_reader_hears_of_news_and_sums(browser: Browser, example: Examp
     switch(page, "sse")
     page.clock.fast_forward(3000)
     expect(said).to_contain_text("Gap: Messages may have been lost on spoken: the transport was switched.")
+    times: list[float] = [time for time, _ in page.evaluate("spoken")]
+    assert len(times) >= 2
+    assert all(after - before >= 3000 for before, after in pairwise(times)), "it never says two things at once"
     page.close()
 
 

@@ -14,6 +14,8 @@ from tests.support.bridge import WAIT_SECONDS, Publisher, until
 from tests.support.example import ExampleApp
 from tests.support.proxies import PROXIES, ProxyName, running_proxy, self_signed
 
+expect.set_options(timeout=3_000 * WAIT_SECONDS)
+
 OPEN = """([subject, count]) => {
   window.got = [];
   window.sources = [...Array(count).keys()].map((number) => {
@@ -83,7 +85,7 @@ async def test_the_page_works_behind_a_proxy(
             await until(lambda: len(tried) >= 5)
             await asyncio.to_thread(example.start)
             # The client waits for up to 20 s before it reconnects.
-            await expect(state).to_have_text("Connected", timeout=3_000 * WAIT_SECONDS)
+            await expect(state).to_have_text("Connected")
             await holds(page, "sources.slice(4).every((source) => source.readyState === 1)")
             assert set(tried) == {200}
         await browser.close()

@@ -23,6 +23,9 @@ FRAMING, UTF_8, CLOSING = ["1.*", "2.*", "3.*", "4.*", "5.*"], ["6.*"], ["7.*", 
 # the case as an intended failure.
 FAILS_BY_INTENT = "7.1.5"
 
+# A case gives the server a second for each answer, which a busy machine may miss.
+ATTEMPTS = 4
+
 _BINARY = b"\x82"
 
 
@@ -56,20 +59,32 @@ async def echoing(shared_nats: NatsServer) -> AsyncIterator[Bridge]:
         yield bridge
 
 
-async def run_cases(url: str, cases: list[str]) -> list[Any]:
+async def run_cases(url: str, cases: list[str], concurrency: int = 4) -> list[Any]:
     try:
-        return await kosoku.run_fuzzingclient(url, cases=cases, concurrency=4)
+        return await kosoku.run_fuzzingclient(url, cases=cases, concurrency=concurrency)
     except kosoku.FailureError as failure_reply:
         return failure_reply.results
+
+
+async def failed_cases(url: str, results: list[Any]) -> dict[str, Any]:
+    """Return the results of the cases that fail each time, by case."""
+    failed = {result.case_id: result for result in results if not result.passed}
+    for _ in range(1, ATTEMPTS):
+        if again := [case for case in failed if case != FAILS_BY_INTENT]:
+            results = await run_cases(url, again, concurrency=1)
+            failed = {case: failed[case] for case in failed if case not in again}
+            failed |= {result.case_id: result for result in results if not result.passed}
+    return failed
 
 
 # Group 6 runs on the bridge's own route only: Sanic's stops reading after a message that isn't UTF-8, instead of
 # failing the connection with 1007 (RFC 6455, section 8.1).
 @pytest.mark.parametrize(("echo", "groups", "count"), [("sanic", [], 102), ("bridge", UTF_8, 247)])
 async def test_every_case_passes(echoing: Bridge, echo: str, groups: list[str], count: int) -> None:
-    results = await run_cases(f"ws://127.0.0.1:{echoing.port}/{echo}", [*FRAMING, *CLOSING, *groups])
+    url = f"ws://127.0.0.1:{echoing.port}/{echo}"
+    results = await run_cases(url, [*FRAMING, *CLOSING, *groups])
     assert len(results) == count
-    failed = {result.case_id: result for result in results if not result.passed}
+    failed = await failed_cases(url, results)
     assert failed.keys() == {FAILS_BY_INTENT}, {case: result.result for case, result in failed.items()}
     assert (failed[FAILS_BY_INTENT].remote_close_code, failed[FAILS_BY_INTENT].was_clean) == (1002, True)
     async with echoing.websocket() as client:

@@ -1,6 +1,7 @@
 """`python -m example_app` as a process, as `make run` starts it."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -12,7 +13,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import WAIT_SECONDS, alive, free_port
@@ -115,9 +116,19 @@ class ExampleApp:
         """Return the ids of the app's processes that are a nats-server."""
         return {pid for pid in self.family() if name_of(pid) == "nats-server"}
 
+    def connections(self) -> list[dict[str, Any]]:
+        """Return the connections to the app's own nats-server."""
+        (pid,) = self.nats_servers()
+        arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        folder = Path(arguments[arguments.index("--ports_file_dir") + 1])
+        ports = json.loads((folder / f"nats-server_{pid}.ports").read_text())
+        with urllib.request.urlopen(f"{ports['monitoring'][0]}/connz") as response:
+            found: list[dict[str, Any]] = json.load(response)["connections"]
+        return found
+
     def _answers(self) -> bool:
         try:
-            with urllib.request.urlopen(self.url, timeout=5):
+            with urllib.request.urlopen(self.url, timeout=WAIT_SECONDS):
                 return True
         except (urllib.error.URLError, OSError):
             return False

@@ -12,6 +12,8 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, ViewportSize, exp
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import WAIT_SECONDS
 
+expect.set_options(timeout=WAIT_SECONDS * 1000)
+
 CONNECTED = "Connected"
 NAMES = {"websocket": "WebSocket", "sse": "Server-Sent Events"}
 TRANSPORTS = list(NAMES)

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeAlias
 import aiohttp
 from websockets.asyncio.client import connect
 
-from tests.support.bridge import WAIT_SECONDS, EventClient, WebSocketClient, free_port
+from tests.support.bridge import WAIT_SECONDS, EventClient, WebSocketClient, free_port, until
 from tests.support.example import descendants
 from tests.support.process import PROJECT
 
@@ -48,11 +48,18 @@ class Proxy:
     async def reload(self) -> None:
         """Have it reload its configuration, and wait for its new processes, which start while the old ones end."""
         before = descendants(self.process.pid)
-        async with asyncio.timeout(WAIT_SECONDS):
-            while not descendants(self.process.pid) - before:
-                # Repeat the signal: HAProxy's master loses one that arrives just before it re-executes itself.
+
+        async def signal_again() -> None:
+            # HAProxy's master loses a signal that arrives just before it re-executes itself.
+            while True:
                 self.process.send_signal(signal.SIGHUP if self.name == "nginx" else signal.SIGUSR2)
                 await asyncio.sleep(_RELOAD_SECONDS)
+
+        signaling = asyncio.create_task(signal_again())
+        try:
+            await until(lambda: descendants(self.process.pid) - before)
+        finally:
+            signaling.cancel()
 
 
 @dataclass

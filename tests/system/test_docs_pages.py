@@ -17,7 +17,6 @@ def test_the_page_does_what_it_says(page: str, tmp_path: Path) -> None:
     Story(page, tmp_path).run()
 
 
-@pytest.mark.timeout(300)
 def test_mypy_accepts_the_python_of_all_pages(tmp_path: Path) -> None:
     for page in PAGES:
         files = python_files(page)

@@ -38,7 +38,6 @@ SOURCES = {
     "publish.py": EXAMPLES / "publish.py",
 }
 START_SECONDS = 60
-LATE = 30_000  # milliseconds
 PASSWORDS = {"ada": "correct horse", "bob": "battery staple"}
 
 # `python FILE`, with another port than Sanic's default.
@@ -48,8 +47,6 @@ from sanic import Sanic
 Sanic.run = functools.partialmethod(Sanic.run, port=int(sys.argv.pop(1)))
 runpy.run_path(sys.argv[1], run_name="__main__")
 """
-
-pytestmark = pytest.mark.timeout(120)
 
 
 def header(source: Path) -> dict[str, str]:
@@ -162,11 +159,11 @@ def opened(context: BrowserContext, url: str) -> Page:
 
 
 def shows(shown: Locator, text: str | list[str]) -> None:
-    expect(shown).to_have_text(text, timeout=LATE)
+    expect(shown).to_have_text(text)
 
 
 def is_visible(shown: Locator) -> None:
-    expect(shown).to_be_visible(timeout=LATE)
+    expect(shown).to_be_visible()
 
 
 def test_every_example_is_in_the_table_as_its_header_says() -> None:
@@ -327,7 +324,7 @@ def test_workers(shared_nats: NatsServer, context: BrowserContext, tmp_path: Pat
         while len(set(rows.all_text_contents())) < 2:
             page.click("button")
             jobs += 1
-            expect(rows).to_have_count(jobs, timeout=LATE)
+            expect(rows).to_have_count(jobs)
 
 
 def test_node(shared_nats: NatsServer, tmp_path: Path) -> None:

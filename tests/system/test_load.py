@@ -6,7 +6,7 @@ from typing import Any, Final
 import aiohttp
 
 from sanic_nats_bridge.testing import NatsServer
-from tests.support.bridge import Publisher, until
+from tests.support.bridge import WAIT_SECONDS, Publisher, until
 from tests.support.process import AppProcess, app_process
 from tests.support.raw import UPGRADE, client_frame
 
@@ -15,7 +15,6 @@ MESSAGES: Final = 1_000
 BURST: Final = 100
 REPETITIONS: Final = 5
 LINGER: Final = 0.5
-WAIT_SECONDS: Final = 30
 
 
 class Client(asyncio.Protocol):

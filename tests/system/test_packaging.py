@@ -33,8 +33,6 @@ NOT_SOURCE = (".*", "node_modules", "__pycache__", "*.egg-info", "build", "dist"
 DEFAULT_SERVER = "nats://127.0.0.1:4222"
 START_SECONDS = 60
 
-pytestmark = pytest.mark.timeout(180)
-
 
 @dataclass
 class Distributions:

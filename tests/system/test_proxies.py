@@ -15,7 +15,7 @@ from httpx_sse import aconnect_sse
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from sanic_nats_bridge.testing import NatsServer
-from tests.support.bridge import WAIT_SECONDS, Publisher, until
+from tests.support.bridge import WAIT_SECONDS, EventClient, Publisher, WebSocketClient, until
 from tests.support.example import ExampleApp
 from tests.support.proxies import (
     PROXIES,
@@ -34,7 +34,10 @@ MACHINES, WORKERS = 2, 2
 
 FOREIGN = "https://evil.example"
 SCHEMES: tuple[Scheme, ...] = ("http", "https")
-SECOND_BEAT, LIVELY_BEAT = 14, 0.3
+FIRST_BEAT, SECOND_BEAT = 3600, 3599
+"""So rare that a client that has gone is never noticed by a heartbeat."""
+
+LIVELY_BEAT, IDLE = 0.2, "3s"
 
 
 class Machines(NamedTuple):
@@ -44,15 +47,16 @@ class Machines(NamedTuple):
     second: ExampleApp
 
 
-def machine(nats: NatsServer, heartbeat: float = 15) -> ExampleApp:
+def machine(nats: NatsServer, heartbeat: float) -> ExampleApp:
     settings = {"HEARTBEAT": str(heartbeat), "UNSUBSCRIBE_DELAY": "0.1"}
     environment = {f"SANIC_NATS_BRIDGE_{setting}": value for setting, value in settings.items()}
+    environment["SANIC_WEBSOCKET_PING_INTERVAL"] = str(FIRST_BEAT)
     return ExampleApp("--nats", nats.url, "--workers", str(WORKERS), SANIC_PROXIES_COUNT="1", **environment)
 
 
 @pytest.fixture(scope="module")
 def machines(shared_nats: NatsServer) -> Iterator[Machines]:
-    with machine(shared_nats) as first, machine(shared_nats, SECOND_BEAT) as second:
+    with machine(shared_nats, FIRST_BEAT) as first, machine(shared_nats, SECOND_BEAT) as second:
         yield Machines(first, second)
 
 
@@ -224,14 +228,14 @@ async def test_one_http2_connection_carries_many_streams(encrypted: Door, publis
 
 
 async def test_heartbeats_keep_idle_connections_open(
-    name: ProxyName, machines: Machines, lively: ExampleApp, certificate: Path, tmp_path: Path
+    name: ProxyName,
+    machines: Machines,
+    lively: ExampleApp,
+    certificate: Path,
+    tmp_path: Path,
+    publisher: Publisher,
 ) -> None:
-    async def beats(app: Door) -> None:
-        """Stay for three times as long as the proxy would let an idle connection."""
-        async with app.websocket() as websocket, app.events() as stream:
-            for _ in range(10):
-                for client in (websocket, stream):
-                    assert (await client._read())["type"] == "heartbeat"
+    subject = publisher.subject("a")
 
     async def cut_off(app: Door) -> None:
         async with app.websocket() as websocket, app.events() as stream:
@@ -241,11 +245,24 @@ async def test_heartbeats_keep_idle_connections_open(
             with pytest.raises(Exception, match=r"ended|not completed|Connection closed"):
                 await stream.frame()
 
-    for folder, machine, outcome in (("a", lively, beats), ("b", machines.first, cut_off)):
-        (tmp_path / folder).mkdir()
-        with running_proxy(name, certificate, tmp_path / folder, (machine.port,) * 2, idle="1s") as proxy:
-            async with door(proxy, "http") as plain, door(proxy, "https") as encrypted:
-                await asyncio.gather(outcome(plain), outcome(encrypted))
+    async with contextlib.AsyncExitStack() as stack:
+        doors: dict[str, list[Door]] = {}
+        for folder, machine in (("lively", lively), ("silent", machines.first)):
+            (tmp_path / folder).mkdir()
+            ports = (machine.port, machine.port)
+            proxy = stack.enter_context(running_proxy(name, certificate, tmp_path / folder, ports, idle=IDLE))
+            doors[folder] = [await stack.enter_async_context(door(proxy, scheme)) for scheme in SCHEMES]
+        clients: list[WebSocketClient | EventClient] = []
+        for app in doors["lively"]:
+            clients.append(await stack.enter_async_context(app.events(subject)))
+            websocket = await stack.enter_async_context(app.websocket())
+            await websocket.follow(subject)
+            clients.append(websocket)
+        # Clients that connect later and hear nothing are disconnected before.
+        await asyncio.gather(*map(cut_off, doors["silent"]))
+        await publisher.send(subject, b"1")
+        for client in clients:
+            assert await client.data(1) == [1]
 
 
 async def test_a_reload_of_the_proxy_leaves_streams_alone(
@@ -287,7 +304,7 @@ async def test_a_machine_that_stops_and_comes_back(balanced: Door, machines: Mac
         clients = [await stack.enter_async_context(balanced.websocket()) for _ in range(8)]
         streams = [await stack.enter_async_context(balanced.events()) for _ in range(8)]
         held = [client.welcome["heartbeat"] for client in (*clients, *streams)]
-        assert held.count(SECOND_BEAT) == held.count(15) == 8, "who has fewer clients gets the next"
+        assert held.count(SECOND_BEAT) == held.count(FIRST_BEAT) == 8, "who has fewer clients gets the next"
 
         stopped = asyncio.Event()
         traffic = asyncio.create_task(come_and_go())
@@ -300,7 +317,7 @@ async def test_a_machine_that_stops_and_comes_back(balanced: Door, machines: Mac
             if websocket.welcome["heartbeat"] == SECOND_BEAT:
                 await websocket.connection.wait_closed()
                 assert websocket.connection.close_code == 1001
-        assert {await next_machine() for _ in range(5)} == {15}
+        assert {await next_machine() for _ in range(5)} == {FIRST_BEAT}
         await asyncio.to_thread(machines.second.start)
         async with asyncio.timeout(WAIT_SECONDS):
             while await next_machine() != SECOND_BEAT:

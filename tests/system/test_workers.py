@@ -13,13 +13,12 @@ import aiohttp
 import pytest
 
 from sanic_nats_bridge.testing import NatsServer
-from tests.support.bridge import Publisher, subscribed, until
+from tests.support.bridge import WAIT_SECONDS, Publisher, subscribed, until
 from tests.support.example import ExampleApp
 
 WORKERS: Final = 4
 CLIENTS: Final = 200
 ROUNDS: Final = 20
-WAIT_SECONDS: Final = 30
 
 
 @pytest.fixture(scope="module")

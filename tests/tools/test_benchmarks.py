@@ -35,7 +35,8 @@ from tools.harness.processes import cpu_ns, descendants, free_port, server
 from tools.harness.remote import Remote, RemoteError, remote
 
 PROJECT = Path(__file__).parents[2]
-WAIT_SECONDS = 10
+WAIT_SECONDS = 60
+AGAIN_SECONDS = 10
 
 STREAM = b"".join(b"\x81\x7e\x00\x90{%b}\n" % document(number, 1_000 + number, 100) for number in range(3))
 
@@ -44,7 +45,7 @@ OTHER = ONE._replace(target="nats-ws")
 
 
 @contextlib.contextmanager
-def doctored(numbers: Sequence[int], ready: threading.Event) -> Iterator[int]:
+def doctored(numbers: Sequence[int], ready: threading.Event, sent: threading.Event) -> Iterator[int]:
     """Run a server that sends these messages to its only client once that is ready, and yield the port."""
 
     def serve() -> None:
@@ -56,6 +57,7 @@ def doctored(numbers: Sequence[int], ready: threading.Event) -> Iterator[int]:
             ready.wait(WAIT_SECONDS)
             for number in numbers:
                 connection.sendall(document(number, time.monotonic_ns(), 128))
+            sent.set()
             connection.recv(65_536)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -67,14 +69,16 @@ def doctored(numbers: Sequence[int], ready: threading.Event) -> Iterator[int]:
 
 def seen_of(numbers: Sequence[int], monkeypatch: pytest.MonkeyPatch) -> Outcome:
     """Return the outcome of these messages for a client that expects the first four."""
-    monkeypatch.setattr(load_module, "_TIMEOUT_SECONDS", 0.2)
+    # What is missing is waited for. All else is there before it is read.
+    monkeypatch.setattr(load_module, "_TIMEOUT_SECONDS", 1)
     monkeypatch.setattr(load_module, "raise_file_limit", lambda: None)
-    ready = threading.Event()
-    with doctored(numbers, ready) as port:
+    ready, sent = threading.Event(), threading.Event()
+    with doctored(numbers, ready, sent) as port:
         clients = Load(port, "plain", single_subject(1), samples=1)
         clients.connect(concurrency=1)
         clients.start(0)
         ready.set()
+        assert sent.wait(WAIT_SECONDS)
         clients.read(4)
         outcome = clients.outcome(4)
         clients.close()
@@ -246,7 +250,7 @@ def test_nothing_is_left_running(number: signal.Signals, scenario: str, target: 
         started = descendants(process.pid)
         process.send_signal(number)
         # Python loses a KeyboardInterrupt during a destructor or the callback of a weak reference.
-        again = threading.Timer(WAIT_SECONDS, process.send_signal, [number])
+        again = threading.Timer(AGAIN_SECONDS, process.send_signal, [number])
         again.start()
         said = process.stdout.read()
         again.cancel()

@@ -12,8 +12,10 @@ from tools.faults import __main__ as command_line
 from tools.faults.bridge_faults import CONTROL
 from tools.faults.catalogue import CATALOGUE
 from tools.faults.checker import Verdict
+from tools.faults.nats_faults import NATS_FAULTS
 from tools.faults.report import counts_table, times_table, write_tables
 from tools.faults.results import Results, Run
+from tools.faults.run import late_notices
 
 DOCS = Path(__file__).parents[2] / "docs" / "internals"
 
@@ -53,6 +55,13 @@ def test_no_message_is_lost_silently(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(monkeypatch, name, "--small", "--rounds", "1") == 0, capsys.readouterr().out
+
+
+def test_a_late_notice_is_a_failure() -> None:
+    run = Run("kill", 0, noticed=[0.5, 12.0])
+    (kill, hiccup) = (fault for fault in NATS_FAULTS if fault.name in ("kill", "hiccup"))
+    assert list(late_notices(kill, run)) == ["clients were notified only after 12.0 s"]
+    assert list(late_notices(hiccup, run)) == []
 
 
 def test_a_control_run_without_a_lost_message_makes_the_command_fail(

@@ -484,13 +484,15 @@ def test_a_message_missing_before_a_late_one_is_lost() -> None:
 
 
 def test_a_subscription_takes_a_while_to_reach_the_other_servers_of_a_cluster() -> None:
-    story = Story()
-    story.log.propagation_seconds = 1.0
-    story.subscribe("s")
+    story = Story("s")
+    active = story.now
     story.publish()
     story.now += 1.0
     story.publish()
+    story.log.propagations = [(active - 2, active + 2), (active, active + 0.5), (active + 0.7, active + 0.9)]
     assert counts(story.verdict()) == {"lost": 1}
+    story.log.propagations = [(active - 2, active + 2)]
+    assert counts(story.verdict()) == {}
 
 
 # Copies, order, content

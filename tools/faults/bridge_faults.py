@@ -29,8 +29,9 @@ async def _flood_while_blocked(env: Environment) -> None:
     await env.connect(EventClient("flooded too", ("flood.>",)))
     async with env.fault():
         blocked = asyncio.create_task(env.request("/block?seconds=5", b""))
-        await asyncio.sleep(0.2)
-        await env.publishers[0].burst("flood.1", *_FLOOD)
+        # The first flood may come before the bridge is blocked.
+        while not blocked.done() and not env.nats.monitor("/varz")["slow_consumers"]:
+            await env.publishers[0].burst("flood.1", *_FLOOD)
         await blocked
         slow_consumers = env.nats.monitor("/varz")["slow_consumers"]
         env.require(slow_consumers > 0, "NATS did not disconnect the bridge as a slow consumer")
@@ -40,17 +41,21 @@ async def _exhaust_files(env: Environment) -> None:
     soft, hard = resource.prlimit(env.bridge.pid, resource.RLIMIT_NOFILE)
     limit = env.open_files() + 20
     resource.prlimit(env.bridge.pid, resource.RLIMIT_NOFILE, (limit, hard))
+
+    def exhausted() -> bool:
+        return env.open_files() >= limit - 1
+
     async with env.fault():
         with _connections(env.bridge.port, 60):
-            await env.sleep(1)
+            await until(exhausted, "all files of the bridge are open")
             env.nats.kill()
-            await env.sleep(0.5)
+            await env.hold(0.5)
             # These connections take the file descriptor of the lost connection to NATS.
             with _connections(env.bridge.port, 20):
-                await env.sleep(0.5)
+                await until(exhausted, "all files of the bridge are open again")
                 env.nats.start()
                 await env.sleep(2)
-                env.require(env.open_files() >= limit - 1, f"only {env.open_files()} of {limit} files are open")
+                env.require(exhausted(), f"only {env.open_files()} of {limit} files are open")
     resource.prlimit(env.bridge.pid, resource.RLIMIT_NOFILE, (soft, hard))
 
 

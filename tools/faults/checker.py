@@ -9,13 +9,15 @@ A reply to a command by POST isn't in the stream. The client adds ``sent`` to it
 with the reply after it. Messages of the stream may arrive before or after the answer.
 """
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from math import inf
 from typing import Any
 
-from .gap_analysis import Publication, Subscription, analyze_gaps
+from .gap_analysis import REORDERING_SECONDS, Publication, Subscription, analyze_gaps
 from .patterns import matches
 from .payloads import Key, digest, frame_payload, key_of
 from .permission_profiles import PermissionProfile
@@ -32,14 +34,24 @@ class Log:
     Attributes:
         entries: The frames in order, each with the time at which it was read.
         complete: The session lasted until the last published message could have arrived.
-        propagation_seconds: Seconds after ``active: true`` until the other servers of a cluster know of a subscription.
+        propagations: For a cluster: periods in time order. All servers know at the end of each period of the
+            subscriptions from before it.
+        reordering_seconds: The longest time by which NATS may reorder messages of different publishers.
     """
 
     client: str
     profile: PermissionProfile
     entries: list[tuple[float, Mapping[str, Any]]] = field(default_factory=list)
     complete: bool = True
-    propagation_seconds: float = 0.0
+    propagations: Sequence[tuple[float, float]] | None = None
+    reordering_seconds: float = REORDERING_SECONDS
+
+    def delivers_since(self, active: float) -> float:
+        """Return the time since which messages are delivered by a subscription that is active since this time."""
+        if self.propagations is None:
+            return active
+        index = bisect_left(self.propagations, (active, active))
+        return self.propagations[index][1] if index < len(self.propagations) else inf
 
 
 @dataclass
@@ -92,7 +104,11 @@ def check(publications: Sequence[Publication], logs: Iterable[Log]) -> Verdict:
             reader.read(place, at, frame)
         for subscription in reader.subscriptions:
             analysis = analyze_gaps(
-                subscription, expected(log.profile, subscription.pattern), len(log.entries), complete=log.complete
+                subscription,
+                expected(log.profile, subscription.pattern),
+                len(log.entries),
+                complete=log.complete,
+                reordering_seconds=log.reordering_seconds,
             )
             verdict.announced += analysis.announced
             verdict.lost += len(analysis.missing)
@@ -137,7 +153,7 @@ class _LogReader:
         elif kind == "status" and frame["nats"] == "connected":
             for subscription in self._current.values():
                 if subscription.since is None and subscription.pattern not in self._unanswered:
-                    subscription.since = at + self._log.propagation_seconds
+                    subscription.since = self._log.delivers_since(at)
 
     def _answer(self, place: int, at: float, frame: Mapping[str, Any]) -> None:
         patterns = frame["subjects"]
@@ -153,7 +169,7 @@ class _LogReader:
             self._unanswered.difference_update(patterns)
 
     def _open(self, patterns: Iterable[str], place: int, active: float | None) -> None:
-        since = None if active is None else active + self._log.propagation_seconds
+        since = None if active is None else self._log.delivers_since(active)
         for pattern in patterns:
             if not self._log.profile.allows(pattern):
                 self._forbidden(f"subscribed to '{pattern}', which isn't allowed")

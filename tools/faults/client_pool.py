@@ -11,14 +11,15 @@ from ..harness.processes import open_files
 from .checker import check
 from .clients import Client
 from .machine import Machine
+from .nats import subscriptions_propagated
 from .reconnecting_clients import Reconnect, ReconnectingClient
 from .results import Run
-from .workload import Workload, until
+from .workload import SMALL_REORDERING_SECONDS, Workload, until
 
 __all__ = ["ClientPool"]
 
 _CONTROL_PREFIX = "_NATSBRIDGE."
-_CLEANUP_SECONDS = 15.0
+_CLEANUP_SECONDS = 60.0
 _POLL_SECONDS = 0.1
 
 
@@ -27,7 +28,7 @@ class ClientPool(Workload):
 
     Attributes:
         members: The clients, each with all of its sessions.
-        propagation_seconds: As in the checker's `Log`.
+        propagations: As in the checker's `Log`.
         process_count: The number of processes of all apps at the start.
     """
 
@@ -38,23 +39,42 @@ class ClientPool(Workload):
         self.members: list[ReconnectingClient] = []
         self.addresses = [machine.address for machine in machines]
         self.process_count = sum(len(machine.processes) for machine in machines)
-        self.propagation_seconds = 0.0
+        self.propagations: list[tuple[float, float]] = []
 
     @contextlib.asynccontextmanager
-    async def closing(self) -> AsyncIterator[None]:
-        """Stop all publishers and clients at the end of the context."""
+    async def running(self) -> AsyncIterator[None]:
+        """Observe the propagation of subscriptions, and stop all publishers and clients at the end of the context."""
+        observing = asyncio.create_task(self._observe_propagation())
         try:
             yield
         finally:
+            observing.cancel()
+            await asyncio.wait({observing})
             await asyncio.gather(*(publisher.abort() for publisher in self.publishers))
             await self.close()
+
+    def propagated(self) -> bool:
+        """Return True if all NATS servers know of all subscriptions."""
+        return subscriptions_propagated(self.servers)
+
+    async def _observe_propagation(self) -> None:
+        while len(self.servers) > 1:
+            started = time.monotonic()
+            # A killed server doesn't answer.
+            with contextlib.suppress(OSError):
+                if await asyncio.to_thread(self.propagated):
+                    self.propagations.append((started, time.monotonic()))
+            await asyncio.sleep(_POLL_SECONDS)
 
     def add(self, factory: Callable[[int], Client], *, max_delay: float, initial_spread: float = 0.0) -> None:
         """Add a client, and start it. The arguments are those of `ReconnectingClient`."""
 
         def new_session(number: int) -> Client:
             client = factory(number)
-            client.log.propagation_seconds = self.propagation_seconds
+            if len(self.servers) > 1:
+                client.log.propagations = self.propagations
+                if self.small:
+                    client.log.reordering_seconds = SMALL_REORDERING_SECONDS
             return client
 
         member = ReconnectingClient(new_session, self.addresses, max_delay=max_delay, initial_spread=initial_spread)
@@ -106,7 +126,7 @@ class ClientPool(Workload):
         return {pid: open_files(pid) for pid in workers}
 
     async def check_cleanup(self, before: dict[int, int], result: Run) -> None:
-        """Record a failure for each leftover 15 seconds after all clients have disconnected.
+        """Record a failure for each leftover a minute after all clients have disconnected.
 
         NATS must have no subscriptions, and no worker more open files than ``before``.
         """

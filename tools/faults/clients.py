@@ -20,7 +20,7 @@ from .permission_profiles import PROFILES
 
 __all__ = ["ChurningClient", "Client", "EventClient", "WebSocketClient"]
 
-_TIMEOUT_SECONDS = 15.0
+_TIMEOUT_SECONDS = 60.0
 _CHURN_SECONDS = 0.1
 """Between two commands. Slower than the bridge's ``command_rate``."""
 

@@ -23,6 +23,7 @@ class Fault:
         settings: Settings of the bridge that differ from the defaults.
         drop_one_in: The bridge loses one message in this number; 0 for none.
         notice_within: Seconds within which clients must be notified, or None if they need not be.
+        silent: Nothing but the bridge's pings can reveal the fault.
         harmless: Clients that don't take part in the fault must not miss a message, not even an announced one.
     """
 
@@ -36,4 +37,5 @@ class Fault:
     settings: Mapping[str, Any] = field(default_factory=dict)
     drop_one_in: int = 0
     notice_within: float | None = 10.0
+    silent: bool = False
     harmless: bool = False

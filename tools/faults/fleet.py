@@ -58,8 +58,7 @@ _ALL_SUBSCRIPTIONS = {
 """The subscriptions at NATS when all clients have settled."""
 
 _WORKERS = 2
-_PROPAGATION_SECONDS = 1.0
-_CONNECT_SECONDS = 30.0
+_CONNECT_SECONDS = 60.0
 _CHECKED_SESSIONS = 3
 
 
@@ -75,8 +74,7 @@ async def _run(result: Run, settings: Mapping[str, Any], *, small: bool) -> None
             urls = [server.url for server in islice(cycle(servers), number, number + len(servers))]
             await stack.enter_async_context(machine.running({"servers": urls, **settings}, _WORKERS))
         pool = ClientPool(servers, machines, small=small)
-        pool.propagation_seconds = _PROPAGATION_SECONDS
-        await stack.enter_async_context(pool.closing())
+        await stack.enter_async_context(pool.running())
         await _inject(pool, result, max_delay=1.0 if small else 10.0)
 
 
@@ -86,8 +84,7 @@ async def _inject(pool: ClientPool, result: Run, max_delay: float) -> None:
     for server in pool.servers:
         await _kill_server(pool, server)
     await _kill_worker(pool, result, max_delay)
-    await pool.sleep(_PROPAGATION_SECONDS)
-    await pool.finish()
+    await pool.finish(pool.propagated)
     _check_subscriptions(pool, result)
     pool.check(result)
     await pool.close()

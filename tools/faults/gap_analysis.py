@@ -83,7 +83,12 @@ class _GapGroup:
 
 
 def analyze_gaps(
-    subscription: Subscription, publications: Sequence[Publication], end: int, *, complete: bool
+    subscription: Subscription,
+    publications: Sequence[Publication],
+    end: int,
+    *,
+    complete: bool,
+    reordering_seconds: float = REORDERING_SECONDS,
 ) -> GapAnalysis:
     """Find the missing messages of a subscription, and compare them with its gaps.
 
@@ -95,9 +100,10 @@ def analyze_gaps(
         publications: All published messages that match its pattern.
         end: The place of the end of the log.
         complete: The client was subscribed until everything was published.
+        reordering_seconds: The longest time by which NATS may reorder messages of different publishers.
     """
     analysis = GapAnalysis()
-    order = _Order(subscription, publications)
+    order = _Order(subscription, publications, reordering_seconds)
     places = [place for place, _ in subscription.gaps]
     groups = [_GapGroup(index, index) for index in range(len(places))]
     for publication in publications:
@@ -153,8 +159,11 @@ def _merged(groups: Iterable[_GapGroup]) -> Iterator[_GapGroup]:
 class _Order:
     """The order of a subscription's messages, to find the place of a missing one among those delivered."""
 
-    def __init__(self, subscription: Subscription, publications: Sequence[Publication]) -> None:
+    def __init__(
+        self, subscription: Subscription, publications: Sequence[Publication], reordering_seconds: float
+    ) -> None:
         self._opened = subscription.opened
+        self._reordering_seconds = reordering_seconds
         self._by_publisher: dict[str, tuple[list[int], list[int]]] = {}
         for key, place in sorted(subscription.delivered.items()):
             numbers, places = self._by_publisher.setdefault(key.publisher, ([], []))
@@ -177,9 +186,9 @@ class _Order:
         index = bisect_left(numbers, publication.key.number)
         after += places[index - 1 : index] if index else []
         before += places[index : index + 1]
-        index = bisect_right(self._ends, publication.sent - REORDERING_SECONDS)
+        index = bisect_right(self._ends, publication.sent - self._reordering_seconds)
         after += self._last_places[index - 1 : index] if index else []
         if publication.confirmed is not None:
-            index = bisect_left(self._starts, publication.confirmed + REORDERING_SECONDS)
+            index = bisect_left(self._starts, publication.confirmed + self._reordering_seconds)
             before += self._first_places[index : index + 1]
         return max(after), min(before, default=None)

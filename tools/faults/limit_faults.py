@@ -19,7 +19,7 @@ async def _revoke_credentials(env: Environment) -> None:
     async with env.fault():
         env.nats.config = _users("changed")
         env.nats.reload()
-        await env.sleep(3)
+        await env.hold(3)
         env.nats.config = _users("b")
         env.nats.reload()
 

@@ -1,7 +1,8 @@
 """NATS servers on the hosts of a network, and clusters of them."""
 
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
 
 from sanic_nats_bridge.testing import NatsServer
 
@@ -9,7 +10,7 @@ from ..harness.processes import free_port
 from .network import LOOPBACK, Host
 from .workload import until
 
-__all__ = ["HostedServer", "cluster", "is_connected", "knows_subscriptions"]
+__all__ = ["HostedServer", "cluster", "is_connected", "knows_subscriptions", "subscriptions_propagated"]
 
 
 class HostedServer(NatsServer):
@@ -61,6 +62,20 @@ def knows_subscriptions(server: NatsServer, patterns: Sequence[str]) -> bool:
     routes = server.monitor("/routez?subs=1")["routes"] or ()
     known = {pattern for route in routes for pattern in route.get("subscriptions_list", ())}
     return known.union(server.subscriptions()) >= set(patterns)
+
+
+def subscriptions_propagated(servers: Sequence[NatsServer]) -> bool:
+    """Return True if each server of the cluster knows of all subscriptions of the clients of every other one."""
+    own = {server.monitor("/varz")["server_id"]: set(server.subscriptions()) for server in servers}
+    return all(_knows(server.monitor("/routez?subs=1"), own) for server in servers)
+
+
+def _knows(routez: Mapping[str, Any], own: Mapping[str, set[str]]) -> bool:
+    known: dict[str, set[str]] = {}
+    # Two servers may be connected by several routes.
+    for route in routez["routes"] or ():
+        known.setdefault(route["remote_id"], set()).update(route.get("subscriptions_list", ()))
+    return all(known.get(name, set()) >= own[name] for name in own if name != routez["server_id"])
 
 
 def _free_port(host: Host) -> int:

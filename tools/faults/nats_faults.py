@@ -20,7 +20,7 @@ _PING_SECONDS = 5
 async def _kill(env: Environment) -> None:
     async with env.fault():
         env.nats.kill()
-        await env.sleep(2)
+        await env.hold(2)
         env.nats.start()
 
 
@@ -28,7 +28,7 @@ async def _pause(env: Environment) -> None:
     await env.sleep(random.uniform(0, _PING_SECONDS))
     async with env.fault():
         env.nats.pause()
-        await env.sleep(15)
+        await env.hold(15)
         env.nats.resume()
 
 
@@ -44,7 +44,7 @@ async def _lame_duck(env: Environment) -> None:
 async def _start_late(env: Environment) -> None:
     async with env.fault():
         await env.start()
-        await env.sleep(3)
+        await env.hold(3)
         env.nats.start()
 
 
@@ -52,7 +52,7 @@ async def _black_hole(env: Environment) -> None:
     await env.sleep(random.uniform(0, _PING_SECONDS))
     async with env.fault():
         env.proxy.pause()
-        await env.sleep(15)
+        await env.hold(15)
         env.proxy.resume()
 
 
@@ -73,7 +73,7 @@ async def _kill_one_by_one(env: Environment) -> None:
         await asyncio.gather(*(publisher.move(refuge) for publisher in env.publishers))
         async with env.fault():
             victim.kill()
-            await env.sleep(1)
+            await (env.sleep(1) if spare_bridge else env.hold(1))
         env.require(
             bool(env.noticed) is not spare_bridge,
             "clients must be notified if, and only if, the bridge's server is killed",
@@ -87,11 +87,11 @@ _LAME_DUCK = "lame_duck_duration: 30s\nlame_duck_grace_period: 1s"
 
 NATS_FAULTS = (
     Fault("kill", "nats-server killed (SIGKILL), restarted after 2 s", _kill),
-    Fault("sigstop", "nats-server stopped (SIGSTOP) for 15 s", _pause),
+    Fault("sigstop", "nats-server stopped (SIGSTOP) for 15 s", _pause, silent=True),
     Fault("lameduck", "nats-server in lame duck mode until it ends, then restarted", _lame_duck, config=_LAME_DUCK),
     Fault("handover", "the same in a cluster of three", _lame_duck, config=_LAME_DUCK, servers=3),
     Fault("absent", "no nats-server at the start; started after 3 s", _start_late, nats_absent=True),
-    Fault("blackhole", "the connection to NATS black-holed for 15 s", _black_hole, through_proxy=True),
+    Fault("blackhole", "the connection to NATS black-holed for 15 s", _black_hole, through_proxy=True, silent=True),
     Fault("hiccup", "the same for 2 s", _hiccup, through_proxy=True, notice_within=None, harmless=True),
     Fault(
         "cluster",

@@ -14,7 +14,7 @@ from .clients import EventClient
 
 __all__ = ["PostingClient"]
 
-_TIMEOUT_SECONDS = 15.0
+_TIMEOUT_SECONDS = 60.0
 _PAUSE_SECONDS = (0.2, 0.6)
 _RETRY_SECONDS = 0.1
 _NO_REPLY: Mapping[str, Any] = {}

@@ -19,7 +19,7 @@ __all__ = ["FuzzPublisher", "Publisher"]
 
 _INTERVAL_SECONDS = 0.05
 _RETRY_SECONDS = 0.05
-_TIMEOUT_SECONDS = 15.0
+_TIMEOUT_SECONDS = 60.0
 _INVALID_SUBJECT_BYTES = frozenset(b"\r\n\t .*>\0")
 
 

@@ -9,11 +9,13 @@ from .clients import Client
 from .gap_analysis import Publication
 from .publisher import Publisher
 
-__all__ = ["InjectionError", "Workload", "recording", "until"]
+__all__ = ["SMALL_REORDERING_SECONDS", "InjectionError", "Workload", "recording", "until"]
 
 _NOTICES = ("disconnected", "gap", "unsubscribed", "nats.refused")
-_TIMEOUT_SECONDS = 30.0
+_TIMEOUT_SECONDS = 60.0
 _SMALL_SECONDS = 0.3
+SMALL_REORDERING_SECONDS = 10.0
+"""For the checker's `Log`, in a small run on a cluster, whose servers may be slow."""
 
 
 class InjectionError(RuntimeError):
@@ -22,6 +24,9 @@ class InjectionError(RuntimeError):
 
 class Workload:
     """Clients and publishers.
+
+    Args:
+        small: Keep faults very short, and don't check times.
 
     Attributes:
         bystanders: Clients that don't take part in the fault.
@@ -32,6 +37,7 @@ class Workload:
 
     def __init__(self, *, small: bool) -> None:
         self.small = small
+        self._fault_started = 0.0
         self.bystanders: list[Client] = []
         self.others: list[Client] = []
         self.publishers: list[Publisher] = []
@@ -56,13 +62,24 @@ class Workload:
     @contextlib.asynccontextmanager
     async def fault(self) -> AsyncIterator[None]:
         """Measure a fault that lasts as long as the context, and wait until every bystander receives messages again."""
-        started = time.monotonic()
+        started = self._fault_started = time.monotonic()
         yield
         ended = time.monotonic()
         self.first_message_after.append(await self.wait_for_messages(ended) - ended)
-        notices = [at for client in self.clients if (at := client.first_frame_time(started, *_NOTICES)) is not None]
+        notices = self._notices()
         if notices:
             self.noticed.append(min(notices) - started)
+
+    async def hold(self, seconds: float) -> None:
+        """Let the fault last for this time, or in a small run until a client has been notified."""
+        if self.small:
+            await until(lambda: bool(self._notices()), "a client is notified")
+        else:
+            await asyncio.sleep(seconds)
+
+    def _notices(self) -> list[float]:
+        frames = (client.first_frame_time(self._fault_started, *_NOTICES) for client in self.clients)
+        return [at for at in frames if at is not None]
 
     async def sleep(self, seconds: float) -> None:
         """Sleep for this time, or for a shorter one in a small run."""
@@ -90,9 +107,14 @@ class Workload:
         await until(all_received, "every client receives messages")
         return max(moments.values())
 
-    async def finish(self) -> None:
-        """Publish a last message on each subject, and wait until every client has received it, or for 30 s."""
+    async def finish(self, propagated: Callable[[], bool]) -> None:
+        """Publish a last message on each subject, and wait until every client has received it, or for a minute.
+
+        Args:
+            propagated: Whether all NATS servers know of all subscriptions.
+        """
         await asyncio.gather(*(client.settle() for client in self.clients))
+        await until(propagated, "the cluster knows of all subscriptions")
         await asyncio.gather(*(publisher.finish() for publisher in self.publishers))
         last = [publication for publisher in self.publishers for publication in publisher.last_publications]
         for client in self.clients:
