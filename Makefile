@@ -21,9 +21,9 @@ ARGS ?=
 PARALLEL := -n 3 --dist loadfile
 
 # What the tests need of the system, each with a command or library by which its presence is seen: two
-# browsers, what Playwright's driver needs to steer one, two proxies, a network that can be cut, and Node.
+# browsers, what Playwright's driver needs to steer one, two proxies, a network that can be cut, Node, and curl.
 TEST_PACKAGES := chromium:chromium libatomic.so.1:libatomic1 firefox-esr:firefox-esr nginx:nginx-light \
-	haproxy:haproxy ip:iproute2 node:nodejs npm:npm
+	haproxy:haproxy ip:iproute2 node:nodejs npm:npm curl:curl
 
 .PHONY: run test test-fast test-tools long check docs format faults bench bench-panini clean
 .DEFAULT_GOAL := run

@@ -169,8 +169,10 @@ def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_bytes()) <= README_MAX_BYTES
 
 
-def test_the_readme_and_the_quickstart_show_the_same_app() -> None:
+def test_the_readme_the_quickstart_and_the_package_show_the_same_app() -> None:
     assert file_of("README.md", "server.py") == file_of("docs/quickstart.md", "server.py")
+    for name in ("server.py", "index.html"):
+        assert file_of("README.md", name) == file_of("docs/pypi.md", name)
 
 
 @pytest.mark.parametrize("page", PAGES)
