@@ -590,9 +590,9 @@ async def test_stop_ends_also_when_a_cancellation_is_lost(monkeypatch: pytest.Mo
 
     async def lose_the_first(*_: Any, **__: Any) -> None:
         with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         lost.set()
-        await asyncio.sleep(60)
+        await asyncio.Event().wait()
 
     monkeypatch.setattr("sanic_nats_bridge.nats.connection.Connection.open", lose_the_first)
     link = ConnectionSupervisor(Settings.resolve({"connect_timeout": 120}, {}), on_connected=ignore)

@@ -510,7 +510,7 @@ async def test_a_client_that_takes_nothing_is_cut_off(
     else:
         monkeypatch.setattr("sanic_nats_bridge.sessions.keepalive.Keepalive._has_stalled", lambda self, pending: False)
     async with (
-        serve(shared_nats, overflow=overflow, write_timeout=1.5) as bridge,
+        serve(shared_nats, overflow=overflow, write_timeout=1.5 if by == "the bridge" else 3600) as bridge,
         feed(bridge, shared_nats, "a") as (flow, [subject]),
         leaving_nothing(bridge),
         contextlib.AsyncExitStack() as stack,
@@ -524,7 +524,12 @@ async def test_a_client_that_takes_nothing_is_cut_off(
         def cut_off() -> bool:
             return session.closed and transport_of(session).is_closing()
 
-        await (until(cut_off) if clock is None else clock.forward_until(cut_off))
+        if clock is None:
+            connection = transport_of(session).get_extra_info("socket")
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1_500)
+            await until(cut_off)
+        else:
+            await clock.forward_until(cut_off)
         await client.read_to_the_end()
         assert client.received < LIMIT + 4 * KERNEL_BYTES
         assert "close" not in client.types

@@ -57,6 +57,24 @@ async def until(fact: Callable[[], object], seconds: float = WAIT_SECONDS) -> No
         await moment()
 
 
+def _pause() -> None:
+    time.sleep(0.01)
+
+
+def wait_until(
+    fact: Callable[[], object],
+    explain: Callable[[], object] = str,
+    *,
+    seconds: float = WAIT_SECONDS,
+    pause: Callable[[], object] = _pause,
+) -> None:
+    """Wait until the fact holds, as :func:`until` does, outside of an event loop."""
+    deadline = time.monotonic() + seconds
+    while not fact():
+        assert time.monotonic() < deadline, explain()
+        pause()
+
+
 def alive(pid: int | None) -> bool:
     """Return True if the process runs; a zombie doesn't count."""
     try:

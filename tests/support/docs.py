@@ -45,7 +45,7 @@ import msgspec
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from sanic_nats_bridge.protocol import messages
-from tests.support.bridge import WAIT_SECONDS, free_port
+from tests.support.bridge import WAIT_SECONDS, free_port, wait_until
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")))
@@ -400,7 +400,7 @@ class Story:
             return name is None or wanted is None or self._was_called(name, wanted)
 
         # Again and again: the script has perhaps not subscribed yet.
-        self._until(publish, pause=0.1)
+        self._until(publish, 0.1)
 
     def _gets(self, name: str, wanted: str) -> None:
         self._until(lambda: self._was_called(name, wanted))
@@ -412,14 +412,14 @@ class Story:
             each == name and all(word in json.dumps(values) for word in wanted.split(", ")) for each, values in calls
         )
 
-    def _until(self, fact: Callable[[], Any], pause: float = 0.02) -> None:
-        deadline = time.monotonic() + WAIT_SECONDS
-        while not fact():
-            assert time.monotonic() < deadline, self._log.read_text()
+    def _until(self, fact: Callable[[], Any], seconds: float = 0.02) -> None:
+        def pause() -> None:
             if self._tab is not None:
-                self._tab.wait_for_timeout(pause * 1000)  # its events are handled meanwhile
+                self._tab.wait_for_timeout(seconds * 1000)  # its events are handled meanwhile
             else:
-                time.sleep(pause)
+                time.sleep(seconds)
+
+        wait_until(fact, self._log.read_text, pause=pause)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -16,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from sanic_nats_bridge.testing import NatsServer
-from tests.support.bridge import WAIT_SECONDS, alive, free_port
+from tests.support.bridge import WAIT_SECONDS, alive, free_port, wait_until
 from tests.support.process import ManagerReady
 
 ROOT = Path(__file__).parents[2]
@@ -76,16 +75,15 @@ class ExampleApp:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env=environment | ready.environment, stdout=log, stderr=log, start_new_session=True
             )
-            deadline = time.monotonic() + 3 * WAIT_SECONDS
-            while not self._answers():
-                if self.process.poll() is not None or time.monotonic() > deadline:
-                    self.end(signal.SIGKILL)
-                    log.seek(0)
-                    raise AssertionError(f"the example app does not answer: {log.read().decode()}")
-                time.sleep(0.05)
-            while self._workers > 1 and not ready():
-                assert time.monotonic() < deadline, "some workers do not start"
-                time.sleep(0.05)
+
+            def explain() -> str:
+                self.end(signal.SIGKILL)
+                log.seek(0)
+                return f"the example app does not answer: {log.read().decode()}"
+
+            wait_until(lambda: self._answers() or self.process.poll() is not None, explain, seconds=3 * WAIT_SECONDS)
+            assert self.process.poll() is None, explain()
+            wait_until(lambda: self._workers == 1 or ready(), explain, seconds=3 * WAIT_SECONDS)
 
     def end(self, number: signal.Signals) -> int:
         """Send the signal; returns the exit status. Nothing but the nats-server may be left then."""
@@ -102,10 +100,7 @@ class ExampleApp:
         """End it by the signal, and start it again on the same port."""
         family = self.family()
         self.end(number)
-        deadline = time.monotonic() + WAIT_SECONDS
-        while any(alive(pid) for pid in family):
-            assert time.monotonic() < deadline, "the example app does not end"
-            time.sleep(0.02)
+        wait_until(lambda: not any(map(alive, family)))
         self.start()
 
     def family(self) -> set[int]:

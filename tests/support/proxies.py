@@ -10,7 +10,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any, Literal, TypeAlias
 import aiohttp
 from websockets.asyncio.client import connect
 
-from tests.support.bridge import WAIT_SECONDS, EventClient, WebSocketClient, free_port, until
+from tests.support.bridge import WAIT_SECONDS, EventClient, WebSocketClient, free_port, until, wait_until
 from tests.support.example import descendants
 from tests.support.process import PROJECT
 
@@ -229,17 +228,14 @@ def _own_names() -> tuple[str, str]:
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while True:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-            return
+    def listens() -> bool:
         assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.01)
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            return True
+        return False
+
+    wait_until(listens, log.read_text)
 
 
 def _wait_for_line(text: str, log: Path) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while text not in log.read_text():
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.01)
+    wait_until(lambda: text in log.read_text(), log.read_text)

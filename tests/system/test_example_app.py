@@ -1,7 +1,6 @@
 import asyncio
 import json
 import signal
-import time
 import urllib.request
 from collections.abc import Iterator
 
@@ -10,7 +9,7 @@ import pytest
 from websockets.asyncio.client import connect
 
 from sanic_nats_bridge.testing import NatsServer
-from tests.support.bridge import WAIT_SECONDS, alive
+from tests.support.bridge import WAIT_SECONDS, alive, wait_until
 from tests.support.example import ROOT, ExampleApp
 
 
@@ -18,13 +17,6 @@ from tests.support.example import ROOT, ExampleApp
 def example() -> Iterator[ExampleApp]:
     with ExampleApp("--workers", "2") as app:
         yield app
-
-
-def wait_until_dead(pids: set[int]) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while any(alive(pid) for pid in pids):
-        assert time.monotonic() < deadline, f"still running: {[pid for pid in pids if alive(pid)]}"
-        time.sleep(0.02)
 
 
 async def messages(url: str, count: int) -> list[dict[str, object]]:
@@ -66,7 +58,8 @@ def test_no_nats_server_is_left_behind(number: signal.Signals) -> None:
         assert len(servers) == 1
         family = app.family()
         app.end(number)
-        wait_until_dead(servers if number is signal.SIGKILL else family)
+        ending = servers if number is signal.SIGKILL else family
+        wait_until(lambda: not any(map(alive, ending)))
 
 
 @pytest.mark.parametrize("way", ["option", "environment"])

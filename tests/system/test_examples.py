@@ -9,10 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from sanic_nats_bridge.testing import NatsServer
-from tests.support.bridge import WAIT_SECONDS, free_port
+from tests.support.bridge import WAIT_SECONDS, free_port, wait_until
 from tests.support.page import chromium
 
 ROOT = Path(__file__).parents[2]
@@ -59,13 +58,6 @@ def header(source: Path) -> dict[str, str]:
     return {"shows": shows, "run": run.removeprefix("Run: "), "try": attempt.removeprefix("Try: ")}
 
 
-def until(fact: Callable[[], object], explain: Callable[[], str] = str) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while not fact():
-        assert time.monotonic() < deadline, explain()
-        time.sleep(0.02)
-
-
 @dataclass
 class Example:
     """An example that is served."""
@@ -76,7 +68,7 @@ class Example:
 
     def subscribed(self, subject: str) -> None:
         """Wait until NATS has the subscription."""
-        until(lambda: subject in self.nats.subscriptions(), self.log.read_text)
+        wait_until(lambda: subject in self.nats.subscriptions(), self.log.read_text)
 
     def publish(self, subject: str, payload: str) -> None:
         run = ["python", "examples/publish.py", subject, payload]
@@ -124,7 +116,7 @@ def running(name: str, nats: NatsServer, folder: Path, **environment: str) -> It
         process = subprocess.Popen(arguments, cwd=ROOT, env=variables, stdout=log, stderr=log, start_new_session=True)
     try:
         ready = b"Worker ready"
-        until(lambda: process.poll() is not None or example.log.read_bytes().count(ready) >= workers)
+        wait_until(lambda: process.poll() is not None or example.log.read_bytes().count(ready) >= workers)
         assert process.poll() is None, example.log.read_text()
         yield example
     finally:
@@ -235,7 +227,7 @@ def test_orders(nats_server: NatsServer, context: BrowserContext, tmp_path: Path
         for wrong in (b"[]", b"{", b"{}", b'{"item": 1}', b'{"item": ""}'):
             assert example.post("orders", wrong, Content_Type="application/json") == 400
         nats_server.stop()
-        until(lambda: example.post("orders", order, Content_Type="application/json") == 503, example.log.read_text)
+        wait_until(lambda: example.post("orders", order, Content_Type="application/json") == 503, example.log.read_text)
 
 
 def test_login(shared_nats: NatsServer, browser: Browser, context: BrowserContext, tmp_path: Path) -> None:
@@ -318,7 +310,7 @@ def test_workers(shared_nats: NatsServer, context: BrowserContext, tmp_path: Pat
     with running("workers.py", shared_nats, tmp_path) as example:
         page = opened(context, example.url)
         shows(page.locator("output"), "Live")
-        until(lambda: shared_nats.subscriptions().count("jobs.new") == 2, example.log.read_text)
+        wait_until(lambda: shared_nats.subscriptions().count("jobs.new") == 2, example.log.read_text)
         rows, jobs = page.locator("li"), 0
         # NATS chooses at random, so the second worker is chosen sooner or later.
         while len(set(rows.all_text_contents())) < 2:

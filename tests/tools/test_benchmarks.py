@@ -10,13 +10,13 @@ import threading
 import time
 import xml.etree.ElementTree as ET
 from collections import Counter as Counters
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.bridge import alive
+from tests.support.bridge import alive, wait_until
 from tools.benchmarks import __main__ as command_line
 from tools.benchmarks import load as load_module
 from tools.benchmarks.load import Load, Outcome
@@ -246,7 +246,7 @@ def test_nothing_is_left_running(number: signal.Signals, scenario: str, target: 
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        until(lambda: len(descendants(process.pid)) >= 5)
+        wait_until(lambda: len(descendants(process.pid)) >= 5)
         started = descendants(process.pid)
         process.send_signal(number)
         # Python loses a KeyboardInterrupt during a destructor or the callback of a weak reference.
@@ -254,15 +254,8 @@ def test_nothing_is_left_running(number: signal.Signals, scenario: str, target: 
         again.start()
         said = process.stdout.read()
         again.cancel()
-    until(lambda: not any(map(alive, started)))
+    wait_until(lambda: not any(map(alive, started)))
     assert (b"Interrupted" in said) == (number == signal.SIGINT)
-
-
-def until(fact: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not fact():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def test_no_port_is_given_twice() -> None:
