@@ -211,7 +211,8 @@ def test_the_package_can_be_published() -> None:
 def test_the_python_package_ships_it() -> None:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    assert "browser/*" in setup["options.package_data"]["sanic_nats_bridge"].split()
+    shipped = setup["options.package_data"]["sanic_nats_bridge.browser"].split()
+    assert {"*.js", "*.d.ts", "package.json"} <= set(shipped)
 
 
 def test_readme_says_how_small_the_client_is() -> None:

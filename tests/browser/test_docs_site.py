@@ -16,7 +16,11 @@ from playwright.sync_api import Browser, Page, Request, ViewportSize, expect
 from tests.support.docs import ROOT
 from tests.support.page import chromium
 
-PAGES = [path.relative_to(ROOT / "docs").with_suffix("").as_posix() for path in (ROOT / "docs").rglob("*.md")]
+PAGES = [
+    path.relative_to(ROOT / "docs").with_suffix("").as_posix()
+    for path in (ROOT / "docs").rglob("*.md")
+    if path.name != "pypi.md"  # which is no page of the site
+]
 SIZES = {"desktop": (1280, 800), "phone": (360, 740)}
 
 

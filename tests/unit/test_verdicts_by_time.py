@@ -176,10 +176,10 @@ class Module:
         elif name[2] in ("settings", "register_profile"):
             return any(keyword.arg == "deadline" and ast.unparse(keyword.value) != "None" for keyword in call.keywords)
         if name[0] == "pytest.mark":
-            return any(isinstance(limit, ast.Constant) and limit.value < SHORTEST_GUARD for limit in limits)
+            return any(0 <= number_of(limit) < SHORTEST_GUARD for limit in limits)
         if self._leaping or self._must_be_exceeded(call):
             return False
-        return any(isinstance(limit, ast.Constant) and limit.value and limit.value < SHORTEST_LIMIT for limit in limits)
+        return any(0 < number_of(limit) < SHORTEST_LIMIT for limit in limits)
 
     def _must_be_exceeded(self, node: ast.AST) -> bool:
         """Return True if the statement fails unless the limit is exceeded."""
@@ -187,6 +187,13 @@ class Module:
             if isinstance(node, ast.With) and "pytest.raises(" in (text := ast.unparse(node.items[0])):
                 return "Timeout" in text
         return False
+
+
+def number_of(node: ast.expr) -> float:
+    """Return the value of a number in the source, and -1 for any other expression."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        return node.value
+    return -1.0
 
 
 FOUND = [
