@@ -19,7 +19,7 @@ from tests.support.page import chromium
 PAGES = [
     path.relative_to(ROOT / "docs").with_suffix("").as_posix()
     for path in (ROOT / "docs").rglob("*.md")
-    if path.name != "pypi.md"  # which is no page of the site
+    if path.name != "pypi.md"  # not a page of the site
 ]
 SIZES = {"desktop": (1280, 800), "phone": (360, 740)}
 

@@ -135,7 +135,7 @@ class Module:
         return False
 
     def _is_known(self, name: ast.Name) -> bool:
-        """Return True if the name stands for a time, here or in an enclosing function."""
+        """Return True if the name is a time, here or in an enclosing function."""
         function = self._functions[name]
         while function is not None:
             if (function, name.id) in self._known:
