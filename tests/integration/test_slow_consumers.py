@@ -624,9 +624,12 @@ def impatient(app: Any) -> None:
 
 
 @on_both_loops
-async def test_a_client_that_is_slow_and_moves_outlives_the_timeouts_of_sanic(shared_nats: NatsServer) -> None:
+async def test_a_client_that_is_slow_and_moves_outlives_the_timeouts_of_sanic(
+    shared_nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(socket, "TCP_USER_TIMEOUT")  # the kernel's clock can't be held
     async with (
-        serve(shared_nats, heartbeat=0.5, write_timeout=60, prepare=impatient) as bridge,
+        serve(shared_nats, heartbeat=0.5, write_timeout=1, prepare=impatient) as bridge,
         feed(bridge, shared_nats, "a") as (flow, [subject]),
         held() as clock,
         contextlib.AsyncExitStack() as stack,
