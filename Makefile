@@ -2,7 +2,7 @@
 # make test    run all tests, browsers included (ARGS="-k session")
 # make test-fast   run the unit tests, which need no system packages, npm, browser or root
 # make test-tools  run the tests of the benchmarks and the faults in full
-# make long    run the fuzzers and the random walk for long
+# make long    run the fuzzers, the random walk and the tests of properties for long
 # make check   formatting, lint, types and prose
 # make docs    build the docs site into build/site
 # make format  format the code
@@ -17,8 +17,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 NODE := tests/support/node
 ARGS ?=
-# The tests wait more than they compute. ARGS="-n 0" runs them one after another.
-PARALLEL := -n 3 --dist loadfile
+# The tests wait more than they compute. ARGS="-n 0" runs them one after another. Files are run in their order: those
+# of tests/unit, the last folder, are short and fill what the long ones leave at the end.
+PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 
 # What the tests need of the system, each with a command or library by which its presence is seen: two
 # browsers, what Playwright's driver needs to steer one, two proxies, a network that can be cut, Node, and curl.
@@ -44,9 +45,12 @@ test-tools: $(VENV)/.dev
 	@.ci/packages $(TEST_PACKAGES)
 	TOOLS_IN_FULL=1 $(BIN)/python -m pytest tests/tools tests/system/test_fleet.py tests/system/test_rolling.py $(ARGS)
 
+# The marker is hypothesis's own: it is on each test of a property.
+long: export HYPOTHESIS_PROFILE := long
 long: $(VENV)/.dev
-	RANDOM_STEPS=100000 FUZZED_CONNECTIONS=5000 $(BIN)/python -m pytest --timeout 3600 \
+	RANDOM_STEPS=100000 FUZZED_CONNECTIONS=5000 $(BIN)/python -m pytest -n 2 --timeout 7200 \
 		tests/integration/test_random_walk.py tests/integration/test_frame_fuzz.py $(ARGS)
+	$(BIN)/python -m pytest -n 2 --timeout 7200 -m hypothesis $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

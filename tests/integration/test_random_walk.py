@@ -161,7 +161,7 @@ def world(loop: asyncio.AbstractEventLoop, server: ServerName, monkeypatch: pyte
     loop.run_until_complete(made.__aexit__(None, None, None))
 
 
-@pytest.mark.timeout(600)  # one that fails is run twice
+@pytest.mark.timeout(600 + STEPS_OF_A_WALK)  # one that fails is run twice
 @pytest.mark.parametrize(("walk", "server"), [(walk, SERVERS[walk % len(SERVERS)]) for walk in range(WALKS)])
 def test_nothing_comes_that_should_not_and_nothing_stays(
     walk: int, loop: asyncio.AbstractEventLoop, world: World, caplog: pytest.LogCaptureFixture
