@@ -196,7 +196,10 @@ class Subscription {
     try {
       this.#callback?.(message.data, message);
     } catch (error) {
-      queueMicrotask(() => { throw error; }); // the browser reports it, and other callbacks still run
+      // Reported by the browser, and without harm to other callbacks.
+      queueMicrotask(() => {
+        throw error;
+      });
     }
   }
 
@@ -222,7 +225,8 @@ class Subscription {
     this.#ready.reject(error ?? createError("closed", "Closed"));
     for (const { wake } of this.#readers) wake();
     const onended = this.#onended;
-    if (onended) queueMicrotask(() => onended(error)); // it may throw
+    // Later, because it may throw.
+    if (onended) queueMicrotask(() => onended(error));
     else if (error && !this.#readers.size) console.warn(error.message);
   }
 }

@@ -141,9 +141,11 @@ class Leader {
 
   /** @param {FromTab} message */
   async #receive({ from, command }) {
-    const { status, welcome } = this.#client;
     const held = this.#tabs.get(from) ?? this.#addTab(from);
-    if (!command) return this.#post({ to: from, status, frame: welcome });
+    if (!command) {
+      const { status, welcome } = this.#client;
+      return this.#post({ to: from, status, frame: welcome });
+    }
     const { id } = command;
     try {
       this.#post({ to: from, frame: { ...(await this.#carryOut(held, command)), id } });
@@ -191,8 +193,7 @@ class Leader {
    * @param {string} pattern
    */
   #subscribe(held, pattern) {
-    const subscription =
-      held.get(pattern) ?? this.#client.subscribe(pattern, null, () => held.delete(pattern));
+    const subscription = held.get(pattern) ?? this.#client.subscribe(pattern, null, () => held.delete(pattern));
     held.set(pattern, subscription);
     return subscription.ready;
   }

@@ -17,7 +17,7 @@ from sanic_nats_bridge import Permissions
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import Publisher, free_port, until
 from tests.support.browsers import BROWSERS, Browser, Profile, Tab
-from tests.support.chromium import Chromium, ChromiumTab
+from tests.support.chromium import Chromium
 from tests.support.client import (
     BEGIN,
     HOSTILE,
@@ -61,22 +61,28 @@ async def module_profile(browser: Browser) -> AsyncIterator[Profile]:
         yield profile
 
 
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def module_tab(module_profile: Profile) -> Tab:
+    return await module_profile.tab()
+
+
 @pytest_asyncio.fixture(loop_scope="module")
-async def profile(module_profile: Profile) -> AsyncIterator[Profile]:
+async def profile(module_profile: Profile, module_tab: Tab) -> AsyncIterator[Profile]:
     """Yield a profile and fail the test if a page raised an error or broke its policy.
 
-    All tests share its storage, but each test has an origin of its own.
+    All tests share its storage and one tab, because a tab is slow to open. Each test has an origin of its own.
     """
     yield module_profile
-    await module_profile.close_tabs()
+    await module_tab.goto("about:blank")
+    await module_profile.close_tabs(module_tab)
     complaints = module_profile.complaints.copy()
     module_profile.complaints.clear()
     assert complaints == []
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def tab(profile: Profile) -> Tab:
-    return await profile.tab()
+async def tab(profile: Profile, module_tab: Tab) -> Tab:
+    return module_tab
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -246,10 +252,13 @@ async def test_a_dead_connection_is_noticed_by_its_silence(
 
 @chromium_only  # Playwright sets the clock of its pages
 async def test_silence_is_noticed_within_two_heartbeats_and_after_a_sleep(
-    tab: ChromiumTab, shared_nats: NatsServer, publisher: Publisher
+    browser: Chromium, shared_nats: NatsServer, publisher: Publisher
 ) -> None:
     subject = publisher.subject("a")
-    async with serving(shared_nats, heartbeat=120) as (bridge, box):
+    # The clock is that of the whole profile.
+    async with serving(shared_nats, heartbeat=120) as (bridge, box), browser.profile() as profile:
+        await profile.add_script(BEGIN)
+        tab = await profile.tab()
         await tab.goto(box.url)
         await tab.install_clock()
         for asleep in (False, True):

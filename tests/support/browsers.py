@@ -40,7 +40,9 @@ class Profile(Protocol):
 
     async def tab(self) -> Tab: ...
 
-    async def close_tabs(self) -> None: ...
+    async def close_tabs(self, kept: Tab) -> None:
+        """Close all tabs but this one."""
+        ...
 
 
 class Browser(Protocol):

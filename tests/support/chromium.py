@@ -11,6 +11,8 @@ from typing import Any
 
 from playwright.async_api import Browser, BrowserContext, Page, async_playwright
 
+from tests.support.browsers import Tab
+
 _WATCH = "document.addEventListener('securitypolicyviolation', (event) => complain(event.violatedDirective));"
 
 
@@ -57,9 +59,10 @@ class ChromiumProfile:
     async def tab(self) -> ChromiumTab:
         return ChromiumTab(await self.context.new_page())
 
-    async def close_tabs(self) -> None:
+    async def close_tabs(self, kept: Tab) -> None:
         for page in self.context.pages:
-            await page.close()
+            if kept != ChromiumTab(page):
+                await page.close()
 
 
 class Chromium:

@@ -17,6 +17,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from tests.support.bridge import WAIT_SECONDS, until
+from tests.support.browsers import Tab
 from tests.support.process import ended
 
 # Firefox itself notes every connection that fails or ends, as an error of the page's script.
@@ -108,9 +109,9 @@ class FirefoxProfile:
         self.tabs.append(tab := FirefoxTab(self.firefox, created["context"]))
         return tab
 
-    async def close_tabs(self) -> None:
+    async def close_tabs(self, kept: Tab) -> None:
         for tab in self.tabs:
-            if not tab.closed:
+            if tab is not kept and not tab.closed:
                 await tab.close()
         self.tabs.clear()
 
