@@ -72,7 +72,7 @@ class BridgeRuntime:
         self.control = ControlChannel(
             lambda: self.connection.client,
             settings.control_prefix or f"{CONTROL_TOKEN}.{app.name}",
-            # Lambdas, because the relay and the decisions need the channel.
+            # Lambdas, because the relay and the permission updates need the channel.
             on_request=lambda request: self.relay.answer(request),
             on_announcement=lambda announcement: self.permission_updates.receive(announcement),
             on_ready=lambda: self.permission_updates.nats_connected(),

@@ -127,10 +127,10 @@ class Relay:
         try:
             async with asyncio.timeout(self._seconds):
                 outcome = await self._execute(data)
-            error = outcome.error
-            if error is None:
-                return encode(_Answer(reply=outcome.reply))
-            return encode(_Answer(refusal=_refusal(error)))
+            # The session has counted a rejection.
+            if outcome.error is not None:
+                return encode(_Answer(refusal=_refusal(outcome.error)))
+            return encode(_Answer(reply=outcome.reply))
         except BridgeError as error:
             rejection = error
         except TimeoutError:

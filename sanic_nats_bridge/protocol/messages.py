@@ -38,7 +38,7 @@ __all__ = [
     "jittered_milliseconds",
     "query_command",
     "quoted",
-    "success",
+    "success_reply",
 ]
 
 PROTOCOL_VERSION = 1
@@ -226,7 +226,7 @@ def jittered_milliseconds(seconds: float) -> int:
     return int(random.uniform(1, 2) * seconds * 1000)
 
 
-def success(command: Command, patterns: Sequence[str], active: bool | UnsetType = UNSET) -> Reply:
+def success_reply(command: Command, patterns: Sequence[str], active: bool | UnsetType = UNSET) -> Reply:
     """Return the reply to a subscribe or an unsubscribe that was executed."""
     action: Any = command.action
     done = "connected to" if action == "subscribe" else "disconnected from"

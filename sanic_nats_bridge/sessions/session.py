@@ -35,7 +35,7 @@ from ..protocol.messages import (
     command_id_of,
     decode_command,
     jittered_milliseconds,
-    success,
+    success_reply,
 )
 from ..protocol.session_ids import digest, new_session_id
 from ..settings import Settings
@@ -87,7 +87,7 @@ class Session:
         "key",
         "wire_format",
         "write",
-    )  # fmt: skip
+    )
 
     def __init__(self, context: SessionContext, transport: Transport, permissions: Permissions) -> None:
         # Set once. The id is sent to the client in the first frame, and not stored afterwards.
@@ -156,8 +156,12 @@ class Session:
             received: A text frame, the payload of a binary frame, or a decoded command.
             rate_limited: Whether the command counts against ``command_rate``.
         """
-        command = received if isinstance(received, Command) else None
-        data = b"" if isinstance(received, Command) else received.encode() if isinstance(received, str) else received
+        command: Command | None = None
+        data = b""
+        if isinstance(received, Command):
+            command = received
+        else:
+            data = received.encode() if isinstance(received, str) else received
         try:
             self._check_size(data)
             if rate_limited:
@@ -219,13 +223,13 @@ class Session:
     async def _subscribe(self, command: Command) -> Reply:
         seconds = self._context.settings.confirm_timeout
         patterns, active = await self._subscriptions.subscribe(command.patterns, seconds)
-        return success(command, patterns, active)
+        return success_reply(command, patterns, active)
 
     def _unsubscribe(self, command: Command) -> Reply:
         patterns = self._subscriptions.unsubscribe(command.patterns)
         for pattern in patterns:
             self.subscription_active(pattern)
-        return success(command, patterns)
+        return success_reply(command, patterns)
 
     # Slow consumers
 

@@ -25,8 +25,8 @@ class Subscriptions:
         "_subscriber",
         "_unconfirmed",
         "_views",
-        "permissions"
-    )  # fmt: skip
+        "permissions",
+    )
 
     def __init__(self, subscriber: Subscriber, hub: Hub, policy: SubscriptionPolicy, permissions: Permissions) -> None:
         self._subscriber = subscriber
@@ -144,8 +144,8 @@ class Subscriptions:
 
     def confirm_active(self) -> bool:
         """Mark every subscription that NATS has confirmed; return whether none is left unconfirmed."""
-        live = {pattern for pattern, view in self._views.items() if view.interest.state is State.ACTIVE}
-        self._unconfirmed -= live
+        active = {pattern for pattern, view in self._views.items() if view.interest.state is State.ACTIVE}
+        self._unconfirmed -= active
         return not self._unconfirmed
 
     def mark_gaps(self) -> None:

@@ -316,11 +316,13 @@ async def test_a_connection_that_died_while_the_page_was_frozen_is_noticed(
             await true(tab, "seen('status').some(({ reason }) => reason === 'silence')")
         box.silent = False
         box.cut()
-        for transport, tab in tabs.items():
+        for tab in tabs.values():
             await true(tab, "seen('gap').length && nats.status.state === 'connected'")
+        subscribed = sorted((subject,) for subject in subjects.values())
+        await until(lambda: sorted(session.subscriptions for session in bridge.extension.sessions) == subscribed)
+        for transport, tab in tabs.items():
             await publisher.send(subjects[transport], b"1")
             await true(tab, "messages.length")
-        await until(lambda: len(bridge.extension.sessions) == 2)
 
 
 @one_browser
