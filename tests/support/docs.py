@@ -459,7 +459,9 @@ def _check_make(text: str) -> None:
     from tools.benchmarks import __main__ as benchmarks
     from tools.faults import __main__ as faults
 
-    environment = os.environ | {"MAKEFLAGS": "n"}
+    # Without the variables of a `make test ARGS=...` that runs this.
+    environment = {name: value for name, value in os.environ.items() if name not in ("ARGS", "MAKEOVERRIDES")}
+    environment["MAKEFLAGS"] = "n"
     for line in filter(None, text.splitlines()):
         ran = subprocess.run(
             ["bash", "-c", line], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
