@@ -120,9 +120,7 @@ async def test_messages_arrive_through_any_middlebox(
         await until(lambda: not bridge.extension.sessions)
 
 
-async def test_the_tab_remembers_the_transport_that_worked(
-    tab: Tab, shared_nats: NatsServer, publisher: Publisher
-) -> None:
+async def test_tab_remembers_working_transport(tab: Tab, shared_nats: NatsServer, publisher: Publisher) -> None:
     subject = publisher.subject("a")
     async with serving(shared_nats, "refuse") as (_, box):
         await tab.goto(box.url)
@@ -135,7 +133,9 @@ async def test_the_tab_remembers_the_transport_that_worked(
         assert box.paths.count("/nats/stream") == 1
 
 
-async def test_a_better_transport_is_tried_again(tab: Tab, shared_nats: NatsServer, publisher: Publisher) -> None:
+async def test_client_switches_back_to_websocket_when_it_works_again(
+    tab: Tab, shared_nats: NatsServer, publisher: Publisher
+) -> None:
     subject = publisher.subject("a")
     async with serving(shared_nats, "refuse", heartbeat=1) as (bridge, box):
         await tab.goto(box.url)
@@ -152,7 +152,7 @@ async def test_a_better_transport_is_tried_again(tab: Tab, shared_nats: NatsServ
 
 
 @both
-async def test_it_reconnects_when_the_server_is_back(
+async def test_client_reconnects_when_server_is_back(
     tab: Tab, shared_nats: NatsServer, publisher: Publisher, transport: str
 ) -> None:
     subject = publisher.subject("a")
@@ -169,7 +169,7 @@ async def test_it_reconnects_when_the_server_is_back(
         assert await tab.evaluate(RECONNECT_GAP) == [[[subject], None, "reconnect"]]
 
 
-async def test_it_survives_a_killed_server(profile: Profile) -> None:
+async def test_client_reconnects_after_server_is_killed(profile: Profile) -> None:
     with ExampleApp() as app:
         tabs = {transport: await profile.tab() for transport in ("websocket", "sse")}
         for transport, tab in tabs.items():
@@ -189,7 +189,7 @@ async def test_it_survives_a_killed_server(profile: Profile) -> None:
 
 
 @both
-async def test_it_reconnects_at_once_when_the_network_is_back(
+async def test_client_reconnects_immediately_when_network_is_back(
     tab: Tab, shared_nats: NatsServer, publisher: Publisher, transport: str
 ) -> None:
     subject = publisher.subject("a")
@@ -208,7 +208,7 @@ async def test_it_reconnects_at_once_when_the_network_is_back(
         assert await tab.evaluate(RECONNECT_GAP) == [[[subject], None, "reconnect"]]
 
 
-async def test_it_reconnects_at_once_when_the_page_is_shown(
+async def test_client_reconnects_immediately_when_page_becomes_visible(
     tab: Tab, shared_nats: NatsServer, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subject = publisher.subject("a")
@@ -235,7 +235,7 @@ async def test_it_reconnects_at_once_when_the_page_is_shown(
 
 
 @both
-async def test_a_dead_connection_is_noticed_by_its_silence(
+async def test_client_detects_dead_connection_by_silence(
     tab: Tab, shared_nats: NatsServer, publisher: Publisher, transport: str
 ) -> None:
     subject = publisher.subject("a")
@@ -251,7 +251,7 @@ async def test_a_dead_connection_is_noticed_by_its_silence(
 
 
 @chromium_only  # Playwright sets the clock of its pages
-async def test_silence_is_noticed_within_two_heartbeats_and_after_a_sleep(
+async def test_silence_is_detected_within_two_heartbeats_and_after_sleep(
     browser: Chromium, shared_nats: NatsServer, publisher: Publisher
 ) -> None:
     subject = publisher.subject("a")
@@ -279,7 +279,7 @@ async def test_silence_is_noticed_within_two_heartbeats_and_after_a_sleep(
 
 
 @chromium_only  # its DevTools protocol reports which processes host the pages
-async def test_frames_that_waited_for_a_frozen_page_are_not_lost(
+async def test_frozen_page_loses_no_messages(
     browser: Chromium, profile: Profile, shared_nats: NatsServer, publisher: Publisher
 ) -> None:
     subject = publisher.subject("a")
@@ -299,7 +299,7 @@ async def test_frames_that_waited_for_a_frozen_page_are_not_lost(
 
 
 @chromium_only  # its DevTools protocol reports which processes host the pages
-async def test_a_connection_that_died_while_the_page_was_frozen_is_noticed(
+async def test_client_detects_connection_that_died_while_page_was_frozen(
     browser: Chromium, profile: Profile, shared_nats: NatsServer, publisher: Publisher
 ) -> None:
     subjects = {transport: publisher.subject(transport) for transport in ("websocket", "sse")}
@@ -326,7 +326,7 @@ async def test_a_connection_that_died_while_the_page_was_frozen_is_noticed(
 
 
 @one_browser
-async def test_a_command_that_hangs_does_not_delay_the_next_session(
+async def test_hanging_command_does_not_delay_next_session(
     tab: Tab, shared_nats: NatsServer, publisher: Publisher
 ) -> None:
     subject = publisher.subject("a")
@@ -356,7 +356,7 @@ async def test_a_command_that_hangs_does_not_delay_the_next_session(
 
 
 @both
-async def test_credentials_that_have_expired_are_renewed(
+async def test_client_renews_expired_credentials(
     tab: Tab, shared_nats: NatsServer, publisher: Publisher, transport: str
 ) -> None:
     subject = publisher.subject("a")
@@ -385,7 +385,7 @@ async def test_credentials_that_have_expired_are_renewed(
 
 
 @both
-async def test_credentials_that_are_refused_are_asked_for_again_with_a_backoff(
+async def test_client_renews_rejected_credentials_with_backoff(
     tab: Tab, shared_nats: NatsServer, publisher: Publisher, transport: str
 ) -> None:
     methods: list[str] = []
@@ -412,7 +412,9 @@ async def test_credentials_that_are_refused_are_asked_for_again_with_a_backoff(
 
 
 @both
-async def test_without_credentials_a_refusal_is_final(tab: Tab, shared_nats: NatsServer, transport: str) -> None:
+async def test_client_without_credentials_does_not_retry_when_rejected(
+    tab: Tab, shared_nats: NatsServer, transport: str
+) -> None:
     methods: list[str] = []
 
     def permissions(request: Request) -> None:
@@ -427,7 +429,7 @@ async def test_without_credentials_a_refusal_is_final(tab: Tab, shared_nats: Nat
 
 
 @both
-async def test_it_does_not_reconnect_after_the_session_was_revoked(
+async def test_client_does_not_reconnect_after_session_is_revoked(
     tab: Tab, shared_nats: NatsServer, transport: str
 ) -> None:
     def permissions(_: Request) -> Permissions:
@@ -449,7 +451,7 @@ async def test_it_does_not_reconnect_after_the_session_was_revoked(
 
 
 @one_browser
-async def test_callbacks_share_one_subscription_and_overlaps_reach_the_right_ones(
+async def test_callbacks_share_subscription_and_get_only_matching_messages(
     tab: Tab, shared_nats: NatsServer, publisher: Publisher
 ) -> None:
     base = publisher.base
@@ -489,7 +491,7 @@ async def test_callbacks_share_one_subscription_and_overlaps_reach_the_right_one
 
 @one_browser
 @both
-async def test_a_refusal_reaches_only_the_subscriptions_to_the_refused_pattern(
+async def test_rejection_affects_only_subscriptions_to_rejected_pattern(
     tab: Tab, shared_nats: NatsServer, publisher: Publisher, transport: str
 ) -> None:
     base = publisher.base
@@ -521,7 +523,7 @@ async def test_a_refusal_reaches_only_the_subscriptions_to_the_refused_pattern(
 
 
 @one_browser
-async def test_subscriptions_that_the_bridge_ends_end_for_loops_and_callbacks(
+async def test_loops_and_callbacks_end_when_bridge_ends_subscription(
     tab: Tab, shared_nats: NatsServer, publisher: Publisher
 ) -> None:
     def permissions(_: Request) -> Permissions:
@@ -544,7 +546,7 @@ async def test_subscriptions_that_the_bridge_ends_end_for_loops_and_callbacks(
 
 
 @both
-async def test_hostile_payloads_and_subjects_are_data(
+async def test_hostile_payloads_and_subjects_are_treated_as_data(
     tab: Tab, shared_nats: NatsServer, publisher: Publisher, transport: str
 ) -> None:
     async with serving(shared_nats) as (_, box):
@@ -595,7 +597,7 @@ FRAMES = """async ([count, options, pattern]) => {
 """Opens pages in frames: they have clients of their own, and are cheaper than tabs."""
 
 
-async def test_a_leader_and_fifty_other_pages_share_one_stream(
+async def test_fifty_pages_share_one_stream_and_replace_closed_leader(
     profile: Profile, shared_nats: NatsServer, publisher: Publisher
 ) -> None:
     subject = publisher.subject("a")
@@ -630,7 +632,7 @@ async def test_a_leader_and_fifty_other_pages_share_one_stream(
         assert box.streams == 3
 
 
-async def test_in_a_shared_stream_each_tab_has_its_own_subscriptions(
+async def test_tabs_sharing_stream_have_separate_subscriptions(
     profile: Profile, shared_nats: NatsServer, publisher: Publisher
 ) -> None:
     async with serving(shared_nats, max_subscriptions=2) as (bridge, box):
@@ -655,7 +657,7 @@ async def test_in_a_shared_stream_each_tab_has_its_own_subscriptions(
 
 
 @one_browser
-async def test_commands_of_a_tab_reach_the_bridge_with_their_own_ids(
+async def test_tabs_sharing_stream_may_use_same_command_id(
     profile: Profile, shared_nats: NatsServer, publisher: Publisher
 ) -> None:
     async with serving(shared_nats) as (_, box):
@@ -666,7 +668,7 @@ async def test_commands_of_a_tab_reach_the_bridge_with_their_own_ids(
 
 
 @chromium_only  # each of its tabs has a process of its own, so that one can hang
-async def test_a_leader_that_hangs_is_deposed(profile: Profile, shared_nats: NatsServer, publisher: Publisher) -> None:
+async def test_hanging_leader_is_replaced(profile: Profile, shared_nats: NatsServer, publisher: Publisher) -> None:
     subject = publisher.subject("a")
     async with serving(shared_nats, heartbeat=0.5) as (bridge, box):
         leader = await open_shared(profile, box.url, "ada", subject)
@@ -682,7 +684,7 @@ async def test_a_leader_that_hangs_is_deposed(profile: Profile, shared_nats: Nat
 
 
 @one_browser
-async def test_a_dead_connection_deposes_no_leader(
+async def test_dead_connection_does_not_replace_leader(
     profile: Profile, shared_nats: NatsServer, publisher: Publisher
 ) -> None:
     subject = publisher.subject("a")
@@ -707,7 +709,7 @@ DENIED_LOCKS = """
 
 
 @pytest.mark.parametrize(("script", "streams"), [("", 1), (DENIED_LOCKS, 2), (NO_LOCKS, 2)], ids=["", "denied", "none"])
-async def test_without_locks_each_tab_has_its_own_stream(
+async def test_tabs_share_stream_only_if_locks_are_available(
     browser: Browser, shared_nats: NatsServer, publisher: Publisher, script: str, streams: int
 ) -> None:
     async with serving(shared_nats) as (_, box), browser.profile() as profile:
@@ -721,7 +723,7 @@ async def test_without_locks_each_tab_has_its_own_stream(
 
 
 @pytest.mark.parametrize("place", ["fixed", "versioned", "other origin"])
-async def test_the_shared_part_is_loaded_from_beside_the_client_only_if_share_is_used(
+async def test_share_module_is_loaded_beside_client_only_if_needed(
     profile: Profile, shared_nats: NatsServer, publisher: Publisher, place: str
 ) -> None:
     port = free_port()
@@ -753,7 +755,7 @@ async def test_the_shared_part_is_loaded_from_beside_the_client_only_if_share_is
         assert not [path for path in other.paths if path.startswith("/nats/")]
 
 
-async def test_without_the_shared_part_each_connection_has_its_own_stream(
+async def test_each_tab_has_own_stream_if_share_module_is_missing(
     profile: Profile, shared_nats: NatsServer, publisher: Publisher
 ) -> None:
     async with serving(shared_nats) as (_, box):

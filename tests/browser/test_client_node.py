@@ -61,7 +61,9 @@ def following(url: str, transport: str, *patterns: str) -> contextlib.AbstractAs
 
 
 @both
-async def test_it_follows_and_ends(bridge: Bridge, publisher: Publisher, transport: str) -> None:
+async def test_client_receives_messages_and_process_exits_after_close(
+    bridge: Bridge, publisher: Publisher, transport: str
+) -> None:
     base = publisher.base
     async with following(bridge.url, transport, f"{base}.>", f"{base}.a", "_INBOX.a") as node:
         assert await node.line() == ["ended", "subject.forbidden"]
@@ -81,7 +83,9 @@ async def test_it_follows_and_ends(bridge: Bridge, publisher: Publisher, transpo
 
 
 @both
-async def test_it_comes_back_with_its_subscriptions(bridge: Bridge, publisher: Publisher, transport: str) -> None:
+async def test_client_resubscribes_and_reports_gap_after_reconnect(
+    bridge: Bridge, publisher: Publisher, transport: str
+) -> None:
     subject = publisher.subject("a")
     async with Middlebox.listening(bridge.port) as box, following(f"{box.url}/nats", transport, subject) as node:
         assert await node.line() == ["ready", [True]]
@@ -98,7 +102,7 @@ async def test_it_comes_back_with_its_subscriptions(bridge: Bridge, publisher: P
 
 
 @both
-async def test_what_is_over_is_over(shared_nats: NatsServer, transport: str) -> None:
+async def test_revoke_is_final_and_ends_subscriptions(shared_nats: NatsServer, transport: str) -> None:
     def permissions(_: object) -> Permissions:
         return Permissions(["a"], identity="ada")
 
@@ -113,7 +117,7 @@ async def test_what_is_over_is_over(shared_nats: NatsServer, transport: str) -> 
         assert await node.line() == ["ended", "closed"]
 
 
-async def test_a_stream_that_is_refused_says_why(shared_nats: NatsServer) -> None:
+async def test_unauthorized_sse_stream_reports_http_401(shared_nats: NatsServer) -> None:
     async with (
         running(servers=shared_nats.url, permissions=lambda _: None) as bridge,
         following(bridge.url, "sse", "a") as node,
@@ -133,7 +137,9 @@ async def evaluated(bridge: Bridge, transport: str, body: str) -> Any:
 
 
 @both
-async def test_what_the_page_throws_harms_nothing_else(bridge: Bridge, publisher: Publisher, transport: str) -> None:
+async def test_exception_in_page_callback_does_not_affect_client(
+    bridge: Bridge, publisher: Publisher, transport: str
+) -> None:
     body = f"""
       const nats = client();
       nats.subscribe("_INBOX.a", null, () => {{ throw new Error("page") }});
@@ -145,7 +151,7 @@ async def test_what_the_page_throws_harms_nothing_else(bridge: Bridge, publisher
 
 
 @pytest.mark.parametrize("wanted", ["connected", "waiting"])
-async def test_a_status_listener_may_close(bridge: Bridge, wanted: str) -> None:
+async def test_status_listener_can_close_client(bridge: Bridge, wanted: str) -> None:
     body = f"""
       const nats = client({{ url: "{wanted}" === "waiting" ? "http://127.0.0.1:1/" : "{bridge.url}" }});
       await new Promise((resolve) => nats.addEventListener("status", ({{ detail }}) => {{
@@ -158,7 +164,7 @@ async def test_a_status_listener_may_close(bridge: Bridge, wanted: str) -> None:
     assert await evaluated(bridge, "websocket", body) == ["closed", False]
 
 
-async def test_a_listener_to_frames_may_close(bridge: Bridge) -> None:
+async def test_frame_listener_can_close_client(bridge: Bridge) -> None:
     body = """
       const nats = client();
       nats.addEventListener("frame", ({ detail }) => detail.type === "welcome" && nats.close());
@@ -169,7 +175,7 @@ async def test_a_listener_to_frames_may_close(bridge: Bridge) -> None:
     assert await evaluated(bridge, "websocket", body) == "closed"
 
 
-async def test_one_who_subscribes_while_the_link_ends_has_it_on_the_next(shared_nats: NatsServer) -> None:
+async def test_subscription_made_during_close_is_active_after_reconnect(shared_nats: NatsServer) -> None:
     async with running(servers=shared_nats.url, subscribe=[">"], unsubscribe_delay=0) as bridge:
         body = """
           let socket;
@@ -188,7 +194,7 @@ async def test_one_who_subscribes_while_the_link_ends_has_it_on_the_next(shared_
 
 
 @both
-async def test_what_was_unsubscribed_gets_no_more(bridge: Bridge, publisher: Publisher, transport: str) -> None:
+async def test_unsubscribed_callback_is_not_called(bridge: Bridge, publisher: Publisher, transport: str) -> None:
     subject = publisher.subject("a")
     body = f"""
       const nats = client(), got = [];
@@ -205,7 +211,7 @@ async def test_what_was_unsubscribed_gets_no_more(bridge: Bridge, publisher: Pub
         assert await node.line() == ["first"]
 
 
-async def test_credentials_may_fail_with_anything(bridge: Bridge) -> None:
+async def test_client_retries_after_credentials_reject_without_reason(bridge: Bridge) -> None:
     body = """
       Math.random = () => 0;
       let asked = 0;
@@ -217,7 +223,7 @@ async def test_credentials_may_fail_with_anything(bridge: Bridge) -> None:
     assert await evaluated(bridge, "websocket", body) == 2
 
 
-async def test_an_error_that_is_not_the_bridges_passes(bridge: Bridge, publisher: Publisher) -> None:
+async def test_client_retries_post_after_502_from_proxy(bridge: Bridge, publisher: Publisher) -> None:
     body = f"""
       Math.random = () => 0;
       let posts = 0;
@@ -230,7 +236,7 @@ async def test_an_error_that_is_not_the_bridges_passes(bridge: Bridge, publisher
     assert await evaluated(bridge, "sse", body) == [True, True]
 
 
-async def test_a_better_way_that_opens_while_the_client_waits_is_not_a_second_session(bridge: Bridge) -> None:
+async def test_websocket_retry_while_waiting_opens_no_second_session(bridge: Bridge) -> None:
     body = """
       let made = 0, source;
       class Stream extends EventSource { constructor(...all) { super(...all); source = this } }
@@ -257,7 +263,7 @@ async def test_a_better_way_that_opens_while_the_client_waits_is_not_a_second_se
         node.say("close")
 
 
-async def test_it_falls_back_after_three_seconds_without_a_welcome(bridge: Bridge) -> None:
+async def test_client_falls_back_to_sse_after_3_seconds_without_welcome(bridge: Bridge) -> None:
     body = """
       const { setTimeout } = globalThis;
       globalThis.setTimeout = (callback, delay, ...all) => setTimeout(callback, delay === 3000 ? 0 : delay, ...all);
@@ -270,7 +276,7 @@ async def test_it_falls_back_after_three_seconds_without_a_welcome(bridge: Bridg
     assert await evaluated(bridge, "sse", body) == ["sse", "websocket: no welcome in 3000 ms"]
 
 
-async def test_a_websocket_that_has_worked_is_tried_three_times_before_the_fallback(bridge: Bridge) -> None:
+async def test_previously_open_websocket_is_tried_3_times_before_fallback(bridge: Bridge) -> None:
     body = """
       Math.random = () => 0;
       const tried = [];
@@ -317,7 +323,7 @@ def application(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_npm_package_has_both_modules_and_the_types(application: Path) -> None:
+def test_npm_package_contains_both_modules_and_types(application: Path) -> None:
     files = {path.name for path in (application / "node_modules" / "sanic-nats-bridge").iterdir()}
     assert files == {"client.js", "client.d.ts", "share.js", "package.json"}
 
@@ -343,7 +349,7 @@ def bundled(application: Path) -> Path:
 
 
 @pytest.mark.parametrize("form", ["package", "bundle"])
-async def test_clients_of_the_npm_package_share_a_stream(
+async def test_npm_package_clients_share_stream(
     application: Path, bridge: Bridge, publisher: Publisher, form: str
 ) -> None:
     subject = publisher.subject("a")

@@ -130,11 +130,11 @@ def changed(declared: str, otherwise: str) -> str:
 
 
 @pytest.mark.parametrize("source", [generated(), USE], ids=["protocol", "use"])
-def test_the_types_are_those_of_the_protocol(tmp_path: Path, source: str) -> None:
+def test_type_declarations_match_protocol_and_usage(tmp_path: Path, source: str) -> None:
     assert compile_programs(tmp_path, use_package(tmp_path, source)) == ""
 
 
-def test_types_that_differ_from_the_protocol_are_noticed(tmp_path: Path) -> None:
+def test_type_declarations_that_differ_from_protocol_are_detected(tmp_path: Path) -> None:
     differences = [
         ("heartbeat: number;", "heartbeat: string;"),
         ("  retry?: number;\n}\n\nexport type Frame", "}\n\nexport type Frame"),
@@ -152,11 +152,11 @@ def test_types_that_differ_from_the_protocol_are_noticed(tmp_path: Path) -> None
         assert re.search(rf"^{number}/source\.ts.* is not assignable to type", errors, re.MULTILINE), difference
 
 
-def test_the_client_is_written_to_its_types(tmp_path: Path) -> None:
+def test_client_matches_its_type_declarations(tmp_path: Path) -> None:
     assert check_client(tmp_path, BROWSER) == ""
 
 
-def test_a_client_that_differs_from_its_types_is_noticed(tmp_path: Path) -> None:
+def test_client_that_differs_from_type_declarations_is_detected(tmp_path: Path) -> None:
     differences = [
         ("  close(): void;", "  close(): void;\n  more(): void;"),
         ("  readonly ready: Promise<Reply>;", "  readonly ready: Promise<string>;"),
@@ -177,7 +177,7 @@ def test_a_client_that_differs_from_its_types_is_noticed(tmp_path: Path) -> None
         assert re.search(rf"^{number}/client\.js", errors, re.MULTILINE), difference
 
 
-def test_the_client_that_is_served_is_its_source_without_jsdoc(tmp_path: Path) -> None:
+def test_served_client_equals_source_without_jsdoc(tmp_path: Path) -> None:
     # The compiler writes both without comments: a difference is one of code.
     paths = []
     for name, text in client._modules().fixed.items():
@@ -192,7 +192,7 @@ def test_the_client_that_is_served_is_its_source_without_jsdoc(tmp_path: Path) -
         assert "/**" not in (tmp_path / "served" / name).read_text().replace("/** @type", "")
 
 
-def test_the_package_can_be_published() -> None:
+def test_npm_package_is_complete_and_matches_project() -> None:
     package = json.loads((BROWSER / "package.json").read_text())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert (package["name"], package["version"], package["license"]) == (
@@ -208,21 +208,21 @@ def test_the_package_can_be_published() -> None:
     assert "dependencies" not in package
 
 
-def test_the_python_package_ships_it() -> None:
+def test_python_package_ships_browser_client() -> None:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     shipped = setup["options.package_data"]["sanic_nats_bridge.browser"].split()
     assert {"*.js", "*.d.ts", "package.json"} <= set(shipped)
 
 
-def test_readme_says_how_small_the_client_is() -> None:
+def test_readme_states_client_size_under_8_kb() -> None:
     # What is served is measured in the tests of the routes.
     said = re.search(r"under (\d+) KB gzipped", (ROOT / "README.md").read_text())
     assert said is not None
     assert said[1] == "8"
 
 
-def test_the_client_imports_nothing_but_its_shared_part() -> None:
+def test_client_imports_only_its_share_module() -> None:
     imports = r"^\s*import\b.*|\bimport\(.*?\)|\brequire\(.*?\)"
     found = {
         name: re.findall(imports, (BROWSER / name).read_text(), re.MULTILINE) for name in ("client.js", "share.js")

@@ -76,7 +76,7 @@ def tab(request: pytest.FixtureRequest, browser: Browser, address: str) -> Itera
     assert complaints == []
 
 
-def test_no_page_is_wider_than_the_window_or_loads_from_elsewhere(tab: Page, address: str) -> None:
+def test_pages_fit_window_and_load_from_own_host_only(tab: Page, address: str) -> None:
     for page in PAGES:
         answer = tab.goto(url_of(address, page))
         assert answer is not None
@@ -85,7 +85,7 @@ def test_no_page_is_wider_than_the_window_or_loads_from_elsewhere(tab: Page, add
         assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), page
 
 
-def test_the_search_finds_a_setting(tab: Page, address: str) -> None:
+def test_search_finds_setting(tab: Page, address: str) -> None:
     tab.goto(url_of(address, "quickstart"))
     opener = tab.locator("label.md-header__button[for=__search]")
     if opener.is_visible():  # on a phone
@@ -94,13 +94,13 @@ def test_the_search_finds_a_setting(tab: Page, address: str) -> None:
     expect(tab.locator(".md-search-result__link[href*='/reference/settings/']").first).to_be_attached()
 
 
-def test_the_api_page_describes_each_method(tab: Page, address: str) -> None:
+def test_api_page_describes_each_method(tab: Page, address: str) -> None:
     tab.goto(url_of(address, "reference/api"))
     for name in ("revoke", "update_permissions", "stats"):
         assert tab.locator(f"[id='sanic_nats_bridge.NatsBridge.{name}']").count() == 1
 
 
-def test_no_file_of_the_site_names_another_host_to_load_from(site: Path) -> None:
+def test_site_files_load_nothing_from_other_hosts(site: Path) -> None:
     loads = re.compile(
         r"<(?:script|img|iframe)[^>]+src=\"https?:[^\"]+|<link[^>]+href=\"https?:[^\"]+|url\(https?:[^)]+"
     )

@@ -68,7 +68,7 @@ def frames(page: Page) -> Locator:
 
 
 @both
-def test_the_panini_command_brings_a_message_a_second_until_unsubscribe(
+def test_panini_command_delivers_messages_until_unsubscribe(
     page: Page, transport: str, shared_nats: NatsServer
 ) -> None:
     switch(page, transport)
@@ -92,7 +92,7 @@ def test_the_panini_command_brings_a_message_a_second_until_unsubscribe(
 
 
 @both
-def test_patterns_are_followed_and_unfollowed_as_chips(page: Page, transport: str, shared_nats: NatsServer) -> None:
+def test_chips_list_and_unsubscribe_patterns(page: Page, transport: str, shared_nats: NatsServer) -> None:
     switch(page, transport)
     follow(page, f"chips.{transport}.*")
     follow(page, f"chips.{transport}.a")
@@ -109,7 +109,7 @@ def test_patterns_are_followed_and_unfollowed_as_chips(page: Page, transport: st
 
 
 @both
-def test_a_refusal_is_said_where_it_was_asked_for(page: Page, transport: str) -> None:
+def test_rejected_pattern_shows_alert_and_marks_input_invalid(page: Page, transport: str) -> None:
     switch(page, transport)
     page.fill("#subject", "$SYS.>")
     page.click("#subscribe button")
@@ -121,7 +121,7 @@ def test_a_refusal_is_said_where_it_was_asked_for(page: Page, transport: str) ->
     expect(page.locator("#subject")).to_have_attribute("aria-invalid", "false")
 
 
-def test_payloads_are_shown_as_one_reads_them(page: Page, shared_nats: NatsServer) -> None:
+def test_payloads_are_pretty_printed_and_collapsed_if_long(page: Page, shared_nats: NatsServer) -> None:
     follow(page, "pretty")
     long = {"name": "x" * 40, "list": [1, 2, {"a": None}], "empty": {}}
     shown = {
@@ -152,7 +152,7 @@ def test_payloads_are_shown_as_one_reads_them(page: Page, shared_nats: NatsServe
     assert texts(newest.locator(".text"))[0].count("[") == 900
 
 
-def test_what_comes_while_it_is_paused_is_counted_and_shown_then(page: Page, shared_nats: NatsServer) -> None:
+def test_messages_during_pause_are_counted_and_shown_on_resume(page: Page, shared_nats: NatsServer) -> None:
     follow(page, "pause")
     publish(shared_nats, "pause", b"1")
     expect(rows(page)).to_have_count(1)
@@ -169,7 +169,7 @@ def test_what_comes_while_it_is_paused_is_counted_and_shown_then(page: Page, sha
     expect(page.locator("#count")).to_have_text("3 messages")
 
 
-def test_the_filter_looks_at_subjects_and_data(page: Page, shared_nats: NatsServer) -> None:
+def test_filter_matches_subjects_and_data(page: Page, shared_nats: NatsServer) -> None:
     follow(page, "filter.*")
     publish(shared_nats, "filter.apple", b'{"colour": "green"}')
     publish(shared_nats, "filter.pear", b'{"colour": "yellow"}')
@@ -192,7 +192,7 @@ def test_the_filter_looks_at_subjects_and_data(page: Page, shared_nats: NatsServ
     expect(page.locator("#count")).to_have_text("0 messages")
 
 
-def test_each_subject_has_a_line_of_its_rate(page: Page, shared_nats: NatsServer) -> None:
+def test_each_subject_shows_rate_and_chart(page: Page, shared_nats: NatsServer) -> None:
     follow(page, "rates.*")
     for _ in range(3):
         publish(shared_nats, "rates.b", b"1")
@@ -204,7 +204,7 @@ def test_each_subject_has_a_line_of_its_rate(page: Page, shared_nats: NatsServer
     expect(points).to_have_attribute("points", re.compile(r"^\d+\.\d,\d+\.\d( \d+\.\d,\d+\.\d)+$"))
 
 
-def test_gaps_stand_where_they_happened(browser: Browser) -> None:
+def test_gaps_are_shown_in_order_with_messages(browser: Browser) -> None:
     with (
         NatsServer() as server,
         ExampleApp("--nats", server.url) as app,
@@ -238,7 +238,7 @@ def test_gaps_stand_where_they_happened(browser: Browser) -> None:
         expect(rows(page).first).to_contain_text("at last")
 
 
-def test_the_transport_is_switched_and_told(page: Page, shared_nats: NatsServer) -> None:
+def test_switching_transport_keeps_subscriptions_and_shows_reason(page: Page, shared_nats: NatsServer) -> None:
     expect(page.locator("#used")).to_have_text("WebSocket")
     expect(page.locator("#why")).to_have_text("it works")
     follow(page, "switch")
@@ -254,13 +254,13 @@ def test_the_transport_is_switched_and_told(page: Page, shared_nats: NatsServer)
     expect(page.locator("#rows .data")).to_have_text(["2", "1"])
 
 
-def test_it_says_why_it_fell_back(browser: Browser, example: ExampleApp, shared_nats: NatsServer) -> None:
+def test_page_shows_reason_for_sse_fallback(browser: Browser, example: ExampleApp, shared_nats: NatsServer) -> None:
     context = browser.new_context()
 
-    def shut(route: WebSocketRoute) -> None:
+    def reject(route: WebSocketRoute) -> None:
         route.close(code=3000, reason="no WebSocket here")
 
-    context.route_web_socket(re.compile("/stream"), shut)
+    context.route_web_socket(re.compile("/stream"), reject)
     page = context.new_page()
     page.goto(example.url)
     expect(page.locator("#used")).to_have_text("Server-Sent Events")
@@ -273,7 +273,7 @@ def test_it_says_why_it_fell_back(browser: Browser, example: ExampleApp, shared_
     context.close()
 
 
-def test_the_console_shows_what_comes_back(page: Page, shared_nats: NatsServer) -> None:
+def test_console_shows_commands_and_replies(page: Page, shared_nats: NatsServer) -> None:
     expect(frames(page).first).to_contain_text('"type":"welcome"')
     assert re.search(r'"session":"[\w-]{4}…"', texts(frames(page))[0])
     command(page, '{"action": "ping", "id": "mine"}')
@@ -298,7 +298,7 @@ def test_the_console_shows_what_comes_back(page: Page, shared_nats: NatsServer) 
     expect(frames(page).first).to_contain_text('{"type":"message","subject":"console","data":2}')
 
 
-def test_many_frames_in_the_console_are_capped(page: Page, shared_nats: NatsServer) -> None:
+def test_console_keeps_at_most_100_frames(page: Page, shared_nats: NatsServer) -> None:
     page.get_by_label("All frames").check()
     follow(page, "console.load")
     with publishing(shared_nats, "console.load", 1000):
@@ -315,7 +315,7 @@ def press_until(page: Page, key: str, selector: str) -> None:
     raise AssertionError(f"{selector} is not reached by {key}")
 
 
-def test_everything_is_done_by_keyboard(page: Page, shared_nats: NatsServer) -> None:
+def test_page_is_fully_usable_by_keyboard(page: Page, shared_nats: NatsServer) -> None:
     keyboard = page.keyboard
     keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the messages"
@@ -357,19 +357,22 @@ def test_everything_is_done_by_keyboard(page: Page, shared_nats: NatsServer) -> 
     assert page.evaluate("document.activeElement.id") == "subject"
 
 
-SPOKEN = """() => {
-  window.spoken = [];
+RECORD_ANNOUNCEMENTS = """() => {
+  window.announced = [];
   const region = document.getElementById("announcement");
-  new MutationObserver(() => spoken.push([performance.now(), region.textContent])).observe(region, { childList: true });
+  const record = () => announced.push([performance.now(), region.textContent]);
+  new MutationObserver(record).observe(region, { childList: true });
 }"""
 
 
 @both
-def test_a_thousand_messages_a_second_leave_it_answering(page: Page, transport: str, shared_nats: NatsServer) -> None:
+def test_page_remains_responsive_at_1000_messages_per_second(
+    page: Page, transport: str, shared_nats: NatsServer
+) -> None:
     switch(page, transport)
     subject = f"load.{transport}"
     follow(page, subject)
-    page.evaluate(SPOKEN)
+    page.evaluate(RECORD_ANNOUNCEMENTS)
     with publishing(shared_nats, subject, 1000) as sent:
         expect(rows(page)).to_have_count(200)
         expect(page.locator("#count")).to_have_text(re.compile(r"^([2-9]|\d\d+),\d{3} messages$"))
@@ -388,33 +391,35 @@ def test_a_thousand_messages_a_second_leave_it_answering(page: Page, transport: 
     numbers = [int(text) for text in re.findall(r'"number": (\d+)', page.locator("#rows").text_content() or "")]
     assert numbers == list(range(sent[0] - 1, sent[0] - 101, -1))
     assert page.locator("#rates .rate").count() == 1
-    assert len(page.evaluate("spoken")) < sent[0] / 100
+    assert len(page.evaluate("announced")) < sent[0] / 100
 
 
-def test_a_screen_reader_hears_of_news_and_sums(browser: Browser, example: ExampleApp, shared_nats: NatsServer) -> None:
+def test_announcements_are_summarized_and_at_least_3_s_apart(
+    browser: Browser, example: ExampleApp, shared_nats: NatsServer
+) -> None:
     page = browser.new_page()
     page.clock.install()
     page.goto(example.url)
-    page.evaluate(SPOKEN)
+    page.evaluate(RECORD_ANNOUNCEMENTS)
     said = page.get_by_role("status")
     expect(said).to_have_text("Connected")
-    follow(page, "spoken")
-    publish(shared_nats, "spoken", b"1")
-    publish(shared_nats, "spoken", b"2")
+    follow(page, "announced")
+    publish(shared_nats, "announced", b"1")
+    publish(shared_nats, "announced", b"2")
     expect(rows(page)).to_have_count(2)
     expect(said).to_have_text("Connected")
     page.clock.fast_forward(15_000)
     expect(said).to_have_text("2 new messages")
     switch(page, "sse")
     page.clock.fast_forward(3000)
-    expect(said).to_contain_text("Gap: Messages may have been lost on spoken: the transport was switched.")
-    times: list[float] = [time for time, _ in page.evaluate("spoken")]
+    expect(said).to_contain_text("Gap: Messages may have been lost on announced: the transport was switched.")
+    times: list[float] = [time for time, _ in page.evaluate("announced")]
     assert len(times) >= 2
     assert all(after - before >= 3000 for before, after in pairwise(times)), "it never says two things at once"
     page.close()
 
 
-def test_its_parts_have_names_and_roles(page: Page, shared_nats: NatsServer) -> None:
+def test_page_elements_have_accessible_names_and_roles(page: Page, shared_nats: NatsServer) -> None:
     follow(page, "roles.*")
     publish(shared_nats, "roles.a", b"1")
     for region in ("Subscriptions", "Rates over the last minute", "Connection", "Console"):
@@ -429,7 +434,7 @@ def test_its_parts_have_names_and_roles(page: Page, shared_nats: NatsServer) -> 
 
 
 @pytest.mark.parametrize(("size", "scheme"), [((1280, 800), "light"), ((360, 740), "dark")], ids=["desktop", "phone"])
-def test_it_can_be_read_by_everybody(
+def test_page_meets_wcag_aa_without_horizontal_scrolling(
     browser: Browser, example: ExampleApp, shared_nats: NatsServer, size: tuple[int, int], scheme: Any
 ) -> None:
     """Check axe-core's rules for WCAG 2.2 AA and that the page doesn't scroll sideways."""

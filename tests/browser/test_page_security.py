@@ -97,7 +97,7 @@ def watched(browser: Browser, example: ExampleApp) -> Iterator[Page]:
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_hostile_messages_are_shown_as_text_and_nothing_runs(
+def test_hostile_messages_are_rendered_as_text_and_run_no_script(
     watched: Page, transport: str, shared_nats: NatsServer
 ) -> None:
     switch(watched, transport)
@@ -138,7 +138,7 @@ def test_hostile_messages_are_shown_as_text_and_nothing_runs(
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_hostile_subjects_and_commands_of_ones_own_are_shown_as_text(watched: Page, transport: str) -> None:
+def test_hostile_subjects_and_commands_are_rendered_as_text(watched: Page, transport: str) -> None:
     switch(watched, transport)
     shape = watched.evaluate(SHAPE)
     subject = "<img/src=x/onerror=attack()//"
@@ -160,7 +160,7 @@ def test_hostile_subjects_and_commands_of_ones_own_are_shown_as_text(watched: Pa
     assert watched.evaluate(SHAPE) == shape
 
 
-def test_the_page_allows_nothing_but_its_own_origin(watched: Page, example: ExampleApp) -> None:
+def test_content_security_policy_allows_only_own_origin(watched: Page, example: ExampleApp) -> None:
     response = watched.request.get(example.url)
     assert response.headers["content-security-policy"] == "default-src 'self'"
 
@@ -183,7 +183,7 @@ CALL_ON = """(url) => {
 
 
 @pytest.fixture(scope="module")
-def elsewhere() -> Iterator[str]:
+def foreign_origin() -> Iterator[str]:
     """Serve an empty page of a foreign site and return its origin."""
 
     class Blank(BaseHTTPRequestHandler):
@@ -201,13 +201,13 @@ def elsewhere() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("allowed", [False, True], ids=["not allowed", "allowed"])
-def test_the_page_of_another_origin_comes_in_where_it_is_allowed(
-    browser: Browser, shared_nats: NatsServer, elsewhere: str, allowed: bool
+def test_page_of_foreign_origin_connects_only_if_allowed(
+    browser: Browser, shared_nats: NatsServer, foreign_origin: str, allowed: bool
 ) -> None:
-    origins = {"SANIC_NATS_BRIDGE_ALLOWED_ORIGINS": elsewhere if allowed else ""}
+    origins = {"SANIC_NATS_BRIDGE_ALLOWED_ORIGINS": foreign_origin if allowed else ""}
     with ExampleApp("--nats", shared_nats.url, **origins) as app:
         page = browser.new_page()
-        page.goto(elsewhere)
+        page.goto(foreign_origin)
         outcome = page.evaluate(CALL_ON, app.url)
         assert outcome == (["open", "open", "session.unknown"] if allowed else ["refused"] * 3)
         page.close()

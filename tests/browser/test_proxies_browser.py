@@ -38,7 +38,7 @@ def example(shared_nats: NatsServer) -> Iterator[ExampleApp]:
         yield app
 
 
-async def holds(page: Page, fact: str) -> None:
+async def wait_until_true(page: Page, fact: str) -> None:
     # Playwright's own function evaluates in the page, whose policy does not let it.
     async with asyncio.timeout(WAIT_SECONDS):
         while not await page.evaluate(fact):
@@ -46,7 +46,7 @@ async def holds(page: Page, fact: str) -> None:
 
 
 @pytest.mark.parametrize("name", PROXIES)
-async def test_the_page_works_behind_a_proxy(
+async def test_page_works_behind_proxy(
     name: ProxyName, example: ExampleApp, tmp_path: Path, publisher: Publisher, shared_nats: NatsServer
 ) -> None:
     chromium = shutil.which("chromium")
@@ -72,7 +72,7 @@ async def test_the_page_works_behind_a_proxy(
             subject = publisher.base
             assert await page.evaluate(OPEN, [subject, 8]) == 8
             await publisher.send(f"{subject}.all", b"7")
-            await holds(page, "got.length === 8")
+            await wait_until_true(page, "got.length === 8")
             await page.evaluate("sources.slice(0, 4).forEach((source) => source.close())")
             gone = {f"{subject}.{number}" for number in range(4)}
             await until(lambda: not gone & set(shared_nats.subscriptions()))
@@ -86,6 +86,6 @@ async def test_the_page_works_behind_a_proxy(
             await asyncio.to_thread(example.start)
             # The client waits for up to 20 s before it reconnects.
             await expect(state).to_have_text("Connected")
-            await holds(page, "sources.slice(4).every((source) => source.readyState === 1)")
+            await wait_until_true(page, "sources.slice(4).every((source) => source.readyState === 1)")
             assert set(tried) == {200}
         await browser.close()

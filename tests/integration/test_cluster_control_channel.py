@@ -21,14 +21,14 @@ class Worker:
     def __init__(self, prefix: str) -> None:
         self.client: NatsClient | None = None
         self.id = new_worker_id()
-        self.told: list[bytes] = []
+        self.announcements: list[bytes] = []
         self.ready_when_told: list[bool] = []
         self.answer: RequestHandler = self.echo
         self.channel = ControlChannel(
             lambda: self.client,
             prefix,
             on_request=lambda request: self.answer(request),
-            on_announcement=self.told.append,
+            on_announcement=self.announcements.append,
             on_ready=self.on_ready,
         )
         self.channel.start(self.id)
@@ -67,7 +67,7 @@ async def workers(url: str, count: int = 2) -> AsyncIterator[list[Worker]]:
                 await worker.client.close()
 
 
-async def test_a_request_is_answered_by_the_worker_of_that_id(shared_nats: NatsServer) -> None:
+async def test_request_is_answered_by_worker_with_given_id(shared_nats: NatsServer) -> None:
     async with workers(shared_nats.url, 3) as (one, two, three):
         asked = [
             one.channel.request(other.id, b"%d" % number, WAIT_SECONDS)
@@ -78,13 +78,13 @@ async def test_a_request_is_answered_by_the_worker_of_that_id(shared_nats: NatsS
         assert not one.channel._pending
 
 
-async def test_a_worker_that_there_is_not_is_told_by_nats(shared_nats: NatsServer) -> None:
+async def test_request_to_unknown_worker_raises_unknown_worker_error(shared_nats: NatsServer) -> None:
     async with workers(shared_nats.url, 1) as (one,):
         with pytest.raises(UnknownWorkerError):
             await one.channel.request(new_worker_id(), b"", WAIT_SECONDS)
 
 
-async def test_one_that_does_not_answer_is_waited_for_so_long(shared_nats: NatsServer) -> None:
+async def test_request_times_out_if_worker_does_not_reply(shared_nats: NatsServer) -> None:
     async with workers(shared_nats.url) as (one, two):
         two.may_answer.clear()
         with pytest.raises(TimeoutError):
@@ -95,28 +95,28 @@ async def test_one_that_does_not_answer_is_waited_for_so_long(shared_nats: NatsS
         assert await one.channel.request(two.id, b"1", WAIT_SECONDS) == b"echo 1"
 
 
-async def test_a_slow_answer_holds_up_no_other(shared_nats: NatsServer) -> None:
+async def test_slow_reply_does_not_delay_other_replies(shared_nats: NatsServer) -> None:
     async with workers(shared_nats.url) as (one, two):
         two.may_answer.clear()
         slow = asyncio.create_task(one.channel.request(two.id, b"slow", WAIT_SECONDS))
         await until(lambda: two.channel._tasks)
-        two.answer = _at_once
+        two.answer = _reply_immediately
         assert await one.channel.request(two.id, b"", WAIT_SECONDS) == b"at once"
         two.may_answer.set()
         assert await slow == b"echo slow"
 
 
-async def _at_once(_: bytes) -> bytes:
+async def _reply_immediately(_: bytes) -> bytes:
     return b"at once"
 
 
-async def test_an_announcement_reaches_everybody(shared_nats: NatsServer) -> None:
+async def test_announcement_reaches_all_workers(shared_nats: NatsServer) -> None:
     async with workers(shared_nats.url, 3) as made:
         await made[0].channel.announce(b"news")
-        await until(lambda: all(worker.told == [b"news"] for worker in made))
+        await until(lambda: all(worker.announcements == [b"news"] for worker in made))
 
 
-async def test_without_nats_nothing_is_asked_or_told() -> None:
+async def test_request_and_announcement_fail_without_nats() -> None:
     worker = Worker("_T")
     worker.channel.connected()
     assert not worker.channel.ready
@@ -127,7 +127,7 @@ async def test_without_nats_nothing_is_asked_or_told() -> None:
     assert not worker.channel._pending
 
 
-async def test_a_connection_that_has_ended_is_no_way(shared_nats: NatsServer) -> None:
+async def test_request_on_closed_connection_raises_connection_error(shared_nats: NatsServer) -> None:
     async with workers(shared_nats.url) as (one, two):
         assert one.client is not None
         await one.client.close()
@@ -135,7 +135,7 @@ async def test_a_connection_that_has_ended_is_no_way(shared_nats: NatsServer) ->
             await one.channel.request(two.id, b"", WAIT_SECONDS)
 
 
-async def test_a_new_connection_brings_everything_back(shared_nats: NatsServer) -> None:
+async def test_requests_and_announcements_work_on_new_connection(shared_nats: NatsServer) -> None:
     async with workers(shared_nats.url) as (one, two):
         for worker in (one, two):
             await worker.connect(shared_nats.url)
@@ -143,17 +143,17 @@ async def test_a_new_connection_brings_everything_back(shared_nats: NatsServer) 
         await two.client.flush()
         assert await one.channel.request(two.id, b"1", WAIT_SECONDS) == b"echo 1"
         await one.channel.announce(b"news")
-        await until(lambda: two.told == [b"news"])
+        await until(lambda: two.announcements == [b"news"])
 
 
-async def test_whoever_waits_hears_when_others_can_be_reached(shared_nats: NatsServer) -> None:
+async def test_on_ready_is_called_for_each_new_connection(shared_nats: NatsServer) -> None:
     async with workers(shared_nats.url, 1) as (one,):
         await until(lambda: one.ready_when_told == [True])
         await one.connect(shared_nats.url)
         await until(lambda: one.ready_when_told == [True, True])
 
 
-async def test_what_nats_does_not_take_is_refused() -> None:
+async def test_payload_over_max_payload_is_rejected() -> None:
     with NatsServer(config="max_payload: 1024") as small:
         async with workers(small.url) as (one, two):
             with pytest.raises(ValueError, match="payload must fit max_payload"):
@@ -166,7 +166,7 @@ async def test_what_nats_does_not_take_is_refused() -> None:
                 await one.channel.request(two.id, bytes(1024), 0.2)
 
 
-async def test_one_that_stops_answers_what_has_come_and_takes_nothing_more(shared_nats: NatsServer) -> None:
+async def test_stopping_worker_answers_pending_requests_only(shared_nats: NatsServer) -> None:
     async with workers(shared_nats.url) as (one, two), held():
         two.may_answer.clear()
         asked = asyncio.create_task(one.channel.request(two.id, b"1", WAIT_SECONDS))
@@ -181,7 +181,7 @@ async def test_one_that_stops_answers_what_has_come_and_takes_nothing_more(share
             await one.channel.request(two.id, b"2", WAIT_SECONDS)
 
 
-async def test_an_answer_that_does_not_come_does_not_hold_up_the_end(shared_nats: NatsServer) -> None:
+async def test_stop_cancels_request_handler_that_does_not_finish(shared_nats: NatsServer) -> None:
     async with workers(shared_nats.url) as (one, two), held() as clock:
         two.may_answer.clear()
         asked = asyncio.create_task(one.channel.request(two.id, b"", 3600))
@@ -195,7 +195,7 @@ async def test_an_answer_that_does_not_come_does_not_hold_up_the_end(shared_nats
             await asked
 
 
-async def test_what_waits_for_an_answer_does_not_hold_up_the_end(shared_nats: NatsServer) -> None:
+async def test_stop_times_out_pending_request_without_reply(shared_nats: NatsServer) -> None:
     async with workers(shared_nats.url) as (one, two), held() as clock:
         two.may_answer.clear()
         answered, silent = (
@@ -231,7 +231,7 @@ async def clogged(client: NatsClient, server: NatsServer) -> AsyncIterator[None]
         await asyncio.wait(publishing)
 
 
-async def test_a_server_that_takes_nothing_holds_up_nobody_for_longer_than_may_be(nats_server: NatsServer) -> None:
+async def test_request_times_out_and_announcement_waits_if_server_hangs(nats_server: NatsServer) -> None:
     async with workers(nats_server.url) as (one, two):
         assert one.client is not None
         announced = None
@@ -243,10 +243,10 @@ async def test_a_server_that_takes_nothing_holds_up_nobody_for_longer_than_may_b
             await asyncio.sleep(0)
             assert not announced.done()
         await announced
-        await until(lambda: two.told == [b"news"])
+        await until(lambda: two.announcements == [b"news"])
 
 
-async def test_what_waits_for_a_connection_that_ends_ends_with_it(nats_server: NatsServer) -> None:
+async def test_waiting_announcement_fails_when_connection_ends(nats_server: NatsServer) -> None:
     async with workers(nats_server.url, 1) as (one,):
         client = one.client
         assert client is not None
@@ -259,7 +259,7 @@ async def test_what_waits_for_a_connection_that_ends_ends_with_it(nats_server: N
             one.client = client
 
 
-async def test_a_server_that_takes_nothing_does_not_hold_up_the_end(nats_server: NatsServer) -> None:
+async def test_hanging_server_does_not_block_stop(nats_server: NatsServer) -> None:
     async with workers(nats_server.url, 1) as (one,):
         assert one.client is not None
         async with clogged(one.client, nats_server):

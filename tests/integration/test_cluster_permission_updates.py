@@ -33,7 +33,7 @@ async def workers(server: NatsServer, **settings: Any) -> AsyncIterator[tuple[Br
         yield here, there
 
 
-async def test_revoke_reaches_the_sessions_of_every_worker(shared_nats: NatsServer) -> None:
+async def test_revoke_closes_sessions_on_every_worker(shared_nats: NatsServer) -> None:
     async with (
         workers(shared_nats) as (here, there),
         here.events(Cookie="user=ada") as mine,
@@ -49,14 +49,14 @@ async def test_revoke_reaches_the_sessions_of_every_worker(shared_nats: NatsServ
 
 
 @pytest.mark.parametrize("name", ["session", "key"])
-async def test_one_session_is_revoked_wherever_it_is(shared_nats: NatsServer, name: str) -> None:
+async def test_session_on_other_worker_is_revoked_by_id_or_key(shared_nats: NatsServer, name: str) -> None:
     async with workers(shared_nats) as (here, there), there.events() as client, there.events() as other:
         assert await here.extension.revoke(session=getattr(client, name)) == 0
         assert (await client.frame())["code"] == 4403
         assert [session.key for session in there.extension.sessions] == [other.key]
 
 
-async def test_repermit_reaches_the_sessions_of_every_worker(shared_nats: NatsServer) -> None:
+async def test_update_permissions_reaches_sessions_on_other_workers(shared_nats: NatsServer) -> None:
     async with (
         workers(shared_nats) as (here, there),
         there.events("a.open", "a.staff", Cookie="user=ada") as client,
@@ -72,7 +72,7 @@ async def test_repermit_reaches_the_sessions_of_every_worker(shared_nats: NatsSe
         assert (await other.frame())["type"] == "unsubscribed"
 
 
-async def test_what_is_decided_while_nats_is_away_is_told_when_it_is_back(nats_server: NatsServer) -> None:
+async def test_last_update_during_nats_outage_is_sent_after_reconnect(nats_server: NatsServer) -> None:
     options: dict[str, Any] = {"control_prefix": f"_T.{uuid4().hex}", "permissions": permissions}
     async with (
         Proxy.before(nats_server) as proxy,
@@ -91,19 +91,19 @@ async def test_what_is_decided_while_nats_is_away_is_told_when_it_is_back(nats_s
         await until(lambda: not here.runtime.permission_updates._unsent)
 
 
-class Told:
+class AnnouncementRecorder:
     def __init__(self) -> None:
-        self.told: list[bytes] = []
+        self.payloads: list[bytes] = []
         self.error: Exception | None = None
 
     async def announce(self, payload: bytes) -> None:
         if self.error is not None:
             raise self.error
-        self.told.append(payload)
+        self.payloads.append(payload)
 
 
-async def test_what_the_others_are_told_says_the_same_there() -> None:
-    told, here, there = Told(), Worker(), Worker()
+async def test_received_permissions_equal_sent_permissions() -> None:
+    recorder, here, there = AnnouncementRecorder(), Worker(), Worker()
     written = Permissions(
         ["shop.{tenant}.>", "me.42.>"],
         ["shop.*.internal"],
@@ -114,41 +114,41 @@ async def test_what_the_others_are_told_says_the_same_there() -> None:
         expires=time.time() + 60,
     )
     session, _ = there.open(Permissions([">"], identity="ada"))
-    await PermissionUpdates(here.sessions, told.announce).update_permissions(written, "ada", None)
-    PermissionUpdates(there.sessions, Told().announce).receive(told.told[0])
+    await PermissionUpdates(here.sessions, recorder.announce).update_permissions(written, "ada", None)
+    PermissionUpdates(there.sessions, AnnouncementRecorder().announce).receive(recorder.payloads[0])
     assert session.permissions == written
     assert session.permissions.grant("shop.7.a").real == "shop.7.a"
 
 
-async def test_a_worker_does_not_hear_itself() -> None:
-    told, worker = Told(), Worker()
-    permission_updates = PermissionUpdates(worker.sessions, told.announce)
+async def test_worker_ignores_its_own_updates() -> None:
+    recorder, worker = AnnouncementRecorder(), Worker()
+    permission_updates = PermissionUpdates(worker.sessions, recorder.announce)
     await permission_updates.update_permissions(Permissions(["a"]), "ada", None)
     session, _ = worker.open(Permissions([">"], identity="ada"))
-    permission_updates.receive(told.told[0])
+    permission_updates.receive(recorder.payloads[0])
     assert session.permissions == Permissions([">"], identity="ada")
 
 
-async def test_the_last_decision_about_each_is_what_waits_for_nats(monkeypatch: pytest.MonkeyPatch) -> None:
-    told, worker = Told(), Worker()
-    permission_updates = PermissionUpdates(worker.sessions, told.announce)
-    told.error = ConnectionError("away")
+async def test_only_latest_unsent_update_per_identity_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder, worker = AnnouncementRecorder(), Worker()
+    permission_updates = PermissionUpdates(worker.sessions, recorder.announce)
+    recorder.error = ConnectionError("away")
     for identity in ("ada", "bob", "ada"):
         await permission_updates.update_permissions(Permissions([identity]), identity, None)
     await permission_updates.revoke("ada", None)
-    told.error = None
+    recorder.error = None
     monkeypatch.setattr("sanic_nats_bridge.cluster.permission_updates._OTHERS_RECONNECT_SECONDS", 0)
     await permission_updates.nats_connected()
-    assert [(json.loads(each)["identity"], json.loads(each)["permissions"] is None) for each in told.told] == [
+    assert [(json.loads(each)["identity"], json.loads(each)["permissions"] is None) for each in recorder.payloads] == [
         ("bob", False),
         ("ada", True),
     ]
     await permission_updates.nats_connected()
-    assert len(told.told) == 2
+    assert len(recorder.payloads) == 2
 
 
-async def test_decisions_are_told_in_their_order_though_nats_takes_nothing_for_a_while() -> None:
-    class Slow(Told):
+async def test_updates_are_published_in_order_when_nats_is_slow() -> None:
+    class Slow(AnnouncementRecorder):
         may_take = asyncio.Event()
         asked = 0
 
@@ -156,7 +156,7 @@ async def test_decisions_are_told_in_their_order_though_nats_takes_nothing_for_a
             self.asked += 1
             if self.asked == 1:
                 await self.may_take.wait()
-            self.told.append(payload)
+            self.payloads.append(payload)
 
     slow, worker = Slow(), Worker()
     permission_updates = PermissionUpdates(worker.sessions, slow.announce)
@@ -166,114 +166,114 @@ async def test_decisions_are_told_in_their_order_though_nats_takes_nothing_for_a
     await asyncio.sleep(0)
     slow.may_take.set()
     await asyncio.gather(first, second)
-    assert [json.loads(each)["permissions"] is None for each in slow.told] == [False, True]
+    assert [json.loads(each)["permissions"] is None for each in slow.payloads] == [False, True]
 
 
-async def test_what_was_decided_before_nats_was_lost_does_not_undo_what_was_decided_meanwhile(
+async def test_delayed_update_does_not_override_newer_unless_revoke(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("sanic_nats_bridge.cluster.permission_updates._OTHERS_RECONNECT_SECONDS", 0)
-    cut_off, present, there = Told(), Told(), Worker()
+    cut_off, present, there = AnnouncementRecorder(), AnnouncementRecorder(), Worker()
     session, _ = there.open(Permissions([">"], identity="ada"))
-    first, second = (PermissionUpdates(Worker().sessions, told.announce) for told in (cut_off, present))
-    hearer = PermissionUpdates(there.sessions, Told().announce)
+    first, second = (PermissionUpdates(Worker().sessions, recorder.announce) for recorder in (cut_off, present))
+    receiver = PermissionUpdates(there.sessions, AnnouncementRecorder().announce)
     cut_off.error = ConnectionError("away")
     await first.update_permissions(Permissions(["wide.>"]), "ada", None)
     await second.update_permissions(Permissions(["narrow"]), "ada", None)
-    hearer.receive(present.told[0])
+    receiver.receive(present.payloads[0])
     cut_off.error = None
     await first.nats_connected()
-    hearer.receive(cut_off.told[0])
+    receiver.receive(cut_off.payloads[0])
     assert session.permissions.subscribe == ("narrow",)
     # What nothing newer contradicts holds, however late.
     cut_off.error = ConnectionError("away")
     await first.update_permissions(Permissions(["later"]), "ada", None)
     cut_off.error = None
     await first.nats_connected()
-    hearer.receive(cut_off.told[1])
+    receiver.receive(cut_off.payloads[1])
     assert session.permissions.subscribe == ("later",)
     # And a revoke always.
     cut_off.error = ConnectionError("away")
     await first.revoke("ada", None)
     await second.update_permissions(Permissions(["narrow"]), "ada", None)
-    hearer.receive(present.told[1])
+    receiver.receive(present.payloads[1])
     cut_off.error = None
     await first.nats_connected()
-    hearer.receive(cut_off.told[2])
+    receiver.receive(cut_off.payloads[2])
     assert session.closed
 
 
-async def test_what_is_decided_while_the_others_return_waits_with_the_rest() -> None:
-    told, worker = Told(), Worker()
-    permission_updates = PermissionUpdates(worker.sessions, told.announce)
-    told.error = ConnectionError("away")
+async def test_update_waits_while_other_workers_reconnect() -> None:
+    recorder, worker = AnnouncementRecorder(), Worker()
+    permission_updates = PermissionUpdates(worker.sessions, recorder.announce)
+    recorder.error = ConnectionError("away")
     await permission_updates.revoke("ada", None)
-    told.error = None
+    recorder.error = None
     async with held() as clock:
         returning = asyncio.create_task(permission_updates.nats_connected())
         await until(lambda: permission_updates._awaiting_others)
         await permission_updates.revoke("bob", None)
-        assert told.told == []
+        assert recorder.payloads == []
         await clock.forward_until(returning.done)
-    assert [json.loads(each)["identity"] for each in told.told] == ["ada", "bob"]
+    assert [json.loads(each)["identity"] for each in recorder.payloads] == ["ada", "bob"]
 
 
-async def test_only_so_many_decisions_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_oldest_recorded_updates_are_dropped_at_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sanic_nats_bridge.cluster.permission_updates._MAX_RECORDED", 3)
-    permission_updates = PermissionUpdates(Worker().sessions, Told().announce)
+    permission_updates = PermissionUpdates(Worker().sessions, AnnouncementRecorder().announce)
     for name in "abcda":
         await permission_updates.revoke(name, None)
     assert list(permission_updates._updated_at) == [("c", None), ("d", None), ("a", None)]
 
 
 @pytest.mark.parametrize("name", ["identity", "session"])
-async def test_only_a_text_names_whom_a_decision_is_about(name: str) -> None:
-    told, worker = Told(), Worker()
-    permission_updates = PermissionUpdates(worker.sessions, told.announce)
+async def test_non_string_identity_or_session_is_rejected(name: str) -> None:
+    recorder, worker = AnnouncementRecorder(), Worker()
+    permission_updates = PermissionUpdates(worker.sessions, recorder.announce)
     target: dict[str, Any] = {"identity": None, "session": None, name: 42}
     with pytest.raises(TypeError, match=f"{name} must be a str, got int"):
         await permission_updates.revoke(**target)
     with pytest.raises(TypeError, match=f"{name} must be a str, got int"):
         await permission_updates.update_permissions(Permissions(["a"]), **target)
-    assert (told.told, permission_updates._unsent) == ([], {})
+    assert (recorder.payloads, permission_updates._unsent) == ([], {})
 
 
-async def test_only_permissions_take_the_place_of_permissions() -> None:
-    told, worker = Told(), Worker()
+async def test_update_permissions_rejects_dict() -> None:
+    recorder, worker = AnnouncementRecorder(), Worker()
     session, _ = worker.open(Permissions([">"], identity="ada"))
     rules: Any = {"subscribe": ["a"]}
     with pytest.raises(TypeError, match="must be Permissions, got dict"):
-        await PermissionUpdates(worker.sessions, told.announce).update_permissions(rules, "ada", None)
-    assert (told.told, session.permissions.subscribe) == ([], (">",))
+        await PermissionUpdates(worker.sessions, recorder.announce).update_permissions(rules, "ada", None)
+    assert (recorder.payloads, session.permissions.subscribe) == ([], (">",))
 
 
-async def test_an_identity_may_be_of_a_kind_of_text() -> None:
+async def test_identity_can_be_str_subclass() -> None:
     class Name(str):
         __slots__ = ()
 
-    told, there = Told(), Worker()
+    recorder, there = AnnouncementRecorder(), Worker()
     session, _ = there.open(Permissions([">"], identity="ada"))
-    permission_updates, hearer = (
-        PermissionUpdates(Worker().sessions, told.announce),
-        PermissionUpdates(there.sessions, Told().announce),
+    permission_updates, receiver = (
+        PermissionUpdates(Worker().sessions, recorder.announce),
+        PermissionUpdates(there.sessions, AnnouncementRecorder().announce),
     )
     await permission_updates.update_permissions(Permissions(["a"], identity=Name("ada")), Name("ada"), None)
     await permission_updates.revoke(Name("ada"), None)
-    hearer.receive(told.told[0])
+    receiver.receive(recorder.payloads[0])
     assert session.permissions.subscribe == ("a",)
-    hearer.receive(told.told[1])
+    receiver.receive(recorder.payloads[1])
     assert session.closed
 
 
-async def test_what_nats_does_not_take_is_logged_and_holds_up_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    told, worker = Told(), Worker()
-    permission_updates = PermissionUpdates(worker.sessions, told.announce)
-    told.error = ValueError("larger than NATS takes")
+async def test_unpublishable_update_is_logged_and_does_not_block_others(caplog: pytest.LogCaptureFixture) -> None:
+    recorder, worker = AnnouncementRecorder(), Worker()
+    permission_updates = PermissionUpdates(worker.sessions, recorder.announce)
+    recorder.error = ValueError("larger than NATS takes")
     assert await permission_updates.revoke("ada", None) == 0
     assert "larger than NATS takes" in caplog.text
-    told.error = None
+    recorder.error = None
     await permission_updates.revoke("bob", None)
-    assert len(told.told) == 1
+    assert len(recorder.payloads) == 1
 
 
 def update(**fields: Any) -> bytes:
@@ -310,20 +310,20 @@ JUNK = [
 
 
 @pytest.mark.parametrize("junk", JUNK, ids=range(len(JUNK)))
-async def test_what_cannot_be_read_changes_nothing_and_is_logged(junk: bytes, caplog: pytest.LogCaptureFixture) -> None:
+async def test_malformed_update_is_logged_and_changes_nothing(junk: bytes, caplog: pytest.LogCaptureFixture) -> None:
     worker = Worker()
     session, _ = worker.open(Permissions([">"], identity="ada"))
     anybody, _ = worker.open(EVERYTHING)
     await act(session, "subscribe", "b")
-    PermissionUpdates(worker.sessions, Told().announce).receive(junk)
+    PermissionUpdates(worker.sessions, AnnouncementRecorder().announce).receive(junk)
     assert (session.closed, anybody.closed, session.subscriptions) == (False, False, ("b",))
     assert "Cannot apply a revoke or update_permissions" in caplog.text
 
 
-async def test_a_fault_of_ours_in_a_decision_is_logged(
+async def test_internal_error_while_applying_update_is_logged(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = Worker()
     monkeypatch.setattr(worker.sessions, "revoke", None)
-    PermissionUpdates(worker.sessions, Told().announce).receive(update())
+    PermissionUpdates(worker.sessions, AnnouncementRecorder().announce).receive(update())
     assert "Applying a revoke or update_permissions" in caplog.text

@@ -47,9 +47,9 @@ async def workers(url: str, server: ServerName = "sanic", **settings: Any) -> As
     options |= settings
     async with (
         running(servers=url, server=server, **options) as home,
-        running(servers=url, server=server, **options) as away,
+        running(servers=url, server=server, **options) as other,
     ):
-        yield home, away
+        yield home, other
 
 
 @pytest.fixture
@@ -77,18 +77,16 @@ async def bystander(url: str) -> AsyncIterator[Client]:
         await client.close()
 
 
-async def test_a_command_works_on_whichever_worker_it_arrives(
-    both: tuple[Bridge, Bridge], publisher: Publisher
-) -> None:
-    home, away = both
+async def test_commands_posted_to_other_worker_are_executed(both: tuple[Bridge, Bridge], publisher: Publisher) -> None:
+    home, other = both
     subject = publisher.subject("open")
     async with home.events() as events, home.websocket() as websocket:
         for client in (events, websocket):
             command = {"session": client.session, "subjects": [subject], "id": 7}
-            assert await away.post("/subscribe", command) == (200, subscribed(subject) | {"id": 7})
+            assert await other.post("/subscribe", command) == (200, subscribed(subject) | {"id": 7})
             await publisher.send(subject, b"1")
             assert await client.data(1) == [1]
-            status, reply = await away.post("/unsubscribe", command)
+            status, reply = await other.post("/unsubscribe", command)
             assert (status, reply["success"], reply["id"]) == (200, True, 7)
             await publisher.send(subject, b"2")
             assert (await home.post("/unsubscribe", command))[0] == 409
@@ -106,7 +104,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("path", "command", "status"), REFUSED)
-async def test_a_refusal_is_the_same_elsewhere(
+async def test_rejection_is_identical_on_every_worker(
     both: tuple[Bridge, Bridge], path: str, command: dict[str, Any], status: int
 ) -> None:
     async with both[0].events() as client:
@@ -116,82 +114,82 @@ async def test_a_refusal_is_the_same_elsewhere(
         assert answers[0][0] == status
 
 
-async def test_the_rate_of_commands_is_that_of_the_session(shared_nats: NatsServer) -> None:
-    async with workers(shared_nats.url, command_rate=0.001, command_burst=2) as (home, away), home.events() as client:
+async def test_command_rate_is_limited_per_session_across_workers(shared_nats: NatsServer) -> None:
+    async with workers(shared_nats.url, command_rate=0.001, command_burst=2) as (home, other), home.events() as client:
         body = {"session": client.session, "subjects": ["a.open"]}
-        assert [(await bridge.post("/subscribe", body))[0] for bridge in (away, home)] == [200, 200]
-        async with away.http.post(f"{away.url}/subscribe", json=body) as response:
+        assert [(await bridge.post("/subscribe", body))[0] for bridge in (other, home)] == [200, 200]
+        async with other.http.post(f"{other.url}/subscribe", json=body) as response:
             assert (response.status, (await response.json())["code"]) == (429, "limit.rate")
             assert int(response.headers["Retry-After"]) >= 1
-        await away.post("/subscribe", body)
-        await away.post("/subscribe", body)
+        await other.post("/subscribe", body)
+        await other.post("/subscribe", body)
         frames = [await client.frame()]
         assert (frames[-1]["type"], frames[-1]["code"]) == ("close", 4429)
 
 
-async def test_commands_that_are_not_valid_are_counted_at_home(shared_nats: NatsServer) -> None:
-    async with workers(shared_nats.url, max_bad_commands=2) as (home, away), home.events() as client:
+async def test_relayed_invalid_commands_count_towards_session_limit(shared_nats: NatsServer) -> None:
+    async with workers(shared_nats.url, max_bad_commands=2) as (home, other), home.events() as client:
         for _ in range(3):
-            assert (await away.post("/subscribe", {"session": client.session, "subjects": ["a..b"]}))[0] == 400
+            assert (await other.post("/subscribe", {"session": client.session, "subjects": ["a..b"]}))[0] == 400
         assert (await client.frame())["code"] == 4429
 
 
-async def test_the_holder_compares_who_the_client_is(both: tuple[Bridge, Bridge]) -> None:
-    home, away = both
+async def test_session_worker_checks_identity_of_relayed_command(both: tuple[Bridge, Bridge]) -> None:
+    home, other = both
     async with home.events(Cookie="user=ada") as client:
         body = {"session": client.session, "subjects": ["a.open"]}
-        unknown = await away.post("/subscribe", body | {"session": new_session_id(new_worker_id())}, Cookie="user=bob")
-        assert await away.post("/subscribe", body, Cookie="user=bob") == unknown
+        unknown = await other.post("/subscribe", body | {"session": new_session_id(new_worker_id())}, Cookie="user=bob")
+        assert await other.post("/subscribe", body, Cookie="user=bob") == unknown
         assert (unknown[0], unknown[1]["code"]) == (404, "session.unknown")
-        assert await away.post("/subscribe", body) == unknown
-        assert (await away.post("/subscribe", body, Cookie="user=guest"))[1]["code"] == "auth.required"
-        assert (await away.post("/subscribe", body, Cookie="user=ada"))[0] == 200
+        assert await other.post("/subscribe", body) == unknown
+        assert (await other.post("/subscribe", body, Cookie="user=guest"))[1]["code"] == "auth.required"
+        assert (await other.post("/subscribe", body, Cookie="user=ada"))[0] == 200
 
 
-async def test_a_session_that_has_ended_is_unknown_everywhere(shared_nats: NatsServer) -> None:
-    async with running(servers=shared_nats.url, control_prefix="_T.ended", subscribe=["a"]) as away:
+async def test_ended_session_is_unknown_on_every_worker(shared_nats: NatsServer) -> None:
+    async with running(servers=shared_nats.url, control_prefix="_T.ended", subscribe=["a"]) as other:
         async with running(servers=shared_nats.url, control_prefix="_T.ended", subscribe=["a"]) as home:
             async with home.events() as client:
                 body = {"session": client.session, "subjects": ["a"]}
-                assert (await away.post("/subscribe", body))[0] == 200
+                assert (await other.post("/subscribe", body))[0] == 200
             await until(lambda: not home.extension.sessions)
-            answers = [await bridge.post("/subscribe", body) for bridge in (home, away)]
+            answers = [await bridge.post("/subscribe", body) for bridge in (home, other)]
         # And when its worker is there no longer.
-        answers.append(await away.post("/subscribe", body))
+        answers.append(await other.post("/subscribe", body))
         assert answers == [answers[0]] * 3
         assert (answers[0][0], answers[0][1]["code"]) == (404, "session.unknown")
 
 
 @pytest.mark.parametrize("wrong", ["", "x", "x" * 48 + "y", "*" * 48, ">" + "x" * 47, "ü" * 48, "." * 48, " " * 48])
-async def test_what_no_session_is_called_never_reaches_nats(bridge: Bridge, wrong: str) -> None:
+async def test_malformed_session_id_is_not_sent_to_nats(bridge: Bridge, wrong: str) -> None:
     assert bridge.extension.client is not None
     sent = bridge.extension.client.stats["out_msgs"]
     assert (await bridge.post("/subscribe", {"session": wrong, "subjects": ["a"]}))[1]["code"] == "session.unknown"
     assert bridge.extension.client.stats["out_msgs"] == sent
 
 
-async def test_while_nats_is_away_only_sessions_at_home_can_be_commanded(nats_server: NatsServer) -> None:
-    async with workers(nats_server.url) as (home, away), home.events() as client:
+async def test_only_local_commands_work_while_nats_is_disconnected(nats_server: NatsServer) -> None:
+    async with workers(nats_server.url) as (home, other), home.events() as client:
         nats_server.stop()
-        await until(lambda: away.extension.client is None and home.extension.client is None)
+        await until(lambda: other.extension.client is None and home.extension.client is None)
         body = {"session": client.session, "subjects": ["a.open"]}
-        status, reply = await away.post("/subscribe", body | {"id": 1})
+        status, reply = await other.post("/subscribe", body | {"id": 1})
         assert (status, reply["code"], reply["id"]) == (503, "nats.unavailable", 1)
         status, reply = await home.post("/subscribe", body)
         assert (status, reply["active"]) == (200, False)
         nats_server.start()
-        await until(lambda: home.runtime.control.ready and away.runtime.control.ready)
-        assert (await away.post("/unsubscribe", body))[0] == 200
+        await until(lambda: home.runtime.control.ready and other.runtime.control.ready)
+        assert (await other.post("/unsubscribe", body))[0] == 200
 
 
-async def test_a_holder_that_is_silent_is_unreachable(shared_nats: NatsServer) -> None:
+async def test_silent_worker_makes_session_unreachable(shared_nats: NatsServer) -> None:
     short: dict[str, Any] = {"relay_timeout": 0.1, "confirm_timeout": 0.1}
-    async with workers(shared_nats.url, **short) as (_, away), bystander(shared_nats.url) as silent:
+    async with workers(shared_nats.url, **short) as (_, other), bystander(shared_nats.url) as silent:
         worker = new_worker_id()
-        await silent.subscribe(f"{control_prefix(away)}.worker.{worker}", cb=_ignore)
+        await silent.subscribe(f"{control_prefix(other)}.worker.{worker}", cb=_ignore)
         await silent.flush()
         body = {"session": new_session_id(worker), "subjects": ["a.open"]}
-        status, reply = await away.post("/subscribe", body)
+        status, reply = await other.post("/subscribe", body)
         assert (status, reply["code"]) == (503, "session.unreachable")
 
 
@@ -217,7 +215,7 @@ JUNK = [b"", b"{", b"\xff", b"null", b"[]", b'{"refusal":1}', b'{"reply":{"type"
 
 
 @pytest.mark.parametrize("junk", JUNK, ids=range(len(JUNK)))
-async def test_a_reply_that_cannot_be_read_is_an_internal_error(junk: bytes) -> None:
+async def test_malformed_relay_reply_raises_internal_error(junk: bytes) -> None:
     session_id = new_session_id(new_worker_id())
     with pytest.raises(InternalError, match="Internal error"):
         await Relay(Worker().sessions, Answers(junk).request).execute(session_id, None, Command(action="subscribe"))
@@ -248,16 +246,16 @@ STRICT = [
 
 
 @pytest.mark.parametrize(("data", "code"), STRICT, ids=range(len(STRICT)))
-async def test_a_request_is_read_as_strictly_as_what_comes_from_a_browser(data: bytes, code: str) -> None:
+async def test_relay_request_is_validated_like_browser_command(data: bytes, code: str) -> None:
     answer = await Relay(Worker().sessions, Answers().request).answer(data)
     assert json.loads(answer)["refusal"]["code"] == code
 
 
-async def test_no_request_makes_the_bridge_publish_elsewhere(shared_nats: NatsServer) -> None:
-    async with workers(shared_nats.url) as (home, away), bystander(shared_nats.url) as stranger:
+async def test_relay_answers_only_valid_reply_subjects(shared_nats: NatsServer) -> None:
+    async with workers(shared_nats.url) as (home, other), bystander(shared_nats.url) as stranger:
         prefix = control_prefix(home)
-        elsewhere = ["orders.new", "$JS.API.STREAM.DELETE.a", f"{prefix}.all", f"{prefix}.reply.x.0", address(away)]
-        heard = [await stranger.subscribe(subject) for subject in elsewhere]
+        elsewhere = ["orders.new", "$JS.API.STREAM.DELETE.a", f"{prefix}.all", f"{prefix}.reply.x.0", address(other)]
+        recorded = [await stranger.subscribe(subject) for subject in elsewhere]
         for subject in elsewhere:
             await stranger.publish(address(home), request(), subject)
         assembler = f"{prefix}.reply.{new_worker_id()}.0"
@@ -265,11 +263,11 @@ async def test_no_request_makes_the_bridge_publish_elsewhere(shared_nats: NatsSe
         await stranger.publish(address(home), request(), assembler)
         await replies.next_msg(WAIT_SECONDS)
         await stranger.flush()
-        assert [subscription.pending_msgs for subscription in heard] == [0] * len(heard)
+        assert [subscription.pending_msgs for subscription in recorded] == [0] * len(recorded)
 
 
-async def test_the_id_of_a_session_never_goes_over_nats(both: tuple[Bridge, Bridge], shared_nats: NatsServer) -> None:
-    home, away = both
+async def test_session_id_is_never_sent_over_nats(both: tuple[Bridge, Bridge], shared_nats: NatsServer) -> None:
+    home, other = both
     async with bystander(shared_nats.url) as tap, home.events() as client:
         seen: list[bytes] = []
 
@@ -278,22 +276,22 @@ async def test_the_id_of_a_session_never_goes_over_nats(both: tuple[Bridge, Brid
 
         await tap.subscribe(f"{control_prefix(home)}.>", cb=note)
         await tap.flush()
-        assert (await away.post("/subscribe", {"session": client.session, "subjects": ["a.open"]}))[0] == 200
+        assert (await other.post("/subscribe", {"session": client.session, "subjects": ["a.open"]}))[0] == 200
         await until(lambda: len(seen) == 2)
         assert b"a.open" in seen[0]
         assert not any(client.session[16:].encode() in each for each in seen)
 
 
-async def test_a_command_that_nats_would_not_take_is_refused() -> None:
+async def test_command_exceeding_nats_max_payload_is_rejected() -> None:
     with NatsServer(config="max_payload: 4096") as small:
-        async with workers(small.url) as (home, away), home.events() as client:
+        async with workers(small.url) as (home, other), home.events() as client:
             body = {"session": client.session, "subjects": ["a.open"], "id": "x" * 5_000}
-            assert (await away.post("/subscribe", body))[1]["code"] == "limit.size"
+            assert (await other.post("/subscribe", body))[1]["code"] == "limit.size"
             assert (await home.post("/subscribe", body))[0] == 200
-            assert (await away.post("/unsubscribe", body | {"id": 1}))[0] == 200
+            assert (await other.post("/unsubscribe", body | {"id": 1}))[0] == 200
 
 
-async def test_no_browser_reaches_the_control_subjects(shared_nats: NatsServer) -> None:
+async def test_clients_have_no_access_to_control_subjects(shared_nats: NatsServer) -> None:
     options: dict[str, Any] = {"servers": shared_nats.url, "control_prefix": "_SHOP.ctl", "subscribe": [">", "_SHOP.>"]}
     async with running(**options) as bridge, bridge.websocket() as client, bystander(shared_nats.url) as stranger:
         for pattern in ("_SHOP.>", "_SHOP.*.>", "_SHOP.ctl.>", "_SHOP.ctl.all", "_SHOP.*.all", "_NATSBRIDGE.>"):
@@ -304,7 +302,7 @@ async def test_no_browser_reaches_the_control_subjects(shared_nats: NatsServer) 
         assert await client.data(1) == [2]
 
 
-async def test_new_permissions_do_not_open_the_control_subjects_either(shared_nats: NatsServer) -> None:
+async def test_update_permissions_cannot_allow_control_subjects(shared_nats: NatsServer) -> None:
     options: dict[str, Any] = {"servers": shared_nats.url, "control_prefix": "_SHOP2", "subscribe": ["_SHOP2"]}
     async with running(**options) as bridge, bridge.websocket() as client:
         await client.follow("_SHOP2")
@@ -312,7 +310,7 @@ async def test_new_permissions_do_not_open_the_control_subjects_either(shared_na
         assert (await client.ask({"subjects": ["_SHOP2.all"]}))["code"] == "subject.forbidden"
 
 
-async def test_two_apps_on_one_nats_do_not_meet(shared_nats: NatsServer) -> None:
+async def test_apps_sharing_nats_server_are_isolated(shared_nats: NatsServer) -> None:
     async with (
         running(servers=shared_nats.url, subscribe=["a"]) as one,
         running(servers=shared_nats.url, subscribe=["a"]) as other,
@@ -323,7 +321,7 @@ async def test_two_apps_on_one_nats_do_not_meet(shared_nats: NatsServer) -> None
         assert (await one.post("/subscribe", body))[0] == 200
 
 
-async def test_a_worker_that_is_just_on_its_way_to_another_nats_server_is_asked_again() -> None:
+async def test_relay_retries_when_worker_is_temporarily_unknown() -> None:
     reply = b'{"reply":{"type":"reply","success":true,"message":"done"}}'
     answers = Answers(UnknownWorkerError("x"), reply)
     session_id = new_session_id(new_worker_id())
@@ -338,7 +336,7 @@ async def test_a_worker_that_is_just_on_its_way_to_another_nats_server_is_asked_
     }
 
 
-async def test_a_command_that_takes_too_long_is_given_up_by_the_holder() -> None:
+async def test_relayed_command_times_out_on_session_worker() -> None:
     worker = Worker()
     session, _ = worker.open()
     async with held() as clock:
@@ -350,7 +348,7 @@ async def test_a_command_that_takes_too_long_is_given_up_by_the_holder() -> None
         assert json.loads(again)["reply"]["success"]
 
 
-async def test_a_fault_of_the_holder_is_told_and_logged(
+async def test_error_on_session_worker_is_logged_and_reported(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = Worker()

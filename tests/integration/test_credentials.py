@@ -12,7 +12,7 @@ import nkeys  # type: ignore[import-untyped]
 import pytest
 
 from sanic_nats_bridge.testing import NatsServer
-from tests.integration.test_nats_supervisor import linked
+from tests.integration.test_nats_supervisor import supervising
 from tests.support.bridge import until
 
 UNLIMITED = {"subs": -1, "data": -1, "payload": -1}
@@ -43,11 +43,11 @@ def user() -> Key:
     return Key(nkeys.PREFIX_BYTE_USER)
 
 
-async def test_an_nkey_seed_in_a_file_opens_the_server(user: Key, tmp_path: Path) -> None:
+async def test_nkey_seed_file_authenticates_with_nats(user: Key, tmp_path: Path) -> None:
     seed = tmp_path / "user.nk"
     seed.write_bytes(user.seed)
     with NatsServer(config=f"authorization {{users: [{{nkey: {user.public}}}]}}") as server:
-        async with linked(server, nkeys_seed=seed) as bridge:
+        async with supervising(server, nkeys_seed=seed) as bridge:
             assert await bridge.ask("a") == {"a": "confirmed"}
 
 
@@ -74,33 +74,33 @@ class Account:
         )
 
 
-async def test_a_credentials_file_opens_the_server(user: Key, tmp_path: Path) -> None:
+async def test_credentials_file_authenticates_with_nats(user: Key, tmp_path: Path) -> None:
     account = Account(tmp_path / "user.creds")
     account.issue(user)
     with NatsServer(config=account.config) as server:
-        async with linked(server, credentials=account.file) as bridge:
+        async with supervising(server, credentials=account.file) as bridge:
             assert await bridge.ask("a") == {"a": "confirmed"}
 
 
-async def test_credentials_that_expire_are_read_again(
+async def test_credentials_file_is_reread_after_expiration(
     user: Key, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     account = Account(tmp_path / "user.creds")
 
     def connected() -> bool:
-        if not bridge.listener.told:
+        if not bridge.listener.changes:
             # They are read at each attempt: one that comes too late finds others.
             account.issue(user, exp=int(time.time()) + 2)
-        return bool(bridge.listener.told)
+        return bool(bridge.listener.changes)
 
     account.issue(user, exp=int(time.time()) + 2)
     with NatsServer(config=account.config) as server:
-        async with linked(server, connected=False, credentials=account.file) as bridge:
+        async with supervising(server, connected=False, credentials=account.file) as bridge:
             await until(connected)
-            await until(lambda: "down" in bridge.listener.told)
+            await until(lambda: "down" in bridge.listener.changes)
             assert "authentication expired" in caplog.text
             await until(lambda: "Cannot connect to NATS" in caplog.text)
-            before = len(bridge.listener.told)
+            before = len(bridge.listener.changes)
             account.issue(user)
-            await until(lambda: bridge.listener.told[before:] == ["up"])
+            await until(lambda: bridge.listener.changes[before:] == ["up"])
             assert await bridge.ask("a") == {"a": "confirmed"}

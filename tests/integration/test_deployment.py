@@ -49,7 +49,7 @@ async def others(server: NatsServer) -> AsyncIterator[Client]:
     await client.close()
 
 
-async def test_the_permissions_of_the_documentation_are_enough(
+async def test_documented_nats_permissions_are_sufficient(
     workers: tuple[Bridge, Bridge], others: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     one, other = workers

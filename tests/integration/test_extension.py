@@ -25,7 +25,7 @@ def app_with(bridge: NatsBridge, **config: Any) -> App:
 # In the app's hands
 
 
-async def test_the_app_gets_the_bridge_by_injection_and_in_its_context(shared_nats: NatsServer) -> None:
+async def test_bridge_is_available_by_injection_and_in_app_context(shared_nats: NatsServer) -> None:
     def prepare(app: App) -> None:
         @app.get("/same")
         async def same(request: Request, bridge: NatsBridge) -> HTTPResponse:
@@ -37,7 +37,7 @@ async def test_the_app_gets_the_bridge_by_injection_and_in_its_context(shared_na
             assert await response.json() == [True, True]
 
 
-async def test_the_client_is_none_while_nats_is_away_and_another_one_after_its_return(
+async def test_client_is_none_while_disconnected_and_new_after_reconnect(
     nats_server: NatsServer,
 ) -> None:
     nats_server.stop()
@@ -56,7 +56,7 @@ async def test_the_client_is_none_while_nats_is_away_and_another_one_after_its_r
     assert extension.client is None
 
 
-async def test_a_bridge_that_is_on_no_app_yet_says_so() -> None:
+async def test_bridge_without_app_raises_runtime_error() -> None:
     bridge = NatsBridge(subscribe=["a"])
     assert (bridge.client, len(bridge.sessions)) == (None, 0)
     for early in (bridge.stats, lambda: bridge.client_url):
@@ -67,7 +67,7 @@ async def test_a_bridge_that_is_on_no_app_yet_says_so() -> None:
             await decided
 
 
-async def test_the_app_publishes_through_the_client(bridge: Bridge, publisher: Publisher) -> None:
+async def test_app_publishes_through_client(bridge: Bridge, publisher: Publisher) -> None:
     subject = publisher.subject("a")
     async with bridge.websocket() as websocket:
         await websocket.follow(subject)
@@ -79,7 +79,7 @@ async def test_the_app_publishes_through_the_client(bridge: Bridge, publisher: P
 # Settings
 
 
-async def test_settings_come_from_the_configuration_of_the_app_and_keywords_before_it(
+async def test_app_config_supplies_settings_and_keywords_override_it(
     shared_nats: NatsServer,
 ) -> None:
     extension = NatsBridge(prefix="/keyword")
@@ -96,7 +96,7 @@ async def test_settings_come_from_the_configuration_of_the_app_and_keywords_befo
 @pytest.mark.parametrize(
     "settings", [{"nonsense": 1}, {"heartbeat": -1}, {"servers": "http://x"}], ids=["unknown", "value", "server"]
 )
-def test_a_wrong_setting_stops_the_start_and_is_named(settings: dict[str, Any]) -> None:
+def test_error_for_invalid_setting_names_it(settings: dict[str, Any]) -> None:
     (name,) = settings
     with pytest.raises(SettingsError, match=name):
         NatsBridge(**settings)
@@ -109,7 +109,7 @@ def test_a_wrong_setting_stops_the_start_and_is_named(settings: dict[str, Any]) 
     [([], False, 1), ([], True, 0), (["a"], False, 0)],
     ids=["main process", "worker process", "not empty"],
 )
-def test_a_bridge_that_opens_nothing_says_so_once(
+def test_bridge_without_allowed_subjects_logs_one_warning(
     subscribe: list[str],
     worker: bool,
     warnings: int,
@@ -123,21 +123,21 @@ def test_a_bridge_that_opens_nothing_says_so_once(
     assert caplog.text.count("no subject may be followed") == warnings
 
 
-def test_one_bridge_on_two_apps_is_refused() -> None:
+def test_one_bridge_on_two_apps_is_rejected() -> None:
     extension = NatsBridge(subscribe=["a"])
     app_with(extension)
     with pytest.raises(SettingsError, match="one app"):
         app_with(extension)
 
 
-def test_two_bridges_on_one_app_are_refused() -> None:
+def test_two_bridges_on_one_app_are_rejected() -> None:
     app: App = Sanic(f"test_{uuid4().hex}", configure_logging=False)
     extensions: list[Any] = [NatsBridge(subscribe=["a"]), NatsBridge(subscribe=["b"], prefix="/other")]
     with pytest.raises(SettingsError, match="One app has one NatsBridge"):
         app.extend(extensions=extensions)
 
 
-async def test_two_apps_have_a_bridge_each(shared_nats: NatsServer, publisher: Publisher) -> None:
+async def test_two_apps_work_with_separate_bridges(shared_nats: NatsServer, publisher: Publisher) -> None:
     subject = publisher.subject("a")
     options: dict[str, Any] = {"servers": shared_nats.url, "subscribe": [">"]}
     async with running(**options) as first, running(**options, prefix="/other") as second:
@@ -152,42 +152,42 @@ async def test_two_apps_have_a_bridge_each(shared_nats: NatsServer, publisher: P
 # Signals
 
 
-def listening(heard: list[tuple[Any, ...]]) -> Callable[[App], None]:
+def record_signals(signals: list[tuple[Any, ...]]) -> Callable[[App], None]:
     def prepare(app: App) -> None:
         @app.signal("natsbridge.session.opened")
         async def opened(session: Session) -> None:
-            heard.append(("opened", session.key))
+            signals.append(("opened", session.key))
 
         @app.signal("natsbridge.session.closed")
         async def closed(session: Session, code: int) -> None:
-            heard.append(("closed", session.key, code))
+            signals.append(("closed", session.key, code))
 
         @app.signal("natsbridge.nats.connected")
         async def connected() -> None:
-            heard.append(("connected",))
+            signals.append(("connected",))
 
     return prepare
 
 
-async def test_the_app_hears_of_sessions_and_of_the_connection(nats_server: NatsServer) -> None:
-    heard: list[tuple[Any, ...]] = []
-    async with running(servers=nats_server.url, prepare=listening(heard)) as bridge:
-        await until(lambda: heard == [("connected",)])
+async def test_signals_report_sessions_and_nats_connections(nats_server: NatsServer) -> None:
+    signals: list[tuple[Any, ...]] = []
+    async with running(servers=nats_server.url, prepare=record_signals(signals)) as bridge:
+        await until(lambda: signals == [("connected",)])
         async with bridge.websocket() as websocket:
-            await until(lambda: heard[1:] == [("opened", websocket.key)])
+            await until(lambda: signals[1:] == [("opened", websocket.key)])
             await websocket.connection.close(1000)
-            await until(lambda: heard[2:] == [("closed", websocket.key, 1000)])
+            await until(lambda: signals[2:] == [("closed", websocket.key, 1000)])
         async with bridge.events() as events:
-            await until(lambda: heard[3:] == [("opened", events.key)])
-        await until(lambda: heard[4:] == [("closed", events.key, 1006)])
+            await until(lambda: signals[3:] == [("opened", events.key)])
+        await until(lambda: signals[4:] == [("closed", events.key, 1006)])
         nats_server.restart()
-        await until(lambda: heard[5:] == [("connected",)])
+        await until(lambda: signals[5:] == [("connected",)])
         async with bridge.websocket() as websocket:
             websocket.connection.transport.abort()
-            await until(lambda: heard[7:] == [("closed", websocket.key, 1006)])
+            await until(lambda: signals[7:] == [("closed", websocket.key, 1006)])
 
 
-async def test_subscriptions_made_when_connected_are_there_again_after_each_return(nats_server: NatsServer) -> None:
+async def test_connected_signal_restores_app_subscription_after_reconnect(nats_server: NatsServer) -> None:
     received: list[bytes] = []
     restarts: list[int] = []
 
@@ -211,7 +211,7 @@ async def test_subscriptions_made_when_connected_are_there_again_after_each_retu
 
 
 @pytest.mark.parametrize("event", ["session.opened", "session.closed", "nats.connected"])
-async def test_a_signal_handler_that_fails_harms_nobody(
+async def test_failing_signal_handler_is_logged_and_affects_no_session(
     nats_server: NatsServer, event: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     def prepare(app: App) -> None:
@@ -231,7 +231,7 @@ async def test_a_signal_handler_that_fails_harms_nobody(
     assert "the app's own fault" in caplog.text
 
 
-async def test_a_signal_handler_that_never_ends_harms_nobody_and_goes_with_the_app(shared_nats: NatsServer) -> None:
+async def test_hanging_signal_handler_blocks_no_session_and_ends_with_app(shared_nats: NatsServer) -> None:
     started: list[str] = []
 
     def prepare(app: App) -> None:
@@ -253,7 +253,7 @@ async def test_a_signal_handler_that_never_ends_harms_nobody_and_goes_with_the_a
 # The end
 
 
-async def test_nothing_is_left_when_the_app_has_stopped(nats_server: NatsServer) -> None:
+async def test_stopped_app_leaves_no_session_connection_or_task(nats_server: NatsServer) -> None:
     before = asyncio.all_tasks()
     async with running(servers=nats_server.url, subscribe=[">"]) as bridge:
         sessions = bridge.runtime.sessions
@@ -272,7 +272,7 @@ async def test_nothing_is_left_when_the_app_has_stopped(nats_server: NatsServer)
     await until(lambda: asyncio.all_tasks() == before)
 
 
-async def test_an_app_that_is_served_again_starts_anew(nats_server: NatsServer) -> None:
+async def test_app_starts_with_clean_state_when_served_again(nats_server: NatsServer) -> None:
     app: App = Sanic(f"test_{uuid4().hex}", configure_logging=False)
     bridge = NatsBridge(servers=nats_server.url, subscribe=["a"], unsubscribe_delay=60)
     extensions: list[Any] = [bridge]
@@ -290,7 +290,7 @@ async def test_an_app_that_is_served_again_starts_anew(nats_server: NatsServer) 
         assert not bridge._on_app.sessions.hub.connected
 
 
-async def test_it_does_without_the_other_extensions(nats_server: NatsServer) -> None:
+async def test_bridge_works_without_built_in_extensions(nats_server: NatsServer) -> None:
     app: App = Sanic(f"test_{uuid4().hex}", configure_logging=False)
     bridge = NatsBridge(servers=nats_server.url, subscribe=["a"])
     extensions: list[Any] = [bridge]

@@ -326,7 +326,7 @@ def scene(loop: asyncio.AbstractEventLoop, shared_nats: NatsServer) -> Iterator[
 
 
 @pytest.mark.timeout(300 + CONNECTIONS)
-def test_any_frames_are_answered_by_the_rfc_and_disturb_nobody(
+def test_fuzzed_frames_are_answered_per_rfc_and_disturb_no_client(
     loop: asyncio.AbstractEventLoop, scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
     @settings(

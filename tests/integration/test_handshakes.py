@@ -96,7 +96,7 @@ HEADERS: dict[str, bytes] = {
 }
 
 
-async def test_a_handshake_with_headers_that_nobody_should_send_is_refused(bridge: Bridge) -> None:
+async def test_handshake_with_invalid_header_is_rejected(bridge: Bridge) -> None:
     for what, more in HEADERS.items():
         assert (await handshake(bridge, more)).startswith(b"HTTP/1.1 400"), what
 
@@ -110,7 +110,7 @@ BAD_OPENINGS: dict[str, str] = {
 }
 
 
-async def test_what_opens_no_websocket_is_refused_and_is_no_error_in_the_log(
+async def test_invalid_handshake_is_rejected_without_error_log(
     bridge: Bridge, caplog: pytest.LogCaptureFixture
 ) -> None:
     for what, lines in BAD_OPENINGS.items():
@@ -123,29 +123,27 @@ async def test_what_opens_no_websocket_is_refused_and_is_no_error_in_the_log(
 
 
 @sanic_only
-async def test_a_body_that_never_comes_is_not_waited_for(bridge: Bridge) -> None:
+async def test_handshake_is_rejected_without_waiting_for_body(bridge: Bridge) -> None:
     for method, path in ((b"GET", "/stream"), (b"GET", "/events"), (b"POST", "/subscribe")):
         for more in (b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n"):
             assert (await handshake(bridge, more, method, path)).startswith(b"HTTP/1.1 400"), path
 
 
 @sanic_only
-async def test_a_cookie_that_sanic_cannot_read_stays_out_of_the_log(
-    bridge: Bridge, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_malformed_cookie_is_rejected_and_not_logged(bridge: Bridge, caplog: pytest.LogCaptureFixture) -> None:
     assert (await handshake(bridge, "Cookie: id=SECRET; name=\u0416\r\n".encode())).startswith(b"HTTP/1.1 400")
     assert "SECRET" not in caplog.text
 
 
 @sanic_only
-async def test_compression_is_not_accepted(bridge: Bridge) -> None:
+async def test_websocket_compression_is_not_negotiated(bridge: Bridge) -> None:
     answer = await handshake(bridge, OFFER)
     assert answer.startswith(b"HTTP/1.1 101")
     assert b"extensions" not in answer.lower()
 
 
 @sanic_only
-async def test_uvicorn_takes_neither_compression_nor_large_frames_where_it_is_told_so(shared_nats: NatsServer) -> None:
+async def test_uvicorn_options_disable_compression_and_large_frames(shared_nats: NatsServer) -> None:
     options = {"ws_per_message_deflate": False, "ws_max_size": 65_536}
     async with running(servers=shared_nats.url, server="uvicorn", server_options=options) as bridge:
         assert b"extensions" not in (await handshake(bridge, OFFER)).lower()
@@ -156,7 +154,7 @@ async def test_uvicorn_takes_neither_compression_nor_large_frames_where_it_is_to
             assert close_code(await rest(reader)) == 1009
 
 
-async def test_a_handshake_by_another_method_opens_nothing_for_a_foreign_page(bridge: Bridge) -> None:
+async def test_handshake_with_method_other_than_get_opens_no_session(bridge: Bridge) -> None:
     for method in (b"HEAD", b"OPTIONS", b"POST"):
         async with connection(bridge) as (reader, writer):
             writer.write(b"%b /nats/stream HTTP/1.1\r\n" % method + UPGRADE.encode() + b"Origin: https://evil\r\n\r\n")
@@ -185,7 +183,7 @@ FRAMES: dict[str, tuple[bytes, int]] = {
 }
 
 
-async def test_a_frame_that_breaks_the_rules_ends_its_own_connection_alone(bridge: Bridge) -> None:
+async def test_invalid_frame_closes_only_its_own_connection(bridge: Bridge) -> None:
     for what, (frame, code) in FRAMES.items():
         async with connection(bridge) as (reader, writer):
             writer.write(b"GET /nats/stream HTTP/1.1\r\n" + UPGRADE.encode() + b"\r\n")
@@ -209,7 +207,7 @@ HALVES: dict[str, tuple[bytes, bytes]] = {
 
 
 @sanic_only
-async def test_what_never_ends_is_ended(bridge: Bridge) -> None:
+async def test_incomplete_request_is_closed_with_error_status(bridge: Bridge) -> None:
     async def outcome(half: bytes) -> bytes:
         async with connection(bridge) as (reader, writer):
             writer.write(half)

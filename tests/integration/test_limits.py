@@ -86,7 +86,7 @@ async def frames_to_the_end(client: WebSocketClient) -> list[dict[str, Any]]:
     return frames
 
 
-async def test_commands_over_the_rate_are_refused_and_who_goes_on_is_closed(
+async def test_commands_over_rate_are_rejected_then_session_is_closed(
     shared_nats: NatsServer, publisher: Publisher, server: ServerName
 ) -> None:
     async with (
@@ -103,7 +103,7 @@ async def test_commands_over_the_rate_are_refused_and_who_goes_on_is_closed(
         assert close["retry"] > 0
 
 
-async def test_pings_over_the_rate_end_the_session_too(shared_nats: NatsServer, publisher: Publisher) -> None:
+async def test_pings_over_rate_close_session(shared_nats: NatsServer, publisher: Publisher) -> None:
     async with (
         limited(shared_nats, publisher, command_rate=0.01, command_burst=10) as (bridge, _),
         bridge.websocket() as client,
@@ -115,7 +115,7 @@ async def test_pings_over_the_rate_end_the_session_too(shared_nats: NatsServer, 
 
 
 @pytest.mark.parametrize("kind", ["pongs", "empty fragments"])
-async def test_frames_that_are_no_commands_end_the_session_too(
+async def test_non_command_frames_over_rate_close_session(
     shared_nats: NatsServer, publisher: Publisher, kind: str
 ) -> None:
     async with (
@@ -131,28 +131,28 @@ async def test_frames_that_are_no_commands_end_the_session_too(
         assert close["code"] == 4429
 
 
-async def nobody(_: Request) -> None:
+async def authenticate_no_client(_: Request) -> None:
     """Return None, so that no client is authenticated."""
 
 
-DOORS_THAT_CLOSE: dict[str, dict[str, Any]] = {
+CLOSING_ROUTES: dict[str, dict[str, Any]] = {
     "too many commands": {"subscribe": [">"], "command_rate": 0.01, "command_burst": 1},
-    "not authenticated": {"permissions": nobody},
+    "not authenticated": {"permissions": authenticate_no_client},
 }
 
 
-@pytest.mark.parametrize("settings", DOORS_THAT_CLOSE.values(), ids=DOORS_THAT_CLOSE)
-async def test_of_who_has_been_closed_little_more_is_read(
+@pytest.mark.parametrize("settings", CLOSING_ROUTES.values(), ids=CLOSING_ROUTES)
+async def test_reading_stops_if_client_keeps_sending_after_close(
     monkeypatch: pytest.MonkeyPatch, shared_nats: NatsServer, settings: dict[str, Any]
 ) -> None:
     shut: list[MessageAssembler] = []
     shut_down = MessageAssembler.stop
 
-    def shut_and_tell(assembler: MessageAssembler) -> None:
+    def stop_and_report(assembler: MessageAssembler) -> None:
         shut_down(assembler)
         shut.append(assembler)
 
-    monkeypatch.setattr(MessageAssembler, "stop", shut_and_tell)
+    monkeypatch.setattr(MessageAssembler, "stop", stop_and_report)
     handshake = f"GET /nats/stream HTTP/1.1\r\n{UPGRADE}\r\n"
     async with (
         running(servers=shared_nats.url, **settings) as bridge,
@@ -166,7 +166,7 @@ async def test_of_who_has_been_closed_little_more_is_read(
         await until(lambda: shut)
 
 
-async def test_after_a_pause_commands_are_carried_out_again(
+async def test_commands_are_executed_again_after_pause(
     shared_nats: NatsServer, publisher: Publisher, server: ServerName
 ) -> None:
     async with (
@@ -179,7 +179,7 @@ async def test_after_a_pause_commands_are_carried_out_again(
         assert (await client.ask({"action": "ping"}))["success"]
 
 
-async def test_a_post_over_the_rate_says_when_to_come_back(
+async def test_post_over_rate_is_answered_with_429_and_retry_after(
     shared_nats: NatsServer, publisher: Publisher, server: ServerName
 ) -> None:
     async with (
@@ -200,17 +200,17 @@ async def test_a_post_over_the_rate_says_when_to_come_back(
 
 
 BAD = {
-    "no JSON": "{",
-    "no object": "[]",
+    "invalid JSON": "{",
+    "not an object": "[]",
     "unknown action": '{"action": "x"}',
     "reserved": '{"action": "publish"}',
-    "no subject": '{"subjects": ["a..b"]}',
+    "invalid subject": '{"subjects": ["a..b"]}',
     "binary": b"x",
 }
 
 
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
-async def test_too_many_bad_commands_end_the_session(
+async def test_too_many_bad_commands_close_session(
     shared_nats: NatsServer, publisher: Publisher, server: ServerName, bad: str | bytes
 ) -> None:
     async with (
@@ -225,7 +225,7 @@ async def test_too_many_bad_commands_end_the_session(
         assert (close["code"], close["reconnect"]) == (4429, True)
 
 
-async def test_bad_commands_by_post_count_too(shared_nats: NatsServer, publisher: Publisher) -> None:
+async def test_too_many_bad_post_commands_close_session(shared_nats: NatsServer, publisher: Publisher) -> None:
     async with limited(shared_nats, publisher, max_bad_commands=2) as (bridge, _), bridge.events() as client:
         body = {"session": client.session, "subjects": ["a..b"]}
         statuses = [(await bridge.post("/subscribe", body))[0] for _ in range(4)]
@@ -233,7 +233,9 @@ async def test_bad_commands_by_post_count_too(shared_nats: NatsServer, publisher
         assert (await client.frame())["code"] == 4429
 
 
-async def test_what_is_forbidden_is_no_bad_command(shared_nats: NatsServer, publisher: Publisher) -> None:
+async def test_forbidden_and_unknown_subjects_are_not_bad_commands(
+    shared_nats: NatsServer, publisher: Publisher
+) -> None:
     async with limited(shared_nats, publisher, max_bad_commands=2) as (bridge, _), bridge.websocket() as client:
         for _ in range(6):
             assert (await client.ask({"subjects": ["$SYS.>"]}))["code"] == "subject.forbidden"
@@ -241,7 +243,7 @@ async def test_what_is_forbidden_is_no_bad_command(shared_nats: NatsServer, publ
             assert unknown["code"] == "subject.not_subscribed"
 
 
-async def test_a_worker_follows_no_more_patterns_than_it_may(
+async def test_worker_rejects_subscriptions_over_max_patterns(
     shared_nats: NatsServer, publisher: Publisher, server: ServerName
 ) -> None:
     async with (
@@ -258,7 +260,7 @@ async def test_a_worker_follows_no_more_patterns_than_it_may(
         await other.follow("c")
 
 
-async def test_one_identity_has_no_more_sessions_than_it_may(
+async def test_sessions_over_max_sessions_per_identity_are_rejected(
     shared_nats: NatsServer, publisher: Publisher, server: ServerName
 ) -> None:
     async def permissions(request: Request) -> Permissions:
@@ -285,9 +287,7 @@ async def test_one_identity_has_no_more_sessions_than_it_may(
             pass
 
 
-async def test_whatever_clients_flip_nats_hears_no_more_than_it_may(
-    nats_server: NatsServer, server: ServerName
-) -> None:
+async def test_sub_and_unsub_rate_stays_within_max_subscribe_rate(nats_server: NatsServer, server: ServerName) -> None:
     rate = 50
     async with (
         Publisher.connected(nats_server) as publisher,
@@ -338,19 +338,19 @@ def _subs_and_unsubs(bridge: Bridge) -> list[str]:
     link: Any = bridge.runtime.connection
     subscribe, unsubscribe = link.subscribe, link.unsubscribe
 
-    def hear_subscribe(pattern: str, sink: Any) -> Any:
+    def record_subscribe(pattern: str, sink: Any) -> Any:
         heard.append(pattern)
         return subscribe(pattern, sink)
 
-    def hear_unsubscribe(sid: int) -> None:
+    def record_unsubscribe(sid: int) -> None:
         heard.append(f"-{sid}")
         unsubscribe(sid)
 
-    link.subscribe, link.unsubscribe = hear_subscribe, hear_unsubscribe
+    link.subscribe, link.unsubscribe = record_subscribe, record_unsubscribe
     return heard
 
 
-async def test_no_compression_is_taken(shared_nats: NatsServer, publisher: Publisher) -> None:
+async def test_compression_is_neither_negotiated_nor_accepted(shared_nats: NatsServer, publisher: Publisher) -> None:
     async with limited(shared_nats, publisher) as (bridge, _):
         async with bridge.http.ws_connect(f"{bridge.url}/stream", compress=15) as websocket:
             assert websocket.compress == 0
@@ -362,9 +362,7 @@ async def test_no_compression_is_taken(shared_nats: NatsServer, publisher: Publi
             assert client.response.headers.get("Content-Encoding") is None
 
 
-async def test_a_body_that_does_not_say_its_size_is_read_no_further_than_it_may_be(
-    shared_nats: NatsServer, publisher: Publisher
-) -> None:
+async def test_chunked_body_over_size_limit_is_not_read_to_end(shared_nats: NatsServer, publisher: Publisher) -> None:
     sent = 0
 
     async def endless() -> AsyncIterator[bytes]:
@@ -381,7 +379,7 @@ async def test_a_body_that_does_not_say_its_size_is_read_no_further_than_it_may_
         assert sent < 50_000_000
 
 
-async def test_a_session_holds_no_more_patterns_than_it_may(
+async def test_session_rejects_subscriptions_over_max_subscriptions(
     shared_nats: NatsServer, publisher: Publisher, server: ServerName
 ) -> None:
     async with (
@@ -394,7 +392,7 @@ async def test_a_session_holds_no_more_patterns_than_it_may(
         await client.follow("a", "c")
 
 
-async def test_a_worker_has_no_more_sessions_than_it_may(
+async def test_worker_rejects_sessions_over_max_sessions(
     shared_nats: NatsServer, publisher: Publisher, server: ServerName
 ) -> None:
     # One for the bystander, one for whom it finds to be let in.
@@ -409,7 +407,7 @@ async def test_a_worker_has_no_more_sessions_than_it_may(
         await bystander.is_served()
 
 
-async def test_a_frame_larger_than_it_may_be_ends_its_session_alone(
+async def test_oversized_frame_closes_only_its_session(
     shared_nats: NatsServer, publisher: Publisher, server: ServerName
 ) -> None:
     async with (

@@ -26,7 +26,7 @@ def test_every_field_is_documented() -> None:
         assert '"""' in source.partition(f"    {name}: ")[2].partition(f"    {following}: ")[0], name
 
 
-async def test_messages_deliveries_and_bytes_are_those_that_clients_got(bridge: Bridge, publisher: Publisher) -> None:
+async def test_message_delivery_and_byte_counts_match_client_traffic(bridge: Bridge, publisher: Publisher) -> None:
     subject, wildcard = publisher.subject("a"), publisher.subject("*")
     async with bridge.websocket() as first, bridge.websocket() as second, bridge.events(subject) as third:
         await first.follow(subject, wildcard)
@@ -53,7 +53,7 @@ async def test_messages_deliveries_and_bytes_are_those_that_clients_got(bridge: 
     assert ended.closes["1000"] == 2
 
 
-async def test_refused_commands_are_counted_by_code_whichever_way_they_came(bridge: Bridge) -> None:
+async def test_rejected_commands_are_counted_by_code_on_any_route(bridge: Bridge) -> None:
     async with bridge.websocket() as websocket, bridge.events() as events:
         assert not (await websocket.ask("{"))["success"]
         assert not (await websocket.ask({"action": "subscribe", "subjects": ["a..b"]}))["success"]
@@ -72,7 +72,7 @@ async def test_refused_commands_are_counted_by_code_whichever_way_they_came(brid
     }
 
 
-async def test_a_return_of_nats_is_a_reconnect_and_a_gap_for_each_subscription(nats_server: NatsServer) -> None:
+async def test_nats_reconnect_counts_one_gap_per_subscription(nats_server: NatsServer) -> None:
     async with running(servers=nats_server.url, subscribe=[">"]) as bridge, bridge.websocket() as client:
         await client.follow("a", "b")
         nats_server.stop()
@@ -84,7 +84,7 @@ async def test_a_return_of_nats_is_a_reconnect_and_a_gap_for_each_subscription(n
         assert after.gaps == {"slow_consumer": 0, "nats_reconnect": 2, "internal": 0}
 
 
-async def test_what_a_slow_client_misses_is_counted_and_what_it_got(shared_nats: NatsServer) -> None:
+async def test_lost_and_delivered_messages_of_slow_client_are_counted(shared_nats: NatsServer) -> None:
     subject = f"slow{uuid4().hex}"
     request = f"GET /nats/events?subjects={subject} HTTP/1.1\r\nHost: h\r\n\r\n"
     async with (
@@ -113,7 +113,7 @@ async def test_what_a_slow_client_misses_is_counted_and_what_it_got(shared_nats:
         assert bridge.extension.stats().gaps["slow_consumer"] == 1
 
 
-async def test_a_message_whose_subject_nobody_can_read_is_counted(nats_server: NatsServer) -> None:
+async def test_message_with_undecodable_subject_is_counted_as_lost(nats_server: NatsServer) -> None:
     async with running(servers=nats_server.url, subscribe=[">"]) as bridge, bridge.websocket() as client:
         await client.follow("a.>")
         _, writer = await asyncio.open_connection("127.0.0.1", nats_server.port)

@@ -23,7 +23,7 @@ class Listener:
     """A listener that records the events of a link; every sink is the pattern itself."""
 
     def __init__(self) -> None:
-        self.told: list[str] = []
+        self.changes: list[str] = []
         self.answers: dict[str, str] = {}
         self.lost: list[str] = []
         self.messages: list[tuple[str, bytes, bytes, bytes]] = []
@@ -41,53 +41,55 @@ class Listener:
         self.answers[sink] = "refused"
 
     def connection_established(self) -> None:
-        self.told.append("up")
+        self.changes.append("up")
 
     def connection_closed(self) -> None:
-        self.told.append("down")
+        self.changes.append("down")
 
     @property
     def payloads(self) -> list[bytes]:
         return [payload for *_, payload in self.messages]
 
 
-class Linked:
+class SupervisorHarness:
     """A started link and who listens to it."""
 
     def __init__(self, **settings: Any) -> None:
         self.listener = Listener()
-        self.link = ConnectionSupervisor(Settings.resolve(settings, {}), on_connected=ignore)
+        self.supervisor = ConnectionSupervisor(Settings.resolve(settings, {}), on_connected=ignore)
 
     @property
     def client(self) -> NatsClient:
-        assert self.link.client is not None
-        return self.link.client
+        assert self.supervisor.client is not None
+        return self.supervisor.client
 
     async def ask(self, *patterns: str) -> dict[str, str]:
         """Subscribe to all of them at once; what became of each."""
         for pattern in patterns:
             self.listener.answers.pop(pattern, None)
-            assert self.link.subscribe(pattern, pattern) is not None
+            assert self.supervisor.subscribe(pattern, pattern) is not None
         await until(lambda: set(patterns) <= set(self.listener.answers))
         return {pattern: self.listener.answers[pattern] for pattern in patterns}
 
 
 @contextlib.asynccontextmanager
-async def linked(*servers: NatsServer, connected: bool = True, **settings: Any) -> AsyncIterator[Linked]:
-    linked = Linked(**{**UNHURRIED, "servers": [server.url for server in servers]} | settings)
-    linked.link.start(linked.listener)
+async def supervising(
+    *servers: NatsServer, connected: bool = True, **settings: Any
+) -> AsyncIterator[SupervisorHarness]:
+    harness = SupervisorHarness(**{**UNHURRIED, "servers": [server.url for server in servers]} | settings)
+    harness.supervisor.start(harness.listener)
     try:
         if connected:
-            await until(lambda: linked.listener.told == ["up"])
-        yield linked
+            await until(lambda: harness.listener.changes == ["up"])
+        yield harness
     finally:
-        await linked.link.stop()
+        await harness.supervisor.stop()
 
 
-async def given_up(bridge: Linked) -> None:
+async def wait_until_disconnected(bridge: SupervisorHarness) -> None:
     """Let as much time pass as the link needs to give up its first connection."""
     async with held() as clock:
-        await clock.forward_until(lambda: "down" in bridge.listener.told, step=WAIT_SECONDS / 4)
+        await clock.forward_until(lambda: "down" in bridge.listener.changes, step=WAIT_SECONDS / 4)
 
 
 async def stopped(link: ConnectionSupervisor) -> None:
@@ -139,12 +141,12 @@ def hpub(headers: bytes, payload: bytes = b"1") -> bytes:
 # What the server answers
 
 
-async def test_a_subscription_is_confirmed_when_the_server_has_answered_and_not_before(
+async def test_subscription_is_confirmed_only_after_server_answers(
     nats_server: NatsServer,
 ) -> None:
-    async with linked(nats_server) as bridge:
+    async with supervising(nats_server) as bridge:
         nats_server.pause()
-        bridge.link.subscribe("a", "a")
+        bridge.supervisor.subscribe("a", "a")
         await turns(20)
         assert bridge.listener.answers == {}
         nats_server.resume()
@@ -152,15 +154,15 @@ async def test_a_subscription_is_confirmed_when_the_server_has_answered_and_not_
         assert nats_server.subscriptions() == ["a"]
 
 
-async def test_what_is_unsubscribed_brings_nothing_more(nats_server: NatsServer) -> None:
-    async with linked(nats_server) as bridge, Publisher.connected(nats_server) as publisher:
+async def test_no_message_is_delivered_after_unsubscribe(nats_server: NatsServer) -> None:
+    async with supervising(nats_server) as bridge, Publisher.connected(nats_server) as publisher:
         await bridge.ask("marker")
-        number = bridge.link.subscribe("a", "a")
+        number = bridge.supervisor.subscribe("a", "a")
         assert number is not None
         await until(lambda: "a" in bridge.listener.answers)
         await publisher.send("a", b"1")
         await until(lambda: bridge.listener.payloads == [b"1"])
-        bridge.link.unsubscribe(number)
+        bridge.supervisor.unsubscribe(number)
         await publisher.send("a", b"2")
         await publisher.send("marker", b"3")
         await until(lambda: bridge.listener.payloads == [b"1", b"3"])
@@ -168,67 +170,67 @@ async def test_what_is_unsubscribed_brings_nothing_more(nats_server: NatsServer)
 
 
 @pytest.mark.parametrize("denied", ["secret.x", "secret.*", 'secret."quoted"', "secret.back\\slash", "secret.it's"])
-async def test_a_denied_subscription_is_refused(denied: str) -> None:
+async def test_denied_subscription_is_refused_without_affecting_others(denied: str) -> None:
     with NatsServer(config=permissions("secret.>")) as server:
-        async with linked(server) as bridge:
+        async with supervising(server) as bridge:
             assert await bridge.ask("open", denied, "open.too") == {
                 "open": "confirmed",
                 denied: "refused",
                 "open.too": "confirmed",
             }
             assert server.subscriptions() == ["open", "open.too"]
-            assert bridge.listener.told == ["up"]
+            assert bridge.listener.changes == ["up"]
 
 
-async def test_patterns_that_differ_only_in_case_are_told_apart() -> None:
+async def test_refusal_matches_pattern_case_sensitively() -> None:
     with NatsServer(config=permissions("secret.X")) as server:
-        async with linked(server) as bridge:
+        async with supervising(server) as bridge:
             answers = await bridge.ask("SECRET.x", "secret.X", "secret.x")
             assert answers == {"SECRET.x": "confirmed", "secret.X": "refused", "secret.x": "confirmed"}
 
 
-async def test_a_denied_publish_of_the_app_refuses_nobody() -> None:
+async def test_denied_publish_by_app_refuses_no_subscription() -> None:
     with NatsServer(config=permissions()) as server:
-        async with linked(server) as bridge:
+        async with supervising(server) as bridge:
             await bridge.ask("forbidden")
             client = bridge.client
-            bridge.link.subscribe("a", "a")
+            bridge.supervisor.subscribe("a", "a")
             await client.publish("forbidden", b"1")
             assert await bridge.ask("b") == {"b": "confirmed"}
             await client.flush()
             assert bridge.listener.answers == {"forbidden": "confirmed", "a": "confirmed", "b": "confirmed"}
-            assert bridge.link.client is client
+            assert bridge.supervisor.client is client
 
 
-async def test_one_subscription_too_many_for_the_server_is_refused_and_harms_no_other() -> None:
+async def test_only_subscription_over_server_limit_is_refused() -> None:
     with NatsServer(config="max_subscriptions: 2") as server:
-        async with linked(server) as bridge, Publisher.connected(server) as publisher:
+        async with supervising(server) as bridge, Publisher.connected(server) as publisher:
             answers = await bridge.ask("a", "b", "c")
             assert answers == {"a": "confirmed", "b": "confirmed", "c": "refused"}
             await publisher.send("a", b"1")
             await until(lambda: bridge.listener.payloads == [b"1"])
-            assert bridge.listener.told == ["up"]
+            assert bridge.listener.changes == ["up"]
 
 
-async def test_the_subject_that_kills_the_connection_is_refused_and_the_link_comes_back() -> None:
+async def test_supervisor_refuses_oversized_pattern_and_reconnects() -> None:
     poison = "x" * 255
     with NatsServer(config="max_control_line: 256") as server:
-        async with linked(server) as bridge, Publisher.connected(server) as publisher:
+        async with supervising(server) as bridge, Publisher.connected(server) as publisher:
             await bridge.ask("a")
             for pattern in ("b", poison, "c"):
-                bridge.link.subscribe(pattern, pattern)
-            await until(lambda: bridge.listener.told == ["up", "down", "up"])
+                bridge.supervisor.subscribe(pattern, pattern)
+            await until(lambda: bridge.listener.changes == ["up", "down", "up"])
             assert bridge.listener.answers[poison] == "refused"
             assert bridge.listener.answers.get("c") != "refused"
             assert await bridge.ask("a", "b", "c") == dict.fromkeys("abc", "confirmed")
             await publisher.send("c", b"1")
             await until(lambda: bridge.listener.payloads == [b"1"])
-            assert bridge.listener.told == ["up", "down", "up"]
+            assert bridge.listener.changes == ["up", "down", "up"]
 
 
-async def test_permissions_narrowed_while_subscribed_refuse_that_pattern_alone() -> None:
+async def test_narrowed_nats_permissions_refuse_only_denied_pattern() -> None:
     with NatsServer(config=permissions()) as server:
-        async with linked(server) as bridge, Publisher.connected(server) as publisher:
+        async with supervising(server) as bridge, Publisher.connected(server) as publisher:
             await bridge.ask("a", "b")
             server.config = permissions("a")
             server.reload()
@@ -241,17 +243,17 @@ async def test_permissions_narrowed_while_subscribed_refuse_that_pattern_alone()
 
 
 @pytest.mark.parametrize("end", [NatsServer.stop, NatsServer.kill], ids=["stopped", "killed"])
-async def test_the_link_comes_back_with_the_server(
+async def test_supervisor_reconnects_when_server_restarts(
     nats_server: NatsServer, end: Callable[[NatsServer], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with linked(nats_server) as bridge:
+    async with supervising(nats_server) as bridge:
         before = bridge.client
         end(nats_server)
-        await until(lambda: bridge.listener.told == ["up", "down"])
-        assert bridge.link.client is None
-        assert bridge.link.subscribe("a", "a") is None
+        await until(lambda: bridge.listener.changes == ["up", "down"])
+        assert bridge.supervisor.client is None
+        assert bridge.supervisor.subscribe("a", "a") is None
         nats_server.start()
-        await until(lambda: bridge.listener.told == ["up", "down", "up"])
+        await until(lambda: bridge.listener.changes == ["up", "down", "up"])
         assert bridge.client is not before
         assert await bridge.ask("a") == {"a": "confirmed"}
     assert [record.levelname for record in caplog.records if "Disconnected from NATS" in record.getMessage()] == [
@@ -259,15 +261,15 @@ async def test_the_link_comes_back_with_the_server(
     ]
 
 
-async def test_a_server_that_hangs_is_noticed_by_pings(nats_server: NatsServer) -> None:
-    async with linked(nats_server) as bridge:
+async def test_ping_timeout_closes_connection_to_hanging_server(nats_server: NatsServer) -> None:
+    async with supervising(nats_server) as bridge:
         nats_server.pause()
-        await given_up(bridge)
+        await wait_until_disconnected(bridge)
         nats_server.resume()
-        await until(lambda: bridge.listener.told == ["up", "down", "up"])
+        await until(lambda: bridge.listener.changes == ["up", "down", "up"])
 
 
-async def test_a_server_that_is_not_there_at_the_start_is_waited_for_and_told_of_once(
+async def test_unreachable_server_at_start_is_retried_and_logged_once(
     nats_server: NatsServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempts: list[str] = []
@@ -279,20 +281,20 @@ async def test_a_server_that_is_not_there_at_the_start_is_waited_for_and_told_of
 
     monkeypatch.setattr(ConnectionSupervisor, "_open", note)
     nats_server.stop()
-    async with linked(nats_server, connected=False) as bridge:
+    async with supervising(nats_server, connected=False) as bridge:
         await until(lambda: len(attempts) == 5)
-        assert bridge.listener.told == []
+        assert bridge.listener.changes == []
         nats_server.start()
-        await until(lambda: bridge.listener.told == ["up"])
+        await until(lambda: bridge.listener.changes == ["up"])
     assert caplog.text.count("Cannot connect to NATS") == 1
 
 
-async def test_wrong_credentials_are_tried_again_at_leisure_and_shown_nowhere(
+async def test_wrong_credentials_are_retried_with_backoff_and_not_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with NatsServer(config="authorization: {user: right, password: right}") as server:
         wrong = f"nats://in-url:hush-url@127.0.0.1:{server.port}"
-        async with linked(server, servers=wrong, connected=False):
+        async with supervising(server, servers=wrong, connected=False):
             async with held() as clock:
                 began = clock.now
                 await clock.forward_until(lambda: server.monitor("/varz")["total_connections"] >= 7, step=0.02)
@@ -300,23 +302,23 @@ async def test_wrong_credentials_are_tried_again_at_leisure_and_shown_nowhere(
                 assert clock.now - began >= 0.05 + 0.1 + 0.2
             assert "hush" not in caplog.text
         caplog.clear()
-        async with linked(server, user="someone", password="hush-setting", connected=False):
+        async with supervising(server, user="someone", password="hush-setting", connected=False):
             await until(lambda: "authorization" in caplog.text.lower())
     assert "hush" not in caplog.text
 
 
-async def test_the_link_is_told_once_more_when_wrong_credentials_become_right() -> None:
+async def test_supervisor_connects_when_rejected_credentials_become_valid() -> None:
     with NatsServer(config="authorization: {user: u, password: old}") as server:
-        async with linked(server, user="u", password="new", connected=False) as bridge:
+        async with supervising(server, user="u", password="new", connected=False) as bridge:
             await until(lambda: server.monitor("/varz")["total_connections"] >= 1)
             server.config = "authorization: {user: u, password: new}"
             server.restart()
-            await until(lambda: bridge.listener.told == ["up"])
+            await until(lambda: bridge.listener.changes == ["up"])
 
 
 async def test_stop_drains_and_leaves_no_task(nats_server: NatsServer) -> None:
     before = asyncio.all_tasks()
-    async with linked(nats_server) as bridge, Publisher.connected(nats_server) as publisher:
+    async with supervising(nats_server) as bridge, Publisher.connected(nats_server) as publisher:
         client = bridge.client
         handled: list[bytes] = []
 
@@ -329,23 +331,23 @@ async def test_stop_drains_and_leaves_no_task(nats_server: NatsServer) -> None:
         await publisher.send("app", *[b"%d" % number for number in range(5)])
         await until(lambda: len(bridge.listener.messages) == 5)
         async with held():
-            await bridge.link.stop()
+            await bridge.supervisor.stop()
         assert handled == [b"0", b"1", b"2", b"3", b"4"]
-        assert bridge.link.client is None
+        assert bridge.supervisor.client is None
     await until(lambda: asyncio.all_tasks() == before)
     assert client.is_closed
 
 
-@pytest.mark.parametrize("away", [True, False], ids=["while away", "while the server hangs"])
-async def test_stop_ends_also_without_a_server(nats_server: NatsServer, away: bool) -> None:
+@pytest.mark.parametrize("away", [True, False], ids=["server disconnected", "server hangs"])
+async def test_stop_completes_when_server_is_down_or_hangs(nats_server: NatsServer, away: bool) -> None:
     before = asyncio.all_tasks()
-    async with linked(nats_server) as bridge:
+    async with supervising(nats_server) as bridge:
         if away:
             nats_server.stop()
-            await until(lambda: bridge.listener.told == ["up", "down"])
+            await until(lambda: bridge.listener.changes == ["up", "down"])
         else:
             nats_server.pause()
-        await stopped(bridge.link)
+        await stopped(bridge.supervisor)
     await until(lambda: asyncio.all_tasks() == before)
 
 
@@ -381,10 +383,10 @@ RAW = {
 
 
 @pytest.mark.parametrize("raw", RAW.values(), ids=RAW.keys())
-async def test_whatever_a_publisher_sends_the_link_and_the_apps_own_subscription_live(
+async def test_connection_and_app_subscription_survive_any_published_data(
     shared_nats: NatsServer, raw: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with linked(shared_nats) as bridge, Publisher.connected(shared_nats) as publisher:
+    async with supervising(shared_nats) as bridge, Publisher.connected(shared_nats) as publisher:
         client, marker = bridge.client, publisher.subject("marker")
         await bridge.ask("a.>", marker)
         own = await own_subscription(client, shared_nats, "a.>")
@@ -396,14 +398,14 @@ async def test_whatever_a_publisher_sends_the_link_and_the_apps_own_subscription
         with contextlib.suppress(nats.errors.TimeoutError):
             await own.next_msg(0.01)
         assert len(bridge.listener.messages) == 2, "the server did not let it through"
-        assert bridge.link.client is client
-        assert bridge.listener.told == ["up"]
+        assert bridge.supervisor.client is client
+        assert bridge.listener.changes == ["up"]
         assert "Disconnected from NATS" not in caplog.text
 
 
-async def test_messages_are_handed_over_byte_for_byte_and_in_order(nats_server: NatsServer) -> None:
+async def test_messages_are_delivered_unchanged_and_in_order(nats_server: NatsServer) -> None:
     headers = b"NATS/1.0\r\n\xff: \xff\r\n\r\n"
-    async with linked(nats_server) as bridge:
+    async with supervising(nats_server) as bridge:
         await bridge.ask("a.>", "b")
         await publish_raw(nats_server, pub(b"a.\xff", b"\r\n") + pub(b"b", b"") + hpub(headers, b"3") + pub(b"b", b"4"))
         await until(lambda: len(bridge.listener.messages) == 4)
@@ -418,8 +420,8 @@ async def test_messages_are_handed_over_byte_for_byte_and_in_order(nats_server: 
 # The app's own use of the client
 
 
-async def test_a_flush_whose_waiter_gave_up_does_not_end_the_link(nats_server: NatsServer) -> None:
-    async with linked(nats_server) as bridge:
+async def test_flush_timeout_does_not_close_connection(nats_server: NatsServer) -> None:
+    async with supervising(nats_server) as bridge:
         client = bridge.client
         nats_server.pause()
         with pytest.raises(nats.errors.TimeoutError):
@@ -427,12 +429,12 @@ async def test_a_flush_whose_waiter_gave_up_does_not_end_the_link(nats_server: N
         nats_server.resume()
         assert await bridge.ask("a") == {"a": "confirmed"}
         await client.flush()
-        assert bridge.link.client is client
-        assert bridge.listener.told == ["up"]
+        assert bridge.supervisor.client is client
+        assert bridge.listener.changes == ["up"]
 
 
-async def test_the_apps_own_subscriptions_get_their_messages_in_order_with_headers(nats_server: NatsServer) -> None:
-    async with linked(nats_server) as bridge, Publisher.connected(nats_server) as publisher:
+async def test_app_subscription_receives_messages_in_order_with_headers(nats_server: NatsServer) -> None:
+    async with supervising(nats_server) as bridge, Publisher.connected(nats_server) as publisher:
         await bridge.ask("app")
         own = await own_subscription(bridge.client, nats_server, "app")
         for number in range(50):
@@ -443,8 +445,8 @@ async def test_the_apps_own_subscriptions_get_their_messages_in_order_with_heade
         assert bridge.listener.payloads == [b"%d" % number for number in range(50)]
 
 
-async def test_the_app_can_ask_and_answer_requests(nats_server: NatsServer) -> None:
-    async with linked(nats_server) as bridge, Publisher.connected(nats_server) as publisher:
+async def test_app_can_send_and_answer_requests(nats_server: NatsServer) -> None:
+    async with supervising(nats_server) as bridge, Publisher.connected(nats_server) as publisher:
 
         async def echo(message: Msg) -> None:
             await message.respond(message.data + b"!")
@@ -473,12 +475,12 @@ def cluster() -> Iterator[tuple[NatsServer, NatsServer]]:
         yield first, second
 
 
-async def test_a_server_that_the_cluster_told_of_takes_over(cluster: tuple[NatsServer, NatsServer]) -> None:
+async def test_supervisor_fails_over_to_discovered_cluster_server(cluster: tuple[NatsServer, NatsServer]) -> None:
     known, other = cluster
-    async with linked(known) as bridge:
+    async with supervising(known) as bridge:
         await until(lambda: len(bridge.client.servers) == 2)
         known.kill()
-        await until(lambda: bridge.listener.told == ["up", "down", "up"])
+        await until(lambda: bridge.listener.changes == ["up", "down", "up"])
         assert bridge.client.connected_url is not None
         assert bridge.client.connected_url.port == other.port
         assert await bridge.ask("a") == {"a": "confirmed"}
@@ -498,16 +500,18 @@ TOKEN = "authorization: {token: s3cret}"
     ],
     ids=["user and password", "user and password in the URL", "token", "token in the URL"],
 )
-async def test_a_server_that_wants_a_login_is_connected_to(config: str, login: str, settings: dict[str, Any]) -> None:
+async def test_supervisor_authenticates_with_password_or_token(
+    config: str, login: str, settings: dict[str, Any]
+) -> None:
     with NatsServer(config=config) as server:
-        async with linked(server, servers=f"nats://{login}127.0.0.1:{server.port}", **settings) as bridge:
+        async with supervising(server, servers=f"nats://{login}127.0.0.1:{server.port}", **settings) as bridge:
             assert await bridge.ask("a") == {"a": "confirmed"}
 
 
 # The ground
 
 
-async def test_a_fault_of_the_listener_does_not_end_the_link(
+async def test_listener_exception_is_logged_and_supervisor_still_reconnects(
     nats_server: NatsServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Faulty(Listener):
@@ -525,15 +529,15 @@ async def test_a_fault_of_the_listener_does_not_end_the_link(
     )
     link.start(listener)
     try:
-        await until(lambda: listener.told == ["up"])
+        await until(lambda: listener.changes == ["up"])
         nats_server.restart()
-        await until(lambda: listener.told == ["up", "down", "up"])
+        await until(lambda: listener.changes == ["up", "down", "up"])
     finally:
         await link.stop()
     assert [record.message for record in caplog.records].count("A callback of the NATS connection failed") == 3
 
 
-async def test_a_server_that_drops_each_connection_is_tried_at_leisure() -> None:
+async def test_server_that_drops_connections_is_retried_with_backoff() -> None:
     connections: list[asyncio.StreamWriter] = []
 
     async def greet_and_drop(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -557,12 +561,12 @@ async def test_a_server_that_drops_each_connection_is_tried_at_leisure() -> None
         await link.stop()
 
 
-async def test_a_queue_subscription_of_the_app_that_is_denied_ends_no_other(
+async def test_denied_app_queue_subscription_affects_no_other_subscription(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     config = 'authorization { users: [{user: u, password: p, permissions: {subscribe: {deny: ["orders.> jobs"]}}}] }'
     with NatsServer(config=config) as server:
-        async with linked(server, user="u", password="p") as linked_up:
+        async with supervising(server, user="u", password="p") as linked_up:
             assert await linked_up.ask("orders.>") == {"orders.>": "confirmed"}
             await linked_up.client.subscribe("orders.>", queue="jobs")
             assert await linked_up.ask("marker") == {"marker": "confirmed"}
@@ -572,20 +576,20 @@ async def test_a_queue_subscription_of_the_app_that_is_denied_ends_no_other(
             await until(lambda: linked_up.listener.payloads == [b"1"])
 
 
-async def test_one_subscription_of_the_app_too_many_harms_no_other(caplog: pytest.LogCaptureFixture) -> None:
+async def test_app_subscription_over_limit_affects_no_other_subscription(caplog: pytest.LogCaptureFixture) -> None:
     with NatsServer(config="max_subscriptions: 2") as server:
-        async with linked(server) as linked_up:
+        async with supervising(server) as linked_up:
             await linked_up.ask("a", "b")
             client = linked_up.client
             await client.subscribe("c")
             await client.publish("a", b"1")
             await until(lambda: linked_up.listener.payloads == [b"1"])
             assert "maximum subscriptions exceeded" in caplog.text
-            assert linked_up.link.client is client
-            assert linked_up.listener.told == ["up"]
+            assert linked_up.supervisor.client is client
+            assert linked_up.listener.changes == ["up"]
 
 
-async def test_stop_ends_also_when_a_cancellation_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stop_completes_when_cancellation_is_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
     lost = asyncio.Event()
 
     async def lose_the_first(*_: Any, **__: Any) -> None:
@@ -602,7 +606,7 @@ async def test_stop_ends_also_when_a_cancellation_is_lost(monkeypatch: pytest.Mo
     assert lost.is_set()
 
 
-async def test_stop_ends_also_when_the_server_goes_meanwhile(
+async def test_stop_closes_client_when_drain_is_cancelled(
     nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def cancelled(_: NatsClient) -> None:
@@ -612,23 +616,23 @@ async def test_stop_ends_also_when_the_server_goes_meanwhile(
         await ended
 
     monkeypatch.setattr("nats.aio.client.Client.drain", cancelled)
-    async with linked(nats_server) as bridge:
+    async with supervising(nats_server) as bridge:
         client = bridge.client
-        await bridge.link.stop()
+        await bridge.supervisor.stop()
         assert client.is_closed
-        assert bridge.link.client is None
+        assert bridge.supervisor.client is None
 
 
 @pytest.mark.filterwarnings("ignore:parameter 'timeout' of type:DeprecationWarning")  # nats-py's call of aiohttp
-async def test_nats_over_websocket_is_asked_at_once_too() -> None:
+async def test_nats_websocket_sends_subscriptions_immediately() -> None:
     port = free_port()
     with NatsServer(config=f'websocket {{listen: "127.0.0.1:{port}", no_tls: true}}') as server:
         # With so long between pings nothing else would send what waits.
-        async with linked(server, servers=f"ws://127.0.0.1:{port}", ping_interval=600) as bridge:
+        async with supervising(server, servers=f"ws://127.0.0.1:{port}", ping_interval=600) as bridge:
             assert await bridge.ask("a", "b") == {"a": "confirmed", "b": "confirmed"}
-            sid = bridge.link.subscribe("c", "c")
+            sid = bridge.supervisor.subscribe("c", "c")
             assert sid is not None
-            bridge.link.unsubscribe(sid)
+            bridge.supervisor.unsubscribe(sid)
             await until(lambda: server.subscriptions() == ["a", "b"])
             async with Publisher.connected(server) as publisher:
                 await publisher.send("a", b"1")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sanic_nats_bridge.testing import NatsServer
-from tests.integration.test_nats_supervisor import Linked, linked
+from tests.integration.test_nats_supervisor import SupervisorHarness, supervising
 from tests.support.bridge import free_port, until
 from tests.support.nats import INFO, Peer
 
@@ -37,7 +37,7 @@ def tls(folder: Path, **more: Any) -> str:
     return f"tls: {json.dumps(names)}\n"
 
 
-def asked_for(how: str, folder: Path) -> dict[str, Any]:
+def tls_settings(how: str, folder: Path) -> dict[str, Any]:
     """Return settings that ask for TLS in one way."""
     certificate = {"tls_cert": folder / "server.pem", "tls_key": folder / "server.key"}
     ways: dict[str, dict[str, Any]] = {
@@ -54,99 +54,99 @@ WAYS = ["the URL", "tls", "tls_ca", "tls_cert", "tls_hostname"]
 
 @pytest.mark.parametrize("scheme", ["tls", "nats"])
 @pytest.mark.parametrize("first", [False, True], ids=["after INFO", "handshake first"])
-async def test_tls_is_spoken_with_a_server_whose_authority_is_known(
-    certificates: Path, scheme: str, first: bool
-) -> None:
+async def test_tls_is_used_with_trusted_server(certificates: Path, scheme: str, first: bool) -> None:
     with NatsServer(config=tls(certificates, handshake_first=first)) as server:
         url = f"{scheme}://127.0.0.1:{server.port}"
-        async with linked(server, servers=url, tls_ca=certificates / "ca.pem", tls_handshake_first=first) as bridge:
+        async with supervising(
+            server, servers=url, tls_ca=certificates / "ca.pem", tls_handshake_first=first
+        ) as bridge:
             assert await bridge.ask("a") == {"a": "confirmed"}
             (connection,) = server.monitor("/connz")["connections"]
             assert connection["tls_version"] in ("1.2", "1.3")
 
 
-async def test_tls_is_not_spoken_with_a_server_whose_authority_is_unknown(
+async def test_server_with_untrusted_certificate_is_rejected(
     certificates: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with NatsServer(config=tls(certificates)) as server:
-        async with linked(server, servers=f"tls://127.0.0.1:{server.port}", connected=False) as bridge:
+        async with supervising(server, servers=f"tls://127.0.0.1:{server.port}", connected=False) as bridge:
             await until(lambda: "Cannot connect to NATS" in caplog.text)
             assert "certificate" in caplog.text.lower()
-            assert bridge.listener.told == []
+            assert bridge.listener.changes == []
 
 
-async def test_a_server_that_leaves_tls_to_its_clients_is_spoken_to_with_tls(certificates: Path) -> None:
+async def test_optional_tls_is_used_only_if_configured(certificates: Path) -> None:
     with NatsServer(config=tls(certificates) + "allow_non_tls: true") as server:
-        async with linked(server, tls_ca=certificates / "ca.pem") as bridge:
+        async with supervising(server, tls_ca=certificates / "ca.pem") as bridge:
             assert await bridge.ask("a") == {"a": "confirmed"}
             (connection,) = server.monitor("/connz")["connections"]
             assert connection["tls_version"] in ("1.2", "1.3")
-        async with linked(server):
+        async with supervising(server):
             (connection,) = server.monitor("/connz")["connections"]
             assert "tls_version" not in connection
 
 
 @pytest.mark.filterwarnings("ignore:parameter 'timeout' of type:DeprecationWarning")  # nats-py's call of aiohttp
 @pytest.mark.parametrize("below", ["", "tls"], ids=["alone", "and TLS at the other port"])
-async def test_a_websocket_has_the_tls_of_its_url(certificates: Path, below: str) -> None:
+async def test_wss_url_connects_with_tls(certificates: Path, below: str) -> None:
     port = free_port()
     websocket = tls(certificates).removeprefix("tls: ")
     config = f"websocket {{listen: '127.0.0.1:{port}', tls: {websocket}}}\n" + (tls(certificates) if below else "")
     with NatsServer(config=config) as server:
-        async with linked(servers=f"wss://127.0.0.1:{port}", tls_ca=certificates / "ca.pem") as bridge:
+        async with supervising(servers=f"wss://127.0.0.1:{port}", tls_ca=certificates / "ca.pem") as bridge:
             assert await bridge.ask("a") == {"a": "confirmed"}
             (connection,) = server.monitor("/connz")["connections"]
             assert connection["tls_version"] in ("1.2", "1.3")
 
 
 @pytest.mark.parametrize("how", WAYS)
-async def test_a_server_without_tls_is_told_nothing_where_tls_was_asked_for(
+async def test_no_data_is_sent_to_server_without_required_tls(
     certificates: Path, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
     async with Peer().listening() as peer:
         url = peer.url.replace("nats:", "tls:") if how == "the URL" else peer.url
-        async with linked(servers=url, connected=False, **LOGIN, **asked_for(how, certificates)) as bridge:
+        async with supervising(servers=url, connected=False, **LOGIN, **tls_settings(how, certificates)) as bridge:
             # By the third connection it has read all data of the first one.
             await until(lambda: peer.accepted >= 3)
-            assert bridge.listener.told == []
+            assert bridge.listener.changes == []
         assert peer.lines == []
     assert f"Cannot connect to NATS at 127.0.0.1:{peer.port}: {REFUSED}; retrying" in caplog.text
 
 
 @pytest.mark.parametrize("said", [b"{}", b'{"tls_required":false}', b'{"tls_required":null,"tls_available":false}'])
-async def test_no_greeting_talks_the_link_out_of_tls(said: bytes) -> None:
+async def test_server_info_cannot_disable_required_tls(said: bytes) -> None:
     async with Peer(greeting=b"INFO " + said + b"\r\nPONG\r\n").listening() as peer:
         url = f"tls://u:hidden@127.0.0.1:{peer.port}"
-        async with linked(servers=url, connected=False) as bridge:
+        async with supervising(servers=url, connected=False) as bridge:
             await until(lambda: peer.accepted >= 3)
-            assert bridge.listener.told == []
+            assert bridge.listener.changes == []
         assert peer.lines == []
 
 
-async def test_a_nats_server_without_tls_is_tried_until_it_has_it(
+async def test_connection_is_retried_until_server_offers_tls(
     certificates: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with NatsServer() as server:
         url = f"tls://127.0.0.1:{server.port}"
-        async with linked(servers=url, tls_ca=certificates / "ca.pem", connected=False) as bridge:
+        async with supervising(servers=url, tls_ca=certificates / "ca.pem", connected=False) as bridge:
             await until(lambda: REFUSED in caplog.text)
-            assert bridge.listener.told == []
+            assert bridge.listener.changes == []
             server.config = tls(certificates)
             server.restart()
-            await until(lambda: bridge.listener.told == ["up"])
+            await until(lambda: bridge.listener.changes == ["up"])
             assert await bridge.ask("a") == {"a": "confirmed"}
 
 
-async def test_tls_of_one_url_does_not_bar_a_server_whose_url_does_not_ask_for_it(nats_server: NatsServer) -> None:
+async def test_tls_url_does_not_require_tls_of_other_servers(nats_server: NatsServer) -> None:
     async with Peer().listening() as peer:
         servers = [f"tls://u:hidden@127.0.0.1:{peer.port}", nats_server.url]
-        async with linked(servers=servers) as bridge:
+        async with supervising(servers=servers) as bridge:
             assert await bridge.ask("a") == {"a": "confirmed"}
         assert peer.lines == []
 
 
 @pytest.mark.parametrize("how", ["the URL", "tls_ca"])
-async def test_a_server_of_the_cluster_is_held_to_tls_as_the_named_ones_are(
+async def test_tls_is_required_of_discovered_cluster_servers(
     certificates: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     # If only the URL asks for TLS, the authorities are those of the system.
@@ -161,18 +161,18 @@ async def test_a_server_of_the_cluster_is_held_to_tls_as_the_named_ones_are(
         with NatsServer(config=named) as server, NatsServer(config=other):
             await until(lambda: server.monitor("/routez")["num_routes"] > 0)
             url = f"{'tls' if how == 'the URL' else 'nats'}://127.0.0.1:{server.port}"
-            async with linked(servers=url, **LOGIN, **asked_for(how, certificates)) as bridge:
-                await until(lambda: told_of(bridge, peer.port))
+            async with supervising(servers=url, **LOGIN, **tls_settings(how, certificates)) as bridge:
+                await until(lambda: has_discovered(bridge, peer.port))
                 server.kill()
                 await until(lambda: peer.accepted >= 3)
-                assert bridge.listener.told == ["up", "down"]
+                assert bridge.listener.changes == ["up", "down"]
         assert peer.lines == []
 
 
-def told_of(bridge: Linked, port: int) -> bool:
+def has_discovered(bridge: SupervisorHarness, port: int) -> bool:
     return port in {uri.port for uri in bridge.client.discovered_servers}
 
 
-async def test_a_peer_without_tls_is_connected_to_where_nobody_asked_for_it() -> None:
-    async with Peer(greeting=INFO).listening() as peer, linked(servers=peer.url, **LOGIN):
+async def test_server_without_tls_is_accepted_unless_tls_is_required() -> None:
+    async with Peer(greeting=INFO).listening() as peer, supervising(servers=peer.url, **LOGIN):
         assert b"hidden" in peer.lines[0]

@@ -22,13 +22,13 @@ from tests.support.nats import Peer, sockets
         ("wss://h", WebSocket),
     ],
 )
-async def test_each_scheme_has_its_transport(url: str, kind: type[TcpSocket | WebSocket]) -> None:
+async def test_url_scheme_selects_transport(url: str, kind: type[TcpSocket | WebSocket]) -> None:
     transport: Any = transport_for(url)
     assert type(transport) is kind
     await transport.wait_closed()
 
 
-async def test_the_private_names_of_nats_pys_transports_are_as_they_are_taken() -> None:
+async def test_nats_py_transports_have_expected_private_attributes() -> None:
     assert vars(TcpTransport())["_bare_io_writer"] is None  # type: ignore[no-untyped-call]
     web: Any = WebSocketTransport()
     await web._client.close()
@@ -40,7 +40,7 @@ async def connected(peer: Peer) -> TcpSocket:
     return transport
 
 
-async def test_a_socket_is_let_go_of_although_the_peer_takes_nothing() -> None:
+async def test_abort_releases_socket_when_peer_does_not_read() -> None:
     silent = Peer(greeting=b"", answers=False, reads=False)
     async with silent.listening():
         before = sockets()
@@ -55,7 +55,7 @@ async def test_a_socket_is_let_go_of_although_the_peer_takes_nothing() -> None:
         await until(lambda: sockets() == before + 1)
 
 
-async def test_nothing_is_written_in_the_clear_where_tls_is_a_must() -> None:
+async def test_tls_only_socket_rejects_plaintext_writes() -> None:
     async with Peer().listening() as peer:
         transport: Any = TcpSocket(tls_only=True)
         await transport.connect(urlparse(peer.url), 0, WAIT_SECONDS)
@@ -69,7 +69,7 @@ async def test_nothing_is_written_in_the_clear_where_tls_is_a_must() -> None:
         assert peer.lines == []
 
 
-async def test_what_is_written_arrives_before_a_socket_is_closed() -> None:
+async def test_written_data_arrives_before_socket_closes() -> None:
     async with Peer().listening() as peer:
         transport = await connected(peer)
         # A socket that is closed on what it has not read is reset, and takes with it what is under way.
@@ -81,7 +81,7 @@ async def test_what_is_written_arrives_before_a_socket_is_closed() -> None:
         await until(lambda: sum(map(len, peer.lines)) == 1_000_002)
 
 
-async def test_a_tls_handshake_that_failed_is_not_waited_for() -> None:
+async def test_close_does_not_wait_for_failed_tls_handshake() -> None:
     silent = Peer(greeting=b"", answers=False)
     async with silent.listening():
         before = sockets()
@@ -97,7 +97,7 @@ async def test_a_tls_handshake_that_failed_is_not_waited_for() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:parameter 'timeout' of type:DeprecationWarning")  # nats-py's call of aiohttp
-async def test_a_websocket_sends_at_once_and_is_let_go_of_although_the_server_hangs() -> None:
+async def test_websocket_sends_immediately_and_closes_when_server_hangs() -> None:
     port = free_port()
     with NatsServer(config=f'websocket {{listen: "127.0.0.1:{port}", no_tls: true}}') as server:
         before = sockets()

@@ -85,7 +85,9 @@ async def raw_event(client: EventClient) -> str:
 
 
 @pytest.mark.parametrize(("payload", "data"), PAYLOADS.values(), ids=map(ascii, PAYLOADS))
-async def test_a_payload_arrives_exactly(bridge: Bridge, publisher: Publisher, payload: bytes, data: str) -> None:
+async def test_payload_produces_expected_frame_on_both_transports(
+    bridge: Bridge, publisher: Publisher, payload: bytes, data: str
+) -> None:
     subject = publisher.subject("a")
     async with bridge.websocket() as websocket, bridge.events(subject) as events:
         await websocket.follow(subject)
@@ -97,7 +99,7 @@ async def test_a_payload_arrives_exactly(bridge: Bridge, publisher: Publisher, p
 
 
 @pytest.mark.parametrize("fill", [b"x", b"\xff"], ids=["text", "bytes"])
-async def test_the_largest_payload_of_nats_arrives(bridge: Bridge, publisher: Publisher, fill: bytes) -> None:
+async def test_largest_nats_payload_is_delivered(bridge: Bridge, publisher: Publisher, fill: bytes) -> None:
     subject, payload = publisher.subject("a"), fill * MEGABYTE
     async with bridge.websocket() as websocket, bridge.events(subject) as events:
         await websocket.follow(subject)
@@ -108,7 +110,7 @@ async def test_the_largest_payload_of_nats_arrives(bridge: Bridge, publisher: Pu
             assert decode(frame["data"]) == payload
 
 
-async def test_only_the_allowed_headers_are_shown(
+async def test_only_exposed_headers_are_delivered(
     shared_nats: NatsServer, publisher: Publisher, server: ServerName
 ) -> None:
     subject = publisher.subject("a")
@@ -131,7 +133,7 @@ async def test_only_the_allowed_headers_are_shown(
         assert await events.frames(3) == expected
 
 
-async def test_no_header_is_shown_by_default(bridge: Bridge, publisher: Publisher) -> None:
+async def test_no_header_is_delivered_by_default(bridge: Bridge, publisher: Publisher) -> None:
     subject = publisher.subject("a")
     async with bridge.websocket() as client:
         await client.follow(subject)
@@ -139,7 +141,7 @@ async def test_no_header_is_shown_by_default(bridge: Bridge, publisher: Publishe
         assert await client.frame() == {"type": "message", "subject": subject, "data": 1}
 
 
-async def test_a_request_is_shown_without_its_reply_subject_and_never_answered(
+async def test_request_is_delivered_without_reply_subject_and_not_answered(
     bridge: Bridge, publisher: Publisher
 ) -> None:
     subject, assembler = publisher.subject("a"), publisher.client.new_inbox()

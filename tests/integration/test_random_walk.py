@@ -163,7 +163,7 @@ def world(loop: asyncio.AbstractEventLoop, server: ServerName, monkeypatch: pyte
 
 @pytest.mark.timeout(600 + STEPS_OF_A_WALK)  # one that fails is run twice
 @pytest.mark.parametrize(("walk", "server"), [(walk, SERVERS[walk % len(SERVERS)]) for walk in range(WALKS)])
-def test_nothing_comes_that_should_not_and_nothing_stays(
+def test_random_walk_agrees_with_reference_model(
     walk: int, loop: asyncio.AbstractEventLoop, world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     for part in range(MOST_PARTS):

@@ -40,7 +40,7 @@ def denying(*patterns: str) -> str:
     return f"authorization: {users}\nno_auth_user: u"
 
 
-async def test_nobody_is_dropped_when_nats_is_away_for_seconds(nats_server: NatsServer) -> None:
+async def test_sessions_survive_ten_second_nats_outage(nats_server: NatsServer) -> None:
     async with (
         bridged(nats_server) as bridge,
         bridge.websocket() as websocket,
@@ -67,7 +67,7 @@ async def test_nobody_is_dropped_when_nats_is_away_for_seconds(nats_server: Nats
         assert {session.key for session in sessions} == before
 
 
-async def test_the_gap_stands_before_the_first_message_of_the_new_connection(nats_server: NatsServer) -> None:
+async def test_gap_precedes_messages_after_reconnect(nats_server: NatsServer) -> None:
     async with bridged(nats_server) as bridge, bridge.websocket() as websocket:
         await websocket.follow("a")
         nats_server.restart()
@@ -86,7 +86,7 @@ async def test_the_gap_stands_before_the_first_message_of_the_new_connection(nat
         assert numbers == list(range(sent - len(numbers), sent))
 
 
-async def test_what_is_subscribed_while_nats_is_away_becomes_live(nats_server: NatsServer) -> None:
+async def test_pattern_subscribed_during_nats_outage_becomes_active(nats_server: NatsServer) -> None:
     async with bridged(nats_server) as bridge, bridge.websocket() as websocket, bridge.events() as events:
         nats_server.stop()
         assert [await client.frame() for client in (websocket, events)] == [LOST] * 2
@@ -100,7 +100,7 @@ async def test_what_is_subscribed_while_nats_is_away_becomes_live(nats_server: N
         assert await websocket.data(1) == await events.data(1) == [1]
 
 
-async def test_what_is_unsubscribed_while_nats_is_away_is_gone(nats_server: NatsServer) -> None:
+async def test_pattern_unsubscribed_during_nats_outage_is_not_restored(nats_server: NatsServer) -> None:
     async with bridged(nats_server) as bridge, bridge.websocket() as websocket:
         await websocket.follow("a", "b")
         nats_server.stop()
@@ -114,7 +114,7 @@ async def test_what_is_unsubscribed_while_nats_is_away_is_gone(nats_server: Nats
         assert await websocket.data(1) == [2]
 
 
-async def test_nats_may_come_after_the_app(nats_server: NatsServer) -> None:
+async def test_app_can_start_before_nats(nats_server: NatsServer) -> None:
     nats_server.stop()
     async with bridged(nats_server, connected=False) as bridge, bridge.websocket() as websocket:
         assert websocket.welcome["nats"] == "disconnected"
@@ -128,7 +128,7 @@ async def test_nats_may_come_after_the_app(nats_server: NatsServer) -> None:
             assert await websocket.data(1) == await events.data(1) == [1]
 
 
-async def test_what_nats_refuses_after_its_return_is_ended_between_gap_and_status() -> None:
+async def test_refusal_after_reconnect_is_sent_between_gap_and_status() -> None:
     with NatsServer() as server:
         async with bridged(server) as bridge, bridge.websocket() as websocket:
             await websocket.follow("a", "b", "c")
@@ -146,7 +146,7 @@ async def test_what_nats_refuses_after_its_return_is_ended_between_gap_and_statu
             )
 
 
-async def test_a_pattern_that_is_no_longer_permitted_is_ended() -> None:
+async def test_subscription_ends_when_nats_revokes_permission() -> None:
     with NatsServer(config=denying()) as server:
         async with bridged(server) as bridge, bridge.websocket() as websocket, bridge.websocket() as other:
             await websocket.follow("a", "b")
@@ -159,7 +159,7 @@ async def test_a_pattern_that_is_no_longer_permitted_is_ended() -> None:
             assert await websocket.data(1) == await other.data(1) == [1]
 
 
-async def test_a_server_that_does_not_answer_makes_an_inactive_reply_and_a_later_status(
+async def test_unconfirmed_subscribe_is_inactive_until_status_connected(
     nats_server: NatsServer,
 ) -> None:
     async with (
@@ -175,7 +175,7 @@ async def test_a_server_that_does_not_answer_makes_an_inactive_reply_and_a_later
         assert await websocket.data(1) == [1]
 
 
-async def test_a_server_that_hangs_for_long_is_lost_and_comes_back(nats_server: NatsServer) -> None:
+async def test_unresponsive_nats_server_causes_reconnect_with_gap(nats_server: NatsServer) -> None:
     async with (
         bridged(nats_server) as bridge,
         bridge.websocket(ping_interval=None) as websocket,
@@ -196,7 +196,7 @@ async def test_a_server_that_hangs_for_long_is_lost_and_comes_back(nats_server: 
 
 
 @pytest.mark.parametrize("rounds", [4])
-async def test_the_promise_is_kept_each_time_that_nats_goes(nats_server: NatsServer, rounds: int) -> None:
+async def test_each_nats_restart_sends_gap_and_resumes_delivery(nats_server: NatsServer, rounds: int) -> None:
     async with bridged(nats_server) as bridge, bridge.events("a") as events:
         for number in range(rounds):
             nats_server.kill()
@@ -207,7 +207,7 @@ async def test_the_promise_is_kept_each_time_that_nats_goes(nats_server: NatsSer
         await until(lambda: nats_server.subscriptions() == ["a"])
 
 
-async def test_what_nats_denies_is_a_failed_reply_to_that_client_alone() -> None:
+async def test_subscribe_denied_by_nats_fails_for_that_client_only() -> None:
     with NatsServer(config=denying("secret")) as server:
         async with bridged(server) as bridge, bridge.websocket() as websocket, bridge.websocket() as other:
             await websocket.follow("a", "SECRET")
@@ -218,7 +218,7 @@ async def test_what_nats_denies_is_a_failed_reply_to_that_client_alone() -> None
             assert (await other.ask({"action": "ping"}))["message"] == "pong"
 
 
-async def test_a_pattern_that_costs_the_connection_fails_and_is_not_asked_for_again() -> None:
+async def test_pattern_that_breaks_connection_is_refused_and_not_retried() -> None:
     poison = "x" * 255
     with NatsServer(config="max_control_line: 200") as server:
         async with bridged(server) as bridge, bridge.websocket() as websocket, bridge.websocket() as other:
@@ -236,7 +236,7 @@ async def test_a_pattern_that_costs_the_connection_fails_and_is_not_asked_for_ag
             await until(lambda: server.subscriptions() == ["a"])
 
 
-async def test_what_the_server_dropped_because_the_bridge_was_too_slow_is_a_gap() -> None:
+async def test_messages_dropped_by_nats_for_slow_bridge_cause_gap() -> None:
     count, size = 3_000, 8_000
 
     def flood(port: int) -> None:
@@ -266,7 +266,7 @@ async def test_what_the_server_dropped_because_the_bridge_was_too_slow_is_a_gap(
             assert await websocket.data(1) == [1]
 
 
-async def test_a_bridge_that_was_suspended_for_longer_than_nats_may_be_silent_goes_on(nats_server: NatsServer) -> None:
+async def test_suspended_bridge_keeps_nats_connection(nats_server: NatsServer) -> None:
     async with bridged(nats_server) as bridge, bridge.websocket(ping_interval=None) as websocket:
         await websocket.follow("a")
         client: Any = bridge.extension.client
@@ -282,7 +282,7 @@ async def test_a_bridge_that_was_suspended_for_longer_than_nats_may_be_silent_go
         assert bridge.extension.client is client
 
 
-async def test_a_process_that_was_stopped_goes_on(nats_server: NatsServer) -> None:
+async def test_stopped_process_receives_messages_after_sigcont(nats_server: NatsServer) -> None:
     settings = {"servers": nats_server.url, "subscribe": [">"], "ping_interval": WAIT_SECONDS}
     async with app_process(settings) as app:
         await until(lambda: nats_server.monitor("/varz")["connections"] == 1)

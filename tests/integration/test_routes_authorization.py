@@ -27,7 +27,7 @@ from tests.support.bridge import (
 from tests.support.clock import held
 from tests.support.raw import sessions
 
-DOORS = ("websocket", "events")
+ROUTES = ("websocket", "events")
 
 
 @pytest.fixture(params=SERVERS)
@@ -36,8 +36,8 @@ def server(request: pytest.FixtureRequest) -> ServerName:
     return name
 
 
-@pytest.fixture(params=DOORS)
-def door(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=ROUTES)
+def route(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
@@ -71,10 +71,10 @@ async def serve(
 
 
 def connected(
-    bridge: Bridge, door: str, user: str, *subjects: str
+    bridge: Bridge, route: str, user: str, *subjects: str
 ) -> contextlib.AbstractAsyncContextManager[WebSocketClient | EventClient]:
     """Connect a client with the cookie of a user."""
-    if door == "websocket":
+    if route == "websocket":
         return bridge.websocket(additional_headers={"Cookie": f"user={user}"})
     return bridge.events(*subjects, Cookie=f"user={user}")
 
@@ -99,7 +99,7 @@ async def last_frame(client: WebSocketClient | EventClient) -> dict[str, Any]:
     return frame
 
 
-async def test_the_app_is_asked_once_for_each_session_and_each_post(
+async def test_permissions_callback_is_called_once_per_session_and_post(
     shared_nats: NatsServer, server: ServerName
 ) -> None:
     app = App()
@@ -114,8 +114,8 @@ async def test_the_app_is_asked_once_for_each_session_and_each_post(
     assert app.asked == ["GET /nats/stream ada", "GET /nats/events ada", "POST /nats/subscribe ada"]
 
 
-async def test_each_sees_what_the_app_lets_it_see(
-    shared_nats: NatsServer, publisher: Publisher, server: ServerName, door: str
+async def test_clients_receive_only_permitted_subjects(
+    shared_nats: NatsServer, publisher: Publisher, server: ServerName, route: str
 ) -> None:
     app, base = App(), publisher.base
     for user in ("ada", "bob"):
@@ -124,8 +124,8 @@ async def test_each_sees_what_the_app_lets_it_see(
         )
     async with (
         serve(shared_nats, app, server) as bridge,
-        connected(bridge, door, "ada") as ada,
-        connected(bridge, door, "bob") as bob,
+        connected(bridge, route, "ada") as ada,
+        connected(bridge, route, "bob") as bob,
     ):
         refused = await follow(bridge, ada, "ada", f"{base}.ada.>", f"{base}.bob.>")
         assert (refused["code"], refused["subjects"]) == ("subject.forbidden", [f"{base}.bob.>"])
@@ -137,7 +137,7 @@ async def test_each_sees_what_the_app_lets_it_see(
         assert await bob.data(3) == ["bob.x", "public.x", "public.end"]
 
 
-async def test_what_the_app_does_not_know_is_not_let_in(shared_nats: NatsServer, server: ServerName) -> None:
+async def test_missing_and_expired_permissions_are_rejected(shared_nats: NatsServer, server: ServerName) -> None:
     app = App()
     app.users["old"] = Permissions([">"], expires=time.time() - 1)
     async with serve(shared_nats, app, server) as bridge:
@@ -155,7 +155,7 @@ async def test_what_the_app_does_not_know_is_not_let_in(shared_nats: NatsServer,
 
 
 @pytest.mark.parametrize("fault", [ValueError("hidden"), Unauthorized("hidden"), "hidden", True, [Permissions()]])
-async def test_a_fault_of_the_apps_function_is_told_to_the_operator_alone(
+async def test_permissions_callback_error_is_logged_and_hidden_from_client(
     shared_nats: NatsServer, caplog: pytest.LogCaptureFixture, fault: Any
 ) -> None:
     app = App()
@@ -178,7 +178,7 @@ async def test_a_fault_of_the_apps_function_is_told_to_the_operator_alone(
     assert [record.exc_info is not None for record in logged] == [True] * 3
 
 
-async def test_a_function_that_takes_too_long_is_a_fault(
+async def test_permissions_callback_timeout_closes_with_1011(
     shared_nats: NatsServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     app = App()
@@ -191,7 +191,7 @@ async def test_a_function_that_takes_too_long_is_a_fault(
     assert any(record.exc_info for record in caplog.records)
 
 
-async def test_a_function_without_async_will_do(shared_nats: NatsServer) -> None:
+async def test_permissions_callback_can_be_synchronous(shared_nats: NatsServer) -> None:
     async with (
         running(servers=shared_nats.url, permissions=lambda _: Permissions(["a"])) as bridge,
         bridge.websocket() as client,
@@ -200,17 +200,17 @@ async def test_a_function_without_async_will_do(shared_nats: NatsServer) -> None
         assert (await client.ask({"subjects": ["b"]}))["code"] == "subject.forbidden"
 
 
-async def test_a_task_that_the_function_waits_for_may_be_cancelled(
+async def test_cancelled_task_in_permissions_callback_closes_with_1011(
     shared_nats: NatsServer, server: ServerName, caplog: pytest.LogCaptureFixture
 ) -> None:
     app = App()
 
-    async def wait_for_what_is_cancelled() -> None:
+    async def wait_and_record_cancellation() -> None:
         task = asyncio.create_task(asyncio.sleep(60))
         task.cancel()
         await task
 
-    app.wait = wait_for_what_is_cancelled
+    app.wait = wait_and_record_cancellation
     async with serve(shared_nats, app, server) as bridge:
         async with bridge.unwelcome_websocket() as client:
             assert (await last_frame(client))["code"] == 1011
@@ -220,7 +220,7 @@ async def test_a_task_that_the_function_waits_for_may_be_cancelled(
     assert len([record for record in caplog.records if record.exc_info]) == 2
 
 
-async def test_no_more_clients_are_asked_about_than_there_is_room_for(
+async def test_pending_permissions_calls_are_limited_by_max_sessions(
     shared_nats: NatsServer, server: ServerName
 ) -> None:
     app, known = App(), asyncio.Event()
@@ -242,8 +242,8 @@ async def test_no_more_clients_are_asked_about_than_there_is_room_for(
 
 
 @pytest.mark.parametrize("decided", ["revoke", "update_permissions"])
-async def test_what_is_decided_while_the_app_is_asked_holds_for_who_comes_in(
-    shared_nats: NatsServer, server: ServerName, door: str, decided: str
+async def test_permission_change_during_callback_affects_that_session_only(
+    shared_nats: NatsServer, server: ServerName, route: str, decided: str
 ) -> None:
     app, known = App(), asyncio.Event()
     app.users["ada"] = Permissions([">"], identity="ada")
@@ -251,7 +251,7 @@ async def test_what_is_decided_while_the_app_is_asked_holds_for_who_comes_in(
     async with serve(shared_nats, app, server) as bridge:
 
         async def first_frame() -> tuple[str, int | None]:
-            if door == "websocket":
+            if route == "websocket":
                 async with bridge.unwelcome_websocket(additional_headers={"Cookie": "user=ada"}) as client:
                     frame = await client.frame()
                     return frame["type"], frame.get("code")
@@ -268,11 +268,11 @@ async def test_what_is_decided_while_the_app_is_asked_holds_for_who_comes_in(
         known.set()
         assert await coming == (("close", 4403) if decided == "revoke" else ("welcome", None))
         # It doesn't affect clients that connect later.
-        async with connected(bridge, door, "ada") as later:
+        async with connected(bridge, route, "ada") as later:
             assert (await follow(bridge, later, "ada", "a"))["success"]
 
 
-async def test_a_post_that_is_no_command_is_not_asked_about(shared_nats: NatsServer) -> None:
+async def test_invalid_post_does_not_call_permissions_callback(shared_nats: NatsServer) -> None:
     app = App()
     async with serve(shared_nats, app) as bridge:
         for body in (b"{", b"[]", b'{"subjects": ["a"]}', b'{"session": "x", "subjects": []}'):
@@ -280,7 +280,7 @@ async def test_a_post_that_is_no_command_is_not_asked_about(shared_nats: NatsSer
         assert app.asked == []
 
 
-async def test_while_there_is_no_room_the_app_is_not_asked(shared_nats: NatsServer, server: ServerName) -> None:
+async def test_permissions_callback_is_not_called_at_max_sessions(shared_nats: NatsServer, server: ServerName) -> None:
     app = App()
     app.users["ada"] = Permissions([">"])
     async with serve(shared_nats, app, server, max_sessions=1) as bridge, connected(bridge, "events", "ada"):
@@ -296,7 +296,7 @@ async def test_while_there_is_no_room_the_app_is_not_asked(shared_nats: NatsServ
 # POST
 
 
-async def test_a_post_of_another_is_answered_as_one_to_an_unknown_session(shared_nats: NatsServer, door: str) -> None:
+async def test_post_by_other_identity_is_answered_as_unknown_session(shared_nats: NatsServer, route: str) -> None:
     app = App()
     app.users |= {
         "ada": Permissions([">"], identity="ada"),
@@ -304,7 +304,7 @@ async def test_a_post_of_another_is_answered_as_one_to_an_unknown_session(shared
         "bob": Permissions([">"], identity="bob"),
         "anonymous": Permissions([">"]),
     }
-    async with serve(shared_nats, app) as bridge, connected(bridge, door, "ada") as ada:
+    async with serve(shared_nats, app) as bridge, connected(bridge, route, "ada") as ada:
         unknown = await bridge.post("/subscribe", {"session": "x", "subjects": ["a"], "id": 1}, Cookie="user=ada")
         assert unknown[0] == 404
         body = {"session": ada.session, "subjects": ["a"], "id": 1}
@@ -319,10 +319,10 @@ async def test_a_post_of_another_is_answered_as_one_to_an_unknown_session(shared
         assert session.subscriptions == ("a",)
 
 
-async def test_to_a_session_without_an_identity_its_id_is_enough(shared_nats: NatsServer, door: str) -> None:
+async def test_session_id_suffices_for_session_without_identity(shared_nats: NatsServer, route: str) -> None:
     app = App()
     app.users |= {"anonymous": Permissions([">"]), "bob": Permissions([">"], identity="bob")}
-    async with serve(shared_nats, app) as bridge, connected(bridge, door, "anonymous") as client:
+    async with serve(shared_nats, app) as bridge, connected(bridge, route, "anonymous") as client:
         body = {"session": client.session, "subjects": ["a"]}
         assert (await bridge.post("/subscribe", body, Cookie="user=bob"))[0] == 200
         assert (await bridge.post("/subscribe", body))[0] == 401
@@ -331,14 +331,14 @@ async def test_to_a_session_without_an_identity_its_id_is_enough(shared_nats: Na
 # The end of permissions
 
 
-async def test_when_permissions_expire_nothing_more_is_written_but_the_close(
-    shared_nats: NatsServer, publisher: Publisher, server: ServerName, door: str
+async def test_only_close_is_sent_after_permissions_expire(
+    shared_nats: NatsServer, publisher: Publisher, server: ServerName, route: str
 ) -> None:
     app, subject = App(), publisher.subject("a")
     async with serve(shared_nats, app, server) as bridge, held() as clock:
         app.users["ada"] = Permissions([">"], expires=time.time() + 5)
         app.users["bob"] = Permissions([">"])
-        async with connected(bridge, door, "ada") as ada, connected(bridge, door, "bob") as bob:
+        async with connected(bridge, route, "ada") as ada, connected(bridge, route, "bob") as bob:
             await follow(bridge, ada, "ada", subject)
             await follow(bridge, bob, "bob", subject)
             numbers = [b"%d" % number for number in range(20)]
@@ -354,14 +354,14 @@ async def test_when_permissions_expire_nothing_more_is_written_but_the_close(
             assert await bob.data(20) == list(range(20))
 
 
-async def test_what_has_come_in_a_turn_in_which_permissions_expire_is_not_written(
-    shared_nats: NatsServer, publisher: Publisher, door: str
+async def test_pending_messages_are_dropped_when_permissions_expire(
+    shared_nats: NatsServer, publisher: Publisher, route: str
 ) -> None:
     app, subject = App(), publisher.subject("a")
     app.users["ada"] = Permissions([">"])
     async with (
         serve(shared_nats, app, flush_interval=0.5) as bridge,
-        connected(bridge, door, "ada") as ada,
+        connected(bridge, route, "ada") as ada,
         held() as clock,
     ):
         await follow(bridge, ada, "ada", subject)
@@ -379,15 +379,15 @@ async def test_what_has_come_in_a_turn_in_which_permissions_expire_is_not_writte
 
 
 @pytest.mark.parametrize("by", ["identity", "id", "key"])
-async def test_what_is_revoked_ends_at_once(
-    shared_nats: NatsServer, publisher: Publisher, server: ServerName, door: str, by: str
+async def test_revoke_closes_matching_session_immediately(
+    shared_nats: NatsServer, publisher: Publisher, server: ServerName, route: str, by: str
 ) -> None:
     app, subject = App(), publisher.subject("a")
     app.users |= {name: Permissions([">"], identity=name) for name in ("ada", "bob")}
     async with (
         serve(shared_nats, app, server, flush_interval=0.5) as bridge,
-        connected(bridge, door, "ada") as ada,
-        connected(bridge, door, "bob") as bob,
+        connected(bridge, route, "ada") as ada,
+        connected(bridge, route, "bob") as bob,
         held() as clock,
     ):
         await follow(bridge, ada, "ada", subject)
@@ -403,15 +403,15 @@ async def test_what_is_revoked_ends_at_once(
         assert await bridge.extension.revoke(**chosen) == 0
 
 
-async def test_live_sessions_go_by_new_permissions(
-    shared_nats: NatsServer, publisher: Publisher, server: ServerName, door: str
+async def test_update_permissions_applies_to_live_sessions(
+    shared_nats: NatsServer, publisher: Publisher, server: ServerName, route: str
 ) -> None:
     app, base = App(), publisher.base
     app.users["ada"] = Permissions([f"{base}.a.>", f"{base}.b.>"], identity="ada")
     async with (
         serve(shared_nats, app, server) as bridge,
-        connected(bridge, door, "ada") as first,
-        connected(bridge, door, "ada") as second,
+        connected(bridge, route, "ada") as first,
+        connected(bridge, route, "ada") as second,
     ):
         for client in (first, second):
             await follow(bridge, client, "ada", f"{base}.a.>", f"{base}.b.>")
@@ -441,17 +441,17 @@ async def test_live_sessions_go_by_new_permissions(
         assert {session.identity for session in bridge.extension.sessions} == {"ada"}
 
 
-async def test_the_apps_view_of_the_sessions(shared_nats: NatsServer, door: str) -> None:
+async def test_extension_sessions_lists_open_sessions(shared_nats: NatsServer, route: str) -> None:
     app = App()
     app.users["ada"] = Permissions([">"], identity="ada")
     async with serve(shared_nats, app) as bridge:
         view = bridge.extension.sessions
         assert (len(view), list(view)) == (0, [])
-        async with connected(bridge, door, "ada") as client:
+        async with connected(bridge, route, "ada") as client:
             await follow(bridge, client, "ada", "a")
             (session,) = view
             assert session in view
-            transport = {"websocket": "websocket", "events": "sse"}[door]
+            transport = {"websocket": "websocket", "events": "sse"}[route]
             assert (session.key, session.identity, session.transport) == (client.key, "ada", transport)
             assert (session.permissions, session.subscriptions) == (app.users["ada"], ("a",))
         await until(lambda: not len(view))
@@ -461,7 +461,7 @@ async def test_the_apps_view_of_the_sessions(shared_nats: NatsServer, door: str)
 # Names of the app's own
 
 
-async def test_a_thousand_sessions_with_ten_views_get_nothing_of_each_other(
+async def test_thousand_sessions_with_ten_permission_sets_are_isolated(
     shared_nats: NatsServer, publisher: Publisher
 ) -> None:
     app, base = App(), publisher.base
@@ -477,7 +477,7 @@ async def test_a_thousand_sessions_with_ten_views_get_nothing_of_each_other(
         clients = []
         for number in range(1000):
             user = str(number % 10)
-            client = await stack.enter_async_context(connected(bridge, DOORS[number // 10 % 2], user, *patterns))
+            client = await stack.enter_async_context(connected(bridge, ROUTES[number // 10 % 2], user, *patterns))
             if isinstance(client, WebSocketClient):
                 await client.follow(*patterns)
             clients.append((user, client))
@@ -487,11 +487,11 @@ async def test_a_thousand_sessions_with_ten_views_get_nothing_of_each_other(
             await publisher.send(subject, json.dumps(subject).encode())
         await publisher.send(f"{base}.end", b'"end"')
         for user, client in clients:
-            got = await _until_the_end(client)
+            got = await _messages_before_end(client)
             assert got == _expected(base, int(user), subjects)
 
 
-async def _until_the_end(client: WebSocketClient | EventClient) -> list[tuple[str, str, str]]:
+async def _messages_before_end(client: WebSocketClient | EventClient) -> list[tuple[str, str, str]]:
     """Return the pattern, subject and data of each message before the one with "end"."""
     got: list[tuple[str, str, str]] = []
     while not got or got[-1][2] != "end":
@@ -516,7 +516,7 @@ def _expected(base: str, user: int, subjects: list[str]) -> list[tuple[str, str,
     return expected
 
 
-async def test_no_frame_shows_a_real_name(nats_server: NatsServer, door: str) -> None:
+async def test_no_frame_reveals_real_subjects_behind_aliases(nats_server: NatsServer, route: str) -> None:
     app = App()
     app.users["ada"] = Permissions(
         ["hidden.>"], ["hidden.9.denied"], aliases={"me.": "hidden.9."}, allow_wildcards=True, identity="ada"
@@ -528,7 +528,7 @@ async def test_no_frame_shows_a_real_name(nats_server: NatsServer, door: str) ->
     nats_server.restart()
     commands = (["me.>"], ["me.denied"], ["me.shut"], ["me.*.x", "hidden.9.x"], ["me.a..b"], ["me." + "x" * 250])
     frames: list[dict[str, Any]] = []
-    async with serve(nats_server, app) as bridge, connected(bridge, door, "ada") as client:
+    async with serve(nats_server, app) as bridge, connected(bridge, route, "ada") as client:
         frames += [await follow(bridge, client, "ada", *wanted) for wanted in commands]
         async with Publisher.connected(nats_server) as publisher:
             await publisher.send("hidden.9.y.x", b"1")
@@ -547,14 +547,14 @@ async def test_no_frame_shows_a_real_name(nats_server: NatsServer, door: str) ->
     assert [frame["subjects"] for frame in shown] == [["hidden.9.x"]] * len(shown)
 
 
-async def test_a_client_that_the_app_is_still_asked_about_hears_that_the_server_goes_away(
-    shared_nats: NatsServer, server: ServerName, door: str, caplog: pytest.LogCaptureFixture
+async def test_client_awaiting_permissions_is_closed_with_1001_on_shutdown(
+    shared_nats: NatsServer, server: ServerName, route: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     app = App()
     app.wait = asyncio.Event().wait
     async with serve(shared_nats, app, server) as bridge:
-        path = "/stream" if door == "websocket" else "/events"
-        frame = asyncio.create_task(first_frame(bridge, door))
+        path = "/stream" if route == "websocket" else "/events"
+        frame = asyncio.create_task(first_frame(bridge, route))
         await until(lambda: app.asked == [f"GET /nats{path} None"])
         sessions(bridge).close_all("The server is going away")
         assert (await frame)["code"] == 1001
@@ -563,8 +563,8 @@ async def test_a_client_that_the_app_is_still_asked_about_hears_that_the_server_
     assert "has failed" not in caplog.text
 
 
-async def first_frame(bridge: Bridge, door: str) -> dict[str, Any]:
-    if door == "websocket":
+async def first_frame(bridge: Bridge, route: str) -> dict[str, Any]:
+    if route == "websocket":
         async with bridge.unwelcome_websocket() as client:
             return await client.frame()
     async with bridge.http.get(f"{bridge.url}/events") as response:

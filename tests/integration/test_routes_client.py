@@ -58,7 +58,7 @@ def varies(headers: Any) -> list[str]:
     return sorted(word.strip().lower() for value in headers.getall("Vary") for word in value.split(","))
 
 
-async def test_both_modules_are_served_at_fixed_and_at_versioned_addresses(bridge: Bridge) -> None:
+async def test_modules_are_served_at_fixed_and_versioned_urls(bridge: Bridge) -> None:
     assert re.fullmatch(rf"{bridge.prefix}/client-[0-9a-f]{{16}}\.js", bridge.extension.client_url)
     for url, caching in (await addresses(bridge)).items():
         etags = set()
@@ -78,7 +78,7 @@ async def test_both_modules_are_served_at_fixed_and_at_versioned_addresses(bridg
         assert len(etags) == 3
 
 
-async def test_head_has_the_headers_of_get_and_no_body(bridge: Bridge) -> None:
+async def test_head_returns_headers_of_get_without_body(bridge: Bridge) -> None:
     for url in await addresses(bridge):
         for coding in CODINGS:
             status, headers, body = await ask(bridge, "HEAD", url, Accept_Encoding=coding)
@@ -89,7 +89,7 @@ async def test_head_has_the_headers_of_get_and_no_body(bridge: Bridge) -> None:
             assert varies(headers) == varies(expected)
 
 
-async def test_the_size_that_is_sent_has_a_budget(bridge: Bridge) -> None:
+async def test_compressed_modules_fit_size_budget(bridge: Bridge) -> None:
     for name, budget in {"client.js": 8192, "share.js": 3072}.items():
         _, headers, body = await ask(bridge, "GET", f"{bridge.url}/{name}", Accept_Encoding="gzip")
         assert headers["Content-Encoding"] == "gzip"
@@ -99,7 +99,7 @@ async def test_the_size_that_is_sent_has_a_budget(bridge: Bridge) -> None:
         assert len(smaller) < len(body)
 
 
-async def test_a_browser_that_has_a_module_is_not_sent_it_again(bridge: Bridge) -> None:
+async def test_matching_etag_returns_304(bridge: Bridge) -> None:
     for url, caching in (await addresses(bridge)).items():
         etags = {
             coding: (await ask(bridge, "GET", url, Accept_Encoding=coding))[1]["ETag"] for coding in CODINGS
@@ -120,7 +120,7 @@ async def test_a_browser_that_has_a_module_is_not_sent_it_again(bridge: Bridge) 
                 assert (status, headers["ETag"]) == (200, etag)
 
 
-async def test_a_client_without_compression_gets_the_text(bridge: Bridge) -> None:
+async def test_client_without_accept_encoding_gets_uncompressed_module(bridge: Bridge) -> None:
     path = f"{bridge.prefix}/client.js"
     request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
     async with raw_connection(bridge.port, request) as (reader, _):
@@ -129,7 +129,7 @@ async def test_a_client_without_compression_gets_the_text(bridge: Bridge) -> Non
     assert body == (await ask(bridge, "GET", f"{bridge.url}/client.js", Accept_Encoding="identity"))[2]
 
 
-async def test_pages_of_allowed_origins_alone_may_import_it(bridge: Bridge) -> None:
+async def test_only_allowed_origins_can_import_modules(bridge: Bridge) -> None:
     for url in await addresses(bridge):
         status, headers, _ = await ask(bridge, "GET", url, Origin=ALLOWED, Sec_Fetch_Site="cross-site")
         assert (status, headers["Access-Control-Allow-Origin"]) == (200, ALLOWED)
@@ -140,7 +140,7 @@ async def test_pages_of_allowed_origins_alone_may_import_it(bridge: Bridge) -> N
             assert (await ask(bridge, "GET", url, Sec_Fetch_Site=site))[0] == 200
 
 
-async def test_no_other_version_is_served_and_nothing_is_changed_there(bridge: Bridge) -> None:
+async def test_unknown_version_returns_404_and_post_returns_405(bridge: Bridge) -> None:
     for url in await addresses(bridge):
         assert (await ask(bridge, "POST", url))[0] == 405
     for name in ("client", "share"):
@@ -156,7 +156,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_the_versioned_name_changes_with_either_module(source: Path) -> None:
+def test_versioned_name_changes_with_either_module(source: Path) -> None:
     names = {client.versioned_name()}
     for name in ("client.js", "share.js"):
         with (source / name).open("a") as module:
@@ -166,7 +166,7 @@ def test_the_versioned_name_changes_with_either_module(source: Path) -> None:
     assert client.versioned_name() in names
 
 
-def test_the_versioned_client_imports_the_shared_part_of_its_version(source: Path) -> None:
+def test_versioned_client_imports_share_module_of_same_version(source: Path) -> None:
     (source / "share.js").write_text("export const changed = true;\n")
     versioned = client._modules().versioned
     (share,) = (name for name in versioned if name.startswith("share-"))
@@ -189,6 +189,6 @@ def test_the_versioned_client_imports_the_shared_part_of_its_version(source: Pat
         ("// /** A.\nlet a;\n// */\n", "// /** A.\nlet a;\n// */\n"),
     ],
 )
-def test_jsdoc_that_has_lines_of_its_own_is_not_served(source: Path, written: str, served: str) -> None:
+def test_jsdoc_on_its_own_lines_is_stripped(source: Path, written: str, served: str) -> None:
     (source / "share.js").write_text(written)
     assert client._modules().fixed["share.js"].select(()).body.decode() == served

@@ -44,7 +44,7 @@ async def client(bridge: Bridge, request: pytest.FixtureRequest) -> AsyncIterato
         yield client
 
 
-async def test_a_post_subscribes_and_unsubscribes_a_session(
+async def test_post_subscribes_and_unsubscribes_session(
     bridge: Bridge, publisher: Publisher, client: WebSocketClient | EventClient
 ) -> None:
     subject, end = publisher.subject("a"), publisher.subject("end")
@@ -74,23 +74,23 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], int, str]] = {
     "empty subjects": ("/subscribe", {"subjects": []}, 400, "command.invalid"),
     "session is a number": ("/subscribe", {"session": 1}, 400, "command.invalid"),
     "contradicting action": ("/subscribe", {"action": "unsubscribe"}, 400, "command.invalid"),
-    "contradicting the other way": ("/unsubscribe", {"action": "subscribe"}, 400, "command.invalid"),
+    "contradicting action on unsubscribe": ("/unsubscribe", {"action": "subscribe"}, 400, "command.invalid"),
     "ping": ("/subscribe", {"action": "ping"}, 400, "command.invalid"),
     "unknown action": ("/subscribe", {"action": "x"}, 400, "command.invalid"),
     "reserved action": ("/subscribe", {"action": "publish"}, 400, "command.invalid"),
     "reserved field": ("/subscribe", {"from": 1}, 400, "command.unsupported"),
     "invalid subject": ("/subscribe", {"subjects": ["a..b"]}, 400, "subject.invalid"),
-    "invalid subject to leave": ("/unsubscribe", {"subjects": ["a b"]}, 400, "subject.invalid"),
+    "invalid subject on unsubscribe": ("/unsubscribe", {"subjects": ["a b"]}, 400, "subject.invalid"),
     "forbidden subject": ("/subscribe", {"subjects": ["a", "$SYS.>"]}, 403, "subject.forbidden"),
     "unknown session": ("/subscribe", {"session": "x"}, 404, "session.unknown"),
-    "unknown session to leave": ("/unsubscribe", {"session": ""}, 404, "session.unknown"),
+    "unknown session on unsubscribe": ("/unsubscribe", {"session": ""}, 404, "session.unknown"),
     "not subscribed": ("/unsubscribe", {}, 409, "subject.not_subscribed"),
     "too many": ("/subscribe", {"subjects": [f"a.{n}" for n in range(129)]}, 429, "limit.subscriptions"),
 }
 
 
 @pytest.mark.parametrize(("path", "fields", "status", "code"), REFUSALS.values(), ids=REFUSALS)
-async def test_a_refused_post_is_told_why(
+async def test_rejected_post_returns_status_and_error_code(
     bridge: Bridge, path: str, fields: dict[str, Any], status: int, code: str
 ) -> None:
     async with bridge.events() as client:
@@ -116,7 +116,7 @@ def reply_to(action: str, command_id: int) -> dict[str, Any]:
     }
 
 
-async def test_a_reply_is_never_stored(bridge: Bridge) -> None:
+async def test_command_reply_is_not_cacheable(bridge: Bridge) -> None:
     with kept_connection(bridge) as connection:
         response, _ = await connection.request("POST", "/subscribe", b"{}", content_type="application/json")
         assert response.headers["Content-Type"] == "application/json"
@@ -134,15 +134,15 @@ BODIES: dict[str, tuple[bytes | Iterable[bytes], str, int, str]] = {
     "2 MiB": (b" " * 2**21, "application/json", 413, "limit.size"),
     "too long without a length": ([b" " * 10_000] * 7, "application/json", 413, "limit.size"),
     "text": (b"{}", "text/plain", 415, "command.invalid"),
-    "text that says JSON": (b"{}", "text/plain; application/json", 415, "command.invalid"),
-    "wire_format": (b"subjects=a", "application/x-www-form-urlencoded", 415, "command.invalid"),
+    "text type with JSON as parameter": (b"{}", "text/plain; application/json", 415, "command.invalid"),
+    "URL-encoded form": (b"subjects=a", "application/x-www-form-urlencoded", 415, "command.invalid"),
     "no content type": (b"{}", "", 415, "command.invalid"),
 }
 
 
 @pytest.mark.parametrize("path", ["/subscribe", "/unsubscribe"])
 @pytest.mark.parametrize(("body", "content_type", "status", "code"), BODIES.values(), ids=BODIES)
-async def test_a_body_that_is_no_command_is_refused(
+async def test_body_that_is_not_a_command_is_rejected(
     bridge: Bridge, path: str, body: bytes | Iterable[bytes], content_type: str, status: int, code: str
 ) -> None:
     async with bridge.events() as client:
@@ -155,7 +155,7 @@ async def test_a_body_that_is_no_command_is_refused(
 
 
 @pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "Application/JSON"])
-async def test_json_may_be_declared_in_any_spelling(bridge: Bridge, content_type: str) -> None:
+async def test_json_content_type_allows_parameters_and_any_case(bridge: Bridge, content_type: str) -> None:
     async with bridge.events() as client:
         with kept_connection(bridge) as connection:
             body = {"session": client.session, "subjects": ["a"]}
@@ -174,7 +174,7 @@ async def test_json_may_be_declared_in_any_spelling(bridge: Bridge, content_type
         ("", 404),
     ],
 )
-async def test_a_body_is_not_compressed(bridge: Bridge, coding: str, status: int) -> None:
+async def test_compressed_body_is_rejected(bridge: Bridge, coding: str, status: int) -> None:
     command = json.dumps({"session": "x", "subjects": ["a"]}).encode()
     body = command if status == 404 else gzip.compress(command)
     answered, reply = await bridge.post("/subscribe", body, **{"Content-Encoding": coding})
@@ -182,14 +182,14 @@ async def test_a_body_is_not_compressed(bridge: Bridge, coding: str, status: int
     assert reply["code"] == ("session.unknown" if status == 404 else "command.invalid")
 
 
-async def test_a_body_in_chunks_is_read_whole(bridge: Bridge) -> None:
+async def test_chunked_body_is_accepted(bridge: Bridge) -> None:
     async with bridge.events() as client:
         body = json.dumps({"session": client.session, "subjects": ["a"], "id": 1}).encode()
         with kept_connection(bridge) as connection:
             assert await connection.post("/subscribe", [body[:9], body[9:]]) == (200, reply_to("subscribe", 1))
 
 
-async def test_the_session_of_a_closed_stream_is_unknown(bridge: Bridge) -> None:
+async def test_session_of_closed_stream_is_unknown(bridge: Bridge) -> None:
     async with bridge.events() as client:
         pass
     await until(lambda: not len(sessions(bridge)))
@@ -197,7 +197,7 @@ async def test_the_session_of_a_closed_stream_is_unknown(bridge: Bridge) -> None
     assert (status, reply["code"], reply["id"]) == (404, "session.unknown", 1)
 
 
-async def test_posts_to_one_session_are_carried_out_in_their_order(nats_server: NatsServer, server: ServerName) -> None:
+async def test_posts_to_one_session_are_executed_in_order(nats_server: NatsServer, server: ServerName) -> None:
     async with running(server=server, servers=nats_server.url, subscribe=["a"]) as bridge, bridge.events() as client:
         nats_server.pause()
         command = {"session": client.session, "subjects": ["a"]}
@@ -213,9 +213,7 @@ async def test_posts_to_one_session_are_carried_out_in_their_order(nats_server: 
 
 
 @sanic_only
-async def test_a_client_that_gives_up_while_nats_is_slow_leaves_nothing_behind(
-    nats_server: NatsServer, server: ServerName
-) -> None:
+async def test_subscribe_is_undone_when_client_cancels_request(nats_server: NatsServer, server: ServerName) -> None:
     async with (
         running(server=server, servers=nats_server.url, subscribe=[">"], unsubscribe_delay=0.1) as bridge,
         bridge.events() as client,
@@ -234,7 +232,7 @@ async def test_a_client_that_gives_up_while_nats_is_slow_leaves_nothing_behind(
         assert nats_server.subscriptions() == ["c"]
 
 
-async def test_openapi_lists_the_commands_and_nothing_else(shared_nats: NatsServer) -> None:
+async def test_openapi_lists_only_command_routes(shared_nats: NatsServer) -> None:
     # sanic-ext has one OpenAPI document for all apps of the process.
     prefix = "/openapi"
     async with (
@@ -277,12 +275,12 @@ UNKNOWN = {"session": "x", "subjects": ["a"], "id": 1}
 
 
 @pytest.mark.filterwarnings("ignore:.*Passing the loop argument to listeners:DeprecationWarning")
-def test_the_test_client_of_sanic_reaches_the_bridge(app: Sanic[Any, Any]) -> None:
+def test_sanic_test_client_reaches_bridge(app: Sanic[Any, Any]) -> None:
     _, response = app.test_client.post("/nats/subscribe", json=UNKNOWN)
     assert (response.status, response.json["code"], response.json["id"]) == (404, "session.unknown", 1)
 
 
-def test_the_reusable_test_client_of_sanic_reaches_the_bridge(app: Sanic[Any, Any]) -> None:
+def test_sanic_reusable_client_reaches_bridge(app: Sanic[Any, Any]) -> None:
     client = ReusableClient(app, port=free_port())  # its own choice may be taken
     with client:
         for _ in range(2):
@@ -290,9 +288,7 @@ def test_the_reusable_test_client_of_sanic_reaches_the_bridge(app: Sanic[Any, An
             assert (response.status, response.json["code"]) == (404, "session.unknown")
 
 
-async def test_the_asgi_test_client_of_sanic_reaches_the_bridge(
-    app: Sanic[Any, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_sanic_asgi_client_reaches_bridge(app: Sanic[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sanic, "__call__", Sanic.__call__)  # which that client puts its own in the place of
     for _ in range(2):
         _, response = await app.asgi_client.post("/nats/subscribe", json=UNKNOWN)
@@ -300,7 +296,7 @@ async def test_the_asgi_test_client_of_sanic_reaches_the_bridge(
 
 
 @sanic_only
-async def test_a_body_that_cannot_be_read_is_the_clients_fault(
+async def test_malformed_chunked_body_is_rejected_and_not_logged(
     bridge: Bridge, caplog: pytest.LogCaptureFixture
 ) -> None:
     head = "POST /nats/subscribe HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -311,7 +307,7 @@ async def test_a_body_that_cannot_be_read_is_the_clients_fault(
 
 
 @pytest.mark.parametrize("server", ["uvicorn", "hypercorn"])
-async def test_a_client_that_vanishes_within_its_body_is_answered_as_if_it_were_whole(bridge: Bridge) -> None:
+async def test_connection_reset_within_body_leaves_session_unchanged(bridge: Bridge) -> None:
     # No client reads the answer; the session is unchanged.
     head = "POST /nats/subscribe HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
     async with bridge.events() as client:
@@ -324,7 +320,7 @@ async def test_a_client_that_vanishes_within_its_body_is_answered_as_if_it_were_
 
 
 @sanic_only
-async def test_half_a_command_is_given_up_when_the_server_goes_away(bridge: Bridge) -> None:
+async def test_incomplete_command_is_rejected_with_503_when_server_stops(bridge: Bridge) -> None:
     head = "POST /nats/subscribe HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n"
     async with raw_connection(bridge.port, head + '{"session"') as (reader, _):
         await until(lambda: sessions(bridge).deadlines._timeouts)

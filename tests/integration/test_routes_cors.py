@@ -17,8 +17,8 @@ FOREIGN = "https://evil.example"
 
 # What an app may have set for its other routes, as the environment gives it to sanic-ext.
 APPS_CORS: dict[str, dict[str, str]] = {
-    "default_permissions": {"ORIGINS": "*", "ALWAYS_SEND": "true"},
-    "everybody by a star": {"ORIGINS": "*", "SEND_WILDCARD": "true"},
+    "all origins, reflected": {"ORIGINS": "*", "ALWAYS_SEND": "true"},
+    "all origins, by wildcard": {"ORIGINS": "*", "SEND_WILDCARD": "true"},
     "another": {"ORIGINS": f"{OTHER},{FOREIGN}", "SUPPORTS_CREDENTIALS": "true", "EXPOSE_HEADERS": "x-mark"},
     "none": {},
 }
@@ -32,7 +32,7 @@ def server(request: pytest.FixtureRequest) -> ServerName:
     return name
 
 
-def reckless(app: Sanic[Any, Any]) -> None:
+def add_permissive_middleware(app: Sanic[Any, Any]) -> None:
     """Give the app a route, and a response middleware that opens everything."""
 
     @app.get("/own")
@@ -82,14 +82,14 @@ ANSWERS = [
 ]  # fmt: skip
 
 
-async def test_an_allowed_origin_is_shown_every_answer(bridge: Bridge) -> None:
+async def test_allowed_origin_gets_cors_headers_on_every_response(bridge: Bridge) -> None:
     for method, path, status in ANSWERS:
         answered, headers = await ask(bridge, method, path, ALLOWED)
         assert (method, path, answered, cors(headers)) == (method, path, status, SHOWN)
         assert varies(headers) == ["origin"]
 
 
-async def test_nobody_else_is(bridge: Bridge) -> None:
+async def test_other_origins_get_no_cors_headers(bridge: Bridge) -> None:
     own = f"http://127.0.0.1:{bridge.port}"
     for method, path, status in ANSWERS:
         for origin in (None, own, FOREIGN, OTHER, "null"):
@@ -100,14 +100,14 @@ async def test_nobody_else_is(bridge: Bridge) -> None:
             assert varies(headers) == ["origin"]
 
 
-async def test_health_and_metrics_are_sent_to_everybody_and_shown_to_allowed_origins(bridge: Bridge) -> None:
+async def test_health_and_metrics_have_cors_headers_for_allowed_origins(bridge: Bridge) -> None:
     for path in ("/health/live", "/health/ready", "/metrics"):
         for origin, shown in ((ALLOWED, SHOWN), (None, {}), (FOREIGN, {}), (OTHER, {})):
             status, headers = await ask(bridge, "GET", path, origin)
             assert (path, origin, status, cors(headers)) == (path, origin, 200, shown)
 
 
-async def test_a_preflight_is_answered_to_allowed_origins_alone(bridge: Bridge) -> None:
+async def test_preflight_succeeds_for_allowed_origins_only(bridge: Bridge) -> None:
     for path in ("/events", "/subscribe", "/unsubscribe"):
         status, headers = await ask(bridge, "OPTIONS", path, ALLOWED, **PREFLIGHT)
         assert status == 204
@@ -122,9 +122,11 @@ async def test_a_preflight_is_answered_to_allowed_origins_alone(bridge: Bridge) 
             assert (status, cors(headers)) == (403, {})
 
 
-async def test_the_app_keeps_its_own_cors(bridge: Bridge, request: pytest.FixtureRequest, server: ServerName) -> None:
+async def test_app_keeps_own_cors_on_other_routes(
+    bridge: Bridge, request: pytest.FixtureRequest, server: ServerName
+) -> None:
     expected = {
-        "default_permissions": FOREIGN, "everybody by a star": "*", "another": FOREIGN, "none": None,
+        "all origins, reflected": FOREIGN, "all origins, by wildcard": "*", "another": FOREIGN, "none": None,
     }[request.node.callspec.params["bridge"]]  # fmt: skip
     async with bridge.http.get(f"http://127.0.0.1:{bridge.port}/docs", headers={"Origin": FOREIGN}) as response:
         assert response.status == 200
@@ -133,7 +135,7 @@ async def test_the_app_keeps_its_own_cors(bridge: Bridge, request: pytest.Fixtur
 
 @pytest.mark.parametrize("bridge", ["none"], indirect=True)
 @pytest.mark.parametrize("server", ["sanic"])
-async def test_errors_of_sanic_itself_are_marked_too(bridge: Bridge) -> None:
+async def test_errors_of_sanic_have_no_cors_headers(bridge: Bridge) -> None:
     head = f"GET /nats/events?{'a' * 20_000} HTTP/1.1\r\nHost: localhost\r\nOrigin: {FOREIGN}\r\n\r\n"
     async with raw_connection(bridge.port, head) as (reader, _):
         answer = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), WAIT_SECONDS)).lower()
@@ -141,13 +143,13 @@ async def test_errors_of_sanic_itself_are_marked_too(bridge: Bridge) -> None:
         assert b"access-control-" not in answer
 
 
-async def test_no_middleware_of_the_app_has_the_last_word(
+async def test_app_middleware_cannot_override_cors_headers(
     shared_nats: NatsServer, server: ServerName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SANIC_CORS", "false")  # sanic-ext's own replaces every Vary
 
     def prepare(app: Sanic[Any, Any]) -> None:
-        reckless(app)
+        add_permissive_middleware(app)
 
         async def replace(request: Request, response: BaseHTTPResponse) -> HTTPResponse | None:
             if request.method == "GET":

@@ -41,7 +41,7 @@ def server(request: pytest.FixtureRequest) -> ServerName:
     return name
 
 
-def shown(response: ClientResponse) -> dict[str, str]:
+def response_headers(response: ClientResponse) -> dict[str, str]:
     """Return the headers that describe the response, without those of the connection."""
     transport = {"Alt-Svc", "Connection", "Keep-Alive", "Transfer-Encoding", "Content-Length", "Date", "Server"}
     return {name.title(): value for name, value in response.headers.items() if name.title() not in transport}
@@ -59,13 +59,13 @@ def data(text: str) -> dict[str, Any]:
     return frame
 
 
-async def test_a_stream_opens_with_a_retry_and_the_welcome(shared_nats: NatsServer, server: ServerName) -> None:
+async def test_stream_opens_with_retry_and_welcome(shared_nats: NatsServer, server: ServerName) -> None:
     async with (
         running(server=server, servers=shared_nats.url, retry=3) as bridge,
         bridge.http.get(f"{bridge.url}/events") as response,
     ):
         assert response.status == 200
-        assert shown(response) == HEADERS
+        assert response_headers(response) == HEADERS
         match = re.fullmatch(r"retry: (\d+)\nevent: welcome\ndata: (.*)\n\n", await event(response))
         assert match is not None
         assert 3000 <= int(match[1]) <= 6000
@@ -82,7 +82,7 @@ async def test_a_stream_opens_with_a_retry_and_the_welcome(shared_nats: NatsServ
         }
 
 
-async def test_streams_are_told_different_retries(bridge: Bridge) -> None:
+async def test_streams_get_different_retry_delays(bridge: Bridge) -> None:
     async with contextlib.AsyncExitStack() as stack:
         responses = [await stack.enter_async_context(bridge.http.get(f"{bridge.url}/events")) for _ in range(5)]
         assert len({(await event(response)).partition("\n")[0] for response in responses}) > 1
@@ -97,7 +97,7 @@ async def test_only_messages_have_no_event_name(bridge: Bridge, publisher: Publi
         assert client.events == ["welcome", "reply", "message"]
 
 
-async def test_the_subjects_of_the_query_are_followed_from_the_reply_on(bridge: Bridge, publisher: Publisher) -> None:
+async def test_stream_subscribes_to_subjects_of_query(bridge: Bridge, publisher: Publisher) -> None:
     subject, rest = publisher.subject("a"), publisher.subject("b.>")
     async with bridge.events(subject, rest, subject) as client:
         assert client.reply["subjects"] == [subject, rest]
@@ -107,14 +107,14 @@ async def test_the_subjects_of_the_query_are_followed_from_the_reply_on(bridge: 
 
 
 REFUSALS = {
-    "blank": ("subjects=", 400, "subject.invalid"),
+    "empty": ("subjects=", 400, "subject.invalid"),
     "empty token": ("subjects=a..b", 400, "subject.invalid"),
     "NUL": ("subjects=a%00b", 400, "subject.invalid"),
     "CR LF": ("subjects=a%0D%0Ab", 400, "subject.invalid"),
     "not UTF-8": ("subjects=%FF", 400, "subject.invalid"),
     "one of two": ("subjects=a&subjects=b.%3E.c", 400, "subject.invalid"),
     "reserved": ("subjects=%24SYS.%3E", 403, "subject.forbidden"),
-    "assembler": ("subjects=a&subjects=_INBOX.%3E", 403, "subject.forbidden"),
+    "inbox": ("subjects=a&subjects=_INBOX.%3E", 403, "subject.forbidden"),
     "129": ("&".join(f"subjects=a.{number}" for number in range(129)), 429, "limit.subscriptions"),
     "another protocol": ("protocol=2", 400, "command.unsupported"),
     "no protocol": ("protocol=", 400, "command.unsupported"),
@@ -124,7 +124,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize(("query", "status", "code"), REFUSALS.values(), ids=REFUSALS)
-async def test_what_is_wrong_for_good_is_an_http_error(bridge: Bridge, query: str, status: int, code: str) -> None:
+async def test_invalid_stream_request_gets_http_error(bridge: Bridge, query: str, status: int, code: str) -> None:
     async with bridge.http.get(f"{bridge.url}/events?{query}") as response:
         assert (response.status, response.content_type) == (status, "application/json")
         assert response.headers["Cache-Control"] == "no-store"
@@ -133,13 +133,13 @@ async def test_what_is_wrong_for_good_is_an_http_error(bridge: Bridge, query: st
         assert (reply["type"], reply["success"], reply["code"]) == ("reply", False, code)
         assert reply["message"]
     async with bridge.http.head(f"{bridge.url}/events?{query}") as head:
-        assert (head.status, shown(head)) == (response.status, shown(response))
+        assert (head.status, response_headers(head)) == (response.status, response_headers(response))
         assert await head.read() == b""
     assert not len(sessions(bridge))
     assert not bridge.runtime.sessions.hub.patterns
 
 
-async def test_head_shows_the_headers_of_a_stream_and_opens_none(bridge: Bridge) -> None:
+async def test_head_returns_stream_headers_and_opens_no_session(bridge: Bridge) -> None:
     with kept_connection(bridge) as connection:
         # The second answer comes on the same connection: nothing follows the first.
         for query in ("", "?subjects=a&protocol=1"):
@@ -150,7 +150,7 @@ async def test_head_shows_the_headers_of_a_stream_and_opens_none(bridge: Bridge)
     assert not bridge.runtime.sessions.hub.patterns
 
 
-async def test_a_full_worker_answers_with_a_goodbye_and_keeps_the_connection(
+async def test_full_worker_sends_close_event_and_keeps_connection_open(
     shared_nats: NatsServer, server: ServerName
 ) -> None:
     async with running(server=server, servers=shared_nats.url, subscribe=["a"], max_sessions=1, retry=1) as bridge:
@@ -173,9 +173,7 @@ async def test_a_full_worker_answers_with_a_goodbye_and_keeps_the_connection(
             assert client.welcome["type"] == "welcome"
 
 
-async def test_pipelined_requests_are_answered_behind_the_end_of_a_stream(
-    shared_nats: NatsServer, server: ServerName
-) -> None:
+async def test_pipelined_requests_are_answered_after_stream_ends(shared_nats: NatsServer, server: ServerName) -> None:
     request = "GET /nats/events HTTP/1.1\r\nHost: localhost\r\n\r\n"
     async with running(server=server, servers=shared_nats.url, max_sessions=1) as bridge, bridge.events():
         last = "HEAD /nats/events?protocol=2 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
@@ -186,7 +184,7 @@ async def test_pipelined_requests_are_answered_behind_the_end_of_a_stream(
 
 
 @sanic_only
-async def test_a_stopping_server_says_goodbye_and_ends_the_stream(shared_nats: NatsServer, server: ServerName) -> None:
+async def test_stream_ends_with_close_event_1001_when_server_stops(shared_nats: NatsServer, server: ServerName) -> None:
     request = "GET /nats/events HTTP/1.1\r\nHost: localhost\r\n\r\n"
     async with contextlib.AsyncExitStack() as stack, asyncio.timeout(2 * WAIT_SECONDS):
         async with running(server=server, servers=shared_nats.url, retry=1) as bridge:
@@ -199,7 +197,7 @@ async def test_a_stopping_server_says_goodbye_and_ends_the_stream(shared_nats: N
     assert (close["code"], close["reconnect"], close["retry"]) == (1001, True, int(match[1]))
 
 
-async def test_a_script_in_httpx_reads_the_stream(bridge: Bridge, publisher: Publisher) -> None:
+async def test_httpx_client_reads_stream(bridge: Bridge, publisher: Publisher) -> None:
     subject = publisher.subject("a")
     async with (
         httpx.AsyncClient(timeout=WAIT_SECONDS) as http,
@@ -216,7 +214,7 @@ async def test_a_script_in_httpx_reads_the_stream(bridge: Bridge, publisher: Pub
     assert [text for _, text in received[2:]] == ["two\nlines", "ä\u2028"]
 
 
-async def test_a_script_with_sseclient_reads_the_stream(bridge: Bridge, publisher: Publisher) -> None:
+async def test_sseclient_reads_stream(bridge: Bridge, publisher: Publisher) -> None:
     subject = publisher.subject("a")
     received: list[tuple[str, Any]] = []
 
@@ -237,7 +235,7 @@ async def test_a_script_with_sseclient_reads_the_stream(bridge: Bridge, publishe
 
 
 @pytest.mark.parametrize("crash", [False, True], ids=["close", "crash"])
-async def test_a_client_that_leaves_gives_everything_back(
+async def test_session_and_subscription_end_when_client_disconnects(
     bridge: Bridge, publisher: Publisher, shared_nats: NatsServer, crash: bool
 ) -> None:
     subject = publisher.subject("a")
@@ -254,7 +252,7 @@ async def test_a_client_that_leaves_gives_everything_back(
 
 
 @sanic_only
-async def test_streams_outlive_the_response_timeout(
+async def test_streams_outlive_response_timeout(
     shared_nats: NatsServer, publisher: Publisher, server: ServerName
 ) -> None:
     idle, busy = publisher.subject("idle"), publisher.subject("busy")
@@ -277,7 +275,7 @@ async def test_streams_outlive_the_response_timeout(
         assert await busy_client.data(60) == list(range(60))
 
 
-async def test_an_idle_stream_carries_heartbeats(shared_nats: NatsServer, server: ServerName) -> None:
+async def test_heartbeats_are_sent_on_idle_stream(shared_nats: NatsServer, server: ServerName) -> None:
     async with (
         running(server=server, servers=shared_nats.url, heartbeat=0.2) as bridge,
         bridge.http.get(f"{bridge.url}/events") as response,
@@ -286,7 +284,7 @@ async def test_an_idle_stream_carries_heartbeats(shared_nats: NatsServer, server
         assert {await event(response) for _ in range(3)} == {'event: heartbeat\ndata: {"type":"heartbeat"}\n\n'}
 
 
-async def test_an_idle_websocket_carries_heartbeats(shared_nats: NatsServer, server: ServerName) -> None:
+async def test_heartbeats_are_sent_on_idle_websocket(shared_nats: NatsServer, server: ServerName) -> None:
     async with running(server=server, servers=shared_nats.url, heartbeat=0.2) as bridge, bridge.websocket() as client:
         async with asyncio.timeout(WAIT_SECONDS):
             assert [await client.connection.recv() for _ in range(3)] == ['{"type":"heartbeat"}'] * 3

@@ -38,7 +38,7 @@ SHOWN = [
 
 
 @pytest.mark.parametrize("text", HIDDEN)
-def test_the_query_of_an_own_route_is_left_out(text: str) -> None:
+def test_query_of_bridge_route_is_redacted(text: str) -> None:
     redaction = QueryRedaction(PATHS)
     for record in (
         logging.LogRecord("x", 10, "x", 1, text, None, None),
@@ -50,14 +50,14 @@ def test_the_query_of_an_own_route_is_left_out(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", SHOWN)
-def test_everything_else_stays(text: str) -> None:
+def test_other_log_text_is_unchanged(text: str) -> None:
     record = logging.LogRecord("x", 10, "x", 1, "%s %d", (text, 5), None)
     vars(record)["request"] = f"GET {text}"
     assert QueryRedaction(PATHS).filter(record)
     assert (record.getMessage(), record.args, vars(record)["request"]) == (f"{text} 5", (text, 5), f"GET {text}")
 
 
-def test_the_fields_of_another_are_not_changed() -> None:
+def test_query_field_is_redacted_without_changing_original_dict() -> None:
     fields = {"U": "/nats/events", "q": "a=SECRET", "s": 200}
     record = logging.LogRecord("x", 10, "x", 1, "%(U)s %(q)s %(s)d", (fields,), None)
     QueryRedaction(PATHS).filter(record)
@@ -68,7 +68,7 @@ def test_the_fields_of_another_are_not_changed() -> None:
     assert other.getMessage() == "/shop a=1"
 
 
-async def test_it_filters_while_the_app_is_served(shared_nats: NatsServer) -> None:
+async def test_filter_is_installed_only_while_app_is_served(shared_nats: NatsServer) -> None:
     def filters() -> int:
         return sum(isinstance(f, QueryRedaction) for name in LOGGERS for f in logging.getLogger(name).filters)
 
@@ -78,7 +78,7 @@ async def test_it_filters_while_the_app_is_served(shared_nats: NatsServer) -> No
     assert filters() == before
 
 
-# All that is logged while each door is used, at DEBUG level
+# All that is logged while each route is used, at DEBUG level
 
 SECRET = "SeCrEt"
 QUERY = f"?subjects=x&ticket={SECRET}q"
@@ -113,8 +113,8 @@ def log(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
         logger.propagate = propagate
 
 
-async def every_door(bridge: Bridge) -> set[str]:
-    """Use each door well and badly; returns the ids of the sessions."""
+async def use_every_route(bridge: Bridge) -> set[str]:
+    """Use each route rightly and wrongly; return the ids of the sessions."""
     async with bridge.events(f"x{SECRET}s") as events, bridge.http.ws_connect(
         f"{bridge.url}/stream{QUERY}", headers=HEADERS
     ) as client:  # fmt: skip
@@ -143,12 +143,12 @@ async def every_door(bridge: Bridge) -> set[str]:
 
 
 @pytest.mark.parametrize("server", ["sanic", "uvicorn", "hypercorn"])
-async def test_no_secret_reaches_a_log(server: ServerName, log: list[str]) -> None:
+async def test_no_secret_is_logged(server: ServerName, log: list[str]) -> None:
     asyncio.get_running_loop().set_debug(True)
     with NatsServer(config=f"authorization: {{user: u, password: {SECRET}n}}") as nats_server:
         url = nats_server.url.replace("//", f"//u:{SECRET}n@")
         async with running(servers=url, subscribe=[">"], server=server, server_options=ACCESS_LOGS[server]) as bridge:
-            ids = await every_door(bridge)
+            ids = await use_every_route(bridge)
             async with bridge.http.get(f"http://127.0.0.1:{bridge.port}/other?shown=1") as response:
                 assert response.status == 404
 
@@ -177,7 +177,7 @@ async def test_no_secret_reaches_a_log(server: ServerName, log: list[str]) -> No
     assert leaks == []
 
 
-async def test_no_query_reaches_the_log_of_a_worker(shared_nats: NatsServer) -> None:
+async def test_worker_log_contains_no_query_of_bridge_route(shared_nats: NatsServer) -> None:
     configuration = {"NATS_BRIDGE_SERVERS": shared_nats.url, "NATS_BRIDGE_SUBSCRIBE": ">"}
     with tempfile.TemporaryFile() as output:
         async with (

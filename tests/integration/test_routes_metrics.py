@@ -88,7 +88,7 @@ async def read(bridge: Bridge, **headers: str) -> tuple[str, str]:
 # One process
 
 
-async def test_what_is_told_is_what_the_worker_has_counted(measured: Bridge, publisher: Publisher) -> None:
+async def test_scrape_reports_counts_without_subjects_or_session_ids(measured: Bridge, publisher: Publisher) -> None:
     subject = publisher.subject("a")
     async with measured.websocket() as client:
         await client.follow(subject)
@@ -110,14 +110,14 @@ async def test_what_is_told_is_what_the_worker_has_counted(measured: Bridge, pub
     assert client.key not in text
 
 
-async def test_every_metric_is_described(measured: Bridge) -> None:
+async def test_every_metric_has_help_and_type(measured: Bridge) -> None:
     _, text = await read(measured)
     for metric in METRICS:
         assert f"# HELP {metric.name} {metric.help}\n" in text
         assert f"# TYPE {metric.name} {'counter' if metric.grows else 'gauge'}\n" in text
 
 
-async def test_openmetrics_is_spoken_where_it_is_asked_for(measured: Bridge) -> None:
+async def test_openmetrics_format_is_sent_if_requested(measured: Bridge) -> None:
     content_type, text = await read(measured, Accept=f"{OPENMETRICS},text/plain;version=0.0.4;q=0.5,*/*;q=0.1")
     assert content_type.startswith("application/openmetrics-text")
     assert text.endswith("# EOF\n")
@@ -128,30 +128,30 @@ async def test_openmetrics_is_spoken_where_it_is_asked_for(measured: Bridge) -> 
 @pytest.mark.parametrize(
     "accept", ["", "nonsense;;=,", "text/plain;version=1.0.0;escaping=x", "*/*", "\xff", "," * 3000]
 )
-async def test_any_accept_is_answered(measured: Bridge, accept: str) -> None:
+async def test_unusual_accept_header_gets_text_format(measured: Bridge, accept: str) -> None:
     content_type, text = await read(measured, Accept=accept)
     assert content_type.startswith("text/plain")
     assert samples(text)
 
 
-async def test_head_has_no_body(measured: Bridge) -> None:
+async def test_head_response_has_no_body(measured: Bridge) -> None:
     for _ in range(2):
         async with measured.http.head(f"{measured.url}/metrics") as response:
             assert (response.status, await response.read()) == (200, b"")
 
 
-async def test_it_works_while_nats_is_away(nats_server: NatsServer) -> None:
+async def test_metrics_are_served_while_nats_is_disconnected(nats_server: NatsServer) -> None:
     nats_server.stop()
     async with running(servers=nats_server.url, connected=False, metrics=True, prefix="") as bridge:
         assert samples((await read(bridge))[1])["natsbridge_nats_connected", "single"] == 0
 
 
-async def test_without_the_setting_there_is_none(bridge: Bridge) -> None:
+async def test_metrics_route_returns_404_by_default(bridge: Bridge) -> None:
     async with bridge.http.get(f"{bridge.url}/metrics") as response:
         assert response.status == 404
 
 
-async def test_what_the_app_has_in_the_library_is_its_own(measured: Bridge) -> None:
+async def test_app_and_bridge_metrics_use_separate_registries(measured: Bridge) -> None:
     own = prometheus_client.Counter(f"own_{uuid4().hex}", "Of the app")
     own.inc()
     _, text = await read(measured)
@@ -159,14 +159,14 @@ async def test_what_the_app_has_in_the_library_is_its_own(measured: Bridge) -> N
     assert "natsbridge" not in prometheus_client.generate_latest().decode()
 
 
-def test_without_the_library_the_start_stops_and_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_setting_without_library_is_rejected_with_install_hint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "find_spec", lambda name: None)
     Settings.resolve({}, {})
     with pytest.raises(SettingsError, match=r"requires a package: pip install 'sanic-nats-bridge\[metrics\]'$"):
         Settings.resolve({"metrics": True}, {})
 
 
-def test_without_the_setting_the_library_is_not_imported() -> None:
+def test_prometheus_client_is_not_imported_by_default() -> None:
     code = (
         "import sys; from sanic import Sanic; from sanic_nats_bridge import NatsBridge;"
         "Sanic('a').extend(extensions=[NatsBridge(subscribe=['a'])]); assert 'prometheus_client' not in sys.modules"
@@ -214,7 +214,7 @@ class Server:
         await until(lambda: not alive(before), 3 * WAIT_SECONDS)
 
 
-async def test_a_scrape_shows_all_workers_whichever_answers_and_what_they_have_counted_lasts(
+async def test_any_worker_reports_all_workers_and_counters_survive_restarts(
     nats_server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -270,7 +270,7 @@ async def test_a_scrape_shows_all_workers_whichever_answers_and_what_they_have_c
     await until(lambda: not folders(tmp_path))
 
 
-async def test_workers_whose_app_is_in_the_main_module_meet_too(shared_nats: NatsServer) -> None:
+async def test_workers_share_metrics_if_app_is_in_main_module(shared_nats: NatsServer) -> None:
     port = free_port()
     settings = {"SANIC_NATS_BRIDGE_SERVERS": shared_nats.url, "SANIC_NATS_BRIDGE_METRICS": "true", "PORT": str(port)}
     command = (sys.executable, "-m", "tests.support.apps.managed")
@@ -283,7 +283,7 @@ async def test_workers_whose_app_is_in_the_main_module_meet_too(shared_nats: Nat
             pass
 
 
-async def test_two_apps_of_one_process_each_tell_of_their_own(shared_nats: NatsServer) -> None:
+async def test_two_apps_in_one_process_report_separate_metrics(shared_nats: NatsServer) -> None:
     options: dict[str, Any] = {"servers": shared_nats.url, "subscribe": [">"], "metrics": True}
     async with running(**options) as first, running(**options) as second, first.websocket():
         of_first, of_second = [samples((await read(bridge))[1]) for bridge in (first, second)]

@@ -27,7 +27,7 @@ REFUSED = {
     "code": "origin.forbidden",
     "message": "This origin is not allowed to use this server",
 }
-DOORS = [
+ROUTES = [
     ("GET", "/events"), ("GET", "/events/"), ("HEAD", "/events"), ("OPTIONS", "/events"),
     ("POST", "/subscribe"), ("OPTIONS", "/subscribe"), ("POST", "/unsubscribe"), ("OPTIONS", "/unsubscribe"),
     ("GET", "/stream"), ("OPTIONS", "/stream"),
@@ -49,10 +49,10 @@ async def status(bridge: Bridge, path: str = "/events", method: str = "HEAD", **
 @pytest.mark.parametrize(
     "headers", [{"Origin": FOREIGN}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}], ids=str
 )
-async def test_a_foreign_page_is_turned_away_at_each_door(bridge: Bridge, headers: dict[str, str]) -> None:
+async def test_foreign_page_is_rejected_on_every_route(bridge: Bridge, headers: dict[str, str]) -> None:
     asked: list[str] = []
     bridge.runtime.sessions.hub.acquire = lambda patterns, _: asked.extend(patterns)  # type: ignore[method-assign,assignment,misc]
-    for method, path in DOORS:
+    for method, path in ROUTES:
         async with bridge.http.request(
             method, bridge.url + path, json={"subjects": ["a"]}, params={"subjects": "a"}, headers=headers
         ) as response:
@@ -66,7 +66,7 @@ async def test_a_foreign_page_is_turned_away_at_each_door(bridge: Bridge, header
     assert asked == []
 
 
-async def test_a_websocket_of_a_foreign_page_is_refused(bridge: Bridge, server: ServerName) -> None:
+async def test_websocket_of_foreign_page_is_rejected(bridge: Bridge, server: ServerName) -> None:
     address = bridge.url.replace("http", "ws") + "/stream"
     if server == "sanic":
         with pytest.raises(InvalidStatus) as refused:
@@ -86,7 +86,7 @@ async def test_a_websocket_of_a_foreign_page_is_refused(bridge: Bridge, server: 
     assert len(sessions(bridge)) == 0
 
 
-async def test_own_pages_and_clients_that_are_no_browsers_come_in(bridge: Bridge) -> None:
+async def test_own_pages_and_non_browser_clients_are_accepted(bridge: Bridge) -> None:
     own = f"http://127.0.0.1:{bridge.port}"
     for headers in ({"Origin": own}, {"Sec_Fetch_Site": "same-origin"}, {"Sec_Fetch_Site": "none"}, {}):
         assert await status(bridge, **headers) == 200
@@ -95,7 +95,7 @@ async def test_own_pages_and_clients_that_are_no_browsers_come_in(bridge: Bridge
         assert len(sessions(bridge)) == 2
 
 
-async def test_pages_of_an_allowed_origin_come_in(shared_nats: NatsServer, server: ServerName) -> None:
+async def test_pages_of_allowed_origin_are_accepted(shared_nats: NatsServer, server: ServerName) -> None:
     async with running(servers=shared_nats.url, server=server, allowed_origins=ALLOWED) as bridge:
         assert await status(bridge, Origin=ALLOWED, Sec_Fetch_Site="cross-site") == 200
         async with bridge.websocket(origin=ALLOWED):
@@ -103,7 +103,7 @@ async def test_pages_of_an_allowed_origin_come_in(shared_nats: NatsServer, serve
         assert await status(bridge, Origin=FOREIGN) == 403
 
 
-async def test_two_origins_are_refused_before_the_handshake(shared_nats: NatsServer) -> None:
+async def test_request_with_two_origins_is_rejected_before_handshake(shared_nats: NatsServer) -> None:
     async with running(servers=shared_nats.url, allowed_origins=ALLOWED) as bridge:
         request = f"GET /nats/stream HTTP/1.1\r\n{UPGRADE}" + f"Origin: {ALLOWED}\r\n" * 2 + "\r\n"
         async with raw_connection(bridge.port, request) as (reader, _):
@@ -111,7 +111,7 @@ async def test_two_origins_are_refused_before_the_handshake(shared_nats: NatsSer
             assert head.startswith(b"HTTP/1.1 403")
 
 
-async def test_a_middleware_of_the_app_runs_before_the_rule_and_may_answer_itself(shared_nats: NatsServer) -> None:
+async def test_app_middleware_runs_before_guard_and_may_respond(shared_nats: NatsServer) -> None:
     def prepare(app: Sanic[Any, Any]) -> None:
         @app.middleware("request", priority=-100)
         async def tag(request: Request) -> HTTPResponse | None:
@@ -142,7 +142,7 @@ def certificate(folder: Path) -> ssl.SSLContext:
 FORWARDED = {"X_Forwarded_For": "192.0.2.1", "X_Forwarded_Host": "shop.example", "X_Forwarded_Proto": "https"}
 
 
-async def test_what_a_proxy_says_counts_only_where_sanic_trusts_it(shared_nats: NatsServer) -> None:
+async def test_forwarded_headers_count_only_if_sanic_trusts_proxy(shared_nats: NatsServer) -> None:
     origin = "https://shop.example"
     async with running(servers=shared_nats.url) as bridge:
         assert await status(bridge, Origin=origin, **FORWARDED) == 403
@@ -163,7 +163,7 @@ async def test_what_a_proxy_says_counts_only_where_sanic_trusts_it(shared_nats: 
             assert len(sessions(bridge)) == 1
 
 
-async def test_the_server_name_of_sanic_is_the_apps_own_host(shared_nats: NatsServer) -> None:
+async def test_sanic_server_name_determines_own_origin(shared_nats: NatsServer) -> None:
     async with running(servers=shared_nats.url) as bridge:
         bridge.app.config.SERVER_NAME = "https://shop.example"
         assert await status(bridge, Origin="https://shop.example") == 200
@@ -171,7 +171,7 @@ async def test_the_server_name_of_sanic_is_the_apps_own_host(shared_nats: NatsSe
         assert await status(bridge, Origin="http://evil.example", Host="evil.example") == 403
 
 
-async def test_the_scheme_counts_where_sanic_itself_speaks_tls(shared_nats: NatsServer, tmp_path: Path) -> None:
+async def test_scheme_is_compared_if_sanic_terminates_tls(shared_nats: NatsServer, tmp_path: Path) -> None:
     keys = certificate(tmp_path)
     async with running(servers=shared_nats.url, server_options={"ssl": keys}) as bridge:
         for scheme, expected in (("https", 200), ("http", 403)):
@@ -181,14 +181,14 @@ async def test_the_scheme_counts_where_sanic_itself_speaks_tls(shared_nats: Nats
                 assert response.status == expected
 
 
-async def test_the_scheme_counts_where_an_asgi_server_knows_it(shared_nats: NatsServer) -> None:
+async def test_scheme_is_compared_if_asgi_server_reports_it(shared_nats: NatsServer) -> None:
     async with running(servers=shared_nats.url, server="uvicorn") as bridge:
         for scheme, expected in (("https", 200), ("http", 403)):
             headers = {"Origin": f"{scheme}://shop.example", "Host": "shop.example", "X_Forwarded_Proto": "https"}
             assert await status(bridge, **headers) == expected
 
 
-async def test_each_origin_is_logged_once_with_what_to_do(
+async def test_each_rejected_origin_is_logged_once_with_remedy(
     shared_nats: NatsServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with running(servers=shared_nats.url) as bridge:
@@ -216,7 +216,7 @@ class _Foreign:
         self.forwarded: dict[str, Any] = {}
 
 
-def test_endless_origins_fill_neither_the_log_nor_the_memory(caplog: pytest.LogCaptureFixture) -> None:
+def test_rejected_origins_use_bounded_log_and_memory(caplog: pytest.LogCaptureFixture) -> None:
     guard = RequestGuard(OriginPolicy([]))
     with caplog.at_level(logging.WARNING):
         for number in range(3000):

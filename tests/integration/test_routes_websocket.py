@@ -35,7 +35,7 @@ def server(request: pytest.FixtureRequest) -> ServerName:
 
 
 @pytest.fixture
-async def followed(bridge: Bridge, publisher: Publisher) -> AsyncIterator[str]:
+async def busy_subject(bridge: Bridge, publisher: Publisher) -> AsyncIterator[str]:
     """Publish on a subject continuously, and check that its follower gets every message in order."""
     subject = publisher.subject("followed")
     stopped = asyncio.Event()
@@ -57,16 +57,16 @@ async def followed(bridge: Bridge, publisher: Publisher) -> AsyncIterator[str]:
         assert await follower.data(published) == list(range(published))
 
 
-async def answer(client: WebSocketClient) -> dict[str, Any]:
+async def next_reply(client: WebSocketClient) -> dict[str, Any]:
     """Return the next frame that isn't a message."""
     while (frame := await client.frame())["type"] == "message":
         pass
     return frame
 
 
-async def closing(client: WebSocketClient) -> tuple[dict[str, Any], int | None]:
+async def close_frame_and_code(client: WebSocketClient) -> tuple[dict[str, Any], int | None]:
     """Return the last frame and the close code after it."""
-    frame = await answer(client)
+    frame = await next_reply(client)
     with pytest.raises(ConnectionClosed) as closed:
         await client.frame()
     assert closed.value.rcvd is not None
@@ -77,7 +77,7 @@ def subscribe(*subjects: str, **fields: Any) -> dict[str, Any]:
     return {"action": "subscribe", "subjects": subjects} | fields
 
 
-async def test_the_first_frame_is_the_welcome(bridge: Bridge) -> None:
+async def test_first_frame_is_welcome(bridge: Bridge) -> None:
     async with bridge.websocket() as client, bridge.websocket() as other:
         assert len(client.session) >= 32
         assert client.session != other.session
@@ -103,7 +103,7 @@ async def test_the_first_frame_is_the_welcome(bridge: Bridge) -> None:
         ("token=x&after=", "Not supported here: 'from' and 'after'"),
     ],
 )
-async def test_a_query_of_what_the_protocol_reserves_is_refused(bridge: Bridge, query: str, reason: str) -> None:
+async def test_websocket_with_unsupported_query_closes_with_4400(bridge: Bridge, query: str, reason: str) -> None:
     async with bridge.unwelcome_websocket(query) as client:
         assert await client.frame() == {"type": "close", "code": 4400, "reason": reason, "reconnect": False}
         with pytest.raises(ConnectionClosed) as closed:
@@ -112,12 +112,12 @@ async def test_a_query_of_what_the_protocol_reserves_is_refused(bridge: Bridge, 
     assert len(bridge.extension.sessions) == 0
 
 
-async def test_other_parameters_of_the_query_are_the_apps_own(bridge: Bridge) -> None:
+async def test_other_query_parameters_are_ignored(bridge: Bridge) -> None:
     async with bridge.websocket("protocol=1&token=x&subjects=a&empty="):
         assert len(bridge.extension.sessions) == 1
 
 
-async def test_the_command_of_the_panini_example_is_answered(bridge: Bridge, publisher: Publisher) -> None:
+async def test_command_of_panini_example_subscribes(bridge: Bridge, publisher: Publisher) -> None:
     async with bridge.websocket() as client:
         assert await client.ask('{"subjects":["test.subject"],"action":"subscribe"}') == {
             "type": "reply",
@@ -154,7 +154,7 @@ BAD_INPUT: dict[str, tuple[str | bytes | dict[str, Any], str]] = {
     "20,000 levels": (DEEP, "command.invalid"),
     "20,000 levels in an unknown field": ('{"action": "ping", "x": ' + DEEP + "}", "command.invalid"),
     "unknown action": ({"action": "delete", "subjects": ["a"]}, "command.invalid"),
-    "action is no text": ({"action": 1, "subjects": ["a"]}, "command.invalid"),
+    "action isn't a string": ({"action": 1, "subjects": ["a"]}, "command.invalid"),
     "id is an object": (subscribe("a", id={}), "command.invalid"),
     "id is a fraction": (subscribe("a", id=1.5), "command.invalid"),
     **{
@@ -164,7 +164,7 @@ BAD_INPUT: dict[str, tuple[str | bytes | dict[str, Any], str]] = {
     **{f"reserved field {name}": (subscribe("a", **{name: 1}), "command.unsupported") for name in ("from", "after")},
     "no subjects": ({"action": "subscribe"}, "command.invalid"),
     "subjects empty": (subscribe(), "command.invalid"),
-    "subjects is a text": ({"action": "subscribe", "subjects": "a"}, "command.invalid"),
+    "subjects is a string": ({"action": "subscribe", "subjects": "a"}, "command.invalid"),
     "a subject is a number": ({"action": "subscribe", "subjects": [1]}, "command.invalid"),
     "129 subjects": (subscribe(*(f"a.{number}" for number in range(129))), "limit.subscriptions"),
     "lone surrogate": ('{"subjects": ["a\\ud800"]}', "command.invalid"),
@@ -174,24 +174,24 @@ BAD_INPUT: dict[str, tuple[str | bytes | dict[str, Any], str]] = {
         for subject in ("$SYS.>", "$SYS.ACCOUNT.*.>", "_INBOX.>", "_NATSBRIDGE.x")
     },
     "one of two is forbidden": (subscribe("a", "$JS.API.>"), "subject.forbidden"),
-    "unsubscribe from what is not held": ({"action": "unsubscribe", "subjects": ["a"]}, "subject.not_subscribed"),
+    "unsubscribe without subscription": ({"action": "unsubscribe", "subjects": ["a"]}, "subject.not_subscribed"),
     "unsubscribe without subjects": ({"action": "unsubscribe"}, "command.invalid"),
 }
 
 
 @pytest.mark.parametrize(("command", "code"), BAD_INPUT.values(), ids=BAD_INPUT)
-async def test_bad_input_is_answered_and_harms_nobody(
-    bridge: Bridge, followed: str, command: str | bytes | dict[str, Any], code: str
+async def test_invalid_input_is_rejected_without_affecting_sessions(
+    bridge: Bridge, busy_subject: str, command: str | bytes | dict[str, Any], code: str
 ) -> None:
     async with bridge.websocket() as client:
-        await client.follow(followed)
+        await client.follow(busy_subject)
         await client.send(command)
-        reply = await answer(client)
+        reply = await next_reply(client)
         assert (reply["type"], reply["success"], reply["code"]) == ("reply", False, code)
         assert reply["message"]
         await client.send({"action": "ping"})
-        assert (await answer(client))["message"] == "pong"
-        assert session_of(bridge, client.session).subscriptions == (followed,)
+        assert (await next_reply(client))["message"] == "pong"
+        assert session_of(bridge, client.session).subscriptions == (busy_subject,)
 
 
 @pytest.mark.parametrize(
@@ -199,33 +199,33 @@ async def test_bad_input_is_answered_and_harms_nobody(
     [" " * (MAX_COMMAND_BYTES + 1), " " * 2**21, [" " * 40_000, " " * 40_000]],
     ids=["one byte", "2 MiB", "fragmented"],
 )
-async def test_a_frame_over_the_size_limit_ends_the_session_with_1009(
-    bridge: Bridge, followed: str, text: str | list[str]
+async def test_frame_over_size_limit_closes_session_with_1009(
+    bridge: Bridge, busy_subject: str, text: str | list[str]
 ) -> None:
     async with bridge.websocket() as client:
-        await client.follow(followed)
+        await client.follow(busy_subject)
         with contextlib.suppress(ConnectionClosed):
             await client.connection.send(text)
-        frame, code = await closing(client)
+        frame, code = await close_frame_and_code(client)
     assert (frame["type"], frame["code"], frame["reconnect"], code) == ("close", 1009, False, 1009)
     await until(lambda: len(sessions(bridge)) == 1)
 
 
-async def test_a_command_of_exactly_the_size_limit_is_carried_out(bridge: Bridge) -> None:
+async def test_command_of_exactly_size_limit_is_executed(bridge: Bridge) -> None:
     async with bridge.websocket() as client:
         assert (await client.ask('{"action": "ping"}'.ljust(MAX_COMMAND_BYTES)))["message"] == "pong"
 
 
-async def test_a_text_frame_that_is_not_utf8_is_its_senders_own_trouble(bridge: Bridge, followed: str) -> None:
+async def test_text_frame_with_invalid_utf8_affects_only_its_sender(bridge: Bridge, busy_subject: str) -> None:
     async with bridge.websocket() as client:
         await client.connection.send(b'{"action": "\xff"}', text=True)
-        assert await fate(client) in ("command.invalid", 1007)
+        assert await reply_or_close_code(client) in ("command.invalid", 1007)
 
 
-async def fate(client: WebSocketClient) -> object:
+async def reply_or_close_code(client: WebSocketClient) -> object:
     """Return the code of the next reply, or the close code of the connection."""
     try:
-        return (await answer(client)).get("code")
+        return (await next_reply(client)).get("code")
     except ConnectionClosed as closed:
         return closed.rcvd and closed.rcvd.code
 
@@ -241,7 +241,7 @@ async def test_ping_is_answered_by_pong(bridge: Bridge) -> None:
 
 
 @pytest.mark.parametrize("command_id", ["1", "", "ä" * 100, 0, -1, 2**60], ids=ascii)
-async def test_the_id_of_a_command_comes_back(bridge: Bridge, command_id: str | int) -> None:
+async def test_reply_contains_id_of_command(bridge: Bridge, command_id: str | int) -> None:
     async with bridge.websocket() as client:
         good: list[dict[str, Any]] = [subscribe("a"), {"action": "unsubscribe", "subjects": ["a"]}, {"action": "ping"}]
         bad: list[dict[str, Any]] = [subscribe("$SYS.>"), {"action": "none"}, {"action": "ping", "subjects": 1}]
@@ -250,14 +250,14 @@ async def test_the_id_of_a_command_comes_back(bridge: Bridge, command_id: str | 
         assert [reply["success"] for reply in replies] == [True] * 3 + [False] * 3
 
 
-async def test_a_command_without_an_action_subscribes(bridge: Bridge, publisher: Publisher) -> None:
+async def test_command_without_action_subscribes(bridge: Bridge, publisher: Publisher) -> None:
     subject = publisher.subject("a")
     async with bridge.websocket() as client:
         reply = await client.ask({"subjects": [subject], "unknown": {"field": 1}})
         assert (reply["action"], reply["success"], reply["subjects"]) == ("subscribe", True, [subject])
 
 
-async def test_a_subject_named_twice_or_subscribed_twice_brings_one_copy(bridge: Bridge, publisher: Publisher) -> None:
+async def test_repeated_subscription_delivers_one_copy(bridge: Bridge, publisher: Publisher) -> None:
     subject = publisher.subject("a")
     async with bridge.websocket() as client:
         assert (await client.ask(subscribe(subject, subject)))["subjects"] == [subject]
@@ -266,7 +266,7 @@ async def test_a_subject_named_twice_or_subscribed_twice_brings_one_copy(bridge:
         assert await client.data(2) == [1, 2]
 
 
-async def test_overlapping_patterns_bring_a_copy_each(bridge: Bridge, publisher: Publisher) -> None:
+async def test_overlapping_patterns_deliver_one_copy_each(bridge: Bridge, publisher: Publisher) -> None:
     subject, star, rest = publisher.subject("a"), publisher.subject("*"), publisher.subject(">")
     async with bridge.websocket() as client:
         await client.follow(subject, star, rest)
@@ -276,7 +276,7 @@ async def test_overlapping_patterns_bring_a_copy_each(bridge: Bridge, publisher:
         assert sorted(frame.get("pattern", "") for frame in copies) == sorted(["", star, rest])
 
 
-async def test_a_command_is_carried_out_wholly_or_not_at_all(bridge: Bridge, publisher: Publisher) -> None:
+async def test_command_is_executed_atomically(bridge: Bridge, publisher: Publisher) -> None:
     subject = publisher.subject("a")
     async with bridge.websocket() as client:
         assert (await client.ask(subscribe(subject, "$SYS.>")))["subjects"] == ["$SYS.>"]
@@ -290,7 +290,7 @@ async def test_a_command_is_carried_out_wholly_or_not_at_all(bridge: Bridge, pub
         assert await client.data(1) == [3]
 
 
-async def test_the_reply_comes_before_the_first_message(bridge: Bridge, publisher: Publisher) -> None:
+async def test_reply_precedes_first_message(bridge: Bridge, publisher: Publisher) -> None:
     subject = publisher.subject("a")
 
     stopped = asyncio.Event()
@@ -307,7 +307,7 @@ async def test_the_reply_comes_before_the_first_message(bridge: Bridge, publishe
         stopped.set()
 
 
-async def test_commands_are_answered_in_their_order(nats_server: NatsServer, server: ServerName) -> None:
+async def test_commands_are_answered_in_order(nats_server: NatsServer, server: ServerName) -> None:
     async with running(server=server, servers=nats_server.url, subscribe=["a"]) as bridge, bridge.websocket() as client:
         nats_server.pause()
         for number, action in enumerate(["subscribe", "unsubscribe", "ping", "unsubscribe"]):
@@ -318,7 +318,7 @@ async def test_commands_are_answered_in_their_order(nats_server: NatsServer, ser
         assert [(reply["id"], reply["success"]) for reply in replies] == [(0, True), (1, True), (2, True), (3, False)]
 
 
-async def test_unsubscribing_stops_the_messages_for_this_client_only(bridge: Bridge, publisher: Publisher) -> None:
+async def test_unsubscribe_stops_messages_for_its_client_only(bridge: Bridge, publisher: Publisher) -> None:
     subject, end = publisher.subject("a"), publisher.subject("end")
     async with bridge.websocket() as client, bridge.websocket() as other:
         for each in (client, other):
@@ -337,20 +337,20 @@ async def test_unsubscribing_stops_the_messages_for_this_client_only(bridge: Bri
         assert await other.data(2) == [1, 2]
 
 
-async def leave_in_order(connection: ClientConnection) -> None:
+async def close_normally(connection: ClientConnection) -> None:
     await connection.close()
 
 
-async def leave_without_a_handshake(connection: ClientConnection) -> None:
+async def close_without_handshake(connection: ClientConnection) -> None:
     connection.transport.close()
 
 
-async def crash(connection: ClientConnection) -> None:
+async def reset_connection(connection: ClientConnection) -> None:
     reset(connection.transport)
 
 
-@pytest.mark.parametrize("leave", [leave_in_order, leave_without_a_handshake, crash])
-async def test_a_client_that_leaves_gives_everything_back(
+@pytest.mark.parametrize("leave", [close_normally, close_without_handshake, reset_connection])
+async def test_session_and_subscription_end_when_client_disconnects(
     bridge: Bridge, publisher: Publisher, shared_nats: NatsServer, leave: Callable[[ClientConnection], Any]
 ) -> None:
     subject = publisher.subject("a")
@@ -362,12 +362,12 @@ async def test_a_client_that_leaves_gives_everything_back(
         await until(lambda: subject not in shared_nats.subscriptions())
 
 
-async def test_a_client_at_a_full_worker_is_told_to_come_back(shared_nats: NatsServer, server: ServerName) -> None:
+async def test_full_worker_closes_websocket_with_1013_and_retry(shared_nats: NatsServer, server: ServerName) -> None:
     async with running(server=server, servers=shared_nats.url, max_sessions=1, retry=1) as bridge:
         async with bridge.websocket():
             url = f"ws://127.0.0.1:{bridge.port}/nats/stream"
             async with connect(url) as connection:
-                frame, code = await closing(WebSocketClient(connection))
+                frame, code = await close_frame_and_code(WebSocketClient(connection))
             assert (frame["type"], frame["code"], frame["reconnect"], code) == ("close", 1013, True, 1013)
             assert frame["reason"]
             assert frame["retry"] > 1000
@@ -378,11 +378,11 @@ async def test_a_client_at_a_full_worker_is_told_to_come_back(shared_nats: NatsS
 
 
 @sanic_only
-async def test_a_stopping_server_says_goodbye(shared_nats: NatsServer, server: ServerName) -> None:
+async def test_websocket_closes_with_1001_when_server_stops(shared_nats: NatsServer, server: ServerName) -> None:
     async with contextlib.AsyncExitStack() as stack:
         async with running(server=server, servers=shared_nats.url, reconnect_spread=1) as bridge:
             client = await stack.enter_async_context(bridge.websocket())
-        frame, code = await closing(client)
+        frame, code = await close_frame_and_code(client)
     assert (frame["type"], frame["code"], frame["reconnect"], code) == ("close", 1001, True, 1001)
     assert 0 <= frame["retry"] <= 1000
 
@@ -400,7 +400,7 @@ async def test_compression_is_not_negotiated(bridge: Bridge) -> None:
         assert (await client.ask({"action": "ping"}))["message"] == "pong"
 
 
-async def test_the_websocket_of_aiohttp_works(bridge: Bridge, publisher: Publisher) -> None:
+async def test_aiohttp_client_receives_messages(bridge: Bridge, publisher: Publisher) -> None:
     subject = publisher.subject("a")
     async with bridge.http.ws_connect(f"{bridge.url}/stream", autoping=True) as client:
         assert (await client.receive_json(timeout=WAIT_SECONDS))["type"] == "welcome"

@@ -66,7 +66,7 @@ def answers(operation: Any, mode: GenerationMode, base_url: str, session: str) -
         (GenerationMode.NEGATIVE, {"subscribe": {400}, "unsubscribe": {400}}),
     ],
 )
-async def test_commands_by_post_are_answered_as_documented(
+async def test_post_command_responses_match_openapi_document(
     described: Bridge, mode: GenerationMode, reached: dict[str, set[int]]
 ) -> None:
     schema = schemathesis.openapi.from_dict(await document(described))

@@ -33,7 +33,7 @@ KERNEL_BYTES: Final = 32 * 1024  # what the kernel may hold for a client, on eit
 UNACKNOWLEDGED, WINDOW = 24, 228
 SIZE: Final = 4096  # of a message
 
-DOORS: Final = ("websocket", "events")
+ROUTES: Final = ("websocket", "events")
 LOOPS: Final[dict[str, Callable[[], asyncio.AbstractEventLoop]]] = {
     "asyncio": asyncio.SelectorEventLoop,
     "uvloop": uvloop.new_event_loop,
@@ -55,14 +55,14 @@ def on_both_loops(test: Callable[..., Coroutine[Any, Any, None]]) -> Any:
 
 
 def on_both_transports(test: Any) -> Any:
-    return pytest.mark.parametrize("door", DOORS)(test)
+    return pytest.mark.parametrize("route", ROUTES)(test)
 
 
 class SlowClient:
     """A client that reads only on request, and sorts the frames that it has read."""
 
-    def __init__(self, door: str, connection: socket.socket, bridge: Bridge) -> None:
-        self.door = door
+    def __init__(self, route: str, connection: socket.socket, bridge: Bridge) -> None:
+        self.route = route
         self.connection = connection
         self.frames: list[dict[str, Any]] = []
         self.pings: list[bytes] = []
@@ -141,7 +141,7 @@ class SlowClient:
         if not end:
             self._rest = head
             return False
-        self._sort = self._sort_websocket if self.door == "websocket" else self._sort_events
+        self._sort = self._sort_websocket if self.route == "websocket" else self._sort_events
         return True
 
     def _sort_websocket(self) -> bool:
@@ -175,20 +175,20 @@ class SlowClient:
 
 
 @contextlib.asynccontextmanager
-async def slow_client(bridge: Bridge, door: str, *patterns: str) -> AsyncIterator[SlowClient]:
+async def slow_client(bridge: Bridge, route: str, *patterns: str) -> AsyncIterator[SlowClient]:
     """Connect a client that follows these patterns, has read the reply, and then reads only on request."""
     connection = socket.socket()
     try:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, KERNEL_BYTES)
         connection.setblocking(False)
         await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", bridge.port))
-        client = SlowClient(door, connection, bridge)
+        client = SlowClient(route, connection, bridge)
         query = "&".join(f"subjects={pattern}" for pattern in patterns)
-        target, head = ("/stream", UPGRADE) if door == "websocket" else (f"/events?{query}", "Host: x\r\n")
+        target, head = ("/stream", UPGRADE) if route == "websocket" else (f"/events?{query}", "Host: x\r\n")
         await client.send(f"GET {bridge.prefix}{target} HTTP/1.1\r\n{head}\r\n".encode())
         await client.read_until(lambda: client.frames)
         socket_of(client.session).setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BYTES)
-        if patterns and door == "websocket":
+        if patterns and route == "websocket":
             await client.command(action="subscribe", subjects=patterns)
         if patterns:
             await client.read_until(lambda: len(client.frames) == 2)
@@ -198,7 +198,7 @@ async def slow_client(bridge: Bridge, door: str, *patterns: str) -> AsyncIterato
         connection.close()
 
 
-def window_is_shut(connection: Any) -> bool:
+def receive_window_is_closed(connection: Any) -> bool:
     """Return True if the client's kernel takes no more data.
 
     The first failed write doesn't prove that. The kernel delays data smaller than a segment, 64 KiB on a loopback (RFC
@@ -246,7 +246,7 @@ class Feed:
         while session.is_writable and not session.closed:
             assert len(self.sent) < 1_000
             await self.publish()
-            await until(lambda: session.is_writable or session.closed or window_is_shut(connection))
+            await until(lambda: session.is_writable or session.closed or receive_window_is_closed(connection))
 
     async def lose_nats(self, bridge: Bridge) -> None:
         """End the bridge's connection to NATS, and wait until the bridge has reconnected."""
@@ -309,12 +309,10 @@ def lost_by(client: SlowClient, pattern: str) -> int:
 
 @on_both_loops
 @on_both_transports
-async def test_a_stalled_client_hears_what_it_has_missed_of_each_pattern_and_goes_on(
-    shared_nats: NatsServer, door: str
-) -> None:
+async def test_stalled_client_gets_one_gap_per_pattern_then_new_messages(shared_nats: NatsServer, route: str) -> None:
     async with serve(shared_nats) as bridge, feed(bridge, shared_nats, "a", "b.1", "b.2") as (flow, (a, b, _)):
         patterns = [a, b.replace("b.1", "b.*")]
-        async with slow_client(bridge, door, *patterns) as client:
+        async with slow_client(bridge, route, *patterns) as client:
             await flow.until_full(client.session)
             await flow.publish(100)
             async with client.reading():
@@ -329,15 +327,13 @@ async def test_a_stalled_client_hears_what_it_has_missed_of_each_pattern_and_goe
 
 @on_both_loops
 @on_both_transports
-async def test_the_newest_of_each_subject_comes_behind_the_gaps_in_the_order_of_arrival(
-    shared_nats: NatsServer, door: str
-) -> None:
+async def test_newest_message_of_each_subject_follows_gaps_in_order(shared_nats: NatsServer, route: str) -> None:
     async with (
         serve(shared_nats, overflow="latest") as bridge,
         feed(bridge, shared_nats, "a", "b.1", "b.2", "b.3") as (flow, (a, b, *_)),
     ):
         patterns = [a, b.replace("b.1", "b.*")]
-        async with slow_client(bridge, door, *patterns) as client:
+        async with slow_client(bridge, route, *patterns) as client:
             await flow.until_full(client.session)
             await flow.publish(99)
             newest = sorted(dict(flow.sent).values())
@@ -355,16 +351,14 @@ async def test_the_newest_of_each_subject_comes_behind_the_gaps_in_the_order_of_
 
 @on_both_loops
 @on_both_transports
-async def test_what_is_kept_for_a_client_is_bounded_and_the_oldest_gives_way(
-    shared_nats: NatsServer, door: str
-) -> None:
+async def test_kept_messages_are_bounded_and_oldest_are_dropped(shared_nats: NatsServer, route: str) -> None:
     subjects = [f"{number:02}" for number in range(30)]
     async with (
         serve(shared_nats, overflow="latest") as bridge,
         feed(bridge, shared_nats, *subjects) as (flow, (first, *_)),
     ):
         pattern = f"{first[:-2]}*"
-        async with slow_client(bridge, door, pattern) as client:
+        async with slow_client(bridge, route, pattern) as client:
             await flow.until_full(client.session)
             await flow.publish(100)
             async with client.reading():
@@ -382,13 +376,13 @@ async def test_what_is_kept_for_a_client_is_bounded_and_the_oldest_gives_way(
 @on_both_loops
 @on_both_transports
 @pytest.mark.parametrize("overflow", ["gap", "latest", "close"])
-async def test_a_client_whose_buffer_was_full_and_who_has_missed_nothing_hears_nothing_of_it(
-    shared_nats: NatsServer, door: str, overflow: str
+async def test_client_that_missed_nothing_gets_no_gap_after_full_buffer(
+    shared_nats: NatsServer, route: str, overflow: str
 ) -> None:
     async with (
         serve(shared_nats, overflow=overflow) as bridge,
         feed(bridge, shared_nats, "a") as (flow, [subject]),
-        slow_client(bridge, door, subject) as client,
+        slow_client(bridge, route, subject) as client,
     ):
         await flow.until_full(client.session)
         async with client.reading():
@@ -401,14 +395,12 @@ async def test_a_client_whose_buffer_was_full_and_who_has_missed_nothing_hears_n
 
 @on_both_loops
 @on_both_transports
-async def test_a_client_is_closed_when_the_first_message_would_have_to_be_left_out(
-    shared_nats: NatsServer, door: str
-) -> None:
+async def test_client_is_closed_when_first_message_would_be_skipped(shared_nats: NatsServer, route: str) -> None:
     async with (
         serve(shared_nats, overflow="close") as bridge,
         feed(bridge, shared_nats, "a") as (flow, [subject]),
-        leaving_nothing(bridge),
-        slow_client(bridge, door, subject) as client,
+        no_leftovers(bridge),
+        slow_client(bridge, route, subject) as client,
     ):
         session = client.session
         await flow.until_full(session)
@@ -422,8 +414,8 @@ async def test_a_client_is_closed_when_the_first_message_would_have_to_be_left_o
         close = client.frames[-1]
         assert (close["code"], close["reconnect"]) == (1013, True)
         assert 2_000 <= close["retry"] <= 4_000
-        assert client.close_code == (1013 if door == "websocket" else None)
-        if door == "websocket":
+        assert client.close_code == (1013 if route == "websocket" else None)
+        if route == "websocket":
             await client.send(client_frame((1013).to_bytes(2), opcode=8))
             await client.read_to_the_end()
 
@@ -431,13 +423,11 @@ async def test_a_client_is_closed_when_the_first_message_would_have_to_be_left_o
 @on_both_loops
 @on_both_transports
 @pytest.mark.parametrize("size", [4_096, 100_000], ids=["under the limit", "over the limit"])
-async def test_no_more_waits_for_a_client_that_reads_byte_by_byte_than_its_limit_and_one_message(
-    shared_nats: NatsServer, door: str, size: int
-) -> None:
+async def test_pending_bytes_stay_within_limit_plus_one_message(shared_nats: NatsServer, route: str, size: int) -> None:
     async with (
         serve(shared_nats) as bridge,
         feed(bridge, shared_nats, "a", size=size) as (flow, [subject]),
-        slow_client(bridge, door, subject) as client,
+        slow_client(bridge, route, subject) as client,
     ):
         waited = []
         for _ in range(100):
@@ -463,14 +453,14 @@ def generous_nats() -> Iterator[NatsServer]:
 @on_both_loops
 @on_both_transports
 @pytest.mark.parametrize("overflow", ["gap", "latest", "close"])
-async def test_a_message_far_over_the_limit_reaches_a_client_for_whom_little_waits(
-    generous_nats: NatsServer, door: str, overflow: str
+async def test_message_over_limit_reaches_client_with_little_pending(
+    generous_nats: NatsServer, route: str, overflow: str
 ) -> None:
     giant = "x" * 3 * 2**20
     async with (
         serve(generous_nats, overflow=overflow) as bridge,
         Publisher.connected(generous_nats) as publisher,
-        slow_client(bridge, door, subject := publisher.subject("a")) as client,
+        slow_client(bridge, route, subject := publisher.subject("a")) as client,
     ):
         for number in range(2):
             await publisher.send(subject, json.dumps({"n": number, "padding": giant}).encode())
@@ -485,7 +475,7 @@ async def test_a_message_far_over_the_limit_reaches_a_client_for_whom_little_wai
 
 
 @contextlib.asynccontextmanager
-async def leaving_nothing(bridge: Bridge) -> AsyncIterator[None]:
+async def no_leftovers(bridge: Bridge) -> AsyncIterator[None]:
     """Check that the body of the context leaves no session, task or pattern behind."""
 
     def held() -> tuple[int, int, tuple[str, ...]]:
@@ -502,8 +492,8 @@ async def leaving_nothing(bridge: Bridge) -> AsyncIterator[None]:
     ("overflow", "by"),
     [("gap", "the bridge"), ("latest", "the bridge"), ("close", "the bridge"), ("gap", "the kernel")],
 )
-async def test_a_client_that_takes_nothing_is_cut_off(
-    shared_nats: NatsServer, monkeypatch: pytest.MonkeyPatch, door: str, overflow: str, by: str
+async def test_client_that_accepts_no_data_is_disconnected(
+    shared_nats: NatsServer, monkeypatch: pytest.MonkeyPatch, route: str, overflow: str, by: str
 ) -> None:
     if by == "the bridge":
         monkeypatch.delattr(socket, "TCP_USER_TIMEOUT")
@@ -512,11 +502,11 @@ async def test_a_client_that_takes_nothing_is_cut_off(
     async with (
         serve(shared_nats, overflow=overflow, write_timeout=1.5 if by == "the bridge" else 3600) as bridge,
         feed(bridge, shared_nats, "a") as (flow, [subject]),
-        leaving_nothing(bridge),
+        no_leftovers(bridge),
         contextlib.AsyncExitStack() as stack,
     ):
         clock = await stack.enter_async_context(held()) if by == "the bridge" else None
-        client = await stack.enter_async_context(slow_client(bridge, door, subject))
+        client = await stack.enter_async_context(slow_client(bridge, route, subject))
         session = client.session
         await flow.until_full(session)
         await flow.publish(2)
@@ -539,7 +529,7 @@ async def test_a_client_that_takes_nothing_is_cut_off(
 
 
 @on_both_loops
-async def test_a_command_on_the_websocket_waits_until_its_client_has_caught_up(shared_nats: NatsServer) -> None:
+async def test_websocket_command_waits_until_client_has_caught_up(shared_nats: NatsServer) -> None:
     async with (
         serve(shared_nats) as bridge,
         feed(bridge, shared_nats, "a", "late") as (flow, (subject, late)),
@@ -566,11 +556,11 @@ async def test_a_command_on_the_websocket_waits_until_its_client_has_caught_up(s
 
 @on_both_loops
 @on_both_transports
-async def test_a_command_by_post_waits_until_its_client_has_caught_up(shared_nats: NatsServer, door: str) -> None:
+async def test_post_command_waits_until_client_has_caught_up(shared_nats: NatsServer, route: str) -> None:
     async with (
         serve(shared_nats) as bridge,
         feed(bridge, shared_nats, "a", "late") as (flow, (subject, late)),
-        slow_client(bridge, door, subject) as client,
+        slow_client(bridge, route, subject) as client,
     ):
         session = client.session
         await flow.until_full(session)
@@ -596,9 +586,7 @@ async def test_a_command_by_post_waits_until_its_client_has_caught_up(shared_nat
 
 @on_both_loops
 @pytest.mark.parametrize("opcode", [1, 9], ids=["commands", "pings"])
-async def test_a_client_that_sends_and_never_reads_is_read_no_further_before_long(
-    shared_nats: NatsServer, opcode: int
-) -> None:
+async def test_reading_stops_if_client_sends_without_reading(shared_nats: NatsServer, opcode: int) -> None:
     padding = "x" * 80
     rate = {"command_rate": 1e9, "command_burst": 10**9}
     async with serve(shared_nats, **rate) as bridge, slow_client(bridge, "websocket") as client:
@@ -624,7 +612,7 @@ def impatient(app: Any) -> None:
 
 
 @on_both_loops
-async def test_a_client_that_is_slow_and_moves_outlives_the_timeouts_of_sanic(
+async def test_slow_client_that_keeps_reading_outlives_sanic_timeouts(
     shared_nats: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(socket, "TCP_USER_TIMEOUT")  # the kernel's clock can't be held
@@ -634,7 +622,7 @@ async def test_a_client_that_is_slow_and_moves_outlives_the_timeouts_of_sanic(
         held() as clock,
         contextlib.AsyncExitStack() as stack,
     ):
-        clients = [await stack.enter_async_context(slow_client(bridge, door, subject)) for door in DOORS]
+        clients = [await stack.enter_async_context(slow_client(bridge, route, subject)) for route in ROUTES]
         for _ in range(250):
             await flow.publish()
             for client in clients:
@@ -653,14 +641,14 @@ async def test_a_client_that_is_slow_and_moves_outlives_the_timeouts_of_sanic(
 
 
 @contextlib.asynccontextmanager
-async def full(bridge: Bridge, flow: Feed, door: str, subject: str) -> AsyncIterator[tuple[SlowClient, Session]]:
+async def full(bridge: Bridge, flow: Feed, route: str, subject: str) -> AsyncIterator[tuple[SlowClient, Session]]:
     """Yield a client over its limit that misses messages and has pending commands, and its session."""
-    async with slow_client(bridge, door, subject) as client:
+    async with slow_client(bridge, route, subject) as client:
         session = client.session
         await flow.until_full(session)
         body = {"session": client.session_id, "subjects": [f"{subject}.more"]}
         post = asyncio.create_task(bridge.post("/subscribe", body, Connection="close"))
-        if door == "websocket":
+        if route == "websocket":
             await client.command(action="subscribe", subjects=[f"{subject}.others"])
         await flow.publish(5)
         assert not post.done()
@@ -670,20 +658,20 @@ async def full(bridge: Bridge, flow: Feed, door: str, subject: str) -> AsyncIter
 
 @on_both_loops
 @on_both_transports
-@pytest.mark.parametrize("end", ["it closes", "it is reset", "the bridge closes", "the bridge fails"])
-async def test_a_client_that_ends_while_it_is_over_its_limit_leaves_nothing(
-    shared_nats: NatsServer, monkeypatch: pytest.MonkeyPatch, door: str, end: str
+@pytest.mark.parametrize("end", ["client closes", "client resets", "the bridge closes", "the bridge fails"])
+async def test_client_that_ends_over_limit_leaves_nothing_behind(
+    shared_nats: NatsServer, monkeypatch: pytest.MonkeyPatch, route: str, end: str
 ) -> None:
     monkeypatch.setattr("sanic_nats_bridge.sessions.session.CLOSE_SECONDS", 0.2)
     async with (
         serve(shared_nats) as bridge,
         feed(bridge, shared_nats, "a") as (flow, [subject]),
-        leaving_nothing(bridge),
-        full(bridge, flow, door, subject) as (client, session),
+        no_leftovers(bridge),
+        full(bridge, flow, route, subject) as (client, session),
     ):
-        if end == "it closes":
+        if end == "client closes":
             client.connection.close()
-        elif end == "it is reset":
+        elif end == "client resets":
             client.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             client.connection.close()
         elif end == "the bridge closes":
@@ -694,14 +682,14 @@ async def test_a_client_that_ends_while_it_is_over_its_limit_leaves_nothing(
 
 
 @on_both_loops
-async def test_a_server_that_goes_away_leaves_nothing_of_clients_that_are_over_their_limits(
+async def test_server_stop_with_clients_over_limit_leaves_nothing_behind(
     shared_nats: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sanic_nats_bridge.sessions.session.CLOSE_SECONDS", 0.2)
     async with contextlib.AsyncExitStack() as stack:
         async with serve(shared_nats) as bridge, feed(bridge, shared_nats, "a") as (flow, [subject]):
-            for door in DOORS:
-                client = await stack.enter_async_context(slow_client(bridge, door, subject))
+            for route in ROUTES:
+                client = await stack.enter_async_context(slow_client(bridge, route, subject))
                 await flow.until_full(client.session)
             await flow.publish(5)
         assert len(sessions(bridge)) == 0
@@ -714,13 +702,11 @@ async def test_a_server_that_goes_away_leaves_nothing_of_clients_that_are_over_t
 
 @on_both_loops
 @on_both_transports
-async def test_a_loss_of_nats_is_told_to_a_client_that_is_over_its_limit_and_its_numbers_add_up(
-    shared_nats: NatsServer, door: str
-) -> None:
+async def test_client_over_limit_gets_nats_status_and_exact_gap_counts(shared_nats: NatsServer, route: str) -> None:
     async with (
         serve(shared_nats) as bridge,
         feed(bridge, shared_nats, "a") as (flow, [subject]),
-        slow_client(bridge, door, subject) as client,
+        slow_client(bridge, route, subject) as client,
     ):
         await flow.until_full(client.session)
         await flow.publish(20)
@@ -789,7 +775,7 @@ class Member(asyncio.Protocol):
         return sum(int(each[2]) for each in found if each[1].decode() == subject)
 
 
-async def crowd(port: int, shared: str, own: Sequence[str]) -> list[Member]:
+async def connect_members(port: int, shared: str, own: Sequence[str]) -> list[Member]:
     """Connect clients that follow the shared subject; the first of them also follow a subject of their own."""
     members = [Member(number, shared, *own[number : number + 1]) for number in range(CLIENTS)]
     for member in members:
@@ -805,7 +791,7 @@ async def crowd(port: int, shared: str, own: Sequence[str]) -> list[Member]:
 
 @pytest.mark.usefixtures("many_files")
 @pytest.mark.parametrize("uvloop_is_used", [False, True], ids=["asyncio", "uvloop"])
-async def test_a_hundred_stalled_clients_among_a_thousand_cost_no_more_than_their_limits(
+async def test_100_stalled_clients_of_1000_use_memory_within_limits(
     nats_server: NatsServer, uvloop_is_used: bool
 ) -> None:
     settings = {"servers": nats_server.url, "subscribe": [">"], "max_pending_bytes": LIMIT, "write_timeout": 3600}
@@ -818,7 +804,7 @@ async def test_a_hundred_stalled_clients_among_a_thousand_cost_no_more_than_thei
         async with raw_connection(app.ports[0], "GET /nats/events HTTP/1.1\r\nHost: x\r\n\r\n") as (reader, _):
             await reader.readuntil(b'"nats":"connected"}')
         shared, own = publisher.subject("shared"), [publisher.subject(f"own{n}") for n in range(STALLED)]
-        members = await crowd(app.ports[0], shared, own)
+        members = await connect_members(app.ports[0], shared, own)
         stalled, healthy = members[:STALLED], members[STALLED:]
         resident: list[int] = []
 

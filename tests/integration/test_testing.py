@@ -25,7 +25,7 @@ async def works(server: NatsServer) -> bool:
         return (await answer.next_msg(WAIT_SECONDS)).data == b"1"
 
 
-async def test_a_server_runs_inside_its_block_alone() -> None:
+async def test_server_runs_only_inside_with_block() -> None:
     with NatsServer() as server:
         pid = server.pid
         assert server.url == f"nats://127.0.0.1:{server.port}"
@@ -34,14 +34,14 @@ async def test_a_server_runs_inside_its_block_alone() -> None:
     assert not alive(pid)
 
 
-def test_two_servers_do_not_meet() -> None:
+def test_two_servers_are_independent() -> None:
     with NatsServer() as first, NatsServer() as second:
         assert first.port != second.port
         assert first.monitor("/varz")["server_id"] != second.monitor("/varz")["server_id"]
 
 
 @pytest.mark.parametrize("end", [NatsServer.stop, NatsServer.kill], ids=["stopped", "killed"])
-async def test_a_server_that_has_ended_starts_again_on_the_same_ports(end: Callable[[NatsServer], None]) -> None:
+async def test_ended_server_restarts_on_same_port(end: Callable[[NatsServer], None]) -> None:
     with NatsServer() as server:
         port, pid, name = server.port, server.pid, server.monitor("/varz")["server_id"]
         end(server)
@@ -53,7 +53,7 @@ async def test_a_server_that_has_ended_starts_again_on_the_same_ports(end: Calla
         assert await works(server)
 
 
-async def test_a_restart_keeps_the_port_and_what_jetstream_has_stored() -> None:
+async def test_restart_keeps_port_and_jetstream_data() -> None:
     with NatsServer(jetstream=True) as server:
         port, pid = server.port, server.pid
         async with Publisher.connected(server) as publisher:
@@ -66,7 +66,7 @@ async def test_a_restart_keeps_the_port_and_what_jetstream_has_stored() -> None:
             assert (await publisher.client.jetstream().get_msg("S", 1)).data == b"kept"
 
 
-async def test_a_paused_server_answers_when_it_is_resumed() -> None:
+async def test_paused_server_answers_after_resume() -> None:
     with NatsServer() as server:
         async with Publisher.connected(server) as publisher:
             server.pause()
@@ -76,7 +76,7 @@ async def test_a_paused_server_answers_when_it_is_resumed() -> None:
         assert await works(server)
 
 
-def test_every_thread_of_the_server_stands_still_when_pause_returns() -> None:
+def test_all_server_threads_are_stopped_when_pause_returns() -> None:
     with NatsServer() as server:
         for _ in range(50):
             server.pause()
@@ -85,14 +85,14 @@ def test_every_thread_of_the_server_stands_still_when_pause_returns() -> None:
             server.resume()
 
 
-def test_a_paused_server_can_be_ended() -> None:
+def test_paused_server_can_be_stopped() -> None:
     with NatsServer() as server:
         pid = server.pid
         server.pause()
     assert not alive(pid)
 
 
-async def test_a_reload_reads_the_configuration_anew() -> None:
+async def test_reload_applies_changed_configuration() -> None:
     with NatsServer(config="max_payload: 1000") as server:
         pid = server.pid
         server.config = "max_payload: 2000"
@@ -101,7 +101,7 @@ async def test_a_reload_reads_the_configuration_anew() -> None:
         assert server.pid == pid
 
 
-async def test_subscriptions_are_listed_as_often_as_they_were_made(nats_server: NatsServer) -> None:
+async def test_every_subscription_is_listed_even_if_patterns_repeat(nats_server: NatsServer) -> None:
     assert nats_server.subscriptions() == []
     async with Publisher.connected(nats_server) as first, Publisher.connected(nats_server) as second:
         for publisher, pattern in ((first, "b.>"), (first, "a"), (second, "a")):
@@ -110,17 +110,17 @@ async def test_subscriptions_are_listed_as_often_as_they_were_made(nats_server: 
     await until(lambda: nats_server.subscriptions() == [])
 
 
-@pytest.mark.parametrize("leave", ["by the end of the block", "by an error"])
-def test_the_folder_goes_with_the_server(leave: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("leave", ["end of block", "exception"])
+def test_server_folder_is_removed_when_block_ends(leave: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
     def run() -> None:
         with NatsServer(jetstream=True):
             assert len(list(tmp_path.iterdir())) == 1
-            if leave == "by an error":
+            if leave == "exception":
                 raise KeyError
 
-    if leave == "by an error":
+    if leave == "exception":
         with pytest.raises(KeyError):
             run()
     else:
@@ -128,7 +128,7 @@ def test_the_folder_goes_with_the_server(leave: str, tmp_path: Path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_wrong_configuration_is_told_with_its_reason_and_leaves_nothing(
+def test_invalid_configuration_raises_error_and_leaves_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -142,14 +142,14 @@ def test_a_wrong_configuration_is_told_with_its_reason_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_block_that_could_not_be_entered_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_block_that_fails_to_start_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with pytest.raises(NatsServerError, match="no_such_option"), NatsServer(config="no_such_option: 1"):
         pass
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_a_nats_server_it_is_told_what_brings_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_nats_server_error_names_package_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
     server = NatsServer()
@@ -158,7 +158,7 @@ def test_without_a_nats_server_it_is_told_what_brings_one(monkeypatch: pytest.Mo
     server.close()
 
 
-def test_a_server_that_was_never_started_has_no_port() -> None:
+def test_unstarted_server_has_no_port() -> None:
     with pytest.raises(NatsServerError, match="is not started"):
         _ = NatsServer().port
 
@@ -172,7 +172,7 @@ with NatsServer() as server:
 """
 
 
-def test_the_server_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+def test_server_ends_when_parent_is_killed(tmp_path: Path) -> None:
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, env=environment) as parent:
         assert parent.stdout is not None

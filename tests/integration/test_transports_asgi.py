@@ -68,19 +68,19 @@ class Response:
 
 class Watcher:
     def __init__(self) -> None:
-        self.heard: list[object] = []
+        self.calls: list[object] = []
 
     def pause_writing(self) -> None:
-        self.heard.append("filled")
+        self.calls.append("filled")
 
     def resume_writing(self) -> None:
-        self.heard.append("drained")
+        self.calls.append("drained")
 
     def control_frame_received(self) -> None:
-        self.heard.append("pinged")
+        self.calls.append("pinged")
 
     def connection_lost(self, code: int) -> None:
-        self.heard.append(code)
+        self.calls.append(code)
 
 
 @pytest.fixture
@@ -95,18 +95,16 @@ async def websocket(server: Server) -> AsyncIterator[AsgiWebSocketTransport]:
         yield transport
 
 
-def heard(transport: Any) -> list[object]:
+def listener_calls(transport: Any) -> list[object]:
     listener: Watcher = transport._listener
-    return listener.heard
+    return listener.calls
 
 
 def line(size: int, letter: str = "x") -> bytes:
     return letter.encode() * (size - 1) + b"\n"
 
 
-async def test_what_is_written_leaves_in_its_order_one_event_for_each_document(
-    server: Server, websocket: AsgiWebSocketTransport
-) -> None:
+async def test_each_json_line_is_sent_as_one_event_in_order(server: Server, websocket: AsgiWebSocketTransport) -> None:
     websocket.write(b"{}\n[1]\n")
     websocket.write('["\u2028"]\n'.encode())
     assert (websocket.written, websocket.pending) == (15, 15)
@@ -116,24 +114,22 @@ async def test_what_is_written_leaves_in_its_order_one_event_for_each_document(
     assert websocket.written == 15
 
 
-async def test_the_watcher_hears_once_that_too_much_waits_and_once_that_it_has_gone(
+async def test_writing_pauses_once_above_high_water_and_resumes_once(
     server: Server, websocket: AsgiWebSocketTransport
 ) -> None:
     for _ in range(4):
         websocket.write(line(HIGH // 4))
-    assert heard(websocket) == []
+    assert listener_calls(websocket) == []
     websocket.write(line(HIGH // 4))
-    assert heard(websocket) == ["filled"]
+    assert listener_calls(websocket) == ["filled"]
     websocket.write(line(HIGH // 4))
     assert websocket.pending == HIGH * 6 // 4
     server.ready.set()
     await until(lambda: not websocket.pending)
-    assert heard(websocket) == ["filled", "drained"]
+    assert listener_calls(websocket) == ["filled", "drained"]
 
 
-async def test_what_the_server_has_not_yet_accepted_counts_as_waiting(
-    server: Server, websocket: AsgiWebSocketTransport
-) -> None:
+async def test_data_not_accepted_by_server_counts_as_pending(server: Server, websocket: AsgiWebSocketTransport) -> None:
     websocket.write(line(100) * 2)
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -142,7 +138,7 @@ async def test_what_the_server_has_not_yet_accepted_counts_as_waiting(
     await until(lambda: not websocket.pending)
 
 
-async def test_the_last_frame_and_the_close_stand_behind_all_that_waits(
+async def test_close_frame_follows_pending_data_and_ends_writing(
     server: Server, websocket: AsgiWebSocketTransport
 ) -> None:
     websocket.write(line(10))
@@ -154,7 +150,7 @@ async def test_the_last_frame_and_the_close_stand_behind_all_that_waits(
     assert server.taken[-1] == {"type": "websocket.close", "code": 1001, "reason": "bye"}
 
 
-class Doors:
+class Routes:
     """Handlers of both transports, each as its route has it."""
 
     @staticmethod
@@ -175,11 +171,11 @@ class Doors:
 
 
 @contextlib.asynccontextmanager
-async def handled(server: Server, door: str) -> AsyncIterator[tuple[Any, asyncio.Task[None]]]:
+async def handled(server: Server, route: str) -> AsyncIterator[tuple[Any, asyncio.Task[None]]]:
     """Yield a transport and the task of its handler, and check that no task is left behind."""
     before = asyncio.all_tasks()
     ready: list[Any] = []
-    handler = asyncio.create_task(getattr(Doors, door)(server, ready))
+    handler = asyncio.create_task(getattr(Routes, route)(server, ready))
     await until(lambda: ready)
     yield ready[0], handler
     await until(lambda: asyncio.all_tasks() == before)
@@ -187,51 +183,51 @@ async def handled(server: Server, door: str) -> AsyncIterator[tuple[Any, asyncio
     assert handler.exception() is None
 
 
-both_doors = pytest.mark.parametrize("door", ["websocket", "events"])
+both_transports = pytest.mark.parametrize("route", ["websocket", "events"])
 
 
-@both_doors
-async def test_an_abort_ends_the_session_the_writer_and_the_handler(server: Server, door: str) -> None:
-    async with handled(server, door) as (transport, _):
+@both_transports
+async def test_abort_ends_session_writer_and_handler(server: Server, route: str) -> None:
+    async with handled(server, route) as (transport, _):
         transport.write(line(HIGH * 2))
         transport.abort()
-        assert heard(transport) == ["filled", 1006]
+        assert listener_calls(transport) == ["filled", 1006]
         assert transport.pending == 0
         transport.write(line(1))
         assert transport.pending == 0
     assert server.taken == []
 
 
-@both_doors
-async def test_a_client_that_takes_nothing_is_left_by_force(server: Server, door: str) -> None:
-    async with handled(server, door) as (transport, _):
+@both_transports
+async def test_close_aborts_connection_after_timeout(server: Server, route: str) -> None:
+    async with handled(server, route) as (transport, _):
         transport.close(CLOSE, 0.01)
     assert server.taken == []
 
 
-@both_doors
-async def test_a_server_that_takes_no_more_ends_it(server: Server, door: str) -> None:
-    async with handled(server, door) as (transport, _):
+@both_transports
+async def test_server_send_error_ends_session_and_handler(server: Server, route: str) -> None:
+    async with handled(server, route) as (transport, _):
         server.fault = OSError("gone")
         server.ready.set()
         transport.write(line(1))
-    assert heard(transport) == [1006]
+    assert listener_calls(transport) == [1006]
 
 
-@both_doors
-async def test_a_handler_that_the_server_cancels_ends_in_order(server: Server, door: str) -> None:
-    async with handled(server, door) as (transport, handler):
+@both_transports
+async def test_cancelled_handler_returns_normally(server: Server, route: str) -> None:
+    async with handled(server, route) as (transport, handler):
         handler.cancel()
-    assert heard(transport) == [1006]
+    assert listener_calls(transport) == [1006]
 
 
-async def test_a_timeout_of_the_handler_is_its_own_fault(server: Server) -> None:
+async def test_timeout_error_in_handler_propagates(server: Server) -> None:
     with pytest.raises(TimeoutError):
         async with AsgiWebSocketTransport(server.request, SETTINGS).serving():
             raise TimeoutError
 
 
-async def test_a_handler_that_has_failed_still_lets_the_goodbye_out(server: Server) -> None:
+async def test_pending_close_frame_is_sent_before_handler_ends(server: Server) -> None:
     server.ready.set()
     async with AsgiWebSocketTransport(server.request, SETTINGS).serving() as transport:
         transport.close(Close(code=CloseCode.INTERNAL, reason="", reconnect=True), 60)
@@ -239,20 +235,20 @@ async def test_a_handler_that_has_failed_still_lets_the_goodbye_out(server: Serv
 
 
 @pytest.mark.parametrize(("event", "code"), [({"code": 4001}, 4001), ({"code": None}, 1006), ({}, 1006)])
-async def test_the_code_of_a_close_is_told(server: Server, event: dict[str, Any], code: int) -> None:
+async def test_listener_receives_client_close_code_or_1006(server: Server, event: dict[str, Any], code: int) -> None:
     async with handled(server, "websocket") as (transport, _):
         server.received.put_nowait({"type": "websocket.connect"})
         server.received.put_nowait({"type": "websocket.disconnect"} | event)
-    assert heard(transport) == [code]
+    assert listener_calls(transport) == [code]
 
 
-async def test_text_and_bytes_of_the_client_are_told_apart(server: Server, websocket: AsgiWebSocketTransport) -> None:
+async def test_recv_distinguishes_text_from_bytes(server: Server, websocket: AsgiWebSocketTransport) -> None:
     for content in ({"text": ""}, {"text": None, "bytes": b"1"}, {"bytes": b""}):
         server.received.put_nowait({"type": "websocket.receive"} | content)
     assert [await websocket.recv() for _ in range(3)] == ["", b"1", b""]
 
 
-async def test_an_event_stream_leaves_in_parts_that_servers_let_wait(server: Server) -> None:
+async def test_event_stream_is_sent_in_chunks_of_at_most_64_kib(server: Server) -> None:
     async with handled(server, "events") as (transport, _):
         for letter in "abc":
             transport.write(line(100_000, letter))
@@ -263,7 +259,7 @@ async def test_an_event_stream_leaves_in_parts_that_servers_let_wait(server: Ser
     assert body.startswith(line(100_000, "a") + line(100_000, "b") + line(100_000, "c") + b"event: close\n")
     assert [event["end"] for event in server.taken] == [False] * 5 + [True]
     assert max(len(event["data"]) for event in server.taken) == 65_536
-    assert heard(transport) == ["filled", "drained", 1006]
+    assert listener_calls(transport) == ["filled", "drained", 1006]
 
 
 # A session that is cut
@@ -275,15 +271,13 @@ def event(letter: str, size: int = 100) -> bytes:
     return b"data: %b\n\n" % (letter.encode() * (size - 8))
 
 
-@both_doors
-async def test_of_a_session_that_is_cut_nothing_leaves_that_the_server_has_not_been_given(
-    server: Server, door: str
-) -> None:
-    async with handled(server, door) as (transport, _):
-        transport.write(event("a") if door == "events" else line(100, "a") + line(100, "b"))
+@both_transports
+async def test_forbidden_close_drops_data_not_yet_passed_to_server(server: Server, route: str) -> None:
+    async with handled(server, route) as (transport, _):
+        transport.write(event("a") if route == "events" else line(100, "a") + line(100, "b"))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        transport.write(event("c") if door == "events" else line(100, "c"))
+        transport.write(event("c") if route == "events" else line(100, "c"))
         taken = transport.written - transport.pending
         transport.close(CUT, 60)
         close = transport.pending - 100
@@ -293,7 +287,7 @@ async def test_of_a_session_that_is_cut_nothing_leaves_that_the_server_has_not_b
         await until(lambda: not transport.pending)
         assert transport.written == 100 + close
         server.received.put_nowait({"type": "websocket.disconnect"})
-    if door == "events":
+    if route == "events":
         body = b"".join(event["data"] for event in server.taken)
         assert body.startswith(event("a") + b"event: close\n")
         assert body.count(b"\n\n") == 2
@@ -303,12 +297,10 @@ async def test_of_a_session_that_is_cut_nothing_leaves_that_the_server_has_not_b
         assert server.taken[-1]["code"] == 4403
 
 
-@both_doors
-async def test_a_session_that_is_cut_before_the_server_was_given_anything_gets_its_close_alone(
-    server: Server, door: str
-) -> None:
-    async with handled(server, door) as (transport, _):
-        transport.write(event("a") if door == "events" else line(100))
+@both_transports
+async def test_forbidden_close_before_first_send_sends_only_close_frame(server: Server, route: str) -> None:
+    async with handled(server, route) as (transport, _):
+        transport.write(event("a") if route == "events" else line(100))
         transport.close(CUT, 60)
         server.ready.set()
         await until(lambda: not transport.pending)
@@ -325,9 +317,7 @@ PART = 65_536
     [(PART - 50, 100, 100), (PART, 100, 100), (PART + 1, 100, 100), (PART + 2, 100, 100), (PART * 2, 100, 100)],
     ids=["within the second event", "at its end", "before its last byte", "before its last two", "within the first"],
 )
-async def test_an_event_that_was_handed_over_in_part_is_handed_over_to_its_end(
-    server: Server, sizes: tuple[int, ...]
-) -> None:
+async def test_partly_sent_event_is_completed_before_forbidden_close(server: Server, sizes: tuple[int, ...]) -> None:
     events = [event(letter, size) for letter, size in zip("abc", sizes, strict=True)]
     whole = b"".join(events)
     ends = [len(b"".join(events[: count + 1])) for count in range(3)]
@@ -352,7 +342,7 @@ REQUESTS = {
 }
 SERVERS: dict[str, tuple[ServerName, dict[str, Any]]] = {
     "uvicorn": ("uvicorn", {}),
-    "uvicorn's older parts": ("uvicorn", {"ws": "websockets", "http": "h11"}),
+    "uvicorn with websockets and h11": ("uvicorn", {"ws": "websockets", "http": "h11"}),
     "uvicorn with wsproto": ("uvicorn", {"ws": "wsproto", "http": "httptools"}),
     "hypercorn": ("hypercorn", {}),
 }
@@ -361,7 +351,7 @@ SERVERS: dict[str, tuple[ServerName, dict[str, Any]]] = {
 def behind_servers(test: Any) -> Any:
     """Run the test on both transports behind each of the servers."""
     for mark in (
-        both_doors,
+        both_transports,
         pytest.mark.parametrize(("name", "options"), SERVERS.values(), ids=SERVERS),
         pytest.mark.filterwarnings("ignore:The `websockets` implementation is deprecated"),
         pytest.mark.filterwarnings("ignore::DeprecationWarning:websockets"),
@@ -372,7 +362,7 @@ def behind_servers(test: Any) -> Any:
 
 @contextlib.asynccontextmanager
 async def stalled(
-    bridge: Bridge, door: str, subject: str
+    bridge: Bridge, route: str, subject: str
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, Session, str]]:
     """Connect a client that follows the subject and reads no further than its welcome, and yield its id too."""
     connection = socket.socket()
@@ -380,7 +370,7 @@ async def stalled(
     connection.setblocking(False)
     await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", bridge.port))
     reader, writer = await asyncio.open_connection(sock=connection, limit=2**16)
-    writer.write(REQUESTS[door].encode())
+    writer.write(REQUESTS[route].encode())
     secret = session_id(await reader.readuntil(b'"nats":"connected"}'))
     (session,) = sessions(bridge)
     assert (await bridge.post("/subscribe", {"session": secret, "subjects": [subject]}))[0] == 200
@@ -419,14 +409,14 @@ async def overfill(session: Session, publisher: Publisher, subject: str) -> int:
 
 
 @behind_servers
-async def test_what_a_stalled_client_is_not_given_it_is_told(
-    shared_nats: NatsServer, publisher: Publisher, door: str, name: ServerName, options: dict[str, Any]
+async def test_gap_counts_every_message_lost_to_stalled_client(
+    shared_nats: NatsServer, publisher: Publisher, route: str, name: ServerName, options: dict[str, Any]
 ) -> None:
     subject = publisher.subject("a")
     limits: dict[str, Any] = {"subscribe": [">"], "max_pending_bytes": LIMIT, "write_timeout": 3600}
     async with (
         running(server=name, server_options=options, servers=shared_nats.url, **limits) as bridge,
-        stalled(bridge, door, subject) as (reader, _, session, _),
+        stalled(bridge, route, subject) as (reader, _, session, _),
     ):
         published = await overfill(session, publisher, subject)
         # The last write is at most what one turn of the event loop brings: asyncio reads 256 KiB at once.
@@ -441,24 +431,24 @@ async def test_what_a_stalled_client_is_not_given_it_is_told(
 
 
 @behind_servers
-async def test_a_client_that_takes_nothing_is_given_up_and_nothing_of_it_stays(
-    shared_nats: NatsServer, publisher: Publisher, door: str, name: ServerName, options: dict[str, Any]
+async def test_write_timeout_closes_stalled_client_and_leaves_no_task(
+    shared_nats: NatsServer, publisher: Publisher, route: str, name: ServerName, options: dict[str, Any]
 ) -> None:
     subject = publisher.subject("a")
     limits: dict[str, Any] = {"subscribe": [">"], "max_pending_bytes": LIMIT, "write_timeout": 5}
     async with running(server=name, server_options=options, servers=shared_nats.url, **limits) as bridge:
         await bridge.post("/subscribe", {})
         tasks = len(asyncio.all_tasks())
-        async with held() as clock, stalled(bridge, door, subject) as (_, _, session, _):
+        async with held() as clock, stalled(bridge, route, subject) as (_, _, session, _):
             await overfill(session, publisher, subject)
             await clock.forward_until(lambda: not len(sessions(bridge)))
         await until(lambda: len(asyncio.all_tasks()) <= tasks)
 
 
-@both_doors
+@both_transports
 @pytest.mark.parametrize("ws", ["websockets-sansio", "wsproto"])
-async def test_a_client_that_has_stopped_reading_does_not_hold_up_the_end_of_uvicorn(
-    shared_nats: NatsServer, publisher: Publisher, door: str, ws: str
+async def test_stalled_client_does_not_delay_uvicorn_shutdown(
+    shared_nats: NatsServer, publisher: Publisher, route: str, ws: str
 ) -> None:
     subject = publisher.subject("a")
     options = {"ws": ws, "timeout_graceful_shutdown": None}
@@ -468,21 +458,21 @@ async def test_a_client_that_has_stopped_reading_does_not_hold_up_the_end_of_uvi
         asyncio.timeout(WAIT_SECONDS),
         running(server="uvicorn", server_options=options, servers=shared_nats.url, **limits) as bridge,
     ):
-        _, _, session, _ = await stack.enter_async_context(stalled(bridge, door, subject))
+        _, _, session, _ = await stack.enter_async_context(stalled(bridge, route, subject))
         await overfill(session, publisher, subject)
         session.close(CloseCode.GOING_AWAY, "", 0.2)
 
 
-@both_doors
+@both_transports
 @pytest.mark.parametrize("code", [CloseCode.UNAUTHORIZED, CloseCode.FORBIDDEN])
-async def test_a_stalled_client_whose_session_is_cut_gets_only_what_the_server_had(
-    shared_nats: NatsServer, publisher: Publisher, door: str, code: CloseCode
+async def test_auth_close_drops_queued_data_of_stalled_client(
+    shared_nats: NatsServer, publisher: Publisher, route: str, code: CloseCode
 ) -> None:
     subject = publisher.subject("a")
     limits: dict[str, Any] = {"subscribe": [">"], "max_pending_bytes": 4 * LIMIT, "write_timeout": 3600}
     async with (
         running(server="uvicorn", servers=shared_nats.url, **limits) as bridge,
-        stalled(bridge, door, subject) as (reader, _, session, _),
+        stalled(bridge, route, subject) as (reader, _, session, _),
     ):
         await overfill(session, publisher, subject)
         transport: Any = session._transport
@@ -498,33 +488,33 @@ async def test_a_stalled_client_whose_session_is_cut_gets_only_what_the_server_h
 
 
 @behind_servers
-async def test_of_a_client_that_has_gone_nothing_stays(
-    shared_nats: NatsServer, publisher: Publisher, door: str, name: ServerName, options: dict[str, Any]
+async def test_disconnected_client_leaves_no_session_or_task(
+    shared_nats: NatsServer, publisher: Publisher, route: str, name: ServerName, options: dict[str, Any]
 ) -> None:
     subject = publisher.subject("a")
     async with running(server=name, server_options=options, servers=shared_nats.url, subscribe=[">"]) as bridge:
         await bridge.post("/subscribe", {})
         tasks = len(asyncio.all_tasks())
         for leave in (asyncio.StreamWriter.close, lambda writer: reset(writer.transport)):
-            async with stalled(bridge, door, subject) as (_, writer, _, _):
+            async with stalled(bridge, route, subject) as (_, writer, _, _):
                 leave(writer)
                 await until(lambda: not len(sessions(bridge)))
                 await until(lambda: len(asyncio.all_tasks()) <= tasks)
 
 
 @behind_servers
-async def test_a_client_that_stalls_for_a_while_gets_replies_and_messages_in_their_order(
-    shared_nats: NatsServer, publisher: Publisher, door: str, name: ServerName, options: dict[str, Any]
+async def test_client_receives_gap_reply_and_message_in_order_after_stall(
+    shared_nats: NatsServer, publisher: Publisher, route: str, name: ServerName, options: dict[str, Any]
 ) -> None:
     subject, late = publisher.subject("a"), publisher.subject("late")
     limits: dict[str, Any] = {"subscribe": [">"], "max_pending_bytes": LIMIT, "write_timeout": 3600}
     async with (
         running(server=name, server_options=options, servers=shared_nats.url, **limits) as bridge,
-        stalled(bridge, door, subject) as (reader, writer, session, secret),
+        stalled(bridge, route, subject) as (reader, writer, session, secret),
     ):
         await overfill(session, publisher, subject)
         post: asyncio.Task[Any] | None = None
-        if door == "websocket":
+        if route == "websocket":
             writer.write(client_frame(b'{"subjects":["%b"]}' % late.encode()))
         else:
             post = asyncio.create_task(bridge.post("/subscribe", {"session": secret, "subjects": [late]}))
@@ -546,7 +536,7 @@ async def test_a_client_that_stalls_for_a_while_gets_replies_and_messages_in_the
 )
 @pytest.mark.filterwarnings("ignore:The `websockets` implementation is deprecated")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:websockets")
-async def test_the_code_that_a_client_closes_with_is_what_the_server_tells(
+async def test_client_close_code_is_reported_unless_server_is_hypercorn(
     shared_nats: NatsServer, name: ServerName, options: dict[str, Any], code: int
 ) -> None:
     codes: list[int] = []
@@ -558,7 +548,7 @@ async def test_the_code_that_a_client_closes_with_is_what_the_server_tells(
     assert codes == [code]
 
 
-async def test_a_whole_conversation_under_hypercorn(shared_nats: NatsServer, publisher: Publisher) -> None:
+async def test_hypercorn_serves_websocket_and_sse_clients(shared_nats: NatsServer, publisher: Publisher) -> None:
     subject, rest = publisher.subject("a"), publisher.subject(">")
     async with (
         running(server="hypercorn", servers=shared_nats.url, subscribe=[">"]) as bridge,

@@ -22,7 +22,7 @@ from tests.support.raw import session_of, sessions
         ("hypercorn", [AsgiWebSocketTransport, AsgiSseTransport]),
     ],
 )
-async def test_the_server_decides_which_way_leads_back(
+async def test_server_determines_transport_class(
     shared_nats: NatsServer, server: ServerName, transports: list[type[Transport]]
 ) -> None:
     async with running(server=server, servers=shared_nats.url) as bridge:
@@ -36,7 +36,7 @@ def request(version: str, transport: Any) -> Any:
     return SimpleNamespace(version=version, transport=transport)
 
 
-def test_http_3_is_served_where_an_asgi_server_brings_it() -> None:
+def test_http_3_is_served_only_through_asgi_server() -> None:
     asgi = MockTransport({}, contextlib.nullcontext, contextlib.nullcontext)  # type: ignore[arg-type]
     assert is_misdirected(request("3", object()))
     assert not is_misdirected(request("3", asgi))

@@ -38,9 +38,9 @@ def transport_of(session: Session) -> Any:
     return session._transport._transport  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("door", ["websocket", "events"])
-async def test_the_kernel_gives_up_a_client_that_acknowledges_nothing(bridge: Bridge, door: str) -> None:
-    async with getattr(bridge, door)() as client:
+@pytest.mark.parametrize("route", ["websocket", "events"])
+async def test_tcp_user_timeout_is_set_to_write_timeout(bridge: Bridge, route: str) -> None:
+    async with getattr(bridge, route)() as client:
         connection = transport_of(session_of(bridge, client.session)).get_extra_info("socket")
         assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 20_000
 
@@ -74,7 +74,7 @@ async def own_network() -> AsyncIterator[Process]:
         await ended(holder)
 
 
-async def test_half_open_clients_are_given_up() -> None:
+async def test_half_open_clients_are_disconnected() -> None:
     assert shutil.which("ip"), "make test installs iproute2"
     async with (
         own_network() as client_net,
@@ -98,7 +98,7 @@ async def test_half_open_clients_are_given_up() -> None:
         assert [await app.line() for _ in range(2)] == ["closed 1006"] * 2
 
 
-async def test_replies_and_messages_keep_their_order_behind_a_full_buffer(
+async def test_replies_and_messages_keep_order_behind_full_buffer(
     shared_nats: NatsServer, publisher: Publisher
 ) -> None:
     big, late = publisher.subject("big"), publisher.subject("late")
@@ -129,7 +129,7 @@ async def test_replies_and_messages_keep_their_order_behind_a_full_buffer(
     [f"GET /nats/stream HTTP/1.1\r\n{UPGRADE}\r\n", "GET /nats/events HTTP/1.1\r\nHost: localhost\r\n\r\n"],
     ids=["websocket", "events"],
 )
-async def test_a_client_that_has_stopped_reading_does_not_hold_up_the_end_of_the_server(
+async def test_client_that_stopped_reading_does_not_block_server_stop(
     shared_nats: NatsServer, publisher: Publisher, request_head: str
 ) -> None:
     subject = publisher.subject("big")
@@ -145,7 +145,7 @@ async def test_a_client_that_has_stopped_reading_does_not_hold_up_the_end_of_the
         assert not len(sessions(bridge))
 
 
-async def test_a_write_to_a_half_closed_transport_is_left_out(bridge: Bridge) -> None:
+async def test_write_to_half_closed_transport_is_skipped(bridge: Bridge) -> None:
     # Sanic writes the end of file some turns of the loop before it closes the transport.
     async with bridge.websocket() as client:
         session = session_of(bridge, client.session)
@@ -155,9 +155,7 @@ async def test_a_write_to_a_half_closed_transport_is_left_out(bridge: Bridge) ->
         session.write(b"\x81\x00")
 
 
-async def test_what_waits_goes_out_before_the_close_of_a_connection_that_fails(
-    bridge: Bridge, publisher: Publisher
-) -> None:
+async def test_pending_message_precedes_close_of_failing_connection(bridge: Bridge, publisher: Publisher) -> None:
     subject = publisher.subject("a")
     async with raw_connection(bridge.port, f"GET /nats/stream HTTP/1.1\r\n{UPGRADE}\r\n") as (reader, writer):
         await reader.readuntil(b'"nats":"connected"}')
@@ -174,7 +172,7 @@ async def test_what_waits_goes_out_before_the_close_of_a_connection_that_fails(
     assert message < close < received.index(b"\x88")
 
 
-async def test_there_is_one_close_frame_however_a_refused_client_goes_on(nats_server: NatsServer) -> None:
+async def test_rejected_client_gets_one_close_frame_despite_invalid_data(nats_server: NatsServer) -> None:
     async with (
         running(servers=nats_server.url, max_sessions=1) as bridge,
         bridge.websocket(),
@@ -186,7 +184,7 @@ async def test_there_is_one_close_frame_however_a_refused_client_goes_on(nats_se
     assert received.count(b'"type":"close"') == 1
 
 
-async def test_the_next_response_on_the_connection_of_a_finished_stream_is_not_cut(nats_server: NatsServer) -> None:
+async def test_response_after_finished_stream_is_not_truncated(nats_server: NatsServer) -> None:
     def prepare(app: Sanic[Any, Any]) -> None:
         @app.get("/slow")
         async def slow(request: Request) -> None:

@@ -26,7 +26,7 @@ REQUESTS: Final = {
     "events": "GET /nats/events HTTP/1.1\r\nHost: localhost\r\n\r\n",
 }
 
-on_both_transports = pytest.mark.parametrize("door", REQUESTS)
+on_both_transports = pytest.mark.parametrize("route", REQUESTS)
 
 
 def transport_of(session: Session) -> Any:
@@ -54,12 +54,12 @@ class Watcher:
 
 @contextlib.asynccontextmanager
 async def watched(
-    server: NatsServer, door: str
+    server: NatsServer, route: str
 ) -> AsyncIterator[tuple[Any, Watcher, asyncio.StreamReader, asyncio.StreamWriter]]:
     """Yield a transport with a client that doesn't read by itself."""
     async with (
         running(servers=server.url, max_pending_bytes=LIMIT) as bridge,
-        raw_connection(bridge.port, REQUESTS[door], limit=1024) as (reader, writer),
+        raw_connection(bridge.port, REQUESTS[route], limit=1024) as (reader, writer),
     ):
         await reader.readuntil(b'"nats":"connected"}')
         (session,) = sessions(bridge)
@@ -71,10 +71,8 @@ async def watched(
 
 
 @on_both_transports
-async def test_the_watcher_hears_once_that_the_buffer_is_full_and_once_that_it_has_drained(
-    shared_nats: NatsServer, door: str
-) -> None:
-    async with watched(shared_nats, door) as (transport, listener, reader, _):
+async def test_listener_is_called_once_per_fill_and_once_per_drain(shared_nats: NatsServer, route: str) -> None:
+    async with watched(shared_nats, route) as (transport, listener, reader, _):
         for _ in range(2):
             listener.heard.clear()
             while transport.pending < LIMIT + 100_000:
@@ -89,8 +87,8 @@ async def test_the_watcher_hears_once_that_the_buffer_is_full_and_once_that_it_h
 
 
 @on_both_transports
-async def test_what_is_written_counts_and_what_waits_is_less(shared_nats: NatsServer, door: str) -> None:
-    async with watched(shared_nats, door) as (transport, _, reader, _):
+async def test_written_counts_all_bytes_and_pending_only_unsent_bytes(shared_nats: NatsServer, route: str) -> None:
+    async with watched(shared_nats, route) as (transport, _, reader, _):
         before = transport.written
         transport.write(b"x" * 500_000)
         assert transport.written - before == 500_000
@@ -103,8 +101,8 @@ async def test_what_is_written_counts_and_what_waits_is_less(shared_nats: NatsSe
 
 
 @on_both_transports
-async def test_nobody_hears_of_a_buffer_when_nobody_cares_any_more(shared_nats: NatsServer, door: str) -> None:
-    async with watched(shared_nats, door) as (transport, listener, reader, _):
+async def test_removed_listener_is_not_called_for_buffer_changes(shared_nats: NatsServer, route: str) -> None:
+    async with watched(shared_nats, route) as (transport, listener, reader, _):
         transport.set_listener(None)
         transport.write(b"x" * 500_000)
         while transport.pending:
@@ -113,8 +111,8 @@ async def test_nobody_hears_of_a_buffer_when_nobody_cares_any_more(shared_nats: 
 
 
 @on_both_transports
-async def test_what_is_aborted_is_over_at_once(shared_nats: NatsServer, door: str) -> None:
-    async with watched(shared_nats, door) as (transport, listener, reader, _):
+async def test_abort_ends_connection_and_later_writes_are_ignored(shared_nats: NatsServer, route: str) -> None:
+    async with watched(shared_nats, route) as (transport, listener, reader, _):
         transport.write(b"x" * 500_000)
         transport.set_listener(None)
         transport.abort()
@@ -129,18 +127,18 @@ async def test_what_is_aborted_is_over_at_once(shared_nats: NatsServer, door: st
 
 @pytest.mark.parametrize(("overflow", "high"), [("gap", LIMIT), ("close", LIMIT), ("latest", LIMIT // 2)])
 @on_both_transports
-async def test_the_marks_of_the_buffer_follow_the_limit_and_a_quarter_of_it(
-    shared_nats: NatsServer, door: str, overflow: str, high: int
+async def test_write_buffer_limits_follow_max_pending_bytes(
+    shared_nats: NatsServer, route: str, overflow: str, high: int
 ) -> None:
     async with (
         running(servers=shared_nats.url, max_pending_bytes=LIMIT, overflow=overflow) as bridge,
-        getattr(bridge, door)() as client,
+        getattr(bridge, route)() as client,
     ):
         transport = transport_of(session_of(bridge, client.session))
         assert transport.get_write_buffer_limits() == (high // 4, high)
 
 
-async def test_a_connection_goes_back_to_sanic_with_its_own_marks(nats_server: NatsServer) -> None:
+async def test_sanic_buffer_limits_are_restored_after_sse_session_ends(nats_server: NatsServer) -> None:
     async with (
         running(servers=nats_server.url) as bridge,
         raw_connection(bridge.port, REQUESTS["events"]) as (reader, writer),
@@ -159,10 +157,8 @@ async def test_a_connection_goes_back_to_sanic_with_its_own_marks(nats_server: N
 
 
 @on_both_transports
-async def test_the_time_that_the_kernel_waits_for_a_client_is_the_write_timeout(
-    shared_nats: NatsServer, door: str
-) -> None:
-    async with running(servers=shared_nats.url, write_timeout=7.5) as bridge, getattr(bridge, door)() as client:
+async def test_tcp_user_timeout_equals_write_timeout(shared_nats: NatsServer, route: str) -> None:
+    async with running(servers=shared_nats.url, write_timeout=7.5) as bridge, getattr(bridge, route)() as client:
         connection = transport_of(session_of(bridge, client.session)).get_extra_info("socket")
         assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 7_500
 
@@ -175,7 +171,7 @@ def unlimited(app: Sanic[Any, Any]) -> None:
     app.config.WEBSOCKET_PING_INTERVAL, app.config.WEBSOCKET_PING_TIMEOUT = 0.2, None
 
 
-async def test_a_client_that_answers_no_ping_though_nothing_waits_for_it_is_closed(shared_nats: NatsServer) -> None:
+async def test_idle_client_that_answers_no_ping_is_closed_with_1011(shared_nats: NatsServer) -> None:
     async with (
         running(servers=shared_nats.url, heartbeat=0.1, prepare=impatient) as bridge,
         raw_connection(bridge.port, REQUESTS["websocket"]) as (reader, _),
@@ -195,7 +191,7 @@ async def heartbeats(client: WebSocketClient, clock: HeldClock, count: int) -> N
         assert coming.result()["type"] == "heartbeat"
 
 
-async def test_a_client_that_answers_pings_stays(shared_nats: NatsServer) -> None:
+async def test_client_that_answers_pings_stays_connected(shared_nats: NatsServer) -> None:
     async with (
         running(servers=shared_nats.url, heartbeat=0.1, prepare=impatient) as bridge,
         bridge.websocket() as client,
@@ -205,7 +201,7 @@ async def test_a_client_that_answers_pings_stays(shared_nats: NatsServer) -> Non
         assert session_of(bridge, client.session)
 
 
-async def test_a_client_may_leave_pings_unanswered_where_no_time_is_set_for_them(shared_nats: NatsServer) -> None:
+async def test_unanswered_pings_are_allowed_if_no_ping_timeout_is_set(shared_nats: NatsServer) -> None:
     async with (
         running(servers=shared_nats.url, heartbeat=0.1, prepare=unlimited) as bridge,
         raw_connection(bridge.port, REQUESTS["websocket"]) as (reader, writer),
@@ -216,7 +212,7 @@ async def test_a_client_may_leave_pings_unanswered_where_no_time_is_set_for_them
         assert b'"pong"' in await reader.readuntil(b'"pong"')
 
 
-async def test_pings_wait_where_messages_wait(shared_nats: NatsServer) -> None:
+async def test_pings_are_postponed_while_bytes_are_pending(shared_nats: NatsServer) -> None:
     async with (
         running(servers=shared_nats.url, heartbeat=0.1, prepare=impatient, max_pending_bytes=LIMIT) as bridge,
         raw_connection(bridge.port, REQUESTS["websocket"], limit=1024) as (reader, _),
@@ -233,7 +229,7 @@ async def test_pings_wait_where_messages_wait(shared_nats: NatsServer) -> None:
             received = (received + await reader.read(2**20))[-100:]
 
 
-async def test_a_ping_of_the_client_is_answered_by_a_pong_alone_even_between_fragments(shared_nats: NatsServer) -> None:
+async def test_client_ping_between_fragments_gets_only_pong(shared_nats: NatsServer) -> None:
     async with (
         running(servers=shared_nats.url) as bridge,
         raw_connection(bridge.port, REQUESTS["websocket"]) as (reader, writer),
@@ -247,7 +243,7 @@ async def test_a_ping_of_the_client_is_answered_by_a_pong_alone_even_between_fra
     assert received.count(b'"reply"') == 1
 
 
-async def test_a_client_that_is_not_read_is_not_expected_to_answer_a_ping(shared_nats: NatsServer) -> None:
+async def test_ping_timeout_does_not_apply_while_reading_is_paused(shared_nats: NatsServer) -> None:
     async with (
         running(servers=shared_nats.url, heartbeat=0.1, prepare=impatient) as bridge,
         bridge.websocket() as client,
@@ -262,7 +258,7 @@ async def test_a_client_that_is_not_read_is_not_expected_to_answer_a_ping(shared
         assert (await client.ask({"action": "ping"}))["message"] == "pong"
 
 
-async def test_a_command_that_comes_before_the_bridge_has_taken_over_is_carried_out(shared_nats: NatsServer) -> None:
+async def test_commands_received_before_session_starts_are_executed(shared_nats: NatsServer) -> None:
     sent = asyncio.Event()
 
     def prepare(app: Sanic[Any, Any]) -> None:
@@ -288,7 +284,7 @@ UNHURRIED: Final[dict[str, Any]] = {"command_rate": 1_000_000.0, "command_burst"
 SLICE: Final = 4_096
 
 
-async def test_one_turn_of_the_loop_takes_no_more_frames_apart_than_a_slice_holds(
+async def test_loop_turn_parses_at_most_one_slice_of_frames(
     monkeypatch: pytest.MonkeyPatch, shared_nats: NatsServer
 ) -> None:
     turns = [0]
@@ -319,7 +315,7 @@ async def test_one_turn_of_the_loop_takes_no_more_frames_apart_than_a_slice_hold
     assert max(turns) <= SLICE // len(smallest) + 1
 
 
-async def test_all_that_is_sent_at_once_is_answered_in_its_order(shared_nats: NatsServer) -> None:
+async def test_commands_sent_at_once_are_answered_in_order(shared_nats: NatsServer) -> None:
     commands = [b'{"action":"ping","id":%d}' % number for number in range(500)]
     async with (
         running(servers=shared_nats.url, **UNHURRIED) as bridge,
@@ -332,7 +328,7 @@ async def test_all_that_is_sent_at_once_is_answered_in_its_order(shared_nats: Na
 
 
 @pytest.mark.parametrize("leave", ["waits", "ends"])
-async def test_a_close_behind_much_else_is_answered_and_told(shared_nats: NatsServer, leave: str) -> None:
+async def test_close_after_many_frames_is_answered_and_reported(shared_nats: NatsServer, leave: str) -> None:
     codes: list[int] = []
     async with (
         running(servers=shared_nats.url, **UNHURRIED) as bridge,
@@ -348,7 +344,7 @@ async def test_a_close_behind_much_else_is_answered_and_told(shared_nats: NatsSe
     assert codes == [4001]
 
 
-async def test_a_client_that_ends_tls_behind_much_else_has_left(shared_nats: NatsServer, tmp_path: Path) -> None:
+async def test_session_ends_when_client_ends_tls_after_many_frames(shared_nats: NatsServer, tmp_path: Path) -> None:
     keys, mine = certificate(tmp_path), ssl.create_default_context()
     mine.check_hostname, mine.verify_mode = False, ssl.CERT_NONE
     async with running(servers=shared_nats.url, server_options={"ssl": keys}, **UNHURRIED) as bridge:
@@ -365,7 +361,7 @@ async def test_a_client_that_ends_tls_behind_much_else_has_left(shared_nats: Nat
         assert transport._throttle._unfed is None
 
 
-async def test_a_message_in_fragments_is_not_waited_for_when_it_is_larger_than_may_be(shared_nats: NatsServer) -> None:
+async def test_oversized_fragmented_message_closes_session_before_its_end(shared_nats: NatsServer) -> None:
     async with (
         running(servers=shared_nats.url, max_command_bytes=1_000) as bridge,
         raw_connection(bridge.port, REQUESTS["websocket"]) as (reader, writer),
@@ -382,7 +378,7 @@ async def test_a_message_in_fragments_is_not_waited_for_when_it_is_larger_than_m
         assert len(sessions(bridge)) == 1
 
 
-async def test_of_a_client_that_is_lost_no_slice_is_left(shared_nats: NatsServer) -> None:
+async def test_lost_client_leaves_no_buffered_slice_or_task(shared_nats: NatsServer) -> None:
     async with running(servers=shared_nats.url, max_pending_bytes=LIMIT, **UNHURRIED) as bridge:
         tasks = len(asyncio.all_tasks())
         async with raw_connection(bridge.port, REQUESTS["websocket"], limit=1024) as (reader, writer):

@@ -62,7 +62,7 @@ class Proxy:
 
 
 @dataclass
-class Door:
+class ProxiedBridge:
     """The app as clients see it through a proxy."""
 
     proxy: Proxy
@@ -115,12 +115,12 @@ def abort(response: aiohttp.ClientResponse) -> None:
 
 
 @contextlib.asynccontextmanager
-async def door(proxy: Proxy, scheme: Scheme) -> AsyncIterator[Door]:
-    """Open a door for clients that trust only the proxy's certificate."""
+async def proxied(proxy: Proxy, scheme: Scheme) -> AsyncIterator[ProxiedBridge]:
+    """Yield a bridge behind the proxy, for clients that trust only the proxy's certificate."""
     trust = ssl.create_default_context(cafile=proxy.certificate)
     connector = aiohttp.TCPConnector(limit=0, ssl=trust)
     async with aiohttp.ClientSession(connector=connector) as http:
-        yield Door(proxy, scheme, http, trust)
+        yield ProxiedBridge(proxy, scheme, http, trust)
 
 
 @contextlib.contextmanager

@@ -133,7 +133,7 @@ class World:
         numbers = range(self.record.published + 1, self.record.published + count + 1)
         self.record.published += count
         for number in numbers:
-            for follower in self._everybody:
+            for follower in self._followers:
                 follower.published(number, subject)
         await self._publisher.send(subject, *(b"%d" % number for number in numbers))
 
@@ -167,25 +167,25 @@ class World:
 
     async def settle(self) -> None:
         """Wait until every command is answered, and every message has come or is covered by a gap."""
-        await self._until(lambda: not any(follower.waiting for follower in self._everybody))
-        await self._until(lambda: not any(follower.owed for follower in self._everybody))
+        await self._until(lambda: not any(follower.waiting for follower in self._followers))
+        await self._until(lambda: not any(follower.owed for follower in self._followers))
 
     async def rest(self) -> None:
         """Wait until all is done; then NATS and the bridge hold what the model holds."""
         if not self.up:
             await self.start_nats()
-        await self._until(lambda: not any(follower.waiting for follower in self._everybody))
+        await self._until(lambda: not any(follower.waiting for follower in self._followers))
         await self._fence()
-        await self._until(lambda: all(follower.nats == "connected" for follower in self._everybody))
+        await self._until(lambda: all(follower.nats == "connected" for follower in self._followers))
         await self._until(lambda: self._nats.subscriptions() == self._patterns)
-        await self._until(lambda: self._sessions == {follower.key: {*follower.held} for follower in self._everybody})
+        await self._until(lambda: self._sessions == {follower.key: {*follower.held} for follower in self._followers})
         self.record.calm, self.record.noticed_cuts = True, self.record.cuts
-        for follower in self._everybody:
+        for follower in self._followers:
             follower.settle()
         for subject in SUBJECTS:
             await self.publish(subject)
         await self.settle()
-        for follower in self._everybody:
+        for follower in self._followers:
             follower.settle()
 
     async def _fence(self) -> None:
@@ -217,12 +217,12 @@ class World:
     # What is
 
     @property
-    def _everybody(self) -> tuple[Follower, ...]:
+    def _followers(self) -> tuple[Follower, ...]:
         return self._witness, *self.followers
 
     @property
     def _patterns(self) -> list[str]:
-        return sorted({pattern for follower in self._everybody for pattern in follower.held})
+        return sorted({pattern for follower in self._followers for pattern in follower.held})
 
     @property
     def _sessions(self) -> dict[str, set[str]]:
@@ -242,7 +242,7 @@ class World:
 
     def _facts(self) -> str:
         return (
-            f"owed: {[follower.owed for follower in self._everybody]}; model: {self._patterns}; "
+            f"owed: {[follower.owed for follower in self._followers]}; model: {self._patterns}; "
             f"NATS: {self._nats.subscriptions()}; sessions: {self._sessions}; "
             f"tasks and files: {self._held()}, {self._baseline} at the beginning"
         )

@@ -36,14 +36,14 @@ def anchors(page: str) -> set[str]:
     return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
 
 
-def test_every_setting_is_in_the_table_once() -> None:
+def test_settings_table_lists_every_setting_once() -> None:
     assert sorted(name for row in SETTINGS for name in names_in(row[0])) == sorted(
         option.name for option in fields(Settings)
     )
 
 
 @pytest.mark.parametrize("row", SETTINGS, ids=lambda row: str(row[0]))
-def test_the_default_in_the_table_is_that_of_the_code(row: list[str]) -> None:
+def test_default_in_settings_table_matches_code(row: list[str]) -> None:
     shown = row[1].strip("`").replace(",", "")
     for option in fields(Settings):
         if option.name not in names_in(row[0]):
@@ -59,18 +59,18 @@ def test_the_default_in_the_table_is_that_of_the_code(row: list[str]) -> None:
             assert float(shown) == default
 
 
-def test_the_table_of_metrics_is_that_of_the_code() -> None:
+def test_metrics_table_matches_code() -> None:
     shown = [[cell.strip("`") for cell in row[:2]] for row in table("docs/reference/metrics.md", "Metrics")]
     assert shown == [[metric.name, metric.label or ""] for metric in METRICS]
 
 
-def test_the_table_of_alerts_names_metrics_of_the_code() -> None:
+def test_alerts_table_names_only_existing_metrics() -> None:
     known = {metric.name for metric in METRICS}
     named = [re.findall(r"natsbridge_\w+", row[0]) for row in table("docs/reference/metrics.md", "Alerts")]
     assert all(names and {*names} <= known for names in named)
 
 
-def test_each_code_in_the_table_has_the_http_status_of_the_code() -> None:
+def test_http_statuses_in_error_table_match_code() -> None:
     stated = {names_in(row[0])[0]: int(row[1][:3]) for row in table(ERRORS, "Codes")}
     assert stated == {
         error.code: error.http_status
@@ -80,7 +80,7 @@ def test_each_code_in_the_table_has_the_http_status_of_the_code() -> None:
     }
 
 
-def test_each_close_code_in_the_table_of_codes_is_that_of_the_error() -> None:
+def test_close_codes_in_error_table_match_errors() -> None:
     stated = {
         names_in(row[0])[0]: set(map(int, re.findall(r"close (\d{4})", row[2]))) for row in table(ERRORS, "Codes")
     }
@@ -92,19 +92,19 @@ def test_each_close_code_in_the_table_of_codes_is_that_of_the_error() -> None:
     assert stated == known
 
 
-def test_each_close_code_in_the_table_is_one_of_the_code() -> None:
+def test_close_code_table_matches_code() -> None:
     stated = {int(row[0]): row[2].startswith("yes") for row in table(ERRORS, "Close codes")}
     assert stated == {int(code): code.reconnect for code in CloseCode}
 
 
-def test_the_protocol_shows_each_frame_and_each_command() -> None:
+def test_protocol_page_shows_every_frame_and_command() -> None:
     shown = "".join(block.text for block in blocks("docs/reference/protocol.md", "json"))
     kinds = {"welcome", "reply", "message", "gap", "unsubscribed", "status", "heartbeat", "close"}
     assert set(re.findall(r'"type": "(\w+)"', shown)) == kinds
     assert {"subscribe", "unsubscribe", "ping"} <= set(re.findall(r'"action": "(\w+)"', shown))
 
 
-def test_the_client_page_has_each_option_and_each_event() -> None:
+def test_client_page_lists_every_option_and_event() -> None:
     types = (ROOT / "sanic_nats_bridge/browser/client.d.ts").read_text()
     for interface, heading in (("Options", "connect(options)"), ("ClientEvents", "Events")):
         declared = re.search(rf"interface {interface} {{\n(.*?)\n}}", types, re.DOTALL)
@@ -114,20 +114,20 @@ def test_the_client_page_has_each_option_and_each_event() -> None:
         assert sorted(name for row in rows for name in names_in(row[0])) == sorted(fields_of_it)
 
 
-def test_the_protocol_states_the_limits_of_patterns() -> None:
+def test_protocol_page_states_pattern_limits() -> None:
     text = (ROOT / "docs/reference/protocol.md").read_text()
     assert f"1 to {MAX_SUBJECT_BYTES} bytes" in text
     assert f"at most {MAX_TOKENS} tokens" in text
 
 
-def test_the_api_page_has_every_public_name() -> None:
+def test_api_page_lists_every_public_name() -> None:
     text = (ROOT / "docs/reference/api.md").read_text()
     public = {f"sanic_nats_bridge.{name}" for name in sanic_nats_bridge.__all__ if name != "__version__"}
     public |= {f"sanic_nats_bridge.testing.{name}" for name in testing.__all__}
     assert set(re.findall(r"^::: (\S+)$", text, re.MULTILINE)) == public
 
 
-def test_the_architecture_has_every_package_and_module_of_the_top_level() -> None:
+def test_architecture_page_lists_every_top_level_package_and_module() -> None:
     folder = ROOT / "sanic_nats_bridge"
     known = {path.stem for path in folder.glob("*.py")} - {"__init__"}
     known |= {f"{path.name}/" for path in folder.iterdir() if path.is_dir() and path.name != "__pycache__"}
@@ -135,7 +135,7 @@ def test_the_architecture_has_every_package_and_module_of_the_top_level() -> Non
     assert sorted(name for row in rows for name in re.findall(r"`(\w+/?)`", row[0])) == sorted(known)
 
 
-async def test_the_permissions_of_the_guide_allow_what_its_text_says() -> None:
+async def test_permissions_in_guide_allow_documented_patterns() -> None:
     names: dict[str, Any] = {"__name__": "guide"}
     exec(file_of(PERMISSIONS, "server.py").partition('app = Sanic("shop")')[0], names)
     permissions: Permissions = await names["permissions"](SimpleNamespace(cookies={"session": "s3cret"}))
@@ -147,7 +147,7 @@ async def test_the_permissions_of_the_guide_allow_what_its_text_says() -> None:
     assert await names["permissions"](SimpleNamespace(cookies={})) is None
 
 
-async def test_sessions_are_restricted_and_ended_as_in_the_guide(shared_nats: NatsServer) -> None:
+async def test_guide_example_restricts_and_closes_sessions(shared_nats: NatsServer) -> None:
     user = SimpleNamespace(id=42, session_expires=int(time.time()) + 600)
     names: dict[str, Any] = {"User": SimpleNamespace}
     exec(file_of(PERMISSIONS, "admin.py").replace("from server import User\n", ""), names)
@@ -165,18 +165,18 @@ async def test_sessions_are_restricted_and_ended_as_in_the_guide(shared_nats: Na
         assert session.closed
 
 
-def test_the_readme_is_short() -> None:
+def test_readme_is_at_most_8_kib() -> None:
     assert len((ROOT / "README.md").read_bytes()) <= README_MAX_BYTES
 
 
-def test_the_readme_the_quickstart_and_the_package_show_the_same_app() -> None:
+def test_readme_quickstart_and_pypi_page_show_same_app() -> None:
     assert file_of("README.md", "server.py") == file_of("docs/quickstart.md", "server.py")
     for name in ("server.py", "index.html"):
         assert file_of("README.md", name) == file_of("docs/pypi.md", name)
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_between_the_documents_lead_somewhere(page: str) -> None:
+def test_link_targets_and_anchors_exist(page: str) -> None:
     for path, anchor in links(page):
         target = (ROOT / page).parent / path if path else ROOT / page
         assert target.exists(), path
@@ -185,14 +185,14 @@ def test_links_between_the_documents_lead_somewhere(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", ["CONTRIBUTING.md", "SECURITY.md", "docs/internals/architecture.md"])
-def test_the_files_that_a_page_names_exist(page: str) -> None:
+def test_files_named_in_page_exist(page: str) -> None:
     text = (ROOT / page).read_text()
     named = re.findall(r"`((?:tests|tools|docs|sanic_nats_bridge)/[\w./]+)`", text)
     assert named
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 
-def test_every_make_target_that_a_page_names_exists() -> None:
+def test_make_targets_named_in_pages_exist() -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {
         target
@@ -202,7 +202,7 @@ def test_every_make_target_that_a_page_names_exists() -> None:
     assert named <= targets
 
 
-def test_the_troubleshooting_page_has_each_message_of_the_code_once() -> None:
+def test_troubleshooting_page_lists_every_message_once() -> None:
     text = (ROOT / "docs/troubleshooting.md").read_text().partition("\n## Settings\n")[2]
     listed = re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)
     assert sorted(listed) == sorted(set(listed))

@@ -13,11 +13,11 @@ from tests.support.docs import PAGES, ROOT, Story, blocks, python_files
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
-def test_the_page_does_what_it_says(page: str, tmp_path: Path) -> None:
+def test_page_examples_run_as_documented(page: str, tmp_path: Path) -> None:
     Story(page, tmp_path).run()
 
 
-def test_mypy_accepts_the_python_of_all_pages(tmp_path: Path) -> None:
+def test_mypy_accepts_python_code_of_all_pages(tmp_path: Path) -> None:
     for page in PAGES:
         files = python_files(page)
         for name, text in files.items():
@@ -32,7 +32,7 @@ def test_mypy_accepts_the_python_of_all_pages(tmp_path: Path) -> None:
     assert checked.returncode == 0, checked.stdout
 
 
-def test_few_blocks_are_not_run_and_each_says_why() -> None:
+def test_at_most_three_blocks_are_skipped_each_with_reason() -> None:
     all_blocks = [block for page in PAGES for block in blocks(page)]
     reasons = [block.how.removeprefix("not run: ") for block in all_blocks if "not run" in block.how]
     assert all(reasons)

@@ -27,7 +27,7 @@ async def messages(url: str, count: int) -> list[dict[str, object]]:
         return [json.loads(await websocket.recv())["data"] for _ in range(count)]
 
 
-async def test_one_worker_publishes_however_many_there_are(example: ExampleApp) -> None:
+async def test_only_one_worker_publishes(example: ExampleApp) -> None:
     first, second, third = await messages(example.url.replace("http", "ws") + "stream", 3)
     connections = await asyncio.to_thread(example.connections)
     assert [connection["in_msgs"] > 0 for connection in connections].count(True) == 1
@@ -43,7 +43,7 @@ def test_one_nats_server_serves_all_workers(example: ExampleApp) -> None:
     assert len(example.nats_servers()) == 1
 
 
-def test_every_page_is_served_with_the_policy(example: ExampleApp) -> None:
+def test_every_page_has_content_security_policy(example: ExampleApp) -> None:
     files = sorted(f"static/{file.name}" for file in (ROOT / "example_app" / "static").iterdir())
     assert {"static/index.html", "static/page.js", "static/page.css", "static/icon.svg"} < set(files)
     for path in ("", "client.js", *files):
@@ -52,7 +52,7 @@ def test_every_page_is_served_with_the_policy(example: ExampleApp) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
-def test_no_nats_server_is_left_behind(number: signal.Signals) -> None:
+def test_nats_server_ends_when_app_ends(number: signal.Signals) -> None:
     with ExampleApp() as app:
         servers = app.nats_servers()
         assert len(servers) == 1
@@ -63,7 +63,7 @@ def test_no_nats_server_is_left_behind(number: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize("way", ["option", "environment"])
-async def test_it_uses_the_nats_server_that_it_is_told_of(way: str) -> None:
+async def test_app_uses_given_nats_server(way: str) -> None:
     with NatsServer() as server:
         example = ExampleApp("--nats", server.url) if way == "option" else ExampleApp(NATS_URL=server.url)
         with example:

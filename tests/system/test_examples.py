@@ -144,7 +144,7 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
     assert errors == []
 
 
-def opened(context: BrowserContext, url: str) -> Page:
+def open_page(context: BrowserContext, url: str) -> Page:
     page = context.new_page()
     page.goto(url)
     return page
@@ -158,7 +158,7 @@ def is_visible(shown: Locator) -> None:
     expect(shown).to_be_visible()
 
 
-def test_every_example_is_in_the_table_as_its_header_says() -> None:
+def test_table_of_examples_matches_their_headers() -> None:
     rows = re.findall(
         r"^\| \[(.+?)\]\((.+?)\) \| (.+?) \| `(.+)` \|$", (EXAMPLES / "README.md").read_text(), re.MULTILINE
     )
@@ -183,19 +183,23 @@ def test_hello_has_at_most_ten_lines_of_code() -> None:
     assert len(lines) <= 10
 
 
-def test_hello(shared_nats: NatsServer, context: BrowserContext, tmp_path: Path) -> None:
+def test_hello_example_shows_published_message(
+    shared_nats: NatsServer, context: BrowserContext, tmp_path: Path
+) -> None:
     with running("hello.py", shared_nats, tmp_path) as example:
-        page = opened(context, example.url)
+        page = open_page(context, example.url)
         example.subscribed("hello.>")
         example.publish_as_in(SOURCES["hello.py"])
         shows(page.locator("body"), "Hi")
 
 
-def test_event_source(nats_server: NatsServer, context: BrowserContext, tmp_path: Path) -> None:
+def test_event_source_example_shows_prices_and_gap(
+    nats_server: NatsServer, context: BrowserContext, tmp_path: Path
+) -> None:
     with running("event_source.py", nats_server, tmp_path) as example:
         requested: list[str] = []
         context.on("request", lambda request: requested.append(request.url.removeprefix(example.url)))
-        page = opened(context, example.url)
+        page = open_page(context, example.url)
         state, prices = page.locator("#state"), page.locator("#prices li")
         shows(state, "Live")
         example.subscribed("prices.*")
@@ -209,9 +213,11 @@ def test_event_source(nats_server: NatsServer, context: BrowserContext, tmp_path
         assert {url for url in requested if url != "favicon.ico"} == {"", "nats/events?subjects=prices.*"}
 
 
-def test_orders(nats_server: NatsServer, context: BrowserContext, tmp_path: Path) -> None:
+def test_orders_example_validates_and_shows_orders(
+    nats_server: NatsServer, context: BrowserContext, tmp_path: Path
+) -> None:
     with running("orders.py", nats_server, tmp_path) as example:
-        pages = [opened(context, example.url) for _ in range(2)]
+        pages = [open_page(context, example.url) for _ in range(2)]
         for page in pages:
             shows(page.locator("output"), "Live")
         example.subscribed("orders.*")
@@ -230,18 +236,20 @@ def test_orders(nats_server: NatsServer, context: BrowserContext, tmp_path: Path
         wait_until(lambda: example.post("orders", order, Content_Type="application/json") == 503, example.log.read_text)
 
 
-def test_login(shared_nats: NatsServer, browser: Browser, context: BrowserContext, tmp_path: Path) -> None:
+def test_login_example_limits_users_to_their_subjects(
+    shared_nats: NatsServer, browser: Browser, context: BrowserContext, tmp_path: Path
+) -> None:
     with running("login", shared_nats, tmp_path, PASSWORDS=json.dumps(PASSWORDS)) as example:
 
         def log_in(context: BrowserContext, user: str) -> Page:
-            page = opened(context, example.url)
+            page = open_page(context, example.url)
             page.fill("[name=user]", user)
             page.fill("[name=password]", PASSWORDS[user])
             page.click("button")
             shows(page.locator("output"), "connected")
             return page
 
-        page = opened(context, example.url)
+        page = open_page(context, example.url)
         page.fill("[name=user]", "ada")
         page.fill("[name=password]", PASSWORDS["bob"])
         page.click("button")
@@ -263,12 +271,12 @@ def test_login(shared_nats: NatsServer, browser: Browser, context: BrowserContex
             shows(page.locator("li"), ['me.inbox: "Hi"', 'team.plans: "ready"'])
             shows(page_of_bob.locator("li"), ['me.inbox: "Hi"'])
 
-            assert refusals(example, cookie["value"]) == ["subject.forbidden"] * 3
+            assert rejection_codes(example, cookie["value"]) == ["subject.forbidden"] * 3
             assert close_code(example, "guessed") == 4401
             assert example.post("login", b"", Sec_Fetch_Site="cross-site") == 403
             assert example.post("logout", b"", Sec_Fetch_Site="cross-site") == 403
 
-            second = opened(context, example.url)
+            second = open_page(context, example.url)
             shows(second.locator("output"), "connected")
             second.click("button")
             is_visible(second.locator("[name=user]"))
@@ -287,7 +295,7 @@ def websocket(example: Example, cookie: str) -> ClientConnection:
     return connect(url, additional_headers={"Cookie": f"login={cookie}"})
 
 
-def refusals(example: Example, cookie: str) -> list[str]:
+def rejection_codes(example: Example, cookie: str) -> list[str]:
     """Ask for another user's subjects, and for one's own by their real name; return the codes of the replies."""
     codes = []
     with websocket(example, cookie) as connection:
@@ -306,9 +314,11 @@ def close_code(example: Example, cookie: str) -> int | None:
         return connection.close_code
 
 
-def test_workers(shared_nats: NatsServer, context: BrowserContext, tmp_path: Path) -> None:
+def test_workers_example_spreads_jobs_over_both_workers(
+    shared_nats: NatsServer, context: BrowserContext, tmp_path: Path
+) -> None:
     with running("workers.py", shared_nats, tmp_path) as example:
-        page = opened(context, example.url)
+        page = open_page(context, example.url)
         shows(page.locator("output"), "Live")
         wait_until(lambda: shared_nats.subscriptions().count("jobs.new") == 2, example.log.read_text)
         rows, jobs = page.locator("li"), 0
@@ -319,7 +329,7 @@ def test_workers(shared_nats: NatsServer, context: BrowserContext, tmp_path: Pat
             expect(rows).to_have_count(jobs)
 
 
-def test_node(shared_nats: NatsServer, tmp_path: Path) -> None:
+def test_node_example_prints_published_message(shared_nats: NatsServer, tmp_path: Path) -> None:
     node = shutil.which("node")
     assert node is not None, "make test installs node"
     folder = tmp_path / "examples" / "node"

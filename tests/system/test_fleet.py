@@ -17,7 +17,7 @@ from tools.faults.results import Results
 DOCS = Path(__file__).parents[2] / "docs" / "internals"
 
 
-def test_nothing_is_lost_in_silence_by_the_clients_of_two_machines(
+def test_clients_on_two_machines_lose_no_message_without_gap(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copy(DOCS / "reliability.md", tmp_path)
@@ -43,7 +43,7 @@ def interfaces() -> set[str]:
     return {name for _, name in socket.if_nameindex()}
 
 
-def test_a_host_has_a_network_of_its_own_which_leaves_nothing_behind() -> None:
+def test_host_network_is_isolated_and_removed_afterwards() -> None:
     before = interfaces()
     with network() as net:
         here, there = net.add_host(), net.add_host()
@@ -64,7 +64,7 @@ def test_a_host_has_a_network_of_its_own_which_leaves_nothing_behind() -> None:
     assert interfaces() == before
 
 
-def test_without_namespaces_all_hosts_are_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hosts_use_loopback_if_namespaces_are_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused() -> None:
         raise PermissionError
 

@@ -108,7 +108,7 @@ async def one_round(app: AppProcess, server: NatsServer, publisher: Publisher) -
     await until(lambda: not server.subscriptions(), LINGER + WAIT_SECONDS)
 
 
-async def test_two_hundred_clients_share_one_subscription_and_leave_nothing_behind(nats_server: NatsServer) -> None:
+async def test_200_clients_share_one_subscription_and_leak_nothing(nats_server: NatsServer) -> None:
     async with (
         app_process({"servers": nats_server.url, "subscribe": [">"], "unsubscribe_delay": LINGER}) as app,
         Publisher.connected(nats_server) as publisher,

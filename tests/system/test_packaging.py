@@ -94,7 +94,7 @@ def source_files() -> set[str]:
     return {path.relative_to(ROOT).as_posix() for path in files}
 
 
-def test_the_build_gives_no_warning(built: Distributions) -> None:
+def test_build_emits_no_warnings(built: Distributions) -> None:
     complaints = [
         line for line in built.output.splitlines() if re.search("warning|deprecat|ignored", line, re.IGNORECASE)
     ]
@@ -102,7 +102,7 @@ def test_the_build_gives_no_warning(built: Distributions) -> None:
     assert "Successfully built" in built.output
 
 
-def test_the_wheel_holds_the_package_and_nothing_else(built: Distributions) -> None:
+def test_wheel_contains_exactly_package_files(built: Distributions) -> None:
     with zipfile.ZipFile(built.wheel) as archive:
         names = set(archive.namelist())
     packaged = {name for name in names if ".dist-info/" not in name}
@@ -113,7 +113,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(built: Distributions) -> N
     assert built.wheel.name.endswith("-py3-none-any.whl")
 
 
-def test_the_source_distribution_holds_what_builds_the_wheel(built: Distributions) -> None:
+def test_sdist_contains_exactly_sources_and_build_files(built: Distributions) -> None:
     with tarfile.open(built.sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()} - {""}
     files = {name for name in names if Path(name).suffix or Path(name).name == "LICENSE"}
@@ -122,7 +122,7 @@ def test_the_source_distribution_holds_what_builds_the_wheel(built: Distribution
     assert files - generated == source_files() | stated
 
 
-def test_the_metadata_is_that_of_the_project(built: Distributions) -> None:
+def test_metadata_matches_pyproject(built: Distributions) -> None:
     metadata = built.metadata
     assert metadata["Name"] == PROJECT["name"]
     assert metadata["License-Expression"] == "MIT"
@@ -136,7 +136,7 @@ def test_the_metadata_is_that_of_the_project(built: Distributions) -> None:
     assert metadata["Project-URL"] is None
 
 
-def test_all_versions_are_one(built: Distributions, python: Path, tmp_path: Path) -> None:
+def test_all_versions_match(built: Distributions, python: Path, tmp_path: Path) -> None:
     code = "import sanic_nats_bridge as it; print(it.__version__, it.__file__)"
     shown = subprocess.run(
         [python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
@@ -146,7 +146,7 @@ def test_all_versions_are_one(built: Distributions, python: Path, tmp_path: Path
     assert Path(shown[1]).is_relative_to(python.parents[1])
 
 
-def test_twine_accepts_both(built: Distributions) -> None:
+def test_twine_accepts_sdist_and_wheel(built: Distributions) -> None:
     command = [sys.executable, "-m", "twine", "check", "--strict", str(built.sdist), str(built.wheel)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
@@ -166,7 +166,7 @@ class Targets(HTMLParser):
         self.found += [value for value in values if not value.startswith("#user-content-")]
 
 
-def test_the_links_of_the_long_description_work_anywhere(built: Distributions) -> None:
+def test_long_description_contains_only_absolute_links(built: Distributions) -> None:
     page = markdown.render(built.description)
     assert page is not None
     found = Targets(page).found
@@ -210,9 +210,7 @@ async def served(document: str, python: Path, shared_nats: NatsServer, tmp_path:
         await ended(process)
 
 
-async def test_the_first_app_of_a_document_runs_from_the_wheel(
-    served: int, document: str, publisher: Publisher
-) -> None:
+async def test_first_app_of_document_runs_from_wheel(served: int, document: str, publisher: Publisher) -> None:
     allowed = re.search(r"subscribe=\[\"([^\"]+)\"", first_app(document))
     assert allowed is not None
     pattern = allowed[1]

@@ -19,12 +19,12 @@ from tests.support.bridge import WAIT_SECONDS, EventClient, Publisher, WebSocket
 from tests.support.example import ExampleApp
 from tests.support.proxies import (
     PROXIES,
-    Door,
+    ProxiedBridge,
     Proxy,
     ProxyName,
     Scheme,
     abort,
-    door,
+    proxied,
     running_proxy,
     self_signed,
 )
@@ -87,18 +87,18 @@ def proxy(
 
 
 @pytest.fixture(params=SCHEMES)
-async def app(request: pytest.FixtureRequest, proxy: Proxy) -> AsyncIterator[Door]:
-    async with door(proxy, request.param) as app:
+async def app(request: pytest.FixtureRequest, proxy: Proxy) -> AsyncIterator[ProxiedBridge]:
+    async with proxied(proxy, request.param) as app:
         yield app
 
 
 @pytest.fixture
-async def encrypted(proxy: Proxy) -> AsyncIterator[Door]:
-    async with door(proxy, "https") as app:
+async def encrypted(proxy: Proxy) -> AsyncIterator[ProxiedBridge]:
+    async with proxied(proxy, "https") as app:
         yield app
 
 
-async def test_events_come_one_by_one(app: Door, publisher: Publisher) -> None:
+async def test_proxy_delivers_each_sse_event_immediately(app: ProxiedBridge, publisher: Publisher) -> None:
     """Check that no event waits for a later one, in a buffer or for the 200 ms of the kernel's MSG_MORE."""
     subject = publisher.subject("a")
     async with app.events(subject) as client, asyncio.timeout(WAIT_SECONDS):
@@ -107,7 +107,7 @@ async def test_events_come_one_by_one(app: Door, publisher: Publisher) -> None:
             assert await client.data(1) == [number]
 
 
-async def test_a_websocket_carries_both_ways(app: Door, publisher: Publisher) -> None:
+async def test_proxied_websocket_is_bidirectional(app: ProxiedBridge, publisher: Publisher) -> None:
     subject = publisher.subject("a")
     async with app.websocket() as client:
         await client.follow(subject)
@@ -117,7 +117,7 @@ async def test_a_websocket_carries_both_ways(app: Door, publisher: Publisher) ->
             assert (await client.ask({"action": "ping", "id": number}))["id"] == number
 
 
-async def test_commands_by_post_refusals_and_head(app: Door, publisher: Publisher) -> None:
+async def test_proxy_passes_post_commands_errors_and_head_requests(app: ProxiedBridge, publisher: Publisher) -> None:
     subject = publisher.subject("a")
     async with app.events() as client:
         command = {"session": client.session, "subjects": [subject]}
@@ -133,7 +133,7 @@ async def test_commands_by_post_refusals_and_head(app: Door, publisher: Publishe
         assert (response.status, (await response.json())["code"]) == (403, "subject.forbidden")
 
 
-async def test_large_messages(app: Door, publisher: Publisher) -> None:
+async def test_proxy_delivers_large_messages(app: ProxiedBridge, publisher: Publisher) -> None:
     subject, text = publisher.subject("a"), "x" * 300_000
     async with app.events(subject) as stream, app.websocket() as websocket:
         await websocket.follow(subject)
@@ -141,7 +141,7 @@ async def test_large_messages(app: Door, publisher: Publisher) -> None:
         assert await stream.data(1) == await websocket.data(1) == [text]
 
 
-async def test_the_close_of_a_websocket_comes_with_its_code(app: Door) -> None:
+async def test_websocket_close_code_passes_through_proxy(app: ProxiedBridge) -> None:
     async with app.websocket() as client:
         await client.send("x" * 70_000)
         assert (await client.frame())["code"] == 1009
@@ -153,7 +153,7 @@ async def test_the_close_of_a_websocket_comes_with_its_code(app: Door) -> None:
         assert client.connection.close_code == 3000
 
 
-async def test_own_pages_come_in_and_those_of_other_origins_do_not(app: Door) -> None:
+async def test_only_same_origin_pages_are_allowed(app: ProxiedBridge) -> None:
     async with app.websocket(origin=app.origin) as client:
         command = {"session": client.session, "subjects": ["a"]}
         assert (await app.post("/subscribe", command, Origin=app.origin))[0] == 200
@@ -169,7 +169,7 @@ async def test_own_pages_come_in_and_those_of_other_origins_do_not(app: Door) ->
         assert refused.value.response.status_code == 403
 
 
-async def test_what_a_client_says_of_a_proxy_does_not_count(app: Door) -> None:
+async def test_forwarded_headers_from_client_are_ignored(app: ProxiedBridge) -> None:
     said = {
         "X-Forwarded-For": "192.0.2.1",
         "X-Forwarded-Host": "evil.example",
@@ -181,8 +181,8 @@ async def test_what_a_client_says_of_a_proxy_does_not_count(app: Door) -> None:
 
 
 @pytest.mark.parametrize("way", ["websocket", "events"])
-async def test_a_client_that_leaves_is_gone_from_the_app(
-    app: Door, publisher: Publisher, shared_nats: NatsServer, way: str
+async def test_client_disconnect_ends_session_immediately(
+    app: ProxiedBridge, publisher: Publisher, shared_nats: NatsServer, way: str
 ) -> None:
     """Check that the session ends at once, before a failed heartbeat could reveal it."""
     subject = publisher.subject("a")
@@ -201,14 +201,14 @@ async def test_a_client_that_leaves_is_gone_from_the_app(
 
 
 @contextlib.asynccontextmanager
-async def http2_client(app: Door) -> AsyncIterator[httpx.AsyncClient]:
+async def http2_client(app: ProxiedBridge) -> AsyncIterator[httpx.AsyncClient]:
     """Open a client with one connection."""
     limits = httpx.Limits(max_connections=1)
     async with httpx.AsyncClient(http1=False, http2=True, verify=app.trust, limits=limits, base_url=app.origin) as http:
         yield http
 
 
-async def test_one_http2_connection_carries_many_streams(encrypted: Door, publisher: Publisher) -> None:
+async def test_one_http2_connection_carries_many_streams(encrypted: ProxiedBridge, publisher: Publisher) -> None:
     subject, count = publisher.subject("a"), 30
     async with http2_client(encrypted) as http, contextlib.AsyncExitStack() as stack, asyncio.timeout(WAIT_SECONDS):
         streams = []
@@ -237,7 +237,7 @@ async def test_heartbeats_keep_idle_connections_open(
 ) -> None:
     subject = publisher.subject("a")
 
-    async def cut_off(app: Door) -> None:
+    async def cut_off(app: ProxiedBridge) -> None:
         async with app.websocket() as websocket, app.events() as stream:
             with pytest.raises(ConnectionClosed):
                 await websocket.frame()
@@ -246,48 +246,50 @@ async def test_heartbeats_keep_idle_connections_open(
                 await stream.frame()
 
     async with contextlib.AsyncExitStack() as stack:
-        doors: dict[str, list[Door]] = {}
+        bridges: dict[str, list[ProxiedBridge]] = {}
         for folder, machine in (("lively", lively), ("silent", machines.first)):
             (tmp_path / folder).mkdir()
             ports = (machine.port, machine.port)
             proxy = stack.enter_context(running_proxy(name, certificate, tmp_path / folder, ports, idle=IDLE))
-            doors[folder] = [await stack.enter_async_context(door(proxy, scheme)) for scheme in SCHEMES]
+            bridges[folder] = [await stack.enter_async_context(proxied(proxy, scheme)) for scheme in SCHEMES]
         clients: list[WebSocketClient | EventClient] = []
-        for app in doors["lively"]:
+        for app in bridges["lively"]:
             clients.append(await stack.enter_async_context(app.events(subject)))
             websocket = await stack.enter_async_context(app.websocket())
             await websocket.follow(subject)
             clients.append(websocket)
         # Clients that connect later and receive nothing are disconnected before.
-        await asyncio.gather(*map(cut_off, doors["silent"]))
+        await asyncio.gather(*map(cut_off, bridges["silent"]))
         await publisher.send(subject, b"1")
         for client in clients:
             assert await client.data(1) == [1]
 
 
-async def test_a_reload_of_the_proxy_leaves_streams_alone(
+async def test_proxy_reload_keeps_open_connections(
     name: ProxyName, machines: Machines, certificate: Path, tmp_path: Path, publisher: Publisher
 ) -> None:
     subject = publisher.subject("a")
     with running_proxy(name, certificate, tmp_path, (machines.second.port,) * 2) as proxy:
-        async with door(proxy, "https") as app, app.websocket() as websocket, app.events(subject) as stream:
+        async with proxied(proxy, "https") as app, app.websocket() as websocket, app.events(subject) as stream:
             await websocket.follow(subject)
             await proxy.reload()
-            async with door(proxy, "https") as again, again.events(subject) as fresh:
+            async with proxied(proxy, "https") as again, again.events(subject) as fresh:
                 await publisher.send(subject, b"1")
                 for client in (websocket, stream, fresh):
                     assert await client.data(1) == [1]
 
 
 @pytest.fixture
-async def balanced(name: ProxyName, machines: Machines, certificate: Path, tmp_path: Path) -> AsyncIterator[Door]:
+async def balanced(
+    name: ProxyName, machines: Machines, certificate: Path, tmp_path: Path
+) -> AsyncIterator[ProxiedBridge]:
     """Serve the app on both machines."""
     with running_proxy(name, certificate, tmp_path, (machines.first.port, machines.second.port)) as proxy:
-        async with door(proxy, "https") as app:
+        async with proxied(proxy, "https") as app:
             yield app
 
 
-async def test_a_machine_that_stops_and_comes_back(balanced: Door, machines: Machines) -> None:
+async def test_proxy_avoids_stopped_machine_until_it_restarts(balanced: ProxiedBridge, machines: Machines) -> None:
     async def next_machine() -> float:
         """Return the machine that a new client gets."""
         async with balanced.websocket() as client:
@@ -326,11 +328,11 @@ async def test_a_machine_that_stops_and_comes_back(balanced: Door, machines: Mac
         await traffic
 
 
-async def test_an_event_source_is_not_given_up_while_no_machine_answers(proxy: Proxy, machines: Machines) -> None:
+async def test_proxy_returns_empty_event_stream_if_all_machines_are_down(proxy: Proxy, machines: Machines) -> None:
     for machine in machines:
         machine.end(signal.SIGKILL)
     try:
-        async with door(proxy, "https") as app:
+        async with proxied(proxy, "https") as app:
             async with app.http.get(f"{app.origin}/events") as response:
                 assert (response.status, response.content_type) == (200, "text/event-stream")
                 body = await response.text()
@@ -340,6 +342,6 @@ async def test_an_event_source_is_not_given_up_while_no_machine_answers(proxy: P
     finally:
         for machine in machines:
             machine.start()
-    async with door(proxy, "https") as app, asyncio.timeout(WAIT_SECONDS):
+    async with proxied(proxy, "https") as app, asyncio.timeout(WAIT_SECONDS):
         while await app.status("GET", "/") != 200:
             pass

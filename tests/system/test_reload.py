@@ -67,19 +67,19 @@ async def pages(port: int) -> AsyncIterator[list[asyncio.Task[dict[str, Any]]]]:
         yield seen
 
 
-async def all_opened(nats: NatsServer) -> None:
+async def wait_until_subscribed(nats: NatsServer) -> None:
     """Wait until the event streams are followed."""
     await until(lambda: "a" in nats.subscriptions())
 
 
-async def goodbye(seen: list[asyncio.Task[dict[str, Any]]]) -> None:
+async def assert_closed_with_1001(seen: list[asyncio.Task[dict[str, Any]]]) -> None:
     async with asyncio.timeout(WAIT_SECONDS):
         for frame in await asyncio.gather(*seen):
             assert (frame["type"], frame["code"], frame["reconnect"]) == ("close", 1001, True)
             assert 0 <= frame["retry"] <= 10_000
 
 
-async def served_by(port: int) -> str:
+async def serving_worker(port: int) -> str:
     """Return the worker that serves a new session, from the session id, or "" while there is none."""
     with contextlib.suppress(aiohttp.ClientError):
         async with aiohttp.ClientSession() as http, http.get(f"http://127.0.0.1:{port}/nats/events") as response:
@@ -90,9 +90,9 @@ async def served_by(port: int) -> str:
     return ""
 
 
-async def another_serves(port: int, before: str) -> None:
+async def wait_for_other_worker(port: int, before: str) -> None:
     async with asyncio.timeout(WAIT_SECONDS):
-        while await served_by(port) in ("", before):
+        while await serving_worker(port) in ("", before):
             pass
 
 
@@ -115,23 +115,23 @@ async def changing(source: Path) -> AsyncIterator[None]:
         again.cancel()
 
 
-async def test_a_reload_in_development_does_not_wait_for_open_pages(nats_server: NatsServer, tmp_path: Path) -> None:
+async def test_development_reload_does_not_wait_for_open_pages(nats_server: NatsServer, tmp_path: Path) -> None:
     source = tmp_path / "source.py"
     source.write_text("1")
     configuration = {"NATS_BRIDGE_SERVERS": nats_server.url, "NATS_BRIDGE_SUBSCRIBE": ">"}
     async with managed_process(configuration, "--auto-reload", "--reload-dir", str(tmp_path)) as port:
         for _ in range(2):
             async with pages(port) as seen:
-                await all_opened(nats_server)
-                before = await served_by(port)
+                await wait_until_subscribed(nats_server)
+                before = await serving_worker(port)
                 async with changing(source):
-                    await goodbye(seen)
-                await another_serves(port, before)
+                    await assert_closed_with_1001(seen)
+                await wait_for_other_worker(port, before)
             await until(lambda: not nats_server.subscriptions())
 
 
 @pytest.mark.parametrize("nats_hangs", [False, True])
-async def test_the_end_waits_neither_for_clients_nor_for_nats(
+async def test_shutdown_waits_for_neither_clients_nor_nats(
     nats_server: NatsServer, tmp_path: Path, nats_hangs: bool
 ) -> None:
     configuration = {"NATS_BRIDGE_SERVERS": nats_server.url, "NATS_BRIDGE_SUBSCRIBE": ">"}
@@ -140,11 +140,11 @@ async def test_the_end_waits_neither_for_clients_nor_for_nats(
         async with contextlib.AsyncExitStack() as process:
             port = await process.enter_async_context(managed_process(configuration, log=output))
             async with pages(port) as seen:
-                await all_opened(nats_server)
+                await wait_until_subscribed(nats_server)
                 if nats_hangs:
                     nats_server.pause()
                 await process.aclose()
-                await goodbye(seen)
+                await assert_closed_with_1001(seen)
     written = log.read_text()
     # Not killed for being too slow.
     assert "Server Stopped" in written

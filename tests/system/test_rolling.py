@@ -43,21 +43,21 @@ def checked(reconnects: list[Reconnect]) -> Run:
 EVEN = [100.01 + number * 0.02 for number in range(100)]
 
 
-def test_clients_that_reconnect_spread_are_no_failure() -> None:
+def test_spread_reconnects_are_not_a_failure() -> None:
     run = checked(reconnects(*EVEN))
     assert run.failures == []
     assert run.fullest_tenths == [0.1]
     assert run.reconnect_times == pytest.approx([time - 100 for time in EVEN])
 
 
-def test_clients_that_reconnect_at_the_same_moment_are_found() -> None:
+def test_simultaneous_reconnects_are_detected() -> None:
     run = checked(reconnects(*EVEN, *[101.55] * 30))
     (failure,) = run.failures
     assert failure.startswith("130 clients reconnected, by tenths of the time: ")
     assert "(7, 40)" in failure
 
 
-def test_clients_that_receive_the_same_time_are_found() -> None:
+def test_identical_retry_times_are_detected() -> None:
     run = Run("rolling", 0)
     check_reconnects(reconnects(*EVEN), 100.0, 2.0, run, by_retry=True)
     assert run.fullest_tenths == [1.0]
@@ -66,12 +66,12 @@ def test_clients_that_receive_the_same_time_are_found() -> None:
 
 
 @pytest.mark.parametrize("retry", [None, 2.001], ids=["none", "too late"])
-def test_clients_without_a_time_to_reconnect_are_found(retry: float | None) -> None:
+def test_missing_and_late_retry_times_are_detected(retry: float | None) -> None:
     assert checked(reconnects(*EVEN, retry=retry)).failures == [
         "100 of 100 sessions ended without a valid time to reconnect"
     ]
 
 
-def test_the_spread_of_few_clients_is_not_checked() -> None:
+def test_spread_of_few_clients_is_not_checked() -> None:
     run = checked(reconnects(*[101.0] * 99))
     assert (run.failures, run.fullest_tenths) == ([], [])

@@ -14,7 +14,7 @@ from tests.support.process import app_process, managed_process
 ORIGIN = "https://app.example"
 
 
-async def followed_on_both(bridge: Bridge, publisher: Publisher, subject: str) -> list[Any]:
+async def receive_on_both_transports(bridge: Bridge, publisher: Publisher, subject: str) -> list[Any]:
     """Return the data of one message that a client of each transport gets."""
     async with bridge.websocket() as websocket, bridge.events(subject) as events:
         await websocket.follow(subject)
@@ -28,7 +28,7 @@ def cors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SANIC_CORS_ORIGINS", ORIGIN)
 
 
-async def test_two_bridges_in_one_process_keep_apart(shared_nats: NatsServer, nats_server: NatsServer) -> None:
+async def test_two_bridges_in_one_process_are_isolated(shared_nats: NatsServer, nats_server: NatsServer) -> None:
     async with (
         running(servers=shared_nats.url, subscribe=["a.>"], prefix="/one") as one,
         running(servers=nats_server.url, subscribe=["b.>"], prefix="/two") as two,
@@ -52,7 +52,7 @@ async def test_two_bridges_in_one_process_keep_apart(shared_nats: NatsServer, na
             assert response.status == 404
 
 
-def crowded(app: Sanic[Any, Any], folder: Path) -> list[str]:
+def populate_app(app: Sanic[Any, Any], folder: Path) -> list[str]:
     """Give the app routes, a blueprint, middleware and static files; returns the list of the paths it is asked for."""
     seen: list[str] = []
     blueprint = Blueprint("shop", url_prefix="/shop")
@@ -80,9 +80,9 @@ def crowded(app: Sanic[Any, Any], folder: Path) -> list[str]:
 
 
 @pytest.mark.usefixtures("cors")
-async def test_the_app_keeps_its_routes_static_files_and_cors(shared_nats: NatsServer, tmp_path: Path) -> None:
+async def test_app_keeps_its_routes_static_files_and_cors(shared_nats: NatsServer, tmp_path: Path) -> None:
     def prepare(app: Sanic[Any, Any]) -> None:
-        crowded(app, tmp_path)
+        populate_app(app, tmp_path)
 
     async with running(servers=shared_nats.url, prepare=prepare) as bridge:
         base = f"http://127.0.0.1:{bridge.port}"
@@ -103,17 +103,17 @@ async def test_the_app_keeps_its_routes_static_files_and_cors(shared_nats: NatsS
 
 
 @pytest.mark.usefixtures("cors")
-async def test_the_apps_middleware_is_the_bridges_too_and_its_cors_is_not(
+async def test_app_middleware_applies_to_bridge_but_cors_does_not(
     shared_nats: NatsServer, publisher: Publisher, tmp_path: Path
 ) -> None:
     seen: list[str] = []
 
     def prepare(app: Sanic[Any, Any]) -> None:
         nonlocal seen
-        seen = crowded(app, tmp_path)
+        seen = populate_app(app, tmp_path)
 
     async with running(servers=shared_nats.url, subscribe=[">"], prepare=prepare) as bridge:
-        assert await followed_on_both(bridge, publisher, publisher.subject("a")) == [1, 1]
+        assert await receive_on_both_transports(bridge, publisher, publisher.subject("a")) == [1, 1]
         async with bridge.http.get(f"{bridge.url}/events", headers={"Origin": ORIGIN}) as response:
             assert response.status == 403
             assert response.headers["X-Neighbour"] == "yes"
@@ -122,7 +122,7 @@ async def test_the_apps_middleware_is_the_bridges_too_and_its_cors_is_not(
         assert seen == ["/nats/stream", "/nats/events", "/nats/events", "/nats/subscribe"]
 
 
-async def test_a_middleware_that_refuses_keeps_clients_out(shared_nats: NatsServer) -> None:
+async def test_middleware_can_reject_clients(shared_nats: NatsServer) -> None:
     def prepare(app: Sanic[Any, Any]) -> None:
         @app.on_request
         async def refuse(request: Request) -> HTTPResponse:
@@ -137,21 +137,21 @@ async def test_a_middleware_that_refuses_keeps_clients_out(shared_nats: NatsServ
         assert refused.value.status == 401
 
 
-async def test_the_prefix_may_be_empty(shared_nats: NatsServer, publisher: Publisher) -> None:
+async def test_prefix_can_be_empty(shared_nats: NatsServer, publisher: Publisher) -> None:
     def prepare(app: Sanic[Any, Any]) -> None:
         @app.get("/")
         async def home(request: Request) -> HTTPResponse:
             return text("home")
 
     async with running(servers=shared_nats.url, subscribe=[">"], prefix="", prepare=prepare) as bridge:
-        assert await followed_on_both(bridge, publisher, publisher.subject("a")) == [1, 1]
+        assert await receive_on_both_transports(bridge, publisher, publisher.subject("a")) == [1, 1]
         assert (await bridge.post("/subscribe", {}))[0] == 400
         async with bridge.http.get(f"{bridge.url}/") as response:
             assert await response.text() == "home"
 
 
 @pytest.mark.parametrize("prefix", ["", "/nats"], ids=["no prefix", "prefix"])
-async def test_the_health_extension_of_sanic_ext_works_beside_it(shared_nats: NatsServer, prefix: str) -> None:
+async def test_sanic_ext_health_extension_works_with_bridge(shared_nats: NatsServer, prefix: str) -> None:
     configuration = {"HEALTH": "true", "HEALTH_ENDPOINT": "true", "HEALTH_MONITOR": "false"}
     configuration |= {"NATS_BRIDGE_SERVERS": shared_nats.url, "NATS_BRIDGE_PREFIX": prefix}
     async with (
@@ -165,9 +165,7 @@ async def test_the_health_extension_of_sanic_ext_works_beside_it(shared_nats: Na
             assert (await client.receive_json(timeout=WAIT_SECONDS))["type"] == "welcome"
 
 
-async def test_two_apps_of_one_server_process_both_have_their_bridge(
-    shared_nats: NatsServer, nats_server: NatsServer
-) -> None:
+async def test_two_apps_in_one_process_have_separate_bridges(shared_nats: NatsServer, nats_server: NatsServer) -> None:
     async with (
         app_process(
             {"servers": shared_nats.url, "subscribe": [">"], "prefix": "/one"},
@@ -177,8 +175,8 @@ async def test_two_apps_of_one_server_process_both_have_their_bridge(
         Publisher.connected(nats_server) as second,
         aiohttp.ClientSession() as http,
     ):
-        doors = ((apps.ports[0], "/one", first, shared_nats), (apps.ports[1], "/nats", second, nats_server))
-        for port, prefix, publisher, server in doors:
+        cases = ((apps.ports[0], "/one", first, shared_nats), (apps.ports[1], "/nats", second, nats_server))
+        for port, prefix, publisher, server in cases:
             subject = publisher.subject("a")
             async with http.ws_connect(f"http://127.0.0.1:{port}{prefix}/stream") as client:
                 assert (await client.receive_json(timeout=WAIT_SECONDS))["type"] == "welcome"
@@ -191,21 +189,21 @@ async def test_two_apps_of_one_server_process_both_have_their_bridge(
 
 
 @pytest.mark.parametrize("metrics", [False, True])
-async def test_a_process_of_two_apps_ends_also_where_one_takes_longer(
+async def test_process_with_two_apps_exits_if_one_nats_server_hangs(
     shared_nats: NatsServer, nats_server: NatsServer, metrics: bool
 ) -> None:
     async with app_process(
         {"servers": shared_nats.url, "metrics": metrics}, {"servers": nats_server.url, "metrics": metrics}
     ) as apps:
         for port in apps.ports:
-            await healthy(port)
+            await wait_until_connected(port)
         nats_server.pause()
         apps.process.terminate()
         async with asyncio.timeout(WAIT_SECONDS):
             assert await apps.process.wait() == 0
 
 
-async def healthy(port: int) -> None:
+async def wait_until_connected(port: int) -> None:
     """Wait until the app is connected to NATS."""
     async with aiohttp.ClientSession() as http:
         while True:

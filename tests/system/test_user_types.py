@@ -62,11 +62,11 @@ def mypy(source: str, folder: Path) -> tuple[int, str]:
 @pytest.mark.parametrize(
     "source", [pytest.param(file_of("README.md", "server.py"), id="README"), pytest.param(FACTORY, id="factory")]
 )
-def test_mypy_accepts_an_app(source: str, tmp_path: Path) -> None:
+def test_mypy_accepts_example_apps(source: str, tmp_path: Path) -> None:
     assert mypy(source, tmp_path) == (0, "Success: no issues found in 1 source file\n")
 
 
-def test_mypy_rejects_a_setting_that_is_wrong(tmp_path: Path) -> None:
+def test_mypy_rejects_wrong_or_unknown_setting(tmp_path: Path) -> None:
     status, output = mypy(WRONG, tmp_path)
     assert status == 1
     assert "app.py:5: error" in output

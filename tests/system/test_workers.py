@@ -79,7 +79,9 @@ async def post(url: str, action: str, session: str, subject: str) -> tuple[int, 
         return response.status, await response.json()
 
 
-async def come_and_go(url: str, stream: EventStream, publisher: Publisher, name: str) -> list[tuple[str, Any]]:
+async def subscribe_and_unsubscribe(
+    url: str, stream: EventStream, publisher: Publisher, name: str
+) -> list[tuple[str, Any]]:
     """Follow one subject after another, each with a message before, while and after it is followed; what must come."""
     due = []
     for number in range(ROUNDS):
@@ -96,7 +98,7 @@ async def come_and_go(url: str, stream: EventStream, publisher: Publisher, name:
     return due
 
 
-async def test_every_command_by_post_works_wherever_it_arrives(example: ExampleApp, nats_server: NatsServer) -> None:
+async def test_post_commands_work_on_any_worker(example: ExampleApp, nats_server: NatsServer) -> None:
     async with contextlib.AsyncExitStack() as stack:
         http = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
         publisher = await stack.enter_async_context(Publisher.connected(nats_server))
@@ -104,7 +106,10 @@ async def test_every_command_by_post_works_wherever_it_arrives(example: ExampleA
         # Otherwise no command would have to be passed on.
         assert len({stream.session[:16] for stream in streams}) == WORKERS
         due = await asyncio.gather(
-            *(come_and_go(example.url, stream, publisher, f"c{name}") for name, stream in enumerate(streams))
+            *(
+                subscribe_and_unsubscribe(example.url, stream, publisher, f"c{name}")
+                for name, stream in enumerate(streams)
+            )
         )
         await publisher.client.flush()
         for stream, messages in zip(streams, due, strict=True):
@@ -120,9 +125,7 @@ async def test_every_command_by_post_works_wherever_it_arrives(example: ExampleA
     await until(lambda: not nats_server.subscriptions(), WAIT_SECONDS)
 
 
-async def test_a_worker_that_is_killed_takes_its_sessions_with_it_and_no_others(
-    example: ExampleApp, nats_server: NatsServer
-) -> None:
+async def test_killed_worker_ends_only_its_own_sessions(example: ExampleApp, nats_server: NatsServer) -> None:
     async with contextlib.AsyncExitStack() as stack:
         http = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
         publisher = await stack.enter_async_context(Publisher.connected(nats_server))
@@ -131,7 +134,7 @@ async def test_a_worker_that_is_killed_takes_its_sessions_with_it_and_no_others(
             assert (await post(example.url, "subscribe", stream.session, publisher.base))[0] == 200
         holders = len({stream.session[:16] for stream in streams})
         assert len(nats_server.subscriptions()) == holders
-        os.kill(holder_of_a_client(example), signal.SIGKILL)
+        os.kill(worker_with_clients(example), signal.SIGKILL)
         await until(lambda: any(stream.over for stream in streams))
         dead = next(stream.session[:16] for stream in streams if stream.over)
         await until(lambda: all(stream.over == (stream.session[:16] == dead) for stream in streams))
@@ -149,7 +152,7 @@ async def test_a_worker_that_is_killed_takes_its_sessions_with_it_and_no_others(
                 await until(lambda stream=stream: stream.messages == [(publisher.base, 1)])  # type: ignore[misc]
 
 
-def holder_of_a_client(example: ExampleApp) -> int:
+def worker_with_clients(example: ExampleApp) -> int:
     """Return the id of a worker with connections to clients."""
 
     def sockets(pid: int) -> int:

@@ -45,7 +45,7 @@ OTHER = ONE._replace(target="nats-ws")
 
 
 @contextlib.contextmanager
-def doctored(numbers: Sequence[int], ready: threading.Event, sent: threading.Event) -> Iterator[int]:
+def scripted_server(numbers: Sequence[int], ready: threading.Event, sent: threading.Event) -> Iterator[int]:
     """Run a server that sends these messages to its only client once that is ready, and yield the port."""
 
     def serve() -> None:
@@ -67,13 +67,13 @@ def doctored(numbers: Sequence[int], ready: threading.Event, sent: threading.Eve
         thread.join(WAIT_SECONDS)
 
 
-def seen_of(numbers: Sequence[int], monkeypatch: pytest.MonkeyPatch) -> Outcome:
+def outcome_of(numbers: Sequence[int], monkeypatch: pytest.MonkeyPatch) -> Outcome:
     """Return the outcome of these messages for a client that expects the first four."""
     # What is missing is waited for. All else is there before it is read.
     monkeypatch.setattr(load_module, "_TIMEOUT_SECONDS", 1)
     monkeypatch.setattr(load_module, "raise_file_limit", lambda: None)
     ready, sent = threading.Event(), threading.Event()
-    with doctored(numbers, ready, sent) as port:
+    with scripted_server(numbers, ready, sent) as port:
         clients = Load(port, "plain", single_subject(1), samples=1)
         clients.connect(concurrency=1)
         clients.start(0)
@@ -85,7 +85,7 @@ def seen_of(numbers: Sequence[int], monkeypatch: pytest.MonkeyPatch) -> Outcome:
     return outcome
 
 
-def made_up(**metrics: Sequence[float]) -> Results:
+def made_up_results(**metrics: Sequence[float]) -> Results:
     """Return results with one round for each pair of values, the first for `ONE`, the second for `OTHER`."""
     results = Results({"CPU": "made up"})
     for name, values in metrics.items():
@@ -103,7 +103,7 @@ def measured_targets(scenario: Scenario) -> Sequence[str]:
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_every_target_delivers_everything_once_and_in_order(name: str) -> None:
+def test_every_target_delivers_each_message_once_in_order(name: str) -> None:
     scenario = SCENARIOS[name]
     targets = measured_targets(scenario)
     assert targets
@@ -114,8 +114,8 @@ def test_every_target_delivers_everything_once_and_in_order(name: str) -> None:
             assert set(scenario.metrics) <= run.metrics.keys()
 
 
-def test_a_whole_stream_in_order_has_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    outcome = seen_of([0, 1, 2, 3], monkeypatch)
+def test_complete_ordered_stream_has_no_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = outcome_of([0, 1, 2, 3], monkeypatch)
     assert (outcome.errors, outcome.out_of_order, len(outcome.latencies)) == ([], 0, 4)
 
 
@@ -128,19 +128,19 @@ def test_a_whole_stream_in_order_has_no_error(monkeypatch: pytest.MonkeyPatch) -
         ([], "4 missing, 0 too many"),
     ],
 )
-def test_a_message_that_is_missing_or_doubled_is_seen(
+def test_missing_and_duplicate_messages_are_reported(
     numbers: Sequence[int], error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert seen_of(numbers, monkeypatch).errors == [f"client 0: {error}"]
+    assert outcome_of(numbers, monkeypatch).errors == [f"client 0: {error}"]
 
 
-def test_messages_out_of_order_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    outcome = seen_of([0, 2, 1, 3], monkeypatch)
+def test_out_of_order_messages_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = outcome_of([0, 2, 1, 3], monkeypatch)
     assert (outcome.errors, outcome.out_of_order) == ([], 1)
 
 
 @pytest.mark.parametrize("cut", range(len(STREAM) + 1))
-def test_a_stream_is_counted_and_read_wherever_it_is_cut(cut: int) -> None:
+def test_counter_and_sample_accept_any_chunk_boundary(cut: int) -> None:
     counter, sample = Counter(), Sample()
     for part in (STREAM[:cut], STREAM[cut:]):
         counter.add(bytearray(part + b"~" * 30), len(part))
@@ -149,13 +149,13 @@ def test_a_stream_is_counted_and_read_wherever_it_is_cut(cut: int) -> None:
     assert (counter.count, sample.numbers, sample.latencies) == (3, [0, 1, 2], [1_000, 999, 998])
 
 
-def test_a_stream_is_counted_byte_by_byte() -> None:
+def test_counter_counts_stream_fed_byte_by_byte() -> None:
     counter = Counter()
     assert sum(counter.add(bytearray([byte]), 1) for byte in STREAM) == counter.count == 3
 
 
 @pytest.mark.parametrize("size", [SMALLEST_BYTES, 64, 65_536])
-def test_payloads_have_exactly_their_size(size: int) -> None:
+def test_payload_has_requested_size(size: int) -> None:
     assert SMALLEST_BYTES <= 64
     assert len(document(12, time.monotonic_ns(), size)) == size
 
@@ -168,7 +168,7 @@ def test_each_pattern_has_the_same_number_of_subscribers() -> None:
 
 
 @pytest.mark.parametrize("subscribers", [own_subjects(7), random_subjects(5, 8, 3), shared_patterns(5, 1, 2)])
-def test_the_expected_messages_add_up(subscribers: Subscribers) -> None:
+def test_expected_messages_match_subscriptions(subscribers: Subscribers) -> None:
     clients = range(subscribers.size)
     expected = [subscribers.expected(client, 3, 40) for client in clients]
     assert subscribers.deliveries(3, 40) == sum(map(len, expected))
@@ -179,7 +179,7 @@ def test_the_expected_messages_add_up(subscribers: Subscribers) -> None:
         ]
 
 
-def test_a_server_that_does_not_start_is_an_error() -> None:
+def test_run_reports_server_that_fails_to_start() -> None:
     target = Target("broken", "", "plain", lambda loop, settings: server([sys.executable, "-c", "print('no')"]))  # type: ignore[arg-type, return-value]
     scenario = SCENARIOS["connect"]
     run = measure(scenario, scenario.cases(small=True)[0], target, 0)
@@ -192,13 +192,13 @@ def test_settings_reach_the_bridge() -> None:
     assert "no setting 'nonsense'" in run.errors[0]
 
 
-def test_an_exception_of_a_remote_object_is_raised_by_the_caller() -> None:
+def test_remote_exception_is_raised_in_caller() -> None:
     far: Remote[Any]
     with remote(dict) as far, pytest.raises(RemoteError, match="KeyError"):
         far.call(dict.pop, "missing")
 
 
-def test_the_cpu_time_of_children_counts() -> None:
+def test_cpu_time_includes_child_processes() -> None:
     child = [sys.executable, "-c", "import time\nwhile time.process_time() < 0.3: pass\nprint(1, flush=True)\ninput()"]
     code = f"import subprocess; subprocess.run({child!r})"
     with server([sys.executable, "-c", code]) as running:
@@ -206,7 +206,7 @@ def test_the_cpu_time_of_children_counts() -> None:
         assert cpu_ns(running.pid) >= 300_000_000
 
 
-def test_the_cpu_time_of_the_manager_does_not_count() -> None:
+def test_server_cpu_time_excludes_manager_process() -> None:
     child = [sys.executable, "-c", "import os\nprint(1, os.getpid(), flush=True)\ninput()"]
     code = f"import subprocess, time\nwhile time.process_time() < 0.3: pass\nsubprocess.run({child!r})"
     with server([sys.executable, "-c", code]) as running:
@@ -214,7 +214,7 @@ def test_the_cpu_time_of_the_manager_does_not_count() -> None:
         assert running.cpu_ns <= cpu_ns(running.pid) - 300_000_000
 
 
-def test_a_command_that_either_worker_rejects_is_an_error() -> None:
+def test_command_rejected_by_either_worker_raises_error() -> None:
     # The first subject goes to the worker that holds the stream, the second to the other one.
     settings = {"deny": ["bench.post.1"], "command_burst": 1_000}
     with TARGETS["bridge-sse-2"].start("uvloop", settings) as running:
@@ -234,7 +234,7 @@ def test_a_command_that_either_worker_rejects_is_an_error() -> None:
         (signal.SIGKILL, "workers", "bridge-ws-2"),
     ],
 )
-def test_nothing_is_left_running(number: signal.Signals, scenario: str, target: str) -> None:
+def test_no_child_process_survives_sigint_or_sigkill(number: signal.Signals, scenario: str, target: str) -> None:
     command = [sys.executable, "-m", "tools.benchmarks", scenario, "--small", "--rounds", "99", "--targets", target]
     with subprocess.Popen(
         command,
@@ -258,12 +258,12 @@ def test_nothing_is_left_running(number: signal.Signals, scenario: str, target: 
     assert (b"Interrupted" in said) == (number == signal.SIGINT)
 
 
-def test_no_port_is_given_twice() -> None:
+def test_free_ports_are_unique() -> None:
     assert len({free_port() for _ in range(50)}) == 50
 
 
-def test_ratios_are_taken_round_by_round() -> None:
-    results = made_up(cpu=[1, 2, 6, 4, 10, 10])
+def test_ratio_is_computed_per_round() -> None:
+    results = made_up_results(cpu=[1, 2, 6, 4, 10, 10])
     assert results.ratio("cpu", ONE, OTHER) == Spread(1.0, 0.5, 1.5)
     assert results.spread("cpu", ONE) == Spread(6, 1, 10)
 
@@ -278,13 +278,13 @@ def test_ratios_are_taken_round_by_round() -> None:
         ([1], {"at_most": 1.0}, None),
     ],
 )
-def test_a_threshold_is_met_missed_or_not_measured(
+def test_threshold_is_met_missed_or_unmeasured(
     values: Sequence[float], bound: dict[str, float], met: bool | None
 ) -> None:
-    assert Threshold("cpu", ONE, OTHER, **bound).is_met(made_up(cpu=values)) is met
+    assert Threshold("cpu", ONE, OTHER, **bound).is_met(made_up_results(cpu=values)) is met
 
 
-def test_every_threshold_is_for_a_metric_that_is_measured() -> None:
+def test_every_threshold_refers_to_measured_metric() -> None:
     for threshold in THRESHOLDS:
         for key in (threshold.key, threshold.base or threshold.key):
             scenario = SCENARIOS[key.scenario]
@@ -293,7 +293,7 @@ def test_every_threshold_is_for_a_metric_that_is_measured() -> None:
             assert threshold.metric in scenario.metrics
 
 
-def test_metrics_of_failed_runs_and_latencies_of_a_busy_machine_do_not_count() -> None:
+def test_failed_runs_and_busy_machine_latencies_are_excluded() -> None:
     busy = Run(*ONE, round=0, metrics={"cpu": 1.0, "p99": 2.0, "busy": 86.0})
     failed = Run(*ONE, round=1, metrics={"cpu": 3.0, "p99": 4.0}, errors=["1 missing"])
     bound = Run(*OTHER, round=0, metrics={"cpu": 1.0, "p99": 2.0, "load": 86.0})
@@ -307,13 +307,13 @@ def test_metrics_of_failed_runs_and_latencies_of_a_busy_machine_do_not_count() -
 
 
 @pytest.mark.parametrize(("cores", "shown"), [(2, "fewer than 4 cores"), (4, "123,456")])
-def test_deliveries_a_second_of_workers_need_four_cores(cores: int, shown: str) -> None:
+def test_worker_delivery_rate_requires_four_cores(cores: int, shown: str) -> None:
     run = Run("workers", "100/s", "bridge-ws-2", round=0, metrics={"rate": 123_456.0})
     assert shown in tables(Results({"cores": cores}, [run]))[0].as_text()
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> Path:
+def results_file(tmp_path: Path) -> Path:
     """Write made-up results of all scenarios, and return the file."""
     results = Results({"CPU": "made up"})
     for name, scenario in SCENARIOS.items():
@@ -327,10 +327,17 @@ def kept(tmp_path: Path) -> Path:
     return path
 
 
-def test_tables_and_plots_are_made_from_the_file(
-    kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_report_creates_tables_and_plots_from_results_file(
+    results_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["report", str(kept), "--plots", str(tmp_path / "plots"), "--markdown", str(tmp_path / "tables.md")]
+    arguments = [
+        "report",
+        str(results_file),
+        "--plots",
+        str(tmp_path / "plots"),
+        "--markdown",
+        str(tmp_path / "tables.md"),
+    ]
     monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments])
     assert command_line.main() == 0
     markdown = (tmp_path / "tables.md").read_text()
@@ -340,14 +347,14 @@ def test_tables_and_plots_are_made_from_the_file(
     assert markdown.count("| met |") + markdown.count("| missed |") == len(THRESHOLDS)
 
 
-def test_plots_of_the_same_results_are_the_same(kept: Path, tmp_path: Path) -> None:
-    results = Results.load(kept)
+def test_same_results_produce_identical_plots(results_file: Path, tmp_path: Path) -> None:
+    results = Results.load(results_file)
     results.runs = [run for run in results.runs if run.scenario in ("steady", "growth-clients")]
     drawn = [[path.read_bytes() for path in draw(results, tmp_path / name)] for name in ("one", "two")]
     assert drawn[0] == drawn[1]
 
 
-def test_the_exit_code_reports_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exit_code_is_1_after_failed_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command_line, "measure", lambda *_: Run(*ONE, round=0, errors=["1 missing"]))
     monkeypatch.setattr(sys, "argv", ["benchmarks", "connect", "--small", "--rounds", "1", "--targets", "bridge-ws"])
     assert command_line.main() == 1

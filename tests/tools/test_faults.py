@@ -57,14 +57,14 @@ def test_no_message_is_lost_silently(
     assert call(monkeypatch, name, "--small", "--rounds", "1") == 0, capsys.readouterr().out
 
 
-def test_a_late_notice_is_a_failure() -> None:
+def test_late_notice_counts_as_failure() -> None:
     run = Run("kill", 0, noticed=[0.5, 12.0])
     (kill, hiccup) = (fault for fault in NATS_FAULTS if fault.name in ("kill", "hiccup"))
     assert list(late_notices(kill, run)) == ["clients were notified only after 12.0 s"]
     assert list(late_notices(hiccup, run)) == []
 
 
-def test_a_control_run_without_a_lost_message_makes_the_command_fail(
+def test_command_fails_if_control_run_loses_no_message(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # The bridge loses no message, so the checker finds none.
@@ -73,12 +73,12 @@ def test_a_control_run_without_a_lost_message_makes_the_command_fail(
     assert "FAILED: the bridge lost 0 copies, the checker found 0" in capsys.readouterr().out
 
 
-def test_the_control_run_is_the_last_of_all() -> None:
+def test_control_run_is_last_and_only_fault_that_drops_messages() -> None:
     assert list(CATALOGUE)[-1] == CONTROL.name
     assert [fault.name for fault in CATALOGUE.values() if fault.drop_one_in] == [CONTROL.name]
 
 
-def test_the_tables_hold_the_worst_of_all_rounds_and_each_failure() -> None:
+def test_tables_show_median_and_worst_times_and_failures() -> None:
     runs = [
         Run(
             "kill",
@@ -101,7 +101,7 @@ def test_the_tables_hold_the_worst_of_all_rounds_and_each_failure() -> None:
     assert counts.notes == ["FAILED: kill, round 1: c: silently lost"]
 
 
-def test_only_the_text_between_the_marks_is_replaced(tmp_path: Path) -> None:
+def test_only_text_between_markers_is_replaced(tmp_path: Path) -> None:
     document = tmp_path / "reliability.md"
     document.write_text("before\n<!-- measured -->\nold\n<!-- end -->\nafter\n")
     write_tables(document, [counts_table(Results({}))])
@@ -110,23 +110,23 @@ def test_only_the_text_between_the_marks_is_replaced(tmp_path: Path) -> None:
     assert "old" not in lines
 
 
-def test_results_are_the_same_when_read_again(tmp_path: Path) -> None:
+def test_saved_results_load_unchanged(tmp_path: Path) -> None:
     results = Results({"CPU": "made up"}, [Run("kill", 0, noticed=[1.5], verdict=Verdict(lost=1, notes=["x"]))])
     results.save(tmp_path / "results.json")
     assert Results.load(tmp_path / "results.json") == results
 
 
-def test_an_unknown_fault_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_fault_is_rejected(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         call(monkeypatch, "boredom")
     assert "no such fault: boredom" in capsys.readouterr().err
 
 
-def test_the_list_names_every_fault(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_option_prints_every_fault(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(monkeypatch, "--list") == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(CATALOGUE)
 
 
-def test_the_report_names_every_fault() -> None:
+def test_report_lists_every_fault() -> None:
     written = (DOCS / "reliability.md").read_text()
     assert [name for name in CATALOGUE if f"\n| {name} |" not in written] == []

@@ -38,9 +38,7 @@ def ledger_after(*events: int | str) -> Ledger:
         ([GAP, PUBLISH, PUBLISH, 1, LIVE], [2]),
     ],
 )
-def test_messages_that_were_neither_received_nor_lie_in_a_gap_are_owed(
-    events: list[int | str], owed: list[int]
-) -> None:
+def test_messages_neither_received_nor_in_gap_are_owed(events: list[int | str], owed: list[int]) -> None:
     assert ledger_after(*events).owed == owed
 
 
@@ -71,5 +69,5 @@ def test_duplicate_late_and_unexpected_messages_are_found() -> None:
         ("a.*.z", "a.x.z", True),
     ],
 )
-def test_the_model_matches_as_nats_does(pattern: str, subject: str, expected: bool) -> None:
+def test_model_matches_subjects_like_nats(pattern: str, subject: str, expected: bool) -> None:
     assert matches(pattern, subject) is expected

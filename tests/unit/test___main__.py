@@ -33,7 +33,7 @@ def explain(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     return run
 
 
-def test_each_pattern_is_explained_on_a_line_of_its_own(explain: Explain) -> None:
+def test_each_pattern_is_explained_on_its_own_line(explain: Explain) -> None:
     lines = (
         "allowed  me.orders (in NATS: users.7.orders): subscribe users.7.>\n"
         "allowed  me.> (in NATS: users.7.>): subscribe users.7.>; except users.*.secret\n"
@@ -44,7 +44,7 @@ def test_each_pattern_is_explained_on_a_line_of_its_own(explain: Explain) -> Non
     assert explain(RULES, "me.orders", "me.>", "users.7.orders", "users.8.x", "me.secret") == (1, lines, "")
 
 
-def test_permissions_may_stand_in_a_file_or_come_in_by_standard_input(explain: Explain, tmp_path: Path) -> None:
+def test_permissions_are_read_from_file_or_standard_input(explain: Explain, tmp_path: Path) -> None:
     (tmp_path / "rules.json").write_text(RULES)
     expected = (0, "allowed  me.x (in NATS: users.7.x): subscribe users.7.>\n", "")
     assert explain(str(tmp_path / "rules.json"), "me.x") == expected
@@ -52,11 +52,11 @@ def test_permissions_may_stand_in_a_file_or_come_in_by_standard_input(explain: E
 
 
 @pytest.mark.parametrize("expires", ['"2126-01-01T00:00:00+00:00"', "4922899200"])
-def test_a_time_may_be_written_in_both_ways(explain: Explain, expires: str) -> None:
+def test_expires_accepts_iso_string_and_timestamp(explain: Explain, expires: str) -> None:
     assert explain(f'{{"subscribe": [">"], "expires": {expires}}}', "a")[0] == 0
 
 
-def test_permissions_that_have_expired_allow_nothing(explain: Explain) -> None:
+def test_expired_permissions_allow_nothing(explain: Explain) -> None:
     lines = (
         "allowed  a: subscribe >\n"
         "expired  the permissions: every command is answered with auth.expired\n"
@@ -78,12 +78,12 @@ def test_permissions_that_have_expired_allow_nothing(explain: Explain) -> None:
         ("no-such-file", "no-such-file"),
     ],
 )
-def test_what_cannot_be_read_is_said_in_one_line(explain: Explain, written: str, said: str) -> None:
+def test_invalid_permissions_are_reported_in_one_line(explain: Explain, written: str, said: str) -> None:
     status, out, err = explain(written, "a")
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert said in err
 
 
-def test_what_comes_in_by_standard_input_is_read_as_strictly(explain: Explain) -> None:
+def test_invalid_standard_input_is_rejected(explain: Explain) -> None:
     assert explain("-", "a", stdin="null") == (2, "", "explain: permissions must be a JSON object, got NoneType\n")
     assert explain("-", "a", stdin="")[2].startswith("explain: permissions must be JSON: ")

@@ -29,7 +29,7 @@ def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, None]],
     return run
 
 
-def test_no_timer_fires_while_the_clock_is_held(run: Callable[[Coroutine[Any, Any, None]], None]) -> None:
+def test_timers_fire_only_when_held_clock_is_advanced(run: Callable[[Coroutine[Any, Any, None]], None]) -> None:
     async def scene() -> None:
         fired: list[str] = []
         loop = asyncio.get_running_loop()
@@ -64,7 +64,7 @@ def test_no_timer_fires_while_the_clock_is_held(run: Callable[[Coroutine[Any, An
         run(scene())
 
 
-def test_what_is_due_in_a_blocked_loop_fires_before_anything_is_read(
+def test_due_timers_of_blocked_loop_fire_before_reads(
     run: Callable[[Coroutine[Any, Any, None]], None],
 ) -> None:
     async def scene() -> None:
@@ -84,7 +84,7 @@ def test_what_is_due_in_a_blocked_loop_fires_before_anything_is_read(
     run(scene())
 
 
-async def test_the_clock_leaps_but_not_while_a_thread_works() -> None:
+async def test_clock_leaps_unless_thread_is_running() -> None:
     started = leaping().now
     await asyncio.sleep(3600)
     assert leaping().now == started + 3600

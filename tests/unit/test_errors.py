@@ -41,7 +41,7 @@ def subtree(parent: type[BridgeError]) -> dict[str, tuple[type[BridgeError], typ
 REAL = subtree(BridgeError)
 
 
-def test_the_tree_in_the_docstring_is_the_real_one() -> None:
+def test_tree_in_docstring_matches_class_hierarchy() -> None:
     drawn, path = {}, {0: "BridgeError"}
     for line in DRAWN.finditer(errors.__doc__ or ""):
         depth = len(line["indent"]) // 4
@@ -51,7 +51,7 @@ def test_the_tree_in_the_docstring_is_the_real_one() -> None:
     assert drawn == {name: (parent.__name__, error.code) for name, (error, parent) in REAL.items()}
 
 
-def test_every_error_has_the_codes_of_the_protocol() -> None:
+def test_every_error_has_its_protocol_codes() -> None:
     real = {name: (error.code, error.http_status, error.close_code) for name, (error, _) in REAL.items()}
     assert real == TABLE
 
@@ -61,13 +61,13 @@ def test_every_error_is_exported() -> None:
 
 
 @pytest.mark.parametrize("error", [error for error, _ in REAL.values()], ids=REAL)
-def test_an_error_carries_its_message_and_its_subjects(error: type[BridgeError]) -> None:
+def test_error_has_message_and_subjects(error: type[BridgeError]) -> None:
     refusal = error("Not so", ["a", "b"])
     assert (str(refusal), refusal.message, refusal.subjects) == ("Not so", "Not so", ("a", "b"))
     assert error("Not so").subjects == ()
 
 
-def test_the_operators_error_is_none_that_a_client_could_be_told() -> None:
+def test_settings_error_is_value_error_but_not_bridge_error() -> None:
     assert issubclass(SettingsError, ValueError)
     assert not issubclass(SettingsError, BridgeError)
 
@@ -85,22 +85,20 @@ def test_the_operators_error_is_none_that_a_client_could_be_told() -> None:
         (4429, True, False),
     ],
 )
-def test_a_close_code_says_whether_to_come_back_and_what_is_kept_from_the_client(
-    code: int, reconnect: bool, drops_pending: bool
-) -> None:
+def test_close_code_determines_reconnect_and_drops_pending(code: int, reconnect: bool, drops_pending: bool) -> None:
     assert (CloseCode(code).reconnect, CloseCode(code).drops_pending) == (reconnect, drops_pending)
 
 
-def test_there_is_no_other_close_code() -> None:
+def test_no_other_close_code_exists() -> None:
     assert {code.value for code in CloseCode} == {1001, 1009, 1011, 1013, 4400, 4401, 4403, 4429}
 
 
 @pytest.mark.parametrize("error", [error for error, parent in REAL.values() if parent is BridgeError])
-def test_an_error_is_known_again_by_its_code(error: type[BridgeError]) -> None:
+def test_error_is_restored_from_its_code(error: type[BridgeError]) -> None:
     revived = errors.error_from_code(error.code, "Refused", ["a"], 1.5)
     assert (type(revived), revived.message, revived.subjects) == (error, "Refused", ("a",))
     assert getattr(revived, "retry_after", None) == (1.5 if error is errors.RateLimitExceeded else None)
 
 
-def test_an_unknown_code_is_an_internal_error() -> None:
+def test_unknown_code_becomes_internal_error() -> None:
     assert type(errors.error_from_code("of.tomorrow", "Refused")) is errors.InternalError

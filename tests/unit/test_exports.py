@@ -38,21 +38,21 @@ def functions(exported: Any) -> Iterator[Callable[..., Any]]:
             yield function
 
 
-def test_the_package_exports_what_it_says_sorted_and_documented() -> None:
+def test_package_exports_are_sorted_and_documented() -> None:
     names = sanic_nats_bridge.__all__
     assert names == sorted(set(names))
     for name in names:
         assert inspect.getdoc(getattr(sanic_nats_bridge, name)), name
 
 
-def test_a_star_import_brings_exactly_the_exports() -> None:
+def test_star_import_provides_exactly_the_exports() -> None:
     namespace: dict[str, Any] = {}
     exec("from sanic_nats_bridge import *", namespace)
     assert namespace.keys() - {"__builtins__"} == set(sanic_nats_bridge.__all__)
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
-def test_a_module_is_documented_and_its_exports_exist(module: ModuleType) -> None:
+def test_module_is_documented_and_its_exports_exist(module: ModuleType) -> None:
     assert module.__doc__
     assert module.__all__
     assert len(module.__all__) == len(set(module.__all__))
@@ -61,13 +61,13 @@ def test_a_module_is_documented_and_its_exports_exist(module: ModuleType) -> Non
 
 
 @pytest.mark.parametrize("exported", EXPORTS)
-def test_an_export_is_documented(exported: Any) -> None:
+def test_export_is_documented(exported: Any) -> None:
     # An inherited docstring is none of its own.
     assert (exported.__doc__ or "").strip()
 
 
 @pytest.mark.parametrize("exported", EXPORTS)
-def test_an_export_is_annotated_throughout(exported: Any) -> None:
+def test_export_is_fully_annotated(exported: Any) -> None:
     for function in functions(exported):
         signature = inspect.signature(function)
         parameters = [parameter for name, parameter in signature.parameters.items() if name not in ("self", "cls")]
@@ -75,11 +75,11 @@ def test_an_export_is_annotated_throughout(exported: Any) -> None:
         assert signature.return_annotation is not signature.empty, function
 
 
-def test_the_version_is_that_of_the_installed_distribution() -> None:
+def test_version_matches_installed_distribution() -> None:
     assert sanic_nats_bridge.__version__ == importlib.metadata.version("sanic-nats-bridge")
 
 
-def test_the_types_are_shipped() -> None:
+def test_py_typed_is_shipped() -> None:
     root = Path(sanic_nats_bridge.__file__).parent
     assert (root / "py.typed").is_file()
     setup = configparser.ConfigParser()

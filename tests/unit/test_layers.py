@@ -132,13 +132,13 @@ def is_private(attribute: str) -> bool:
     return attribute.startswith("_") and not attribute.endswith("__") and attribute not in dir(NamedTuple("T", []))
 
 
-def test_every_package_and_module_has_its_level() -> None:
+def test_every_package_and_module_has_one_level() -> None:
     assert {name.partition(".")[0] for name in FILES} == set().union(*LEVELS) | FREE
     assert sum(map(len, LEVELS)) == len(set().union(*LEVELS))
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name not in FREE])
-def test_a_module_imports_from_lower_levels_or_its_own_package(name: str) -> None:
+def test_module_imports_only_lower_levels_or_own_package(name: str) -> None:
     package = name.partition(".")[0]
     others = {other for other in own_imports(name) if other.partition(".")[0] != package}
     assert not {other for other in others if within(other, FREE) or level(other) >= level(name)}
@@ -150,30 +150,30 @@ def test_imports_have_no_cycle() -> None:
 
 
 @pytest.mark.parametrize("library", IMPORTED_BY)
-def test_a_library_is_imported_only_by_the_packages_listed_for_it(library: str) -> None:
+def test_library_is_imported_only_by_listed_packages(library: str) -> None:
     assert not {name for name in FILES if library in foreign_imports(name) and not within(name, IMPORTED_BY[library])}
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if within(name, SANS_IO)])
-def test_a_sans_io_module_imports_neither_the_event_loop_nor_the_servers(name: str) -> None:
+def test_sans_io_module_imports_neither_event_loop_nor_server(name: str) -> None:
     assert not foreign_imports(name) & {"asyncio", "nats", "sanic", "sanic_ext", "socket", "websockets"}
 
 
-def test_the_test_helpers_import_nothing_of_the_package() -> None:
+def test_testing_module_imports_nothing_from_package() -> None:
     assert not own_imports("testing")
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name != "nats.connection"])
-def test_private_names_of_others_are_used_only_by_the_modules_listed_for_them(name: str) -> None:
+def test_foreign_private_names_are_used_only_by_listed_modules(name: str) -> None:
     foreign = {attribute for attribute in attributes(name) if is_private(attribute)} - own_names(name)
     assert foreign == FOREIGN_PRIVATE.get(name, set())
 
 
-def test_the_internals_of_sanics_websocket_are_used_by_one_transport_only() -> None:
+def test_websocket_internals_are_used_only_by_sanic_transport() -> None:
     assert {name for name in FILES if attributes(name) & {"io_proto", "ws_proto"}} == {"transports.sanic"}
 
 
-def test_the_connection_lists_every_private_name_of_nats_py_that_it_uses() -> None:
+def test_connection_documents_every_private_nats_py_name_it_uses() -> None:
     used = {name for name in attributes("nats.connection") | own_names("nats.connection") if is_private(name)}
     listed = re.search(r"Private names of nats-py that are used: (.*?);", connection.__doc__ or "", re.DOTALL)
     assert listed is not None
@@ -182,12 +182,12 @@ def test_the_connection_lists_every_private_name_of_nats_py_that_it_uses() -> No
     assert not used - own_names("nats.connection") - of_nats_py
 
 
-def test_nats_py_is_bound_to_the_version_whose_private_names_are_used() -> None:
+def test_nats_py_requirement_has_minor_version_bound() -> None:
     project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
     assert any(re.fullmatch(r"nats-py>=2\.\d+\.\d+,<2\.\d+", needed) for needed in project["dependencies"])
 
 
-def test_the_connection_names_the_file_with_the_bound_on_nats_py() -> None:
+def test_connection_docstring_names_file_with_nats_py_bound() -> None:
     said = re.search(r"the bound on its version is in (\S+)\.\s", connection.__doc__ or "")
     assert said is not None
     assert "nats-py>=" in (ROOT.parent / said[1]).read_text()

@@ -24,7 +24,7 @@ def resolve(config: dict[str, Any] | None = None, **keywords: Any) -> Settings:
     return Settings.resolve(keywords, config or {})
 
 
-def refusal(config: dict[str, Any] | None = None, **keywords: Any) -> str:
+def settings_error(config: dict[str, Any] | None = None, **keywords: Any) -> str:
     with pytest.raises(SettingsError) as refused:
         resolve(config, **keywords)
     return str(refused.value)
@@ -120,11 +120,11 @@ WRONG: dict[str, list[Any]] = {
 }
 
 
-def test_the_table_of_wrong_values_covers_every_setting() -> None:
+def test_table_of_wrong_values_covers_every_setting() -> None:
     assert list(WRONG) == NAMES
 
 
-def test_the_keywords_are_exactly_the_settings() -> None:
+def test_keywords_are_exactly_the_settings() -> None:
     assert set(SettingKeywords.__annotations__) == set(NAMES)
 
 
@@ -132,8 +132,8 @@ def test_the_keywords_are_exactly_the_settings() -> None:
     ("name", "value"),
     [pytest.param(name, value, id=f"{name}={value!a:.40}") for name, values in WRONG.items() for value in values],
 )
-def test_a_wrong_value_is_refused_in_one_line_that_names_its_setting(name: str, value: Any) -> None:
-    for line in (refusal(**{name: value}), refusal({f"NATS_BRIDGE_{name.upper()}": value})):
+def test_wrong_value_is_rejected_in_one_line_with_setting_name(name: str, value: Any) -> None:
+    for line in (settings_error(**{name: value}), settings_error({f"NATS_BRIDGE_{name.upper()}": value})):
         assert line.startswith(f"NatsBridge setting '{name}' ")
         assert line.isprintable()
 
@@ -174,13 +174,13 @@ RIGHT: list[tuple[str, Any, Any]] = [
 
 
 @pytest.mark.parametrize(("name", "value", "meant"), RIGHT, ids=[f"{name}={value!a:.40}" for name, value, _ in RIGHT])
-def test_a_right_value_is_taken_from_keywords_and_from_the_configuration(name: str, value: Any, meant: Any) -> None:
+def test_valid_value_is_accepted_from_keyword_and_config(name: str, value: Any, meant: Any) -> None:
     for settings in (resolve(**{name: value}), resolve({f"NATS_BRIDGE_{name.upper()}": value})):
         assert getattr(settings, name) == meant
         assert type(getattr(settings, name)) is type(meant)
 
 
-def test_the_defaults_open_nothing_and_pass_their_own_checks() -> None:
+def test_defaults_allow_no_subject_and_are_valid() -> None:
     settings = resolve()
     assert settings.subscribe == settings.expose_headers == ()
     assert settings.prefix == "/nats"
@@ -201,32 +201,32 @@ def test_the_defaults_open_nothing_and_pass_their_own_checks() -> None:
         ("credentials", THIS_FILE, OTHER_FILE),
     ],
 )
-def test_a_keyword_beats_the_configuration_which_beats_the_default(name: str, keyword: Any, configured: Any) -> None:
+def test_keyword_overrides_config_which_overrides_default(name: str, keyword: Any, configured: Any) -> None:
     config = {f"NATS_BRIDGE_{name.upper()}": configured, "NATS_BRIDGES": "another's"}
     assert getattr(resolve(config, **{name: keyword}), name) == keyword
     assert getattr(resolve(config), name) == configured
     assert getattr(resolve({"NATS_BRIDGES": "another's"}), name) == getattr(Settings, name)
 
 
-def test_an_unknown_name_is_refused() -> None:
-    assert refusal(subject="orders.>") == "NatsBridge has no setting 'subject'"
-    assert refusal({"NATS_BRIDGE_FOO": 1}) == "NatsBridge has no setting 'foo'"
-    assert refusal({"NATS_BRIDGE_FOO": None}) == "NatsBridge has no setting 'foo'"
+def test_unknown_setting_is_rejected() -> None:
+    assert settings_error(subject="orders.>") == "NatsBridge has no setting 'subject'"
+    assert settings_error({"NATS_BRIDGE_FOO": 1}) == "NatsBridge has no setting 'foo'"
+    assert settings_error({"NATS_BRIDGE_FOO": None}) == "NatsBridge has no setting 'foo'"
 
 
 # TLS
 
 
-def test_there_is_no_tls_context_unless_one_is_configured() -> None:
+def test_tls_context_is_none_unless_configured() -> None:
     assert resolve().tls_context() is None
 
 
-def test_the_operators_own_tls_context_is_used() -> None:
+def test_configured_tls_context_is_used() -> None:
     context = ssl.create_default_context()
     assert resolve(tls=context, tls_hostname="nats.example").tls_context() is context
 
 
-def test_a_ca_file_makes_a_context_that_verifies_by_it() -> None:
+def test_ca_file_yields_verifying_tls_context() -> None:
     context = resolve(tls_ca=certifi.where()).tls_context()
     assert context is not None
     assert context.verify_mode is ssl.CERT_REQUIRED
@@ -244,9 +244,9 @@ def test_a_ca_file_makes_a_context_that_verifies_by_it() -> None:
     ],
     ids="+".join,
 )
-def test_tls_settings_that_do_not_fit_are_refused(names: list[str], line: str) -> None:
+def test_inconsistent_tls_settings_are_rejected(names: list[str], line: str) -> None:
     values: dict[str, Any] = {"tls": ssl.create_default_context(), "tls_ca": certifi.where()}
-    assert refusal(**{name: values.get(name, THIS_FILE) for name in names}) == line
+    assert settings_error(**{name: values.get(name, THIS_FILE) for name in names}) == line
 
 
 @pytest.mark.parametrize(
@@ -259,20 +259,20 @@ def test_tls_settings_that_do_not_fit_are_refused(names: list[str], line: str) -
     ],
     ids=["tls", "tls_ca", "tls_hostname", "tls_handshake_first"],
 )
-def test_a_tls_setting_holds_for_every_server_and_excludes_what_can_have_no_tls(name: str, value: Any) -> None:
+def test_tls_setting_applies_to_all_servers_and_rejects_ws_urls(name: str, value: Any) -> None:
     keywords: dict[str, Any] = {name: value}
     assert resolve(servers="nats://a", **keywords).tls_only
     assert resolve(servers="wss://a", **keywords).tls_only
-    assert refusal(servers=["wss://a", "WS://b"], **keywords) == (
+    assert settings_error(servers=["wss://a", "WS://b"], **keywords) == (
         "NatsBridge setting 'servers' must be wss:// URLs, not ws://, if TLS is configured"
     )
     assert not resolve(servers=["wss://a", "ws://b"]).tls_only
 
 
 @pytest.mark.parametrize("name", ["tls_ca", "tls_cert"])
-def test_a_tls_file_that_does_not_load_stops_the_start(name: str) -> None:
+def test_tls_file_that_does_not_load_is_rejected(name: str) -> None:
     option: dict[str, Any] = {name: THIS_FILE}
-    assert f"'{name}'" in refusal(**option)
+    assert f"'{name}'" in settings_error(**option)
 
 
 # Packages that are not there
@@ -288,19 +288,19 @@ def test_a_tls_file_that_does_not_load_stops_the_start(name: str) -> None:
         ("servers", ["WSS://h"], "aiohttp", "nats-py[aiohttp]"),
     ],
 )
-def test_a_setting_whose_package_is_not_there_stops_the_start(
+def test_setting_is_rejected_if_its_package_is_missing(
     monkeypatch: pytest.MonkeyPatch, name: str, value: Any, module: str, package: str
 ) -> None:
     resolve(**{name: value})
     monkeypatch.setattr("sanic_nats_bridge.settings.find_spec", lambda asked: None if asked == module else True)
-    assert refusal(**{name: value}) == f"NatsBridge setting '{name}' requires a package: pip install '{package}'"
+    assert settings_error(**{name: value}) == f"NatsBridge setting '{name}' requires a package: pip install '{package}'"
     resolve(servers="tls://h", subscribe="a")
 
 
 # Secrets
 
 
-def test_settings_show_no_secret() -> None:
+def test_repr_of_settings_contains_no_secret() -> None:
     secrets: dict[str, Any] = {"servers": "nats://u:hidden-1@h", "password": "hidden-2", "token": "hidden-3"}
     settings = resolve(**secrets)
     for shown in (repr(settings), str(settings), repr([settings])):
@@ -324,18 +324,18 @@ def test_settings_show_no_secret() -> None:
     ids=[
         "port",
         "address",
-        "host that no IDNA takes",
+        "host that isn't valid IDNA",
         "list",
         "scheme",
         "password",
         "token",
-        "the seed itself",
-        "the credentials themselves",
-        "long credentials themselves",
+        "seed instead of its file",
+        "credentials instead of their file",
+        "long credentials instead of their file",
     ],
 )
-def test_a_refusal_shows_no_secret(name: str, value: Any) -> None:
-    line = refusal(**{name: value})
+def test_settings_error_contains_no_secret(name: str, value: Any) -> None:
+    line = settings_error(**{name: value})
     assert line.startswith(f"NatsBridge setting '{name}' ")
     assert "hidden" not in line
 
@@ -344,7 +344,7 @@ def test_a_refusal_shows_no_secret(name: str, value: Any) -> None:
 
 
 @pytest.fixture
-def names_of_apps() -> Iterator[list[str]]:
+def app_names() -> Iterator[list[str]]:
     names: list[str] = []
     yield names
     for name in names:
@@ -352,12 +352,12 @@ def names_of_apps() -> Iterator[list[str]]:
 
 
 @pytest.fixture
-def set_up(names_of_apps: list[str]) -> Any:
+def set_up(app_names: list[str]) -> Any:
     """Make an app with a bridge; ``config`` is what its code puts into ``app.config``."""
 
     def set_up(config: dict[str, Any] | None = None, **keywords: Any) -> Settings:
         app: Sanic[Any, Any] = Sanic(f"settings_{uuid4().hex}", configure_logging=False)
-        names_of_apps.append(app.name)
+        app_names.append(app.name)
         app.config.update(config or {})
         bridge = NatsBridge(**keywords)
         bridge.init_app(app)
@@ -393,7 +393,7 @@ def set_up(names_of_apps: list[str]) -> Any:
         ("ready_needs_nats", "off", False),
     ],
 )
-def test_the_environment_is_taken_as_it_is_written(
+def test_environment_variable_is_parsed_by_setting_type(
     set_up: Any, monkeypatch: pytest.MonkeyPatch, name: str, written: str, meant: Any
 ) -> None:
     monkeypatch.setenv(f"SANIC_NATS_BRIDGE_{name.upper()}", written)
@@ -414,7 +414,7 @@ def test_the_environment_is_taken_as_it_is_written(
         ("prefix", "7"),
     ],
 )
-def test_a_wrong_environment_stops_the_start(
+def test_invalid_environment_variable_is_rejected(
     set_up: Any, monkeypatch: pytest.MonkeyPatch, name: str, written: str
 ) -> None:
     monkeypatch.setenv(f"SANIC_NATS_BRIDGE_{name.upper()}", written)
@@ -423,7 +423,7 @@ def test_a_wrong_environment_stops_the_start(
 
 
 @pytest.mark.parametrize(("name", "in_code"), [("subscribe", ["code.>"]), ("token", "code"), ("max_sessions", 7)])
-def test_what_the_apps_code_configures_beats_the_environment(
+def test_app_config_overrides_environment(
     set_up: Any, monkeypatch: pytest.MonkeyPatch, name: str, in_code: Any
 ) -> None:
     monkeypatch.setenv(f"SANIC_NATS_BRIDGE_{name.upper()}", "5")
@@ -431,34 +431,34 @@ def test_what_the_apps_code_configures_beats_the_environment(
     assert json.loads(json.dumps(value)) == in_code
 
 
-def test_a_keyword_beats_the_environment(set_up: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keyword_overrides_environment(set_up: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SANIC_NATS_BRIDGE_SUBSCRIBE", "environment.>")
     assert set_up(subscribe="keyword.>").subscribe == ("keyword.>",)
 
 
-def test_an_unknown_name_in_the_environment_stops_the_start(set_up: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_setting_in_environment_is_rejected(set_up: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SANIC_NATS_BRIDGE_SUBJECTS", "orders.>")
     with pytest.raises(SettingsError, match="no setting 'subjects'"):
         set_up()
 
 
-def test_a_wrong_keyword_is_refused_where_the_bridge_is_made() -> None:
+def test_invalid_keyword_is_rejected_by_constructor() -> None:
     with pytest.raises(SettingsError, match="'heartbeat'"):
         NatsBridge(heartbeat=-1)
 
 
 @pytest.mark.parametrize("name", ["subscribe", "deny"])
-def test_a_permissions_function_excludes_what_would_hold_for_nobody(name: str) -> None:
+def test_permissions_function_excludes_subscribe_and_deny(name: str) -> None:
     async def permissions(_: Any) -> None: ...
 
     keywords: dict[str, Any] = {"permissions": permissions, name: ["a"]}
-    assert refusal(**keywords) == (
+    assert settings_error(**keywords) == (
         "NatsBridge setting 'permissions' excludes 'subscribe' and 'deny': return them from the function"
     )
     assert resolve(permissions=permissions).permissions is permissions
 
 
-def test_what_everybody_may_follow_is_what_the_settings_say() -> None:
+def test_default_permissions_are_subscribe_and_deny_settings() -> None:
     assert resolve(subscribe=["a.>"], deny="a.b").default_permissions == Permissions(["a.>"], ["a.b"])
 
 
@@ -471,7 +471,7 @@ def test_what_everybody_may_follow_is_what_the_settings_say() -> None:
         ("max_sub_rate", "max_subscribe_rate"),
     ],
 )
-def test_the_old_name_of_a_setting_is_an_error_that_names_the_new_one(old: str, new: str) -> None:
+def test_error_for_renamed_setting_gives_new_name(old: str, new: str) -> None:
     with pytest.raises(SettingsError, match=f"'{old}' was renamed; use '{new}'"):
         Settings.resolve({old: 1}, {})
     with pytest.raises(SettingsError, match=f"'{old}' was renamed; use '{new}'"):

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from sanic_nats_bridge.token_bucket import TokenBucket
 
 
-def test_a_burst_passes_then_so_many_a_second() -> None:
+def test_bucket_allows_burst_then_fixed_rate() -> None:
     bucket = TokenBucket(rate=2, burst=3, now=100.0)
     assert [bucket.take(100.0) for _ in range(3)] == [True] * 3
     assert bucket.wait(100.0) == pytest.approx(0.5)
@@ -15,7 +15,7 @@ def test_a_burst_passes_then_so_many_a_second() -> None:
     assert [bucket.take(1000.0) for _ in range(4)] == [True, True, True, False]
 
 
-def test_who_goes_on_runs_into_debt_and_out_of_it_by_waiting() -> None:
+def test_repeated_takes_overdraw_bucket_until_it_refills() -> None:
     bucket = TokenBucket(rate=1, burst=2, now=0.0)
     for _ in range(2):
         assert bucket.take(0.0)
@@ -32,7 +32,7 @@ def test_who_goes_on_runs_into_debt_and_out_of_it_by_waiting() -> None:
 
 
 @given(st.floats(0.1, 100), st.integers(1, 50), st.lists(st.floats(0, 10, allow_nan=False), min_size=1, max_size=200))
-def test_no_stretch_of_time_has_more_than_its_rate_and_one_burst(rate: float, burst: int, pauses: list[float]) -> None:
+def test_no_interval_exceeds_rate_plus_one_burst(rate: float, burst: int, pauses: list[float]) -> None:
     bucket, now, passed = TokenBucket(rate, burst, 0.0), 0.0, []
     for pause in pauses:
         now += pause

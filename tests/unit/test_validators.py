@@ -69,14 +69,12 @@ def label(value: Any) -> str | None:
 
 
 @pytest.mark.parametrize(("check", "value", "kept"), GOOD, ids=label)
-def test_a_good_value_is_kept_in_one_shape(check: Callable[[Any], Any], value: Any, kept: Any) -> None:
+def test_valid_value_is_normalized(check: Callable[[Any], Any], value: Any, kept: Any) -> None:
     assert check(value) == kept
 
 
 @pytest.mark.parametrize(("check", "value"), BAD, ids=label)
-def test_a_wrong_value_is_refused_in_words_that_follow_the_settings_name(
-    check: Callable[[Any], Any], value: Any
-) -> None:
+def test_error_message_for_invalid_value_starts_with_verb(check: Callable[[Any], Any], value: Any) -> None:
     with pytest.raises(ValueError, match=r"^(must|holds|is not) [^\n]+$"):
         check(value)
 
@@ -92,17 +90,17 @@ def test_a_wrong_value_is_refused_in_words_that_follow_the_settings_name(
     ],
     ids=label,
 )
-def test_commas_between_words_are_refused_and_what_is_right_is_said(check: Callable[[Any], Any], value: str) -> None:
+def test_comma_separated_values_are_rejected_with_hint(check: Callable[[Any], Any], value: str) -> None:
     said = "must be separated by spaces, not commas; use a JSON list for words that contain a comma"
     with pytest.raises(ValueError, match=f"^{said}$"):
         check(value)
 
 
-def test_a_value_that_may_be_a_secret_is_not_repeated() -> None:
+def test_error_message_does_not_repeat_possible_secret() -> None:
     with pytest.raises(ValueError, match=r"^must be the path of an existing file$"):
         validators.file_path("SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY")
 
 
-def test_a_tls_context_is_taken_as_it_is() -> None:
+def test_tls_context_is_returned_unchanged() -> None:
     context = ssl.create_default_context()
     assert validators.tls_context(context) is context

@@ -13,8 +13,8 @@ if _ready:
 
     _wait_for_ack = WorkerManager.wait_for_ack
 
-    def _wait_and_tell(manager: WorkerManager) -> None:
+    def _wait_and_report(manager: WorkerManager) -> None:
         _wait_for_ack(manager)  # type: ignore[no-untyped-call]
         Path(str(_ready)).touch()
 
-    WorkerManager.wait_for_ack = _wait_and_tell  # type: ignore[method-assign]
+    WorkerManager.wait_for_ack = _wait_and_report  # type: ignore[method-assign]

@@ -9,7 +9,7 @@ from sanic_nats_bridge.auth.expirations import ExpirationQueue
 from tests.support.clock import LeapingLoop, WallClock
 
 
-async def test_each_is_due_at_its_time_and_once(wall_clock: WallClock) -> None:
+async def test_each_key_expires_once_at_its_time(wall_clock: WallClock) -> None:
     due: list[tuple[str, float]] = []
     expirations = ExpirationQueue(lambda key: due.append((key, wall_clock.time())))
     now = wall_clock.time()
@@ -26,7 +26,7 @@ async def test_each_is_due_at_its_time_and_once(wall_clock: WallClock) -> None:
     assert len(due) == 3
 
 
-async def test_a_time_can_be_moved_both_ways(wall_clock: WallClock) -> None:
+async def test_expiration_can_be_moved_earlier_or_later(wall_clock: WallClock) -> None:
     due: list[str] = []
     expirations = ExpirationQueue(due.append)
     now = wall_clock.time()
@@ -41,7 +41,7 @@ async def test_a_time_can_be_moved_both_ways(wall_clock: WallClock) -> None:
 
 
 @pytest.mark.parametrize("set_by", [-3600.0, 3600.0])
-async def test_a_wall_clock_that_is_set_is_noticed(wall_clock: WallClock, set_by: float) -> None:
+async def test_expiration_adapts_to_wall_clock_change(wall_clock: WallClock, set_by: float) -> None:
     due: list[float] = []
     expirations = ExpirationQueue(lambda _: due.append(wall_clock.time()))
     at = wall_clock.time() + 600
@@ -54,7 +54,7 @@ async def test_a_wall_clock_that_is_set_is_noticed(wall_clock: WallClock, set_by
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.one_of(st.none(), st.integers(1, 50))), max_size=60))
-def test_what_is_dropped_does_not_pile_up(steps: list[tuple[str, int | None]]) -> None:
+def test_dropped_keys_do_not_accumulate_in_queue(steps: list[tuple[str, int | None]]) -> None:
     loop = LeapingLoop()
     year_5138 = 1e11
 

@@ -82,12 +82,12 @@ def caller(
 
 
 @pytest.mark.parametrize(("origin", "host"), OWN)
-def test_the_apps_own_pages_come_in(origin: str, host: str) -> None:
+def test_own_origin_is_allowed(origin: str, host: str) -> None:
     assert OriginPolicy([]).allows(caller(origin, host=host))
 
 
 @pytest.mark.parametrize(("origin", "host"), FOREIGN)
-def test_other_pages_do_not(origin: str, host: str) -> None:
+def test_foreign_origin_is_rejected(origin: str, host: str) -> None:
     for scheme in (None, "http", "https"):
         assert not OriginPolicy(["https://app.example"]).allows(caller(origin, host=host, scheme=scheme))
 
@@ -97,7 +97,7 @@ def test_other_pages_do_not(origin: str, host: str) -> None:
     ["https://app.example", "https://app.example:443", "HTTPS://APP.example", "http://[0::1]:8000",
      "capacitor://localhost", "null"],
 )  # fmt: skip
-def test_pages_of_an_allowed_origin_come_in_to_every_host(origin: str) -> None:
+def test_listed_origin_is_allowed_for_every_host(origin: str) -> None:
     for scheme in (None, "http", "https"):
         assert OriginPolicy(ALLOWED).allows(caller(origin, host="any", scheme=scheme, sites=("cross-site",)))
     assert OriginPolicy(ALLOWED).listed([origin]) == origin
@@ -106,12 +106,12 @@ def test_pages_of_an_allowed_origin_come_in_to_every_host(origin: str) -> None:
 @pytest.mark.parametrize(
     "origin", ["http://app.example", "https://app.example:8443", "NULL", "capacitor://localhost:1"]
 )
-def test_an_allowed_origin_is_its_scheme_host_and_port(origin: str) -> None:
+def test_listed_origin_must_match_scheme_host_and_port(origin: str) -> None:
     assert not OriginPolicy(ALLOWED).allows(caller(origin))
     assert OriginPolicy(ALLOWED).listed([origin]) is None
 
 
-def test_two_origins_are_none() -> None:
+def test_multiple_origin_headers_are_rejected() -> None:
     rule = OriginPolicy(ALLOWED)
     assert not rule.allows(caller("https://app.example", "https://app.example"))
     assert not rule.allows(caller("https://shop.example", "https://shop.example"))
@@ -124,11 +124,11 @@ def test_two_origins_are_none() -> None:
     [("https://shop.example", "https", True), ("http://shop.example", "https", False),
      ("http://shop.example", "http", True), ("https://shop.example", "http", False)],
 )  # fmt: skip
-def test_the_scheme_counts_where_it_is_known(origin: str, scheme: str, admitted: bool) -> None:
+def test_scheme_must_match_if_known(origin: str, scheme: str, admitted: bool) -> None:
     assert OriginPolicy([]).allows(caller(origin, scheme=scheme)) is admitted
 
 
-def test_the_port_that_a_proxy_tells_is_that_of_the_request() -> None:
+def test_forwarded_port_overrides_port_of_host_header() -> None:
     rule = OriginPolicy([])
     assert rule.allows(caller("https://shop.example:8443", port=8443))
     assert rule.allows(caller("https://shop.example", host="shop.example:8000", port=443))
@@ -140,11 +140,11 @@ def test_the_port_that_a_proxy_tells_is_that_of_the_request() -> None:
     [((), True), (("same-origin",), True), (("none",), True), (("cross-site",), False), (("same-site",), False),
      (("Cross-Site ",), False), (("none", "cross-site"), False), (("from-the-future",), True)],
 )  # fmt: skip
-def test_without_an_origin_the_browsers_word_for_the_site_decides(sites: tuple[str, ...], admitted: bool) -> None:
+def test_sec_fetch_site_decides_if_origin_header_is_missing(sites: tuple[str, ...], admitted: bool) -> None:
     assert OriginPolicy(ALLOWED).allows(caller(sites=sites)) is admitted
 
 
-def test_an_own_origin_comes_in_whatever_the_word_for_the_site() -> None:
+def test_own_origin_is_allowed_regardless_of_sec_fetch_site() -> None:
     assert OriginPolicy([]).allows(caller("https://shop.example", sites=("cross-site",)))
 
 
@@ -153,7 +153,7 @@ def test_an_own_origin_comes_in_whatever_the_word_for_the_site() -> None:
     [("https://a:443", "https://a"), ("http://a:443", "http://a:443"), ("http://A:080", "http://a"),
      ("app://-", "app://-"), ("app://a:80", "app://a:80"), ("http://[1::0:1]", "http://[1::1]"), ("null", "null")],
 )  # fmt: skip
-def test_an_origin_is_written_as_browsers_do(text: str, written: str) -> None:
+def test_origin_is_serialized_as_in_browsers(text: str, written: str) -> None:
     assert str(parse_origin(text)) == written
     assert parse_origin(written) == parse_origin(text)
     assert isinstance(parse_origin(text), Origin)

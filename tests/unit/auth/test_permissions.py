@@ -30,7 +30,7 @@ def allows(opened: Sequence[str], requested: str, **others: Any) -> bool:
 
 
 @pytest.mark.parametrize("requested", ["a", "a.b", "*", ">", "$SYS.>", "_INBOX.>"])
-def test_nothing_is_open_by_default(requested: str) -> None:
+def test_no_pattern_is_allowed_by_default(requested: str) -> None:
     assert not allows([], requested)
 
 
@@ -49,7 +49,7 @@ def test_nothing_is_open_by_default(requested: str) -> None:
         (["$KV.>"], "$KV.>"),
     ],
 )
-def test_what_lies_wholly_inside_one_opened_pattern_is_allowed(opened: list[str], requested: str) -> None:
+def test_pattern_within_one_allowed_pattern_is_allowed(opened: list[str], requested: str) -> None:
     assert allows(opened, requested)
 
 
@@ -72,12 +72,12 @@ def test_what_lies_wholly_inside_one_opened_pattern_is_allowed(opened: list[str]
         (["$KV.>"], ">"),
     ],
 )
-def test_what_reaches_out_of_every_opened_pattern_is_forbidden(opened: list[str], requested: str) -> None:
+def test_pattern_not_within_one_allowed_pattern_is_forbidden(opened: list[str], requested: str) -> None:
     assert not allows(opened, requested)
 
 
 @pytest.mark.parametrize("requested", ["_NATSBRIDGE", "_NATSBRIDGE.>", "_NATSBRIDGE.*", "_NATSBRIDGE.worker.7"])
-def test_the_bridges_own_subjects_can_neither_be_opened_nor_be_followed(requested: str) -> None:
+def test_control_subjects_can_neither_be_allowed_nor_subscribed(requested: str) -> None:
     assert requested.startswith(CONTROL_TOKEN)
     assert not allows([">", "_NATSBRIDGES.>"], requested)
     with pytest.raises(ValueError, match="the bridge's own"):
@@ -86,11 +86,11 @@ def test_the_bridges_own_subjects_can_neither_be_opened_nor_be_followed(requeste
         Permissions([">"], aliases={"me.": f"{CONTROL_TOKEN}."})
 
 
-def test_a_longer_first_token_is_not_the_bridges_own() -> None:
+def test_first_token_longer_than_control_token_is_allowed() -> None:
     assert allows(["_NATSBRIDGES.>"], "_NATSBRIDGES.a")
 
 
-def test_what_is_not_a_pattern_cannot_be_opened() -> None:
+def test_invalid_pattern_in_subscribe_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"a\.\.b"):
         Permissions(["orders.>", "a..b"])
 
@@ -112,11 +112,11 @@ def test_what_is_not_a_pattern_cannot_be_opened() -> None:
         (">", "$KV.>"),
     ],
 )
-def test_what_lies_inside_a_denied_pattern_is_forbidden(denied: str, requested: str) -> None:
+def test_pattern_within_denied_pattern_is_forbidden(denied: str, requested: str) -> None:
     assert not allows([">", "$KV.>"], requested, deny=[denied])
 
 
-def test_what_overlaps_with_a_denied_pattern_is_let_through_without_it() -> None:
+def test_grant_excludes_only_overlapping_denied_patterns() -> None:
     permissions = Permissions([">"], deny=["orders.secret.>", "*.hidden", "users.>"])
     assert permissions.grant("orders.>").excluded == ("*.hidden", "orders.secret.>")
     assert permissions.grant("orders.eu.>").excluded == ()
@@ -139,7 +139,7 @@ some_patterns = st.lists(st.sampled_from(PATTERNS), max_size=3)
 
 
 @given(some_patterns, some_patterns, st.sampled_from(PATTERNS), st.booleans())
-def test_what_may_be_followed_and_what_is_shown_is_what_brute_force_finds(
+def test_grants_and_exclusions_match_brute_force(
     opened: list[str], shut: list[str], requested: str, literal_only: bool
 ) -> None:
     asked = MATCHED[requested]
@@ -161,7 +161,7 @@ def test_what_may_be_followed_and_what_is_shown_is_what_brute_force_finds(
 # The app's values
 
 
-def test_values_stand_in_the_place_of_their_names() -> None:
+def test_variables_replace_their_placeholders() -> None:
     permissions = Permissions(
         ["users.{user}.>", "{tenant}-{user}.x"], ["users.{user}.secret"], variables={"user": "42", "tenant": "acme"}
     )
@@ -175,7 +175,7 @@ def test_values_stand_in_the_place_of_their_names() -> None:
 @pytest.mark.parametrize(
     "value", ["", ".", "a.b", "*", ">", "a.>", "a b", "a\n", "a\r\nPUB x 0", "a\0", "ü", "a" * 256, 42, None]
 )
-def test_a_value_that_is_not_one_token_is_refused(value: Any) -> None:
+def test_variable_that_is_not_one_token_is_rejected(value: Any) -> None:
     with pytest.raises(ValueError, match="variables"):
         Permissions(["users.{user}.>"], variables={"user": value})
     with pytest.raises(ValueError, match="variables"):
@@ -184,7 +184,7 @@ def test_a_value_that_is_not_one_token_is_refused(value: Any) -> None:
 
 @pytest.mark.parametrize("pattern", ["{user}.>", "{user}", "{user}x.>"])
 @pytest.mark.parametrize("value", ["$SYS", "_INBOX", "$", "_"])
-def test_a_value_opens_no_reserved_subject(pattern: str, value: str) -> None:
+def test_variable_cannot_allow_reserved_subject(pattern: str, value: str) -> None:
     with pytest.raises(ValueError, match="reserved"):
         Permissions([pattern], variables={"user": value})
     Permissions(["users.{user}.>", f"_x{value}.{{user}}"], deny=[pattern], variables={"user": value})
@@ -192,12 +192,12 @@ def test_a_value_opens_no_reserved_subject(pattern: str, value: str) -> None:
 
 @pytest.mark.parametrize("name", ["subscribe", "deny"])
 @pytest.mark.parametrize("pattern", ["users.{user}.>", "users.{}.>", "{a}{user}", "users.{a-b}.>", "users.{a }"])
-def test_a_name_without_a_value_is_refused(name: str, pattern: str) -> None:
+def test_placeholder_without_variable_is_rejected(name: str, pattern: str) -> None:
     with pytest.raises(ValueError, match=f"^{name} has .* but variables has no '"):
         Permissions(variables={"a": "1"}, **{name: [pattern]})  # type: ignore[arg-type]
 
 
-def test_values_cannot_make_a_pattern_too_long() -> None:
+def test_variables_cannot_make_pattern_too_long() -> None:
     with pytest.raises(ValueError, match="subscribe"):
         Permissions(["a.{v}.{v}"], variables={"v": "x" * 200})
 
@@ -221,7 +221,7 @@ ME = Permissions(["tenants.42.>"], aliases={"me.": "tenants.42.users.7.", "me.te
         ("tenants.42.users.7", "tenants.42.users.7"),
     ],
 )
-def test_a_name_of_the_apps_own_stands_for_real_subjects(requested: str, real: str) -> None:
+def test_alias_resolves_to_real_pattern(requested: str, real: str) -> None:
     grant = ME.grant(requested)
     assert (grant.pattern, grant.real) == (requested, real)
     assert real == grant.target + requested.removeprefix(grant.alias)
@@ -241,20 +241,20 @@ def test_a_name_of_the_apps_own_stands_for_real_subjects(requested: str, real: s
         "Me.x",
     ],
 )
-def test_what_has_a_name_of_the_apps_own_cannot_be_followed_by_its_real_one(requested: str) -> None:
+def test_aliased_subject_is_forbidden_under_its_real_name(requested: str) -> None:
     with pytest.raises(ForbiddenSubject) as refused:
         ME.grant(requested)
     assert refused.value.subjects == (requested,)
     assert refused.value.message == f"Not allowed: '{requested}'"
 
 
-def test_no_wide_pattern_shows_what_has_a_name_of_the_apps_own() -> None:
+def test_wildcard_pattern_excludes_aliased_subjects() -> None:
     assert ME.grant("tenants.42.>").excluded == ("tenants.42.teams.3.>", "tenants.42.users.7.>")
     assert ME.grant("tenants.42.users.*.orders").excluded == ("tenants.42.users.7.>",)
     assert ME.grant("me.>").excluded == ()
 
 
-def test_denials_are_about_the_real_subjects() -> None:
+def test_deny_applies_to_real_subjects() -> None:
     permissions = Permissions(["t.>"], ["t.1.secret.>", "me.open"], aliases={"me.": "t.1."})
     assert permissions.grant("me.>").excluded == ("t.1.secret.>",)
     assert permissions.explain("me.open").allowed
@@ -263,7 +263,7 @@ def test_denials_are_about_the_real_subjects() -> None:
     assert "t.1" not in refused.value.message
 
 
-def test_a_real_name_can_be_too_long_or_reserved_where_the_clients_is_not() -> None:
+def test_real_pattern_behind_alias_must_be_valid_and_allowed() -> None:
     long = Permissions([">"], aliases={"me.": f"{'x' * 200}."})
     assert long.explain(f"me.{'y' * 54}").allowed
     with pytest.raises(InvalidSubject) as invalid:
@@ -292,7 +292,7 @@ def test_a_real_name_can_be_too_long_or_reserved_where_the_clients_is_not() -> N
         "me.",
     ],
 )
-def test_names_of_the_apps_own_are_whole_literal_tokens(names: Any) -> None:
+def test_alias_that_is_not_whole_literal_tokens_is_rejected(names: Any) -> None:
     with pytest.raises(ValueError, match="aliases"):
         Permissions(aliases=names)
 
@@ -301,7 +301,7 @@ def test_names_of_the_apps_own_are_whole_literal_tokens(names: Any) -> None:
 
 
 @pytest.mark.parametrize("requested", ["*", "a.*", "a.>", ">"])
-def test_literal_only_means_no_wildcards(requested: str) -> None:
+def test_only_literal_patterns_are_allowed_without_allow_wildcards(requested: str) -> None:
     assert allows([">"], requested)
     assert not allows([">"], requested, allow_wildcards=False)
     assert allows([">"], "a.b", allow_wildcards=False)
@@ -319,18 +319,18 @@ def test_literal_only_means_no_wildcards(requested: str) -> None:
         (253402387140.0, 253402387140.0),
     ],
 )
-def test_the_end_is_a_moment(expires: Any, at: float) -> None:
+def test_expires_accepts_unix_seconds_aware_datetime_or_none(expires: Any, at: float) -> None:
     assert Permissions(expires=expires).expires_at == at
 
 
 @pytest.mark.parametrize("expires", [1767225600_000, 1767225600e6, 10**400, -(10**400)], ids=range(4))
-def test_a_time_that_nobody_can_mean_is_refused(expires: float) -> None:
+def test_expires_in_milliseconds_or_out_of_range_is_rejected(expires: float) -> None:
     with pytest.raises(ValueError, match="in Unix seconds, not milliseconds"):
         Permissions(expires=expires)
 
 
 @pytest.mark.parametrize("expires", [datetime(2026, 1, 1), nan, inf, -inf, True, "2026-01-01", [1]])
-def test_what_is_no_moment_is_refused(expires: Any) -> None:
+def test_naive_non_finite_or_mistyped_expires_is_rejected(expires: Any) -> None:
     with pytest.raises(ValueError, match="expires"):
         Permissions(expires=expires)
 
@@ -354,13 +354,13 @@ def test_what_is_no_moment_is_refused(expires: Any) -> None:
         {"identity": "ad\udcffa"},
     ],
 )
-def test_what_cannot_be_meant_is_refused_at_once(wrong: dict[str, Any]) -> None:
+def test_invalid_argument_is_rejected_and_named_in_error(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"^{next(iter(wrong))} "):
         Permissions(**wrong)
 
 
 @pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
-def test_permissions_are_plain_data(again: Callable[[Permissions], Permissions]) -> None:
+def test_permissions_can_be_copied_and_pickled(again: Callable[[Permissions], Permissions]) -> None:
     permissions = Permissions(["a.{x}"], ["b"], {"x": "1"}, {"me.": "c.", "me.too.": "d."}, True, "ada", 5.0)
     other = again(permissions)
     assert other == permissions
@@ -369,7 +369,7 @@ def test_permissions_are_plain_data(again: Callable[[Permissions], Permissions])
     assert list(other.aliases) == list(permissions.aliases)
 
 
-def test_permissions_do_not_change() -> None:
+def test_permissions_are_immutable() -> None:
     opened, values, names = ["a.{x}"], {"x": "1"}, {"me.": "b."}
     permissions = Permissions(opened, variables=values, aliases=names)
     opened.append("c")
@@ -398,7 +398,7 @@ def test_permissions_do_not_change() -> None:
         ("", Explanation(False, "not a valid subject", "")),
     ],
 )
-def test_an_explanation_names_the_rule(requested: str, explanation: Explanation) -> None:
+def test_explanation_names_deciding_rule(requested: str, explanation: Explanation) -> None:
     permissions = Permissions(
         ["orders.>", "users.{user}.>"], ["orders.secret"], variables={"user": "7"}, aliases={"me.": "users.7."}
     )

@@ -7,7 +7,7 @@ from sanic_nats_bridge.auth.policy import SubscriptionPolicy
 from sanic_nats_bridge.errors import BridgeError, ForbiddenSubject, InvalidSubject, SubscriptionLimitExceeded
 
 
-def admit(patterns: Sequence[str], held: Sequence[str] = (), opened: Sequence[str] = (">",)) -> list[str]:
+def authorize(patterns: Sequence[str], held: Sequence[str] = (), opened: Sequence[str] = (">",)) -> list[str]:
     policy = SubscriptionPolicy(3)
     return [grant.pattern for grant in policy.authorize(Permissions(opened), policy.validate(patterns), held)]
 
@@ -21,10 +21,16 @@ def admit(patterns: Sequence[str], held: Sequence[str] = (), opened: Sequence[st
         (["a", "b", "c"], ["c", "b", "a"], ["a", "b", "c"]),
         (["c", "c", "a"], ["a", "b"], ["c", "a"]),
     ],
-    ids=["as many as may be", "each once, in order", "beside others", "what is held", "some of it held"],
+    ids=[
+        "up to the limit",
+        "duplicates removed, in order",
+        "added to existing ones",
+        "all already subscribed",
+        "some already subscribed",
+    ],
 )
-def test_patterns_are_admitted_up_to_the_limit(patterns: list[str], held: list[str], admitted: list[str]) -> None:
-    assert admit(patterns, held) == admitted
+def test_patterns_are_authorized_up_to_limit(patterns: list[str], held: list[str], admitted: list[str]) -> None:
+    assert authorize(patterns, held) == admitted
 
 
 @pytest.mark.parametrize(
@@ -42,7 +48,7 @@ def test_patterns_are_admitted_up_to_the_limit(patterns: list[str], held: list[s
     ids=[
         "too many",
         "too many before invalid",
-        "too many with those held",
+        "too many with existing ones",
         "one too many, twice",
         "invalid before forbidden",
         "invalid before too many held",
@@ -50,13 +56,13 @@ def test_patterns_are_admitted_up_to_the_limit(patterns: list[str], held: list[s
         "forbidden before too many held",
     ],
 )
-def test_a_refusal_names_its_subjects_and_the_gravest_comes_first(
+def test_most_severe_error_is_raised_with_its_subjects(
     patterns: list[str], held: list[str], error: type[BridgeError], concerned: list[str]
 ) -> None:
     with pytest.raises(error) as refused:
-        admit(patterns, held, ["a", "b", "c", "d"])
+        authorize(patterns, held, ["a", "b", "c", "d"])
     assert refused.value.subjects == tuple(concerned)
 
 
-def test_valid_asks_for_no_permission() -> None:
+def test_validate_does_not_check_permissions() -> None:
     assert SubscriptionPolicy(3).validate(["secret", "secret", "a"]) == ["secret", "a"]

@@ -13,7 +13,7 @@ from sanic_nats_bridge.protocol.encoding import WireFormat
 from tests.support.fakes import FakeSubscriber, ignore
 
 
-def followers(interest: Interest, *permissions: Permissions, pattern: str | None = None) -> list[FakeSubscriber]:
+def add_subscribers(interest: Interest, *permissions: Permissions, pattern: str | None = None) -> list[FakeSubscriber]:
     """Add one subscriber for each permissions, by the client's name for the pattern."""
     subscribers = []
     for each in permissions:
@@ -24,11 +24,11 @@ def followers(interest: Interest, *permissions: Permissions, pattern: str | None
     return subscribers
 
 
-def new_batch(expire: Callable[[str], None] = ignore) -> Broadcaster:
+def new_broadcaster(expire: Callable[[str], None] = ignore) -> Broadcaster:
     return Broadcaster(Counters(), ExpirationQueue(expire))
 
 
-def shown(subscriber: FakeSubscriber) -> list[str]:
+def received_subjects(subscriber: FakeSubscriber) -> list[str]:
     return [frame["subject"] for frame in subscriber.frames]
 
 
@@ -38,53 +38,53 @@ def publish(broadcaster: Broadcaster, interest: Interest, *subjects: str) -> Non
     broadcaster.flush()
 
 
-async def test_what_is_denied_is_left_out_for_those_alone_to_whom_it_is_denied() -> None:
-    broadcaster, interest = new_batch(), Interest("a.>")
-    free, bound, hidden = followers(
+async def test_denied_subjects_are_dropped_only_for_denied_subscribers() -> None:
+    broadcaster, interest = new_broadcaster(), Interest("a.>")
+    free, bound, hidden = add_subscribers(
         interest, Permissions([">"]), Permissions([">"], ["a.*.secret"]), Permissions([">"], ["a.x", "*.y.>"])
     )
     publish(broadcaster, interest, "a.x", "a.y.secret", "a.y.z", "a.z")
-    assert shown(free) == ["a.x", "a.y.secret", "a.y.z", "a.z"]
-    assert shown(bound) == ["a.x", "a.y.z", "a.z"]
-    assert shown(hidden) == ["a.z"]
+    assert received_subjects(free) == ["a.x", "a.y.secret", "a.y.z", "a.z"]
+    assert received_subjects(bound) == ["a.x", "a.y.z", "a.z"]
+    assert received_subjects(hidden) == ["a.z"]
 
 
-async def test_a_subject_that_looks_like_a_pattern_is_denied_all_the_same() -> None:
-    broadcaster, interest = new_batch(), Interest("a.>")
-    (bound,) = followers(interest, Permissions([">"], ["a.secret.*", "a.deep.>"]))
+async def test_subject_that_resembles_pattern_is_denied() -> None:
+    broadcaster, interest = new_broadcaster(), Interest("a.>")
+    (bound,) = add_subscribers(interest, Permissions([">"], ["a.secret.*", "a.deep.>"]))
     publish(broadcaster, interest, "a.secret.*", "a.secret.>", "a.deep.>", "a.deep.*.>", "a.secret.", "a.deep..", "a.*")
-    assert shown(bound) == ["a.*"]
+    assert received_subjects(bound) == ["a.*"]
 
 
-async def test_a_renamed_subject_shows_nothing_of_its_real_name() -> None:
-    broadcaster, interest = new_batch(), Interest("tenants.42.>")
+async def test_aliased_message_shows_alias_instead_of_real_subject() -> None:
+    broadcaster, interest = new_broadcaster(), Interest("tenants.42.>")
     names = Permissions([">"], aliases={"me.": "tenants.42."})
-    (renamed,) = followers(interest, names, pattern="me.>")
-    (other,) = followers(interest, Permissions([">"], aliases={"us.": "tenants.42."}), pattern="us.>")
-    (plain,) = followers(interest, Permissions([">"]))
+    (renamed,) = add_subscribers(interest, names, pattern="me.>")
+    (other,) = add_subscribers(interest, Permissions([">"], aliases={"us.": "tenants.42."}), pattern="us.>")
+    (plain,) = add_subscribers(interest, Permissions([">"]))
     publish(broadcaster, interest, "tenants.42.a", "tenants.42.tenants.42.b")
     assert [(frame["pattern"], frame["subject"]) for frame in renamed.frames] == [
         ("me.>", "me.a"),
         ("me.>", "me.tenants.42.b"),
     ]
-    assert shown(other) == ["us.a", "us.tenants.42.b"]
-    assert shown(plain) == ["tenants.42.a", "tenants.42.tenants.42.b"]
+    assert received_subjects(other) == ["us.a", "us.tenants.42.b"]
+    assert received_subjects(plain) == ["tenants.42.a", "tenants.42.tenants.42.b"]
 
 
-async def test_a_literal_pattern_is_renamed_too() -> None:
-    broadcaster, interest = new_batch(), Interest("tenants.42.a")
-    (renamed,) = followers(interest, Permissions([">"], aliases={"me.": "tenants.42."}), pattern="me.a")
+async def test_alias_applies_to_literal_pattern() -> None:
+    broadcaster, interest = new_broadcaster(), Interest("tenants.42.a")
+    (renamed,) = add_subscribers(interest, Permissions([">"], aliases={"me.": "tenants.42."}), pattern="me.a")
     publish(broadcaster, interest, "tenants.42.a")
     assert renamed.frames == [{"type": "message", "subject": "me.a", "data": 1}]
 
 
-async def test_those_who_see_the_same_get_the_same_bytes_and_a_payload_is_read_once(
+async def test_identical_views_share_bytes_and_payload_is_encoded_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    broadcaster, interest = new_batch(), Interest("t.42.>")
+    broadcaster, interest = new_broadcaster(), Interest("t.42.>")
     ten = [Permissions([">"], [f"t.42.denied.{number}"]) for number in range(10)]
-    audience = [followers(interest, *[permissions] * 3) for permissions in ten]
-    renamed = followers(interest, *[Permissions([">"], aliases={"me.": "t.42."})] * 3, pattern="me.>")
+    audience = [add_subscribers(interest, *[permissions] * 3) for permissions in ten]
+    renamed = add_subscribers(interest, *[Permissions([">"], aliases={"me.": "t.42."})] * 3, pattern="me.>")
     read: list[bytes] = []
     encode_payload = encoding.encode_payload
 
@@ -100,10 +100,10 @@ async def test_those_who_see_the_same_get_the_same_bytes_and_a_payload_is_read_o
         assert len({id(subscriber.writes[0]) for subscriber in alike}) == 1
     # Without skipped messages the writes don't differ.
     assert len({id(alike[0].writes[0]) for alike in audience}) == 1
-    assert shown(renamed[0]) == ["me.x"]
+    assert received_subjects(renamed[0]) == ["me.x"]
 
 
-async def test_before_anything_is_written_those_whose_time_is_over_are_ended() -> None:
+async def test_expired_sessions_end_before_messages_are_written() -> None:
     ended: list[tuple[str, int]] = []
 
     def expire(key: str) -> None:
@@ -112,7 +112,7 @@ async def test_before_anything_is_written_those_whose_time_is_over_are_ended() -
 
     expirations = ExpirationQueue(expire)
     broadcaster, interest = Broadcaster(Counters(), expirations), Interest("a")
-    (subscriber,) = followers(interest, Permissions([">"]))
+    (subscriber,) = add_subscribers(interest, Permissions([">"]))
     expirations.put("session", time.time() + 3600)
     publish(broadcaster, interest, "a")
     assert (ended, len(subscriber.writes)) == ([], 1)
@@ -122,10 +122,10 @@ async def test_before_anything_is_written_those_whose_time_is_over_are_ended() -
     assert (ended, len(subscriber.writes)) == ([("session", 1)], 1)
 
 
-async def test_nothing_is_kept_for_an_interest_that_nobody_sees_anything_of() -> None:
-    broadcaster, interest = new_batch(), Interest("a.*")
+async def test_message_visible_to_no_subscriber_is_not_queued() -> None:
+    broadcaster, interest = new_broadcaster(), Interest("a.*")
     publish(broadcaster, interest, "a.x")
-    (subscriber,) = followers(interest, Permissions([">"], ["a.x"]))
+    (subscriber,) = add_subscribers(interest, Permissions([">"], ["a.x"]))
     publish(broadcaster, interest, "a.x")
     assert subscriber.writes == []
     broadcaster.on_message(interest, b"a.x", b"", b"1")
@@ -133,8 +133,8 @@ async def test_nothing_is_kept_for_an_interest_that_nobody_sees_anything_of() ->
 
 
 @pytest.mark.parametrize("wire_format", WireFormat)
-async def test_every_form_shows_the_clients_names(wire_format: WireFormat) -> None:
-    broadcaster, interest = new_batch(), Interest("real.>")
+async def test_every_wire_format_shows_alias_instead_of_real_subject(wire_format: WireFormat) -> None:
+    broadcaster, interest = new_broadcaster(), Interest("real.>")
     grant = Permissions([">"], aliases={"own.": "real."}).grant("own.>")
     interest.add(subscriber := FakeSubscriber(wire_format), grant)
     broadcaster.on_message(interest, b"real.x", b"", b"1")

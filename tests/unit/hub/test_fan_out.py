@@ -18,7 +18,7 @@ def new_views() -> list[View]:
     return [View(Interest(grant.real), grant, MessagePrefix(grant.pattern)) for grant in granted(*PATTERNS)]
 
 
-def fanned_out(views: Sequence[View], pattern_of: Sequence[int]) -> None:
+def fan_out_messages(views: Sequence[View], pattern_of: Sequence[int]) -> None:
     """Send message number k under the pattern at index k."""
     batches: dict[View, list[EncodedMessage]] = {}
     for number, index in enumerate(pattern_of):
@@ -32,7 +32,7 @@ def fanned_out(views: Sequence[View], pattern_of: Sequence[int]) -> None:
     st.lists(st.tuples(st.sets(st.integers(0, 2)), st.booleans()), max_size=8),
     st.lists(st.integers(0, 2), min_size=1, max_size=20),
 )
-def test_each_gets_what_it_follows_once_in_order_and_in_one_write(
+def test_subscriber_gets_its_messages_once_in_order_in_one_write(
     follow: list[tuple[set[int], bool]], pattern_of: list[int]
 ) -> None:
     views = new_views()
@@ -43,7 +43,7 @@ def test_each_gets_what_it_follows_once_in_order_and_in_one_write(
         subscribers.append(subscriber)
         for index in indexes:
             views[index].subscribers[subscriber] = None
-    fanned_out(views, pattern_of)
+    fan_out_messages(views, pattern_of)
     for subscriber, (indexes, is_writable) in zip(subscribers, follow, strict=True):
         numbers = [number for number, index in enumerate(pattern_of) if index in indexes]
         skipped = [int(message.payload) for message in subscriber.skipped]
@@ -51,7 +51,7 @@ def test_each_gets_what_it_follows_once_in_order_and_in_one_write(
         assert len(subscriber.writes) == (1 if numbers and is_writable else 0)
 
 
-def test_a_fault_with_some_does_not_keep_the_batch_from_others(caplog: pytest.LogCaptureFixture) -> None:
+def test_failing_subscriber_does_not_affect_others(caplog: pytest.LogCaptureFixture) -> None:
     class Faulty(FakeSubscriber):
         def write(self, data: bytes) -> None:
             raise ArithmeticError
@@ -63,7 +63,7 @@ def test_a_fault_with_some_does_not_keep_the_batch_from_others(caplog: pytest.Lo
     for view, subscribers in zip(views, subscribers_by_view, strict=True):
         view.subscribers = dict.fromkeys(subscribers)
     with caplog.at_level(logging.ERROR):
-        fanned_out(views, [0, 1, 2])
+        fan_out_messages(views, [0, 1, 2])
     assert single.data == [1]
     assert len(both.writes) == 1
     # Who of those that share a batch had it before the fault cannot be known.

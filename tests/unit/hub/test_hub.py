@@ -57,7 +57,7 @@ async def turns(count: int = 3) -> None:
 # Commands
 
 
-async def test_two_first_subscribers_at_once_make_one_subscription_and_both_wait_for_it() -> None:
+async def test_concurrent_subscribers_share_and_await_one_subscription() -> None:
     link, hub = FakeLink.with_hub()
     waiting = [asyncio.create_task(follower(hub, "a")) for _ in range(2)]
     await turns()
@@ -70,7 +70,7 @@ async def test_two_first_subscribers_at_once_make_one_subscription_and_both_wait
     assert first.data == second.data == [1]
 
 
-async def test_a_refusal_reaches_all_who_wait_and_leaves_nothing() -> None:
+async def test_refusal_fails_all_waiting_subscribers_and_drops_pattern() -> None:
     link, hub = FakeLink.with_hub()
     waiting = [asyncio.create_task(follower(hub, "a")) for _ in range(2)]
     await turns()
@@ -85,7 +85,7 @@ async def test_a_refusal_reaches_all_who_wait_and_leaves_nothing() -> None:
     assert link.sent == [("SUB", "a"), ("SUB", "a")]
 
 
-async def test_the_refusal_of_one_pattern_leaves_nothing_of_its_command() -> None:
+async def test_refusal_of_one_pattern_releases_all_patterns_of_command() -> None:
     link, hub = FakeLink.with_hub()
     waiting = asyncio.create_task(follower(hub, "a", "b", "c"))
     await turns()
@@ -100,7 +100,7 @@ async def test_the_refusal_of_one_pattern_leaves_nothing_of_its_command() -> Non
     assert link.faults == []
 
 
-async def test_a_pattern_claimed_again_within_its_linger_costs_nats_nothing() -> None:
+async def test_resubscribing_within_unsubscribe_delay_sends_nothing_to_nats() -> None:
     link, hub = FakeLink.with_hub(confirms=True, unsubscribe_delay=5)
     views = await follow(hub, first := FakeSubscriber(), "a")
     hub.detach(first, views)
@@ -113,7 +113,7 @@ async def test_a_pattern_claimed_again_within_its_linger_costs_nats_nothing() ->
     assert (first.data, second.data) == ([], [1])
 
 
-async def test_the_last_release_unsubscribes_after_the_linger() -> None:
+async def test_last_release_unsubscribes_after_unsubscribe_delay() -> None:
     link, hub = FakeLink.with_hub(confirms=True, unsubscribe_delay=5)
     held = [(subscriber := FakeSubscriber(), await follow(hub, subscriber, "a")) for _ in range(2)]
     hub.detach(*held[0])
@@ -127,7 +127,7 @@ async def test_the_last_release_unsubscribes_after_the_linger() -> None:
     assert hub.patterns == ()
 
 
-async def test_a_waiting_command_that_is_cancelled_gives_its_claim_back() -> None:
+async def test_cancelled_pending_command_releases_its_claims() -> None:
     link, hub = FakeLink.with_hub()
     waiting = asyncio.create_task(follower(hub, "a", "b"))
     await turns()
@@ -139,7 +139,7 @@ async def test_a_waiting_command_that_is_cancelled_gives_its_claim_back() -> Non
     assert link.patterns == []
 
 
-async def test_a_command_that_waits_while_the_link_is_lost_ends_inactive_and_is_asked_for_again() -> None:
+async def test_subscribe_pending_at_disconnect_is_resent_on_reconnect() -> None:
     link, hub = FakeLink.with_hub()
     waiting = asyncio.create_task(follow(hub, subscriber := FakeSubscriber(), "a"))
     await turns()
@@ -154,7 +154,7 @@ async def test_a_command_that_waits_while_the_link_is_lost_ends_inactive_and_is_
     assert link.sent == [("SUB", "a"), ("SUB", "a")]
 
 
-async def test_a_confirmation_that_comes_late_is_told_later() -> None:
+async def test_late_confirmation_notifies_subscriber() -> None:
     link, hub = FakeLink.with_hub()
     (view,) = await follow(hub, subscriber := FakeSubscriber(), "a", seconds=0.01)
     before = view.interest.state
@@ -164,7 +164,7 @@ async def test_a_confirmation_that_comes_late_is_told_later() -> None:
     assert subscriber.told == [("subscription_active", "a")]
 
 
-async def test_a_refusal_that_comes_late_ends_the_subscription_behind_its_messages() -> None:
+async def test_late_refusal_delivers_messages_then_ends_subscription() -> None:
     link, hub = FakeLink.with_hub()
     await follow(hub, subscriber := FakeSubscriber(), "a", seconds=0.01)
     link.deliver("a")
@@ -174,7 +174,7 @@ async def test_a_refusal_that_comes_late_ends_the_subscription_behind_its_messag
     assert hub.patterns == ()
 
 
-async def test_a_lingering_pattern_is_not_asked_for_after_a_return_until_it_is_claimed() -> None:
+async def test_idle_pattern_is_not_resubscribed_on_reconnect_until_acquired() -> None:
     link, hub = FakeLink.with_hub(confirms=True, unsubscribe_delay=60)
     hub.detach(subscriber := FakeSubscriber(), await follow(hub, subscriber, "a"))
     link.lose()
@@ -187,7 +187,7 @@ async def test_a_lingering_pattern_is_not_asked_for_after_a_return_until_it_is_c
 # Messages
 
 
-async def test_messages_of_one_turn_keep_their_order_for_every_set_of_subscriptions() -> None:
+async def test_messages_of_one_turn_keep_order_for_every_subscription_set() -> None:
     link, hub = FakeLink.with_hub(confirms=True)
     sets: list[tuple[str, ...]] = [("a", "b", "c"), ("c", "a"), ("b",), ("*", "a"), ("d",)]
     subscribers_by_view = {patterns: await follower(hub, *patterns) for patterns in sets}
@@ -200,7 +200,7 @@ async def test_messages_of_one_turn_keep_their_order_for_every_set_of_subscripti
     assert doubled == sorted([0, 1, 2, 3, 4, 5, 0, 3])
 
 
-async def test_a_turn_of_the_loop_is_one_write_for_each_subscriber() -> None:
+async def test_subscriber_gets_one_write_per_loop_turn() -> None:
     link, hub = FakeLink.with_hub(confirms=True)
     both, one = await follower(hub, "a", "b"), await follower(hub, "b")
     for subject in "abab":
@@ -213,7 +213,7 @@ async def test_a_turn_of_the_loop_is_one_write_for_each_subscriber() -> None:
 
 
 @pytest.mark.parametrize("subjects", [["a", "a"], ["a", "b"]], ids=["one pattern", "several patterns"])
-async def test_followers_of_the_same_are_written_the_same_bytes_object_in_each_form(subjects: list[str]) -> None:
+async def test_subscribers_with_same_wire_format_share_one_bytes_object(subjects: list[str]) -> None:
     link, hub = FakeLink.with_hub(confirms=True)
     firsts, seconds = [
         [await follower(hub, "a", "b", wire_format=wire_format) for wire_format in WireFormat] for _ in range(2)
@@ -226,7 +226,7 @@ async def test_followers_of_the_same_are_written_the_same_bytes_object_in_each_f
     assert len({writes[0] for writes in written}) == len(WireFormat)
 
 
-async def test_who_joins_or_leaves_within_a_turn_gets_its_own_messages_alone() -> None:
+async def test_attach_and_detach_take_effect_within_loop_turn() -> None:
     link, hub = FakeLink.with_hub(confirms=True)
     views = await follow(hub, leaver := FakeSubscriber(), "a")
     stayer = await follower(hub, "a")
@@ -242,7 +242,7 @@ async def test_who_joins_or_leaves_within_a_turn_gets_its_own_messages_alone() -
 
 @pytest.mark.parametrize("pattern", ["*", ">", "*.>", "*.b"])
 @pytest.mark.parametrize("subject", ["$SYS.b", "_INBOX.b", "$b", "_b"])
-async def test_a_wildcard_in_first_place_does_not_deliver_reserved_subjects(pattern: str, subject: str) -> None:
+async def test_leading_wildcard_does_not_deliver_reserved_subjects(pattern: str, subject: str) -> None:
     link, hub = FakeLink.with_hub(confirms=True)
     wide, exact = await follower(hub, pattern), await follower(hub, subject)
     (interest,) = (sink for sink in link.standing.values() if sink.pattern == pattern)
@@ -254,7 +254,7 @@ async def test_a_wildcard_in_first_place_does_not_deliver_reserved_subjects(patt
     assert exact.data == [3]
 
 
-async def test_a_subject_that_is_not_utf_8_is_left_out_and_counted() -> None:
+async def test_message_with_non_utf8_subject_is_dropped_and_counted() -> None:
     link, hub = FakeLink.with_hub(confirms=True)
     subscriber = await follower(hub, "a.>")
     link.deliver(b"a.\xff\xfe", b"1")
@@ -268,7 +268,7 @@ async def test_a_subject_that_is_not_utf_8_is_left_out_and_counted() -> None:
 
 
 @pytest.mark.parametrize("subjects", [["a", "a"], ["a", "b"]], ids=["one pattern", "several patterns"])
-async def test_one_that_does_not_keep_up_is_left_out_and_the_others_still_share_their_bytes(
+async def test_slow_subscriber_is_skipped_and_others_still_share_bytes(
     subjects: list[str],
 ) -> None:
     link, hub = FakeLink.with_hub(confirms=True)
@@ -283,7 +283,7 @@ async def test_one_that_does_not_keep_up_is_left_out_and_the_others_still_share_
     assert first.writes[0] is second.writes[0]
 
 
-async def test_what_is_left_out_for_all_is_encoded_for_none() -> None:
+async def test_message_skipped_for_all_subscribers_is_not_encoded() -> None:
     link, hub = FakeLink.with_hub(confirms=True)
     slow = await follower(hub, "a")
     slow.is_writable = False
@@ -293,7 +293,7 @@ async def test_what_is_left_out_for_all_is_encoded_for_none() -> None:
     assert (left.json, left.frame) == (None, None)
 
 
-async def test_one_that_is_full_within_a_turn_leaves_the_shared_bytes_in_that_turn() -> None:
+async def test_subscriber_is_skipped_only_while_not_writable() -> None:
     link, hub = FakeLink.with_hub(confirms=True)
     full, other = await follower(hub, "a"), await follower(hub, "a")
     link.deliver("a", b"1")
@@ -309,7 +309,7 @@ async def test_one_that_is_full_within_a_turn_leaves_the_shared_bytes_in_that_tu
 
 
 @pytest.mark.parametrize("subjects", [["a"], ["a", "b"]], ids=["one pattern", "several patterns"])
-async def test_one_that_ends_because_it_does_not_keep_up_harms_no_other(subjects: list[str]) -> None:
+async def test_detach_during_skip_does_not_affect_other_subscribers(subjects: list[str]) -> None:
     link, hub = FakeLink.with_hub(confirms=True)
 
     class Leaver(FakeSubscriber):
@@ -337,7 +337,7 @@ async def test_one_that_ends_because_it_does_not_keep_up_harms_no_other(subjects
 INTERVAL = 0.5
 
 
-async def test_messages_of_a_flush_interval_leave_in_one_write() -> None:
+async def test_messages_of_flush_interval_are_sent_in_one_write() -> None:
     link, hub = FakeLink.with_hub(confirms=True, flush_interval=INTERVAL)
     subscriber = await follower(hub, "a", "b")
     for number, subject in enumerate("abab"):
@@ -349,7 +349,7 @@ async def test_messages_of_a_flush_interval_leave_in_one_write() -> None:
     assert len(subscriber.writes) == 1
 
 
-async def test_a_flush_interval_ends_early_when_much_has_come() -> None:
+async def test_flush_interval_ends_early_when_over_1_mib_is_pending() -> None:
     link, hub = FakeLink.with_hub(confirms=True, flush_interval=1)
     subscriber = await follower(hub, "a")
     for _ in range(10):
@@ -359,7 +359,7 @@ async def test_a_flush_interval_ends_early_when_much_has_come() -> None:
     assert len(subscriber.data) == 10
 
 
-async def test_after_the_end_and_another_start_messages_leave_again() -> None:
+async def test_messages_are_flushed_after_close_and_reconnect() -> None:
     link, hub = FakeLink.with_hub(confirms=True, flush_interval=INTERVAL)
     await follower(hub, "a")
     link.deliver("a", b"1")
@@ -371,7 +371,7 @@ async def test_after_the_end_and_another_start_messages_leave_again() -> None:
     await until(lambda: subscriber.data == [2])
 
 
-async def test_one_flush_interval_follows_on_another() -> None:
+async def test_flush_interval_restarts_after_explicit_flush() -> None:
     link, hub = FakeLink.with_hub(confirms=True, flush_interval=INTERVAL)
     subscriber = await follower(hub, "a")
     for number in range(3):
@@ -383,7 +383,7 @@ async def test_one_flush_interval_follows_on_another() -> None:
     assert len(subscriber.writes) == 6
 
 
-async def test_no_message_waits_for_longer_than_the_flush_interval() -> None:
+async def test_message_waits_at_most_one_flush_interval() -> None:
     loop = leaping()
     waited: list[float] = []
 
@@ -403,7 +403,7 @@ async def test_no_message_waits_for_longer_than_the_flush_interval() -> None:
     assert max(waited) <= 1.001
 
 
-async def test_who_joins_or_leaves_within_a_flush_interval_gets_its_own_messages_alone() -> None:
+async def test_attach_and_detach_take_effect_within_flush_interval() -> None:
     link, hub = FakeLink.with_hub(confirms=True, flush_interval=1)
     views = await follow(hub, leaver := FakeSubscriber(), "a")
     stayer = await follower(hub, "a")
@@ -418,7 +418,7 @@ async def test_who_joins_or_leaves_within_a_flush_interval_gets_its_own_messages
 
 
 @pytest.mark.parametrize("event", ["refuse", "lose"])
-async def test_what_ends_a_subscription_flushes_first_within_a_flush_interval(event: str) -> None:
+async def test_refusal_and_disconnect_flush_pending_messages_first(event: str) -> None:
     link, hub = FakeLink.with_hub(confirms=True, flush_interval=1)
     subscriber = await follower(hub, "a")
     link.deliver("a")
@@ -429,7 +429,7 @@ async def test_what_ends_a_subscription_flushes_first_within_a_flush_interval(ev
 # What waits for its turn in the pacing
 
 
-async def given_up(hub: Hub, *patterns: str) -> None:
+async def acquire_and_release(hub: Hub, *patterns: str) -> None:
     """Acquire the patterns and release them, and wait until their unsubscribe delay has expired."""
     interests = hub.acquire(patterns)
     await hub.confirm(interests, 5)
@@ -437,35 +437,35 @@ async def given_up(hub: Hub, *patterns: str) -> None:
     await until(lambda: all(interest.unsubscribe_timer is None for interest in interests))
 
 
-async def test_what_is_given_up_twice_while_its_turn_has_not_come_is_unsubscribed_once() -> None:
+async def test_pattern_released_repeatedly_while_queued_is_unsubscribed_once() -> None:
     link, hub = FakeLink.with_hub(confirms=True, unsubscribe_delay=0, max_subscribe_rate=10)
     for _ in range(3):
-        await given_up(hub, "a")
-    await given_up(hub, "b")
+        await acquire_and_release(hub, "a")
+    await acquire_and_release(hub, "b")
     await until(lambda: hub.patterns == ())
     assert link.sent == [("SUB", "a"), ("UNSUB", "a"), ("SUB", "b"), ("UNSUB", "b")]
 
 
-async def test_what_is_given_up_and_gives_way_while_its_turn_has_not_come_is_unsubscribed_once() -> None:
+async def test_pattern_evicted_while_queued_is_unsubscribed_once() -> None:
     link, hub = FakeLink.with_hub(confirms=True, unsubscribe_delay=0, max_subscribe_rate=10, max_patterns=1)
-    await given_up(hub, "a")
-    await given_up(hub, "b")
+    await acquire_and_release(hub, "a")
+    await acquire_and_release(hub, "b")
     await until(lambda: link.patterns == [] and hub.patterns == ())
     assert link.sent == [("SUB", "a"), ("UNSUB", "a"), ("SUB", "b"), ("UNSUB", "b")]
 
 
-async def test_what_nats_refuses_while_it_waits_to_be_unsubscribed_is_not_asked_for_again() -> None:
+async def test_pattern_refused_while_queued_sends_neither_sub_nor_unsub() -> None:
     link, hub = FakeLink.with_hub(confirms=True, unsubscribe_delay=0, max_subscribe_rate=10)
-    await given_up(hub, "a")
+    await acquire_and_release(hub, "a")
     subscriber = await follower(hub, "a")
     link.refuse("a")
     assert subscriber.told == [("nats.refused", "a")]
-    await given_up(hub, "b")
+    await acquire_and_release(hub, "b")
     await until(lambda: hub.patterns == ())
     assert link.sent == [("SUB", "a"), ("SUB", "b"), ("UNSUB", "b")]
 
 
-async def test_nats_holds_little_more_than_the_hub_may_follow_however_many_flip() -> None:
+async def test_nats_subscriptions_exceed_max_patterns_by_at_most_one() -> None:
     link, hub = FakeLink.with_hub(confirms=True, unsubscribe_delay=0, max_subscribe_rate=1000, max_patterns=20)
     most = 0
 
@@ -482,7 +482,7 @@ async def test_nats_holds_little_more_than_the_hub_may_follow_however_many_flip(
     await until(lambda: link.patterns == [])
 
 
-async def test_what_lingers_makes_no_room_for_itself() -> None:
+async def test_requested_idle_patterns_are_not_evicted_to_make_room() -> None:
     link, hub = FakeLink.with_hub(confirms=True, unsubscribe_delay=60, max_patterns=2)
     hub.release(hub.acquire(["a", "b"]))
     with pytest.raises(SubscriptionLimitExceeded):
@@ -509,7 +509,7 @@ class Recorder:
         return lambda: self.heard.append(event)
 
 
-async def test_connected_is_told_when_the_server_has_answered_for_every_live_pattern() -> None:
+async def test_connected_is_reported_after_nats_answers_for_every_pattern() -> None:
     recorder = Recorder()
     link, hub = FakeLink.with_hub(confirms=True, **recorder.callbacks)
     await follower(hub, "a", "b", "c")
@@ -525,7 +525,7 @@ async def test_connected_is_told_when_the_server_has_answered_for_every_live_pat
     assert recorder.heard == ["disconnected", "established", "connected"]
 
 
-async def test_who_goes_on_asking_keeps_nobody_from_being_told_that_nats_is_back() -> None:
+async def test_new_subscriptions_do_not_delay_connected_after_reconnect() -> None:
     recorder = Recorder()
     link, hub = FakeLink.with_hub(**recorder.callbacks)
     hub.acquire(["a"])
@@ -537,7 +537,7 @@ async def test_who_goes_on_asking_keeps_nobody_from_being_told_that_nats_is_back
     assert recorder.heard == ["disconnected", "established", "connected"]
 
 
-async def test_messages_before_the_loss_are_written_before_it_is_told() -> None:
+async def test_messages_are_written_before_disconnect_is_reported() -> None:
     written: list[int] = []
     subscribers: list[FakeSubscriber] = []
     link, hub = FakeLink.with_hub(confirms=True, on_disconnected=lambda: written.append(len(subscribers[0].writes)))
@@ -672,11 +672,11 @@ class Races(RuleBasedStateMachine):
             assert len(self.transports[session].data) - before[session] == len(matching)
 
     @invariant()
-    def each_session_holds_what_it_was_told(self) -> None:
+    def session_subscriptions_match_replies(self) -> None:
         assert {session: set(session.subscriptions) for session in self.expected} == self.expected
 
     @invariant()
-    def the_server_has_what_is_followed_and_nothing_that_the_hub_does_not_know(self) -> None:
+    def nats_has_every_subscription_and_no_unknown_pattern(self) -> None:
         assert self.faults == []
         assert self.link.faults == []
         followed = {pattern for held in self.expected.values() for pattern in held}
@@ -701,7 +701,7 @@ TestRaces = Races.TestCase
 TestRaces.settings = settings(stateful_step_count=40, database=None, phases=[Phase.generate, Phase.shrink])
 
 
-async def test_a_claim_that_is_given_up_after_the_end_leaves_nothing() -> None:
+async def test_release_after_close_leaves_no_timer_or_pattern() -> None:
     _, hub = FakeLink.with_hub(unsubscribe_delay=0)
     interests = hub.acquire(["a"])
     hub.close()

@@ -16,13 +16,15 @@ from tests.support.fakes import FakeSubscriber, granted
         ("$KV.>", False, b'{"type":"message","pattern":"$KV.>","subject":"a"'),
     ],
 )
-def test_what_a_pattern_says_of_its_messages(pattern: str, excludes_reserved: bool, head: bytes) -> None:
+def test_pattern_determines_frame_head_and_reserved_exclusion(
+    pattern: str, excludes_reserved: bool, head: bytes
+) -> None:
     interest = Interest(pattern)
     view = interest.add(FakeSubscriber(), *granted(pattern))
     assert (interest.excludes_reserved, view.prefix.head("a")) == (excludes_reserved, head)
 
 
-def test_a_new_interest_is_nobodys_and_unknown_to_nats() -> None:
+def test_new_interest_is_disconnected_and_unused() -> None:
     interest = Interest("orders")
     assert interest.state is State.DISCONNECTED
     assert (interest.sid, interest.claims, interest.unsubscribe_timer, interest.views) == (None, 0, None, {})

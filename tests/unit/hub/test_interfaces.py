@@ -13,7 +13,7 @@ from tests.support.fakes import FakeLink, FakeSubscriber
     ("interface", "implementation"),
     [(Link, ConnectionSupervisor), (Link, FakeLink), (Subscriber, Session), (Subscriber, FakeSubscriber)],
 )
-def test_an_implementation_takes_the_same_arguments_as_its_interface(interface: Any, implementation: Any) -> None:
+def test_implementation_signatures_match_interface(interface: Any, implementation: Any) -> None:
     methods = {name: member for name, member in vars(interface).items() if inspect.isfunction(member)}
     public = {name for name in methods if not name.startswith("_")}
     assert public

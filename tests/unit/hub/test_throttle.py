@@ -27,7 +27,7 @@ class Nats:
         return [pattern for _, pattern in self.heard]
 
 
-async def test_a_second_holds_no_more_than_its_rate_and_a_tenth_for_bursts() -> None:
+async def test_commands_per_second_do_not_exceed_rate_plus_burst() -> None:
     nats = Nats(100)
     nats.submit("one", *(f"a{number}" for number in range(1000)))
     assert len(nats.heard) == 10
@@ -38,7 +38,7 @@ async def test_a_second_holds_no_more_than_its_rate_and_a_tenth_for_bursts() -> 
     assert times[-1] < 11
 
 
-async def test_who_asks_for_little_waits_for_its_turn_and_not_for_all_of_the_others() -> None:
+async def test_owner_of_few_interests_is_not_delayed_by_large_owner() -> None:
     nats = Nats(100)
     nats.submit("greedy", *(f"g{number}" for number in range(1000)))
     nats.submit("other", "o1", "o2")
@@ -50,7 +50,7 @@ async def test_who_asks_for_little_waits_for_its_turn_and_not_for_all_of_the_oth
     assert len(nats.heard) == 1003
 
 
-async def test_what_nobody_wants_any_more_has_every_other_turn_however_many_owners_wait() -> None:
+async def test_unowned_interests_get_every_other_turn() -> None:
     nats = Nats(100)
     nats.silent = {f"s{number}" for number in range(0, 100, 3)}
     for number in range(100):
@@ -64,14 +64,14 @@ async def test_what_nobody_wants_any_more_has_every_other_turn_however_many_owne
     assert unwanted[first:last] == [True, False] * 65 + [True]
 
 
-async def test_what_needs_nothing_of_nats_costs_nothing() -> None:
+async def test_interests_that_need_no_command_are_not_throttled() -> None:
     nats = Nats(100)
     nats.silent = {f"s{number}" for number in range(1000)}
     nats.submit("one", *nats.silent, "a")
     assert nats.patterns == ["a"]
 
 
-async def test_what_waits_can_be_forgotten_and_more_be_brought_then() -> None:
+async def test_clear_drops_waiting_interests_but_not_later_ones() -> None:
     nats = Nats(10)
     nats.submit("one", *"abcde")
     nats.pacing.clear()
@@ -80,7 +80,7 @@ async def test_what_waits_can_be_forgotten_and_more_be_brought_then() -> None:
     assert nats.patterns == ["a", "f"]
 
 
-async def test_a_rate_below_one_a_second_passes_one_at_a_time() -> None:
+async def test_rate_below_one_per_second_passes_one_command_at_a_time() -> None:
     nats = Nats(0.5)
     nats.submit("one", *"abc")
     await asyncio.sleep(3)

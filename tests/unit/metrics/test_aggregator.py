@@ -47,14 +47,14 @@ def messages(gathered: dict[str, Readings]) -> dict[str, float]:
     return {worker: found["natsbridge_messages_total"][""] for worker, found in gathered.items()}
 
 
-async def test_alone_a_worker_tells_of_itself_and_writes_nothing(folder: Path) -> None:
+async def test_worker_without_folder_reports_only_own_stats(folder: Path) -> None:
     worker = Worker("single", None, 5)
     await worker.aggregator.start()
     assert messages(await worker.aggregator.gather()) == {"single": 5}
     await worker.aggregator.stop()
 
 
-async def test_each_tells_of_all_and_of_itself_as_of_now(folder: Path) -> None:
+async def test_each_worker_reports_all_workers_and_own_latest_stats(folder: Path) -> None:
     first, second = Worker("w0", folder, 1), Worker("w1", folder, 2)
     for worker in (first, second):
         await worker.aggregator.start()
@@ -68,7 +68,7 @@ async def test_each_tells_of_all_and_of_itself_as_of_now(folder: Path) -> None:
         await worker.aggregator.stop()
 
 
-async def test_who_asks_may_go_away_meanwhile(folder: Path) -> None:
+async def test_cancelled_gather_loses_no_stats(folder: Path) -> None:
     worker = Worker("w0", folder)
     await worker.aggregator.start()
     for count in range(1, 50):
@@ -85,7 +85,7 @@ async def test_who_asks_may_go_away_meanwhile(folder: Path) -> None:
     await worker.aggregator.stop()
 
 
-async def test_others_hear_within_a_second(folder: Path) -> None:
+async def test_other_workers_see_new_stats_after_a_second(folder: Path) -> None:
     first, second = Worker("w0", folder), Worker("w1", folder)
     for worker in (first, second):
         await worker.aggregator.start()
@@ -99,7 +99,7 @@ async def test_others_hear_within_a_second(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("orderly", [True, False], ids=["stopped", "killed"])
-async def test_what_a_worker_has_counted_goes_on_with_the_next_and_its_gauges_end(folder: Path, orderly: bool) -> None:
+async def test_successor_continues_counters_but_not_gauges_of_worker(folder: Path, orderly: bool) -> None:
     witness, first = Worker("w0", folder), Worker("w1", folder, 100)
     await witness.aggregator.start()
     await first.aggregator.start()
@@ -126,7 +126,7 @@ async def test_what_a_worker_has_counted_goes_on_with_the_next_and_its_gauges_en
     assert len(files_of(folder)) == 2
 
 
-async def test_what_others_have_written_and_nobody_can_read_is_left_out(folder: Path) -> None:
+async def test_unreadable_stats_of_other_worker_are_skipped(folder: Path) -> None:
     worker = Worker("w0", folder, 1)
     await worker.aggregator.start()
     WorkerFiles(folder, "app", "w1").write(b"\xff{")
@@ -136,7 +136,7 @@ async def test_what_others_have_written_and_nobody_can_read_is_left_out(folder: 
     await worker.aggregator.stop()
 
 
-async def test_a_folder_that_cannot_be_used_is_told_once_and_the_worker_tells_of_itself(
+async def test_unusable_folder_is_logged_once_and_own_stats_are_reported(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     await asyncio.to_thread(folder.write_text, "a file")
@@ -149,9 +149,7 @@ async def test_a_folder_that_cannot_be_used_is_told_once_and_the_worker_tells_of
     assert caplog.text.count("Cannot write the metrics") == 1
 
 
-async def test_a_folder_that_goes_before_the_worker_does_is_no_news(
-    folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_folder_removed_before_worker_stops_is_not_logged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     worker = Worker("w0", folder, 3)
     await worker.aggregator.start()
     await worker.aggregator.gather()

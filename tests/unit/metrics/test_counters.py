@@ -5,14 +5,14 @@ from sanic_nats_bridge.metrics.counters import OTHER_CODES, Counters
 
 
 @pytest.mark.parametrize("code", [*CloseCode, 1000, 1006])
-def test_the_bridges_own_close_codes_and_usual_ones_are_counted_apart(code: int) -> None:
+def test_known_close_codes_are_counted_separately(code: int) -> None:
     counters = Counters()
     counters.count_close(code)
     counters.count_close(code)
     assert counters.closes == {str(int(code)): 2}
 
 
-def test_codes_that_clients_think_of_are_counted_together() -> None:
+def test_client_defined_close_codes_are_counted_together() -> None:
     counters = Counters()
     for code in range(3000, 4400):
         counters.count_close(code)

@@ -24,7 +24,7 @@ STATS = Stats(
 )
 
 
-def test_every_field_of_the_stats_is_a_metric() -> None:
+def test_every_stats_field_has_metric() -> None:
     found = readings(STATS)
     assert len(found) == len(METRICS) == len(dataclasses.fields(Stats))
     assert found["natsbridge_sessions"] == {"websocket": 2, "sse": 1}
@@ -35,7 +35,7 @@ def test_every_field_of_the_stats_is_a_metric() -> None:
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
-def test_names_and_labels_are_what_prometheus_wants_and_no_client_chooses(metric: Any) -> None:
+def test_metric_names_and_labels_follow_prometheus_conventions(metric: Any) -> None:
     assert re.fullmatch(r"natsbridge(_[a-z]+)+", metric.name)
     assert not re.search(r"_(ms|milliseconds|kb|count|gauge|counter)(_|$)", metric.name)
     assert metric.label in (None, "transport", "reason", "code")
@@ -43,13 +43,13 @@ def test_names_and_labels_are_what_prometheus_wants_and_no_client_chooses(metric
     assert not metric.help.endswith(".")
 
 
-def test_of_a_dead_process_what_it_has_counted_stays_and_nothing_else() -> None:
+def test_only_counters_of_dead_process_are_kept() -> None:
     whole = combined([(readings(STATS), False)])
     assert set(whole) == {metric.name for metric in METRICS if metric.name.endswith("_total")}
     assert whole["natsbridge_lost_messages_total"] == {"slow_consumer": 7}
 
 
-def test_two_processes_that_are_one_worker_for_a_moment_become_one() -> None:
+def test_readings_of_two_live_processes_are_combined() -> None:
     other = dataclasses.replace(STATS, nats="disconnected", loop_lag=0.1, closes={"1000": 1})
     whole = combined([(readings(STATS), True), (readings(other), True)])
     assert whole["natsbridge_sessions"] == {"websocket": 4, "sse": 2}
@@ -59,7 +59,7 @@ def test_two_processes_that_are_one_worker_for_a_moment_become_one() -> None:
     assert whole["natsbridge_loop_lag_seconds"] == {"": 0.5}
 
 
-def test_what_another_version_has_written_counts_as_far_as_it_is_known() -> None:
+def test_unknown_metrics_of_other_version_are_ignored() -> None:
     whole = combined([({"natsbridge_messages_total": {"": 1}, "natsbridge_unknown_total": {"": 1}}, True)])
     assert whole["natsbridge_messages_total"] == {"": 1}
     assert "natsbridge_unknown_total" not in whole

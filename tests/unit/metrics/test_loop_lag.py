@@ -4,7 +4,7 @@ from sanic_nats_bridge.metrics.loop_lag import LoopLag
 from tests.support.clock import leaping
 
 
-async def test_a_blocked_loop_is_told_while_it_is_and_for_fifteen_seconds_at_least() -> None:
+async def test_lag_is_reported_during_block_and_for_15_s_after() -> None:
     lag = LoopLag()
     lag.start()
     await asyncio.sleep(1.01)
@@ -18,7 +18,7 @@ async def test_a_blocked_loop_is_told_while_it_is_and_for_fifteen_seconds_at_lea
     lag.stop()
 
 
-async def test_the_largest_delay_counts_and_a_later_one_lasts_longer() -> None:
+async def test_lag_is_largest_delay_until_it_expires() -> None:
     lag = LoopLag()
     lag.start()
     leaping().block(3)
@@ -31,7 +31,7 @@ async def test_the_largest_delay_counts_and_a_later_one_lasts_longer() -> None:
     lag.stop()
 
 
-async def test_what_is_stopped_leaves_no_timer_and_tells_nothing() -> None:
+async def test_lag_is_zero_after_stop_and_restart() -> None:
     lag = LoopLag()
     assert lag.seconds == 0
     lag.start()

@@ -33,7 +33,7 @@ def own(folder: Path) -> WorkerFiles:
     return files
 
 
-def test_a_killed_process_is_dead_at_once_and_the_next_takes_its_file_over(folder: Path, own: WorkerFiles) -> None:
+def test_killed_process_is_dead_and_its_file_is_reclaimed(folder: Path, own: WorkerFiles) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
@@ -51,7 +51,7 @@ def test_a_killed_process_is_dead_at_once_and_the_next_takes_its_file_over(folde
     successor.release()
 
 
-def test_what_lives_is_not_taken_over_and_apps_do_not_meet(folder: Path, own: WorkerFiles) -> None:
+def test_live_file_is_not_reclaimed_and_apps_are_isolated(folder: Path, own: WorkerFiles) -> None:
     own.write(b"own")
     with subprocess.Popen(
         [sys.executable, "-c", HOLD.replace('"w1"', '"w0"'), str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -67,7 +67,7 @@ def test_what_lives_is_not_taken_over_and_apps_do_not_meet(folder: Path, own: Wo
     own.release()
 
 
-def test_a_reader_never_takes_for_dead_what_is_being_replaced(folder: Path, own: WorkerFiles) -> None:
+def test_file_being_replaced_is_never_reported_dead(folder: Path, own: WorkerFiles) -> None:
     other = WorkerFiles(folder, "app", "w1")
     other.claim()
     other.write(b"0")
@@ -88,21 +88,21 @@ def test_a_reader_never_takes_for_dead_what_is_being_replaced(folder: Path, own:
     other.release()
 
 
-def test_only_the_owner_may_read(folder: Path, own: WorkerFiles) -> None:
+def test_files_are_readable_by_owner_only(folder: Path, own: WorkerFiles) -> None:
     own.write(b"1")
     modes = {path.stat().st_mode & 0o777 for path in (folder, *folder.iterdir())}
     assert modes == {0o700, 0o600}
     own.release()
 
 
-def test_a_folder_that_is_gone_is_an_error_for_the_writer_and_nothing_to_read(folder: Path, own: WorkerFiles) -> None:
+def test_missing_folder_fails_write_and_reads_as_empty(folder: Path, own: WorkerFiles) -> None:
     folder.rmdir()
     with pytest.raises(OSError, match="No such file"):
         own.write(b"1")
     assert list(own.others()) == []
 
 
-def test_a_process_that_is_no_worker_hands_a_folder_on_and_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_non_worker_process_exports_folder_but_uses_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SANIC_WORKER_NAME", raising=False)
     assert worker_folder() is None
     named = os.environ[FOLDER]
@@ -116,7 +116,7 @@ def test_a_process_that_is_no_worker_hands_a_folder_on_and_has_none(monkeypatch:
     assert worker_folder() is None
 
 
-def test_a_worker_has_the_folder_that_it_was_handed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_uses_folder_from_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SANIC_WORKER_NAME", "Sanic-Server-0-0")
     monkeypatch.setenv(FOLDER, f"{os.getppid()}:/of/the/server")
     assert worker_folder() == Path("/of/the/server")
@@ -124,7 +124,7 @@ def test_a_worker_has_the_folder_that_it_was_handed(monkeypatch: pytest.MonkeyPa
     assert worker_folder() is None
 
 
-def test_the_folder_goes_with_the_process_that_has_named_it(tmp_path: Path) -> None:
+def test_folder_is_removed_when_its_process_exits(tmp_path: Path) -> None:
     code = (
         "import os; from pathlib import Path; from sanic_nats_bridge.metrics.worker_files import *; worker_folder();"
         f"f = Path(os.environ[{FOLDER!r}].partition(':')[2]); files = WorkerFiles(f, 'a', 'w');"

@@ -48,7 +48,7 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 @pytest.mark.parametrize("stops", [0.0, 3.9, 4.0, 4.1, 21.0])
-def test_a_server_that_stops_is_given_up_within_two_intervals(stops: float) -> None:
+def test_server_is_stale_within_two_intervals_after_pongs_stop(stops: float) -> None:
     async def main() -> None:
         reason = await wait_until_stale(Line(stops=stops), INTERVAL)
         assert stops < asyncio.get_running_loop().time() <= stops + 2 * INTERVAL
@@ -57,11 +57,11 @@ def test_a_server_that_stops_is_given_up_within_two_intervals(stops: float) -> N
     run(main)
 
 
-def test_with_the_default_a_silent_server_is_noticed_within_ten_seconds() -> None:
+def test_default_ping_interval_detects_silence_within_ten_seconds() -> None:
     assert 2 * Settings().ping_interval < 10
 
 
-def test_a_server_that_lives_is_pinged_once_in_each_interval_and_never_given_up() -> None:
+def test_responsive_server_is_pinged_each_interval_and_not_stale() -> None:
     async def main() -> None:
         line = Line()
         with pytest.raises(TimeoutError):
@@ -72,7 +72,7 @@ def test_a_server_that_lives_is_pinged_once_in_each_interval_and_never_given_up(
     run(main)
 
 
-def test_a_server_that_says_much_before_its_pong_lives() -> None:
+def test_server_sending_data_is_not_stale_despite_late_pong() -> None:
     async def main() -> None:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(wait_until_stale(Line(ponging=False, chatty=0.5), INTERVAL), 50)
@@ -80,7 +80,7 @@ def test_a_server_that_says_much_before_its_pong_lives() -> None:
     run(main)
 
 
-def test_a_server_that_says_much_and_never_answers_is_given_up() -> None:
+def test_server_sending_data_is_stale_after_15_unanswered_pings() -> None:
     async def main() -> None:
         reason = await wait_until_stale(Line(ponging=False, chatty=0.5), INTERVAL)
         assert asyncio.get_running_loop().time() == 15 * INTERVAL
@@ -89,7 +89,7 @@ def test_a_server_that_says_much_and_never_answers_is_given_up() -> None:
     run(main)
 
 
-def test_a_server_that_chats_and_stops_is_given_up_within_two_intervals() -> None:
+def test_server_is_stale_within_two_intervals_after_data_stops() -> None:
     async def main() -> None:
         await wait_until_stale(Line(stops=10, chatty=0.5), INTERVAL)
         assert 10 < asyncio.get_running_loop().time() <= 10 + 2 * INTERVAL
@@ -98,7 +98,7 @@ def test_a_server_that_chats_and_stops_is_given_up_within_two_intervals() -> Non
 
 
 @pytest.mark.parametrize("seconds", [5.0, 20.0])
-def test_an_event_loop_that_is_blocked_after_each_ping_is_no_silence(seconds: float) -> None:
+def test_blocked_event_loop_is_not_mistaken_for_silence(seconds: float) -> None:
     class Blocked(Line):
         def ping(self) -> None:
             asyncio.get_running_loop().call_soon(self._block)

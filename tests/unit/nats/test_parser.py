@@ -119,14 +119,14 @@ lines = st.sampled_from(
 
 @given(st.lists(messages | lines, max_size=8), st.lists(st.integers(1, 400), min_size=1, max_size=12))
 @example([Message(1, b"a", b"", b"", b"\r\n"), Line(b"PING")], [1])
-async def test_operations_come_out_as_they_went_in_wherever_the_reads_are_cut(
+async def test_operations_are_parsed_in_order_at_any_read_boundary(
     operations: list[Message | Line], sizes: list[int]
 ) -> None:
     stream = b"".join(operation.encoded() for operation in operations)
     assert await parsed(cut(stream, sizes)) == [operation.taken for operation in operations]
 
 
-async def test_a_message_is_acted_on_in_the_read_that_ends_it() -> None:
+async def test_message_is_processed_in_read_that_completes_it() -> None:
     recorder = Recorder()
     parser = Parser(recorder)
     first, second = Message(1, b"a", b"r", b"", b"one"), Message(7, b"b", b"", b"NATS/1.0\r\n\r\n", b"two")
@@ -137,18 +137,18 @@ async def test_a_message_is_acted_on_in_the_read_that_ends_it() -> None:
     assert recorder.seen == [first.taken, second]
 
 
-async def test_a_large_payload_in_many_reads_comes_whole() -> None:
+async def test_large_payload_in_many_reads_is_reassembled() -> None:
     message = Message(1, b"a", b"", b"", bytes(range(256)) * 4 * 8_192)
     assert await parsed(cut(message.encoded() + b"PING\r\n", [4_096])) == [message, Line(b"PING")]
 
 
-async def test_a_read_of_nothing_changes_nothing() -> None:
+async def test_empty_read_changes_nothing() -> None:
     message = Message(1, b"a", b"", b"", b"payload")
     stream = message.encoded()
     assert await parsed([b"", stream[:5], b"", stream[5:12], b"", stream[12:], b""]) == [message]
 
 
-async def test_reset_forgets_what_was_read_in_part() -> None:
+async def test_reset_discards_partial_input() -> None:
     recorder = Recorder()
     parser = Parser(recorder)
     for part in (b"MSG a 1 50\r\npart", b"MSG a", b"PI"):
@@ -183,17 +183,17 @@ async def test_reset_forgets_what_was_read_in_part() -> None:
     ],
     ids=lambda line: ascii(line[:24])[1:],
 )
-async def test_a_line_that_is_no_message_line_is_malformed(line: bytes) -> None:
+async def test_invalid_message_line_raises_malformed_line_error(line: bytes) -> None:
     with pytest.raises(MalformedLineError):
         await parsed([b"PING\r\n", line + b"\r\n\r\n\r\n"])
 
 
-async def test_a_line_without_an_end_is_malformed() -> None:
+async def test_unterminated_line_raises_malformed_line_error() -> None:
     with pytest.raises(MalformedLineError):
         await parsed([b"x" * 65_536] * 32)
 
 
-async def test_a_long_info_is_a_line_like_another() -> None:
+async def test_long_info_line_is_parsed() -> None:
     info = b'INFO {"connect_urls":["' + b"n" * 500_000 + b'"]}'
     assert await parsed(cut(info + b"\r\nPING\r\n", [65_536])) == [Line(info), Line(b"PING")]
 
@@ -204,7 +204,7 @@ garbage = st.binary(max_size=200) | st.lists(
 
 
 @given(garbage, st.lists(st.integers(1, 50), min_size=1, max_size=5))
-async def test_garbage_raises_nothing_else(stream: bytes, sizes: list[int]) -> None:
+async def test_garbage_raises_only_malformed_line_error(stream: bytes, sizes: list[int]) -> None:
     recorder = Recorder()
     parser = Parser(recorder)
     try:

@@ -18,7 +18,7 @@ PATTERNS = {1: "orders.>", 2: "Orders.>", 3: 'odd."quoted"', 4: "odd.back\\slash
         ("""Permissions Violation for Subscription to "odd.it's\"""", [5]),
     ],
 )
-def test_a_denial_is_laid_to_the_subscriptions_that_it_names(line: str, refused: list[int]) -> None:
+def test_denial_refuses_subscriptions_it_names(line: str, refused: list[int]) -> None:
     assert classify_error(f"-ERR '{line}'", PATTERNS, unconfirmed=4)[:2] == (refused, True)
 
 
@@ -32,24 +32,22 @@ def test_a_denial_is_laid_to_the_subscriptions_that_it_names(line: str, refused:
         """Permissions Violation for Publish to "orders.>\"""",
     ],
 )
-def test_a_denial_of_what_the_app_does_itself_refuses_none_of_ours(line: str) -> None:
+def test_denial_of_app_operations_refuses_no_bridge_subscription(line: str) -> None:
     assert classify_error(f"-ERR '{line}'", PATTERNS, unconfirmed=1)[:2] == ([], False)
 
 
 @pytest.mark.parametrize(("unconfirmed", "refused"), [(4, [4]), (None, []), (99, [])])
-def test_one_subscription_too_many_is_the_one_that_was_not_answered_for(
-    unconfirmed: int | None, refused: list[int]
-) -> None:
+def test_too_many_subscriptions_error_refuses_unconfirmed_one(unconfirmed: int | None, refused: list[int]) -> None:
     assert classify_error("-ERR 'maximum subscriptions exceeded'", PATTERNS, unconfirmed)[:2] == (refused, True)
 
 
 @pytest.mark.parametrize("words", ["Invalid Subject", "Parser Error", "Unknown Protocol Operation"])
-def test_what_a_subject_may_have_caused_is_laid_to_the_one_that_was_not_answered_for(words: str) -> None:
+def test_subject_error_refuses_unconfirmed_subscription(words: str) -> None:
     assert classify_error(f"-ERR '{words}'", PATTERNS, unconfirmed=5)[:2] == ([5], False)
     assert classify_error(f"-ERR '{words}'", PATTERNS, unconfirmed=None)[:2] == ([], False)
 
 
-def test_a_line_that_is_too_long_refuses_all_that_are_as_long() -> None:
+def test_line_length_error_refuses_all_subscriptions_as_long() -> None:
     patterns = {1: "short", 2: "x" * 20, 3: "y" * 19, 4: "z" * 30, 15: "w" * 19}
     line = "-ERR 'Maximum Control Line Exceeded'"
     assert classify_error(line, patterns, unconfirmed=2) == ([2, 4, 15], False, len("x" * 20 + " 2"))
@@ -68,5 +66,5 @@ def test_a_line_that_is_too_long_refuses_all_that_are_as_long() -> None:
         "-ERR '\ufffd",
     ],
 )
-def test_another_error_refuses_nothing_and_ends_the_connection(line: str) -> None:
+def test_other_errors_refuse_nothing_and_end_connection(line: str) -> None:
     assert classify_error(line, PATTERNS, unconfirmed=1)[:2] == ([], False)

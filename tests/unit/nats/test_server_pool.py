@@ -11,19 +11,19 @@ def first(pool: ServerPool, count: int) -> list[Server]:
     return [server for server, _ in islice(pool.attempts(), count)]
 
 
-def test_every_named_server_is_tried_before_one_is_tried_again() -> None:
+def test_every_configured_server_is_tried_before_any_is_retried() -> None:
     pool = ServerPool(["nats://a:1", "b:2", "tls://c"])
     tried = [server.url for server in first(pool, 6)]
     assert set(tried[:3]) == {"nats://a:1", "nats://b:2", "tls://c"}
     assert tried[3:] == tried[:3]
 
 
-def test_the_order_differs_from_time_to_time() -> None:
+def test_server_order_is_random() -> None:
     pool = ServerPool([f"nats://host:{port}" for port in range(1, 30)])
     assert len({first(pool, 1)[0].url for _ in range(50)}) > 1
 
 
-def test_servers_of_the_cluster_come_after_the_named_ones() -> None:
+def test_discovered_servers_are_tried_after_configured_ones() -> None:
     pool = ServerPool(["nats://seed:4222"])
     pool.discover(MEMBERS)
     servers = [server.url for server in first(pool, 3)]
@@ -31,13 +31,13 @@ def test_servers_of_the_cluster_come_after_the_named_ones() -> None:
     assert set(servers[1:]) == set(MEMBERS)
 
 
-def test_a_named_server_that_the_cluster_tells_of_is_not_tried_twice() -> None:
+def test_discovered_server_that_is_configured_is_not_tried_twice() -> None:
     pool = ServerPool(["nats://user:secret@10.0.0.1:4222"])
     pool.discover([*MEMBERS, *MEMBERS])
     assert len({server.url for server in first(pool, 6)}) == 2
 
 
-def test_what_the_cluster_tells_of_gets_the_credentials_and_the_name_of_the_first_named() -> None:
+def test_discovered_server_gets_credentials_and_name_of_first_server() -> None:
     pool = ServerPool(["tls://user:secret@nats.example.com"])
     pool.discover(["tls://10.0.0.1:4222"])
     assert first(pool, 2) == [
@@ -57,7 +57,7 @@ def test_what_the_cluster_tells_of_gets_the_credentials_and_the_name_of_the_firs
     ],
     ids=str,
 )
-def test_what_the_cluster_tells_of_has_tls_where_one_that_is_named_has(
+def test_discovered_servers_use_tls_if_any_configured_server_does(
     configured: list[str], scheme: str, has_tls: bool
 ) -> None:
     pool = ServerPool(configured)
@@ -69,7 +69,7 @@ def test_what_the_cluster_tells_of_has_tls_where_one_that_is_named_has(
     assert [Server(url).has_tls for url in configured] == [url.startswith(("tls", "wss")) for url in configured]
 
 
-def test_the_others_are_all_but_the_one_with_that_address() -> None:
+def test_others_excludes_server_with_given_address() -> None:
     pool = ServerPool(["nats://user:secret@10.0.0.1:4222", "nats://seed"])
     pool.discover(MEMBERS)
     assert {server.address for server in pool.others("10.0.0.1:4222")} == {"10.0.0.2:4223", "seed:4222"}
@@ -77,18 +77,18 @@ def test_the_others_are_all_but_the_one_with_that_address() -> None:
     assert ServerPool(["nats://seed"]).others("seed:4222") == []
 
 
-def test_an_address_that_has_no_sense_is_left_out() -> None:
+def test_invalid_discovered_address_is_skipped() -> None:
     pool = ServerPool(["nats://seed:4222"])
     pool.discover(["nats://a:port", "nats://a:99999", "nats://a:0", "nats://:4222", "nats://[::", *MEMBERS[:1]])
     assert {server.address for server in first(pool, 4)} == {"seed:4222", "10.0.0.1:4222"}
 
 
-def test_an_address_shows_no_credentials() -> None:
+def test_address_contains_no_credentials() -> None:
     assert Server("nats://user:secret@host:1").address == "host:1"
     assert Server("nats://token@host").address == "host:4222"
 
 
-def test_waits_are_short_within_a_round_and_grow_from_round_to_round_to_a_limit() -> None:
+def test_backoff_is_short_within_round_and_grows_between_rounds() -> None:
     pauses = [pause for _, pause in islice(ServerPool(["a", "b"]).attempts(), 40)]
     within, between = pauses[0::2], pauses[1::2]
     assert set(within) == {0.05}
@@ -97,14 +97,14 @@ def test_waits_are_short_within_a_round_and_grow_from_round_to_round_to_a_limit(
     assert len(set(between[6:])) > 1
 
 
-def test_a_wait_is_short_again_when_all_has_been_well() -> None:
+def test_backoff_is_short_again_after_reset() -> None:
     pool = ServerPool(["a"])
     assert max(pool.next_backoff() for _ in range(10)) > 1
     pool.reset_backoff()
     assert pool.next_backoff() <= 0.1
 
 
-def test_what_the_cluster_no_longer_tells_of_is_forgotten() -> None:
+def test_server_that_left_cluster_is_dropped() -> None:
     pool = ServerPool(["nats://seed:4222"])
     pool.discover(MEMBERS)
     pool.discover(MEMBERS[:1])

@@ -122,12 +122,12 @@ def published(frame: dict[str, Any]) -> bytes:
 
 
 @given(st.binary(max_size=300))
-def test_a_websocket_frame_is_one_whole_text_frame(payload: bytes) -> None:
+def test_websocket_frame_is_one_complete_text_frame(payload: bytes) -> None:
     assert websocket_payloads(encoding.websocket_frame(payload)) == [payload]
 
 
 @pytest.mark.parametrize("size", [0, 125, 126, 65_535, 65_536, 1_000_000])
-def test_a_websocket_frame_is_whole_on_either_side_of_its_lengths(size: int) -> None:
+def test_websocket_frame_is_complete_at_length_boundaries(size: int) -> None:
     payload = b"x" * size
     assert websocket_payloads(encoding.websocket_frame(payload)) == [payload]
 
@@ -138,7 +138,7 @@ def test_a_websocket_frame_is_whole_on_either_side_of_its_lengths(size: int) -> 
 @given(payloads, subject_texts)
 @example(b'{"a":\r\n1}', "a\r\nb")
 @example(b"data: x\n\nevent: close\n\n", "\n\ndata: y\n\n")
-def test_a_message_is_one_unnamed_event_with_the_json_of_the_websocket(payload: bytes, subject: str) -> None:
+def test_message_event_is_unnamed_with_same_json_as_websocket(payload: bytes, subject: str) -> None:
     message = new_message(payload, subject, "a.>", b'{"A":["\\r\\n"]}')
     (websocket,) = websocket_payloads(message.encoded(WireFormat.WEBSOCKET))
     assert events(message.encoded(WireFormat.EVENT_STREAM)) == [("message", websocket.decode(), None)]
@@ -146,7 +146,7 @@ def test_a_message_is_one_unnamed_event_with_the_json_of_the_websocket(payload: 
 
 
 @pytest.mark.parametrize("retry", [None, 8_123])
-def test_any_other_frame_is_an_event_of_its_type(retry: int | None) -> None:
+def test_other_frame_is_event_named_after_its_type(retry: int | None) -> None:
     close = protocol.Close(code=1001, reason="Going\n\ndata: away", reconnect=True)
     (websocket,) = websocket_payloads(encoding.encode_frame(close, WireFormat.WEBSOCKET, retry))
     assert events(encoding.encode_frame(close, WireFormat.EVENT_STREAM, retry)) == [
@@ -155,12 +155,12 @@ def test_any_other_frame_is_an_event_of_its_type(retry: int | None) -> None:
     assert websocket == protocol.encode(close)
 
 
-def test_an_event_is_written_field_by_field() -> None:
+def test_event_text_has_retry_event_and_data_fields() -> None:
     assert encoding.event_text(b"{}", "close", 5) == b"retry: 5\nevent: close\ndata: {}\n\n"
     assert encoding.event_text(b"{}") == b"data: {}\n\n"
 
 
-def test_what_is_joined_comes_out_one_by_one() -> None:
+def test_joined_messages_decode_individually() -> None:
     messages = [new_message(b"%d" % number) for number in range(300)]
     assert [decoded(frame)["data"] for frame in websocket_payloads(encoding.join(messages, WireFormat.WEBSOCKET))] == [
         *range(300)
@@ -175,7 +175,7 @@ def test_what_is_joined_comes_out_one_by_one() -> None:
 
 
 @pytest.mark.parametrize("wire_format", WireFormat)
-def test_a_delivery_is_encoded_once_in_each_form(wire_format: WireFormat) -> None:
+def test_message_is_encoded_once_per_wire_format(wire_format: WireFormat) -> None:
     message = new_message(b'{"a": 1}')
     assert message.encoded(wire_format) is message.encoded(wire_format)
 
@@ -196,7 +196,7 @@ def test_a_delivery_is_encoded_once_in_each_form(wire_format: WireFormat) -> Non
     ],
     ids=["plain", "by a wildcard", "with headers", "subject that needs escapes"],
 )
-def test_a_message_is_this_json(message: EncodedMessage, text: bytes) -> None:
+def test_message_is_encoded_as_expected_json(message: EncodedMessage, text: bytes) -> None:
     assert websocket_payloads(message.encoded(WireFormat.WEBSOCKET)) == [text % b'{"key1":"value1"}']
 
 
@@ -218,7 +218,7 @@ EMBEDDED = {
     "digits of an integer": b"12345678901234567890123",
     "10**400": b"1" + b"0" * 400,
     "10**5000": b"[1" + b"0" * 5_000 + b"]",
-    "10**5000 beside what is unusual": b"[1e999, 1" + b"0" * 5_000 + b"]",
+    "10**5000 beside a float overflow": b"[1e999, 1" + b"0" * 5_000 + b"]",
     "beyond a double": b"1e999999",
     "beyond a double, negative": b'{"a": -1E+400}',
     "below a double": b"1e-999999",
@@ -235,7 +235,7 @@ EMBEDDED = {
 
 
 @pytest.mark.parametrize("payload", EMBEDDED.values(), ids=EMBEDDED.keys())
-def test_json_is_embedded_to_the_digit(payload: bytes) -> None:
+def test_json_payload_is_embedded_unchanged(payload: bytes) -> None:
     assert encoding.encode_payload(payload) == (payload, b"")
 
 
@@ -248,7 +248,7 @@ def test_json_is_embedded_to_the_digit(payload: bytes) -> None:
         (b"\n1e999\r", b" 1e999 "),
     ],
 )
-def test_pretty_printed_json_comes_on_one_line(payload: bytes, embedded: bytes) -> None:
+def test_line_ends_in_json_payload_become_spaces(payload: bytes, embedded: bytes) -> None:
     assert encoding.encode_payload(payload) == (embedded, b"")
 
 
@@ -260,11 +260,11 @@ TEXT = {
     "NaN": b"NaN",
     "Infinity": b"Infinity",
     "-Infinity": b'{"a": -Infinity}',
-    "NaN beside what is unusual": b"[1e999, NaN]",
+    "NaN beside a float overflow": b"[1e999, NaN]",
     "byte order mark": b'\xef\xbb\xbf{"a": 1}',
     "20,000 levels": nested(20_000),
     "20,000 levels of objects": b'{"a":' * 20_000 + b"1" + b"}" * 20_000,
-    "20,000 levels beside what is unusual": b"[1e999," + nested(20_000) + b"]",
+    "20,000 levels beside a float overflow": b"[1e999," + nested(20_000) + b"]",
     "open levels": b"[" * 100_000,
     "two documents": b"1 2",
     "cut": b'{"a": 1',
@@ -279,14 +279,14 @@ TEXT = {
     "other spaces": "1\xa0".encode(),
     "form feed": b"\x0c1",
     "raw line end in a string": b'"a\nb"',
-    "raw control in a string beside what is unusual": b'["\\ud800", "\x01"]',
+    "raw control in a string beside a lone surrogate": b'["\\ud800", "\x01"]',
     "unknown escape": b'"\\x41"',
     "NUL": b"\0",
 }
 
 
 @pytest.mark.parametrize("payload", TEXT.values(), ids=TEXT.keys())
-def test_other_text_is_a_string(payload: bytes) -> None:
+def test_text_that_is_not_json_is_encoded_as_string(payload: bytes) -> None:
     data, member = encoding.encode_payload(payload)
     assert (json.loads(data), member) == (payload.decode(), b',"encoding":"text"')
 
@@ -294,19 +294,19 @@ def test_other_text_is_a_string(payload: bytes) -> None:
 @pytest.mark.parametrize(
     "payload",
     [b"\xff", b'"\xff"', b'{"a": "\xc3"}', b'{"\xed\xa0\x80": 1}', b"[1]\xfe", bytes(range(256))],
-    ids=["a byte", "in a string", "cut character", "surrogate in a key", "behind JSON", "all bytes"],
+    ids=["a byte", "in a string", "cut character", "surrogate in a key", "after JSON", "all bytes"],
 )
-def test_what_is_not_utf8_is_base64(payload: bytes) -> None:
+def test_non_utf8_payload_is_encoded_as_base64(payload: bytes) -> None:
     data, member = encoding.encode_payload(payload)
     assert (base64.b64decode(json.loads(data)), member) == (payload, b',"encoding":"base64"')
 
 
-def test_an_empty_payload_is_null() -> None:
+def test_empty_payload_is_encoded_as_null() -> None:
     assert encoding.encode_payload(b"") == (b"null", b"")
 
 
 @given(payloads)
-def test_a_client_gets_back_what_was_published(payload: bytes) -> None:
+def test_client_decodes_published_payload(payload: bytes) -> None:
     (websocket,) = websocket_payloads(new_message(payload).encoded(WireFormat.WEBSOCKET))
     frame = decoded(websocket)
     if "encoding" in frame:
@@ -345,17 +345,17 @@ ALLOWED = frozenset({"Trace-Id", "Größe", "A"})
         "UTF-8",
         "not UTF-8",
         "not on the list",
-        "no headers at all",
+        "malformed lines",
         "nothing",
     ],
 )
-def test_exactly_the_allowed_headers_are_shown(lines: Iterable[bytes], shown: dict[str, list[str]]) -> None:
+def test_exactly_the_allowed_headers_are_exposed(lines: Iterable[bytes], shown: dict[str, list[str]]) -> None:
     block = b"\r\n".join([b"NATS/1.0", *lines, b"", b""])
     fields = encoding.header_fields(block, ALLOWED)
     assert (json.loads(fields) if fields else {}) == shown
 
 
-def test_the_status_line_is_no_header() -> None:
+def test_status_line_is_not_a_header() -> None:
     assert encoding.header_fields(b"A: 1\r\n\r\n", ALLOWED) == b""
 
 
@@ -365,13 +365,13 @@ header_parts = st.sampled_from(
 
 
 @given(st.binary() | st.lists(header_parts).map(b"".join))
-def test_no_header_block_brings_the_reader_down(block: bytes) -> None:
+def test_header_parser_accepts_any_bytes(block: bytes) -> None:
     fields = encoding.header_fields(block, ALLOWED)
     if fields:
         assert msgspec.json.decode(fields, type=dict[str, list[str]]).keys() <= ALLOWED
 
 
-def test_text_that_only_begins_like_json_is_not_read_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_truncated_json_is_not_parsed_by_stdlib(monkeypatch: pytest.MonkeyPatch) -> None:
     def read(*_: object, **__: object) -> None:
         raise AssertionError("the slow way")
 
@@ -380,7 +380,7 @@ def test_text_that_only_begins_like_json_is_not_read_twice(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_delivery_holds_nothing_that_the_garbage_collector_would_have_to_look_at(shared: bool) -> None:
+def test_encoded_message_is_untracked_by_garbage_collector(shared: bool) -> None:
     message = EncodedMessage(MessagePrefix("a.*"), "a.x", b'{"h":["1"]}', b'{"k": 1}', 7)
     messages = [message, *([message.under(MessagePrefix("b.*", "b.", "a."))] if shared else [])]
     for each in messages:

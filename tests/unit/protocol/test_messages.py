@@ -57,7 +57,7 @@ def dumped(value: Any) -> bytes:
         "subscribe",
         "unsubscribe",
         "ping",
-        "ping with a field it has no use for",
+        "ping with an unused field",
         "subscribe by default",
         "subscribe by path",
         "unsubscribe by path",
@@ -67,12 +67,12 @@ def dumped(value: Any) -> bytes:
         "subjects of any text",
     ],
 )
-def test_a_command_is_read(data: Any, path_action: Action | None, command: Command) -> None:
+def test_valid_command_is_decoded(data: Any, path_action: Action | None, command: Command) -> None:
     assert decode_command(dumped(data), path_action) == command
 
 
 @pytest.mark.parametrize("id_", ["1", "", "größe \u2028 😀", 0, 7, -1, 2**53 + 1, 10**40])
-def test_an_id_comes_back_as_it_came(id_: str | int) -> None:
+def test_command_id_is_returned_unchanged(id_: str | int) -> None:
     data = dumped({"action": "ping", "id": id_})
     assert decode_command(data).id == id_
     assert command_id_of(data) == id_
@@ -132,7 +132,7 @@ def test_an_id_comes_back_as_it_came(id_: str | int) -> None:
         "deep id",
     ],
 )
-def test_what_is_not_an_object_in_json_is_no_command(data: bytes) -> None:
+def test_data_other_than_json_object_is_rejected(data: bytes) -> None:
     with pytest.raises(InvalidCommand, match=r"^Not a valid command: "):
         decode_command(data)
 
@@ -163,13 +163,13 @@ def test_what_is_not_an_object_in_json_is_no_command(data: bytes) -> None:
     ],
     ids=json.dumps,
 )
-def test_a_field_of_a_wrong_kind_is_invalid(fields: dict[str, Any]) -> None:
+def test_field_of_wrong_type_or_value_is_rejected(fields: dict[str, Any]) -> None:
     with pytest.raises(InvalidCommand, match=r"^Not a valid command: "):
         decode_command(dumped({"subjects": ["a"]} | fields))
 
 
 @pytest.mark.parametrize("action", ["subscribe", "unsubscribe"])
-def test_subjects_must_not_be_missing(action: str) -> None:
+def test_command_without_subjects_is_rejected(action: str) -> None:
     with pytest.raises(InvalidCommand, match="'subjects'"):
         decode_command(dumped({"action": action}))
 
@@ -177,7 +177,7 @@ def test_subjects_must_not_be_missing(action: str) -> None:
 @pytest.mark.parametrize(
     ("path_action", "action"), [("subscribe", "unsubscribe"), ("unsubscribe", "subscribe"), ("subscribe", "ping")]
 )
-def test_an_action_that_contradicts_the_path_is_invalid(path_action: Action, action: str) -> None:
+def test_action_that_contradicts_path_is_rejected(path_action: Action, action: str) -> None:
     with pytest.raises(InvalidCommand, match=f"not '{path_action}'"):
         decode_command(dumped({"action": action, "subjects": ["a"]}), path_action)
 
@@ -197,7 +197,7 @@ def test_an_action_that_contradicts_the_path_is_invalid(path_action: Action, act
     ],
     ids=json.dumps,
 )
-def test_what_the_protocol_reserves_is_unsupported(fields: dict[str, Any]) -> None:
+def test_reserved_action_or_field_is_unsupported(fields: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedCommand, match=r"^Not supported here: "):
         decode_command(dumped({"subjects": ["a"]} | fields))
 
@@ -221,7 +221,7 @@ def test_what_the_protocol_reserves_is_unsupported(fields: dict[str, Any]) -> No
         (b"", UNSET),
     ],
 )
-def test_the_id_of_a_refused_command_is_told_where_it_can_be(data: bytes, id_: str | int | UnsetType) -> None:
+def test_id_of_rejected_command_is_returned_if_readable(data: bytes, id_: str | int | UnsetType) -> None:
     assert command_id_of(data) == id_
 
 
@@ -236,7 +236,7 @@ json_like = st.recursive(
 
 
 @given(st.binary(max_size=60) | json_like.map(dumped) | json_like.map(lambda v: dumped({"subjects": ["a"], "x": v})))
-def test_no_bytes_bring_the_decoder_down(data: bytes) -> None:
+def test_decoder_raises_only_command_errors_for_any_bytes(data: bytes) -> None:
     assert command_id_of(data) is UNSET or isinstance(command_id_of(data), str | int)
     try:
         command = decode_command(data)
@@ -257,9 +257,7 @@ def test_no_bytes_bring_the_decoder_down(data: bytes) -> None:
     ],
     ids=["nothing", "no subjects", "subjects", "more than subjects", "an empty subject"],
 )
-def test_the_query_of_an_event_stream_is_a_subscribe_command(
-    query: dict[str, list[str]], command: Command | None
-) -> None:
+def test_sse_query_is_parsed_as_subscribe_command(query: dict[str, list[str]], command: Command | None) -> None:
     assert query_command(query) == command
 
 
@@ -268,7 +266,7 @@ def test_the_query_of_an_event_stream_is_a_subscribe_command(
     [{"from": ["1"]}, {"after": [""]}, {"protocol": ["2"]}, {"protocol": [""]}, {"protocol": ["1", "1"]}],
     ids=str,
 )
-def test_what_the_protocol_reserves_is_unsupported_in_a_query(query: dict[str, list[str]]) -> None:
+def test_reserved_query_parameter_or_protocol_is_unsupported(query: dict[str, list[str]]) -> None:
     with pytest.raises(UnsupportedCommand):
         query_command({"subjects": ["a"]} | query)
 
@@ -285,7 +283,7 @@ FORBIDDEN = ForbiddenSubject("Not allowed: 'secret.>'", ["secret.>"])
         (UNSET, UNSET, {}),
     ],
 )
-def test_a_failed_reply_tells_what_failed_and_why(
+def test_failure_reply_contains_action_id_code_and_subjects(
     action: str | UnsetType, id_: str | int | UnsetType, shown: dict[str, Any]
 ) -> None:
     assert json.loads(protocol.encode(protocol.failure_reply(FORBIDDEN, action, id_))) == shown | {
@@ -297,7 +295,7 @@ def test_a_failed_reply_tells_what_failed_and_why(
     }
 
 
-def test_a_failed_reply_has_no_subjects_where_none_are_concerned() -> None:
+def test_failure_reply_omits_subjects_if_error_has_none() -> None:
     assert "subjects" not in json.loads(protocol.encode(protocol.failure_reply(InvalidCommand("Not a valid command"))))
 
 
@@ -361,6 +359,6 @@ FRAMES: Sequence[tuple[Frame, str]] = [
 
 
 @pytest.mark.parametrize(("frame", "text"), FRAMES, ids=[protocol.event_name(frame) for frame, _ in FRAMES])
-def test_a_frame_is_this_json_and_its_type_is_its_event_name(frame: Frame, text: str) -> None:
+def test_frame_encodes_to_expected_json_and_event_name(frame: Frame, text: str) -> None:
     assert protocol.encode(frame) == text.encode()
     assert protocol.event_name(frame) == json.loads(text)["type"]

@@ -87,13 +87,13 @@ def is_accepted(text: str) -> bool:
 
 
 @pytest.mark.parametrize("pattern", VALID.values(), ids=VALID.keys())
-def test_a_valid_pattern_is_returned_as_it_is(pattern: str) -> None:
+def test_valid_pattern_is_returned_unchanged(pattern: str) -> None:
     assert subjects.validate(pattern) == pattern
     assert in_grammar(pattern)
 
 
 @pytest.mark.parametrize("pattern", INVALID.values(), ids=INVALID.keys())
-def test_an_invalid_pattern_is_refused_by_a_short_printable_line_that_names_it(pattern: str) -> None:
+def test_invalid_pattern_is_rejected_with_short_printable_message(pattern: str) -> None:
     with pytest.raises(InvalidSubject) as refused:
         subjects.validate(pattern)
     assert refused.value.subjects == (pattern,)
@@ -110,7 +110,7 @@ near_misses = st.one_of(
 
 
 @given(near_misses)
-def test_a_text_is_accepted_exactly_when_the_grammar_says_so(text: str) -> None:
+def test_validation_agrees_with_protocol_grammar(text: str) -> None:
     assert is_accepted(text) == in_grammar(text)
 
 
@@ -136,12 +136,12 @@ UNGUARDED = {pattern: frozenset(filter(as_regex(pattern, guarded=False).fullmatc
 MATCHED = {pattern: frozenset(filter(as_regex(pattern).fullmatch, SUBJECTS)) for pattern in PATTERNS}
 
 
-def test_a_pattern_matches_what_its_regular_expression_matches() -> None:
+def test_pattern_matches_same_subjects_as_its_regex() -> None:
     for pattern in PATTERNS:
         assert {subject for subject in SUBJECTS if subjects.matches(pattern, subject)} == MATCHED[pattern], pattern
 
 
-def test_a_pattern_covers_another_exactly_when_it_matches_all_that_the_other_matches() -> None:
+def test_covers_agrees_with_subset_of_matched_subjects() -> None:
     wrong = [
         (allowed, requested)
         for allowed, requested in product(PATTERNS, repeat=2)
@@ -150,7 +150,7 @@ def test_a_pattern_covers_another_exactly_when_it_matches_all_that_the_other_mat
     assert not wrong
 
 
-def test_what_shuts_goes_by_the_rules_of_nats_alone() -> None:
+def test_includes_overlaps_and_matcher_do_not_guard_reserved_tokens() -> None:
     wrong = [
         (one, other)
         for one, other in product(PATTERNS, repeat=2)
@@ -162,20 +162,20 @@ def test_what_shuts_goes_by_the_rules_of_nats_alone() -> None:
         assert set(filter(subjects.matcher((pattern,)), SUBJECTS)) == UNGUARDED[pattern], pattern
 
 
-def test_a_matcher_of_several_patterns_matches_what_one_of_them_matches() -> None:
+def test_matcher_matches_union_of_its_patterns() -> None:
     matches = subjects.matcher(("a.*", "b.>", "$x"))
     assert set(filter(matches, SUBJECTS)) == UNGUARDED["a.*"] | UNGUARDED["b.>"] | UNGUARDED["$x"]
 
 
 @pytest.mark.parametrize("subject", ["a.*", "a.>", "a.", "a.a*", "a.\n", "a.\x85"])
-def test_a_subject_that_looks_like_a_pattern_is_matched_as_it_stands(subject: str) -> None:
+def test_subject_that_resembles_pattern_is_matched_literally(subject: str) -> None:
     assert subjects.matcher(("a.*",))(subject)
     assert subjects.matches("a.*", subject)
     assert not subjects.matcher(("a",))(subject)
 
 
 @pytest.mark.parametrize("reserved", ["$SYS", "$JS.API", "$KV.b.k", "$O.x", "_INBOX.a.b", "_NATSBRIDGE.x", "$", "_"])
-def test_a_reserved_first_token_is_reached_by_its_own_name_alone(reserved: str) -> None:
+def test_wildcards_do_not_match_reserved_first_token(reserved: str) -> None:
     tokens = reserved.split(".")
     wild = [">", *(".".join(("*", *tokens[1:depth], ">")) for depth in range(1, len(tokens))), "*" + ".*" * len(tokens)]
     wild.append(".".join(["*", *tokens[1:]]))
@@ -189,7 +189,7 @@ def test_a_reserved_first_token_is_reached_by_its_own_name_alone(reserved: str) 
 
 
 @pytest.mark.parametrize("subject", ["a.$SYS", "a._INBOX", "a$", "a_"])
-def test_dollar_and_underscore_reserve_nothing_behind_the_first_character(subject: str) -> None:
+def test_dollar_and_underscore_reserve_only_as_first_character(subject: str) -> None:
     assert not subjects.is_reserved(subject)
     assert subjects.matches(">", subject)
     assert subjects.covers(">", subject)

@@ -50,17 +50,17 @@ TEXT = b"let x = 1;\n" * 100
         (["gz\u00efp, br"], "br"),
     ],
 )
-def test_the_acceptable_coding_with_the_highest_weight_is_chosen(accepted: list[str], chosen: str) -> None:
+def test_acceptable_coding_with_highest_weight_is_chosen(accepted: list[str], chosen: str) -> None:
     assert choose_coding(accepted, ALL) == chosen
 
 
-def test_the_first_of_equals_that_is_available_is_chosen() -> None:
+def test_first_available_coding_of_equal_weight_is_chosen() -> None:
     assert choose_coding(["br, gzip"], ("gzip", "identity")) == "gzip"
     assert choose_coding(["br"], ("gzip", "identity")) == "identity"
     assert choose_coding(["br, gzip"], ("gzip", "br", "identity")) == "gzip"
 
 
-def test_each_coding_has_the_text_and_an_entity_tag_of_its_own() -> None:
+def test_each_coding_has_same_text_and_its_own_etag() -> None:
     text = EncodedText(TEXT)
     representations = [text.select([coding]) for coding in ALL]
     assert [representation.coding for representation in representations] == list(ALL)
@@ -72,7 +72,7 @@ def test_each_coding_has_the_text_and_an_entity_tag_of_its_own() -> None:
     assert all(re.fullmatch(r'"[0-9a-f]{32}"', etag) for etag in etags)
 
 
-def test_all_workers_have_the_same_entity_tags(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_etags_are_identical_across_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     first = EncodedText(TEXT)
     monkeypatch.setattr("time.time", lambda: 0.0)  # gzip has a field for the time
     second = EncodedText(TEXT)
@@ -80,9 +80,7 @@ def test_all_workers_have_the_same_entity_tags(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("installed", ["brotli", "brotlicffi", None])
-def test_brotli_is_used_if_a_package_for_it_is_installed(
-    monkeypatch: pytest.MonkeyPatch, installed: str | None
-) -> None:
+def test_brotli_is_used_if_brotli_package_is_installed(monkeypatch: pytest.MonkeyPatch, installed: str | None) -> None:
     def import_module(name: str) -> Any:
         if name != installed:
             raise ImportError(name)

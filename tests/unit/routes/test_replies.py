@@ -10,7 +10,7 @@ from sanic_nats_bridge.routes.replies import misdirected, outcome_response, reje
 @pytest.mark.parametrize(
     ("error", "status"), [(NatsRefused("not that", ["a"]), 403), (InternalError("Internal error"), 500)]
 )
-def test_a_rejection_is_a_failed_reply_with_the_status_of_its_error(error: BridgeError, status: int) -> None:
+def test_rejection_is_failed_reply_with_status_of_its_error(error: BridgeError, status: int) -> None:
     response = outcome_response(Outcome.rejected(error, "subscribe", 7))
     assert response.status == status
     assert json.loads(response.body or b"") == {
@@ -23,12 +23,12 @@ def test_a_rejection_is_a_failed_reply_with_the_status_of_its_error(error: Bridg
     } | ({"subjects": list(error.subjects)} if error.subjects else {})
 
 
-def test_a_client_over_its_rate_is_told_when_to_try_again() -> None:
+def test_rate_limit_response_has_retry_after_header() -> None:
     response = rejection_response(RateLimitExceeded("At most 2 commands a second", retry_after=0.3), "subscribe")
     assert (response.status, response.headers["retry-after"]) == (429, "1")
 
 
-def test_a_reply_as_a_response_is_json_that_nobody_keeps() -> None:
+def test_reply_response_is_json_that_must_not_be_cached() -> None:
     response = outcome_response(Outcome(Reply(success=True, message="fine")))
     assert response.content_type == "application/json"
     assert dict(response.headers) == {"cache-control": "no-store", "x-content-type-options": "nosniff"}
@@ -36,7 +36,7 @@ def test_a_reply_as_a_response_is_json_that_nobody_keeps() -> None:
     assert json.loads(response.body) == {"type": "reply", "success": True, "message": "fine"}
 
 
-def test_what_came_by_a_version_of_http_that_does_not_serve_is_sent_elsewhere() -> None:
+def test_unsupported_http_version_gets_421_response() -> None:
     response = misdirected("subscribe")
     assert (response.status, json.loads(response.body or b"")["code"]) == (421, "command.unsupported")
     # HTTP/3 takes no capitals there, and Sanic sends names as they are.

@@ -11,12 +11,12 @@ async def wait(deadlines: Deadlines, seconds: float) -> None:
         await asyncio.Event().wait()
 
 
-async def test_what_takes_longer_is_given_up() -> None:
+async def test_block_that_exceeds_its_deadline_times_out() -> None:
     with pytest.raises(TimeoutError):
         await wait(Deadlines(), 0.01)
 
 
-async def test_what_is_done_in_time_is_left_alone() -> None:
+async def test_block_that_ends_in_time_leaves_no_timeout() -> None:
     deadlines = Deadlines()
     async with deadlines.within(60):
         await asyncio.sleep(0)
@@ -25,7 +25,7 @@ async def test_what_is_done_in_time_is_left_alone() -> None:
     assert not deadlines._timeouts
 
 
-async def test_at_the_end_all_that_waits_is_given_up_and_all_that_begins() -> None:
+async def test_stop_times_out_current_and_new_blocks_until_start() -> None:
     deadlines = Deadlines()
     tasks = [asyncio.create_task(wait(deadlines, 60)) for _ in range(3)]
     await until(lambda: len(deadlines._timeouts) == 3)
@@ -37,7 +37,7 @@ async def test_at_the_end_all_that_waits_is_given_up_and_all_that_begins() -> No
         await asyncio.sleep(0)
 
 
-async def test_the_end_may_come_while_something_is_being_given_up() -> None:
+async def test_stop_does_not_disturb_block_already_timing_out() -> None:
     deadlines = Deadlines()
 
     async def stubborn() -> None:

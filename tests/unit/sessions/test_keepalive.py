@@ -57,7 +57,7 @@ class Clocked(FakeTransport):
         return sorted(self.written_at + self.beaten_at)
 
 
-def in_leaps(loop: LeapingLoop, scene: Coroutine[Any, Any, None]) -> None:
+def run_scenario(loop: LeapingLoop, scene: Coroutine[Any, Any, None]) -> None:
     try:
         loop.run_until_complete(scene)
     finally:
@@ -72,7 +72,7 @@ def timing(heartbeat: float, write_timeout: float) -> Settings:
 
 
 @given(SECONDS, SECONDS, st.lists(STEPS, max_size=20))
-def test_there_is_a_frame_in_each_heartbeat_interval_and_no_heartbeat_close_to_another(
+def test_each_interval_has_frame_and_no_premature_heartbeat(
     heartbeat: float, write_timeout: float, pauses: list[float]
 ) -> None:
     transport = Clocked(LeapingLoop())
@@ -85,7 +85,7 @@ def test_there_is_a_frame_in_each_heartbeat_interval_and_no_heartbeat_close_to_a
             transport.write(FRAME)
         pulse.stop()
 
-    in_leaps(transport.loop, scene())
+    run_scenario(transport.loop, scene())
     assert all(later - earlier <= heartbeat + ROUNDING for earlier, later in pairwise(transport.frames_at))
     last = {at: max(frame for frame in transport.frames_at if frame < at) for at in transport.beaten_at}
     assert all(at - before >= heartbeat / 3 - ROUNDING for at, before in last.items())
@@ -93,7 +93,7 @@ def test_there_is_a_frame_in_each_heartbeat_interval_and_no_heartbeat_close_to_a
 
 
 @given(SECONDS, SECONDS, st.floats(0.01, 0.33), st.integers(1, 60))
-def test_no_heartbeat_goes_out_where_frames_flow(
+def test_no_heartbeat_is_sent_while_frames_are_sent(
     heartbeat: float, write_timeout: float, pause: float, count: int
 ) -> None:
     transport = Clocked(LeapingLoop())
@@ -105,12 +105,12 @@ def test_no_heartbeat_goes_out_where_frames_flow(
             await asyncio.sleep(pause * heartbeat)
         pulse.stop()
 
-    in_leaps(transport.loop, scene())
+    run_scenario(transport.loop, scene())
     assert transport.beaten_at == []
 
 
 @given(SECONDS, SECONDS, st.floats(0.01, 4))
-def test_a_frame_follows_within_a_heartbeat_interval_on_the_last_byte_that_a_slow_client_has_taken(
+def test_heartbeat_is_sent_within_interval_after_buffer_empties(
     heartbeat: float, write_timeout: float, slowness: float
 ) -> None:
     transport = Clocked(LeapingLoop())
@@ -128,13 +128,13 @@ def test_a_frame_follows_within_a_heartbeat_interval_on_the_last_byte_that_a_slo
         await asyncio.sleep(heartbeat + ROUNDING)
         pulse.stop()
 
-    in_leaps(transport.loop, scene())
+    run_scenario(transport.loop, scene())
     (beaten, *_) = transport.beaten_at
     assert beaten >= transport.loop.now - heartbeat - 2 * ROUNDING
 
 
 @given(SECONDS, SECONDS)
-def test_the_way_is_kept_open_twice_in_each_heartbeat_interval(heartbeat: float, write_timeout: float) -> None:
+def test_transport_keepalive_is_called_twice_per_heartbeat_interval(heartbeat: float, write_timeout: float) -> None:
     transport = Clocked(LeapingLoop())
 
     async def scene() -> None:
@@ -142,7 +142,7 @@ def test_the_way_is_kept_open_twice_in_each_heartbeat_interval(heartbeat: float,
         await asyncio.sleep(3 * heartbeat)
         pulse.stop()
 
-    in_leaps(transport.loop, scene())
+    run_scenario(transport.loop, scene())
     assert all(later - earlier <= heartbeat / 2 + ROUNDING for earlier, later in pairwise([0, *transport.kept_at]))
 
 
@@ -150,7 +150,7 @@ def test_the_way_is_kept_open_twice_in_each_heartbeat_interval(heartbeat: float,
 
 
 @given(SECONDS, SECONDS, st.lists(STEPS, min_size=1, max_size=10), st.booleans())
-def test_a_client_is_given_up_when_it_has_taken_nothing_for_the_write_timeout_and_no_sooner(
+def test_stalled_client_is_disconnected_only_after_write_timeout(
     heartbeat: float, write_timeout: float, pauses: list[float], takes_all: bool
 ) -> None:
     transport = Clocked(LeapingLoop())
@@ -167,13 +167,13 @@ def test_a_client_is_given_up_when_it_has_taken_nothing_for_the_write_timeout_an
         await asyncio.sleep(2 * write_timeout)
         pulse.stop()
 
-    in_leaps(transport.loop, scene())
+    run_scenario(transport.loop, scene())
     assert transport.aborted_at is not None
     assert write_timeout - ROUNDING <= transport.aborted_at - transport.stalled_at <= 1.5 * write_timeout + ROUNDING
 
 
 @given(SECONDS, SECONDS, st.integers(1, 40))
-def test_a_client_that_takes_a_single_byte_in_each_write_timeout_is_not_given_up(
+def test_client_accepting_one_byte_per_timeout_is_not_disconnected(
     heartbeat: float, write_timeout: float, count: int
 ) -> None:
     transport = Clocked(LeapingLoop())
@@ -187,12 +187,12 @@ def test_a_client_that_takes_a_single_byte_in_each_write_timeout_is_not_given_up
             transport.take(1)
         pulse.stop()
 
-    in_leaps(transport.loop, scene())
+    run_scenario(transport.loop, scene())
     assert not transport.aborted
 
 
 @given(SECONDS, SECONDS)
-def test_a_client_for_which_nothing_waits_is_never_given_up(heartbeat: float, write_timeout: float) -> None:
+def test_client_without_pending_data_is_not_disconnected(heartbeat: float, write_timeout: float) -> None:
     transport = Clocked(LeapingLoop())
 
     async def scene() -> None:
@@ -200,12 +200,12 @@ def test_a_client_for_which_nothing_waits_is_never_given_up(heartbeat: float, wr
         await asyncio.sleep(3 * write_timeout)
         pulse.stop()
 
-    in_leaps(transport.loop, scene())
+    run_scenario(transport.loop, scene())
     assert not transport.aborted
 
 
 @pytest.mark.parametrize("stuck", [False, True])
-def test_nothing_beats_on_after_the_end(stuck: bool) -> None:
+def test_no_heartbeat_is_sent_after_stop_or_abort(stuck: bool) -> None:
     transport = Clocked(LeapingLoop())
 
     async def scene() -> None:
@@ -220,10 +220,10 @@ def test_nothing_beats_on_after_the_end(stuck: bool) -> None:
         assert transport.written == written
         assert transport.aborted == stuck
 
-    in_leaps(transport.loop, scene())
+    run_scenario(transport.loop, scene())
 
 
-def test_who_ends_within_a_beat_beats_no_more() -> None:
+def test_stop_during_tick_prevents_further_ticks() -> None:
     class Ending(Clocked):
         pulse: Keepalive
 
@@ -237,12 +237,12 @@ def test_who_ends_within_a_beat_beats_no_more() -> None:
         transport.pulse = Keepalive(transport, timing(1, 1))
         await asyncio.sleep(10)
 
-    in_leaps(transport.loop, scene())
+    run_scenario(transport.loop, scene())
     assert len(transport.kept_at) == 1
     assert transport.written == 0
 
 
-def test_a_client_of_which_it_is_not_told_what_waits_is_left_to_the_kernel() -> None:
+def test_client_is_not_disconnected_if_pending_size_is_unknown() -> None:
     transport = Clocked(LeapingLoop())
     transport.reports_pending = False
 
@@ -252,5 +252,5 @@ def test_a_client_of_which_it_is_not_told_what_waits_is_left_to_the_kernel() -> 
         await asyncio.sleep(10)
         pulse.stop()
 
-    in_leaps(transport.loop, scene())
+    run_scenario(transport.loop, scene())
     assert not transport.aborted

@@ -6,14 +6,14 @@ from sanic_nats_bridge.sessions.pending import PendingConnections
 ADA, BOB, NOBODY = (Permissions(["a"], identity=identity) for identity in ("ada", "bob", None))
 
 
-def test_what_was_decided_before_a_client_came_does_not_concern_it() -> None:
+def test_earlier_permission_update_does_not_affect_new_connection() -> None:
     pending_connections = PendingConnections()
     pending_connections.update_permissions("ada", None)
     with pending_connections.connecting() as pending:
         assert pending.current_permissions(ADA) == ADA
 
 
-def test_what_is_decided_meanwhile_holds_for_that_identity_alone() -> None:
+def test_update_while_connecting_affects_only_its_identity() -> None:
     pending_connections = PendingConnections()
     with pending_connections.connecting() as first:
         pending_connections.update_permissions("ada", Permissions(["b"]))
@@ -26,7 +26,7 @@ def test_what_is_decided_meanwhile_holds_for_that_identity_alone() -> None:
                 assert pending.current_permissions(NOBODY) == NOBODY
 
 
-def test_the_last_decision_holds() -> None:
+def test_last_permission_update_wins() -> None:
     pending_connections = PendingConnections()
     with pending_connections.connecting() as pending:
         pending_connections.update_permissions("ada", None)
@@ -34,7 +34,7 @@ def test_the_last_decision_holds() -> None:
         assert pending.current_permissions(ADA) == Permissions(["a"], identity="ada")
 
 
-def test_an_arrival_counts_until_it_is_over_or_given_up() -> None:
+def test_pending_connection_counts_until_it_ends_or_is_discarded() -> None:
     pending_connections = PendingConnections()
     with pending_connections.connecting() as pending:
         assert len(pending_connections) == 1

@@ -13,7 +13,7 @@ from tests.support.fakes import FakeTransport
 from tests.unit.sessions.test_session import EVERYTHING, Worker, act
 
 
-async def test_a_full_worker_refuses_one_more_until_one_leaves() -> None:
+async def test_full_worker_rejects_new_session_until_another_ends() -> None:
     worker = Worker(max_sessions=2)
     (first, _), _ = worker.open(), worker.open()
     transport = FakeTransport()
@@ -28,14 +28,14 @@ async def test_a_full_worker_refuses_one_more_until_one_leaves() -> None:
     assert len(worker.sessions) == 2
 
 
-async def test_every_session_has_an_unguessable_id_of_its_own() -> None:
+async def test_session_ids_are_unique_and_unguessable() -> None:
     worker = Worker()
     ids = {worker.open()[1].frames[0]["session"] for _ in range(500)}
     assert len(ids) == 500
     assert min(map(len, ids)) >= 22
 
 
-async def test_the_id_of_a_session_is_kept_nowhere() -> None:
+async def test_session_id_is_not_retained() -> None:
     worker = Worker()
     session, transport = worker.open()
     secret = transport.frames[0]["session"]
@@ -52,7 +52,7 @@ async def test_the_id_of_a_session_is_kept_nowhere() -> None:
     assert session.key == hashlib.sha256(secret.encode()).hexdigest()
 
 
-async def test_a_session_is_found_by_its_key_as_long_as_it_is_open() -> None:
+async def test_session_is_found_by_key_only_while_open() -> None:
     worker = Worker()
     session, transport = worker.open()
     secret = transport.frames[0]["session"]
@@ -65,7 +65,7 @@ async def test_a_session_is_found_by_its_key_as_long_as_it_is_open() -> None:
         worker.sessions.get(session.key, None)
 
 
-async def test_a_worker_that_starts_again_is_another_one() -> None:
+async def test_restarted_registry_has_new_worker_id() -> None:
     worker = Worker()
     before = worker.sessions.worker
     worker.sessions.close_all("test")
@@ -75,7 +75,7 @@ async def test_a_worker_that_starts_again_is_another_one() -> None:
     assert not session.closed
 
 
-async def test_whoever_listens_hears_of_each_session_once_and_with_its_code() -> None:
+async def test_opened_and_closed_callbacks_are_called_once() -> None:
     worker = Worker()
     session, _ = worker.open()
     assert (worker.opened, worker.closed) == ([session.key], [])
@@ -84,7 +84,7 @@ async def test_whoever_listens_hears_of_each_session_once_and_with_its_code() ->
     assert (worker.opened, worker.closed) == ([session.key], [(session.key, 1011)])
 
 
-async def test_every_session_is_closed_with_the_code() -> None:
+async def test_close_all_closes_every_session_with_1001() -> None:
     worker = Worker()
     transports = [worker.open()[1] for _ in range(3)]
     worker.sessions.close_all("test")
@@ -96,7 +96,7 @@ async def test_every_session_is_closed_with_the_code() -> None:
 
 
 @pytest.mark.parametrize("ending", ["gone", "close"])
-async def test_all_that_a_session_held_is_given_back(ending: str) -> None:
+async def test_ended_session_releases_subscriptions_and_memory(ending: str) -> None:
     worker = Worker()
 
     async def live() -> weakref.ref[Session]:
@@ -115,7 +115,7 @@ async def test_all_that_a_session_held_is_given_back(ending: str) -> None:
     assert worker.link.patterns == []
 
 
-async def test_what_another_session_follows_stays_when_one_leaves() -> None:
+async def test_shared_subscription_remains_after_one_session_ends() -> None:
     worker = Worker()
     (leaver, _), (stayer, transport) = worker.open(), worker.open()
     for session in (leaver, stayer):
@@ -126,7 +126,7 @@ async def test_what_another_session_follows_stays_when_one_leaves() -> None:
     assert worker.link.sent == [("SUB", "a")]
 
 
-async def test_nobody_is_let_in_any_more_when_all_have_been_closed() -> None:
+async def test_new_session_is_rejected_after_close_all() -> None:
     worker = Worker()
     worker.sessions.close_all("test")
     transport = FakeTransport()

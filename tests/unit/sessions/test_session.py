@@ -58,7 +58,7 @@ class Worker:
 
 
 async def act(session: Session, action: Action, *patterns: str) -> Reply:
-    """Carry a command out and write its reply, as a door does."""
+    """Carry a command out and write its reply, as a route does."""
     outcome = await execute(session, action, *patterns)
     if outcome.error is not None:
         raise outcome.error
@@ -85,14 +85,14 @@ async def turns(count: int = 3) -> None:
 # Heartbeats
 
 
-async def test_heartbeats_go_out_while_nothing_else_does() -> None:
+async def test_heartbeats_are_sent_while_session_is_idle() -> None:
     _, transport = Worker(heartbeat=10).open()
     await asyncio.sleep(31)
     assert transport.types[0] == "welcome"
     assert transport.types.count("heartbeat") >= 3
 
 
-async def test_no_heartbeat_goes_out_between_frequent_messages() -> None:
+async def test_no_heartbeat_is_sent_between_frequent_messages() -> None:
     worker = Worker(heartbeat=4)
     session, transport = worker.open()
     await act(session, "subscribe", "a")
@@ -103,7 +103,7 @@ async def test_no_heartbeat_goes_out_between_frequent_messages() -> None:
     assert "heartbeat" not in transport.types
 
 
-async def test_a_closed_session_has_no_pulse() -> None:
+async def test_closed_session_sends_no_heartbeats() -> None:
     session, transport = Worker(heartbeat=10).open()
     session.close(CloseCode.GOING_AWAY, "test")
     written = len(transport.writes)
@@ -114,7 +114,7 @@ async def test_a_closed_session_has_no_pulse() -> None:
 # Commands
 
 
-async def test_commands_are_carried_out_in_the_order_of_their_arrival() -> None:
+async def test_commands_are_executed_in_arrival_order() -> None:
     worker = Worker(confirms=False)
     session, transport = worker.open()
     commands: list[tuple[Action, tuple[str, ...]]] = [
@@ -134,7 +134,7 @@ async def test_commands_are_carried_out_in_the_order_of_their_arrival() -> None:
     assert session.subscriptions == ("b",)
 
 
-async def test_a_fault_in_a_command_is_logged_and_counted_and_not_shown(
+async def test_exception_in_command_is_logged_counted_and_not_exposed(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = Worker()
@@ -150,7 +150,7 @@ async def test_a_fault_in_a_command_is_logged_and_counted_and_not_shown(
     assert not session.closed
 
 
-async def test_the_reply_stands_before_the_first_message() -> None:
+async def test_subscribe_reply_precedes_first_message() -> None:
     worker = Worker(confirms=False)
     session, transport = worker.open()
     command = asyncio.create_task(act(session, "subscribe", "a"))
@@ -167,7 +167,7 @@ async def test_the_reply_stands_before_the_first_message() -> None:
 
 
 @pytest.mark.parametrize("held", [["a", "b"], []], ids=["across commands", "in one command"])
-async def test_a_session_holds_no_more_than_its_limit(held: list[str]) -> None:
+async def test_subscribe_beyond_session_limit_is_rejected(held: list[str]) -> None:
     worker = Worker(max_subscriptions=3)
     session, _ = worker.open()
     if held:
@@ -179,7 +179,7 @@ async def test_a_session_holds_no_more_than_its_limit(held: list[str]) -> None:
     assert set(session.subscriptions) == {"a", "b", "c"}
 
 
-async def test_a_pattern_that_is_held_already_brings_no_second_copy() -> None:
+async def test_repeated_subscribe_causes_no_duplicate_messages() -> None:
     worker = Worker()
     session, transport = worker.open()
     await act(session, "subscribe", "a")
@@ -191,7 +191,7 @@ async def test_a_pattern_that_is_held_already_brings_no_second_copy() -> None:
     await until(lambda: worker.hub.patterns == ())
 
 
-async def test_a_held_pattern_that_is_refused_while_its_repetition_waits_fails_the_command() -> None:
+async def test_repeated_subscribe_fails_if_nats_refuses_pattern_meanwhile() -> None:
     worker = Worker(confirms=False)
     session, transport = worker.open()
     first = asyncio.create_task(act(session, "subscribe", "a"))
@@ -213,7 +213,7 @@ async def test_a_held_pattern_that_is_refused_while_its_repetition_waits_fails_t
 # The end
 
 
-async def test_close_is_the_last_frame_and_nothing_comes_after_it() -> None:
+async def test_no_frame_follows_first_close() -> None:
     worker = Worker(heartbeat=10)
     session, transport = worker.open()
     await act(session, "subscribe", "a")
@@ -230,7 +230,7 @@ async def test_close_is_the_last_frame_and_nothing_comes_after_it() -> None:
     assert transport.finished.code == 1001
 
 
-async def test_a_reply_after_the_close_is_not_written() -> None:
+async def test_reply_is_dropped_after_close() -> None:
     worker = Worker(confirms=False)
     session, transport = worker.open()
     waiting = asyncio.create_task(act(session, "subscribe", "a"))
@@ -245,7 +245,7 @@ async def test_a_reply_after_the_close_is_not_written() -> None:
 
 
 @pytest.mark.parametrize("action", ["subscribe", "unsubscribe", "ping"])
-async def test_a_command_to_a_closed_session_is_refused(action: Action) -> None:
+async def test_command_to_closed_session_is_rejected(action: Action) -> None:
     session, transport = Worker().open()
     session.connection_lost(1000)
     with pytest.raises(BridgeError, match="No such session"):
@@ -265,7 +265,7 @@ async def full_session(**settings: Any) -> tuple[Worker, Session, FakeTransport]
     return worker, session, transport
 
 
-async def test_what_is_left_out_is_told_for_each_pattern_once_the_client_has_caught_up() -> None:
+async def test_slow_client_receives_gap_per_pattern_after_catching_up() -> None:
     worker, _, transport = await full_session()
     for subject in "abaab":
         worker.link.deliver(subject)
@@ -281,7 +281,7 @@ async def test_what_is_left_out_is_told_for_each_pattern_once_the_client_has_cau
     assert transport.types[5:] == ["message"]
 
 
-async def test_a_client_has_caught_up_when_a_quarter_of_its_limit_waits() -> None:
+async def test_session_becomes_writable_at_quarter_of_limit() -> None:
     worker, session, transport = await full_session()
     worker.link.deliver("a")
     await turns()
@@ -292,7 +292,7 @@ async def test_a_client_has_caught_up_when_a_quarter_of_its_limit_waits() -> Non
     assert transport.types[-1] == "gap"
 
 
-async def test_each_time_that_a_client_falls_behind_is_counted_anew() -> None:
+async def test_gap_counts_only_messages_lost_since_previous_gap() -> None:
     worker, _, transport = await full_session()
     for count in (2, 3):
         for _ in range(count):
@@ -303,7 +303,7 @@ async def test_each_time_that_a_client_falls_behind_is_counted_anew() -> None:
     assert [frame["lost"] for frame in transport.frames if frame["type"] == "gap"] == [2, 3]
 
 
-async def test_latest_sends_the_newest_behind_all_gaps() -> None:
+async def test_overflow_latest_sends_newest_messages_after_all_gaps() -> None:
     worker, _, transport = await full_session(overflow="latest")
     for number, subject in enumerate("abaab"):
         worker.link.deliver(subject, b"%d" % number)
@@ -315,7 +315,7 @@ async def test_latest_sends_the_newest_behind_all_gaps() -> None:
     assert transport.data == [3, 4]
 
 
-async def test_a_client_that_is_over_its_limit_again_by_what_was_kept_for_it_does_not_keep_up() -> None:
+async def test_session_is_not_writable_if_kept_message_exceeds_limit() -> None:
     worker, session, transport = await full_session(overflow="latest")
     worker.link.deliver("a", b"1" * 2_000)
     await turns()
@@ -333,7 +333,7 @@ async def test_a_client_that_is_over_its_limit_again_by_what_was_kept_for_it_doe
 
 
 @pytest.mark.parametrize("misses", [False, True])
-async def test_close_ends_the_session_with_the_first_message_that_would_be_left_out(misses: bool) -> None:
+async def test_overflow_close_ends_session_on_first_dropped_message(misses: bool) -> None:
     worker, session, transport = await full_session(overflow="close")
     await turns()
     assert not session.closed
@@ -350,7 +350,7 @@ async def test_close_ends_the_session_with_the_first_message_that_would_be_left_
     assert len(worker.sessions) == int(not misses)
 
 
-async def test_status_gap_and_replies_are_never_left_out() -> None:
+async def test_status_gap_and_reply_frames_are_never_dropped() -> None:
     worker, session, transport = await full_session()
     worker.link.deliver("a")
     await turns()
@@ -366,7 +366,7 @@ async def test_status_gap_and_replies_are_never_left_out() -> None:
 
 
 @pytest.mark.parametrize("overflow", ["gap", "latest"])
-async def test_a_subscription_that_ends_while_the_client_is_over_its_limit_has_its_gap_first(overflow: str) -> None:
+async def test_gap_precedes_unsubscribed_frame_for_slow_client(overflow: str) -> None:
     worker, _, transport = await full_session(overflow=overflow)
     for subject in "aab":
         worker.link.deliver(subject)
@@ -378,14 +378,14 @@ async def test_a_subscription_that_ends_while_the_client_is_over_its_limit_has_i
     assert "b" in (transport.frames[5].get("subject"), *transport.frames[5].get("subjects", ()))
 
 
-async def test_a_subscription_that_ends_and_has_missed_nothing_has_no_gap() -> None:
+async def test_ended_subscription_without_lost_messages_has_no_gap() -> None:
     worker, _, transport = await full_session()
     worker.link.deliver("b")
     worker.link.refuse("a")
     assert transport.types[3:] == ["unsubscribed"]
 
 
-async def test_commands_wait_until_the_client_has_caught_up_and_keep_their_order() -> None:
+async def test_commands_wait_in_order_until_client_catches_up() -> None:
     worker, session, transport = await full_session()
     commands: list[tuple[Action, str]] = [("subscribe", "c"), ("unsubscribe", "a"), ("subscribe", "a")]
     tasks = [asyncio.create_task(act(session, *command)) for command in commands]
@@ -400,7 +400,7 @@ async def test_commands_wait_until_the_client_has_caught_up_and_keep_their_order
     assert list(session.subscriptions) == ["b", "c", "a"]
 
 
-async def test_a_command_that_was_under_way_when_the_client_fell_behind_is_answered_at_once() -> None:
+async def test_command_in_progress_completes_while_client_is_behind() -> None:
     worker = Worker(confirms=False)
     session, transport = worker.open()
     command = asyncio.create_task(act(session, "subscribe", "a"))
@@ -415,7 +415,7 @@ async def test_a_command_that_was_under_way_when_the_client_fell_behind_is_answe
 
 
 @pytest.mark.parametrize("end", ["gone", "closed"])
-async def test_the_end_of_a_session_that_is_over_its_limit_frees_the_commands_that_wait(end: str) -> None:
+async def test_waiting_commands_fail_when_slow_session_ends(end: str) -> None:
     worker, session, transport = await full_session()
     waiting = [asyncio.create_task(act(session, "subscribe", pattern)) for pattern in "cd"]
     worker.link.deliver("a")
@@ -432,7 +432,7 @@ async def test_the_end_of_a_session_that_is_over_its_limit_frees_the_commands_th
 
 
 @pytest.mark.parametrize("overflow", ["gap", "latest", "close"])
-async def test_a_client_may_fall_behind_in_the_middle_of_a_turn_with_messages_of_several_patterns(
+async def test_overflow_applies_when_client_falls_behind_mid_turn(
     overflow: str,
 ) -> None:
     worker = Worker(overflow=overflow)
@@ -456,7 +456,7 @@ async def test_a_client_may_fall_behind_in_the_middle_of_a_turn_with_messages_of
     assert slow.closed == (overflow == "close")
 
 
-async def test_a_client_may_catch_up_in_the_middle_of_a_turn() -> None:
+async def test_gap_precedes_messages_when_client_catches_up_mid_turn() -> None:
     worker, _, transport = await full_session()
     worker.link.deliver("a", b"1")
     worker.hub.flush()
@@ -529,7 +529,7 @@ class Mishaps:
 
 @pytest.mark.parametrize("overflow", ["gap", "latest"])
 @given(steps=STEPS)
-def test_all_that_was_sent_has_arrived_or_is_counted_as_lost(overflow: str, steps: list[tuple[str, Any]]) -> None:
+def test_every_message_is_delivered_or_counted_as_lost(overflow: str, steps: list[tuple[str, Any]]) -> None:
     async def scene() -> Mishaps:
         mishaps = Mishaps(overflow)
         for step, detail in steps:
@@ -572,7 +572,7 @@ def assert_within_subscriptions(frames: list[dict[str, Any]]) -> None:
 # A flush interval
 
 
-async def test_replies_status_and_unsubscribed_have_their_place_within_a_flush_interval() -> None:
+async def test_flush_interval_preserves_frame_order() -> None:
     worker = Worker(flush_interval=1)
     session, transport = worker.open()
     await act(session, "subscribe", "a", "b")
@@ -593,7 +593,7 @@ async def test_replies_status_and_unsubscribed_have_their_place_within_a_flush_i
     assert transport.data == [1, 2, 3, 4]
 
 
-async def test_messages_of_a_flush_interval_go_out_before_the_close() -> None:
+async def test_pending_messages_are_flushed_before_close_frame() -> None:
     worker = Worker(flush_interval=1)
     session, transport = worker.open()
     await act(session, "subscribe", "a")
@@ -605,7 +605,7 @@ async def test_messages_of_a_flush_interval_go_out_before_the_close() -> None:
 # What the connection to NATS brings
 
 
-async def test_the_loss_of_nats_is_told_in_order_and_only_who_missed_something_gets_a_gap() -> None:
+async def test_nats_outage_sends_gap_only_to_sessions_with_subscriptions() -> None:
     worker = Worker()
     follower, transport = worker.open()
     _, idle = worker.open()
@@ -620,7 +620,7 @@ async def test_the_loss_of_nats_is_told_in_order_and_only_who_missed_something_g
     assert idle.types == ["welcome", "status", "status"]
 
 
-async def test_who_waits_for_a_subscription_is_not_told_that_nats_is_back_before_it_is_live() -> None:
+async def test_status_connected_is_delayed_until_subscription_is_confirmed() -> None:
     worker = Worker(confirm_timeout=0)
     session, transport = worker.open()
     bystander, other = worker.open()
@@ -638,7 +638,7 @@ async def test_who_waits_for_a_subscription_is_not_told_that_nats_is_back_before
     assert transport.frames[-1]["nats"] == "connected"
 
 
-async def test_what_was_subscribed_while_nats_was_away_has_no_gap() -> None:
+async def test_pattern_subscribed_during_nats_outage_has_no_gap() -> None:
     worker = Worker()
     session, transport = worker.open()
     worker.link.lose()
@@ -648,7 +648,7 @@ async def test_what_was_subscribed_while_nats_was_away_has_no_gap() -> None:
     assert transport.types == ["welcome", "status", "reply", "status"]
 
 
-async def test_what_was_unsubscribed_while_nats_was_away_has_no_gap() -> None:
+async def test_gap_excludes_pattern_unsubscribed_during_nats_outage() -> None:
     worker = Worker()
     session, transport = worker.open()
     await act(session, "subscribe", "a", "b")
@@ -659,7 +659,7 @@ async def test_what_was_unsubscribed_while_nats_was_away_has_no_gap() -> None:
     assert transport.frames[-1]["subjects"] == ["b"]
 
 
-async def test_messages_missed_before_all_patterns_were_answered_make_a_gap() -> None:
+async def test_outage_before_all_patterns_are_confirmed_sends_new_gap() -> None:
     worker = Worker()
     session, transport = worker.open()
     await act(session, "subscribe", "a", "b")
@@ -675,7 +675,7 @@ async def test_messages_missed_before_all_patterns_were_answered_make_a_gap() ->
     assert gaps == [["a", "b"], ["a", "b"]]
 
 
-async def test_a_late_confirmation_is_told_by_a_status_and_once() -> None:
+async def test_late_confirmations_send_single_connected_status() -> None:
     worker = Worker(confirms=False, confirm_timeout=0)
     session, transport = worker.open()
     assert (await act(session, "subscribe", "a", "b")).active is False
@@ -685,7 +685,7 @@ async def test_a_late_confirmation_is_told_by_a_status_and_once() -> None:
     assert transport.frames[2:] == [{"type": "status", "nats": "connected"}]
 
 
-async def test_a_late_refusal_ends_the_subscription() -> None:
+async def test_late_refusal_ends_subscription() -> None:
     worker = Worker(confirms=False, confirm_timeout=0)
     session, transport = worker.open()
     await act(session, "subscribe", "a", "b")
@@ -695,7 +695,7 @@ async def test_a_late_refusal_ends_the_subscription() -> None:
     assert session.subscriptions == ("b",)
 
 
-async def test_a_late_refusal_of_the_last_pattern_in_doubt_lets_the_others_be_told_connected() -> None:
+async def test_late_refusal_of_last_unconfirmed_pattern_sends_status() -> None:
     worker = Worker(confirms=False, confirm_timeout=0)
     session, transport = worker.open()
     await act(session, "subscribe", "a", "b")
@@ -704,7 +704,7 @@ async def test_a_late_refusal_of_the_last_pattern_in_doubt_lets_the_others_be_to
     assert transport.types[2:] == ["unsubscribed", "status"]
 
 
-async def test_a_late_unsubscribe_of_the_last_pattern_in_doubt_lets_the_others_be_told_connected() -> None:
+async def test_unsubscribe_of_last_unconfirmed_pattern_sends_status() -> None:
     worker = Worker(confirms=False, confirm_timeout=0)
     session, transport = worker.open()
     await act(session, "subscribe", "a", "b")
@@ -717,7 +717,7 @@ async def test_a_late_unsubscribe_of_the_last_pattern_in_doubt_lets_the_others_b
 
 
 @pytest.mark.parametrize("end", ["expire", "revoke"])
-async def test_a_client_that_has_fallen_behind_gets_nothing_but_the_close_when_its_permissions_end(end: str) -> None:
+async def test_slow_client_receives_only_close_when_permissions_end(end: str) -> None:
     worker = Worker(overflow="latest", write_timeout=7)
     session, transport = worker.open(Permissions([">"], identity="ada"))
     await act(session, "subscribe", "a", "b")
@@ -739,7 +739,7 @@ async def test_a_client_that_has_fallen_behind_gets_nothing_but_the_close_when_i
     assert len(worker.sessions) == 0
 
 
-async def test_of_several_whose_permissions_expire_at_one_moment_none_gets_what_has_come_already(
+async def test_sessions_expiring_together_drop_pending_messages(
     wall_clock: WallClock,
 ) -> None:
     worker = Worker()
@@ -753,7 +753,7 @@ async def test_of_several_whose_permissions_expire_at_one_moment_none_gets_what_
     assert [transport.types[2:] for _, transport in transports] == [["close"], ["close"], ["message"]]
 
 
-async def test_what_was_kept_for_a_client_is_judged_by_its_new_permissions() -> None:
+async def test_kept_messages_are_filtered_by_new_permissions() -> None:
     worker = Worker(overflow="latest", max_pending_bytes=10_000)
     session, transport = worker.open()
     await act(session, "subscribe", "a.*", "b")
@@ -774,7 +774,7 @@ async def test_what_was_kept_for_a_client_is_judged_by_its_new_permissions() -> 
     assert [frame["lost"] for frame in transport.frames[before:] if frame["type"] == "gap"] == [1, 1]
 
 
-async def test_new_permissions_hold_from_here_on_and_not_for_what_has_come_before() -> None:
+async def test_new_permissions_apply_only_to_later_messages() -> None:
     worker = Worker()
     session, transport = worker.open()
     await act(session, "subscribe", "a")
@@ -787,7 +787,7 @@ async def test_new_permissions_hold_from_here_on_and_not_for_what_has_come_befor
     assert session.subscriptions == ()
 
 
-async def test_a_command_under_way_when_permissions_expire_leaves_nothing() -> None:
+async def test_pending_command_leaves_no_subscription_after_expiration() -> None:
     worker = Worker(confirms=False)
     session, transport = worker.open(Permissions([">"], identity="ada"))
     waiting = asyncio.create_task(execute(session, "subscribe", "a"))
@@ -800,9 +800,7 @@ async def test_a_command_under_way_when_permissions_expire_leaves_nothing() -> N
 
 
 @pytest.mark.parametrize("end", ["expiry", "overflow"])
-async def test_a_command_whose_session_is_ended_by_the_messages_before_its_reply_leaves_nothing(
-    monkeypatch: pytest.MonkeyPatch, end: str
-) -> None:
+async def test_command_leaves_no_subscription_if_flush_ends_session(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
     worker = Worker(confirms=False, flush_interval=1, overflow="close")
     expires = time.time() + 3600
     session, transport = worker.open(Permissions([">"], expires=expires))
@@ -826,7 +824,7 @@ async def test_a_command_whose_session_is_ended_by_the_messages_before_its_reply
     await until(lambda: worker.hub.patterns == ())
 
 
-async def test_what_was_kept_for_a_client_is_not_given_when_the_time_is_over_though_no_timer_has_said_so(
+async def test_expired_session_drops_kept_message_before_timer_fires(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     worker = Worker(overflow="latest")
@@ -841,7 +839,7 @@ async def test_what_was_kept_for_a_client_is_not_given_when_the_time_is_over_tho
     assert transport.types == ["welcome", "reply", "padding", "close"]
 
 
-async def test_no_command_is_carried_out_when_the_time_is_over_though_no_timer_has_said_so(
+async def test_expired_session_rejects_command_before_timer_fires(
     wall_clock: WallClock,
 ) -> None:
     worker = Worker()
@@ -852,7 +850,7 @@ async def test_no_command_is_carried_out_when_the_time_is_over_though_no_timer_h
 
 
 @pytest.mark.parametrize("event", ["lose", "come_back"])
-async def test_what_is_told_of_nats_is_not_told_when_the_time_is_over(event: str, wall_clock: WallClock) -> None:
+async def test_expired_session_receives_no_nats_status(event: str, wall_clock: WallClock) -> None:
     worker = Worker()
     if event == "come_back":
         worker.link.lose()
@@ -863,9 +861,7 @@ async def test_what_is_told_of_nats_is_not_told_when_the_time_is_over(event: str
 
 
 @pytest.mark.parametrize("where", ["batch", "fan_out"])
-async def test_a_fault_of_the_bridge_is_told_to_all_who_may_have_missed_messages(
-    monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
+async def test_delivery_error_sends_gap_to_affected_sessions_only(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     worker = Worker()
     session, transport = worker.open()
     _, bystander = worker.open()

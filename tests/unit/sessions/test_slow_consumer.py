@@ -24,7 +24,7 @@ def encoded(*messages: EncodedMessage, wire_format: WireFormat = WireFormat.WEBS
     return [each.encoded(wire_format) for each in messages]
 
 
-def test_without_room_every_message_is_counted_for_its_pattern() -> None:
+def test_lost_messages_are_counted_per_pattern_if_room_is_zero() -> None:
     slow_consumer = SlowConsumer(WireFormat.WEBSOCKET, 0, Counters())
     slow_consumer.add([message("a", "a"), message("*", "a"), message("a", "a")])
     slow_consumer.add([message("*", "b")])
@@ -32,13 +32,13 @@ def test_without_room_every_message_is_counted_for_its_pattern() -> None:
     assert list(slow_consumer.kept) == []
 
 
-def test_without_room_nothing_is_encoded() -> None:
+def test_message_is_not_encoded_if_room_is_zero() -> None:
     left = message("a", "a")
     SlowConsumer(WireFormat.WEBSOCKET, 0, Counters()).add([left])
     assert (left.json, left.frame) == (None, None)
 
 
-def test_the_newest_of_each_subject_is_kept_in_the_order_of_arrival() -> None:
+def test_newest_message_of_each_subject_is_kept_in_arrival_order() -> None:
     slow_consumer = SlowConsumer(WireFormat.WEBSOCKET, 10_000, Counters())
     first, second, other, third = (message("*", subject) for subject in ("x", "y", "z", "x"))
     slow_consumer.add([first, second])
@@ -47,7 +47,7 @@ def test_the_newest_of_each_subject_is_kept_in_the_order_of_arrival() -> None:
     assert dict(slow_consumer.lost) == {"*": 1}
 
 
-def test_one_subject_under_two_patterns_is_kept_twice() -> None:
+def test_subject_is_kept_once_per_matching_pattern() -> None:
     slow_consumer = SlowConsumer(WireFormat.WEBSOCKET, 10_000, Counters())
     slow_consumer.add([message("a", "a"), message("*", "a")])
     assert list(slow_consumer.kept) == encoded(message("a", "a"), message("*", "a"))
@@ -55,7 +55,7 @@ def test_one_subject_under_two_patterns_is_kept_twice() -> None:
 
 
 @pytest.mark.parametrize("wire_format", WireFormat)
-def test_the_oldest_gives_way_when_the_room_is_full(wire_format: WireFormat) -> None:
+def test_oldest_message_is_dropped_when_room_is_full(wire_format: WireFormat) -> None:
     messages = [message("*", subject) for subject in "xyz"]
     slow_consumer = SlowConsumer(wire_format, size(*messages[1:], wire_format=wire_format), Counters())
     slow_consumer.add(messages)
@@ -63,7 +63,7 @@ def test_the_oldest_gives_way_when_the_room_is_full(wire_format: WireFormat) -> 
     assert dict(slow_consumer.lost) == {"*": 1}
 
 
-def test_the_room_of_a_message_that_gives_way_is_free_again() -> None:
+def test_replaced_message_frees_its_room() -> None:
     old, new = (message("a", "a", payload) for payload in (b"1" * 300, b"2" * 10))
     rest = message("b", "b")
     slow_consumer = SlowConsumer(WireFormat.WEBSOCKET, size(old), Counters())
@@ -72,7 +72,7 @@ def test_the_room_of_a_message_that_gives_way_is_free_again() -> None:
     assert dict(slow_consumer.lost) == {"a": 1}
 
 
-def test_a_message_that_has_no_room_at_all_takes_the_place_of_no_other() -> None:
+def test_message_larger_than_room_drops_no_other_message() -> None:
     small, giant = message("a", "a"), message("b", "b", b"2" * 1000)
     slow_consumer = SlowConsumer(WireFormat.WEBSOCKET, size(small), Counters())
     slow_consumer.add([small, giant])
@@ -80,7 +80,7 @@ def test_a_message_that_has_no_room_at_all_takes_the_place_of_no_other() -> None
     assert dict(slow_consumer.lost) == {"b": 1}
 
 
-def test_what_is_taken_is_kept_no_longer_and_counts_as_lost() -> None:
+def test_remove_drops_kept_messages_and_counts_them_as_lost() -> None:
     slow_consumer = SlowConsumer(WireFormat.WEBSOCKET, 10_000, Counters())
     slow_consumer.add([message("*", "x"), message("*", "x"), message("*", "y"), message("a", "a")])
     assert slow_consumer.remove("*") == Gap(subjects=["*"], lost=3, reason="slow_consumer")
@@ -95,7 +95,7 @@ MESSAGES = st.builds(
 
 
 @given(st.lists(st.lists(MESSAGES, max_size=6), max_size=12), st.integers(60, 600), st.sampled_from(WireFormat))
-def test_what_is_kept_and_what_is_lost_are_those_of_a_simple_model(
+def test_kept_and_lost_messages_match_simple_model(
     batches: list[list[EncodedMessage]], room: int, wire_format: WireFormat
 ) -> None:
     slow_consumer = SlowConsumer(wire_format, room, Counters())
@@ -113,7 +113,7 @@ def test_what_is_kept_and_what_is_lost_are_those_of_a_simple_model(
     assert Counter(dict(slow_consumer.lost)) == left - Counter(each.prefix.pattern for each in kept)
 
 
-def test_what_is_not_for_the_client_any_more_is_lost() -> None:
+def test_excluded_messages_are_dropped_and_counted_as_lost() -> None:
     messages = [message("*", "x"), message("*", "y"), message("a", "a")]
     slow_consumer = SlowConsumer(WireFormat.WEBSOCKET, 10_000, Counters())
     slow_consumer.add(messages)

@@ -18,7 +18,7 @@ def subscriptions(hub: Hub, permissions: Permissions, most: int = 10) -> tuple[S
     return Subscriptions(subscriber, hub, SubscriptionPolicy(most), permissions), subscriber
 
 
-async def test_nats_is_asked_for_the_real_name_and_the_client_hears_its_own() -> None:
+async def test_nats_gets_real_subject_and_client_gets_alias() -> None:
     link, hub = FakeLink.with_hub(confirms=True)
     mine, subscriber = subscriptions(hub, Permissions([">"], aliases=OWN))
     assert await mine.subscribe(["me.x", "me.>", "plain", "me.x"], 5) == (["me.x", "me.>", "plain"], True)
@@ -28,7 +28,7 @@ async def test_nats_is_asked_for_the_real_name_and_the_client_hears_its_own() ->
     assert subscriber.told == [("nats.refused", "me.x")]
 
 
-async def test_a_refusal_by_nats_is_told_by_the_clients_name() -> None:
+async def test_nats_refusal_names_alias_instead_of_real_subject() -> None:
     link, hub = FakeLink.with_hub()
     mine, _ = subscriptions(hub, Permissions([">"], aliases=OWN))
     waiting = asyncio.create_task(mine.subscribe(["me.x", "b"], 5))
@@ -43,7 +43,7 @@ async def test_a_refusal_by_nats_is_told_by_the_clients_name() -> None:
     await until(lambda: hub.patterns == ())
 
 
-async def test_two_names_for_one_real_pattern_are_two_subscriptions_and_one_for_nats() -> None:
+async def test_two_aliases_of_one_pattern_share_one_nats_subscription() -> None:
     link, hub = FakeLink.with_hub(confirms=True)
     mine, subscriber = subscriptions(hub, Permissions([">"], aliases=OWN | {"us.": "t.42."}))
     await mine.subscribe(["me.>", "us.>"], 5)
@@ -59,7 +59,7 @@ async def test_two_names_for_one_real_pattern_are_two_subscriptions_and_one_for_
     await until(lambda: link.patterns == [])
 
 
-async def test_narrower_permissions_end_what_does_not_fit_and_leave_out_the_rest_from_here_on() -> None:
+async def test_narrowed_permissions_end_subscriptions_and_filter_messages() -> None:
     link, hub = FakeLink.with_hub(confirms=True)
     mine, subscriber = subscriptions(hub, Permissions([">"], aliases=OWN))
     await mine.subscribe(["a.>", "b.>", "me.>", "c"], 5)
@@ -76,7 +76,7 @@ async def test_narrower_permissions_end_what_does_not_fit_and_leave_out_the_rest
     await until(lambda: set(link.patterns) == {"a.>", "c"})
 
 
-async def test_wider_permissions_show_what_was_left_out_without_a_second_subscription() -> None:
+async def test_widened_permissions_deliver_more_without_second_sub() -> None:
     link, hub = FakeLink.with_hub(confirms=True)
     mine, subscriber = subscriptions(hub, Permissions([">"], ["a.x"]))
     other, other_subscriber = subscriptions(hub, Permissions([">"], ["a.x"]))
@@ -91,7 +91,7 @@ async def test_wider_permissions_show_what_was_left_out_without_a_second_subscri
     assert link.sent == [("SUB", "a.>")]
 
 
-async def test_permissions_that_change_while_nats_is_asked_hold_for_what_is_asked() -> None:
+async def test_permission_change_applies_to_pending_subscribe_command() -> None:
     link, hub = FakeLink.with_hub()
     mine, _ = subscriptions(hub, Permissions([">"]))
     refused = asyncio.create_task(mine.subscribe(["a", "b"], 5))
@@ -108,7 +108,7 @@ async def test_permissions_that_change_while_nats_is_asked_hold_for_what_is_aske
     assert await narrowed == (["a"], True)
 
 
-async def test_permissions_that_change_and_change_back_meanwhile_leave_the_command_whole() -> None:
+async def test_pending_subscribe_succeeds_if_permissions_are_restored() -> None:
     link, hub = FakeLink.with_hub()
     everything = Permissions([">"])
     mine, _ = subscriptions(hub, everything)
@@ -125,7 +125,7 @@ async def test_permissions_that_change_and_change_back_meanwhile_leave_the_comma
     assert mine.patterns == ("a", "b")
 
 
-async def test_a_command_whose_session_ends_meanwhile_leaves_nothing() -> None:
+async def test_pending_subscribe_of_ended_session_leaves_no_pattern() -> None:
     link, hub = FakeLink.with_hub()
     mine, _ = subscriptions(hub, Permissions([">"]))
     waiting = asyncio.create_task(mine.subscribe(["a"], 5))
@@ -137,7 +137,7 @@ async def test_a_command_whose_session_ends_meanwhile_leaves_nothing() -> None:
     await until(lambda: hub.patterns == ())
 
 
-async def test_a_worker_that_follows_as_much_as_it_may_refuses_more_and_makes_room_of_what_lingers() -> None:
+async def test_max_patterns_rejects_new_pattern_unless_one_is_idle() -> None:
     link, hub = FakeLink.with_hub(confirms=True, unsubscribe_delay=60, max_patterns=3)
     mine, _ = subscriptions(hub, Permissions([">"]))
     other, other_subscriber = subscriptions(hub, Permissions([">"]))

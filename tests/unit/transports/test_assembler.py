@@ -43,14 +43,14 @@ def text(content: str) -> Frame:
     return Frame(Opcode.TEXT, content.encode())
 
 
-async def test_messages_come_out_in_their_order_and_as_what_they_are(assembler: MessageAssembler) -> None:
+async def test_messages_keep_their_order_and_type(assembler: MessageAssembler) -> None:
     await assembler.put(text("one"))
     await assembler.put(Frame(Opcode.BINARY, b"\xff"))
     await assembler.put(text(""))
     assert [await assembler.get() for _ in range(3)] == ["one", b"\xff", ""]
 
 
-async def test_a_message_in_fragments_comes_whole_wherever_its_characters_are_cut(assembler: MessageAssembler) -> None:
+async def test_fragments_split_within_characters_are_joined(assembler: MessageAssembler) -> None:
     await assembler.put(Frame(Opcode.TEXT, b"gr\xc3", fin=False))
     await assembler.put(Frame(Opcode.CONT, b"\xb6", fin=False))
     reader = asyncio.create_task(assembler.get())
@@ -60,7 +60,7 @@ async def test_a_message_in_fragments_comes_whole_wherever_its_characters_are_cu
 
 
 @pytest.mark.parametrize("parts", [[b"\xff"], [b"\xc3", b"("], [b"ok", b"\xc3"]])
-async def test_a_text_that_is_not_utf_8_is_refused(assembler: MessageAssembler, parts: list[bytes]) -> None:
+async def test_text_that_is_not_utf_8_is_rejected(assembler: MessageAssembler, parts: list[bytes]) -> None:
     opcodes = [Opcode.TEXT, *[Opcode.CONT] * (len(parts) - 1)]
     *first, last = zip(opcodes, parts, strict=True)
     for opcode, data in first:
@@ -69,7 +69,7 @@ async def test_a_text_that_is_not_utf_8_is_refused(assembler: MessageAssembler, 
         await assembler.put(Frame(*last))
 
 
-async def test_who_waits_is_woken_by_a_message(assembler: MessageAssembler) -> None:
+async def test_message_wakes_waiting_reader(assembler: MessageAssembler) -> None:
     reader = asyncio.create_task(assembler.get())
     await asyncio.sleep(0)
     await assembler.put(text("a"))
@@ -78,7 +78,7 @@ async def test_who_waits_is_woken_by_a_message(assembler: MessageAssembler) -> N
     assert await assembler.get() == "b"
 
 
-async def test_what_came_before_the_end_is_read_first(assembler: MessageAssembler) -> None:
+async def test_queued_message_is_returned_before_websocket_closed(assembler: MessageAssembler) -> None:
     await assembler.put(text("last"))
     assembler.cancel()
     assert await assembler.get() == "last"
@@ -86,7 +86,7 @@ async def test_what_came_before_the_end_is_read_first(assembler: MessageAssemble
         await assembler.get()
 
 
-async def test_the_end_wakes_who_waits(assembler: MessageAssembler) -> None:
+async def test_cancel_wakes_waiting_reader(assembler: MessageAssembler) -> None:
     reader = asyncio.create_task(assembler.get())
     await asyncio.sleep(0)
     assembler.cancel()
@@ -95,7 +95,7 @@ async def test_the_end_wakes_who_waits(assembler: MessageAssembler) -> None:
         await reader
 
 
-async def test_a_client_is_read_no_further_while_much_waits(
+async def test_full_queue_pauses_reading_until_it_is_empty(
     assembler: MessageAssembler, transport: FakeTransport
 ) -> None:
     for number in range(15):
@@ -110,9 +110,7 @@ async def test_a_client_is_read_no_further_while_much_waits(
     assert transport.reading
 
 
-async def test_a_client_is_read_no_further_while_it_is_held(
-    assembler: MessageAssembler, transport: FakeTransport
-) -> None:
+async def test_pause_stops_reading_until_resume(assembler: MessageAssembler, transport: FakeTransport) -> None:
     assembler.pause()
     assert not transport.reading
     await assembler.put(text("a"))
@@ -122,9 +120,7 @@ async def test_a_client_is_read_no_further_while_it_is_held(
     assert transport.reading
 
 
-async def test_releasing_does_not_read_on_while_much_waits(
-    assembler: MessageAssembler, transport: FakeTransport
-) -> None:
+async def test_resume_does_not_read_while_queue_is_full(assembler: MessageAssembler, transport: FakeTransport) -> None:
     assembler.pause()
     for number in range(16):
         await assembler.put(text(str(number)))
@@ -132,7 +128,7 @@ async def test_releasing_does_not_read_on_while_much_waits(
     assert not transport.reading
 
 
-async def test_what_is_shut_is_never_read_again(assembler: MessageAssembler, transport: FakeTransport) -> None:
+async def test_stopped_assembler_never_reads_again(assembler: MessageAssembler, transport: FakeTransport) -> None:
     await assembler.put(text("one"))
     assembler.stop()
     assembler.pause()
@@ -142,14 +138,14 @@ async def test_what_is_shut_is_never_read_again(assembler: MessageAssembler, tra
     assert not transport.reading
 
 
-async def test_a_transport_that_closes_is_left_alone(assembler: MessageAssembler, transport: FakeTransport) -> None:
+async def test_closing_transport_is_not_resumed(assembler: MessageAssembler, transport: FakeTransport) -> None:
     assembler.pause()
     transport.closing = True
     assembler.resume()
     assert not transport.reading
 
 
-async def test_a_ping_is_no_message_and_may_stand_between_fragments(assembler: MessageAssembler) -> None:
+async def test_ping_is_ignored_even_between_fragments(assembler: MessageAssembler) -> None:
     await assembler.put(Frame(Opcode.PING, b"a"))
     await assembler.put(Frame(Opcode.TEXT, b"o", fin=False))
     await assembler.put(Frame(Opcode.PING, b"b"))
@@ -157,7 +153,9 @@ async def test_a_ping_is_no_message_and_may_stand_between_fragments(assembler: M
     assert await assembler.get() == "one"
 
 
-async def test_few_large_messages_are_much_too(assembler: MessageAssembler, transport: FakeTransport) -> None:
+async def test_reading_pauses_when_queued_bytes_reach_limit(
+    assembler: MessageAssembler, transport: FakeTransport
+) -> None:
     await assembler.put(text("x" * 65_535))
     assert transport.reading
     await assembler.put(text("x"))
@@ -170,9 +168,7 @@ async def test_few_large_messages_are_much_too(assembler: MessageAssembler, tran
 
 
 @pytest.mark.parametrize("opcode", [Opcode.TEXT, Opcode.BINARY])
-async def test_a_message_without_end_is_one_once_it_is_larger_than_may_be(
-    transport: FakeTransport, opcode: Opcode
-) -> None:
+async def test_unfinished_message_is_returned_when_over_size_limit(transport: FakeTransport, opcode: Opcode) -> None:
     assembler = MessageAssembler(transport, 3)
     await assembler.put(Frame(opcode, "aä".encode(), fin=False))
     reader = asyncio.create_task(assembler.get())
@@ -186,7 +182,7 @@ async def test_a_message_without_end_is_one_once_it_is_larger_than_may_be(
     assert await assembler.get() == "next"
 
 
-async def test_a_message_that_is_just_as_large_as_may_be_comes_whole(transport: FakeTransport) -> None:
+async def test_message_at_size_limit_is_returned_whole(transport: FakeTransport) -> None:
     assembler = MessageAssembler(transport, 3)
     for frame in (Frame(Opcode.TEXT, b"ab", fin=False), Frame(Opcode.CONT, b"c", fin=False), Frame(Opcode.CONT, b"")):
         await assembler.put(frame)

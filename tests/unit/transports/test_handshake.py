@@ -24,22 +24,22 @@ def fault(**headers: str) -> str | None:
     [{}, {"content_length": "0"}, {"cookie": "caf\xe9"}, {"cookie": ""}, {"x": "\t !~"}],
     ids=str,
 )  # fmt: skip
-def test_a_handshake_that_sanic_stands_passes(headers: dict[str, str]) -> None:
+def test_handshake_with_valid_headers_is_accepted(headers: dict[str, str]) -> None:
     assert fault(**UPGRADE, **headers) is None
 
 
 @pytest.mark.parametrize(
     "headers", [{"content_length": "5"}, {"content_length": "x"}, {"transfer_encoding": "chunked"}], ids=str
 )
-def test_one_with_a_body_does_not(headers: dict[str, str]) -> None:
+def test_handshake_with_body_is_rejected(headers: dict[str, str]) -> None:
     assert fault(**UPGRADE, **headers) == "A WebSocket handshake must not have a body"
 
 
 @pytest.mark.parametrize("text", ["\udcff", "a\0", "\u0436", "\x7f", "a\nb"], ids=ascii)
-def test_one_with_a_header_that_cannot_be_read_does_not(text: str) -> None:
+def test_handshake_with_invalid_header_characters_is_rejected(text: str) -> None:
     assert fault(**UPGRADE, cookie=text) == "A header has invalid characters"
 
 
-def test_what_asks_for_no_websocket_passes() -> None:
+def test_request_without_websocket_upgrade_is_not_checked() -> None:
     assert fault(content_length="5", cookie="\udcff") is None
     assert fault(upgrade="h2c", transfer_encoding="chunked") is None

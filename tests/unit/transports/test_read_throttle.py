@@ -48,14 +48,14 @@ async def turn() -> None:
     await asyncio.sleep(0)
 
 
-async def test_little_is_passed_on_as_it_is_and_at_once(throttle: ReadThrottle, websocket: Websocket) -> None:
+async def test_small_read_is_forwarded_immediately_without_copy(throttle: ReadThrottle, websocket: Websocket) -> None:
     data = bytes(SLICE)
     throttle.data_received(data)
     assert websocket.heard == [data]
     assert websocket.heard[0] is data
 
 
-async def test_of_much_each_turn_of_the_loop_brings_a_slice_and_nothing_is_read_meanwhile(
+async def test_large_read_is_fed_in_slices_while_reading_is_paused(
     throttle: ReadThrottle, websocket: Websocket, transport: FakeTransport
 ) -> None:
     throttle.data_received(MUCH)
@@ -69,7 +69,7 @@ async def test_of_much_each_turn_of_the_loop_brings_a_slice_and_nothing_is_read_
     assert websocket.fed == MUCH + b"next"
 
 
-async def test_what_is_read_all_the_same_stands_behind_what_waits(throttle: ReadThrottle, websocket: Websocket) -> None:
+async def test_further_data_is_fed_after_pending_slices(throttle: ReadThrottle, websocket: Websocket) -> None:
     throttle.data_received(MUCH)
     throttle.data_received(b"next")
     assert len(websocket.heard) == 1
@@ -77,7 +77,7 @@ async def test_what_is_read_all_the_same_stands_behind_what_waits(throttle: Read
     assert websocket.fed == MUCH + b"next"
 
 
-async def test_nothing_is_fed_while_the_inbox_takes_nothing(
+async def test_nothing_is_fed_while_reading_is_paused(
     throttle: ReadThrottle, websocket: Websocket, transport: FakeTransport
 ) -> None:
     throttle.data_received(MUCH)
@@ -91,7 +91,7 @@ async def test_nothing_is_fed_while_the_inbox_takes_nothing(
     assert transport.reading
 
 
-async def test_what_comes_while_the_inbox_takes_nothing_waits(
+async def test_data_received_while_paused_is_fed_after_resume(
     throttle: ReadThrottle, websocket: Websocket, transport: FakeTransport
 ) -> None:
     throttle.pause_reading()
@@ -105,7 +105,7 @@ async def test_what_comes_while_the_inbox_takes_nothing_waits(
     assert transport.reading
 
 
-async def test_an_inbox_that_fills_by_the_last_slice_is_read_no_further(
+async def test_transport_is_not_resumed_if_last_slice_pauses_reading(
     throttle: ReadThrottle, websocket: Websocket, transport: FakeTransport
 ) -> None:
     throttle.data_received(MUCH[: SLICE + 1])
@@ -123,7 +123,7 @@ async def test_an_inbox_that_fills_by_the_last_slice_is_read_no_further(
     assert transport.reading
 
 
-async def test_the_end_comes_behind_all_that_waits(throttle: ReadThrottle, websocket: Websocket) -> None:
+async def test_eof_follows_pending_data(throttle: ReadThrottle, websocket: Websocket) -> None:
     throttle.data_received(MUCH)
     assert not throttle.eof_received()
     assert "end" not in websocket.heard
@@ -131,13 +131,13 @@ async def test_the_end_comes_behind_all_that_waits(throttle: ReadThrottle, webso
     assert (websocket.fed, websocket.heard[-1]) == (MUCH, "end")
 
 
-async def test_the_end_is_told_at_once_where_nothing_waits(throttle: ReadThrottle, websocket: Websocket) -> None:
+async def test_eof_is_forwarded_immediately_if_nothing_is_pending(throttle: ReadThrottle, websocket: Websocket) -> None:
     assert throttle.eof_received() is False
     assert websocket.heard == ["end"]
 
 
 @pytest.mark.parametrize("paused", [False, True])
-async def test_what_is_dropped_is_never_fed_and_leaves_nothing_behind(
+async def test_drop_discards_pending_data_and_scheduled_turn(
     throttle: ReadThrottle, websocket: Websocket, transport: FakeTransport, paused: bool
 ) -> None:
     throttle.data_received(MUCH)
@@ -152,7 +152,7 @@ async def test_what_is_dropped_is_never_fed_and_leaves_nothing_behind(
     assert (throttle._unfed, throttle._turn) == (None, None)
 
 
-async def test_a_slice_that_fails_the_connection_is_the_last(
+async def test_feeding_stops_after_slice_that_fails_connection(
     throttle: ReadThrottle, websocket: Websocket, transport: FakeTransport
 ) -> None:
     def fail(data: bytes) -> None:
@@ -167,7 +167,7 @@ async def test_a_slice_that_fails_the_connection_is_the_last(
     assert transport.reading
 
 
-async def test_nothing_is_fed_once_the_connection_ends(
+async def test_nothing_is_fed_once_transport_is_closing(
     throttle: ReadThrottle, websocket: Websocket, transport: FakeTransport
 ) -> None:
     throttle.data_received(MUCH)

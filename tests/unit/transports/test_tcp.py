@@ -38,13 +38,13 @@ def connected() -> Iterator[tuple[socket.socket, socket.socket]]:
             yield server, client
 
 
-def test_the_kernel_is_told_how_long_it_waits_for_an_acknowledgement() -> None:
+def test_user_timeout_is_set_on_socket() -> None:
     with connected() as (server, _):
         set_user_timeout(Transport(server), 7.5)
         assert server.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 7_500
 
 
-def test_a_socket_without_that_option_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_user_timeout_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = socket.socketpair(socket.AF_UNIX)
     with one, other:
         set_user_timeout(Transport(one), 1)
@@ -55,7 +55,7 @@ def test_a_socket_without_that_option_is_left_as_it_is(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def test_a_connection_that_is_closed_is_no_error(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+def test_closed_connection_raises_no_error(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
     async def close() -> None:
         loop = asyncio.get_running_loop()
         transport, protocol = await loop.create_connection(Closed, sock=server)
@@ -69,7 +69,7 @@ def test_a_connection_that_is_closed_is_no_error(new_loop: Callable[[], asyncio.
         runner.run(close())
 
 
-async def test_what_a_client_has_not_taken_is_told_from_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unacknowledged_data_is_detected_until_client_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
     with connected() as (server, client):
         server.setblocking(False)
         assert not has_unacknowledged_data(Transport(server))
