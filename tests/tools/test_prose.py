@@ -12,6 +12,7 @@ BAD: dict[str, tuple[str, str]] = {
     "attribute docstring opens with a question word": ("tools/a.py", 'LIMIT = 1\n"""How much is allowed."""'),
     "function docstring opens without a verb": ("tools/a.py", 'def f():\n    """The name."""'),
     "class docstring opens without a noun": ("tools/a.py", 'class A:\n    """Keeps a list."""'),
+    "test name with a question word": ("tests/a.py", "def test_what_is_lost(): ..."),
     "stands": ("README.md", "The bridge stands at its path."),
     "fares": ("README.md", "It reports how the worker fares."),
     "anew": ("README.md", "The connection is made anew."),
@@ -120,13 +121,13 @@ def lines(result: Result) -> list[tuple[str, int]]:
     return [(finding.path, finding.line) for finding in result.findings]
 
 
-def test_every_rule_has_a_limit_and_a_bad_example() -> None:
+def test_every_rule_has_limit_and_bad_example() -> None:
     assert BAD.keys() == LIMITS.keys()
     assert WORDS.keys() < LIMITS.keys()
 
 
 @pytest.mark.parametrize("rule", LIMITS)
-def test_each_rule_finds_what_it_forbids(rule: str, tmp_path: Path) -> None:
+def test_each_rule_finds_its_violation(rule: str, tmp_path: Path) -> None:
     path, content = BAD[rule]
     found = results(tmp_path, {path: content})[rule]
     assert len(found.findings) == 1
@@ -138,7 +139,7 @@ def test_good_text_breaks_no_rule(tmp_path: Path) -> None:
     assert {rule: result.findings for rule, result in found.items() if result.findings} == {}
 
 
-def test_each_place_has_its_file_and_line(tmp_path: Path) -> None:
+def test_finding_has_file_and_line(tmp_path: Path) -> None:
     files = {
         "docs/a.md": "# Title\n\n```\ncode\n```\n\n`a\nspan`, then anew.\n",
         "tools/a.py": '"""A module.\n\nMade anew."""\n\n# Made\n# anew.\nx = 1  # anew\ny = f"made {x} anew by us"\n',
@@ -170,14 +171,14 @@ def test_each_place_has_its_file_and_line(tmp_path: Path) -> None:
     ],
     ids=["module", "class", "property", "function", "constant", "attribute"],
 )
-def test_no_docstring_may_ask(rule: str, source: str, word: str, tmp_path: Path) -> None:
+def test_docstring_must_not_open_with_question_word(rule: str, source: str, word: str, tmp_path: Path) -> None:
     found = results(tmp_path, {"tools/a.py": source.format(word)})
     counts = {name: result.count for name, result in found.items() if name.endswith("opens with a question word")}
     assert {name for name, count in counts.items() if count} == {f"{rule} opens with a question word"}
 
 
 @pytest.mark.parametrize("comment", ["/** Whether it runs. */", "/**\n * Whether it runs.\n */"])
-def test_no_jsdoc_may_ask(comment: str, tmp_path: Path) -> None:
+def test_jsdoc_must_not_open_with_question_word(comment: str, tmp_path: Path) -> None:
     assert results(tmp_path, {"example_app/a.ts": comment})["docstring opens with a question word"].count == 1
 
 
@@ -186,7 +187,7 @@ def test_no_jsdoc_may_ask(comment: str, tmp_path: Path) -> None:
     ["A name", "The name", "It returns", "They return", "Returns", "Called once", "Waiting", "Nothing", "Of these",
      "``name``", "Path of it", "Messages", "NATS has it", "Name of it", "All of it", "sanic-ext calls it"],
 )  # fmt: skip
-def test_a_function_begins_with_a_verb(opening: str, tmp_path: Path) -> None:
+def test_function_docstring_must_open_with_verb(opening: str, tmp_path: Path) -> None:
     source = f'async def a():\n    """{opening}, and more."""\n'
     assert results(tmp_path, {"tools/a.py": source})["function docstring opens without a verb"].count == 1
 
@@ -194,7 +195,7 @@ def test_a_function_begins_with_a_verb(opening: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "opening", ["Keeps it", "Keep it", "It keeps", "Counts it", "From it", "There is", "One of it"]
 )
-def test_a_class_begins_with_a_noun(opening: str, tmp_path: Path) -> None:
+def test_class_docstring_must_open_with_noun(opening: str, tmp_path: Path) -> None:
     source = f'class A:\n    """{opening}, and more."""\n'
     assert results(tmp_path, {"tools/a.py": source})["class docstring opens without a noun"].count == 1
 
@@ -205,7 +206,7 @@ def test_where_is_counted_per_thousand_words(tmp_path: Path) -> None:
     assert found["where, in documents"].count == 1
 
 
-def test_long_sentences_are_a_share_of_all(tmp_path: Path) -> None:
+def test_long_sentences_are_counted_as_percentage(tmp_path: Path) -> None:
     long = " ".join(["Word"] * 26)
     short = "This is a short sentence."
     items = f"- {' '.join(['word'] * 25)}\n- {short}\n\n| a | b |\n"
@@ -215,14 +216,14 @@ def test_long_sentences_are_a_share_of_all(tmp_path: Path) -> None:
     assert [finding.line for finding in found.findings] == [3]
 
 
-def test_a_code_span_is_one_word_of_a_sentence(tmp_path: Path) -> None:
+def test_code_span_counts_as_one_word(tmp_path: Path) -> None:
     text = "Set `a b c` " + " ".join(["word"] * 23) + ".\n"
     rule = "sentences of more than 25 words, in documents"
     assert results(tmp_path, {"README.md": text})[rule].count == 0
     assert results(tmp_path, {"README.md": text.replace(".\n", " `d`.\n")})[rule].count == 100
 
 
-def test_the_script_fails_above_a_limit_and_names_the_place(
+def test_script_fails_above_limit_and_prints_findings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "README.md").write_text("Made anew.\n\nMade `so` anew.\n")
@@ -240,5 +241,5 @@ def test_the_script_fails_above_a_limit_and_names_the_place(
     assert "README.md:1: Made anew." in capsys.readouterr().out
 
 
-def test_a_place_reads_like_those_of_a_compiler() -> None:
+def test_finding_is_formatted_like_compiler_message() -> None:
     assert str(Finding("README.md", 3, "Made anew.")) == "README.md:3: Made anew."
