@@ -1,7 +1,7 @@
 # make run     serve the example app at http://127.0.0.1:5001 (ARGS="--port 5002 --workers 2")
 # make test    run all tests, browsers included (ARGS="-k session")
 # make test-fast   run the unit tests, which need no system packages, npm, browser or root
-# make test-tools  run the tests of the benchmarks and the faults in full
+# make test-tools  run the tests of the benchmarks, of the faults and of several workers in full
 # make long    run the fuzzers, the random walk and the tests of properties for long
 # make check   formatting, lint, types and prose
 # make docs    build the docs site into build/site
@@ -17,9 +17,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 NODE := tests/support/node
 ARGS ?=
+# The tests start hundreds of Python processes, which would each compile the package.
+unexport PYTHONDONTWRITEBYTECODE
 # The tests wait more than they compute. ARGS="-n 0" runs them one after another. Files are run in their order: those
 # of tests/unit, the last folder, are short and fill what the long ones leave at the end.
-PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
+PARALLEL := -n 5 --dist loadfile --no-loadscope-reorder
 
 # What the tests need of the system, each with a command or library by which its presence is seen: two
 # browsers, what Playwright's driver needs to steer one, two proxies, a network that can be cut, Node, and curl.
@@ -43,7 +45,7 @@ test-fast: $(VENV)/.dev
 
 test-tools: $(VENV)/.dev
 	@.ci/packages $(TEST_PACKAGES)
-	TOOLS_IN_FULL=1 $(BIN)/python -m pytest tests/tools tests/system/test_fleet.py tests/system/test_rolling.py $(ARGS)
+	TOOLS_IN_FULL=1 $(BIN)/python -m pytest tests/tools tests/system/test_fleet.py tests/system/test_rolling.py tests/system/test_workers.py $(ARGS)
 
 # The marker is hypothesis's own: it is on each test of a property.
 long: export HYPOTHESIS_PROFILE := long

@@ -5,7 +5,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from sanic_nats_bridge.testing import NatsServer
+from tests.support import startup_caches
 from tests.support.bridge import Bridge, Publisher, ServerName, running
+
+startup_caches.install()
 
 # No property fails because an example took long. `make long` tries more examples.
 settings.register_profile("usual", deadline=None, suppress_health_check=[HealthCheck.too_slow])

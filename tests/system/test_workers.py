@@ -17,8 +17,8 @@ from tests.support.bridge import WAIT_SECONDS, Publisher, subscribed, until
 from tests.support.example import ExampleApp
 
 WORKERS: Final = 4
-CLIENTS: Final = 200
-ROUNDS: Final = 20
+CLIENTS: Final = 200 if "TOOLS_IN_FULL" in os.environ else 40
+ROUNDS: Final = 20 if "TOOLS_IN_FULL" in os.environ else 8
 
 
 @pytest.fixture(scope="module")
