@@ -864,7 +864,8 @@ class Client extends ClientEventTarget {
    * @param {Api.ClientEvents[Type]} detail
    */
   #dispatch(type, detail) {
-    this.dispatchEvent(new CustomEvent(type, { detail }));
+    // Not a CustomEvent, which Node 18 lacks.
+    this.dispatchEvent(Object.assign(new Event(type), { detail }));
   }
 
   // Subscriptions

@@ -1,6 +1,9 @@
 // Two clients in Node that share an event stream. They import the package by its name, as an application does.
 import { connect } from "sanic-nats-bridge";
 import { EventSource } from "eventsource";
+import { webcrypto } from "node:crypto";
+
+globalThis.crypto ??= webcrypto; // Node 18 has no global one
 
 // Node has Web Locks from version 24 on.
 class Locks {
