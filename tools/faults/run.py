@@ -22,6 +22,7 @@ from .workload import SMALL_REORDERING_SECONDS, recording
 
 __all__ = ["late_notices", "run"]
 
+_AFTERMATH_SECONDS = 1.0
 _CLEANUP_SECONDS = 60.0
 _SMALL_SETTINGS = {"unsubscribe_delay": 0.1, "ping_interval": 60}
 _SMALL_SILENT_SETTINGS = {**_SMALL_SETTINGS, "ping_interval": 1}
@@ -38,6 +39,8 @@ async def run(fault: Fault, number: int, *, settings: Mapping[str, Any] | None =
             await env.request_forbidden()
             if not fault.drop_one_in:
                 await env.connect(WebSocketClient("newcomer", ("orders.*.1", "news.sport")))
+            # Messages go on for a while, because a fault may have effects after the clients have recovered.
+            await env.sleep(_AFTERMATH_SECONDS)
             await env.finish(lambda: subscriptions_propagated(env.servers))
             result.recovered = sum(client.has_last_messages for client in env.bystanders)
             result.failures += (
