@@ -92,7 +92,7 @@ async def test_lost_and_delivered_messages_of_slow_client_are_counted(shared_nat
         Publisher.connected(shared_nats) as publisher,
         raw_connection(bridge.port, request, limit=1000) as (reader, _),
     ):
-        await until(lambda: bridge.extension.sessions and subject in shared_nats.subscriptions())
+        await until(lambda: [session.subscriptions for session in bridge.extension.sessions] == [(subject,)])
         sent, payload = 0, b'"' + b"x" * 100_000 + b'"'
         while not bridge.extension.stats().lost["slow_consumer"]:
             await publisher.send(subject, payload)

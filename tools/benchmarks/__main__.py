@@ -111,7 +111,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     unknown = set(options.scenarios) - SCENARIOS.keys()
     if unknown:
         parser.error(f"no such scenario: {', '.join(sorted(unknown))}")
-    options.targets += [name for name in options.more if name not in options.targets]
+    options.targets = [*options.targets, *(name for name in options.more if name not in options.targets)]
     return options
 
 

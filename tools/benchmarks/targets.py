@@ -147,7 +147,7 @@ TARGETS = {
     )
 }
 
-DEFAULT_TARGETS = ["bridge-ws", "bridge-sse", "bridge-ws-2", "bridge-sse-2", "nats-ws", "plain-sanic"]
+DEFAULT_TARGETS = ("bridge-ws", "bridge-sse", "bridge-ws-2", "bridge-sse-2", "nats-ws", "plain-sanic")
 
 
 def applicable_targets(scenario: Scenario, names: Sequence[str]) -> Sequence[str]:
