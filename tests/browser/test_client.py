@@ -137,7 +137,7 @@ async def test_client_switches_back_to_websocket_when_it_works_again(
     tab: Tab, shared_nats: NatsServer, publisher: Publisher
 ) -> None:
     subject = publisher.subject("a")
-    async with serving(shared_nats, "refuse", heartbeat=1) as (bridge, box):
+    async with serving(shared_nats, "refuse", heartbeat=8) as (bridge, box):
         await tab.goto(box.url)
         await begin(tab, {"retryBetter": 300}, subject)
         await ready(tab, "sse")
@@ -239,7 +239,7 @@ async def test_client_detects_dead_connection_by_silence(
     tab: Tab, shared_nats: NatsServer, publisher: Publisher, transport: str
 ) -> None:
     subject = publisher.subject("a")
-    async with serving(shared_nats, heartbeat=0.5) as (bridge, box):
+    async with serving(shared_nats, heartbeat=2) as (bridge, box):
         await tab.goto(box.url)
         await begin(tab, {"transports": [transport]}, subject)
         await ready(tab, transport)
@@ -283,7 +283,7 @@ async def test_frozen_page_loses_no_messages(
     browser: Chromium, profile: Profile, shared_nats: NatsServer, publisher: Publisher
 ) -> None:
     subject = publisher.subject("a")
-    async with serving(shared_nats, heartbeat=1) as (_, box):
+    async with serving(shared_nats, heartbeat=2) as (_, box):
         tabs = {transport: await profile.tab() for transport in ("websocket", "sse")}
         for transport, tab in tabs.items():
             await tab.goto(box.url)
@@ -291,7 +291,7 @@ async def test_frozen_page_loses_no_messages(
             await ready(tab, transport)
         async with browser.frozen():
             await publisher.send(subject, b"1")
-            await asyncio.sleep(2.2)  # the state to test: more than two heartbeats have passed
+            await asyncio.sleep(4.2)  # the state to test: more than two heartbeats have passed
             await publisher.send(subject, b"2")
         for tab in tabs.values():
             await true(tab, "messages.length === 2")
@@ -303,7 +303,7 @@ async def test_client_detects_connection_that_died_while_page_was_frozen(
     browser: Chromium, profile: Profile, shared_nats: NatsServer, publisher: Publisher
 ) -> None:
     subjects = {transport: publisher.subject(transport) for transport in ("websocket", "sse")}
-    async with serving(shared_nats, heartbeat=0.3) as (bridge, box):
+    async with serving(shared_nats, heartbeat=2) as (bridge, box):
         tabs = {transport: await profile.tab() for transport in subjects}
         for transport, tab in tabs.items():
             await tab.goto(box.url)
@@ -311,7 +311,7 @@ async def test_client_detects_connection_that_died_while_page_was_frozen(
             await ready(tab, transport)
         async with browser.frozen():
             box.silent = True
-            await asyncio.sleep(0.7)  # the state to test: more than two heartbeats have passed
+            await asyncio.sleep(4.2)  # the state to test: more than two heartbeats have passed
         for tab in tabs.values():
             await true(tab, "seen('status').some(({ reason }) => reason === 'silence')")
         box.silent = False
@@ -330,7 +330,7 @@ async def test_hanging_command_does_not_delay_next_session(
     tab: Tab, shared_nats: NatsServer, publisher: Publisher
 ) -> None:
     subject = publisher.subject("a")
-    async with serving(shared_nats, heartbeat=0.5) as (bridge, box):
+    async with serving(shared_nats, heartbeat=2) as (bridge, box):
         await tab.goto(box.url)
         await tab.evaluate(
             """(() => {
@@ -674,7 +674,7 @@ LOCK_IS_STOLEN = "seen('status').some(({ reason }) => reason.includes('AbortErro
 @chromium_only  # each of its tabs has a process of its own, so that one can hang
 async def test_hanging_leader_is_replaced(profile: Profile, shared_nats: NatsServer, publisher: Publisher) -> None:
     subject = publisher.subject("a")
-    async with serving(shared_nats, heartbeat=0.5) as (bridge, box):
+    async with serving(shared_nats, heartbeat=2) as (bridge, box):
         leader = await open_shared(profile, box.url, "ada", subject)
         other = await open_shared(profile, box.url, "ada", subject)
         synchronous = "(() => { const r = new XMLHttpRequest(); r.open('GET', '/hang', false); r.send(); })()"
@@ -693,7 +693,7 @@ async def test_dead_connection_does_not_replace_leader(
     profile: Profile, shared_nats: NatsServer, publisher: Publisher
 ) -> None:
     subject = publisher.subject("a")
-    async with serving(shared_nats, heartbeat=3) as (bridge, box):
+    async with serving(shared_nats, heartbeat=2) as (bridge, box):
         tabs = [await open_shared(profile, box.url, "ada", subject) for _ in range(4)]
         box.silent = True
         for tab in tabs:

@@ -181,6 +181,9 @@ async def test_two_apps_in_one_process_have_separate_bridges(shared_nats: NatsSe
             async with http.ws_connect(f"http://127.0.0.1:{port}{prefix}/stream") as client:
                 assert (await client.receive_json(timeout=WAIT_SECONDS))["type"] == "welcome"
                 await client.send_json({"subjects": [subject]})
+                # The reply may precede the subscription at NATS, if the app isn't connected yet.
+                while (await client.receive_json(timeout=WAIT_SECONDS))["type"] != "reply":
+                    pass
                 await until(lambda server=server, subject=subject: subject in server.subscriptions())  # type: ignore[misc]
                 await publisher.send(subject, b"1")
                 while (frame := await client.receive_json(timeout=WAIT_SECONDS))["type"] != "message":
