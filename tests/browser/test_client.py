@@ -705,6 +705,9 @@ async def test_dead_connection_does_not_replace_leader(
             await back(tab, bridge, publisher, subject)
         for tab in tabs:
             assert await tab.evaluate(LOCK_IS_STOLEN) is False
+            gaps = await tab.evaluate(RECONNECT_GAP)
+            # One, and one more for each keepalive that a busy machine has missed.
+            assert gaps == [[[subject], None, "reconnect"]] * len(gaps)
 
 
 NO_LOCKS = "Object.defineProperty(Navigator.prototype, 'locks', { value: undefined });"
