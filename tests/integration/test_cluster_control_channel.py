@@ -3,12 +3,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from uuid import uuid4
 
-import nats
 import pytest
-from nats.aio.client import DEFAULT_PENDING_SIZE
+from nats.aio.client import DEFAULT_PENDING_SIZE, Client
 
 from sanic_nats_bridge.cluster.control_channel import ControlChannel, RequestHandler, UnknownWorkerError
 from sanic_nats_bridge.nats.connection import NatsClient
+from sanic_nats_bridge.nats.transport import transport_for
 from sanic_nats_bridge.protocol.session_ids import new_worker_id
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import WAIT_SECONDS, until
@@ -45,7 +45,11 @@ class Worker:
     async def connect(self, url: str) -> None:
         if self.client is not None:
             await self.client.close()
-        self.client = await nats.connect(url)
+        client = Client()
+        # As the bridge does: asyncio's own writelines doesn't pause its protocol in some versions (CVE-2024-12254).
+        client._transport = transport_for(url)
+        await client.connect(url)
+        self.client = client
         self.channel.connected()
         await until(lambda: self.channel.ready)
 

@@ -46,6 +46,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_play
 
 from sanic_nats_bridge.protocol import messages
 from tests.support.bridge import WAIT_SECONDS, free_port, wait_until
+from tests.support.process import APP_ENVIRONMENT
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")))
@@ -264,7 +265,8 @@ class Story:
         kept = {name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR") if name in os.environ}
         return kept | {
             "PATH": f"{here}:/usr/local/bin:/usr/bin:/bin",
-            "PYTHONPATH": str(ROOT),
+            **APP_ENVIRONMENT,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), APP_ENVIRONMENT["PYTHONPATH"]]),
             "PYTHONUNBUFFERED": "1",
             # For apps that take the default.
             "SANIC_NATS_BRIDGE_SERVERS": self._here("nats://127.0.0.1:4222"),

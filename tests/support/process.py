@@ -19,6 +19,13 @@ PROJECT = Path(__file__).parents[2]
 
 _STARTUP = Path(__file__).parent / "startup"
 
+APP_ENVIRONMENT: Mapping[str, str] = {
+    "PYTHONPATH": os.pathsep.join([str(_STARTUP), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    # If aiohttp is installed, nats-py imports it, which takes a third of an app's start. Users seldom have it.
+    "ABSENT_PACKAGES": "aiohttp",
+}
+"""The additional environment of an app's process."""
+
 
 class ManagerReady:
     """A marker for the moment when the manager of an app's workers has seen them and handles signals."""
@@ -36,8 +43,7 @@ class ManagerReady:
     @property
     def environment(self) -> dict[str, str]:
         """For the process of the manager."""
-        path = os.pathsep.join([str(_STARTUP), *filter(None, [os.environ.get("PYTHONPATH")])])
-        return {"PYTHONPATH": path, "MANAGER_READY_FILE": str(self._file)}
+        return {**APP_ENVIRONMENT, "MANAGER_READY_FILE": str(self._file)}
 
     def __call__(self) -> bool:
         return self._file.exists()
@@ -73,7 +79,9 @@ class AppProcess:
 async def app_process(*bridges: Mapping[str, Any], wrapper: tuple[str, ...] = ()) -> AsyncIterator[AppProcess]:
     """Serve an app for each of these bridges' settings, all in one process."""
     command = (*wrapper, sys.executable, "-m", "tests.support.apps.plain", *map(json.dumps, bridges))
-    process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=DEVNULL, cwd=PROJECT)
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=PIPE, stderr=DEVNULL, cwd=PROJECT, env=os.environ | APP_ENVIRONMENT
+    )
     app = AppProcess(process, [])
     try:
         app.ports = json.loads(await app.line())
@@ -139,7 +147,8 @@ async def asgi_process(*command: str, **configuration: str) -> AsyncIterator[tup
     """Serve ``tests.support.apps.managed`` with the command of an ASGI server; ``PORT`` is replaced by its port."""
     port = free_port()
     arguments = [argument.replace("PORT", str(port)) for argument in command]
-    environment = os.environ | {f"SANIC_NATS_BRIDGE_{name.upper()}": value for name, value in configuration.items()}
+    settings = {f"SANIC_NATS_BRIDGE_{name.upper()}": value for name, value in configuration.items()}
+    environment = os.environ | APP_ENVIRONMENT | settings
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", *arguments, stdout=DEVNULL, stderr=DEVNULL, cwd=PROJECT, env=environment
     )

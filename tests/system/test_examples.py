@@ -23,6 +23,7 @@ from websockets.sync.client import ClientConnection, connect
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import WAIT_SECONDS, free_port, wait_until
 from tests.support.page import chromium
+from tests.support.process import APP_ENVIRONMENT
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -110,7 +111,7 @@ def running(name: str, nats: NatsServer, folder: Path, **environment: str) -> It
         arguments = [*command(words), "--port", str(port)]
     workers = int(words[words.index("--workers") + 1]) if "--workers" in words else 1
     example = Example(f"http://127.0.0.1:{port}/", nats, folder / "log")
-    variables: Mapping[str, str] = os.environ | {"SANIC_NATS_BRIDGE_SERVERS": nats.url} | environment
+    variables: Mapping[str, str] = os.environ | APP_ENVIRONMENT | {"SANIC_NATS_BRIDGE_SERVERS": nats.url} | environment
     with example.log.open("wb") as log:
         # Sanic's manager may kill its whole process group, which must not be that of the tests.
         process = subprocess.Popen(arguments, cwd=ROOT, env=variables, stdout=log, stderr=log, start_new_session=True)

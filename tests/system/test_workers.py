@@ -102,9 +102,11 @@ async def test_post_commands_work_on_any_worker(example: ExampleApp, nats_server
     async with contextlib.AsyncExitStack() as stack:
         http = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
         publisher = await stack.enter_async_context(Publisher.connected(nats_server))
-        streams = [await stack.enter_async_context(EventStream.opened(http, example.url)) for _ in range(CLIENTS)]
-        # Otherwise no command would have to be passed on.
-        assert len({stream.session[:16] for stream in streams}) == WORKERS
+        streams: list[EventStream] = []
+        # The kernel chooses the worker, and each must hold sessions: otherwise no command would have to be passed on.
+        async with asyncio.timeout(WAIT_SECONDS):
+            while len(streams) < CLIENTS or len({stream.session[:16] for stream in streams}) < WORKERS:
+                streams.append(await stack.enter_async_context(EventStream.opened(http, example.url)))
         due = await asyncio.gather(
             *(
                 subscribe_and_unsubscribe(example.url, stream, publisher, f"c{name}")

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.support.bridge import alive, wait_until
+from tests.support.process import APP_ENVIRONMENT
 from tools.benchmarks import __main__ as command_line
 from tools.benchmarks import load as load_module
 from tools.benchmarks.load import Load, Outcome
@@ -42,6 +43,15 @@ STREAM = b"".join(b"\x81\x7e\x00\x90{%b}\n" % document(number, 1_000 + number, 1
 
 ONE = RunKey("steady", "100/s", "bridge-ws")
 OTHER = ONE._replace(target="nats-ws")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def app_environment() -> Iterator[None]:
+    """Start the servers as the other tests do."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in APP_ENVIRONMENT.items():
+            patch.setenv(name, value)
+        yield
 
 
 @contextlib.contextmanager

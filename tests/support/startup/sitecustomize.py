@@ -1,10 +1,16 @@
-"""Startup code of each Python under test: Sanic's manager reports when it handles signals.
+"""Startup code of each Python under test: it lacks some packages, and Sanic's manager reports when it handles signals.
 
 A signal that arrives before the manager has seen all its workers acknowledge makes it loop indefinitely.
 """
 
 import os
+import sys
 from pathlib import Path
+from typing import Any
+
+_modules: dict[str, Any] = sys.modules
+for _package in os.environ.get("ABSENT_PACKAGES", "").split():
+    _modules[_package] = None
 
 _ready = os.environ.get("MANAGER_READY_FILE")
 
