@@ -4,16 +4,21 @@ Without them, the start of an app takes longer than most tests.
 """
 
 import functools
+import inspect
 import typing
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+from sanic.mixins.routes import RouteMixin
 from sanic.touchup.schemes.base import BaseScheme
 from sanic_ext.extensions.openapi import types as openapi_types
 from sanic_routing import router
 
 _build: Any = BaseScheme.build
 _built: dict[Any, Any] = {}
+_determine_error_format: Any = RouteMixin._determine_error_format
+_error_formats: dict[Any, str] = {}
 
 
 def install() -> None:
@@ -24,8 +29,11 @@ def install() -> None:
     module.compile = functools.cache(compile)
     scheme: Any = BaseScheme
     scheme.build = _cached_build
+    mixin: Any = RouteMixin
+    mixin._determine_error_format = _cached_error_format
     module = openapi_types
     module.get_type_hints = _get_type_hints
+    module.getmembers = _own_members
 
 
 def _cached_build(method: Any, module_globals: dict[str, Any], app: Any) -> Any:
@@ -43,3 +51,17 @@ _cached_type_hints = functools.cache(typing.get_type_hints)
 
 def _get_type_hints(item: Any) -> dict[str, Any]:
     return dict(_cached_type_hints(item))  # a copy, because the caller changes it
+
+
+def _cached_error_format(mixin: Any, handler: Any) -> str:
+    """Return the format that Sanic finds in the source of a handler."""
+    key = getattr(inspect.unwrap(handler), "__code__", handler)
+    if key not in _error_formats:
+        _error_formats[key] = _determine_error_format(mixin, handler)
+    return _error_formats[key]
+
+
+def _own_members(value: Any, predicate: Callable[[Any], bool]) -> list[tuple[str, Any]]:
+    """Return the members of a value, without those of its class, which sanic-ext would drop."""
+    members = ((name, getattr(value, name)) for name in sorted(value.__dict__))
+    return [(name, member) for name, member in members if predicate(member)]
