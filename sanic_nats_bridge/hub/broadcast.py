@@ -32,8 +32,8 @@ class Broadcaster:
     """The messages that NATS has sent since the last flush, by the views that show them.
 
     Args:
-        tally: Counts the messages and their deliveries.
-        expiries: Asked before each flush, so that no message is written after a session's permissions have expired.
+        counters: Counts the messages and their deliveries.
+        expirations: Asked before each flush, so that no message is written after a session's permissions have expired.
         headers: The NATS headers that clients get.
         flush_interval: Seconds for which messages are gathered, up to 1 MiB; 0 flushes once per turn of the loop.
     """

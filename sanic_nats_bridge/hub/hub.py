@@ -29,8 +29,8 @@ class Hub:
 
     Args:
         link: The connection to NATS.
-        batch: The message path.
-        tally: Counts the connections to NATS.
+        broadcaster: The message path.
+        counters: Counts the connections to NATS.
         on_disconnected: Called when the connection has ended, while the interests still show their last state.
         on_established: Called when a new connection is established, before any of its messages is delivered.
         on_connected: Called when NATS has answered for each pattern that was subscribed at that moment.
