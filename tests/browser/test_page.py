@@ -301,8 +301,9 @@ def test_console_shows_commands_and_replies(page: Page, shared_nats: NatsServer)
 def test_console_keeps_at_most_100_frames(page: Page, shared_nats: NatsServer) -> None:
     page.get_by_label("All frames").check()
     follow(page, "console.load")
-    with publishing(shared_nats, "console.load", 1000):
+    with publishing(shared_nats, "console.load", range(1_000), 1_000):
         expect(frames(page)).to_have_count(100)
+    expect(frames(page).first).to_contain_text('"number":999')
     expect(frames(page)).to_have_count(100)
 
 
@@ -373,12 +374,13 @@ def test_page_remains_responsive_at_1000_messages_per_second(
     subject = f"load.{transport}"
     follow(page, subject)
     page.evaluate(RECORD_ANNOUNCEMENTS)
-    with publishing(shared_nats, subject, 1000) as sent:
+    with publishing(shared_nats, subject, range(3_000), 1_000):
         expect(rows(page)).to_have_count(200)
         expect(page.locator("#count")).to_have_text(re.compile(r"^([2-9]|\d\d+),\d{3} messages$"))
         page.get_by_role("button", name="Pause", exact=True).click()
         expect(page.locator("#count")).to_contain_text("paused")
         shown = page.locator("#rows").text_content()
+    with publishing(shared_nats, subject, range(3_000, 6_000), 1_000):
         expect(page.locator("#count")).to_have_text(re.compile(r"paused, [\d,]*\d,\d{3} new"))
         assert page.locator("#rows").text_content() == shown
         page.select_option("#kept", "100")
@@ -386,12 +388,12 @@ def test_page_remains_responsive_at_1000_messages_per_second(
         page.fill("#filter", '"number": 1')
         page.fill("#filter", "")
         expect(rows(page)).to_have_count(100)
-    expect(page.locator("#count")).to_have_text(f"{sent[0]:,} messages")
+    expect(page.locator("#count")).to_have_text("6,000 messages")
     expect(rows(page)).to_have_count(100)
     numbers = [int(text) for text in re.findall(r'"number": (\d+)', page.locator("#rows").text_content() or "")]
-    assert numbers == list(range(sent[0] - 1, sent[0] - 101, -1))
+    assert numbers == list(range(5_999, 5_899, -1))
     assert page.locator("#rates .rate").count() == 1
-    assert len(page.evaluate("announced")) < sent[0] / 100
+    assert len(page.evaluate("announced")) < 60
 
 
 def test_announcements_are_summarized_and_at_least_3_s_apart(
