@@ -59,6 +59,8 @@ def answers(operation: Any, mode: GenerationMode, base_url: str, session: str) -
     return statuses
 
 
+# Hypothesis takes the random numbers of the bridge, which runs in another thread, for those of a strategy.
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
 @pytest.mark.parametrize(
     ("mode", "reached"),
     [

@@ -77,7 +77,7 @@ def command(page: Page, text: str) -> None:
 
 @contextmanager
 def publishing(server: NatsServer, subject: str, numbers: range, rate: int) -> Iterator[None]:
-    """Publish a message for each number, so many per second, during the block; wait at its end until all are sent.
+    """Publish a message for each number, so many per second at most; wait at the end of the block until all are sent.
 
     Their number is fixed: a page that is slow, because the machine is busy, would never catch up with a rate.
     """
@@ -85,14 +85,11 @@ def publishing(server: NatsServer, subject: str, numbers: range, rate: int) -> I
     def publish() -> None:
         with socket.create_connection(("127.0.0.1", server.port), WAIT_SECONDS) as connection:
             connection.sendall(b'CONNECT {"verbose": false}\r\n')
-            started, count = time.monotonic(), 0
-            while count < len(numbers):
-                time.sleep(0.01)
-                due = int((time.monotonic() - started) * rate)
-                payloads = [b'{"number": %d, "list": [1, 2, 3]}' % number for number in numbers[count:due]]
-                head = subject.encode()
+            head, batch = subject.encode(), rate // 100
+            for start in range(0, len(numbers), batch):
+                payloads = [b'{"number": %d, "list": [1, 2, 3]}' % number for number in numbers[start : start + batch]]
                 connection.sendall(b"".join(b"PUB %s %d\r\n%s\r\n" % (head, len(text), text) for text in payloads))
-                count = due
+                time.sleep(0.01)
             connection.sendall(b"PING\r\n")
             answers = b""
             while b"PONG" not in answers:
