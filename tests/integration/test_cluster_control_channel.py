@@ -11,7 +11,7 @@ from sanic_nats_bridge.nats.connection import NatsClient
 from sanic_nats_bridge.nats.transport import transport_for
 from sanic_nats_bridge.protocol.session_ids import new_worker_id
 from sanic_nats_bridge.testing import NatsServer
-from tests.support.bridge import WAIT_SECONDS, until
+from tests.support.bridge import WAIT_SECONDS, flush, until
 from tests.support.clock import held
 
 
@@ -62,7 +62,7 @@ async def workers(url: str, count: int = 2) -> AsyncIterator[list[Worker]]:
         for worker in made:
             await worker.connect(url)
             assert worker.client is not None
-            await worker.client.flush()
+            await flush(worker.client)
         yield made
     finally:
         for worker in made:
@@ -144,7 +144,7 @@ async def test_requests_and_announcements_work_on_new_connection(shared_nats: Na
         for worker in (one, two):
             await worker.connect(shared_nats.url)
         assert two.client is not None
-        await two.client.flush()
+        await flush(two.client)
         assert await one.channel.request(two.id, b"1", WAIT_SECONDS) == b"echo 1"
         await one.channel.announce(b"news")
         await until(lambda: two.announcements == [b"news"])

@@ -18,7 +18,7 @@ from sanic_nats_bridge.errors import InternalError
 from sanic_nats_bridge.protocol.messages import Command
 from sanic_nats_bridge.protocol.session_ids import digest, new_session_id, new_worker_id
 from sanic_nats_bridge.testing import NatsServer
-from tests.support.bridge import SERVERS, WAIT_SECONDS, Bridge, Publisher, ServerName, running, subscribed, until
+from tests.support.bridge import SERVERS, WAIT_SECONDS, Bridge, Publisher, ServerName, flush, running, subscribed, until
 from tests.support.clock import held
 from tests.support.raw import sessions
 from tests.unit.sessions.test_session import Worker
@@ -187,7 +187,7 @@ async def test_silent_worker_makes_session_unreachable(shared_nats: NatsServer) 
     async with workers(shared_nats.url, **short) as (_, other), bystander(shared_nats.url) as silent:
         worker = new_worker_id()
         await silent.subscribe(f"{control_prefix(other)}.worker.{worker}", cb=_ignore)
-        await silent.flush()
+        await flush(silent)
         body = {"session": new_session_id(worker), "subjects": ["a.open"]}
         status, reply = await other.post("/subscribe", body)
         assert (status, reply["code"]) == (503, "session.unreachable")
@@ -262,7 +262,7 @@ async def test_relay_answers_only_valid_reply_subjects(shared_nats: NatsServer) 
         replies = await stranger.subscribe(assembler)
         await stranger.publish(address(home), request(), assembler)
         await replies.next_msg(WAIT_SECONDS)
-        await stranger.flush()
+        await flush(stranger)
         assert [subscription.pending_msgs for subscription in recorded] == [0] * len(recorded)
 
 
@@ -275,7 +275,7 @@ async def test_session_id_is_never_sent_over_nats(both: tuple[Bridge, Bridge], s
             seen.append(f"{message.subject} {message.reply} ".encode() + message.data)
 
         await tap.subscribe(f"{control_prefix(home)}.>", cb=note)
-        await tap.flush()
+        await flush(tap)
         assert (await other.post("/subscribe", {"session": client.session, "subjects": ["a.open"]}))[0] == 200
         await until(lambda: len(seen) == 2)
         assert b"a.open" in seen[0]

@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from sanic_nats_bridge.testing import NatsServer
-from tests.support.bridge import WAIT_SECONDS, Publisher, subscribed, until
+from tests.support.bridge import WAIT_SECONDS, Publisher, flush, subscribed, until
 from tests.support.example import ExampleApp
 
 WORKERS: Final = 4
@@ -87,7 +87,7 @@ async def subscribe_and_unsubscribe(
     for number in range(ROUNDS):
         subject = f"{publisher.base}.{name}.{number}"
         await publisher.client.publish(subject, b'"before"')
-        await publisher.client.flush()
+        await flush(publisher.client)
         assert await post(url, "subscribe", stream.session, subject) == (200, subscribed(subject))
         await publisher.client.publish(subject, b"%d" % number)
         due.append((subject, number))
@@ -113,7 +113,7 @@ async def test_post_commands_work_on_any_worker(example: ExampleApp, nats_server
                 for name, stream in enumerate(streams)
             )
         )
-        await publisher.client.flush()
+        await flush(publisher.client)
         for stream, messages in zip(streams, due, strict=True):
             assert await post(example.url, "subscribe", stream.session, publisher.base) == (
                 200,

@@ -94,6 +94,8 @@ async def publish(request: Request, subject: str) -> HTTPResponse:
         return text("NATS is disconnected", 503)
     try:
         await client.publish(subject, request.body)
+        # Twice, because the first PING overtakes what waits for nats-py's flusher.
+        await client.flush()
         await client.flush()
     except Exception as error:
         return text(type(error).__name__, 422)

@@ -8,6 +8,7 @@ codes.
 """
 
 import asyncio
+import gc
 import json
 import socket
 import sys
@@ -29,6 +30,7 @@ def prepared(number: int, settings: Any) -> int:
 
     @app.get("/facts")
     async def facts(request: Request) -> HTTPResponse:
+        gc.collect()  # how much garbage waits depends on the version of Python
         sessions = bridge._on_app.sessions
         facts = {"connected": int(sessions.hub.connected), "sessions": len(sessions), "tasks": len(asyncio.all_tasks())}
         return as_json(facts)
