@@ -209,9 +209,13 @@ def test_remote_exception_is_raised_in_caller() -> None:
         far.call(dict.pop, "missing")
 
 
+# A child that reads its standard input lives as long as its parent, which holds the other end.
+HOLDING = "from subprocess import PIPE, Popen\n"
+
+
 def test_cpu_time_includes_child_processes() -> None:
     child = [sys.executable, "-c", "import time\nwhile time.process_time() < 0.3: pass\nprint(1, flush=True)\ninput()"]
-    code = f"import subprocess; subprocess.run({child!r})"
+    code = f"{HOLDING}Popen({child!r}, stdin=PIPE).wait()"
     with server([sys.executable, "-c", code]) as running:
         assert len(descendants(running.pid)) == 2
         assert cpu_ns(running.pid) >= 300_000_000
@@ -219,7 +223,7 @@ def test_cpu_time_includes_child_processes() -> None:
 
 def test_server_cpu_time_excludes_manager_process() -> None:
     child = [sys.executable, "-c", "import os\nprint(1, os.getpid(), flush=True)\ninput()"]
-    code = f"import subprocess, time\nwhile time.process_time() < 0.3: pass\nsubprocess.run({child!r})"
+    code = f"{HOLDING}import time\nwhile time.process_time() < 0.3: pass\nPopen({child!r}, stdin=PIPE).wait()"
     with server([sys.executable, "-c", code]) as running:
         assert running.workers == tuple(descendants(running.pid)[1:])
         assert running.cpu_ns <= cpu_ns(running.pid) - 300_000_000
