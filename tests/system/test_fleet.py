@@ -27,7 +27,8 @@ def test_clients_on_two_machines_lose_no_message_without_gap(
     (run,) = Results.load(tmp_path / "reliability" / "results.json").runs
     assert (run.clients, run.recovered, run.verdict.broken) == (16, 16, 0)
     assert run.verdict.delivered
-    assert run.verdict.announced
+    # Whether a message passed just then is chance, but each client learns that a server was killed.
+    assert run.noticed
     assert len(run.first_message_after) == 3
     assert run.reconnect_times
     *remarks, posts = run.remarks
