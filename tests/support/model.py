@@ -9,7 +9,7 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
-from tests.support.bridge import Bridge, EventClient, WebSocketClient
+from tests.support.bridge import Bridge, EventClient, WebSocketClient, until
 from tests.support.raw import reset
 
 OPEN: Final = ("a.x", "a.y", "a.x.z", "b.x", "a.*", "a.>", "a.*.z", "a.x.*", "b.>", "b.*")
@@ -343,6 +343,8 @@ class EventFollower(Follower):
             status, reply = await self._bridge.post(
                 f"/{command['action']}", {"session": self._client.session} | command
             )
+            # The reply to the query came earlier, but on the stream, from which it may be read later.
+            await until(lambda: self.left or OF_THE_QUERY not in self.waiting)
         if self.left:
             self._check(status < 500, f"{reply} after the end")
         else:
