@@ -19,6 +19,7 @@ from ..protocol.encoding import EncodedMessage, WireFormat
 from ..protocol.subjects import is_reserved
 from .interest import Interest, View
 from .interfaces import Subscriber
+from .mismatches import SubjectMismatches
 
 __all__ = ["Broadcaster", "fan_out"]
 
@@ -45,6 +46,7 @@ class Broadcaster:
         self._expirations = expirations
         self._headers = frozenset(headers)
         self._interval = flush_interval
+        self._mismatches = SubjectMismatches(counters)
         self._timer: asyncio.Handle | None = None
         self._hit: list[View] = []
         self._numbered = self._gathered = 0
@@ -53,8 +55,14 @@ class Broadcaster:
         """Add a message to the views that show it."""
         if not interest.views:
             return
-        text = self._readable(interest, subject) if interest.has_wildcard else interest.pattern
-        if not text:
+        if interest.has_wildcard:
+            text = self._readable(interest, subject)
+            if not text:
+                return
+        elif subject == interest.subject:
+            text = interest.pattern
+        else:
+            self._mismatches.add(interest.pattern, subject)
             return
         shown = encoding.header_fields(headers, self._headers) if headers and self._headers else b""
         self._numbered += 1
@@ -91,6 +99,9 @@ class Broadcaster:
             text = subject.decode()
         except UnicodeDecodeError:
             self._counters.lost["unreadable_subject"] += 1
+            return ""
+        if not interest.matches(text):
+            self._mismatches.add(interest.pattern, subject)
             return ""
         return "" if interest.excludes_reserved and is_reserved(text) else text
 

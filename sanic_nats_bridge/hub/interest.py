@@ -46,7 +46,9 @@ class Interest:
     def __init__(self, pattern: str) -> None:
         # Set once.
         self.pattern = pattern
+        self.subject = pattern.encode()
         self.has_wildcard = subjects.has_wildcard(pattern)
+        self.matches = subjects.matcher((pattern,))
         self.excludes_reserved = pattern[0] in "*>"
         # Changed by the hub only.
         self.state = State.DISCONNECTED

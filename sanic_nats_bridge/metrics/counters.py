@@ -27,7 +27,7 @@ class Counters:
         """Messages written to clients: a message to ten clients counts ten times."""
         self.ended_bytes = 0
         """Bytes written to sessions that have ended."""
-        self.lost: Counter[str] = Counter(slow_consumer=0, unreadable_subject=0)
+        self.lost: Counter[str] = Counter(slow_consumer=0, subject_mismatch=0, unreadable_subject=0)
         """Messages that were skipped for one client, or for all, by reason."""
         self.gaps: Counter[str] = Counter(slow_consumer=0, nats_reconnect=0, internal=0)
         """Subscriptions for which a gap was sent, by reason."""

@@ -23,7 +23,8 @@ class Stats:
     sent_bytes: int
     """Bytes written to clients, in frames of all kinds except the last ``close``."""
     lost: Mapping[str, int]
-    """Skipped messages by reason: ``slow_consumer`` for one client, ``unreadable_subject`` (not UTF-8) for all.
+    """Skipped messages by reason: ``slow_consumer`` for one client, ``subject_mismatch`` (outside the
+    subscribed pattern) and ``unreadable_subject`` (not UTF-8) for all.
     Messages that NATS delivered while it was disconnected can't be counted; see `gaps`."""
     gaps: Mapping[str, int]
     """Subscriptions for which a gap was sent, by reason: ``slow_consumer``, ``nats_reconnect`` and ``internal``."""

@@ -104,6 +104,9 @@ def matcher(patterns: tuple[str, ...]) -> Callable[[str], bool]:
 
     A subject from a publisher may contain a token ``*`` or ``>``, which is then literal.
     """
+    if len(patterns) == 1 and patterns[0].endswith(".>") and not has_wildcard(prefix := patterns[0][:-1]):
+        # The usual wildcard, at half the cost of the expression.
+        return lambda subject: subject.startswith(prefix) and subject != prefix
     expression = re.compile("|".join(map(_expression, patterns)), re.DOTALL)
     return lambda subject: expression.fullmatch(subject) is not None
 

@@ -119,6 +119,6 @@ async def test_message_with_undecodable_subject_is_counted_as_lost(nats_server: 
         _, writer = await asyncio.open_connection("127.0.0.1", nats_server.port)
         writer.write(b"CONNECT {}\r\nPUB a.\xff 1\r\n1\r\nPUB a.b 1\r\n2\r\nPING\r\n")
         assert await client.data(1) == [2]
-        assert bridge.extension.stats().lost == {"slow_consumer": 0, "unreadable_subject": 1}
+        assert bridge.extension.stats().lost == {"slow_consumer": 0, "subject_mismatch": 0, "unreadable_subject": 1}
         writer.close()
         await writer.wait_closed()
