@@ -3,11 +3,22 @@
 from importlib.metadata import version
 
 from .auth.permissions import Explanation, Permissions
+from .cluster.permission_updates import UpdateResult
 from .errors import CloseCode, SettingsError
 from .extension import NatsBridge
 from .metrics.stats import Stats
 from .sessions.session import Session
 
-__all__ = ["CloseCode", "Explanation", "NatsBridge", "Permissions", "Session", "SettingsError", "Stats", "__version__"]
+__all__ = [
+    "CloseCode",
+    "Explanation",
+    "NatsBridge",
+    "Permissions",
+    "Session",
+    "SettingsError",
+    "Stats",
+    "UpdateResult",
+    "__version__",
+]
 
 __version__ = version("sanic-nats-bridge")

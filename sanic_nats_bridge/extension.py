@@ -9,6 +9,7 @@ from sanic import Sanic
 from sanic_ext.extensions.base import Extension
 
 from .auth.permissions import Permissions
+from .cluster.permission_updates import UpdateResult
 from .errors import SettingsError
 from .metrics.stats import Stats
 from .nats.connection import NatsClient
@@ -109,7 +110,7 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         """
         return self._on_app.stats()
 
-    async def revoke(self, *, identity: str | None = None, session: str | None = None) -> int:
+    async def revoke(self, *, identity: str | None = None, session: str | Session | None = None) -> UpdateResult:
         """End the sessions of an identity, or one session, with close code 4403.
 
         The other workers of the app, on any machine, are notified over NATS at most once each: a worker that is
@@ -117,21 +118,21 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
 
         Args:
             identity: The `Permissions.identity` of the sessions.
-            session: The id of one session, as its client knows it, or `Session.key`.
+            session: One session: a `Session`, its `Session.key`, or its id as its client knows it.
 
         Returns:
-            The number of sessions that ended on this worker.
+            The number of sessions that ended on this worker, and whether the other workers were notified.
 
         Raises:
             ValueError: Neither argument is given, or both are.
-            TypeError: The argument isn't a ``str``.
+            TypeError: The argument has another type.
             RuntimeError: The bridge is on no app yet.
         """
-        return await self._on_app.permission_updates.revoke(identity, session)
+        return await self._on_app.permission_updates.revoke(identity, _key(session))
 
     async def update_permissions(
-        self, permissions: Permissions, *, identity: str | None = None, session: str | None = None
-    ) -> int:
+        self, permissions: Permissions, *, identity: str | None = None, session: str | Session | None = None
+    ) -> UpdateResult:
         """Replace the permissions of the sessions of an identity, or of one session.
 
         Subscriptions that the new permissions don't allow end. The permissions are replaced as a whole: without
@@ -141,17 +142,17 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         Args:
             permissions: The new permissions.
             identity: The `Permissions.identity` of the sessions.
-            session: The id of one session, as its client knows it, or `Session.key`.
+            session: One session: a `Session`, its `Session.key`, or its id as its client knows it.
 
         Returns:
-            The number of sessions changed on this worker.
+            The number of sessions changed on this worker, and whether the other workers were notified.
 
         Raises:
             ValueError: Neither argument is given, or both are, or the permissions have another identity.
-            TypeError: The argument isn't a ``str``, or the permissions aren't `Permissions`.
+            TypeError: An argument has another type.
             RuntimeError: The bridge is on no app yet.
         """
-        return await self._on_app.permission_updates.update_permissions(permissions, identity, session)
+        return await self._on_app.permission_updates.update_permissions(permissions, identity, _key(session))
 
     @property
     def _on_app(self) -> BridgeRuntime:
@@ -173,3 +174,7 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
     def label(self) -> str:
         """Return the text that sanic-ext logs at the start."""
         return self.settings.prefix or "/"
+
+
+def _key(session: str | Session | None) -> str | None:
+    return session.key if isinstance(session, Session) else session

@@ -65,12 +65,18 @@ class BridgeRuntime:
         self._injected = injected
         self._lag = LoopLag()
         self._signal_tasks: set[asyncio.Task[None]] = set()
-        self.connection = ConnectionSupervisor(settings, on_connected=self._nats_connected)
+        self.connection = ConnectionSupervisor(
+            settings,
+            # Lambdas, because the channel needs the connection.
+            on_established=lambda: self.control.established(),
+            on_connected=lambda: self._signal("natsbridge.nats.connected"),
+            on_closed=lambda: self.control.closed(),
+        )
         self.sessions = SessionRegistry(
             settings, self.connection, on_opened=self._session_opened, on_closed=self._session_closed
         )
         self.control = ControlChannel(
-            lambda: self.connection.client,
+            self.connection,
             settings.control_prefix or f"{CONTROL_TOKEN}.{app.name}",
             # Lambdas, because the relay and the permission updates need the channel.
             on_request=lambda request: self.relay.answer(request),
@@ -90,7 +96,7 @@ class BridgeRuntime:
 
     def stats(self) -> Stats:
         """Return the stats of this worker as of now. Must be called in its event loop."""
-        return self.sessions.stats(self._lag.seconds)
+        return self.sessions.stats(self._lag.seconds, self.control.state)
 
     # Routes
 
@@ -119,7 +125,7 @@ class BridgeRuntime:
     def _add_operators_routes(self) -> None:
         """Register health and metrics, on a blueprint whose requests pass no origin check: a probe has no origin."""
         blueprint = Blueprint(f"{_BLUEPRINT}_operators", url_prefix=self.settings.prefix)
-        add_health_routes(blueprint, self.sessions)
+        add_health_routes(blueprint, self.sessions, lambda: self.control.state)
         if self.settings.metrics:
             # Imported here, because they need an optional package (prometheus_client) and POSIX file locks.
             from .metrics.aggregator import MetricsAggregator
@@ -173,10 +179,6 @@ class BridgeRuntime:
 
     def _session_closed(self, session: Session, code: int) -> None:
         self._signal("natsbridge.session.closed", session=session, code=code)
-
-    def _nats_connected(self) -> None:
-        self.control.connected()
-        self._signal("natsbridge.nats.connected")
 
     def _signal(self, event: str, **context: Any) -> None:
         """Dispatch a signal if it has handlers, without waiting for them."""

@@ -8,7 +8,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -17,7 +18,7 @@ from ..auth.permissions import Permissions
 from ..protocol.session_ids import key_of
 from ..sessions.registry import SessionRegistry
 
-__all__ = ["PermissionUpdates"]
+__all__ = ["PermissionUpdates", "UpdateResult"]
 
 logger = logging.getLogger("sanic.root.nats_bridge")
 
@@ -26,6 +27,15 @@ _MAX_RECORDED = 10_000
 
 _Target: TypeAlias = tuple[str | None, str | None]
 """An identity and the key of a session, one of which is ``None``."""
+
+
+class UpdateResult(NamedTuple):
+    """The effect of `NatsBridge.revoke` and `NatsBridge.update_permissions`."""
+
+    sessions: int
+    """The number of sessions ended or changed on this worker."""
+    announced: bool
+    """True if NATS has delivered the update to all connected workers; otherwise it is sent as soon as NATS can."""
 
 
 class _Permissions(Struct, frozen=True, kw_only=True):
@@ -49,6 +59,12 @@ class _Update(Struct, frozen=True, kw_only=True):
     """Unix seconds of the first failed attempt to send it."""
 
 
+@dataclass
+class _Unsent:
+    update: _Update
+    announced: bool = False
+
+
 # The hook encodes instances of a subclass of `str`.
 _encode = msgspec.json.Encoder(enc_hook=str.__str__).encode
 _decode = msgspec.json.Decoder(_Update).decode
@@ -65,23 +81,23 @@ class PermissionUpdates:
     def __init__(self, sessions: SessionRegistry, announce: Callable[[bytes], Awaitable[None]]) -> None:
         self._sessions = sessions
         self._announce = announce
-        self._unsent: dict[_Target, _Update] = {}
+        self._unsent: dict[_Target, _Unsent] = {}
         self._updated_at: dict[_Target, float] = {}
         """Unix seconds at which the last update of each target was made or received."""
         self._awaiting_others = False
         self._lock = asyncio.Lock()
 
-    async def revoke(self, identity: str | None, session: str | None) -> int:
-        """End sessions as `NatsBridge.revoke` does; return the number of sessions on this worker."""
+    async def revoke(self, identity: str | None, session: str | None) -> UpdateResult:
+        """End sessions as `NatsBridge.revoke` does."""
         count = self._sessions.revoke(identity, session)
-        await self._distribute(identity, session, None)
-        return count
+        return UpdateResult(count, await self._distribute(identity, session, None))
 
-    async def update_permissions(self, permissions: Permissions, identity: str | None, session: str | None) -> int:
-        """Replace permissions as `NatsBridge.update_permissions` does; return the number of sessions on this worker."""
+    async def update_permissions(
+        self, permissions: Permissions, identity: str | None, session: str | None
+    ) -> UpdateResult:
+        """Replace permissions as `NatsBridge.update_permissions` does."""
         count = self._sessions.update_permissions(permissions, identity, session)
-        await self._distribute(identity, session, permissions)
-        return count
+        return UpdateResult(count, await self._distribute(identity, session, permissions))
 
     async def nats_connected(self) -> None:
         """Send the waiting updates after a delay in which the other workers are likely to reconnect too."""
@@ -97,23 +113,23 @@ class PermissionUpdates:
         # One at a time, because updates that wait for a stalled NATS server could otherwise be reordered.
         async with self._lock:
             while self._unsent:
-                target, update = next(iter(self._unsent.items()))
+                target, unsent = next(iter(self._unsent.items()))
                 try:
-                    await self._announce(_encode(update))
-                except ConnectionError:
-                    for each, unsent in self._unsent.items():
-                        delayed_since = unsent.delayed_since or time.time()
-                        self._unsent[each] = msgspec.structs.replace(unsent, delayed_since=delayed_since)
-                    logger.warning(
-                        "NATS is disconnected: a revoke or update_permissions reaches other workers after the reconnect"
-                    )
+                    await self._announce(_encode(unsent.update))
+                    unsent.announced = True
+                except ConnectionError as error:
+                    for each in self._unsent.values():
+                        delayed_since = each.update.delayed_since or time.time()
+                        each.update = msgspec.structs.replace(each.update, delayed_since=delayed_since)
+                    logger.warning("A revoke or update_permissions reaches the other workers later: %s", error)
                     return
                 except ValueError as error:
                     logger.error("Cannot send a revoke or update_permissions to the other workers: %s", error)
-                if self._unsent.get(target) is update:
+                if self._unsent.get(target) is unsent:
                     del self._unsent[target]
 
-    async def _distribute(self, identity: str | None, session: str | None, permissions: Permissions | None) -> None:
+    async def _distribute(self, identity: str | None, session: str | None, permissions: Permissions | None) -> bool:
+        """Send an update to the other workers; return whether NATS has delivered it."""
         key = None if session is None else key_of(session)
         update = _Update(
             worker=self._sessions.worker,
@@ -123,9 +139,10 @@ class PermissionUpdates:
         )
         self._record((identity, key))
         self._unsent.pop((identity, key), None)
-        self._unsent[identity, key] = update
+        unsent = self._unsent[identity, key] = _Unsent(update)
         if not self._awaiting_others:
             await self._send_unsent()
+        return unsent.announced
 
     def _record(self, target: _Target) -> None:
         self._updated_at.pop(target, None)

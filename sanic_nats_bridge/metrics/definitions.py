@@ -98,6 +98,12 @@ METRICS = (
         combine=min,
     ),
     Metric(
+        name="natsbridge_control_connected",
+        help="1 if the workers can reach each other over NATS, 0 if not",
+        read=lambda stats: stats.control == "connected",
+        combine=min,
+    ),
+    Metric(
         name="natsbridge_nats_reconnects_total",
         help="Connections to NATS after the first",
         read=lambda stats: stats.nats_reconnects,

@@ -36,6 +36,8 @@ class Stats:
     """Sessions that have ended, by close code; ``other`` for unusual codes of clients."""
     nats: NatsState
     """``connected`` once NATS has confirmed every pattern."""
+    control: NatsState
+    """``connected`` while this worker and the others can reach each other over NATS."""
     nats_reconnects: int
     """Connections to NATS after the first."""
     loop_lag: float

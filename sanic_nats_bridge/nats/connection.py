@@ -24,7 +24,7 @@ from .parser import MalformedLineError, Parser
 from .server_errors import classify_error, sub_length
 from .transport import TcpSocket, WebSocket, transport_for, within
 
-__all__ = ["Connection", "MessageListener", "NatsClient"]
+__all__ = ["Connection", "ControlListener", "MessageListener", "NatsClient"]
 
 NatsClient: TypeAlias = Client
 
@@ -49,6 +49,19 @@ class MessageListener(Protocol):
         """Note that the server has the subscription."""
 
     def refused(self, sink: Any) -> None:
+        """Note that the server has refused or ended the subscription."""
+
+
+class ControlListener(Protocol):
+    """Callbacks for one subscription of the control channel. They must not raise."""
+
+    def on_message(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
+        """Process a message."""
+
+    def confirmed(self) -> None:
+        """Note that the server has the subscription."""
+
+    def refused(self) -> None:
         """Note that the server has refused or ended the subscription."""
 
 
@@ -92,6 +105,8 @@ class Connection(Client):
         self.on_message = listener.on_message
         self.sinks: dict[bytes, Any] = {}
         """The bridge's own subscriptions. The keys are their numbers as the server writes them."""
+        self._controls: dict[int, ControlListener] = {}
+        """The subscriptions of the control channel, apart from `sinks`, whose messages must cost no distinction."""
         self._patterns: dict[int, str] = {}
         self._slow_sids: set[int] = set()
         """The app's own subscriptions that were logged as slow consumers."""
@@ -168,25 +183,33 @@ class Connection(Client):
 
         A SUB that is known to be too long for the server isn't sent, but refused.
         """
-        # Written at once and together, because nats-py's own PING overtakes a SUB that waits for its flusher.
         self._sid += 1
-        self._patterns[self._sid] = pattern
         self.sinks[b"%d" % self._sid] = sink
-        if sub_length(pattern, self._sid) >= self.refused_length:
-            asyncio.get_running_loop().call_soon(self._refuse, self._sid)
-            return self._sid
-        self._pongs.append(cast(Any, _Confirmation(self._sid)))
-        self._send(b"SUB %b %d\r\nPING\r\n" % (pattern.encode(), self._sid))
+        self._subscribe(pattern, self._sid)
         return self._sid
+
+    def add_control_subscription(self, subject: str, listener: ControlListener) -> int:
+        """Subscribe to a control subject as `add_subscription` does, and return the subscription's number."""
+        self._sid += 1
+        self._controls[self._sid] = listener
+        self._subscribe(subject, self._sid)
+        return self._sid
+
+    def _subscribe(self, pattern: str, sid: int) -> None:
+        self._patterns[sid] = pattern
+        if sub_length(pattern, sid) >= self.refused_length:
+            asyncio.get_running_loop().call_soon(self._refuse, sid)
+            return
+        # Written at once and together, because nats-py's own PING overtakes a SUB that waits for its flusher.
+        self._pongs.append(cast(Any, _Confirmation(sid)))
+        self._send(b"SUB %b %d\r\nPING\r\n" % (pattern.encode(), sid))
 
     def remove_subscription(self, sid: int) -> None:
         """Send UNSUB. Messages that are still on the way are dropped."""
-        if self._drop_sink(sid) is not None:
+        if self._patterns.pop(sid, None) is not None:
+            self.sinks.pop(b"%d" % sid, None)
+            self._controls.pop(sid, None)
             self._send(b"UNSUB %d\r\n" % sid)
-
-    def _drop_sink(self, sid: int) -> Any:
-        self._patterns.pop(sid, None)
-        return self.sinks.pop(b"%d" % sid, None)
 
     def _send(self, line: bytes) -> None:
         # A closing transport raises with uvloop. The next connection sends the subscriptions again.
@@ -209,7 +232,11 @@ class Connection(Client):
         self.stats["in_bytes"] += size
 
     async def foreign_message(self, sid: int, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
-        """Pass a message of one of the app's own subscriptions to nats-py. Never raises."""
+        """Pass a message to the control channel, or to nats-py if the subscription is the app's own. Never raises."""
+        control = self._controls.get(sid)
+        if control is not None:
+            control.on_message(subject, reply, headers, payload)
+            return
         try:
             await self._process_msg(sid, subject, reply, payload, headers)
         except Exception:
@@ -250,14 +277,18 @@ class Connection(Client):
         self._pings_outstanding = 0
         waiter = self._pongs.pop(0) if self._pongs else None
         if isinstance(waiter, _Confirmation):
-            sink = self.sinks.get(b"%d" % waiter.sid)
-            if sink is not None:
-                self._listener.confirmed(sink)
+            self._confirm(waiter.sid)
         elif isinstance(waiter, _HealthPing):
             self.unanswered_pings -= 1
         # A cancelled future would raise.
         elif waiter is not None and not waiter.done():
             waiter.set_result(True)
+
+    def _confirm(self, sid: int) -> None:
+        if sid in self._controls:
+            self._controls[sid].confirmed()
+        elif (sink := self.sinks.get(b"%d" % sid)) is not None:
+            self._listener.confirmed(sink)
 
     async def _on_err_line(self, line: bytes) -> None:
         decoded = line.decode("utf-8", "replace")
@@ -266,16 +297,19 @@ class Connection(Client):
         self.refused_length = min(self.refused_length, effect.refused_length)
         for sid in effect.refused:
             self._refuse(sid)
-        message = decoded.lower().removeprefix("-err").strip()
+        message = decoded.removeprefix("-ERR").strip()
         if not effect.connection_survives:
-            await self._process_err(message)
+            # nats-py compares in lower case.
+            await self._process_err(message.lower())
         elif not effect.refused:
             logger.warning("The NATS server reported an error: %s", message)
 
     def _refuse(self, sid: int) -> None:
-        sink = self.sinks.get(b"%d" % sid)
-        if sink is not None:
-            self.remove_subscription(sid)
+        control, sink = self._controls.get(sid), self.sinks.get(b"%d" % sid)
+        self.remove_subscription(sid)
+        if control is not None:
+            control.refused()
+        elif sink is not None:
             self._listener.refused(sink)
 
     async def _on_error(self, error: Exception) -> None:
@@ -307,6 +341,7 @@ class Connection(Client):
         self._end()
         # Messages that remain in the read buffer must not be delivered any more.
         self.sinks.clear()
+        self._controls.clear()
         self._patterns.clear()
         try:
             await super()._close(status, do_cbs)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from ..settings import Settings
-from .connection import Connection, MessageListener, NatsClient
+from .connection import Connection, ControlListener, MessageListener, NatsClient
 from .health import wait_until_stale
 from .server_pool import Server, ServerPool
 
@@ -43,10 +43,21 @@ class ConnectionSupervisor:
 
     Args:
         settings: The options of the bridge.
+        on_established: Called for each new connection, before the listener subscribes.
         on_connected: Called for each new connection, after the listener has subscribed.
+        on_closed: Called when a connection has ended.
     """
 
-    def __init__(self, settings: Settings, on_connected: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        on_established: Callable[[], None] = lambda: None,
+        on_closed: Callable[[], None] = lambda: None,
+        on_connected: Callable[[], None],
+    ) -> None:
+        self._on_established = on_established
+        self._on_closed = on_closed
         self._on_connected = on_connected
         self._settings = settings
         self._connection: Connection | None = None
@@ -86,6 +97,10 @@ class ConnectionSupervisor:
         """
         return None if self._connection is None else self._connection.add_subscription(pattern, sink)
 
+    def subscribe_control(self, subject: str, listener: ControlListener) -> int | None:
+        """Send SUB for a control subject, as `subscribe` does."""
+        return None if self._connection is None else self._connection.add_control_subscription(subject, listener)
+
     def unsubscribe(self, sid: int) -> None:
         """Send UNSUB for the subscription of this number. Its sink gets no more messages."""
         if self._connection is not None:
@@ -96,12 +111,14 @@ class ConnectionSupervisor:
             connection = self._successor or await self._connect(listener)
             self._connection, self._successor = connection, None
             connected_at = time.monotonic()
+            _notify(self._on_established)
             _notify(listener.connection_established)
             _notify(self._on_connected)
             await self._wait_for_end(connection, listener)
             self._connection = None
             logger.warning("Disconnected from NATS at %s: %s", connection.address, connection.end_reason)
             self._remember_refused_length(connection)
+            _notify(self._on_closed)
             _notify(listener.connection_closed)
             await connection.close_within(_STOP_SECONDS)
             if self._successor is not None or time.monotonic() - connected_at >= _STABLE_SECONDS:

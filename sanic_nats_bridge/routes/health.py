@@ -1,11 +1,13 @@
 """``/health/live`` and ``/health/ready``: the probes of load balancers and of Kubernetes."""
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 from sanic import Blueprint, HTTPResponse, Request
 from sanic_ext import openapi
 
+from ..protocol.messages import NatsState
 from ..sessions.registry import SessionRegistry
 
 __all__ = ["add_health_routes"]
@@ -13,8 +15,14 @@ __all__ = ["add_health_routes"]
 _HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 
 
-def add_health_routes(blueprint: Blueprint, sessions: SessionRegistry) -> None:
-    """Serve the probes on the blueprint, which must not check origins: a probe sends none."""
+def add_health_routes(blueprint: Blueprint, sessions: SessionRegistry, control: Callable[[], NatsState]) -> None:
+    """Serve the probes on a blueprint.
+
+    Args:
+        blueprint: It must not check origins, because a probe sends none.
+        sessions: The sessions of this worker.
+        control: Returns whether this worker and the others can reach each other.
+    """
 
     async def live(request: Request) -> HTTPResponse:
         return _response(200, live=True)
@@ -22,7 +30,8 @@ def add_health_routes(blueprint: Blueprint, sessions: SessionRegistry) -> None:
     async def ready(request: Request) -> HTTPResponse:
         stopping = sessions.stop_reason is not None
         is_ready = not stopping and (sessions.nats == "connected" or not sessions.settings.ready_needs_nats)
-        return _response(200 if is_ready else 503, ready=is_ready, stopping=stopping, nats=sessions.nats)
+        status = 200 if is_ready else 503
+        return _response(status, ready=is_ready, stopping=stopping, nats=sessions.nats, control=control())
 
     for handler in (live, ready):
         name = handler.__name__

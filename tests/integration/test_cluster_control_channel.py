@@ -1,31 +1,40 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 from uuid import uuid4
 
 import pytest
-from nats.aio.client import DEFAULT_PENDING_SIZE, Client
+from nats.aio.client import DEFAULT_PENDING_SIZE
 
 from sanic_nats_bridge.cluster.control_channel import ControlChannel, RequestHandler, UnknownWorkerError
-from sanic_nats_bridge.nats.connection import NatsClient
-from sanic_nats_bridge.nats.transport import transport_for
+from sanic_nats_bridge.nats.connection import Connection, ControlListener, NatsClient
 from sanic_nats_bridge.protocol.session_ids import new_worker_id
 from sanic_nats_bridge.testing import NatsServer
-from tests.support.bridge import WAIT_SECONDS, flush, until
+from tests.support.bridge import WAIT_SECONDS, until
 from tests.support.clock import held
+
+
+class Listener:
+    """A listener without subscriptions."""
+
+    def on_message(self, sink: Any, subject: bytes, headers: bytes, payload: bytes) -> None: ...
+    def delivery_failed(self, sink: Any) -> None: ...
+    def confirmed(self, sink: Any) -> None: ...
+    def refused(self, sink: Any) -> None: ...
 
 
 class Worker:
     """A worker that echoes requests and records notifications."""
 
     def __init__(self, prefix: str) -> None:
-        self.client: NatsClient | None = None
+        self.client: Connection | None = None
         self.id = new_worker_id()
         self.announcements: list[bytes] = []
         self.ready_when_told: list[bool] = []
         self.answer: RequestHandler = self.echo
         self.channel = ControlChannel(
-            lambda: self.client,
+            self,
             prefix,
             on_request=lambda request: self.answer(request),
             on_announcement=self.announcements.append,
@@ -42,16 +51,25 @@ class Worker:
         await self.may_answer.wait()
         return b"echo " + request
 
+    def subscribe_control(self, subject: str, listener: ControlListener) -> int | None:
+        return None if self.client is None else self.client.add_control_subscription(subject, listener)
+
+    def unsubscribe(self, sid: int) -> None:
+        assert self.client is not None
+        self.client.remove_subscription(sid)
+
     async def connect(self, url: str) -> None:
-        if self.client is not None:
-            await self.client.close()
-        client = Client()
-        # As the bridge does: asyncio's own writelines doesn't pause its protocol in some versions (CVE-2024-12254).
-        client._transport = transport_for(url)
-        await client.connect(url)
-        self.client = client
-        self.channel.connected()
-        await until(lambda: self.channel.ready)
+        await self.disconnect()
+        connection = Connection(Listener())
+        await connection.open(servers=url, allow_reconnect=False)
+        self.client = connection
+        self.channel.established()
+
+    async def disconnect(self) -> None:
+        client, self.client = self.client, None
+        if client is not None:
+            self.channel.closed()
+            await client.close()
 
 
 @asynccontextmanager
@@ -61,14 +79,12 @@ async def workers(url: str, count: int = 2) -> AsyncIterator[list[Worker]]:
     try:
         for worker in made:
             await worker.connect(url)
-            assert worker.client is not None
-            await flush(worker.client)
+            await until(lambda worker=worker: worker.channel.ready)  # type: ignore[misc]
         yield made
     finally:
         for worker in made:
             await worker.channel.stop()
-            if worker.client is not None:
-                await worker.client.close()
+            await worker.disconnect()
 
 
 async def test_request_is_answered_by_worker_with_given_id(shared_nats: NatsServer) -> None:
@@ -92,7 +108,7 @@ async def test_request_times_out_if_worker_does_not_reply(shared_nats: NatsServe
     async with workers(shared_nats.url) as (one, two):
         two.may_answer.clear()
         with pytest.raises(TimeoutError):
-            await one.channel.request(two.id, b"", 0.1)
+            await one.channel.request(two.id, b"1", 0.1)
         assert not one.channel._pending
         # A late answer belongs to no request.
         two.may_answer.set()
@@ -105,7 +121,7 @@ async def test_slow_reply_does_not_delay_other_replies(shared_nats: NatsServer) 
         slow = asyncio.create_task(one.channel.request(two.id, b"slow", WAIT_SECONDS))
         await until(lambda: two.channel._tasks)
         two.answer = _reply_immediately
-        assert await one.channel.request(two.id, b"", WAIT_SECONDS) == b"at once"
+        assert await one.channel.request(two.id, b"1", WAIT_SECONDS) == b"at once"
         two.may_answer.set()
         assert await slow == b"echo slow"
 
@@ -122,7 +138,6 @@ async def test_announcement_reaches_all_workers(shared_nats: NatsServer) -> None
 
 async def test_request_and_announcement_fail_without_nats() -> None:
     worker = Worker("_T")
-    worker.channel.connected()
     assert not worker.channel.ready
     with pytest.raises(ConnectionError):
         await worker.channel.request(new_worker_id(), b"", WAIT_SECONDS)
@@ -136,15 +151,14 @@ async def test_request_on_closed_connection_raises_connection_error(shared_nats:
         assert one.client is not None
         await one.client.close()
         with pytest.raises(ConnectionError):
-            await one.channel.request(two.id, b"", WAIT_SECONDS)
+            await one.channel.request(two.id, b"1", WAIT_SECONDS)
 
 
 async def test_requests_and_announcements_work_on_new_connection(shared_nats: NatsServer) -> None:
     async with workers(shared_nats.url) as (one, two):
         for worker in (one, two):
             await worker.connect(shared_nats.url)
-        assert two.client is not None
-        await flush(two.client)
+            await until(lambda worker=worker: worker.channel.ready)  # type: ignore[misc]
         assert await one.channel.request(two.id, b"1", WAIT_SECONDS) == b"echo 1"
         await one.channel.announce(b"news")
         await until(lambda: two.announcements == [b"news"])
@@ -155,6 +169,79 @@ async def test_on_ready_is_called_for_each_new_connection(shared_nats: NatsServe
         await until(lambda: one.ready_when_told == [True])
         await one.connect(shared_nats.url)
         await until(lambda: one.ready_when_told == [True, True])
+
+
+def permissions(*, subscribe: str = "_T.>", publish: str = "_T.>") -> str:
+    allowed = f'subscribe: ["{subscribe}"], publish: ["{publish}"]'
+    return f"authorization {{ users = [{{ user: b, password: b, permissions: {{ {allowed} }} }}] }}"
+
+
+def as_user(server: NatsServer) -> str:
+    return server.url.replace("//", "//b:b@")
+
+
+@pytest.mark.parametrize(
+    ("taken", "reason"),
+    [
+        (permissions(subscribe="x"), "NATS allows no subscription to '_T.reply."),
+        (permissions(subscribe="_T.reply.>"), "NATS allows no subscription to '_T.worker."),
+        (permissions(publish="x"), "NATS delivers no messages below '_T'"),
+    ],
+    ids=["all subscriptions", "some subscriptions", "publishing"],
+)
+async def test_channel_recovers_when_nats_allows_its_subjects(
+    taken: str, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "sanic.root.nats_bridge")
+    with NatsServer(config=taken) as server:
+        worker = Worker("_T")
+        await worker.connect(as_user(server))
+        async with held() as clock:
+            await clock.forward_until(lambda: "cannot reach each other" in caplog.text, step=1)
+            assert reason in caplog.text
+            assert not worker.channel.ready
+            with pytest.raises(ConnectionError, match="NATS does not let the workers reach each other"):
+                await worker.channel.announce(b"news")
+            # It is logged once, however often it is tried.
+            await clock.forward(120)
+            assert caplog.text.count("cannot reach each other") == 1
+            server.config = permissions()
+            server.reload()
+            await clock.forward_until(lambda: worker.channel.ready, step=1)
+        assert "The workers of this app can reach each other again" in caplog.text
+        await worker.channel.announce(b"news")
+        assert worker.announcements == [b"news"]
+        await worker.channel.stop()
+        await worker.disconnect()
+
+
+@pytest.mark.parametrize(
+    ("taken", "reason"),
+    [
+        (permissions(subscribe="x"), "NATS allows no subscription to '_T."),
+        (permissions(publish="x"), "NATS delivers no messages below '_T'"),
+    ],
+    ids=["subscriptions", "publishing"],
+)
+async def test_permissions_taken_from_ready_channel_are_noticed(
+    taken: str, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with NatsServer(config=permissions()) as server:
+        worker = Worker("_T")
+        await worker.connect(as_user(server))
+        await until(lambda: worker.channel.ready)
+        async with held() as clock:
+            server.config = taken
+            server.reload()
+            await clock.forward_until(lambda: not worker.channel.ready, step=1)
+            assert reason in caplog.text
+            server.config = permissions()
+            server.reload()
+            await clock.forward_until(lambda: worker.channel.ready, step=1)
+        await until(lambda: worker.ready_when_told == [True, True])
+        await worker.channel.announce(b"news")
+        await worker.channel.stop()
+        await worker.disconnect()
 
 
 async def test_payload_over_max_payload_is_rejected() -> None:
@@ -176,7 +263,7 @@ async def test_stopping_worker_answers_pending_requests_only(shared_nats: NatsSe
         asked = asyncio.create_task(one.channel.request(two.id, b"1", WAIT_SECONDS))
         await until(lambda: two.channel._tasks)
         stopping = asyncio.create_task(two.channel.stop())
-        await until(lambda: not two.channel._subscriptions)
+        await until(lambda: list(two.channel._subscriptions) == ["reply"])
         two.may_answer.set()
         await stopping
         assert await asked == b"echo 1"
@@ -188,7 +275,7 @@ async def test_stopping_worker_answers_pending_requests_only(shared_nats: NatsSe
 async def test_stop_cancels_request_handler_that_does_not_finish(shared_nats: NatsServer) -> None:
     async with workers(shared_nats.url) as (one, two), held() as clock:
         two.may_answer.clear()
-        asked = asyncio.create_task(one.channel.request(two.id, b"", 3600))
+        asked = asyncio.create_task(one.channel.request(two.id, b"1", 3600))
         await until(lambda: two.channel._tasks)
         stopping = asyncio.create_task(two.channel.stop())
         await clock.forward_until(stopping.done)
@@ -207,10 +294,10 @@ async def test_stop_times_out_pending_request_without_reply(shared_nats: NatsSer
         )
         await until(lambda: len(two.channel._tasks) == 2)
         stopping = asyncio.create_task(one.channel.stop())
-        await until(lambda: not one.channel._subscriptions)
+        await until(lambda: list(one.channel._subscriptions) == ["reply"])
         # What comes meanwhile is taken.
         assert two.client is not None
-        await two.client.publish(f"{one.channel._prefix}.reply.{one.id}.0", b"yes")
+        await two.client.publish(f"{one.channel._prefix}.reply.{one.id}.1", b"yes")
         assert await answered == b"yes"
         await clock.forward_until(stopping.done)
         with pytest.raises(TimeoutError):
@@ -241,7 +328,7 @@ async def test_request_times_out_and_announcement_waits_if_server_hangs(nats_ser
         announced = None
         async with clogged(one.client, nats_server):
             with pytest.raises(TimeoutError):
-                await one.channel.request(two.id, b"", 0.1)
+                await one.channel.request(two.id, b"1", 0.1)
             assert not one.channel._pending
             announced = asyncio.create_task(one.channel.announce(b"news"))
             await asyncio.sleep(0)
@@ -258,9 +345,10 @@ async def test_waiting_announcement_fails_when_connection_ends(nats_server: Nats
             announced = asyncio.create_task(one.channel.announce(b"news"))
             await asyncio.sleep(0)
             one.client = None
+            one.channel.closed()
             with pytest.raises(ConnectionError):
                 await announced
-            one.client = client
+        await client.close()
 
 
 async def test_hanging_server_does_not_block_stop(nats_server: NatsServer) -> None:

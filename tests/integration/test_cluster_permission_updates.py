@@ -40,18 +40,43 @@ async def test_revoke_closes_sessions_on_every_worker(shared_nats: NatsServer) -
         there.events(Cookie="user=ada") as theirs,
         there.events(Cookie="user=bob") as other,
     ):
-        assert await here.extension.revoke(identity="ada") == 1
+        assert await here.extension.revoke(identity="ada") == (1, True)
         for client in (mine, theirs):
             frame = await client.frame()
             assert (frame["type"], frame["code"], frame["reconnect"]) == ("close", 4403, False)
-        assert await there.extension.revoke(identity="bob") == 1
+        assert await there.extension.revoke(identity="bob") == (1, True)
         assert (await other.frame())["code"] == 4403
+
+
+async def test_browsers_that_fill_nats_limit_cannot_prevent_revocation(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "sanic.root.nats_bridge")
+    subjects = [f"{number}.open" for number in range(12)]
+    with NatsServer(config="max_subscriptions: 8") as server:
+        async with workers(server) as (here, there), there.events(Cookie="user=ada") as client:
+            server.stop()
+            await until(lambda: not there.runtime.sessions.hub.connected)
+            # Requested while NATS is disconnected, and so subscribed to as soon as it is back.
+            command = {"session": client.session, "subjects": subjects}
+            assert (await there.post("/subscribe", command, Cookie="user=ada"))[1]["active"] is False
+            server.start()
+            refused: list[str] = []
+            while len(refused) < len(subjects) - 5:
+                frame = await client.frame()
+                if frame["type"] == "unsubscribed":
+                    assert frame["code"] == "nats.refused"
+                    refused += frame["subjects"]
+            await until(lambda: here.runtime.control.ready and there.runtime.control.ready)
+            assert "cannot reach each other" not in caplog.text
+            assert await here.extension.revoke(identity="ada") == (0, True)
+            while (frame := await client.frame())["type"] != "close":
+                pass
+            assert frame["code"] == 4403
 
 
 @pytest.mark.parametrize("name", ["session", "key"])
 async def test_session_on_other_worker_is_revoked_by_id_or_key(shared_nats: NatsServer, name: str) -> None:
     async with workers(shared_nats) as (here, there), there.events() as client, there.events() as other:
-        assert await here.extension.revoke(session=getattr(client, name)) == 0
+        assert await here.extension.revoke(session=getattr(client, name)) == (0, True)
         assert (await client.frame())["code"] == 4403
         assert [session.key for session in there.extension.sessions] == [other.key]
 
@@ -63,12 +88,12 @@ async def test_update_permissions_reaches_sessions_on_other_workers(shared_nats:
         there.events("a.staff", Cookie="user=bob") as other,
     ):
         narrower = Permissions(["*.open"], identity="ada", expires=datetime.fromtimestamp(time.time() + 60, UTC))
-        assert await here.extension.update_permissions(narrower, identity="ada") == 0
+        assert await here.extension.update_permissions(narrower, identity="ada") == (0, True)
         frame = await client.frame()
         assert (frame["type"], frame["subjects"], frame["code"]) == ("unsubscribed", ["a.staff"], "subject.forbidden")
         (session,) = (each for each in there.extension.sessions if each.key == client.key)
         assert session.permissions == Permissions(["*.open"], identity="ada", expires=narrower.expires_at)
-        assert await here.extension.update_permissions(Permissions([], identity="bob"), session=other.key) == 0
+        assert await here.extension.update_permissions(Permissions([], identity="bob"), session=other.key) == (0, True)
         assert (await other.frame())["type"] == "unsubscribed"
 
 
@@ -269,7 +294,7 @@ async def test_unpublishable_update_is_logged_and_does_not_block_others(caplog: 
     recorder, worker = AnnouncementRecorder(), Worker()
     permission_updates = PermissionUpdates(worker.sessions, recorder.announce)
     recorder.error = ValueError("larger than NATS takes")
-    assert await permission_updates.revoke("ada", None) == 0
+    assert await permission_updates.revoke("ada", None) == (0, False)
     assert "larger than NATS takes" in caplog.text
     recorder.error = None
     await permission_updates.revoke("bob", None)

@@ -68,9 +68,7 @@ async def test_push_consumer_shows_no_client_its_original_subjects(
 async def test_republished_messages_arrive_under_their_new_subject(jetstream: NatsServer) -> None:
     client = await nats.connect(jetstream.url)
     stream = client.jetstream()
-    await stream.add_stream(
-        StreamConfig(name="S", subjects=["src.>"], republish=RePublish(src="src.>", dest="live.>"))
-    )
+    await stream.add_stream(StreamConfig(name="S", subjects=["src.>"], republish=RePublish(src="src.>", dest="live.>")))
     try:
         async with running(servers=jetstream.url, permissions=permissions) as bridge, bridge.websocket() as browser:
             await browser.follow("live.>")

@@ -262,9 +262,9 @@ async def test_permission_change_during_callback_affects_that_session_only(
         coming = asyncio.create_task(first_frame())
         await until(lambda: app.asked)
         if decided == "revoke":
-            assert await bridge.extension.revoke(identity="ada") == 0
+            assert await bridge.extension.revoke(identity="ada") == (0, True)
         else:
-            assert await bridge.extension.update_permissions(Permissions(["b"]), identity="ada") == 0
+            assert await bridge.extension.update_permissions(Permissions(["b"]), identity="ada") == (0, True)
         known.set()
         assert await coming == (("close", 4403) if decided == "revoke" else ("welcome", None))
         # It doesn't affect clients that connect later.
@@ -367,7 +367,10 @@ async def test_pending_messages_are_dropped_when_permissions_expire(
         await follow(bridge, ada, "ada", subject)
         (session,) = sessions(bridge)
         expires = time.time() + 0.01
-        assert await bridge.extension.update_permissions(Permissions([">"], expires=expires), session=session.key) == 1
+        assert await bridge.extension.update_permissions(Permissions([">"], expires=expires), session=session.key) == (
+            1,
+            True,
+        )
         await publisher.send(subject, b"1")
         await until(lambda: bridge.runtime.sessions.hub._broadcaster._hit)
         clock.jump(0.6)
@@ -378,7 +381,7 @@ async def test_pending_messages_are_dropped_when_permissions_expire(
 # Revoking and changing
 
 
-@pytest.mark.parametrize("by", ["identity", "id", "key"])
+@pytest.mark.parametrize("by", ["identity", "id", "key", "session"])
 async def test_revoke_closes_matching_session_immediately(
     shared_nats: NatsServer, publisher: Publisher, server: ServerName, route: str, by: str
 ) -> None:
@@ -394,13 +397,15 @@ async def test_revoke_closes_matching_session_immediately(
         await follow(bridge, bob, "bob", subject)
         await publisher.send(subject, b"1")
         await until(lambda: bridge.runtime.sessions.hub._broadcaster._hit)
-        chosen = {"identity": {"identity": "ada"}, "id": {"session": ada.session}, "key": {"session": ada.key}}[by]
-        assert await bridge.extension.revoke(**chosen) == 1
+        (session,) = (each for each in bridge.extension.sessions if each.identity == "ada")
+        named = {"id": ada.session, "key": ada.key, "session": session}
+        chosen: Any = {"identity": "ada"} if by == "identity" else {"session": named[by]}
+        assert await bridge.extension.revoke(**chosen) == (1, True)
         frame = await ada.frame()
         assert (frame["type"], frame["code"], frame["reconnect"]) == ("close", 4403, False)
         await clock.forward(0.5)
         assert await bob.data(1) == [1]
-        assert await bridge.extension.revoke(**chosen) == 0
+        assert await bridge.extension.revoke(**chosen) == (0, True)
 
 
 async def test_update_permissions_applies_to_live_sessions(
@@ -416,7 +421,7 @@ async def test_update_permissions_applies_to_live_sessions(
         for client in (first, second):
             await follow(bridge, client, "ada", f"{base}.a.>", f"{base}.b.>")
         narrowed = Permissions([f"{base}.a.>", f"{base}.c.>"], [f"{base}.a.secret"])
-        assert await bridge.extension.update_permissions(narrowed, identity="ada") == 2
+        assert await bridge.extension.update_permissions(narrowed, identity="ada") == (2, True)
         for client in (first, second):
             ended = await client.frame()
             assert (ended["type"], ended["subjects"], ended["code"]) == (
@@ -437,7 +442,7 @@ async def test_update_permissions_applies_to_live_sessions(
                 await bridge.extension.update_permissions(narrowed, **wrong)
             with pytest.raises(ValueError, match="identity or session"):
                 await bridge.extension.revoke(**wrong)
-        assert await bridge.extension.update_permissions(narrowed, session="unknown") == 0
+        assert await bridge.extension.update_permissions(narrowed, session="unknown") == (0, True)
         assert {session.identity for session in bridge.extension.sessions} == {"ada"}
 
 

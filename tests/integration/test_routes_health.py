@@ -10,6 +10,7 @@ from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import SERVERS, WAIT_SECONDS, Bridge, ServerName, running, until
 from tests.support.process import managed_process
 
+READY = {"ready": True, "stopping": False, "nats": "connected", "control": "connected"}
 FOREIGN = {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}
 
 
@@ -30,7 +31,7 @@ async def request_health(
 
 async def test_serving_worker_is_live_and_ready(bridge: Bridge) -> None:
     assert await request_health(bridge, "live") == (200, {"live": True})
-    assert await request_health(bridge, "ready") == (200, {"ready": True, "stopping": False, "nats": "connected"})
+    assert await request_health(bridge, "ready") == (200, READY)
 
 
 async def test_head_response_has_no_body(bridge: Bridge) -> None:
@@ -54,11 +55,11 @@ async def test_readiness_requires_nats_only_if_configured(
     nats_server.stop()
     async with running(servers=nats_server.url, connected=False, ready_needs_nats=needed, server=server) as bridge:
         assert await request_health(bridge, "live") == (200, {"live": True})
-        away = {"ready": not needed, "stopping": False, "nats": "disconnected"}
+        away = {"ready": not needed, "stopping": False, "nats": "disconnected", "control": "disconnected"}
         assert await request_health(bridge, "ready") == (503 if needed else 200, away)
         nats_server.start()
-        await until(lambda: bridge.runtime.sessions.hub.connected)
-        assert await request_health(bridge, "ready") == (200, {"ready": True, "stopping": False, "nats": "connected"})
+        await until(lambda: bridge.runtime.sessions.hub.connected and bridge.runtime.control.ready)
+        assert await request_health(bridge, "ready") == (200, READY)
 
 
 async def test_health_routes_accept_any_origin(bridge: Bridge) -> None:
@@ -87,7 +88,7 @@ async def test_head_is_served_with_or_without_sanic_ext_auto_head(shared_nats: N
 
     async with running(servers=shared_nats.url, prefix="", prepare=prepare) as bridge:
         assert await request_health(bridge, "live", "HEAD") == (200, b"")
-        assert await request_health(bridge, "ready") == (200, {"ready": True, "stopping": False, "nats": "connected"})
+        assert await request_health(bridge, "ready") == (200, READY)
 
 
 async def test_sanic_ext_health_extension_works_alongside_bridge(shared_nats: NatsServer) -> None:

@@ -22,7 +22,7 @@ FACTORY = """
 from typing import Any
 
 from sanic import Sanic
-from sanic_nats_bridge import NatsBridge, Session
+from sanic_nats_bridge import NatsBridge, Session, UpdateResult
 
 bridge = NatsBridge(subscribe=["orders.>"])
 
@@ -33,8 +33,12 @@ def create_app() -> Sanic[Any, Any]:
     return app
 
 
-async def sign_out(user: str) -> int:
+async def sign_out(user: str) -> UpdateResult:
     return await bridge.revoke(identity=user)
+
+
+async def sign_out_one(session: Session) -> bool:
+    return (await bridge.revoke(session=session)).announced
 
 
 def names(session: Session) -> tuple[str, ...]:

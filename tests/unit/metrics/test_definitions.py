@@ -19,6 +19,7 @@ STATS = Stats(
     refused={"limit.rate": 10},
     closes={"1001": 11},
     nats="connected",
+    control="connected",
     nats_reconnects=12,
     loop_lag=0.5,
 )
@@ -31,7 +32,9 @@ def test_every_stats_field_has_metric() -> None:
     assert found["natsbridge_sent_bytes_total"] == {"": 6}
     assert found["natsbridge_refused_commands_total"] == {"limit.rate": 10}
     assert found["natsbridge_nats_connected"] == {"": 1}
+    assert found["natsbridge_control_connected"] == {"": 1}
     assert readings(dataclasses.replace(STATS, nats="disconnected"))["natsbridge_nats_connected"] == {"": 0}
+    assert readings(dataclasses.replace(STATS, control="disconnected"))["natsbridge_control_connected"] == {"": 0}
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
