@@ -3,6 +3,7 @@
 # make test-fast   run the unit tests, which need no system packages, npm, browser or root
 # make test-tools  run the tests of the benchmarks, of the faults and of several workers in full
 # make long    run the fuzzers, the random walk and the tests of properties for long
+# make test-versions   run the tests of private parts on the lowest and newest packages (ARGS="3.12-lowest")
 # make check   formatting, lint, types and prose
 # make docs    build the docs site into build/site
 # make format  format the code
@@ -28,7 +29,7 @@ PARALLEL := -n 4 --dist loadfile --no-loadscope-reorder
 TEST_PACKAGES := chromium:chromium libatomic.so.1:libatomic1 firefox-esr:firefox-esr nginx:nginx-light \
 	haproxy:haproxy ip:iproute2 node:nodejs npm:npm curl:curl
 
-.PHONY: run test test-fast test-tools long check docs format faults bench bench-panini clean
+.PHONY: run test test-fast test-tools test-versions long check docs format faults bench bench-panini clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.run
@@ -46,6 +47,9 @@ test-fast: $(VENV)/.dev
 test-tools: $(VENV)/.dev
 	@.ci/packages $(TEST_PACKAGES)
 	TOOLS_IN_FULL=1 $(BIN)/python -m pytest tests/tools tests/system/test_fleet.py tests/system/test_rolling.py tests/system/test_workers.py $(ARGS)
+
+test-versions: $(VENV)/.dev
+	$(BIN)/python -m tools.versions $(ARGS)
 
 # The marker is hypothesis's own: it is on each test of a property.
 long: export HYPOTHESIS_PROFILE := long
@@ -78,7 +82,7 @@ bench-panini: $(VENV)/.bench .bench/panini/.made
 	$(BIN)/python -m tools.benchmarks --with panini $(ARGS)
 
 clean:
-	rm -rf $(VENV) .bench $(NODE)/node_modules
+	rm -rf $(VENV) .bench .versions $(NODE)/node_modules
 
 $(VENV)/.run: $(VENV)/.made pyproject.toml setup.cfg
 	$(BIN)/pip install --quiet --editable '.[server]'

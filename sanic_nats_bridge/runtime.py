@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sanic import Blueprint, Sanic
@@ -16,9 +17,11 @@ from .auth.permissions import CONTROL_TOKEN
 from .cluster.control_channel import ControlChannel
 from .cluster.permission_updates import PermissionUpdates
 from .cluster.relay import Relay
+from .cluster.settings_comparison import SettingsComparison
 from .errors import SettingsError
 from .metrics.loop_lag import LoopLag
 from .metrics.stats import Stats
+from .nats.compatibility import check_nats_py
 from .nats.supervisor import ConnectionSupervisor
 from .routes.client import add_client_routes
 from .routes.commands import add_command_routes
@@ -31,6 +34,7 @@ from .routes.websocket import add_websocket_route
 from .sessions.registry import SessionRegistry
 from .sessions.session import Session
 from .settings import Settings
+from .transports.compatibility import check_sanic
 
 if TYPE_CHECKING:
     from .metrics.aggregator import MetricsAggregator
@@ -55,11 +59,14 @@ class BridgeRuntime:
 
     Raises:
         SettingsError: The app has another bridge already.
+        IncompatiblePackageError: The installed version of nats-py, Sanic or `websockets` doesn't work.
     """
 
     def __init__(self, app: Sanic[Any, Any], settings: Settings, injected: object) -> None:
         if _BLUEPRINT in app.blueprints:
             raise SettingsError("One app has one NatsBridge; this one has another already")
+        check_nats_py()
+        check_sanic()
         self.settings = settings
         self._app = app
         self._injected = injected
@@ -75,16 +82,26 @@ class BridgeRuntime:
         self.sessions = SessionRegistry(
             settings, self.connection, on_opened=self._session_opened, on_closed=self._session_closed
         )
+        control_prefix = settings.control_prefix or f"{CONTROL_TOKEN}.{app.name}"
         self.control = ControlChannel(
             self.connection,
-            settings.control_prefix or f"{CONTROL_TOKEN}.{app.name}",
+            control_prefix,
             # Lambdas, because the relay and the permission updates need the channel.
             on_request=lambda request: self.relay.answer(request),
-            on_announcement=lambda announcement: self.permission_updates.receive(announcement),
-            on_ready=lambda: self.permission_updates.nats_connected(),
+            on_announcement={
+                "permissions": lambda announcement: self.permission_updates.receive(announcement),
+                "settings": lambda announcement: self.settings_comparison.receive(announcement),
+            },
+            on_ready=self._control_ready,
         )
         self.relay = Relay(self.sessions, self.control.request)
-        self.permission_updates = PermissionUpdates(self.sessions, self.control.announce)
+        self.permission_updates = PermissionUpdates(self.sessions, partial(self.control.announce, "permissions"))
+        self.settings_comparison = SettingsComparison(
+            settings,
+            app=app.name,
+            prefix=control_prefix,
+            announce=partial(self.control.announce, "settings"),
+        )
         self._origins = OriginPolicy(settings.allowed_origins)
         self._cross_origin = CrossOrigin(self._origins)
         self._aggregator: MetricsAggregator | None = None
@@ -133,7 +150,17 @@ class BridgeRuntime:
             from .routes.metrics import add_metrics_route
 
             worker = os.environ.get("SANIC_WORKER_NAME", _ONLY_WORKER)
-            self._aggregator = MetricsAggregator(self.stats, self._app.name, worker, worker_folder())
+            try:
+                folder = worker_folder()
+            except OSError as error:
+                folder = None
+                if "SANIC_WORKER_IDENTIFIER" not in os.environ:
+                    logger.warning(
+                        "The workers cannot share their metrics. /metrics of a server with several workers has those "
+                        "of one of them at a time: %s",
+                        error,
+                    )
+            self._aggregator = MetricsAggregator(self.stats, self._app.name, worker, folder)
             add_metrics_route(blueprint, self._aggregator)
         self._app.blueprint(blueprint)
         self._cross_origin.add_paths(_paths(blueprint))
@@ -142,11 +169,17 @@ class BridgeRuntime:
 
     # Start and stop
 
+    async def _control_ready(self) -> None:
+        await self.settings_comparison.announce()
+        await self.permission_updates.nats_connected()
+
     async def _start(self, app: Sanic[Any, Any]) -> None:
         self._redaction.install()
         with contextlib.suppress(SanicException):  # the app may have disabled sanic-ext's injection
             app.ext.dependency(self._injected)
-        self.sessions.start()
+        # A developer who saves a file waits for the page to reconnect.
+        developing = app.debug or app.auto_reload
+        self.sessions.start(reconnect_spread=0 if developing else self.settings.reconnect_spread)
         self.control.start(self.sessions.worker)
         self.connection.start(self.sessions.hub)
         self._lag.start()
@@ -158,8 +191,6 @@ class BridgeRuntime:
             self.sessions.close_all("The server is going away")
         finally:
             await self.control.stop()
-            await self.connection.stop()
-            self.sessions.hub.close()
         if self._signal_tasks:
             _, late = await asyncio.wait(self._signal_tasks, timeout=_SIGNALS_SECONDS)
             for task in late:
@@ -167,6 +198,9 @@ class BridgeRuntime:
         await _neighbours_ended(app)
 
     async def _stopped(self, app: Sanic[Any, Any]) -> None:
+        # Now, so that the client is connected in every listener of the app for "before_server_stop".
+        await self.connection.stop()
+        self.sessions.hub.close()
         if self._aggregator is not None:
             await self._aggregator.stop()
         self._lag.stop()

@@ -1,14 +1,16 @@
 """The options of the bridge: names, types, defaults and validators.
 
 A keyword argument overrides ``app.config.NATS_BRIDGE_<NAME>`` (and so the environment's
-``SANIC_NATS_BRIDGE_<NAME>``), which overrides the default. Durations are in seconds, names of sizes end in
+``SANIC_NATS_BRIDGE_<NAME>``), which overrides the default. If ``servers`` isn't set, the environment's ``NATS_URL`` is
+used, as by the tools of NATS. Durations are in seconds, names of sizes end in
 ``_bytes``, names of limits begin with ``max_``.
 """
 
 import contextlib
+import difflib
 import os
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from importlib.util import find_spec
@@ -31,6 +33,12 @@ _RENAMED = {
     "headers": "expose_headers",
     "max_sub_rate": "max_subscribe_rate",
 }
+
+
+_SERVERS_VARIABLE = "NATS_URL"
+_SECRET = {"servers", "user", "password", "token", "credentials", "nkeys_seed", "tls_key"}
+"""The settings whose value isn't shown in an error. A secret may be given in place of the path of its file."""
+_MAX_SHOWN = 200
 
 
 def _option(default: Any, validator: Callable[[Any], Any]) -> Any:
@@ -197,7 +205,9 @@ class Settings:
             if name in _RENAMED:
                 raise SettingsError(f"NatsBridge setting '{name}' was renamed; use '{_RENAMED[name]}'")
             if name not in validate:
-                raise SettingsError(f"NatsBridge has no setting '{name}'")
+                raise _unknown(name, validate)
+        if values.get("servers") is None and os.environ.get(_SERVERS_VARIABLE):
+            values["servers"] = _servers_of_environment(os.environ[_SERVERS_VARIABLE])
         valid = {name: _validated(name, value, validate[name]) for name, value in values.items() if value is not None}
         settings = cls(**valid)
         settings._check_combinations()
@@ -301,4 +311,28 @@ def _validated(name: str, value: Any, validator: Callable[[Any], Any]) -> Any:
     try:
         return validator(value)
     except ValueError as error:
-        raise SettingsError(f"NatsBridge setting '{name}' {error}") from None
+        rule = str(error)
+        if ", got " not in rule and ", not '" not in rule:
+            rule += f", got {_shown(name, value)}"
+        raise SettingsError(f"NatsBridge setting '{name}' {rule}") from None
+
+
+def _shown(name: str, value: Any) -> str:
+    """Return a wrong value for an error message, without secrets."""
+    text = f"a value of type {type(value).__name__}" if name in _SECRET and value else f"{value!a}"
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
+
+
+def _unknown(name: str, names: Iterable[str]) -> SettingsError:
+    alike = difflib.get_close_matches(name, names, n=1)
+    if alike:
+        return SettingsError(f"NatsBridge has no setting '{name}'; did you mean '{alike[0]}'?")
+    return SettingsError(f"NatsBridge has no setting '{name}'")
+
+
+def _servers_of_environment(value: str) -> tuple[str, ...]:
+    # The tools of NATS separate URLs by commas.
+    try:
+        return validators.server_urls(value.replace(",", " "))
+    except ValueError as error:
+        raise SettingsError(f"NATS_URL in the environment {error}") from None

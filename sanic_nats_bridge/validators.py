@@ -1,7 +1,7 @@
 """One function per kind of setting; each returns the value as `Settings` keeps it.
 
-All raise ``ValueError`` with a message that continues the name of the setting. A message repeats the value unless
-it may be a secret.
+All raise ``ValueError`` with a message that continues the name of the setting. `Settings` adds the value, unless it may
+be a secret or the message has it.
 """
 
 import contextlib
@@ -58,7 +58,7 @@ def string(value: Any) -> str:
 def boolean(value: Any) -> bool:
     """Return a Boolean. Sanic converts ``1`` and ``0`` in the environment to numbers."""
     if not isinstance(value, bool | int) or value not in (0, 1):
-        raise ValueError(f"must be True or False, got {value!r}")
+        raise ValueError("must be True or False")
     return bool(value)
 
 
@@ -90,8 +90,12 @@ def server_urls(value: Any) -> tuple[str, ...]:
     servers = strings(value)
     if not servers:
         raise ValueError("must have at least one NATS server")
-    if not all(_is_server(server) for server in servers):
-        raise ValueError("must be NATS URLs such as nats://127.0.0.1:4222")
+    for server in servers:
+        if not _is_server(server):
+            shown = f"{_without_user_info(server)!a}"
+            if "@" in server:
+                shown += "; special characters of a password must be percent-encoded"
+            raise ValueError(f"must be NATS URLs such as nats://127.0.0.1:4222, not {shown}")
     if len({server.partition("://")[0].lower() in ("ws", "wss") for server in servers}) > 1:
         raise ValueError("must not mix WebSocket URLs with others")
     return servers
@@ -103,7 +107,14 @@ def _is_server(url: str) -> bool:
         address = parts.scheme in _SCHEMES and bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False
-    return address and not _UNPRINTABLE.search(url) and parts.path in ("", "/") and not parts.query + parts.fragment
+    path = parts.path in ("", "/") or parts.scheme in ("ws", "wss")
+    return address and path and not _UNPRINTABLE.search(url) and not parts.query + parts.fragment
+
+
+def _without_user_info(url: str) -> str:
+    user_info, at, host = url.rpartition("@")
+    scheme, separator, _ = user_info.rpartition("://")
+    return f"{scheme}{separator}***@{host}" if at else url
 
 
 def allowed_patterns(value: Any) -> tuple[str, ...]:
@@ -130,8 +141,10 @@ def _check_permissions(name: str, **permissions: tuple[str, ...]) -> None:
 def header_names(value: Any) -> tuple[str, ...]:
     """Return names of NATS headers (ADR-4)."""
     names = strings(value)
+    if any(name.lower() == "status" for name in names):
+        raise ValueError("must not name 'Status': NATS itself uses it in messages that are not the app's")
     if not all(_HEADER_NAME.fullmatch(name) for name in names):
-        raise ValueError(f"must be names of NATS headers, in printable ASCII without a colon, got {names!r}")
+        raise ValueError("must be names of NATS headers, in printable ASCII without a colon")
     return names
 
 
@@ -147,15 +160,15 @@ def _origin(text: str) -> str:
     try:
         return str(parse_origin(text))
     except ValueError:
-        raise ValueError(
-            f"must be origins such as https://app.example, in ASCII and without a path, or null, got {text!a}"
-        ) from None
+        raise ValueError("must be origins such as https://app.example, in ASCII and without a path, or null") from None
 
 
 def path_prefix(value: Any) -> str:
-    """Return an empty string or a path without a trailing slash."""
+    """Return an empty string or a path, without a slash at its end."""
+    if isinstance(value, str):
+        value = value.removesuffix("/")
     if not isinstance(value, str) or not _PREFIX.fullmatch(value):
-        raise ValueError(f"must be empty or a path such as /nats, without a trailing slash, got {value!r}")
+        raise ValueError("must be empty or a path such as /nats")
     return value
 
 
@@ -165,7 +178,7 @@ def seconds(minimum: float, maximum: float = _MAX_SECONDS) -> Callable[[Any], fl
     def check(value: Any) -> float:
         number = not isinstance(value, bool) and isinstance(value, int | float)
         if not number or not minimum <= value <= maximum:
-            raise ValueError(f"must be a number of seconds from {minimum} to {maximum}, got {value!r}")
+            raise ValueError(f"must be a number of seconds from {minimum} to {maximum}")
         return float(value)
 
     return check
@@ -174,14 +187,14 @@ def seconds(minimum: float, maximum: float = _MAX_SECONDS) -> Callable[[Any], fl
 def rate(value: Any) -> float:
     """Return a number of events per second."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"must be a number above 0, got {value!r}")
+        raise ValueError("must be a number above 0")
     return float(value)
 
 
 def function(value: Any) -> Callable[..., Any]:
     """Return a callable."""
     if not callable(value):
-        raise ValueError(f"must be an async function, got {value!r}")
+        raise ValueError("must be a function")
     function: Callable[..., Any] = value
     return function
 
@@ -191,7 +204,7 @@ def one_of(*words: str) -> Callable[[Any], str]:
 
     def check(value: Any) -> str:
         if not isinstance(value, str) or value not in words:
-            raise ValueError(f"must be one of {', '.join(words)}, got {value!r}")
+            raise ValueError(f"must be one of {', '.join(words)}")
         return value
 
     return check
@@ -202,7 +215,7 @@ def integer(minimum: int) -> Callable[[Any], int]:
 
     def check(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            raise ValueError(f"must be an integer of at least {minimum}, got {value!r}")
+            raise ValueError(f"must be an integer of at least {minimum}")
         return value
 
     return check
@@ -228,9 +241,7 @@ def reserved_prefix(value: Any) -> str:
         # A client that may subscribe to everything must not see these subjects.
         if validate(prefix)[0] == "_" and not has_wildcard(prefix) and len(prefix) <= _MAX_PREFIX_BYTES:
             return prefix
-    raise ValueError(
-        f"must be a literal subject of at most {_MAX_PREFIX_BYTES} bytes that begins with '_', got {prefix!a}"
-    )
+    raise ValueError(f"must be a literal subject of at most {_MAX_PREFIX_BYTES} bytes that begins with '_'")
 
 
 def tls_context(value: Any) -> ssl.SSLContext:

@@ -1,9 +1,9 @@
 """Communication between the workers of one app over NATS: requests to one worker, announcements to all.
 
 Each worker has three subscriptions under the control prefix: ``worker.<id>`` for requests to it, ``reply.<id>.*`` for
-replies to its own requests, and ``all`` for announcements. If no worker has the first subscription, the NATS server
-replies with the status "no responders". No other subject is used. A NATS user for the bridge therefore needs no inbox,
-and no received message makes the bridge publish elsewhere.
+replies to its own requests, and ``all.*`` for announcements of each kind. If no worker has the first subscription, the
+NATS server replies with the status "no responders". No other subject is used. A NATS user for the bridge therefore
+needs no inbox, and no received message makes the bridge publish elsewhere.
 
 The subscriptions go first on each connection. The channel is ready when NATS has confirmed them and a request of this
 worker to itself was answered, which shows that NATS lets it publish too. If not, for instance because the operator has
@@ -16,7 +16,7 @@ import itertools
 import logging
 import random
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
 import nats.errors
@@ -37,6 +37,7 @@ _POLL_SECONDS = 0.02
 _CHECK_SECONDS = 5.0
 _ECHO_SECONDS = 5.0
 _CHECK_INTERVAL_SECONDS = 30.0
+_PROBE_SECONDS = 2.0
 _FIRST_RETRY_SECONDS = 1.0
 _MAX_RETRY_SECONDS = 30.0
 
@@ -50,6 +51,10 @@ class ControlConnection(Protocol):
     @property
     def client(self) -> NatsClient | None:
         """The connected nats-py client, or ``None``."""
+
+    @property
+    def reports_no_responders(self) -> bool:
+        """True if the connected server replies to a request that has no subscriber."""
 
     def subscribe_control(self, subject: str, listener: ControlListener) -> int | None:
         """Send SUB; return the subscription's number, or ``None`` while NATS is disconnected."""
@@ -70,7 +75,8 @@ class ControlChannel:
             `closed` when it has ended.
         prefix: The first tokens of the control subjects.
         on_request: Returns the reply to a request of another worker. It must not raise.
-        on_announcement: Called with each announcement of any worker, this one included. It must not raise.
+        on_announcement: Called with each announcement of any worker, this one included, by the kind of the
+            announcement. They must not raise.
         on_ready: Called each time that this worker and the others can reach each other again.
     """
 
@@ -80,7 +86,7 @@ class ControlChannel:
         prefix: str,
         *,
         on_request: RequestHandler,
-        on_announcement: Callable[[bytes], None],
+        on_announcement: Mapping[str, Callable[[bytes], None]],
         on_ready: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
         self._connection = connection
@@ -103,7 +109,7 @@ class ControlChannel:
         self._numbers = itertools.count()
         self._pending: dict[str, asyncio.Future[tuple[bytes, bytes]]] = {}
         """The replies that this worker waits for, by the number of the request: headers and payload."""
-        self._echoes: dict[bytes, asyncio.Future[None]] = {}
+        self._echoes: dict[tuple[str, bytes], asyncio.Future[None]] = {}
         """The announcements of this worker that NATS hasn't delivered to itself yet."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._reply_subject = re.compile(rf"{re.escape(prefix)}\.reply\.{WORKER_ID_GRAMMAR}\.\d+".encode())
@@ -175,6 +181,12 @@ class ControlChannel:
         """
         if not self.ready:
             raise self._not_ready()
+        if not self._connection.reports_no_responders:
+            # A worker that exists answers a check at once, however long the request itself takes.
+            try:
+                await self._request(worker, b"", min(seconds, _PROBE_SECONDS))
+            except TimeoutError:
+                raise UnknownWorkerError(worker) from None
         return await self._request(worker, payload, seconds)
 
     async def _request(self, worker: str, payload: bytes, seconds: float) -> bytes:
@@ -192,10 +204,14 @@ class ControlChannel:
             raise UnknownWorkerError(worker)
         return reply
 
-    async def announce(self, payload: bytes) -> None:
+    async def announce(self, kind: str, payload: bytes) -> None:
         """Send an announcement to all connected workers, and wait until NATS has delivered it to this one.
 
         Each worker receives it once at most.
+
+        Args:
+            kind: The kind of the announcement, one token of a subject.
+            payload: The announcement.
 
         Raises:
             ConnectionError: NATS is disconnected, or doesn't let the workers reach each other.
@@ -203,17 +219,18 @@ class ControlChannel:
         """
         if not self.ready:
             raise self._not_ready()
-        echo = self._echoes.setdefault(payload, asyncio.get_running_loop().create_future())
+        key = (kind, payload)
+        echo = self._echoes.setdefault(key, asyncio.get_running_loop().create_future())
         try:
             async with asyncio.timeout(_ECHO_SECONDS):
-                await self._publish(f"{self._prefix}.all", payload)
+                await self._publish(f"{self._prefix}.all.{kind}", payload)
                 await asyncio.shield(echo)
         except TimeoutError:
             self._lost("an announcement did not return from NATS")
             raise ConnectionError("NATS does not deliver announcements to the workers") from None
         finally:
-            if self._echoes.get(payload) is echo:
-                del self._echoes[payload]
+            if self._echoes.get(key) is echo:
+                del self._echoes[key]
 
     def _not_ready(self) -> ConnectionError:
         if self._is_connected:
@@ -240,7 +257,7 @@ class ControlChannel:
         handlers = {
             "reply": (f"reply.{self._worker}.*", self._receive_reply),
             "worker": (f"worker.{self._worker}", self._receive_request),
-            "all": ("all", self._receive_announcement),
+            "all": ("all.*", self._receive_announcement),
         }
         for name, (subject, handler) in handlers.items():
             if name not in self._subscriptions:
@@ -338,10 +355,13 @@ class ControlChannel:
             logger.info("Cannot send a reply to another worker: %s", error)
 
     def _receive_announcement(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
-        echo = self._echoes.get(payload)
+        kind = subject.rpartition(b".")[2].decode("ascii", "replace")
+        echo = self._echoes.get((kind, payload))
         if echo is not None and not echo.done():
             echo.set_result(None)
-        self._on_announcement(payload)
+        receive = self._on_announcement.get(kind)
+        if receive is not None:
+            receive(payload)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine)

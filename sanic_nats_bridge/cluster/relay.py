@@ -109,8 +109,8 @@ class Relay:
             raise UnknownSession("No such session") from None
         except TimeoutError:
             raise UnreachableSession("The server that holds this session does not answer") from None
-        except ConnectionError:
-            raise NatsUnavailable("This session is on another server, but NATS is disconnected") from None
+        except ConnectionError as error:
+            raise NatsUnavailable(f"This session is on another server, but {error}") from None
         except ValueError:
             raise SizeLimitExceeded(
                 "This command is too large for NATS, over which it must reach another server"

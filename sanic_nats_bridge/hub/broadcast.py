@@ -55,6 +55,9 @@ class Broadcaster:
         """Add a message to the views that show it."""
         if not interest.views:
             return
+        if headers and encoding.is_status(headers):
+            self._counters.status_messages += 1
+            return
         if interest.has_wildcard:
             text = self._readable(interest, subject)
             if not text:

@@ -17,7 +17,7 @@ class Counters:
 
     __slots__ = (
         "closes", "deliveries", "ended_bytes", "gaps", "lost", "messages", "nats_connections", "refused",
-        "slow_consumers",
+        "slow_consumers", "status_messages",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -33,6 +33,8 @@ class Counters:
         """Subscriptions for which a gap was sent, by reason."""
         self.slow_consumers = 0
         """Times that a client became a slow consumer."""
+        self.status_messages = 0
+        """Messages with which NATS itself reports a state to a subscriber."""
         self.refused: Counter[str] = Counter()
         """Commands that were rejected, by error code."""
         self.closes: Counter[str] = Counter()

@@ -80,6 +80,11 @@ METRICS = (
         read=lambda stats: stats.slow_consumers,
     ),
     Metric(
+        name="natsbridge_status_messages_total",
+        help="Messages with which NATS itself reports a state; no client gets them",
+        read=lambda stats: stats.status_messages,
+    ),
+    Metric(
         name="natsbridge_refused_commands_total",
         help="Commands that were rejected",
         read=lambda stats: stats.refused,

@@ -30,6 +30,9 @@ class Stats:
     """Subscriptions for which a gap was sent, by reason: ``slow_consumer``, ``nats_reconnect`` and ``internal``."""
     slow_consumers: int
     """Times that a client exceeded ``max_pending_bytes``."""
+    status_messages: int
+    """Messages with which NATS itself reports a state, such as the idle heartbeats of a JetStream consumer. No client
+    gets them."""
     refused: Mapping[str, int]
     """Commands rejected by this worker, by error code, such as ``subject.forbidden``."""
     closes: Mapping[str, int]

@@ -7,7 +7,6 @@ clock nor a process id could.
 
 import atexit
 import contextlib
-import fcntl
 import os
 import secrets
 import shutil
@@ -16,6 +15,11 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["WorkerFile", "WorkerFiles", "worker_folder"]
 
@@ -28,7 +32,12 @@ def worker_folder() -> Path | None:
     """Return the shared folder in a worker process; ``None`` in another process.
 
     It must be called in the process that starts the workers too, before it starts them.
+
+    Raises:
+        OSError: The processes of this system cannot share files: it has no file locks, or no folder to write to.
     """
+    if fcntl is None:
+        raise OSError("this system has no POSIX file locks")
     starter, _, folder = os.environ.get(_FOLDER_VARIABLE, "").partition(":")
     # Compared by process id, because a server that a worker starts inherits its environment. multiprocessing
     # doesn't know a child as its own yet while that imports the main module, which may contain the app.

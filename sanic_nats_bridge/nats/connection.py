@@ -4,9 +4,7 @@ Messages for the bridge's own subscriptions are dispatched inside nats-py's read
 subscription, and they keep their order across subscriptions. Code that runs there must not raise, because an exception
 would end the loop.
 
-Private names of nats-py that are used: ``_ps``, ``_reading_task``, ``_sid``, ``_pongs``, ``_pongs_received``,
-``_pings_outstanding``, ``_transport``, ``_close``, ``_process_msg``, ``_process_ping``, ``_process_err``,
-``_process_info``; the bound on its version is in pyproject.toml.
+`compatibility.CLIENT_PARTS` has the private names of nats-py that are used.
 """
 
 import asyncio
@@ -20,6 +18,7 @@ from typing import Any, Protocol, TypeAlias, cast
 import nats.errors
 from nats.aio.client import Client
 
+from .addresses import Addresses
 from .parser import MalformedLineError, Parser
 from .server_errors import classify_error, sub_length
 from .transport import TcpSocket, WebSocket, transport_for, within
@@ -83,16 +82,29 @@ class Connection(Client):
         listener: The callbacks for messages and subscriptions.
         address: Host and port of the server, as `ServerPool.others` compares them.
         tls_only: Whether to send nothing to a server without TLS.
+        addresses: The addresses of host names that earlier connections have tried.
     """
 
-    def __init__(self, listener: MessageListener, address: str = "", *, tls_only: bool = False) -> None:
+    def __init__(
+        self,
+        listener: MessageListener,
+        address: str = "",
+        *,
+        tls_only: bool = False,
+        addresses: Addresses | None = None,
+    ) -> None:
         super().__init__()
         self.address = address
         self.tls_only = tls_only
+        self._addresses = addresses or Addresses()
         self.ended = asyncio.Event()
         """Set when no more messages arrive."""
         self.needs_replacement = asyncio.Event()
         """Set with `ended`, or before it when the server enters lame duck mode."""
+        self.has_served = False
+        """True once the server had answered everything that it was asked: every subscription, and a PING."""
+        self.reports_no_responders = False
+        """True if the server replies to a request that has no subscriber, which needs headers."""
         self.unanswered_pings = 0
         self.reported_error: Exception | None = None
         """The last error that nats-py has reported to its error callback."""
@@ -118,11 +130,13 @@ class Connection(Client):
         Raises:
             Exception: Any error of nats-py or of the network. `reported_error` is often closer to the reason.
         """
-        self._transport = transport_for(options["servers"], tls_only=self.tls_only)
+        self._transport = transport_for(options["servers"], self._addresses, tls_only=self.tls_only)
         await self.connect(error_cb=self._on_error, **options)
         if not self.is_connected:
             # nats-py accepts a reply that is neither PONG nor -ERR, but then never sends published messages.
             raise nats.errors.Error("the server did not answer CONNECT")
+        if isinstance(self._transport, TcpSocket):
+            self._transport.proven()
         # The read loop ends with its connection, and with an exception in the loop itself.
         assert self._reading_task is not None
         self._reading_task.add_done_callback(lambda _: self._end())
@@ -136,6 +150,11 @@ class Connection(Client):
             return "the server is in lame duck mode"
         reason = self.last_error or self.reported_error
         return _describe(reason) if reason else "the connection was closed"
+
+    @property
+    def encrypted(self) -> bool:
+        """True if the TLS handshake of a TCP socket was done."""
+        return isinstance(self._transport, TcpSocket) and self._transport.encrypted
 
     @property
     def reads(self) -> int:
@@ -267,6 +286,7 @@ class Connection(Client):
             self.needs_replacement.set()
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        self.reports_no_responders = bool(info.get("headers"))
         if self.tls_only and info.get("tls_available"):
             # nats-py uses TLS only if the server requires it.
             info["tls_required"] = True
@@ -276,6 +296,7 @@ class Connection(Client):
         self._pongs_received += 1
         self._pings_outstanding = 0
         waiter = self._pongs.pop(0) if self._pongs else None
+        self.has_served = self.has_served or not self._pongs
         if isinstance(waiter, _Confirmation):
             self._confirm(waiter.sid)
         elif isinstance(waiter, _HealthPing):

@@ -9,9 +9,11 @@ from urllib.parse import SplitResult, urlsplit
 __all__ = ["Server", "ServerPool"]
 
 _MIN_BACKOFF_SECONDS = 0.05
-_MAX_BACKOFF_SECONDS = 2.0
+_MAX_BACKOFF_SECONDS = 1.0
+_MIN_CYCLE_SECONDS = 1.0
 _DEFAULT_PORT = 4222
 _TLS_SCHEMES = ("tls", "wss")
+_WEBSOCKET_SCHEMES = ("ws", "wss")
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Server:
     def address(self) -> str:
         """Host and port."""
         parts = urlsplit(self.url)
-        return f"{parts.hostname}:{parts.port or _DEFAULT_PORT}"
+        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+        return f"{host}:{parts.port or _DEFAULT_PORT}"
 
 
 class ServerPool:
@@ -62,9 +65,21 @@ class ServerPool:
         self._ceiling = min(_MAX_BACKOFF_SECONDS, self._ceiling * 2)
         return random.uniform(self._ceiling / 2, self._ceiling)
 
-    def reset_backoff(self) -> None:
-        """Reset the backoff after a stable connection."""
+    def backoff_after(self, seconds: float, *, served: bool) -> float:
+        """Return the seconds to wait after a connection has ended.
+
+        A connection that has served resets the backoff, however short it was: a server that is up only at times must
+        not be missed. Such connections are at least one second apart. Without that limit a server that
+        serves and then fails at once would be tried far more often.
+
+        Args:
+            seconds: The time for which the connection existed.
+            served: True if the server had confirmed every subscription.
+        """
+        if not served:
+            return self.next_backoff()
         self._ceiling = _MIN_BACKOFF_SECONDS
+        return max(self.next_backoff(), _MIN_CYCLE_SECONDS - seconds)
 
     def attempts(self) -> Iterator[tuple[Server, float]]:
         """Yield servers to try, indefinitely, each with the seconds to wait if it fails.
@@ -85,12 +100,13 @@ class ServerPool:
         return random.sample(configured, len(configured)) + random.sample(discovered, len(discovered))
 
     def _as_configured(self, server: SplitResult) -> Server:
-        # A server announces members without credentials, scheme, and the host name of their certificate.
+        # A server announces members without credentials, scheme, path, and the host name of their certificate.
         first = self._configured[0]
         scheme = next((each.scheme for each in self._configured if each.scheme in _TLS_SCHEMES), first.scheme)
+        path = first.path if scheme in _WEBSOCKET_SCHEMES else ""
         credentials = first.netloc.rpartition("@")[0]
         netloc = f"{credentials}@{_host(server)}" if credentials else _host(server)
-        return Server(server._replace(scheme=scheme, netloc=netloc).geturl(), first.hostname)
+        return Server(server._replace(scheme=scheme, netloc=netloc, path=path).geturl(), first.hostname)
 
 
 def _split(url: str) -> SplitResult:

@@ -8,12 +8,14 @@ connection. It also doesn't reconnect after most ``-ERR`` lines or after an exce
 import asyncio
 import logging
 import math
-import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from ..settings import Settings
+from .addresses import Addresses
+from .connect_errors import describe
 from .connection import Connection, ControlListener, MessageListener, NatsClient
+from .credentials import read_credentials, read_nkey_seed, split_user_info
 from .health import wait_until_stale
 from .server_pool import Server, ServerPool
 
@@ -25,7 +27,7 @@ _NATS_PY_PING_SECONDS = 86_400  # disables nats-py's own pinger
 _RETRY_SECONDS = 0.05
 _STOP_SECONDS = 2.0
 _RECANCEL_SECONDS = 1.0
-_STABLE_SECONDS = 5.0
+_REPEAT_SECONDS = 60.0
 
 
 class ConnectionListener(MessageListener, Protocol):
@@ -65,6 +67,7 @@ class ConnectionSupervisor:
         """A connection to another server, made before the present one ends."""
         self._task: asyncio.Task[None] | None = None
         self._servers = ServerPool(settings.servers)
+        self._addresses = Addresses()
         self._refused_length = math.inf
         """The smallest `Connection.refused_length` of all connections so far."""
 
@@ -72,6 +75,11 @@ class ConnectionSupervisor:
     def client(self) -> NatsClient | None:
         """The connected nats-py client, or ``None`` while NATS is disconnected."""
         return self._connection
+
+    @property
+    def reports_no_responders(self) -> bool:
+        """True if the connected server replies to a request that has no subscriber."""
+        return self._connection is not None and self._connection.reports_no_responders
 
     def start(self, listener: ConnectionListener) -> None:
         """Start to connect, in the background."""
@@ -107,10 +115,11 @@ class ConnectionSupervisor:
             self._connection.remove_subscription(sid)
 
     async def _supervise(self, listener: ConnectionListener) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             connection = self._successor or await self._connect(listener)
             self._connection, self._successor = connection, None
-            connected_at = time.monotonic()
+            connected_at = loop.time()
             _notify(self._on_established)
             _notify(listener.connection_established)
             _notify(self._on_connected)
@@ -121,10 +130,9 @@ class ConnectionSupervisor:
             _notify(self._on_closed)
             _notify(listener.connection_closed)
             await connection.close_within(_STOP_SECONDS)
-            if self._successor is not None or time.monotonic() - connected_at >= _STABLE_SECONDS:
-                self._servers.reset_backoff()
-            else:
-                await asyncio.sleep(self._servers.next_backoff())
+            backoff = self._servers.backoff_after(loop.time() - connected_at, served=connection.has_served)
+            if self._successor is None:
+                await asyncio.sleep(backoff)
 
     def _remember_refused_length(self, connection: Connection) -> None:
         """Refuse subjects that are too long for the server on later connections too.
@@ -166,47 +174,64 @@ class ConnectionSupervisor:
         return None
 
     async def _connect(self, listener: ConnectionListener) -> Connection:
-        logged: set[str] = set()
+        loop = asyncio.get_running_loop()
+        logged: dict[str, float] = {}
+        """Times of the loop at which each reason was logged last."""
         for server, pause in self._servers.attempts():
             try:
                 return await self._open(server, listener)
             except ConnectionError as error:
-                # Log each reason once. Not only the first one, because a rejected login may first appear as a reset.
-                if str(error) not in logged:
+                # Every reason, not only the first, because a rejected login may appear as a reset first.
+                reason, now = f"{server.address}: {error}", loop.time()
+                if now >= logged.get(reason, -math.inf) + _REPEAT_SECONDS:
                     logger.warning("Cannot connect to NATS at %s: %s; retrying", server.address, error)
-                    logged.add(str(error))
+                    logged[reason] = now
                 await asyncio.sleep(pause)
         raise AssertionError("attempts() never ends")
 
     async def _open(self, server: Server, listener: ConnectionListener) -> Connection:
-        connection = Connection(listener, server.address, tls_only=server.has_tls or self._settings.tls_only)
+        seconds = self._settings.connect_timeout
+        connection = Connection(
+            listener,
+            server.address,
+            tls_only=server.has_tls or self._settings.tls_only,
+            addresses=self._addresses,
+        )
         connection.refused_length = self._refused_length
         try:
-            async with asyncio.timeout(self._settings.connect_timeout):
+            async with asyncio.timeout(seconds):
                 await connection.open(**self._options(server))
         except BaseException as error:
             connection.abort()
             await connection.close_within(_STOP_SECONDS)
             if not isinstance(error, Exception):
                 raise
-            reason = connection.reported_error or error
-            raise ConnectionError(str(reason) or type(reason).__name__) from error
+            reason = describe(connection.reported_error or error, seconds, encrypted=connection.encrypted)
+            raise ConnectionError(reason) from error
         logger.info("Connected to NATS at %s", server.address)
         return connection
 
     def _options(self, server: Server) -> dict[str, Any]:
         settings = self._settings
-        optional = {
-            "user": settings.user,
-            "password": settings.password,
-            "token": settings.token,
-            "user_credentials": settings.credentials,
-            "nkeys_seed": settings.nkeys_seed,
+        url, user, password = split_user_info(server.url)
+        optional: dict[str, Any] = {
             "tls": settings.tls_context(),
             "tls_hostname": settings.tls_hostname or server.verified_name,
+            "token": settings.token,
         }
+        if settings.user is not None or settings.token is not None:
+            optional |= {"user": settings.user, "password": settings.password}
+        elif password is not None or settings.password is not None:
+            optional |= {"user": user, "password": password or settings.password}
+        else:
+            # A URL without a password has the token in place of the user name.
+            optional["token"] = user
+        if settings.credentials is not None:
+            optional["user_credentials"] = read_credentials(settings.credentials)
+        if settings.nkeys_seed is not None:
+            optional["nkeys_seed_str"] = read_nkey_seed(settings.nkeys_seed)
         return {name: value for name, value in optional.items() if value is not None} | {
-            "servers": server.url,
+            "servers": url,
             "name": settings.name,
             "inbox_prefix": settings.inbox_prefix,
             "tls_handshake_first": settings.tls_handshake_first,

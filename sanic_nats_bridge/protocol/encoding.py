@@ -26,6 +26,7 @@ __all__ = [
     "encode_string",
     "event_text",
     "header_fields",
+    "is_status",
     "join",
     "websocket_frame",
 ]
@@ -47,6 +48,7 @@ _FIN_TEXT = 0x81
 _SHORT = struct.Struct(">BB").pack
 _MEDIUM = struct.Struct(">BBH").pack
 _LONG = struct.Struct(">BBQ").pack
+_STATUS = re.compile(rb"NATS/1\.0[ \t]+[^ \t\r]").match
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 _raw_decoder = msgspec.json.Decoder(msgspec.Raw)
@@ -162,6 +164,14 @@ def encode_payload(payload: bytes) -> tuple[bytes, bytes]:
     if _is_json(payload):
         return _on_one_line(payload), b""
     return encode_string(payload.decode() if text is None else text), b',"encoding":"text"'
+
+
+def is_status(block: bytes) -> bool:
+    """Return whether a NATS header block has a status, so that the message is from NATS itself and not from an app.
+
+    ADR-4 defines the status in the first line, and ADR-9 the idle heartbeats and flow control requests of JetStream.
+    """
+    return _STATUS(block) is not None
 
 
 def header_fields(block: bytes, names: frozenset[str]) -> bytes:

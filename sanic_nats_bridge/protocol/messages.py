@@ -5,6 +5,7 @@ is the specification.
 """
 
 import random
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Self, TypeAlias
 
@@ -29,6 +30,7 @@ __all__ = [
     "Unsubscribed",
     "Welcome",
     "check_query",
+    "check_websocket_query",
     "close_frame",
     "command_id_of",
     "decode_command",
@@ -50,6 +52,8 @@ NatsState: TypeAlias = Literal["connected", "disconnected"]
 _ACTIONS = ("subscribe", "unsubscribe", "ping")
 _RESERVED_ACTIONS = ("publish", "request", "authenticate")
 _RESERVED_FIELDS = ("from", "after")
+# Other spellings of `subjects`, and the conventions of other libraries for lists.
+_LIKE_SUBJECTS = re.compile(r"(?:subjects?|topics?)(?:\[\d*\])?", re.IGNORECASE)
 
 
 class Command(Struct, kw_only=True, frozen=True):
@@ -178,22 +182,43 @@ def check_query(query: Mapping[str, Sequence[str]]) -> None:
     """Check the query with which a session begins, on any transport.
 
     Raises:
-        UnsupportedQuery: The protocol reserves a parameter, or ``protocol`` isn't 1.
+        UnsupportedQuery: The protocol reserves a parameter, ``protocol`` isn't 1, or a parameter looks like a wrong
+            spelling of ``subjects``. Other unknown parameters are ignored.
     """
+    wrong = next((name for name in query if name != "subjects" and _LIKE_SUBJECTS.fullmatch(name)), None)
+    if wrong is not None:
+        raise UnsupportedQuery(f"The parameter is 'subjects', not {wrong!r}: one for each subject")
     if query.get("protocol", ["1"]) != [str(PROTOCOL_VERSION)]:
         raise UnsupportedQuery(f"protocol must be {PROTOCOL_VERSION}, the version that this server supports")
     if any(field in query for field in _RESERVED_FIELDS):
         raise UnsupportedQuery("Not supported here: 'from' and 'after'")
 
 
+def check_websocket_query(query: Mapping[str, Sequence[str]]) -> None:
+    """Check the query of a WebSocket.
+
+    Raises:
+        UnsupportedQuery: As in `check_query`, or it has ``subjects``, which would have no effect.
+    """
+    check_query(query)
+    if "subjects" in query:
+        raise UnsupportedQuery("'subjects' is a parameter of /events; on a WebSocket send a subscribe command")
+
+
 def query_command(query: Mapping[str, Sequence[str]]) -> Command | None:
     """Return the subscribe command in the query of an event stream, or ``None`` if it has no subjects.
 
     Raises:
-        UnsupportedQuery: As in `check_query`.
+        UnsupportedQuery: As in `check_query`, or a subject has a comma.
     """
     check_query(query)
     patterns = query.get("subjects")
+    if any("," in pattern for pattern in patterns or ()):
+        # A subject may contain a comma, but this one most likely separates two subjects.
+        raise UnsupportedQuery(
+            "A subject in the query must not have a comma: one parameter 'subjects' for each subject. "
+            "Send a command to subscribe to a subject with a comma"
+        )
     return Command(action="subscribe", subjects=list(patterns)) if patterns else None
 
 

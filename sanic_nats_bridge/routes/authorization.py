@@ -51,8 +51,9 @@ async def _call_permissions(request: Request, sessions: SessionRegistry) -> Perm
     settings = sessions.settings
     if settings.permissions is None:
         return settings.default_permissions
+    timeout: asyncio.Timeout | None = None
     try:
-        async with sessions.deadlines.within(settings.permissions_timeout):
+        async with sessions.deadlines.within(settings.permissions_timeout) as timeout:
             permissions = settings.permissions(request)
             if isawaitable(permissions):
                 permissions = await permissions
@@ -64,7 +65,13 @@ async def _call_permissions(request: Request, sessions: SessionRegistry) -> Perm
             raise
         if isinstance(error, TimeoutError) and sessions.deadlines.stopping:
             raise UnreachableSession("The server is going away") from None
-        logger.exception("The 'permissions' function has failed; the client was rejected")
+        if isinstance(error, TimeoutError) and timeout is not None and timeout.expired():
+            logger.error(
+                "The 'permissions' function took longer than 'permissions_timeout' (%s s); the client was rejected",
+                settings.permissions_timeout,
+            )
+        else:
+            logger.exception("The 'permissions' function has failed; the client was rejected")
         raise InternalError("Internal error") from None
     if permissions is None:
         raise AuthRequired("Not authenticated")

@@ -7,7 +7,7 @@ from sanic import Blueprint, Request, Websocket
 from sanic.exceptions import WebsocketClosed
 
 from ..errors import BridgeError, InternalError
-from ..protocol.messages import check_query
+from ..protocol.messages import check_websocket_query
 from ..sessions.registry import SessionRegistry
 from ..sessions.session import Session
 from ..transports.auto import WebSocketTransport, websocket_transport
@@ -54,7 +54,7 @@ async def _open_session(
         try:
             if rejection is None:
                 guard.check(request)
-                check_query(dict(request.get_args(keep_blank_values=True)))
+                check_websocket_query(dict(request.get_args(keep_blank_values=True)))
                 return sessions.open(transport, await get_permissions(request, sessions), pending)
         except BridgeError as error:
             rejection = sessions.close_frame_for(error)

@@ -16,8 +16,8 @@ class Deadlines:
         """Set while the worker stops. Every timeout is zero then."""
 
     @contextlib.asynccontextmanager
-    async def within(self, seconds: float) -> AsyncIterator[None]:
-        """Limit the duration of a block.
+    async def within(self, seconds: float) -> AsyncIterator[asyncio.Timeout]:
+        """Limit the duration of a block, and yield the timeout.
 
         Raises:
             TimeoutError: The block has taken longer, or the worker stops.
@@ -25,7 +25,7 @@ class Deadlines:
         async with asyncio.timeout(0 if self.stopping else seconds) as timeout:
             self._timeouts.add(timeout)
             try:
-                yield
+                yield timeout
             finally:
                 self._timeouts.discard(timeout)
 

@@ -73,6 +73,7 @@ class SessionRegistry:
             expirations=self.expirations,
             on_closed=self._remove,
             worker=new_worker_id(),
+            reconnect_spread=settings.reconnect_spread,
         )
         self._on_opened = on_opened
         self._on_closed = on_closed
@@ -149,7 +150,7 @@ class SessionRegistry:
         return self._close_frame(error.close_code or CloseCode.INTERNAL, error.message)
 
     def _close_frame(self, code: CloseCode, reason: str, retry: float | None = None) -> Close:
-        return close_frame(code, reason, retry=retry or self.settings.retry, spread=self.settings.reconnect_spread)
+        return close_frame(code, reason, retry=retry or self.settings.retry, spread=self._context.reconnect_spread)
 
     def get(self, key: str, identity: str | None) -> Session:
         """Return the session of this key, for a client of this identity.
@@ -204,6 +205,7 @@ class SessionRegistry:
             lost=counters.lost.copy(),
             gaps=counters.gaps.copy(),
             slow_consumers=counters.slow_consumers,
+            status_messages=counters.status_messages,
             refused=counters.refused.copy(),
             closes=counters.closes.copy(),
             nats=self.nats,
@@ -212,8 +214,14 @@ class SessionRegistry:
             loop_lag=loop_lag,
         )
 
-    def start(self) -> None:
-        """Accept sessions, under a new worker id."""
+    def start(self, *, reconnect_spread: float | None = None) -> None:
+        """Accept sessions, under a new worker id.
+
+        Args:
+            reconnect_spread: Replaces the setting of this name.
+        """
+        if reconnect_spread is not None:
+            self._context.reconnect_spread = reconnect_spread
         self._context.worker = new_worker_id()
         self.stop_reason = None
         self.deadlines.start()

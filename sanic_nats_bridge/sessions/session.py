@@ -65,6 +65,8 @@ class SessionContext:
     """Called with each session that has ended, and its WebSocket close code."""
     worker: str
     """The id of the worker, which is the first part of the ids of its sessions."""
+    reconnect_spread: float
+    """Seconds over which the clients of the worker reconnect when it stops."""
     nats: NatsState = "disconnected"
 
 
@@ -340,7 +342,7 @@ class Session:
         if not self.closed:
             self._end(code, cut=code.drops_pending)
             settings = self._context.settings
-            close = close_frame(code, reason, retry=settings.retry, spread=settings.reconnect_spread)
+            close = close_frame(code, reason, retry=settings.retry, spread=self._context.reconnect_spread)
             self._transport.close(close, seconds or CLOSE_SECONDS)
 
     def connection_lost(self, code: int) -> None:

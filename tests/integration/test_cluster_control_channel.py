@@ -37,7 +37,7 @@ class Worker:
             self,
             prefix,
             on_request=lambda request: self.answer(request),
-            on_announcement=self.announcements.append,
+            on_announcement={"news": self.announcements.append},
             on_ready=self.on_ready,
         )
         self.channel.start(self.id)
@@ -50,6 +50,10 @@ class Worker:
     async def echo(self, request: bytes) -> bytes:
         await self.may_answer.wait()
         return b"echo " + request
+
+    @property
+    def reports_no_responders(self) -> bool:
+        return self.client is not None and self.client.reports_no_responders
 
     def subscribe_control(self, subject: str, listener: ControlListener) -> int | None:
         return None if self.client is None else self.client.add_control_subscription(subject, listener)
@@ -79,7 +83,7 @@ async def workers(url: str, count: int = 2) -> AsyncIterator[list[Worker]]:
     try:
         for worker in made:
             await worker.connect(url)
-            await until(lambda worker=worker: worker.channel.ready)  # type: ignore[misc]
+            await until(lambda worker=worker: worker.channel.ready and not worker.channel._tasks)  # type: ignore[misc]
         yield made
     finally:
         for worker in made:
@@ -102,6 +106,29 @@ async def test_request_to_unknown_worker_raises_unknown_worker_error(shared_nats
     async with workers(shared_nats.url, 1) as (one,):
         with pytest.raises(UnknownWorkerError):
             await one.channel.request(new_worker_id(), b"", WAIT_SECONDS)
+
+
+async def test_dead_and_slow_worker_are_distinguished_if_nats_has_no_headers() -> None:
+    with NatsServer(config="no_header_support: true") as server:
+        async with workers(server.url) as (one, two), held() as clock:
+            assert not one.reports_no_responders
+            unknown = asyncio.create_task(one.channel.request(new_worker_id(), b"1", 3600))
+            await clock.forward_until(unknown.done, step=0.5)
+            with pytest.raises(UnknownWorkerError):
+                await unknown
+            two.may_answer.clear()
+            slow = asyncio.create_task(one.channel.request(two.id, b"1", 3600))
+            await until(lambda: two.channel._tasks)
+            await clock.forward(60)
+            two.may_answer.set()
+            assert await slow == b"echo 1"
+
+
+async def test_announcement_of_unknown_kind_is_ignored(shared_nats: NatsServer) -> None:
+    async with workers(shared_nats.url) as (one, two):
+        await one.channel.announce("other", b"1")
+        await one.channel.announce("news", b"2")
+        await until(lambda: two.announcements == [b"2"])
 
 
 async def test_request_times_out_if_worker_does_not_reply(shared_nats: NatsServer) -> None:
@@ -132,7 +159,7 @@ async def _reply_immediately(_: bytes) -> bytes:
 
 async def test_announcement_reaches_all_workers(shared_nats: NatsServer) -> None:
     async with workers(shared_nats.url, 3) as made:
-        await made[0].channel.announce(b"news")
+        await made[0].channel.announce("news", b"news")
         await until(lambda: all(worker.announcements == [b"news"] for worker in made))
 
 
@@ -142,7 +169,7 @@ async def test_request_and_announcement_fail_without_nats() -> None:
     with pytest.raises(ConnectionError):
         await worker.channel.request(new_worker_id(), b"", WAIT_SECONDS)
     with pytest.raises(ConnectionError):
-        await worker.channel.announce(b"")
+        await worker.channel.announce("news", b"")
     assert not worker.channel._pending
 
 
@@ -160,7 +187,7 @@ async def test_requests_and_announcements_work_on_new_connection(shared_nats: Na
             await worker.connect(shared_nats.url)
             await until(lambda worker=worker: worker.channel.ready)  # type: ignore[misc]
         assert await one.channel.request(two.id, b"1", WAIT_SECONDS) == b"echo 1"
-        await one.channel.announce(b"news")
+        await one.channel.announce("news", b"news")
         await until(lambda: two.announcements == [b"news"])
 
 
@@ -201,7 +228,7 @@ async def test_channel_recovers_when_nats_allows_its_subjects(
             assert reason in caplog.text
             assert not worker.channel.ready
             with pytest.raises(ConnectionError, match="NATS does not let the workers reach each other"):
-                await worker.channel.announce(b"news")
+                await worker.channel.announce("news", b"news")
             # It is logged once, however often it is tried.
             await clock.forward(120)
             assert caplog.text.count("cannot reach each other") == 1
@@ -209,7 +236,7 @@ async def test_channel_recovers_when_nats_allows_its_subjects(
             server.reload()
             await clock.forward_until(lambda: worker.channel.ready, step=1)
         assert "The workers of this app can reach each other again" in caplog.text
-        await worker.channel.announce(b"news")
+        await worker.channel.announce("news", b"news")
         assert worker.announcements == [b"news"]
         await worker.channel.stop()
         await worker.disconnect()
@@ -239,7 +266,7 @@ async def test_permissions_taken_from_ready_channel_are_noticed(
             server.reload()
             await clock.forward_until(lambda: worker.channel.ready, step=1)
         await until(lambda: worker.ready_when_told == [True, True])
-        await worker.channel.announce(b"news")
+        await worker.channel.announce("news", b"news")
         await worker.channel.stop()
         await worker.disconnect()
 
@@ -250,7 +277,7 @@ async def test_payload_over_max_payload_is_rejected() -> None:
             with pytest.raises(ValueError, match="payload must fit max_payload"):
                 await one.channel.request(two.id, bytes(1025), WAIT_SECONDS)
             with pytest.raises(ValueError, match="payload must fit max_payload"):
-                await one.channel.announce(bytes(1025))
+                await one.channel.announce("news", bytes(1025))
             assert await one.channel.request(two.id, b"1", WAIT_SECONDS) == b"echo 1"
             # An answer that cannot be sent is missed by one alone.
             with pytest.raises(TimeoutError):
@@ -330,7 +357,7 @@ async def test_request_times_out_and_announcement_waits_if_server_hangs(nats_ser
             with pytest.raises(TimeoutError):
                 await one.channel.request(two.id, b"1", 0.1)
             assert not one.channel._pending
-            announced = asyncio.create_task(one.channel.announce(b"news"))
+            announced = asyncio.create_task(one.channel.announce("news", b"news"))
             await asyncio.sleep(0)
             assert not announced.done()
         await announced
@@ -342,7 +369,7 @@ async def test_waiting_announcement_fails_when_connection_ends(nats_server: Nats
         client = one.client
         assert client is not None
         async with clogged(client, nats_server):
-            announced = asyncio.create_task(one.channel.announce(b"news"))
+            announced = asyncio.create_task(one.channel.announce("news", b"news"))
             await asyncio.sleep(0)
             one.client = None
             one.channel.closed()

@@ -168,6 +168,17 @@ async def test_malformed_session_id_is_not_sent_to_nats(bridge: Bridge, wrong: s
     assert bridge.extension.client.stats["out_msgs"] == sent
 
 
+async def test_session_of_dead_worker_is_unknown_if_nats_has_no_headers() -> None:
+    with NatsServer(config="no_header_support: true") as server:
+        async with workers(server.url) as (home, other):
+            async with home.events() as client:
+                body = {"session": client.session, "subjects": ["a.open"]}
+                assert (await other.post("/subscribe", body))[0] == 200
+            body |= {"session": new_session_id(new_worker_id())}
+            status, reply = await other.post("/subscribe", body)
+            assert (status, reply["code"]) == (404, "session.unknown")
+
+
 async def test_only_local_commands_work_while_nats_is_disconnected(nats_server: NatsServer) -> None:
     async with workers(nats_server.url) as (home, other), home.events() as client:
         nats_server.stop()

@@ -9,7 +9,17 @@ from sanic.response import json
 
 from sanic_nats_bridge import NatsBridge, Permissions, Session, SettingsError
 from sanic_nats_bridge.testing import NatsServer
-from tests.support.bridge import Bridge, Publisher, running, served, until
+from tests.support.bridge import (
+    SERVERS,
+    WAIT_SECONDS,
+    Bridge,
+    Publisher,
+    ServerName,
+    flush,
+    running,
+    served,
+    until,
+)
 
 App = Sanic[Any, Any]
 
@@ -267,9 +277,39 @@ async def test_stopped_app_leaves_no_session_connection_or_task(nats_server: Nat
             ] * 2
             await websocket.connection.wait_closed()
             assert websocket.connection.close_code == 1001
+            assert bridge.extension.client is not None
+            await bridge.runtime._stopped(bridge.app)
+            assert bridge.extension.client is None
         assert len(sessions) == 0
     await until(lambda: nats_server.monitor("/connz")["num_connections"] == 0)
     await until(lambda: asyncio.all_tasks() == before)
+
+
+@pytest.mark.parametrize("server", SERVERS)
+async def test_client_is_connected_in_every_stop_listener_of_the_app(
+    shared_nats: NatsServer, publisher: Publisher, server: ServerName
+) -> None:
+    subject = publisher.subject("goodbye")
+    app: App = Sanic(f"test_{uuid4().hex}", configure_logging=False)
+
+    def listener(name: str) -> Any:
+        async def say_goodbye(app: App) -> None:
+            assert bridge.client is not None
+            await bridge.client.publish(subject, name.encode())
+
+        return say_goodbye
+
+    app.before_server_stop(listener("before the bridge"))
+    bridge = NatsBridge(app, servers=shared_nats.url)
+    app.before_server_stop(listener("after the bridge"))
+    app.before_server_stop(listener("first"), priority=1000)
+    app.before_server_stop(listener("last"), priority=-1000)
+    received = await publisher.client.subscribe(subject)
+    await flush(publisher.client)
+    async with served(app, server):
+        await until(lambda: bridge.client is not None)
+    messages = [(await received.next_msg(timeout=WAIT_SECONDS)).data.decode() for _ in range(4)]
+    assert sorted(messages) == ["after the bridge", "before the bridge", "first", "last"]
 
 
 async def test_app_starts_with_clean_state_when_served_again(nats_server: NatsServer) -> None:

@@ -65,6 +65,30 @@ async def test_push_consumer_shows_no_client_its_original_subjects(
         await client.close()
 
 
+async def test_idle_heartbeats_of_consumer_are_counted_and_not_delivered(jetstream: NatsServer) -> None:
+    client = await nats.connect(jetstream.url)
+    stream = client.jetstream()
+    await stream.add_stream(name="S", subjects=["src.>"])
+    try:
+        async with running(servers=jetstream.url, permissions=permissions) as bridge, bridge.websocket() as browser:
+            await browser.follow("live.beats")
+            consumer = ConsumerConfig(
+                durable_name="c",
+                deliver_subject="live.beats",
+                idle_heartbeat=0.1,
+                flow_control=True,
+                ack_policy=AckPolicy.NONE,
+            )
+            await stream.add_consumer("S", consumer)
+            await until(lambda: bridge.extension.stats().status_messages > 2)
+            await client.publish("live.beats", b'"open"')
+            await client.flush()
+            assert await browser.data(1) == ["open"]
+    finally:
+        await stream.delete_stream("S")
+        await client.close()
+
+
 async def test_republished_messages_arrive_under_their_new_subject(jetstream: NatsServer) -> None:
     client = await nats.connect(jetstream.url)
     stream = client.jetstream()

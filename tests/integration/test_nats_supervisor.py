@@ -4,8 +4,10 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
+import aiohttp
 import nats.errors
 import pytest
+from aiohttp import web
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
@@ -289,6 +291,16 @@ async def test_unreachable_server_at_start_is_retried_and_logged_once(
     assert caplog.text.count("Cannot connect to NATS") == 1
 
 
+async def test_lasting_connect_error_is_logged_once_per_minute(caplog: pytest.LogCaptureFixture) -> None:
+    async with supervising(servers=f"nats://127.0.0.1:{free_port()}", connected=False):
+        await until(lambda: "connection refused" in caplog.text)
+        async with held() as clock:
+            for count in (2, 3):
+                before = clock.now
+                await clock.forward_until(lambda: caplog.text.count("connection refused") == count, step=1)  # noqa: B023
+                assert 55 <= clock.now - before <= 65
+
+
 async def test_wrong_credentials_are_retried_with_backoff_and_not_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -495,10 +507,25 @@ TOKEN = "authorization: {token: s3cret}"
     [
         (PASSWORD, "", {"user": "u", "password": "p@ss:w/rd"}),
         (PASSWORD.replace("p@ss:w/rd", "plain"), "u:plain@", {}),
+        (PASSWORD, "u:p%40ss%3Aw%2Frd@", {}),
+        (PASSWORD, "u@", {"password": "p@ss:w/rd"}),
+        (PASSWORD, "someone:else@", {"user": "u", "password": "p@ss:w/rd"}),
         (TOKEN, "", {"token": "s3cret"}),
         (TOKEN, "s3cret@", {}),
+        (TOKEN.replace("s3cret", "t@k/n%41"), "t%40k%2Fn%2541@", {}),
+        (TOKEN, "someone:else@", {"token": "s3cret"}),
     ],
-    ids=["user and password", "user and password in the URL", "token", "token in the URL"],
+    ids=[
+        "user and password",
+        "user and password in the URL",
+        "percent-encoded password",
+        "user in the URL and password",
+        "settings before the URL",
+        "token",
+        "token in the URL",
+        "percent-encoded token",
+        "token before the URL",
+    ],
 )
 async def test_supervisor_authenticates_with_password_or_token(
     config: str, login: str, settings: dict[str, Any]
@@ -559,6 +586,47 @@ async def test_server_that_drops_connections_is_retried_with_backoff() -> None:
             await clock.forward_until(lambda: len(connections) == 5, step=0.02)
             assert clock.now - began >= 0.05 + 0.1 + 0.2 + 0.4
         await link.stop()
+
+
+@contextlib.asynccontextmanager
+async def proxied_websocket(server_port: int, path: str) -> AsyncIterator[int]:
+    """Serve the WebSocket of a NATS server below a path only, as a reverse proxy does."""
+
+    async def relay(request: web.Request) -> web.WebSocketResponse:
+        front = web.WebSocketResponse()
+        await front.prepare(request)
+        async with aiohttp.ClientSession() as http, http.ws_connect(f"http://127.0.0.1:{server_port}") as back:
+
+            async def forward() -> None:
+                async for message in back:
+                    await front.send_bytes(message.data)
+
+            forwarding = asyncio.create_task(forward())
+            async for message in front:
+                await back.send_bytes(message.data)
+            forwarding.cancel()
+        return front
+
+    app = web.Application()
+    app.router.add_get(path, relay)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        port = free_port()
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        yield port
+    finally:
+        await runner.cleanup()
+
+
+async def test_websocket_url_may_have_a_path(caplog: pytest.LogCaptureFixture) -> None:
+    port = free_port()
+    with NatsServer(config=f"websocket {{listen: '127.0.0.1:{port}', no_tls: true}}") as server:
+        async with proxied_websocket(port, "/edge/nats") as proxy:
+            async with supervising(server, servers=f"ws://127.0.0.1:{proxy}/edge/nats") as bridge:
+                assert await bridge.ask("a") == {"a": "confirmed"}
+            async with supervising(server, servers=f"ws://127.0.0.1:{proxy}/other", connected=False):
+                await until(lambda: "answered the WebSocket handshake with HTTP status 404" in caplog.text)
 
 
 async def test_denied_app_queue_subscription_affects_no_other_subscription(

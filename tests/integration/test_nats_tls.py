@@ -3,6 +3,7 @@
 import json
 import ssl
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for arguments in (
         "-subj /CN=test-ca -keyout ca.key -out ca.pem -addext keyUsage=critical,keyCertSign",
         f"-subj /CN=nats -keyout server.key -out server.pem {signed}",
+        "-subj /CN=stranger -keyout stranger.key -out stranger.pem",
     ):
         subprocess.run(f"{request} {arguments}".split(), cwd=folder, check=True, capture_output=True)
     return folder
@@ -73,6 +75,62 @@ async def test_server_with_untrusted_certificate_is_rejected(
             await until(lambda: "Cannot connect to NATS" in caplog.text)
             assert "certificate" in caplog.text.lower()
             assert bridge.listener.changes == []
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["after INFO", "handshake first"])
+@pytest.mark.parametrize("presented", [None, "stranger", "server"], ids=["none", "untrusted", "of no user"])
+def test_refused_client_certificate_is_logged_in_one_line_and_writes_nothing_else(
+    certificates: Path, presented: str | None, first: bool
+) -> None:
+    own = {"tls_cert": f"{certificates}/{presented}.pem", "tls_key": f"{certificates}/{presented}.key"}
+    mapped = {"verify_and_map": True} if presented == "server" else {"verify": True}
+    config = tls(certificates, ca_file=f"{certificates}/ca.pem", handshake_first=first, **mapped)
+    users = 'authorization: {users: [{user: "CN=someone"}]}' if presented == "server" else ""
+    with NatsServer(config=config + users) as server:
+        settings = {"servers": server.url, "tls_ca": f"{certificates}/ca.pem", "tls_handshake_first": first}
+        settings |= own if presented else {}
+        # In a process of its own, without a logging configuration: what asyncio logs then goes to the error output.
+        done = subprocess.run(
+            [sys.executable, "-c", REFUSED_CERTIFICATE, json.dumps(settings)],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        assert server.monitor("/varz")["total_connections"] >= 4
+    lines = done.stderr.splitlines()
+    assert lines
+    reasons = {line.partition(": ")[2] for line in lines}
+    assert all(line.startswith(f"Cannot connect to NATS at 127.0.0.1:{server.port}: ") for line in lines), lines
+    assert len(reasons) == len(lines)
+    words = ("authorization violation",) if presented == "server" else ("certificate", "trust")
+    assert any(word in reason for reason in reasons for word in words)
+
+
+REFUSED_CERTIFICATE = """
+import asyncio, json, sys
+from sanic_nats_bridge.nats.supervisor import ConnectionSupervisor
+from sanic_nats_bridge.settings import Settings
+
+class Listener:
+    def ignore(self, *arguments): ...
+    on_message = delivery_failed = confirmed = refused = connection_established = connection_closed = ignore
+
+async def main():
+    supervisor = ConnectionSupervisor(Settings.resolve(json.loads(sys.argv[1]), {}), on_connected=lambda: None)
+    attempts = asyncio.Event()
+    attempt = supervisor._open
+    numbers = iter(range(6))
+    async def counted(*arguments):
+        if next(numbers, None) is None:
+            attempts.set()
+        return await attempt(*arguments)
+    supervisor._open = counted
+    supervisor.start(Listener())
+    await attempts.wait()
+    await supervisor.stop()
+
+asyncio.run(main())
+"""
 
 
 async def test_optional_tls_is_used_only_if_configured(certificates: Path) -> None:

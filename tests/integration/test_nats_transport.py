@@ -4,8 +4,8 @@ from typing import Any
 from urllib.parse import urlparse
 
 import pytest
-from nats.aio.transport import TcpTransport, WebSocketTransport
 
+from sanic_nats_bridge.nats.addresses import Addresses
 from sanic_nats_bridge.nats.transport import TcpSocket, WebSocket, transport_for
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import WAIT_SECONDS, free_port, until
@@ -23,19 +23,13 @@ from tests.support.nats import Peer, sockets
     ],
 )
 async def test_url_scheme_selects_transport(url: str, kind: type[TcpSocket | WebSocket]) -> None:
-    transport: Any = transport_for(url)
+    transport: Any = transport_for(url, Addresses())
     assert type(transport) is kind
     await transport.wait_closed()
 
 
-async def test_nats_py_transports_have_expected_private_attributes() -> None:
-    assert vars(TcpTransport())["_bare_io_writer"] is None  # type: ignore[no-untyped-call]
-    web: Any = WebSocketTransport()
-    await web._client.close()
-
-
 async def connected(peer: Peer) -> TcpSocket:
-    transport = TcpSocket()
+    transport = TcpSocket(Addresses())
     await transport.connect(urlparse(peer.url), 0, WAIT_SECONDS)
     return transport
 
@@ -57,7 +51,7 @@ async def test_abort_releases_socket_when_peer_does_not_read() -> None:
 
 async def test_tls_only_socket_rejects_plaintext_writes() -> None:
     async with Peer().listening() as peer:
-        transport: Any = TcpSocket(tls_only=True)
+        transport: Any = TcpSocket(Addresses(), tls_only=True)
         await transport.connect(urlparse(peer.url), 0, WAIT_SECONDS)
         with pytest.raises(ConnectionError, match="TLS"):
             transport.write(b"x\n")

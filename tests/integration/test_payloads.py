@@ -133,6 +133,37 @@ async def test_only_exposed_headers_are_delivered(
         assert await events.frames(3) == expected
 
 
+@pytest.mark.parametrize(
+    "block",
+    [
+        b"NATS/1.0 100 Idle Heartbeat\r\nNats-Last-Consumer: 1\r\n\r\n",
+        b"NATS/1.0 100 FlowControl Request\r\n\r\n",
+        b"NATS/1.0 503\r\n\r\n",
+        b"NATS/1.0  409 Consumer Deleted\r\n\r\n",
+    ],
+)
+async def test_status_message_of_nats_is_counted_and_not_delivered(
+    shared_nats: NatsServer, publisher: Publisher, block: bytes
+) -> None:
+    subject = publisher.subject("a")
+    async with running(servers=shared_nats.url, subscribe=[">"]) as bridge, bridge.websocket() as client:
+        await client.follow(subject, f"{publisher.base}.*")
+        reader, writer = await asyncio.open_connection("127.0.0.1", shared_nats.port)
+        writer.write(b'CONNECT {"verbose":false,"headers":true}\r\n')
+        for headers, payload in (
+            (block, b""),
+            (b"NATS/1.0\r\nStatus: 100\r\n\r\n", b"1"),
+            (b"NATS/1.0 \r\n\r\n", b"2"),
+        ):
+            sizes = len(headers), len(headers) + len(payload)
+            writer.write(b"HPUB %b %d %d\r\n%b%b\r\n" % (subject.encode(), *sizes, headers, payload))
+        writer.write(b"PING\r\n")
+        await reader.readuntil(b"PONG\r\n")
+        writer.close()
+        assert await client.data(4) == [1, 1, 2, 2]
+        assert bridge.extension.stats().status_messages == 2
+
+
 async def test_no_header_is_delivered_by_default(bridge: Bridge, publisher: Publisher) -> None:
     subject = publisher.subject("a")
     async with bridge.websocket() as client:

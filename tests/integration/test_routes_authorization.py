@@ -188,6 +188,21 @@ async def test_permissions_callback_timeout_closes_with_1011(
         bridge.unwelcome_websocket() as client,
     ):
         assert (await last_frame(client))["code"] == 1011
+    assert "took longer than 'permissions_timeout' (0.1 s); the client was rejected" in caplog.text
+
+
+async def test_timeout_within_permissions_callback_is_logged_with_traceback(
+    shared_nats: NatsServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def permissions(request: Request) -> Permissions | None:
+        raise TimeoutError("the database did not answer")
+
+    async with (
+        running(servers=shared_nats.url, permissions=permissions) as bridge,
+        bridge.unwelcome_websocket() as client,
+    ):
+        assert (await last_frame(client))["code"] == 1011
+    assert "permissions_timeout" not in caplog.text
     assert any(record.exc_info for record in caplog.records)
 
 

@@ -120,6 +120,14 @@ REFUSALS = {
     "no protocol": ("protocol=", 400, "command.unsupported"),
     "from": ("subjects=a&from=1", 400, "command.unsupported"),
     "after": ("after=1", 400, "command.unsupported"),
+    "subject": ("subject=a", 400, "command.unsupported"),
+    "subjects[]": ("subjects[]=a&subjects[]=b", 400, "command.unsupported"),
+    "subjects[0]": ("subjects%5B0%5D=a", 400, "command.unsupported"),
+    "Subjects": ("Subjects=a", 400, "command.unsupported"),
+    "topic": ("topic=a", 400, "command.unsupported"),
+    "topics": ("subjects=a&topics=b", 400, "command.unsupported"),
+    "comma": ("subjects=a,b", 400, "command.unsupported"),
+    "encoded comma": ("subjects=x&subjects=a%2Cb", 400, "command.unsupported"),
 }
 
 
@@ -137,6 +145,21 @@ async def test_invalid_stream_request_gets_http_error(bridge: Bridge, query: str
         assert await head.read() == b""
     assert not len(sessions(bridge))
     assert not bridge.runtime.sessions.hub.patterns
+
+
+async def test_error_for_wrong_subjects_names_the_parameter(bridge: Bridge) -> None:
+    for query, words in (("topic=a", "'subjects', not 'topic'"), ("subjects=a,b", "one parameter 'subjects' for each")):
+        async with bridge.http.get(f"{bridge.url}/events?{query}") as response:
+            assert words in (await response.json())["message"]
+
+
+async def test_subject_with_comma_can_be_subscribed_by_command(bridge: Bridge, publisher: Publisher) -> None:
+    subject = publisher.subject("a,b")
+    async with bridge.events() as client:
+        body = {"session": client.session, "subjects": [subject]}
+        assert (await bridge.post("/subscribe", body))[0] == 200
+        await publisher.send(subject, b"1")
+        assert await client.data(1) == [1]
 
 
 async def test_head_returns_stream_headers_and_opens_no_session(bridge: Bridge) -> None:

@@ -81,7 +81,7 @@ async def test_filter_is_installed_only_while_app_is_served(shared_nats: NatsSer
 # All that is logged while each route is used, at DEBUG level
 
 SECRET = "SeCrEt"
-QUERY = f"?subjects=x&ticket={SECRET}q"
+QUERY = f"?theme=x&ticket={SECRET}q"
 HEADERS = {"Cookie": f"id={SECRET}c", "Authorization": f"Bearer {SECRET}a", "Content-Type": "application/json"}
 ACCESS_LOGS: dict[ServerName, dict[str, Any]] = {
     "sanic": {"access_log": True},

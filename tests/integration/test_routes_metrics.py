@@ -174,6 +174,32 @@ def test_prometheus_client_is_not_imported_by_default() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+WITHOUT_SHARING = """
+import sys
+sys.modules.update(dict.fromkeys(("fcntl", "termios", "resource", "pwd", "grp")) if sys.argv[1] == "Windows" else {})
+import asyncio, os, tempfile
+if sys.argv[1] != "Windows":
+    def gettempdir():
+        raise FileNotFoundError(2, "No usable temporary directory found")
+    tempfile.gettempdir = gettempdir
+import sanic_nats_bridge.testing
+from sanic import Sanic
+from sanic_nats_bridge import NatsBridge
+app = Sanic("alone")
+NatsBridge(app, subscribe=["a"], metrics=True)
+(route,) = [each for each in app.router.routes if each.path == "nats/metrics"]
+print("served", route.path)
+"""
+
+
+@pytest.mark.parametrize("system", ["Windows", "read-only"])
+def test_single_process_serves_metrics_without_shared_files(system: str) -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_SHARING, system], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "served nats/metrics"
+    assert "Traceback" not in done.stderr
+    assert (done.stdout + done.stderr).count("The workers cannot share their metrics") == 1
+
+
 # Several workers
 
 

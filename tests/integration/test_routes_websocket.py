@@ -101,6 +101,8 @@ async def test_first_frame_is_welcome(bridge: Bridge) -> None:
         ("protocol=", "protocol must be 1, the version that this server supports"),
         ("from=5", "Not supported here: 'from' and 'after'"),
         ("token=x&after=", "Not supported here: 'from' and 'after'"),
+        ("subjects=a", "'subjects' is a parameter of /events; on a WebSocket send a subscribe command"),
+        ("token=x&topic=a", "The parameter is 'subjects', not 'topic': one for each subject"),
     ],
 )
 async def test_websocket_with_unsupported_query_closes_with_4400(bridge: Bridge, query: str, reason: str) -> None:
@@ -113,7 +115,7 @@ async def test_websocket_with_unsupported_query_closes_with_4400(bridge: Bridge,
 
 
 async def test_other_query_parameters_are_ignored(bridge: Bridge) -> None:
-    async with bridge.websocket("protocol=1&token=x&subjects=a&empty="):
+    async with bridge.websocket("protocol=1&token=x&theme=a&empty="):
         assert len(bridge.extension.sessions) == 1
 
 

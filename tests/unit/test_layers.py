@@ -13,14 +13,14 @@ import pytest
 from nats.aio.client import Client
 
 import sanic_nats_bridge
-from sanic_nats_bridge.nats import connection
+from sanic_nats_bridge.nats.compatibility import CLIENT_PARTS
 
 PACKAGE = "sanic_nats_bridge"
 ROOT = Path(sanic_nats_bridge.__file__).parent
 TESTS = Path(__file__).parents[1]
 
 LEVELS = (
-    {"errors", "token_bucket"},
+    {"errors", "token_bucket", "compatibility"},
     {"protocol"},
     {"auth", "metrics"},
     {"validators", "hub"},
@@ -59,7 +59,7 @@ IMPORTED_BY = {
 FOREIGN_PRIVATE = {
     "transports.sanic": {"_callback_check_timeouts", "_can_write", "_time"},
     "transports.asgi": {"_send"},
-    "nats.transport": {"_bare_io_writer", "_client"},
+    "nats.transport": {"_client"},
 }
 """Private names of other libraries by the module that uses them; those of nats-py's client are listed there."""
 
@@ -173,24 +173,24 @@ def test_websocket_internals_are_used_only_by_sanic_transport() -> None:
     assert {name for name in FILES if attributes(name) & {"io_proto", "ws_proto"}} == {"transports.sanic"}
 
 
-def test_connection_documents_every_private_nats_py_name_it_uses() -> None:
+def test_every_private_nats_py_name_is_checked_at_start() -> None:
     used = {name for name in attributes("nats.connection") | own_names("nats.connection") if is_private(name)}
-    listed = re.search(r"Private names of nats-py that are used: (.*?);", connection.__doc__ or "", re.DOTALL)
-    assert listed is not None
     of_nats_py = vars(Client()).keys() | set(dir(Client))
-    assert set(re.findall(r"``(\w+)``", listed[1])) == used & of_nats_py
+    assert set(CLIENT_PARTS) == used & of_nats_py
     assert not used - own_names("nats.connection") - of_nats_py
 
 
-def test_nats_py_requirement_has_minor_version_bound() -> None:
+@pytest.mark.parametrize("name", FOREIGN_PRIVATE)
+def test_other_private_names_are_checked_at_start(name: str) -> None:
+    package = name.partition(".")[0]
+    checks = {node.value for node in ast.walk(TREES[f"{package}.compatibility"]) if isinstance(node, ast.Constant)}
+    assert FOREIGN_PRIVATE[name] <= checks
+
+
+@pytest.mark.parametrize("package", ["sanic", "sanic-ext", "sanic-routing", "nats-py", "websockets"])
+def test_packages_with_private_parts_have_version_bounds(package: str) -> None:
     project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
-    assert any(re.fullmatch(r"nats-py>=2\.\d+\.\d+,<2\.\d+", needed) for needed in project["dependencies"])
-
-
-def test_connection_docstring_names_file_with_nats_py_bound() -> None:
-    said = re.search(r"the bound on its version is in (\S+)\.\s", connection.__doc__ or "")
-    assert said is not None
-    assert "nats-py>=" in (ROOT.parent / said[1]).read_text()
+    assert any(re.fullmatch(rf"{package}>=\d+[.\d]*,<\d+", needed) for needed in project["dependencies"])
 
 
 @pytest.mark.parametrize("name", FILES)

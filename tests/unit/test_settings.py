@@ -55,7 +55,7 @@ WRONG: dict[str, list[Any]] = {
         ["nats://h:1", "WS://h:2"],
         ["nats://h:1", "nats://"],
     ],
-    "prefix": ["nats", "/", "/nats/", "//nats", "/a//b", "/größe", "/<id:int>", "/a b", "/nats\n", 5, ["/nats"]],
+    "prefix": ["nats", "//", "/nats//", "//nats", "/a//b", "/größe", "/<id:int>", "/a b", "/nats\n", 5, ["/nats"]],
     "subscribe": [
         *NOT_LISTS,
         "a..b",
@@ -79,7 +79,7 @@ WRONG: dict[str, list[Any]] = {
         "https://größe",
         "NULL",
     ],
-    "expose_headers": [*NOT_LISTS, [""], ["a b"], "a:b", ["größe"], ["a\n"]],
+    "expose_headers": [*NOT_LISTS, ["Status"], [""], ["a b"], "a:b", ["größe"], ["a\n"]],
     "heartbeat": NOT_SECONDS,
     "retry": NOT_SECONDS,
     "reconnect_spread": NOT_SECONDS[1:],
@@ -142,7 +142,10 @@ RIGHT: list[tuple[str, Any, Any]] = [
     ("servers", "nats://h:4222", ("nats://h:4222",)),
     ("servers", "h:4222 tls://user:pw@[::1]:4223", ("h:4222", "tls://user:pw@[::1]:4223")),
     ("servers", ["ws://h:1", "wss://h:2"], ("ws://h:1", "wss://h:2")),
+    ("servers", "wss://user:pw@h/nats/socket", ("wss://user:pw@h/nats/socket",)),
     ("prefix", "", ""),
+    ("prefix", "/", ""),
+    ("prefix", "/nats/", "/nats"),
     ("prefix", "/live/v1.0_~-", "/live/v1.0_~-"),
     ("subscribe", "orders.> test.*\n $KV.flags.>", ("orders.>", "test.*", "$KV.flags.>")),
     ("subscribe", ' ["orders.>", "test.*"]', ("orders.>", "test.*")),
@@ -476,3 +479,90 @@ def test_error_for_renamed_setting_gives_new_name(old: str, new: str) -> None:
         Settings.resolve({old: 1}, {})
     with pytest.raises(SettingsError, match=f"'{old}' was renamed; use '{new}'"):
         Settings.resolve({}, {f"NATS_BRIDGE_{old.upper()}": 1})
+
+
+# Words for mistakes
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("server", "servers"),
+        ("subscribed", "subscribe"),
+        ("permission", "permissions"),
+        ("max_pending", "max_pending_bytes"),
+    ],
+)
+def test_unknown_setting_suggests_similar_name(name: str, meant: str) -> None:
+    configured: dict[str, Any] = {f"NATS_BRIDGE_{name.upper()}": 1}
+    for line in (settings_error(**{name: 1}), settings_error(configured)):
+        assert line == f"NatsBridge has no setting '{name}'; did you mean '{meant}'?"
+
+
+def test_unknown_setting_without_similar_name_suggests_nothing() -> None:
+    assert settings_error(zzz=1) == "NatsBridge has no setting 'zzz'"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("heartbeat", "soon", "'soon'"),
+        ("overflow", "Gap", "'Gap'"),
+        ("prefix", "nats", "'nats'"),
+        ("subscribe", ["a", "b..c"], "'b..c'"),
+        ("tls_ca", "/no/such/file", "'/no/such/file'"),
+        ("heartbeat", 10**300, f"{10**199}…"),
+    ],
+)
+def test_wrong_value_is_shown(name: str, value: Any, shown: str) -> None:
+    assert settings_error(**{name: value}).endswith(f", got {shown}")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("servers", ["http://user:hush@h"]),
+        ("servers", "nats://user:hu@sh#hush@h"),
+        ("servers", {"hush": 1}),
+        ("user", ["hush"]),
+        ("password", ["hush"]),
+        ("token", {"hush": 1}),
+        ("credentials", "hush"),
+        ("nkeys_seed", "hush"),
+        ("tls_key", "hush"),
+    ],
+)
+def test_secret_value_is_not_shown(name: str, value: Any) -> None:
+    assert "hush" not in settings_error(**{name: value})
+
+
+def test_wrong_url_with_password_asks_for_percent_encoding() -> None:
+    line = settings_error(servers="nats://user:p#w@host:1")
+    assert line.endswith("not 'nats://***@host:1'; special characters of a password must be percent-encoded")
+
+
+@pytest.mark.parametrize(
+    ("value", "servers"),
+    [
+        ("nats://one:4222", ("nats://one:4222",)),
+        ("nats://one:4222,nats://u:p@two:4222", ("nats://one:4222", "nats://u:p@two:4222")),
+        ("nats://one:4222, nats://two:4222", ("nats://one:4222", "nats://two:4222")),
+        ("", ("nats://127.0.0.1:4222",)),
+    ],
+)
+def test_nats_url_of_environment_is_used_without_servers(
+    monkeypatch: pytest.MonkeyPatch, value: str, servers: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("NATS_URL", value)
+    assert Settings.resolve({}, {}).servers == servers
+    assert Settings.resolve({"servers": None}, {}).servers == servers
+    assert Settings.resolve({"servers": "nats://set"}, {}).servers == ("nats://set",)
+    assert Settings.resolve({}, {"NATS_BRIDGE_SERVERS": "nats://set"}).servers == ("nats://set",)
+
+
+def test_invalid_nats_url_is_an_error_that_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NATS_URL", "http://user:hush@h")
+    line = settings_error()
+    assert line.startswith(
+        "NATS_URL in the environment must be NATS URLs such as nats://127.0.0.1:4222, not 'http://***@h'"
+    )

@@ -51,7 +51,7 @@ BAD: list[tuple[Callable[[Any], Any], Any]] = [
     (validators.origins, "https://b\u00fccher.example"),
     (validators.origins, "app.example"),
     (validators.header_names, ["a:b"]),
-    (validators.path_prefix, "/a/"),
+    (validators.path_prefix, "/a//"),
     (validators.path_prefix, "/a/../b"),
     (validators.seconds(0.5), 0.4),
     (validators.seconds(0), 10**400),

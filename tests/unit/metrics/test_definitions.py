@@ -16,6 +16,7 @@ STATS = Stats(
     lost={"slow_consumer": 7},
     gaps={"internal": 8},
     slow_consumers=9,
+    status_messages=13,
     refused={"limit.rate": 10},
     closes={"1001": 11},
     nats="connected",

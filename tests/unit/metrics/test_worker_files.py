@@ -1,11 +1,13 @@
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
 import pytest
 
+from sanic_nats_bridge.metrics import worker_files
 from sanic_nats_bridge.metrics.worker_files import WorkerFile, WorkerFiles, worker_folder
 
 FOLDER = "_SANIC_NATS_BRIDGE_FOLDER"
@@ -114,6 +116,21 @@ def test_non_worker_process_exports_folder_but_uses_none(monkeypatch: pytest.Mon
     # A server of its own that a worker has started.
     monkeypatch.setenv("SANIC_WORKER_NAME", "Sanic-Server-0-0")
     assert worker_folder() is None
+
+
+def test_system_without_file_locks_or_temporary_folder_raises_os_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    with monkeypatch.context() as context:
+        context.setattr(worker_files, "fcntl", None)
+        with pytest.raises(OSError, match="no POSIX file locks"):
+            worker_folder()
+    worker_files._choose_folder.cache_clear()
+    monkeypatch.delenv("SANIC_WORKER_NAME", raising=False)
+    monkeypatch.setattr(tempfile, "gettempdir", fail)
+    with pytest.raises(FileNotFoundError, match="No usable temporary directory"):
+        worker_folder()
 
 
 def test_worker_uses_folder_from_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,4 @@
+import itertools
 from itertools import islice
 
 import pytest
@@ -86,22 +87,44 @@ def test_invalid_discovered_address_is_skipped() -> None:
 def test_address_contains_no_credentials() -> None:
     assert Server("nats://user:secret@host:1").address == "host:1"
     assert Server("nats://token@host").address == "host:4222"
+    assert Server("nats://[::1]:4222").address == "[::1]:4222"
 
 
 def test_backoff_is_short_within_round_and_grows_between_rounds() -> None:
     pauses = [pause for _, pause in islice(ServerPool(["a", "b"]).attempts(), 40)]
     within, between = pauses[0::2], pauses[1::2]
     assert set(within) == {0.05}
-    assert all(0.05 <= pause <= 2 for pause in between)
-    assert all(pause >= 1 for pause in between[6:])
+    assert all(0.05 <= pause <= 1 for pause in between)
+    assert all(pause >= 0.5 for pause in between[6:])
     assert len(set(between[6:])) > 1
 
 
-def test_backoff_is_short_again_after_reset() -> None:
+def test_backoff_is_short_again_after_connection_that_served() -> None:
     pool = ServerPool(["a"])
-    assert max(pool.next_backoff() for _ in range(10)) > 1
-    pool.reset_backoff()
-    assert pool.next_backoff() <= 0.1
+    assert max(pool.next_backoff() for _ in range(10)) > 0.5
+    assert pool.backoff_after(3600, served=False) >= 0.5
+    assert pool.backoff_after(1.0, served=True) <= 0.1
+    assert pool.next_backoff() <= 0.2
+
+
+def test_connections_that_served_are_at_least_one_second_apart() -> None:
+    pool = ServerPool(["a"])
+    assert all(seconds + pool.backoff_after(seconds, served=True) >= 1 for seconds in (0, 0.3, 0.999) for _ in range(5))
+
+
+def test_server_that_is_up_half_of_the_time_is_never_missed() -> None:
+    # It is up in each second with an odd number; an attempt fails or succeeds at once.
+    for _ in range(200):
+        pool, now, served = ServerPool(["a"]), 1.0, []
+        while now < 30:
+            attempts = pool.attempts()
+            while int(now) % 2 == 0:
+                now += next(attempts)[1]
+            lasted = int(now) + 1 - now
+            served.append(int(now))
+            now += lasted
+            now += pool.backoff_after(lasted, served=True)
+        assert all(later - earlier == 2 for earlier, later in itertools.pairwise(served))
 
 
 def test_server_that_left_cluster_is_dropped() -> None:

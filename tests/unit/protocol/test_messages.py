@@ -263,7 +263,18 @@ def test_sse_query_is_parsed_as_subscribe_command(query: dict[str, list[str]], c
 
 @pytest.mark.parametrize(
     "query",
-    [{"from": ["1"]}, {"after": [""]}, {"protocol": ["2"]}, {"protocol": [""]}, {"protocol": ["1", "1"]}],
+    [
+        {"from": ["1"]},
+        {"after": [""]},
+        {"protocol": ["2"]},
+        {"protocol": [""]},
+        {"protocol": ["1", "1"]},
+        {"subject": ["a"]},
+        {"subjects[]": ["a"]},
+        {"topics": ["a"]},
+        {"TOPIC": ["a"]},
+        {"subjects": ["a", "b,c"]},
+    ],
     ids=str,
 )
 def test_reserved_query_parameter_or_protocol_is_unsupported(query: dict[str, list[str]]) -> None:

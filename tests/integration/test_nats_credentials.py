@@ -1,6 +1,7 @@
 """Logins by nkey and by a .creds file, with keys and JWTs that are made here."""
 
 import base64
+import codecs
 import json
 import os
 import time
@@ -43,9 +44,31 @@ def user() -> Key:
     return Key(nkeys.PREFIX_BYTE_USER)
 
 
-async def test_nkey_seed_file_authenticates_with_nats(user: Key, tmp_path: Path) -> None:
+def rewritten(content: bytes, form: str) -> bytes:
+    """Return a text file as other systems or editors write it."""
+    text = content.decode()
+    return {
+        "Unix": content,
+        "CRLF": content.replace(b"\n", b"\r\n"),
+        "CR": content.replace(b"\n", b"\r"),
+        "byte order mark": codecs.BOM_UTF8 + content,
+        "UTF-16": codecs.BOM_UTF16_LE + text.encode("utf-16-le"),
+        "UTF-16, big-endian": codecs.BOM_UTF16_BE + text.encode("utf-16-be"),
+        "white space": content.replace(b"\n", b" \t\n") + b" \n\n",
+        "no line end": content.rstrip(b"\n"),
+    }[form]
+
+
+forms = pytest.mark.parametrize(
+    "form",
+    ["Unix", "CRLF", "CR", "byte order mark", "UTF-16", "UTF-16, big-endian", "white space", "no line end"],
+)
+
+
+@forms
+async def test_nkey_seed_file_authenticates_with_nats(user: Key, tmp_path: Path, form: str) -> None:
     seed = tmp_path / "user.nk"
-    seed.write_bytes(user.seed)
+    seed.write_bytes(rewritten(user.seed + b"\n", form))
     with NatsServer(config=f"authorization {{users: [{{nkey: {user.public}}}]}}") as server:
         async with supervising(server, nkeys_seed=seed) as bridge:
             assert await bridge.ask("a") == {"a": "confirmed"}
@@ -74,9 +97,11 @@ class Account:
         )
 
 
-async def test_credentials_file_authenticates_with_nats(user: Key, tmp_path: Path) -> None:
+@forms
+async def test_credentials_file_authenticates_with_nats(user: Key, tmp_path: Path, form: str) -> None:
     account = Account(tmp_path / "user.creds")
     account.issue(user)
+    account.file.write_bytes(rewritten(account.file.read_bytes(), form))
     with NatsServer(config=account.config) as server:
         async with supervising(server, credentials=account.file) as bridge:
             assert await bridge.ask("a") == {"a": "confirmed"}
@@ -104,3 +129,29 @@ async def test_credentials_file_is_reread_after_expiration(
             account.issue(user)
             await until(lambda: bridge.listener.changes[before:] == ["up"])
             assert await bridge.ask("a") == {"a": "confirmed"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("credentials", b"", "the file of 'credentials' has no user JWT with an nkey seed"),
+        ("credentials", b"-----BEGIN USER NKEY SEED-----\nSUA\n", "has no user JWT with an nkey seed"),
+        ("credentials", b"-----BEGIN NATS USER JWT-----\n\n", "has no user JWT with an nkey seed"),
+        ("credentials", b"\xff\xfe\x00", "is not a text file"),
+        ("nkeys_seed", b"\n", "the file of 'nkeys_seed' is empty"),
+        ("nkeys_seed", b"hush", "invalid seed"),
+    ],
+)
+async def test_unusable_key_file_is_logged_and_read_again(
+    user: Key, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, content: bytes, reason: str
+) -> None:
+    file = tmp_path / "key"
+    file.write_bytes(content)
+    with NatsServer(config=f"authorization {{users: [{{nkey: {user.public}}}]}}") as server:
+        async with supervising(server, connected=False, **{name: file}) as bridge:
+            await until(lambda: reason in caplog.text)
+            assert "hush" not in caplog.text
+            assert bridge.listener.changes == []
+            if name == "nkeys_seed":
+                file.write_bytes(user.seed)
+                await until(lambda: bridge.listener.changes == ["up"])

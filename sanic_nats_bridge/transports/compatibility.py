@@ -1,0 +1,52 @@
+"""The private parts of Sanic and `websockets` that this package uses, and a check that the installed ones have them."""
+
+from sanic import Request
+from sanic.http import Http
+from sanic.models.asgi import MockTransport
+from sanic.server.protocols.websocket_protocol import WebSocketProtocol
+from sanic.server.websockets.frame import WebsocketFrameAssembler
+from sanic.server.websockets.impl import WebsocketImplProtocol
+from websockets.server import ServerProtocol
+
+from ..compatibility import coroutine, function, require, slot, uses
+
+__all__ = ["check_sanic"]
+
+
+def check_sanic() -> None:
+    """Check the installed versions of Sanic and `websockets`.
+
+    Raises:
+        IncompatiblePackageError: A private part is missing, or is of another kind.
+    """
+    connection = dict.fromkeys(("_callback_check_timeouts", "_can_write", "_time"), slot)
+    require("sanic", WebSocketProtocol, connection | {"send": uses("_can_write"), "resume_writing": uses("_can_write")})
+    attributes = (
+        "assembler",
+        "io_proto",
+        "keepalive_ping_task",
+        "ping_interval",
+        "ping_timeout",
+        "recv_cancel",
+        "ws_proto",
+    )
+    require(
+        "sanic",
+        WebsocketImplProtocol,
+        {
+            "__init__": uses(*attributes),
+            "data_received": function("self", "data"),
+            "eof_received": function("self"),
+            "fail_connection": function("self", "code", "reason"),
+            "process_events": coroutine("self", "events"),
+            "resume_frames": function("self"),
+        },
+    )
+    parts = uses("chunks", "decoder", "message_complete", "message_fetched")
+    require("sanic", WebsocketFrameAssembler, {"__init__": parts, "put": coroutine("self", "frame")})
+    require("sanic", MockTransport, {"__init__": uses("_receive", "_send")})
+    require("sanic", Request, {"stream": slot})
+    require("sanic", Http, {"stage": slot})
+    require("websockets", ServerProtocol, {"fail": function("self", "code", "reason")})
+    received = {"close_rcvd": lambda value: value is None, "debug": lambda value: isinstance(value, bool)}
+    require("websockets", ServerProtocol(), received)

@@ -1,0 +1,110 @@
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from sanic import Request
+
+from sanic_nats_bridge import Permissions
+from sanic_nats_bridge.cluster.settings_comparison import SettingsComparison
+from sanic_nats_bridge.settings import Settings
+from sanic_nats_bridge.testing import NatsServer
+from tests.support.bridge import running, until
+from tests.support.clock import turns
+
+
+class Worker:
+    """A worker whose announcements reach the others at once."""
+
+    def __init__(self, others: list["Worker"], app: str = "shop", **settings: Any) -> None:
+        self.announced = 0
+        self._others = others
+        others.append(self)
+        self.comparison = SettingsComparison(
+            Settings.resolve(settings, {}), app=app, prefix="_T", announce=self._announce
+        )
+
+    async def _announce(self, payload: bytes) -> None:
+        self.announced += 1
+        for other in self._others:
+            other.comparison.receive(payload)
+
+
+async def named(request: Request) -> Permissions | None:
+    return None
+
+
+async def other(request: Request) -> Permissions | None:
+    return None
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "names"),
+    [
+        ({"subscribe": ["a"]}, {"subscribe": ["b"]}, "subscribe"),
+        ({"prefix": "/live", "deny": ["x"]}, {}, "deny, prefix"),
+        ({"permissions": named}, {"permissions": other}, "permissions"),
+        ({"expose_headers": ["A"]}, {}, "expose_headers"),
+        ({"app": "shop"}, {"app": "store"}, "app"),
+    ],
+)
+async def test_different_settings_are_logged_once_by_both(
+    ours: dict[str, Any], theirs: dict[str, Any], names: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    workers: list[Worker] = []
+    first, second = Worker(workers, **ours), Worker(workers, **theirs)
+    for _ in range(3):
+        await first.comparison.announce()
+        await turns(5)
+    assert [record.getMessage().partition(". ")[0] for record in caplog.records] == [
+        f"Another worker uses the control prefix '_T' with other values of: {names}"
+    ] * 2
+    assert all("'control_prefix'" in record.getMessage() for record in caplog.records)
+    assert (first.announced, second.announced) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ({"subscribe": ["a", "b"]}, {"subscribe": {"b", "a"}}),
+        ({"servers": "nats://one"}, {"servers": "nats://two", "name": "other", "max_sessions": 5}),
+        ({"permissions": named}, {"permissions": named}),
+    ],
+)
+async def test_settings_that_may_differ_are_not_logged(
+    ours: dict[str, Any], theirs: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    workers: list[Worker] = []
+    first, second = Worker(workers, **ours), Worker(workers, **theirs)
+    await first.comparison.announce()
+    await second.comparison.announce()
+    await turns(5)
+    assert not caplog.records
+
+
+async def test_invalid_announcements_are_ignored_and_logs_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
+    worker = Worker([])
+    for data in (b"", b"[]", b"\xff", b"[" * 100_000, b'{"app": 1}'):
+        worker.comparison.receive(data)
+    assert not caplog.records
+    for number in range(1000):
+        worker.comparison.receive(b'{"app": "%d"}' % number)
+    assert len(caplog.records) == 100
+
+
+async def test_announcement_without_connection_does_nothing() -> None:
+    async def fail(payload: bytes) -> None:
+        raise ConnectionError
+
+    settings = Settings.resolve({}, {})
+    await SettingsComparison(settings, app="shop", prefix="_T", announce=fail).announce()
+
+
+async def test_apps_of_one_control_prefix_warn_each_other_over_nats(
+    shared_nats: NatsServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    prefix = f"_T.{uuid4().hex}"
+    async with (
+        running(servers=shared_nats.url, control_prefix=prefix, subscribe=["staging.>"]),
+        running(servers=shared_nats.url, control_prefix=prefix, subscribe=["production.>"]),
+    ):
+        await until(lambda: caplog.text.count(f"Another worker uses the control prefix '{prefix}'") == 2)
