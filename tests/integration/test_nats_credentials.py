@@ -25,12 +25,12 @@ class Key:
         self._pair = nkeys.from_seed(bytearray(self.seed))
         self.public: str = self._pair.public_key.decode()
 
-    def issue(self, kind: str, subject: str, claims: dict[str, Any] | None = None, **registered: int) -> str:
+    def issue(self, kind: str, subject: str, claims: dict[str, Any] | None = None, **registered: int | str) -> str:
         """Return a JWT about the subject, signed by this key; ``registered`` are claims of RFC 7519."""
         header = {"typ": "JWT", "alg": "ed25519-nkey"}
         said = {"type": kind, "version": 2} | (claims or {})
         body = {"jti": "1", "iat": int(time.time()), "iss": self.public, "name": kind, "sub": subject, "nats": said}
-        body |= registered
+        body.update(registered)
         signed = f"{encoded(json.dumps(header).encode())}.{encoded(json.dumps(body).encode())}"
         return f"{signed}.{encoded(self._pair.sign(signed.encode()))}"
 

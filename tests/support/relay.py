@@ -9,12 +9,14 @@ from tests.support.raw import reset
 
 
 class Relay:
-    """A TCP relay between a bridge and NATS."""
+    """A TCP relay between a bridge and NATS, or between two NATS servers."""
 
     def __init__(self, port: int) -> None:
         self._upstream = port
         self._writers: set[asyncio.StreamWriter] = set()
         self.url = ""
+        self.open = True
+        """False while new connections are closed at once."""
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -36,6 +38,9 @@ class Relay:
                 reset(writer.transport)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not self.open:
+            writer.close()
+            return
         try:
             upstream, other = await asyncio.open_connection("127.0.0.1", self._upstream)
         except OSError:
