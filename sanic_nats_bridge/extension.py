@@ -113,15 +113,16 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
     async def revoke(self, *, identity: str | None = None, session: str | Session | None = None) -> UpdateResult:
         """End the sessions of an identity, or one session, with close code 4403.
 
-        The other workers of the app, on any machine, are notified over NATS at most once each: a worker that is
-        disconnected from NATS misses it. Use `Permissions.expires` for what must be certain.
+        The other workers of the app, on any machine, are notified over NATS at most once each: a worker misses it if
+        it is disconnected from NATS, or behind a link between NATS servers that is cut. Use `Permissions.expires` for
+        what must be certain.
 
         Args:
             identity: The `Permissions.identity` of the sessions.
             session: One session: a `Session`, its `Session.key`, or its id as its client knows it.
 
         Returns:
-            The number of sessions that ended on this worker, and whether the other workers were notified.
+            The number of sessions that ended on this worker, and whether this worker's NATS server has delivered it.
 
         Raises:
             ValueError: Neither argument is given, or both are.
@@ -145,7 +146,7 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
             session: One session: a `Session`, its `Session.key`, or its id as its client knows it.
 
         Returns:
-            The number of sessions changed on this worker, and whether the other workers were notified.
+            The number of sessions changed on this worker, and whether this worker's NATS server has delivered it.
 
         Raises:
             ValueError: Neither argument is given, or both are, or the permissions have another identity.

@@ -31,7 +31,7 @@ export interface Reply {
   code?: string;
   message: string;
   subjects?: string[];
-  /** True if NATS has the subscription already. */
+  /** True if the bridge's NATS server has the subscription already. */
   active?: boolean;
 }
 

@@ -116,7 +116,10 @@ class ControlChannel:
 
     @property
     def ready(self) -> bool:
-        """True if this worker and the others can reach each other."""
+        """True if the NATS server delivers what this worker sends to itself.
+
+        Links between NATS servers, which may separate it from other workers, aren't checked.
+        """
         return self._checked and self._is_connected
 
     @property

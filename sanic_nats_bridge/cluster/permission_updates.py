@@ -35,7 +35,9 @@ class UpdateResult(NamedTuple):
     sessions: int
     """The number of sessions ended or changed on this worker."""
     announced: bool
-    """True if NATS has delivered the update to all connected workers; otherwise it is sent as soon as NATS can."""
+    """True if the NATS server of this worker has delivered the update; otherwise it is sent as soon as NATS can.
+
+    Workers behind a link between NATS servers that is cut miss it."""
 
 
 class _Permissions(Struct, frozen=True, kw_only=True):

@@ -104,7 +104,7 @@ METRICS = (
     ),
     Metric(
         name="natsbridge_control_connected",
-        help="1 if the workers can reach each other over NATS, 0 if not",
+        help="1 if the NATS server of the worker delivers messages between the workers, 0 if not",
         read=lambda stats: stats.control == "connected",
         combine=min,
     ),

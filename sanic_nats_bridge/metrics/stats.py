@@ -38,9 +38,9 @@ class Stats:
     closes: Mapping[str, int]
     """Sessions that have ended, by close code; ``other`` for unusual codes of clients."""
     nats: NatsState
-    """``connected`` once NATS has confirmed every pattern."""
+    """``connected`` once the bridge's NATS server has confirmed every pattern."""
     control: NatsState
-    """``connected`` while this worker and the others can reach each other over NATS."""
+    """``connected`` while the bridge's NATS server delivers the messages between this worker and the others."""
     nats_reconnects: int
     """Connections to NATS after the first."""
     loop_lag: float

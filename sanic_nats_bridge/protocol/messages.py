@@ -91,7 +91,7 @@ class Welcome(Struct, kw_only=True, frozen=True, tag="welcome"):
 
 
 class Reply(Struct, kw_only=True, frozen=True, tag="reply"):
-    """The reply to one command. ``active`` is true if NATS has confirmed every subscription."""
+    """The reply to one command. ``active`` is true if the bridge's NATS server has confirmed every subscription."""
 
     id: CommandId | UnsetType = UNSET
     action: Action | UnsetType = UNSET
