@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from sanic_nats_bridge.nats.addresses import Addresses
 from sanic_nats_bridge.testing import NatsServer
 from tests.integration.test_nats_supervisor import supervising
 from tests.support.bridge import WAIT_SECONDS, free_port
+from tools.harness.unanswering import unanswering
 
 NAME = "nats.example"
 
@@ -28,26 +29,6 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     return addresses
-
-
-@contextlib.contextmanager
-def unanswering(address: str, port: int) -> Iterator[None]:
-    """Let nothing answer at the address: Linux drops the packets of connections that a full backlog has no room for."""
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.socket())
-        listener.bind((address, port))
-        listener.listen(0)
-        while True:
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
-                filler.connect((address, port))
-            filler.settimeout(0.2)
-            try:
-                filler.send(b"x")
-            except (TimeoutError, BlockingIOError, OSError):
-                break
-        yield
 
 
 @contextlib.asynccontextmanager

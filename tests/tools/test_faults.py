@@ -3,15 +3,18 @@
 import dataclasses
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from tools.faults import __main__ as command_line
+from tools.faults import names
 from tools.faults.bridge_faults import CONTROL
 from tools.faults.catalogue import CATALOGUE
 from tools.faults.checker import Verdict
+from tools.faults.names import LIVE, NAME, UNANSWERING, own_hosts
 from tools.faults.nats_faults import NATS_FAULTS
 from tools.faults.report import counts_table, times_table, write_tables
 from tools.faults.results import Results, Run
@@ -55,6 +58,22 @@ def test_no_message_is_lost_silently(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(monkeypatch, name, "--small", "--rounds", "1") == 0, capsys.readouterr().out
+
+
+def test_process_with_own_hosts_file_gets_unanswering_address_first() -> None:
+    resolve = f"import socket; print([each[4][0] for each in socket.getaddrinfo({NAME!r}, 1, type=socket.SOCK_STREAM)])"
+    with own_hosts() as prefix:
+        if prefix is None:
+            pytest.skip("no permission to create a mount namespace")
+        ran = subprocess.run([*prefix, sys.executable, "-c", resolve], capture_output=True, text=True, check=True)
+    assert ran.stdout == f"{[UNANSWERING, LIVE.address]}\n"
+
+
+@pytest.mark.parametrize("command", ["false", "no-such-command"])
+def test_no_process_gets_own_hosts_file_without_permission(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "_NAMESPACE_COMMAND", command)
+    with own_hosts() as prefix:
+        assert prefix is None
 
 
 def test_late_notice_counts_as_failure() -> None:

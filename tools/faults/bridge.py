@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import socket
 import sys
 import time
@@ -10,7 +11,7 @@ from typing import Any
 
 from sanic import Request, Sanic, empty, text
 from sanic import json as json_response
-from sanic.response import HTTPResponse
+from sanic.response import BaseHTTPResponse, HTTPResponse
 
 from sanic_nats_bridge import NatsBridge, Permissions
 from sanic_nats_bridge.hub.broadcast import Broadcaster
@@ -18,7 +19,10 @@ from sanic_nats_bridge.hub.interest import Interest
 
 from .permission_profiles import PROFILES
 
-__all__ = ["drop_one_in", "make_app", "permissions"]
+__all__ = ["APP_NAME", "drop_one_in", "make_app", "permissions"]
+
+APP_NAME = "faults_bridge"
+"""The name of the app, on which the control subjects depend."""
 
 _BACKLOG = 1024
 
@@ -35,15 +39,23 @@ def main() -> None:
     app.add_route(facts, "/facts")
     app.add_route(block, "/block", methods=["POST"])
     app.add_route(publish, "/publish/<subject>", methods=["POST"])
+    app.add_route(resolve, "/resolve/<name>")
+    app.add_route(revoke, "/revoke/<session>", methods=["POST"])
     serve(app)
 
 
 def make_app(settings: Mapping[str, Any]) -> Sanic[Any, Any]:
     """Create an app that contains only the bridge."""
-    app: Sanic[Any, Any] = Sanic("faults_bridge", configure_logging=False)
+    app: Sanic[Any, Any] = Sanic(APP_NAME, configure_logging=False)
     options: Any = {"permissions": permissions, **settings}
     NatsBridge(app, **options)
+    app.register_middleware(add_worker_header, "response")
     return app
+
+
+async def add_worker_header(_: Request, response: BaseHTTPResponse) -> None:
+    """Add the process id of the worker to a response."""
+    response.headers["x-worker"] = str(os.getpid())
 
 
 async def permissions(request: Request) -> Permissions | None:
@@ -100,6 +112,18 @@ async def publish(request: Request, subject: str) -> HTTPResponse:
     except Exception as error:
         return text(type(error).__name__, 422)
     return empty()
+
+
+async def resolve(request: Request, name: str) -> HTTPResponse:
+    """Respond with the IP addresses of a host name, in the order in which this process gets them."""
+    found = await asyncio.get_running_loop().getaddrinfo(name, 0, type=socket.SOCK_STREAM)
+    return json_response([address[0] for *_, address in found])
+
+
+async def revoke(request: Request, session: str) -> HTTPResponse:
+    """Revoke a session, and respond with the result."""
+    result = await request.app.ctx.nats_bridge.revoke(session=session)
+    return json_response(result._asdict())
 
 
 def serve(app: Sanic[Any, Any]) -> None:

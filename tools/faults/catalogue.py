@@ -8,11 +8,12 @@ from .fault import Fault
 from .fleet import FLEET
 from .limit_faults import LIMIT_FAULTS
 from .nats_faults import NATS_FAULTS
+from .peer_faults import PEER_FAULTS
 from .rolling import ROLLING
 
 __all__ = ["CATALOGUE"]
 
 CATALOGUE: Mapping[str, Fault | ClusterScenario] = {
-    entry.name: entry for entry in (*NATS_FAULTS, *LIMIT_FAULTS, *BRIDGE_FAULTS, FLEET, ROLLING, CONTROL)
+    entry.name: entry for entry in (*NATS_FAULTS, *LIMIT_FAULTS, *PEER_FAULTS, *BRIDGE_FAULTS, FLEET, ROLLING, CONTROL)
 }
 """Faults by name. The last one is the control run."""

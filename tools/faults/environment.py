@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -35,6 +36,8 @@ SUBSCRIBED = sorted(
 """The bridge's subscriptions at NATS while only the bystanders are connected."""
 
 _COPIES = 2
+_CONTROL_SECONDS = 90.0
+"""A control channel repeats its check after 30 s at most, which may take 5 s, and waits up to 45 s after a failure."""
 
 C = TypeVar("C", bound=Client)
 
@@ -46,7 +49,9 @@ class Environment(Workload):
         servers: The NATS servers, of which the first is the bridge's.
         proxy: A proxy to the first NATS server.
         bridge: The process of the bridge.
+        peer: Another process of the same app, if there is one. Clients connect to the first process only.
         http: For requests to the app.
+        has_name: The bridge connects to NATS by a name with several addresses.
         churn: Add a client that continuously changes its subscriptions.
         small: Keep faults very short.
         seed: The seed of random publishers.
@@ -59,6 +64,8 @@ class Environment(Workload):
         bridge: Server,
         http: aiohttp.ClientSession,
         *,
+        peer: Server | None = None,
+        has_name: bool = False,
         churn: bool,
         small: bool,
         seed: int,
@@ -67,7 +74,9 @@ class Environment(Workload):
         self.nats = servers[0]
         self.proxy = proxy
         self.bridge = bridge
-        self.address = f"127.0.0.1:{bridge.port}"
+        self.peer = peer
+        self.has_name = has_name
+        self.address = _address(bridge)
         super().__init__(small=small)
         self.seed = seed
         self._http = http
@@ -101,17 +110,52 @@ class Environment(Workload):
 
     async def request(self, path: str, body: bytes | None = None) -> tuple[int, str]:
         """Send a request to the app of the bridge, and return the status and the body of the response."""
+        return await self._request(self.address, path, body)
+
+    async def request_peer(self, path: str, body: bytes | None = None) -> str:
+        """Send a request to the app of the other process, and return the body of the response."""
+        _, answer = await self._request(self.peer_address, path, body)
+        return answer
+
+    async def _request(self, address: str, path: str, body: bytes | None) -> tuple[int, str]:
         method = "GET" if body is None else "POST"
-        url = f"http://{self.address}{path}"
-        async with self._http.request(method, url, data=body) as response:
+        async with self._http.request(method, f"http://{address}{path}", data=body) as response:
             return response.status, await response.text()
 
     async def facts(self) -> dict[str, Any]:
-        """Return the numbers of tasks and open files of the bridge's process, and its subscriptions at NATS."""
+        """Return the numbers of tasks and open files of the bridge's processes, and its subscriptions at NATS."""
         _, answer = await self.request("/facts")
         found: dict[str, Any] = json.loads(answer)
+        found["files"] = self.open_files()
+        if self.peer is not None:
+            found["tasks"] += json.loads(await self.request_peer("/facts"))["tasks"]
+            found["files"] += open_files(self.peer.pid)
         server = next((each for each in self.servers if each.port == found["nats"]), self.nats)
-        return found | {"files": self.open_files(), "subscriptions": server.subscriptions()}
+        return found | {"subscriptions": server.subscriptions()}
+
+    @property
+    def peer_address(self) -> str:
+        """Host and port of the other process."""
+        assert self.peer is not None
+        return _address(self.peer)
+
+    async def wait_for_control(self, state: str) -> None:
+        """Wait until each process reports this state of its control channel.
+
+        Raises:
+            TimeoutError: A process did not report it.
+        """
+        deadline = time.monotonic() + _CONTROL_SECONDS
+        for address in (self.address, self.peer_address):
+            while state != json.loads((await self._request(address, "/nats/health/ready", None))[1])["control"]:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"not within {_CONTROL_SECONDS:g} s: the control channel is {state}")
+                await asyncio.sleep(0.05)
+
+    async def revoke_from_peer(self, client: Client) -> bool:
+        """Have the other process revoke a session, and return whether all processes were notified at once."""
+        announced: bool = json.loads(await self.request_peer(f"/revoke/{client.session}", b""))["announced"]
+        return announced
 
     def open_files(self) -> int:
         """Return the number of open files of the bridge's process."""
@@ -121,3 +165,7 @@ class Environment(Workload):
         """Return the NATS server to which the bridge is connected."""
         port = (await self.facts())["nats"]
         return next(each for each in self.servers if each.port == port)
+
+
+def _address(server: Server) -> str:
+    return f"127.0.0.1:{server.port}"

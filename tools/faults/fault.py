@@ -11,7 +11,7 @@ __all__ = ["Fault"]
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault in an environment of NATS servers, one bridge, clients and publishers.
+    """A fault in an environment of NATS servers, a bridge, clients and publishers.
 
     Attributes:
         title: Description for the report.
@@ -19,6 +19,8 @@ class Fault:
         config: Configuration of the NATS servers.
         servers: The number of NATS servers. Several form a cluster.
         nats_absent: NATS isn't running at the start.
+        unanswering_address: The bridge connects to NATS by a name whose first address doesn't answer.
+        with_peer: Another process of the same app runs, without clients of its own.
         through_proxy: The bridge connects to NATS through the environment's proxy.
         settings: Settings of the bridge that differ from the defaults.
         drop_one_in: The bridge loses one message in this number; 0 for none.
@@ -33,6 +35,8 @@ class Fault:
     config: str = ""
     servers: int = 1
     nats_absent: bool = False
+    unanswering_address: bool = False
+    with_peer: bool = False
     through_proxy: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     drop_one_in: int = 0

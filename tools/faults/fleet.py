@@ -21,7 +21,7 @@ from .machine import Machine
 from .nats import cluster, is_connected, knows_subscriptions
 from .network import network
 from .permission_profiles import PROFILES
-from .posts import PostingClient
+from .posts import PostingClient, describe_posts
 from .publisher import Publisher
 from .results import Run
 from .workload import InjectionError, until
@@ -195,12 +195,7 @@ def _check_subscriptions(pool: ClientPool, result: Run) -> None:
     result.failures += (f"a worker has duplicates in {each}" for each in subscriptions if len(each) > len(set(each)))
     posting = [session for member in pool.members for session in member.sessions if isinstance(session, PostingClient)]
     result.failures += (failed for client in posting for failed in client.failed_commands)
-    statuses = sum((client.statuses for client in posting), Counter[int]())
-    relayed = sum(client.relayed for client in posting)
-    result.remarks.append(
-        f"{statuses.total()} POSTs, {relayed} of them to workers that don't hold the session, answered "
-        + ", ".join(f"{status or 'not at all'}: {count}" for status, count in sorted(statuses.items()))
-    )
+    result.remarks.append(describe_posts(posting))
 
 
 FLEET = ClusterScenario(

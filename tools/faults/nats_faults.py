@@ -1,6 +1,7 @@
 """Faults of NATS, or of the connection to it."""
 
 import asyncio
+import json
 import os
 import random
 import signal
@@ -8,6 +9,7 @@ import signal
 from ..harness.processes import has_ended
 from .environment import Environment
 from .fault import Fault
+from .names import NAME, UNANSWERING
 from .nats import is_connected
 from .workload import until
 
@@ -22,6 +24,16 @@ async def _kill(env: Environment) -> None:
         env.nats.kill()
         await env.hold(2)
         env.nats.start()
+
+
+async def _kill_behind_unanswering_address(env: Environment) -> None:
+    if env.has_name:
+        _, addresses = await env.request(f"/resolve/{NAME}")
+        expected = [UNANSWERING, env.nats.host]
+        env.require(json.loads(addresses) == expected, f"the addresses must be {expected}, got {addresses}")
+    # The bridge remembers the addresses that it has tried, so the second time may differ from the first.
+    for _ in range(2):
+        await _kill(env)
 
 
 async def _pause(env: Environment) -> None:
@@ -87,6 +99,12 @@ _LAME_DUCK = "lame_duck_duration: 30s\nlame_duck_grace_period: 1s"
 
 NATS_FAULTS = (
     Fault("kill", "nats-server killed (SIGKILL), restarted after 2 s", _kill),
+    Fault(
+        "dead_address",
+        "the same, twice, by a host name whose first address doesn't answer",
+        _kill_behind_unanswering_address,
+        unanswering_address=True,
+    ),
     Fault("sigstop", "nats-server stopped (SIGSTOP) for 15 s", _pause, silent=True),
     Fault("lameduck", "nats-server in lame duck mode until it ends, then restarted", _lame_duck, config=_LAME_DUCK),
     Fault("handover", "the same in a cluster of three", _lame_duck, config=_LAME_DUCK, servers=3),

@@ -5,14 +5,15 @@ import contextlib
 import random
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import aiohttp
 
 from .clients import EventClient
+from .workload import until
 
-__all__ = ["PostingClient"]
+__all__ = ["PostingClient", "describe_posts"]
 
 _TIMEOUT_SECONDS = 60.0
 _PAUSE_SECONDS = (0.2, 0.6)
@@ -30,6 +31,7 @@ class PostingClient(EventClient):
     Attributes:
         changing: The patterns that it unsubscribes and subscribes.
         statuses: The number of POSTs by HTTP status; 0 for those without an answer.
+        failed: The number of POSTs that did not succeed.
         relayed: The number of answers from workers that don't hold the session.
         failed_commands: Descriptions of commands that failed although the stream was open.
     """
@@ -41,6 +43,8 @@ class PostingClient(EventClient):
         self.changing = tuple(changing)
         self.statuses: Counter[int] = Counter()
         self.relayed = 0
+        self.failed = 0
+        self._succeeded = 0
         self.failed_commands: list[str] = []
         self._addresses = addresses
         self._posting: asyncio.Task[None] | None = None
@@ -64,6 +68,12 @@ class PostingClient(EventClient):
             await asyncio.wait({self._posting})
         await super().close()
 
+    async def wait_for_success(self) -> None:
+        """Wait until commands that are sent from now on have succeeded, one of each kind."""
+        # The first one may have been sent before.
+        enough = self._succeeded + 3
+        await until(lambda: self._succeeded >= enough, f"POSTs of {self.log.client} succeed")
+
     async def _churn(self) -> None:
         await self._execute("subscribe")
         while self.connected and not self._settling:
@@ -83,7 +93,9 @@ class PostingClient(EventClient):
             self.statuses[status] += 1
             if status in _DONE[action]:
                 answer = {"type": "answer", "success": True, "active": reply.get("active"), **command}
+                self._succeeded += 1
                 return self._record(time.monotonic(), answer)
+            self.failed += 1
             if time.monotonic() > deadline:
                 return self.failed_commands.append(
                     f"{self.log.client}: {action} failed for {_TIMEOUT_SECONDS:g} s, last with status {status}"
@@ -101,3 +113,13 @@ class PostingClient(EventClient):
         ):
             self.relayed += response.headers["x-worker"] != self.worker
             return response.status, await response.json()
+
+
+def describe_posts(clients: Iterable[PostingClient]) -> str:
+    """Return a remark on the numbers of POSTs, by their HTTP status."""
+    clients = list(clients)
+    statuses = sum((client.statuses for client in clients), Counter[int]())
+    relayed = sum(client.relayed for client in clients)
+    return f"{statuses.total()} POSTs, {relayed} of them to workers that don't hold the session, answered " + ", ".join(
+        f"{status or 'not at all'}: {count}" for status, count in sorted(statuses.items())
+    )

@@ -5,7 +5,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
 import aiohttp
@@ -16,7 +16,10 @@ from .checker import check
 from .clients import WebSocketClient
 from .environment import SUBSCRIBED, Environment
 from .fault import Fault
+from .names import LIVE, NAME, own_hosts, unanswering_host
 from .nats import cluster, subscriptions_propagated
+from .network import LOOPBACK
+from .posts import PostingClient, describe_posts
 from .results import Run
 from .workload import SMALL_REORDERING_SECONDS, recording
 
@@ -32,7 +35,7 @@ _SMALL_SILENT_SETTINGS = {**_SMALL_SETTINGS, "ping_interval": 1}
 async def run(fault: Fault, number: int, *, settings: Mapping[str, Any] | None = None, small: bool = False) -> Run:
     """Run the fault once. The run that is returned contains the failures."""
     result = Run(fault.name, number)
-    async with _environment(fault, settings or {}, small=small, seed=number) as env:
+    async with _environment(fault, settings or {}, result.remarks, small=small, seed=number) as env:
         with recording(result.failures):
             before = await _start(fault, env)
             await fault.inject(env)
@@ -49,6 +52,10 @@ async def run(fault: Fault, number: int, *, settings: Mapping[str, Any] | None =
                 if not (client.closed or client.has_last_messages)
             )
             result.dropped = (await env.facts())["dropped"]
+            posting = [client for client in env.others if isinstance(client, PostingClient)]
+            result.failures += (failed for client in posting for failed in client.failed_commands)
+            if posting:
+                result.remarks.append(describe_posts(posting))
             result.failures += await _leftovers(env, before)
             if fault.harmless:
                 result.failures += (
@@ -71,23 +78,37 @@ async def run(fault: Fault, number: int, *, settings: Mapping[str, Any] | None =
 
 @contextlib.asynccontextmanager
 async def _environment(
-    fault: Fault, settings: Mapping[str, Any], *, small: bool, seed: int
+    fault: Fault, settings: Mapping[str, Any], remarks: list[str], *, small: bool, seed: int
 ) -> AsyncIterator[Environment]:
     """Set up everything for the fault but clients and publishers, which `Environment.start` adds."""
     async with contextlib.AsyncExitStack() as stack:
-        servers = await stack.enter_async_context(cluster(fault.servers, fault.config))
+        host = LIVE if fault.unanswering_address else LOOPBACK
+        servers = await stack.enter_async_context(cluster(fault.servers, fault.config, [host]))
         if fault.nats_absent:
             servers[0].stop()
         proxy = await stack.enter_async_context(Proxy(servers[0].port).running())
         url = proxy.url if fault.through_proxy else servers[0].url
+        prefix: Sequence[str] = ()
+        if fault.unanswering_address:
+            stack.enter_context(unanswering_host(servers[0].port))
+            own = stack.enter_context(own_hosts())
+            if own is None:
+                remarks.append("no permission to give the bridge a hosts file: it connected without a name")
+            else:
+                prefix, url = own, f"nats://{NAME}:{servers[0].port}"
         defaults = (_SMALL_SILENT_SETTINGS if fault.silent else _SMALL_SETTINGS) if small else {}
         options = {"servers": url, **defaults, **fault.settings, **settings}
-        bridge = stack.enter_context(python_server("tools.faults.bridge", json.dumps(options), str(fault.drop_one_in)))
+        arguments = ("tools.faults.bridge", json.dumps(options), str(fault.drop_one_in))
+        bridge = stack.enter_context(python_server(*arguments, prefix=prefix))
+        peer = stack.enter_context(python_server(*arguments, prefix=prefix)) if fault.with_peer else None
         connector = aiohttp.TCPConnector(force_close=True)
         http = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
         # In a cluster the other servers learn of new subscriptions later, so changes would lose messages.
         churn = len(servers) == 1 and not fault.drop_one_in
-        env = Environment(servers, proxy, bridge, http, churn=churn, small=small, seed=seed)
+        has_name = bool(prefix)
+        env = Environment(
+            servers, proxy, bridge, http, peer=peer, has_name=has_name, churn=churn, small=small, seed=seed
+        )
         try:
             yield env
         finally:

@@ -12,7 +12,7 @@ from typing import Any
 
 from sanic import Request, Sanic, empty
 from sanic import json as json_response
-from sanic.response import BaseHTTPResponse, HTTPResponse
+from sanic.response import HTTPResponse
 from sanic.worker.loader import AppLoader
 
 from sanic_nats_bridge import Permissions
@@ -47,7 +47,6 @@ def create_app() -> Sanic[Any, Any]:
     app.update_config(config)
     app.add_route(facts, "/facts")
     app.add_route(restart, "/restart/<name>", methods=["POST"])
-    app.register_middleware(add_worker_header, "response")
     app.register_listener(end_with_manager, "before_server_start")
     app.register_listener(report_ready, "after_server_start")
     app.register_listener(report_stopping, "before_server_stop")
@@ -78,11 +77,6 @@ async def restart(request: Request, name: str) -> HTTPResponse:
     """Have Sanic's manager restart a worker. With ``overlap`` the old worker ends after the new one serves."""
     request.app.m.restart(name, zero_downtime="overlap" in request.args)
     return empty()
-
-
-async def add_worker_header(_: Request, response: BaseHTTPResponse) -> None:
-    """Add the process id of the worker to a response."""
-    response.headers["x-worker"] = str(os.getpid())
 
 
 async def end_with_manager(_: Sanic[Any, Any]) -> None:

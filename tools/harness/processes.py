@@ -110,9 +110,18 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.communicate()
 
 
-def python_server(module: str, *arguments: str, workers: int = 1) -> contextlib.AbstractContextManager[Server]:
-    """Run a module with this Python, as `server` does."""
-    return server([sys.executable, "-m", module, *arguments], workers)
+def python_server(
+    module: str, *arguments: str, workers: int = 1, prefix: Sequence[str] = ()
+) -> contextlib.AbstractContextManager[Server]:
+    """Run a module with this Python, as `server` does.
+
+    Args:
+        module: The name of the module.
+        arguments: The arguments of its command line.
+        workers: The number of workers, each of which prints a line.
+        prefix: The beginning of a command that executes the rest of it, in the same process.
+    """
+    return server([*prefix, sys.executable, "-m", module, *arguments], workers)
 
 
 def raise_file_limit() -> None:
