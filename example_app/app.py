@@ -5,18 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from sanic import HTTPResponse, Request, Sanic, file
-from sanic.response import BaseHTTPResponse
 
 from sanic_nats_bridge import NatsBridge
 
 from .publisher import publish_forever
+from .security import add_security_headers
 
 _STATIC = Path(__file__).parent / "static"
-_SECURITY_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
 
 
 def create_app() -> Sanic[Any, Any]:
@@ -41,11 +36,6 @@ def create_app() -> Sanic[Any, Any]:
 async def index(_: Request) -> HTTPResponse:
     """Return the page."""
     return await file(_STATIC / "index.html")
-
-
-def add_security_headers(_: Request, response: BaseHTTPResponse) -> None:
-    """Restrict the page to resources and connections of its own origin."""
-    response.headers.update(_SECURITY_HEADERS)
 
 
 def _is_first_worker() -> bool:

@@ -1,13 +1,10 @@
 """``/subscribe`` and ``/unsubscribe``: commands by POST, mainly for sessions on an event stream."""
 
 import logging
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeAlias
+from typing import Any
 
-import msgspec
 from sanic import Blueprint, HTTPResponse, Request
 from sanic.exceptions import SanicException
-from sanic_ext import openapi
 
 from ..cluster.relay import Relay
 from ..errors import (
@@ -18,35 +15,17 @@ from ..errors import (
     UnreachableSession,
     UnsupportedMediaType,
 )
-from ..protocol.messages import Action, Command, Outcome, Reply, command_id_of, decode_command
-from ..protocol.subjects import GRAMMAR, MAX_SUBJECT_BYTES
+from ..protocol.messages import Action, Outcome, command_id_of, decode_command
 from ..sessions.deadlines import Deadlines
 from ..sessions.registry import SessionRegistry
 from ..transports.auto import is_misdirected
 from .authorization import identify_client
+from .openapi import describe_command
 from .replies import misdirected, outcome_response
 
 __all__ = ["add_command_routes"]
 
 logger = logging.getLogger("sanic.root.nats_bridge")
-
-_Handler: TypeAlias = Callable[[Request], Coroutine[Any, Any, HTTPResponse]]
-
-_STATUSES = {
-    200: "The command was executed",
-    400: "The command or a subject is invalid",
-    401: "The client is not authenticated",
-    403: "A subject or the origin of the page is not allowed, or NATS has denied the subscription",
-    404: "The session does not exist, or belongs to another client",
-    409: "The session is not subscribed to one of the subjects",
-    413: "The body is too large",
-    415: "The body is not declared as JSON, or is compressed",
-    429: "Too many subscriptions or commands",
-    500: "Internal error",
-    503: "The server that holds the session does not answer, or NATS is disconnected; try again",
-}
-
-_SUBJECT = {"type": "string", "pattern": f"^{GRAMMAR}$", "maxLength": MAX_SUBJECT_BYTES}
 
 
 def add_command_routes(blueprint: Blueprint, relay: Relay, sessions: SessionRegistry) -> None:
@@ -74,16 +53,17 @@ def add_command_routes(blueprint: Blueprint, relay: Relay, sessions: SessionRegi
             raise InvalidCommand("Not a valid command: 'session' is missing")
         return await relay.execute(command.session, await identify_client(request, sessions), command)
 
+    @describe_command("subscribe", settings)
     async def subscribe(request: Request) -> HTTPResponse:
         return await serve(request, "subscribe")
 
+    @describe_command("unsubscribe", settings)
     async def unsubscribe(request: Request) -> HTTPResponse:
         return await serve(request, "unsubscribe")
 
-    for handler, summary in ((subscribe, "Subscribe to subjects"), (unsubscribe, "Unsubscribe from subjects")):
+    for handler in (subscribe, unsubscribe):
         name = handler.__name__
-        documented = _documented(handler, summary, settings.max_subscriptions)
-        blueprint.add_route(documented, f"/{name}", methods=["POST"], name=name, stream=True)
+        blueprint.add_route(handler, f"/{name}", methods=["POST"], name=name, stream=True)
 
 
 async def _body(request: Request, max_bytes: int, deadlines: Deadlines) -> bytes:
@@ -119,28 +99,3 @@ async def _body(request: Request, max_bytes: int, deadlines: Deadlines) -> bytes
 def _body_seconds(request: Request) -> float:
     # Less than Sanic's own timeouts, which end the handler but never close the connection.
     return min(request.app.config.REQUEST_TIMEOUT, request.app.config.RESPONSE_TIMEOUT) / 2
-
-
-def _documented(handler: _Handler, summary: str, max_subscriptions: int) -> _Handler:
-    command = _schema(Command) | {"required": ["session", "subjects"]}
-    command["properties"] |= {
-        "action": {"enum": [handler.__name__]},
-        "subjects": {"type": "array", "items": _SUBJECT, "minItems": 1, "maxItems": max_subscriptions},
-    }
-    reply = {"application/json": {"schema": _schema(Reply)}}
-    return openapi.definition(
-        summary=summary,
-        tag="NATS bridge",
-        body=openapi.definitions.RequestBody({"application/json": {"schema": command}}, required=True),
-        response=[
-            openapi.definitions.Response(reply, status=status, description=description)
-            for status, description in _STATUSES.items()
-        ],
-    )(handler)
-
-
-def _schema(struct: type[msgspec.Struct]) -> dict[str, Any]:
-    """Return the JSON schema of a struct that has no nested structs, for use inline."""
-    schema: dict[str, Any]
-    (schema,) = msgspec.json.schema_components([struct])[1].values()
-    return schema

@@ -5,7 +5,6 @@ EventSource never reconnects after another status.
 """
 
 from sanic import Blueprint, HTTPResponse, Request
-from sanic_ext import openapi
 
 from ..auth.permissions import Permissions
 from ..errors import BridgeError, InternalError, UnreachableSession
@@ -16,6 +15,7 @@ from ..transports.auto import SseTransport, is_misdirected, sse_transport
 from ..transports.base import CLOSE_SECONDS
 from .authorization import get_permissions
 from .cors import CrossOrigin
+from .openapi import describe_events
 from .replies import misdirected, rejection_response
 
 __all__ = ["add_event_route"]
@@ -27,6 +27,7 @@ _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 def add_event_route(blueprint: Blueprint, sessions: SessionRegistry, cross_origin: CrossOrigin) -> None:
     """Serve event streams on the blueprint."""
 
+    @describe_events(sessions.settings)
     async def events(request: Request) -> HTTPResponse | None:
         if is_misdirected(request):
             return misdirected("subscribe")
@@ -49,7 +50,6 @@ def add_event_route(blueprint: Blueprint, sessions: SessionRegistry, cross_origi
                     await _stream(transport, sessions, pending, *decision)
         return None
 
-    openapi.exclude()(events)
     # HEAD is named, because sanic-ext would otherwise run the stream for it.
     blueprint.add_route(events, "/events", methods=["GET", "HEAD"], name="events")
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import msgspec
 from sanic import Blueprint, HTTPResponse, Request
-from sanic_ext import openapi
 
 from ..protocol.messages import NatsState
 from ..sessions.registry import SessionRegistry
+from .openapi import describe_live, describe_ready
 
 __all__ = ["add_health_routes"]
 
@@ -24,9 +24,11 @@ def add_health_routes(blueprint: Blueprint, sessions: SessionRegistry, control: 
         control: Returns whether this worker and the others can reach each other.
     """
 
+    @describe_live()
     async def live(request: Request) -> HTTPResponse:
         return _response(200, live=True)
 
+    @describe_ready()
     async def ready(request: Request) -> HTTPResponse:
         stopping = sessions.stop_reason is not None
         is_ready = not stopping and (sessions.nats == "connected" or not sessions.settings.ready_needs_nats)
@@ -35,7 +37,6 @@ def add_health_routes(blueprint: Blueprint, sessions: SessionRegistry, control: 
 
     for handler in (live, ready):
         name = handler.__name__
-        openapi.exclude()(handler)
         # HEAD is named, because it otherwise depends on settings of sanic-ext.
         blueprint.add_route(handler, f"/health/{name}", methods=["GET", "HEAD"], name=f"health_{name}")
 

@@ -7,10 +7,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from sanic import Blueprint, HTTPResponse, Request
-from sanic_ext import openapi
 
 from ..metrics.aggregator import MetricsAggregator
 from ..metrics.definitions import METRICS, Readings
+from .openapi import describe_metrics
 
 __all__ = ["add_metrics_route"]
 
@@ -37,6 +37,7 @@ class _Collector(Collector):
 def add_metrics_route(blueprint: Blueprint, aggregator: MetricsAggregator) -> None:
     """Serve the metrics on the blueprint."""
 
+    @describe_metrics()
     async def metrics(request: Request) -> HTTPResponse:
         # A registry for this response only, because the library's default one belongs to the app.
         registry = CollectorRegistry()
@@ -44,5 +45,4 @@ def add_metrics_route(blueprint: Blueprint, aggregator: MetricsAggregator) -> No
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return HTTPResponse(encode(registry), 200, dict(_HEADERS), content_type)
 
-    openapi.exclude()(metrics)
     blueprint.add_route(metrics, "/metrics", methods=["GET", "HEAD"], name="metrics")

@@ -1,12 +1,13 @@
 """The example app as a process, its page in a real browser: what hostile messages and foreign pages can do to it."""
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from playwright.sync_api import Browser, Dialog, Page, expect
+from playwright.sync_api import Browser, Dialog, Page, Route, expect
 
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.example import ExampleApp, publish
@@ -162,7 +163,77 @@ def test_hostile_subjects_and_commands_are_rendered_as_text(watched: Page, trans
 
 def test_content_security_policy_allows_only_own_origin(watched: Page, example: ExampleApp) -> None:
     response = watched.request.get(example.url)
-    assert response.headers["content-security-policy"] == "default-src 'self'"
+    assert response.headers["content-security-policy"] == "default-src 'self'; frame-ancestors 'none'"
+
+
+# A replacement for Redoc and Swagger UI, which are on other hosts: styles, images, a worker, and the document.
+STAND_IN = """
+  const SVG = "<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>";
+  const show = async (url) => {
+    const add = (name, values) => {
+      const element = Object.assign(document.createElement(name), values);
+      document.body.append(element);
+      return element;
+    };
+    add("style", { textContent: "body { color: green }" });
+    await add("img", { src: `data:image/svg+xml,${SVG}` }).decode();
+    if (redoc) {
+      await add("img", { src: "https://cdn.redoc.ly/redoc/logo-mini.svg" }).decode();
+      const worker = new Worker(URL.createObjectURL(new Blob(["postMessage(1)"])));
+      await new Promise((resolve) => { worker.onmessage = resolve; });
+    }
+    const described = await (await fetch(url)).json();
+    finish([getComputedStyle(document.body).color, Object.keys(described.paths)]);
+  };
+  const redoc = document.querySelector("redoc");
+  if (redoc) show(redoc.getAttribute("spec-url"));
+  window.SwaggerUIBundle = Object.assign(({ url }) => show(url), { presets: {}, plugins: {} });
+  window.SwaggerUIStandalonePreset = {};
+"""
+SVG = "<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>"
+# Promises, because the policy doesn't let Playwright wait for a function.
+FINISHED = """
+  window.finished = new Promise((resolve) => { window.finish = resolve; });
+  window.violated = new Promise((resolve) => { document.addEventListener("securitypolicyviolation", resolve); });
+"""
+RUN_SCRIPT = """() => {
+  document.body.append(Object.assign(document.createElement("script"), { textContent: "attack()" }));
+  return violated.then(() => attacks);
+}"""
+
+
+@pytest.mark.parametrize("path", ["docs", "docs/redoc", "docs/swagger"])
+def test_openapi_page_works_under_its_policy(browser: Browser, example: ExampleApp, path: str) -> None:
+    page = browser.new_page()
+    errors: list[str] = []
+    kinds: set[str] = set()
+
+    def answer(route: Route) -> None:
+        kind, url = route.request.resource_type, route.request.url
+        kinds.add(kind)
+        if kind == "script":
+            # Swagger UI has two scripts.
+            body = f"if (!window.SwaggerUIBundle) {{ {STAND_IN} }}"
+            route.fulfill(content_type="text/javascript", body=body)
+        elif kind == "stylesheet":
+            font = "@font-face { font-family: x; src: url(https://fonts.gstatic.com/x) } body { font-family: x }"
+            route.fulfill(content_type="text/css", body=font if "fonts" in url else "")
+        elif kind == "image":
+            route.fulfill(content_type="image/svg+xml", body=SVG)
+        else:
+            route.fulfill(status=404)
+
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.add_init_script(WATCH + FINISHED)
+    page.route(re.compile("^https:"), answer)
+    page.goto(example.url + path)
+    shown = page.evaluate("Promise.race([finished, violated.then(() => attacks)])")
+    assert (shown[0], errors) == ("rgb(0, 128, 0)", [])
+    assert {"/subscribe", "/events"} <= set(shown[1])
+    assert page.evaluate("attacks") == []
+    assert {"script", "stylesheet"} <= kinds
+    assert page.evaluate(RUN_SCRIPT) == ["script-src-elem"]
+    page.close()
 
 
 CALL_ON = """(url) => {
@@ -211,3 +282,23 @@ def test_page_of_foreign_origin_connects_only_if_allowed(
         outcome = page.evaluate(CALL_ON, app.url)
         assert outcome == (["open", "open", "session.unknown"] if allowed else ["refused"] * 3)
         page.close()
+
+
+@pytest.mark.parametrize("path", ["", "docs", "docs/swagger"])
+def test_no_page_may_be_framed(browser: Browser, example: ExampleApp, foreign_origin: str, path: str) -> None:
+    page = browser.new_page()
+    page.goto(foreign_origin)
+    errors: list[str] = []
+    page.on("console", lambda message: errors.append(message.text))
+    page.evaluate(
+        """(url) => new Promise((resolve) => {
+          const frame = document.createElement("iframe");
+          frame.onload = resolve;
+          frame.src = url;
+          document.body.append(frame);
+        })""",
+        example.url + path,
+    )
+    assert [frame.url for frame in page.frames[1:]] == ["chrome-error://chromewebdata/"]
+    assert any("frame-ancestors" in error for error in errors), errors
+    page.close()

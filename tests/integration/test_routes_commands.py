@@ -232,38 +232,6 @@ async def test_subscribe_is_undone_when_client_cancels_request(nats_server: Nats
         assert nats_server.subscriptions() == ["c"]
 
 
-async def test_openapi_lists_only_command_routes(shared_nats: NatsServer) -> None:
-    # sanic-ext has one OpenAPI document for all apps of the process.
-    prefix = "/openapi"
-    async with (
-        running(servers=shared_nats.url, prefix=prefix) as bridge,
-        bridge.http.get(f"http://127.0.0.1:{bridge.port}/docs/openapi.json") as response,
-    ):
-        listed = (await response.json())["paths"]
-    paths = {path: listed[path] for path in listed if path.startswith(prefix)}
-    assert set(paths) == {f"{prefix}/subscribe", f"{prefix}/unsubscribe"}
-    for path in paths.values():
-        assert set(path) == {"post"}
-        command = path["post"]["requestBody"]["content"]["application/json"]["schema"]
-        assert set(command["properties"]) == {"action", "subjects", "id", "session"}
-        assert set(path["post"]["responses"]) == {
-            "200",
-            "400",
-            "401",
-            "403",
-            "404",
-            "409",
-            "413",
-            "415",
-            "429",
-            "500",
-            "503",
-        }
-        for answer in path["post"]["responses"].values():
-            reply = answer["content"]["application/json"]["schema"]
-            assert {"type", "success", "message", "code"} <= set(reply["properties"])
-
-
 @pytest.fixture
 def app(shared_nats: NatsServer) -> Sanic[Any, Any]:
     app: Sanic[Any, Any] = Sanic(f"test_{uuid4().hex}", configure_logging=False)

@@ -1,4 +1,4 @@
-"""The commands by POST, held to their OpenAPI document by `schemathesis`."""
+"""The routes, held to their OpenAPI document by `schemathesis`."""
 
 import asyncio
 from collections import Counter
@@ -25,7 +25,9 @@ REAL = st.sampled_from([["a"], ["b.*"], ["a", "b.*"], ["a", "closed"], None, Non
 async def described(shared_nats: NatsServer) -> AsyncIterator[Bridge]:
     # As many commands as come.
     limits: dict[str, Any] = {"command_rate": 1e6, "command_burst": 1_000_000, "max_bad_commands": 1_000_000}
-    async with running(servers=shared_nats.url, subscribe=["a", "b.*"], prefix=PREFIX, **limits) as bridge:
+    async with running(
+        servers=shared_nats.url, subscribe=["a", "b.*"], prefix=PREFIX, metrics=True, **limits
+    ) as bridge:
         yield bridge
 
 
@@ -80,3 +82,13 @@ async def test_post_command_responses_match_openapi_document(
             statuses = await asyncio.to_thread(answers, operation, mode, base_url, client.session)
             assert statuses.keys() >= expected, statuses
         assert (await client.ask({"action": "ping"}))["message"] == "pong"
+
+
+# Not /events: an accepted stream doesn't end, and so its response is never complete.
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/metrics"])
+async def test_get_responses_match_openapi_document(described: Bridge, path: str) -> None:
+    schema = schemathesis.openapi.from_dict(await document(described))
+    operation = schema[f"{PREFIX}{path}"]["GET"]
+    base_url = f"http://127.0.0.1:{described.port}"
+    statuses = await asyncio.to_thread(answers, operation, GenerationMode.POSITIVE, base_url, "")
+    assert statuses.keys() == {200}

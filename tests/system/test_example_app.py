@@ -1,8 +1,14 @@
 import asyncio
+import base64
+import hashlib
 import json
 import signal
+import urllib.error
 import urllib.request
+from collections import defaultdict
 from collections.abc import Iterator
+from html.parser import HTMLParser
+from urllib.parse import urlsplit
 
 import nats
 import pytest
@@ -11,6 +17,8 @@ from websockets.asyncio.client import connect
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import WAIT_SECONDS, alive, wait_until
 from tests.support.example import ROOT, ExampleApp
+
+STRICT_POLICY = "default-src 'self'; frame-ancestors 'none'"
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +56,75 @@ def test_every_page_has_content_security_policy(example: ExampleApp) -> None:
     assert {"static/index.html", "static/page.js", "static/page.css", "static/icon.svg"} < set(files)
     for path in ("", "client.js", *files):
         with urllib.request.urlopen(example.url + path) as response:
-            assert response.headers["Content-Security-Policy"] == "default-src 'self'"
+            assert response.headers["Content-Security-Policy"] == STRICT_POLICY
+
+
+class Resources(HTMLParser):
+    """The sources that a page of sanic-ext needs, by the directive of the policy that must allow them."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.needed: dict[str, set[str]] = defaultdict(set)
+        self._inline_script = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        source = attributes.get("src") or attributes.get("href")
+        self._inline_script = tag == "script" and source is None
+        if tag == "style":
+            self.needed["style-src"].add("'unsafe-inline'")
+        elif source is not None:
+            # A tag of another kind fails here: the test must learn what allows it.
+            self.needed[{"script": "script-src", "link": "style-src"}[tag]].add(source)
+
+    def handle_data(self, data: str) -> None:
+        if self._inline_script and data.strip():
+            digest = base64.b64encode(hashlib.sha256(data.encode()).digest()).decode()
+            self.needed["script-src"].add(f"'sha256-{digest}'")
+
+
+def allows(sources: list[str], resource: str) -> bool:
+    """Return True if a directive with these sources allows a keyword, a hash or a URL."""
+    prefixes = [source if source.endswith("/") else f"{source}/" for source in sources if source.startswith("https:")]
+    return resource in sources or resource.startswith(tuple(prefixes))
+
+
+@pytest.mark.parametrize(
+    ("path", "hosts"),
+    [
+        ("docs", {"fonts.googleapis.com", "cdn.redoc.ly"}),
+        ("docs/redoc", {"fonts.googleapis.com", "cdn.redoc.ly"}),
+        ("docs/swagger", {"cdnjs.cloudflare.com"}),
+    ],
+)
+def test_policy_of_openapi_page_allows_its_resources(example: ExampleApp, path: str, hosts: set[str]) -> None:
+    with urllib.request.urlopen(example.url + path) as response:
+        policy, needed = response.headers["Content-Security-Policy"], Resources(response.read().decode()).needed
+    directives = {name: sources for name, *sources in (part.split() for part in policy.split(";"))}
+    for directive, resources in needed.items():
+        assert not {resource for resource in resources if not allows(directives[directive], resource)}
+    resources = set().union(*needed.values())
+    assert {urlsplit(resource).netloc for resource in resources if resource.startswith("https:")} == hosts
+    # No other inline script runs, and the page requests only what the app serves.
+    assert {source for source in directives["script-src"] if source.startswith("'")} == {
+        resource for resource in needed["script-src"] if resource.startswith("'")
+    }
+    assert (directives["default-src"], directives["connect-src"]) == (["'none'"], ["'self'"])
+    assert directives["frame-ancestors"] == ["'none'"]
+
+
+def test_openapi_document_of_example_app_lists_its_routes(example: ExampleApp) -> None:
+    with urllib.request.urlopen(f"{example.url}docs/openapi.json") as response:
+        listed = set(json.load(response)["paths"])
+    assert listed == {"/", "/subscribe", "/unsubscribe", "/events", "/health/live", "/health/ready"}
+
+
+def test_unknown_path_below_docs_has_strict_policy(example: ExampleApp) -> None:
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(f"{example.url}docs/none")
+    with caught.value as error:
+        assert (error.code, error.headers["Content-Security-Policy"]) == (404, STRICT_POLICY)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)

@@ -1,0 +1,406 @@
+"""The OpenAPI descriptions of the routes, for people who call them over HTTP.
+
+sanic-ext writes OpenAPI 3.0, which has no ``const``. It drops ``examples`` and the headers of a response. Each body
+therefore has one ``example``, and an ``enum`` has the other codes of its status. sanic-ext lists HEAD only if the app
+sets ``OAS_IGNORE_HEAD`` to false.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+import msgspec
+from sanic_ext import openapi
+
+from ..errors import (
+    AuthExpired,
+    AuthRequired,
+    BridgeError,
+    ForbiddenOrigin,
+    ForbiddenSubject,
+    InternalError,
+    InvalidCommand,
+    InvalidSubject,
+    NatsRefused,
+    NatsUnavailable,
+    NotSubscribed,
+    RateLimitExceeded,
+    SizeLimitExceeded,
+    SubscriptionLimitExceeded,
+    UnknownSession,
+    UnreachableSession,
+    UnsupportedCommand,
+    UnsupportedMediaType,
+    UnsupportedQuery,
+)
+from ..protocol.encoding import event_text
+from ..protocol.messages import (
+    PROTOCOL_VERSION,
+    Action,
+    Command,
+    CommandId,
+    Frame,
+    Welcome,
+    encode,
+    event_name,
+    failure_reply,
+    success_reply,
+)
+from ..protocol.subjects import GRAMMAR, MAX_SUBJECT_BYTES
+from ..settings import Settings
+
+__all__ = ["describe_command", "describe_events", "describe_live", "describe_metrics", "describe_ready"]
+
+_Handler = TypeVar("_Handler", bound=Callable[..., Any])
+_Json: TypeAlias = dict[str, Any]
+
+_schemas: Any = openapi  # its classes have no annotations
+
+_TAG = "NATS bridge"
+_JSON = "application/json"
+
+_SESSION = "kX3vR9wLmB7ZrcT1sYdE8uJ6pFgA4oKxRi5VqCtWnDb0M2Hh"
+_PATTERNS = ["orders.new", "invoices.>"]
+
+_MEANINGS: dict[type[BridgeError], str] = {
+    InvalidCommand: "the request is malformed, or a field is missing or invalid",
+    UnsupportedMediaType: "the body is not declared as JSON, or is compressed",
+    UnsupportedCommand: "the command has an action or a field that this server does not support",
+    UnsupportedQuery: "the query has a parameter that this server does not support, or a wrong spelling of subjects",
+    InvalidSubject: "a subject is invalid",
+    AuthRequired: "the client is not authenticated",
+    AuthExpired: "the permissions of the client have expired",
+    ForbiddenSubject: "the client may not subscribe to one of the subjects",
+    ForbiddenOrigin: "the origin of the page is not allowed",
+    NatsRefused: "NATS does not let the server subscribe to one of the subjects",
+    UnknownSession: "the session does not exist, or belongs to another client",
+    NotSubscribed: "the session is not subscribed to one of the subjects",
+    SizeLimitExceeded: "the body is too large",
+    RateLimitExceeded: "too many commands; the header Retry-After has the number of seconds to wait",
+    SubscriptionLimitExceeded: "too many subjects",
+    InternalError: "a fault in the server",
+    NatsUnavailable: "another server holds the session, and NATS is disconnected; the command can be repeated",
+    UnreachableSession: "the server that holds the session does not answer; the command may have been executed, "
+    "and can be repeated",
+}
+
+_SUMMARIES: dict[Action, str] = {"subscribe": "Subscribe to subjects", "unsubscribe": "Unsubscribe from subjects"}
+_DESCRIPTIONS: dict[Action, str] = {
+    "subscribe": "Adds subscriptions to an open session: one for each subject, or none after an error. The messages "
+    "arrive on the stream of the session. The reply is the response, and is not sent on the stream. Subscribing to a "
+    "subject again changes nothing.",
+    "unsubscribe": "Ends subscriptions of an open session: the one for each subject, or none after an error. The reply "
+    "is the response, and is not sent on the stream.",
+}
+_EVENTS = (
+    "Opens a session, and streams its frames as Server-Sent Events. The data of each event is a JSON object. The first "
+    "event is the welcome, with the id of the session. If the query has subjects, the second event is the reply to a "
+    "subscribe. A message has no event name; the other frames have their type as the event name. The stream does not "
+    "end by itself, so a tool that waits for the whole response shows nothing. A temporary problem, such as a full "
+    "server, is not an HTTP error: the stream has a close event, and ends. HEAD returns the status of a GET, and opens "
+    "no session."
+)
+
+_PATTERN: _Json = {
+    "type": "string",
+    "pattern": f"^{GRAMMAR}$",
+    "maxLength": MAX_SUBJECT_BYTES,
+    "example": _PATTERNS[0],
+}
+_WILDCARDS = "The wildcard * matches one token, and > at the end matches one or more"
+_ID: _Json = {
+    "anyOf": [{"type": "string"}, {"type": "integer"}],
+    "description": "An id of the client's choice, which the reply repeats",
+}
+_TRUE: _Json = {"type": "boolean", "enum": [True]}
+_FALSE: _Json = {"type": "boolean", "enum": [False]}
+_REPLY = {
+    "id": "The id of the command, if it had one",
+    "action": "The command",
+    "code": "The error, for programs",
+    "message": "The result, for people",
+    "active": "True if NATS has confirmed every subscription. Otherwise NATS is disconnected or slow, and the stream "
+    "announces when the subscriptions are confirmed, or that they have ended",
+}
+_NATS: _Json = {"type": "string", "enum": ["connected", "disconnected"]}
+
+_METRIC = """\
+# HELP natsbridge_sessions Open sessions
+# TYPE natsbridge_sessions gauge
+natsbridge_sessions{transport="sse",worker="Sanic-Server-0-0"} 3.0
+natsbridge_sessions{transport="websocket",worker="Sanic-Server-0-0"} 12.0
+"""
+
+
+def describe_command(action: Action, settings: Settings) -> Callable[[_Handler], _Handler]:
+    """Return a decorator that describes the route of a command by POST."""
+    patterns = _patterns(settings)
+    command = Command(subjects=patterns, id="1", session=_SESSION)
+    executed = msgspec.structs.replace(command, action=action)
+    reply = success_reply(executed, patterns, True if action == "subscribe" else msgspec.UNSET)
+    return openapi.definition(
+        summary=_SUMMARIES[action],
+        description=_DESCRIPTIONS[action],
+        tag=_TAG,
+        body=openapi.definitions.RequestBody(_json(_command_schema(action, settings), command), required=True),
+        response=[
+            _response(200, "The command was executed", _json(_success_schema(action), reply)),
+            *_command_errors(action, settings),
+        ],
+    )
+
+
+def describe_events(settings: Settings) -> Callable[[_Handler], _Handler]:
+    """Return a decorator that describes the route of event streams."""
+    patterns = _patterns(settings)
+    subjects = _schemas.Array(
+        _schemas.Schema(**_PATTERN),
+        maxItems=settings.max_subscriptions,
+        example=patterns,
+    )
+    examples = [
+        InvalidSubject("Not a valid subject: 'orders..new'", ["orders..new"]),
+        AuthRequired("Not authenticated"),
+        _forbidden_subject(patterns),
+        SubscriptionLimitExceeded(f"At most {settings.max_subscriptions} subjects for a session"),
+    ]
+    others = [UnsupportedQuery, InvalidCommand, AuthExpired, ForbiddenOrigin]
+    stream = {"text/event-stream": {"schema": {"type": "string"}, "example": _stream_example(patterns)}}
+    return openapi.definition(
+        summary="Open an event stream",
+        description=_EVENTS,
+        tag=_TAG,
+        parameter=[
+            {
+                "name": "subjects",
+                "location": "query",
+                "schema": subjects,
+                "description": f"A subject to subscribe to, repeated for each one. {_WILDCARDS}. Without it, or for a "
+                "subject that contains a comma, subscribe by POST",
+            },
+            {
+                "name": "protocol",
+                "location": "query",
+                "schema": _schemas.Integer(enum=[PROTOCOL_VERSION], default=PROTOCOL_VERSION),
+                "description": "The version of the protocol",
+            },
+        ],
+        response=[_response(200, "The stream is open", stream), *_error_responses(examples, others, "subscribe")],
+    )
+
+
+def describe_live() -> Callable[[_Handler], _Handler]:
+    """Return a decorator that describes the liveness probe."""
+    schema = _object(live=_TRUE | {"description": "True whenever the worker answers"})
+    return openapi.definition(
+        summary="Check that a worker is alive",
+        description="For a supervisor that restarts a worker which no longer answers.",
+        tag=_TAG,
+        response=[_response(200, "The worker is alive", _json(schema, {"live": True}))],
+    )
+
+
+def describe_ready() -> Callable[[_Handler], _Handler]:
+    """Return a decorator that describes the readiness probe."""
+
+    def content(ready: _Json, example: _Json) -> _Json:
+        schema = _object(
+            ready=ready | {"description": "True if the worker takes new clients"},
+            stopping={"type": "boolean", "description": "True while the worker stops"},
+            nats=_NATS | {"description": "The connection of the worker to NATS"},
+            control=_NATS | {"description": "The connection of the worker to the other workers, over NATS"},
+        )
+        return _json(schema, example)
+
+    connected = {"nats": "connected", "control": "connected"}
+    return openapi.definition(
+        summary="Check that a worker takes new clients",
+        description="For a load balancer that chooses a worker for new clients.",
+        tag=_TAG,
+        response=[
+            _response(
+                200, "The worker takes new clients", content(_TRUE, {"ready": True, "stopping": False} | connected)
+            ),
+            _response(
+                503,
+                "The worker is stopping, or NATS is disconnected and the app needs it",
+                content(_FALSE, {"ready": False, "stopping": True} | connected),
+            ),
+        ],
+    )
+
+
+def describe_metrics() -> Callable[[_Handler], _Handler]:
+    """Return a decorator that describes the route of the metrics."""
+    text = {"type": "string"}
+    return openapi.definition(
+        summary="Read the metrics",
+        description="The metrics of all workers of this server. The header Accept of the request decides the format.",
+        tag=_TAG,
+        response=[
+            _response(
+                200,
+                "The metrics, in the text format of Prometheus or in that of OpenMetrics",
+                {
+                    "text/plain": {"schema": text, "example": _METRIC},
+                    "application/openmetrics-text": {"schema": text, "example": f"{_METRIC}# EOF\n"},
+                },
+            )
+        ],
+    )
+
+
+def _command_errors(action: Action, settings: Settings) -> list[Any]:
+    """Return the responses of the errors of a command."""
+    patterns = _patterns(settings)
+    examples: list[BridgeError] = [
+        InvalidCommand("Not a valid command: 'subjects' is missing or empty"),
+        AuthRequired("Not authenticated"),
+        UnknownSession("No such session"),
+        SizeLimitExceeded(f"A command must be at most {settings.max_command_bytes} bytes"),
+        UnsupportedMediaType("The body must be application/json"),
+        RateLimitExceeded(f"At most {settings.command_rate:g} commands per second"),
+        InternalError("Internal error"),
+        NatsUnavailable("This session is on another server, but NATS is disconnected"),
+    ]
+    others: list[type[BridgeError]] = [
+        UnsupportedCommand,
+        InvalidSubject,
+        SubscriptionLimitExceeded,
+        UnreachableSession,
+    ]
+    if action == "subscribe":
+        examples.append(_forbidden_subject(patterns))
+        others += [NatsRefused, ForbiddenOrigin]
+    else:
+        examples.append(ForbiddenOrigin("This origin is not allowed to use this server"))
+        examples.append(NotSubscribed(f"Not subscribed to: '{patterns[-1]}'", patterns[-1:]))
+    return _error_responses(examples, others, action, "1")
+
+
+def _patterns(settings: Settings) -> list[str]:
+    """Return the subjects of the examples, not more than the bridge allows."""
+    return _PATTERNS[: settings.max_subscriptions]
+
+
+def _forbidden_subject(patterns: Sequence[str]) -> BridgeError:
+    return ForbiddenSubject(f"Not allowed: '{patterns[-1]}'", patterns[-1:])
+
+
+def _stream_example(patterns: list[str]) -> str:
+    welcome = Welcome(session=_SESSION, heartbeat=15, nats="connected")
+    reply = success_reply(Command(action="subscribe", subjects=patterns), patterns, active=True)
+    message = b'{"type":"message","subject":"orders.new","data":{"order":42}}'
+    frames = event_text(encode(welcome), event_name(welcome), 2718) + event_text(encode(reply), event_name(reply))
+    return (frames + event_text(message)).decode()
+
+
+# Schemas
+
+
+def _command_schema(action: Action, settings: Settings) -> _Json:
+    return {
+        "type": "object",
+        "properties": {
+            "action": {
+                "type": "string",
+                "enum": [action],
+                "description": "May be omitted, because the path implies it",
+            },
+            "subjects": {
+                "type": "array",
+                "items": _PATTERN,
+                "minItems": 1,
+                "maxItems": settings.max_subscriptions,
+                "description": f"The subjects to which the command applies. {_WILDCARDS}",
+            },
+            "id": _ID,
+            "session": {
+                "type": "string",
+                "description": "The id of the session, from the first frame of its stream, the welcome",
+                "example": _SESSION,
+            },
+        },
+        "required": ["session", "subjects"],
+    }
+
+
+def _success_schema(action: Action) -> _Json:
+    properties: _Json = {
+        "success": _TRUE,
+        "subjects": _subjects("The subjects of the command, each once"),
+    }
+    if action == "subscribe":
+        properties["active"] = {"type": "boolean", "description": _REPLY["active"]}
+    return _reply_schema(action, properties)
+
+
+def _failure_schema(action: Action, errors: Iterable[type[BridgeError]]) -> _Json:
+    codes = [error.code for error in errors]
+    schema = _reply_schema(
+        action, {"success": _FALSE, "code": {"type": "string", "enum": codes, "description": _REPLY["code"]}}
+    )
+    # A rejection that precedes the command has no subjects, and on an event stream no action either.
+    schema["properties"]["subjects"] = _subjects("The subjects that the error concerns")
+    schema["required"].remove("action")
+    return schema
+
+
+def _reply_schema(action: Action, properties: Mapping[str, Any]) -> _Json:
+    known: _Json = {
+        "type": {"type": "string", "enum": ["reply"]},
+        "action": {"type": "string", "enum": [action], "description": _REPLY["action"]},
+        **properties,
+        "message": {"type": "string", "description": _REPLY["message"]},
+    }
+    identified = known | {"id": _ID | {"description": _REPLY["id"]}}
+    return {"type": "object", "properties": identified, "required": list(known)}
+
+
+def _subjects(description: str) -> _Json:
+    return {"type": "array", "items": {"type": "string"}, "description": description}
+
+
+def _object(**properties: _Json) -> _Json:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+# Responses
+
+
+def _error_responses(
+    examples: Iterable[BridgeError],
+    others: Sequence[type[BridgeError]],
+    action: Action,
+    command_id: CommandId | msgspec.UnsetType = msgspec.UNSET,
+) -> list[Any]:
+    """Return a response for each example, with the codes of the other errors that have the same status."""
+    return [
+        _error_response(
+            example, [error for error in others if error.http_status == example.http_status], action, command_id
+        )
+        for example in sorted(examples, key=lambda example: example.http_status)
+    ]
+
+
+def _error_response(
+    example: BridgeError,
+    others: Iterable[type[BridgeError]],
+    action: Action,
+    command_id: CommandId | msgspec.UnsetType,
+) -> Any:
+    errors = [type(example), *others]
+    # The id is in the body, which is not read then.
+    known_id = msgspec.UNSET if isinstance(example, UnsupportedMediaType | SizeLimitExceeded) else command_id
+    return _response(
+        example.http_status,
+        "; ".join(f"{error.code}: {_MEANINGS[error]}" for error in errors),
+        _json(_failure_schema(action, errors), failure_reply(example, action, known_id)),
+    )
+
+
+def _json(schema: _Json, example: Command | Frame | _Json) -> _Json:
+    return {_JSON: {"schema": schema, "example": msgspec.to_builtins(example)}}
+
+
+def _response(status: int, description: str, content: _Json) -> Any:
+    return openapi.definitions.Response(content, status=status, description=description)
