@@ -16,7 +16,7 @@ from ..auth.expirations import ExpirationQueue
 from ..metrics.counters import Counters
 from ..protocol import encoding
 from ..protocol.encoding import EncodedMessage, WireFormat
-from ..protocol.subjects import is_reserved
+from ..protocol.subjects import MAX_SUBJECT_BYTES
 from .interest import Interest, View
 from .interfaces import Subscriber
 from .mismatches import SubjectMismatches
@@ -26,6 +26,7 @@ __all__ = ["Broadcaster", "fan_out"]
 logger = logging.getLogger("sanic.root.nats_bridge")
 
 _MAX_BATCH_BYTES = 1024 * 1024
+_MAX_REMEMBERED = 4096
 _number = attrgetter("number")
 
 
@@ -47,6 +48,9 @@ class Broadcaster:
         self._headers = frozenset(headers)
         self._interval = flush_interval
         self._mismatches = SubjectMismatches(counters)
+        self._remembered = 0
+        self._remembering: dict[int, dict[bytes, str]] = {}
+        """The dictionaries that `_matched` has added subjects to, by their identity."""
         self._timer: asyncio.Handle | None = None
         self._hit: list[View] = []
         self._numbered = self._gathered = 0
@@ -55,18 +59,16 @@ class Broadcaster:
         """Add a message to the views that show it."""
         if not interest.views:
             return
-        if headers and encoding.is_status(headers):
+        # An ordinary block has no status after the version, so its ninth byte ends the line.
+        if headers and headers[8:9] != b"\r" and encoding.is_status(headers):
             self._counters.status_messages += 1
             return
-        if interest.has_wildcard:
-            text = self._readable(interest, subject)
-            if not text:
-                return
-        elif subject == interest.subject:
+        if subject == interest.subject:
             text = interest.pattern
         else:
-            self._mismatches.add(interest.pattern, subject)
-            return
+            text = interest.known_subjects.get(subject) or self._matched(interest, subject)
+            if not text:
+                return
         shown = encoding.header_fields(headers, self._headers) if headers and self._headers else b""
         self._numbered += 1
         view = interest.sole_view
@@ -96,17 +98,31 @@ class Broadcaster:
                     self._hit.append(view)
                 view.batch.append(message or first)
 
-    def _readable(self, interest: Interest, subject: bytes) -> str:
-        """Decode the subject of a message of a wildcard pattern; empty if the pattern must not match it."""
+    def _matched(self, interest: Interest, subject: bytes) -> str:
+        """Return the subject of a message as a string, and remember it; empty if the pattern must not match it."""
+        if not interest.matches(subject):
+            # Wildcards in first place match reserved subjects by the rules of NATS, but not by those of the bridge.
+            if interest.pattern[0] not in "*>" or subject[:1] not in (b"$", b"_"):
+                self._mismatches.add(interest.pattern, subject)
+            return ""
         try:
             text = subject.decode()
         except UnicodeDecodeError:
             self._counters.lost["unreadable_subject"] += 1
             return ""
-        if not interest.matches(text):
-            self._mismatches.add(interest.pattern, subject)
-            return ""
-        return "" if interest.excludes_reserved and is_reserved(text) else text
+        if len(subject) <= MAX_SUBJECT_BYTES:
+            self._remember(interest.known_subjects, subject, text)
+        return text
+
+    def _remember(self, known: dict[bytes, str], subject: bytes, text: str) -> None:
+        if self._remembered >= _MAX_REMEMBERED:
+            for each in self._remembering.values():
+                each.clear()
+            self._remembering.clear()
+            self._remembered = 0
+        self._remembering[id(known)] = known
+        known[subject] = text
+        self._remembered += 1
 
     def flush(self) -> None:
         """Write the messages gathered so far: one write to each subscriber."""

@@ -46,10 +46,10 @@ class Interest:
     def __init__(self, pattern: str) -> None:
         # Set once.
         self.pattern = pattern
+        self.matches = subjects.encoded_matcher(pattern)
         self.subject = pattern.encode()
-        self.has_wildcard = subjects.has_wildcard(pattern)
-        self.matches = subjects.matcher((pattern,))
-        self.excludes_reserved = pattern[0] in "*>"
+        self.known_subjects: dict[bytes, str] = {}
+        """Other subjects that are known to match, as NATS sends them and as strings. `Broadcaster` adds to them."""
         # Changed by the hub only.
         self.state = State.DISCONNECTED
         self.confirmed_or_failed = asyncio.Event()

@@ -20,6 +20,7 @@ __all__ = [
     "MAX_SUBJECT_BYTES",
     "MAX_TOKENS",
     "covers",
+    "encoded_matcher",
     "has_wildcard",
     "includes",
     "is_reserved",
@@ -104,11 +105,20 @@ def matcher(patterns: tuple[str, ...]) -> Callable[[str], bool]:
 
     A subject from a publisher may contain a token ``*`` or ``>``, which is then literal.
     """
-    if len(patterns) == 1 and patterns[0].endswith(".>") and not has_wildcard(prefix := patterns[0][:-1]):
-        # The usual wildcard, at half the cost of the expression.
-        return lambda subject: subject.startswith(prefix) and subject != prefix
     expression = re.compile("|".join(map(_expression, patterns)), re.DOTALL)
     return lambda subject: expression.fullmatch(subject) is not None
+
+
+def encoded_matcher(pattern: str) -> Callable[[bytes], object]:
+    """Return a function that tests whether a pattern matches a subject in bytes; its result is true or false.
+
+    A wildcard in first place doesn't match a reserved token. The function is part of the message path, so it is one
+    method of a compiled expression, and doesn't look at what ``>`` matches beyond its first byte.
+    """
+    expression = ("(?![$_])" if pattern[0] in "*>" else "") + _expression(pattern)
+    if pattern.endswith(">"):
+        return re.compile(expression.removesuffix("+").encode(), re.DOTALL).match
+    return re.compile(expression.encode(), re.DOTALL).fullmatch
 
 
 def _expression(pattern: str) -> str:

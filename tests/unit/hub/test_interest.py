@@ -5,23 +5,25 @@ from tests.support.fakes import FakeSubscriber, granted
 
 
 @pytest.mark.parametrize(
-    ("pattern", "excludes_reserved", "head"),
+    ("pattern", "matches_reserved", "head"),
     [
-        ("orders.new", False, b'{"type":"message","subject":"orders.new"'),
-        ("orders.*", False, b'{"type":"message","pattern":"orders.*","subject":"a"'),
-        ("*.new", True, b'{"type":"message","pattern":"*.new","subject":"a"'),
-        (">", True, b'{"type":"message","pattern":">","subject":"a"'),
+        ("$orders.new", True, b'{"type":"message","subject":"$orders.new"'),
+        ("$orders.*", True, b'{"type":"message","pattern":"$orders.*","subject":"a"'),
+        ("*.new", False, b'{"type":"message","pattern":"*.new","subject":"a"'),
+        (">", False, b'{"type":"message","pattern":">","subject":"a"'),
         ('say."hi"', False, b'{"type":"message","subject":"say.\\"hi\\""'),
         ('"hi".*', False, b'{"type":"message","pattern":"\\"hi\\".*","subject":"a"'),
-        ("$KV.>", False, b'{"type":"message","pattern":"$KV.>","subject":"a"'),
+        ("$KV.>", True, b'{"type":"message","pattern":"$KV.>","subject":"a"'),
     ],
 )
-def test_pattern_determines_frame_head_and_reserved_exclusion(
-    pattern: str, excludes_reserved: bool, head: bytes
+def test_pattern_determines_frame_head_and_match_of_reserved_subjects(
+    pattern: str, matches_reserved: bool, head: bytes
 ) -> None:
     interest = Interest(pattern)
     view = interest.add(FakeSubscriber(), *granted(pattern))
-    assert (interest.excludes_reserved, view.prefix.head("a")) == (excludes_reserved, head)
+    assert view.prefix.head("a") == head
+    reserved = [b"$orders.new", b"$KV.a.b"]
+    assert any(map(interest.matches, reserved)) is matches_reserved
 
 
 def test_new_interest_is_disconnected_and_unused() -> None:

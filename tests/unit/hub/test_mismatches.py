@@ -46,3 +46,19 @@ async def test_mismatch_log_counts_messages_of_last_minute(caplog: pytest.LogCap
         "Dropped messages from NATS: 1, the last one with subject 'b', which is ",
         "Dropped messages from NATS: 3, the last one with subject 'b\\\\xff', which is ",
     ]
+
+
+async def test_number_and_length_of_remembered_subjects_are_bounded() -> None:
+    link, hub = FakeLink.with_hub(confirms=True)
+    views = [*await follow(hub, FakeSubscriber(), "a.*"), *await follow(hub, FakeSubscriber(), "b.*")]
+    known = [view.interest.known_subjects for view in views]
+    most = 0
+    for number in range(10_000):
+        for head in ("a", "b"):
+            link.deliver(f"{head}.{number}", b"1")
+        most = max(most, sum(map(len, known)))
+    assert most == 4096
+    link.deliver("a." + "x" * 300, b"1")
+    assert max(map(len, known[0])) < 20
+    await turns()
+    assert hub._counters.messages == 20_001

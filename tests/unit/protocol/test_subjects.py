@@ -162,6 +162,34 @@ def test_includes_overlaps_and_matcher_do_not_guard_reserved_tokens() -> None:
         assert set(filter(subjects.matcher((pattern,)), SUBJECTS)) == UNGUARDED[pattern], pattern
 
 
+def test_encoded_matcher_agrees_with_matches() -> None:
+    for pattern in PATTERNS:
+        matches = subjects.encoded_matcher(pattern)
+        found = {subject for subject in SUBJECTS if matches(subject.encode())}
+        assert found == {subject for subject in SUBJECTS if subjects.matches(pattern, subject)}, pattern
+
+
+@pytest.mark.parametrize(
+    ("pattern", "subject", "expected"),
+    [
+        ("a.>", b"a.\xff", True),
+        ("a.>", b"a.", False),
+        ("a.>", b"a", False),
+        ("a.>", b"a.\n", True),
+        ("a.*", b"a.\xff\n", True),
+        ("a.*", b"a.b.c", False),
+        ("a+.>", b"aa.b", False),
+        ("*.>", b"a.b.c", True),
+        ("*.>", b"_a.b", False),
+        ("a.*.>", b"a.b", False),
+        ("a", b"a", True),
+        ("a", b"ab", False),
+    ],
+)
+def test_encoded_matcher_takes_any_bytes(pattern: str, subject: bytes, expected: bool) -> None:
+    assert bool(subjects.encoded_matcher(pattern)(subject)) is expected
+
+
 def test_matcher_matches_union_of_its_patterns() -> None:
     matches = subjects.matcher(("a.*", "b.>", "$x"))
     assert set(filter(matches, SUBJECTS)) == UNGUARDED["a.*"] | UNGUARDED["b.>"] | UNGUARDED["$x"]
