@@ -1,7 +1,7 @@
 """Communication between the workers of one app over NATS: requests to one worker, announcements to all.
 
 Each worker has three subscriptions under the control prefix: ``worker.<id>`` for requests to it, ``reply.<id>.*`` for
-replies to its own requests, and ``all.*`` for announcements of each kind. If no worker has the first subscription, the
+replies to its own requests, and ``all.>`` for announcements. If no worker has the first subscription, the
 NATS server replies with the status "no responders". No other subject is used. A NATS user for the bridge therefore
 needs no inbox, and no received message makes the bridge publish elsewhere.
 
@@ -38,8 +38,10 @@ _CHECK_SECONDS = 5.0
 _ECHO_SECONDS = 5.0
 _CHECK_INTERVAL_SECONDS = 30.0
 _PROBE_SECONDS = 2.0
+_SUBSCRIPTIONS = 3
+_CHECK = "check"
 _FIRST_RETRY_SECONDS = 1.0
-_MAX_RETRY_SECONDS = 30.0
+_MAX_RETRY_SECONDS = 5.0
 
 RequestHandler = Callable[[bytes], Coroutine[Any, Any, bytes]]
 """A function that returns the reply to a request. It must not raise."""
@@ -95,6 +97,7 @@ class ControlChannel:
         self._on_announcement = on_announcement
         self._on_ready = on_ready
         self._worker = ""
+        self._stopped = False
         self._client: NatsClient | None = None
         """The client of the connection for which `established` was called."""
         self._checked = False
@@ -109,7 +112,7 @@ class ControlChannel:
         self._numbers = itertools.count()
         self._pending: dict[str, asyncio.Future[tuple[bytes, bytes]]] = {}
         """The replies that this worker waits for, by the number of the request: headers and payload."""
-        self._echoes: dict[tuple[str, bytes], asyncio.Future[None]] = {}
+        self._echoes: dict[str, asyncio.Future[None]] = {}
         """The announcements of this worker that NATS hasn't delivered to itself yet."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._reply_subject = re.compile(rf"{re.escape(prefix)}\.reply\.{WORKER_ID_GRAMMAR}\.\d+".encode())
@@ -132,16 +135,18 @@ class ControlChannel:
         return self._client is not None and self._client is self._connection.client
 
     def start(self, worker: str) -> None:
-        """Set the id of this worker."""
+        """Set the id of this worker, and use the connections that are established from now on."""
         self._worker = worker
+        self._stopped = False
 
     async def stop(self) -> None:
-        """Stop receiving requests, and wait one second at most for the requests in progress, in both directions."""
+        """Stop receiving requests, and wait one second at most for those in progress and for announcements."""
+        self._stopped = True
         self._cancel_timer()
-        replies = self._subscriptions.pop("reply", None)
-        self._unsubscribe(*self._subscriptions.values())
-        self._subscriptions = {} if replies is None else {"reply": replies}
-        unfinished: set[asyncio.Future[Any]] = {*self._tasks, *self._pending.values()}
+        requests = self._subscriptions.pop("worker", None)
+        if requests is not None:
+            self._unsubscribe(requests)
+        unfinished: set[asyncio.Future[Any]] = {*self._tasks, *self._pending.values(), *self._echoes.values()}
         if unfinished:
             await asyncio.wait(unfinished, timeout=_STOP_SECONDS)
         for task in self._tasks:
@@ -149,14 +154,16 @@ class ControlChannel:
         for reply in self._pending.values():
             if not reply.done():
                 reply.set_exception(TimeoutError("no reply before this worker stopped"))
-        if replies is not None:
-            self._unsubscribe(replies)
+        self._fail_echoes("this worker is stopping")
+        self._unsubscribe(*self._subscriptions.values())
         self._subscriptions = {}
         self._client = None
         self._checked = False
 
     def established(self) -> None:
         """Subscribe to the control subjects on a new connection."""
+        if self._stopped:
+            return
         self._cancel_timer()
         self._client = self._connection.client
         self._retry_seconds = _FIRST_RETRY_SECONDS
@@ -168,9 +175,12 @@ class ControlChannel:
         self._client = self._checking = None
         self._checked = False
         self._subscriptions = {}
+        self._fail_echoes("NATS is disconnected")
+
+    def _fail_echoes(self, reason: str) -> None:
         for echo in self._echoes.values():
             if not echo.done():
-                echo.set_exception(ConnectionError("NATS is disconnected"))
+                echo.set_exception(ConnectionError(reason))
                 echo.exception()  # an announcement that still waits to be sent doesn't retrieve it
 
     async def request(self, worker: str, payload: bytes, seconds: float) -> bytes:
@@ -207,14 +217,16 @@ class ControlChannel:
             raise UnknownWorkerError(worker)
         return reply
 
-    async def announce(self, kind: str, payload: bytes) -> None:
-        """Send an announcement to all connected workers, and wait until NATS has delivered it to this one.
-
-        Each worker receives it once at most.
+    async def announce(self, kind: str, payload: bytes) -> Coroutine[Any, Any, None]:
+        """Send an announcement to all connected workers, each of which receives it once at most.
 
         Args:
             kind: The kind of the announcement, one token of a subject.
             payload: The announcement.
+
+        Returns:
+            A coroutine, to be awaited at once, that ends when NATS has delivered the announcement to this worker too.
+            It raises ConnectionError if NATS doesn't deliver it within five seconds.
 
         Raises:
             ConnectionError: NATS is disconnected, or doesn't let the workers reach each other.
@@ -222,20 +234,33 @@ class ControlChannel:
         """
         if not self.ready:
             raise self._not_ready()
-        key = (kind, payload)
-        echo = self._echoes.setdefault(key, asyncio.get_running_loop().create_future())
+        return await self._announce(kind, payload)
+
+    async def _announce(self, kind: str, payload: bytes) -> Coroutine[Any, Any, None]:
+        number = str(next(self._numbers))
+        echo = self._echoes[number] = asyncio.get_running_loop().create_future()
+        try:
+            await self._publish(f"{self._prefix}.all.{kind}.{self._worker}.{number}", payload)
+        except BaseException:
+            del self._echoes[number]
+            raise
+        return self._delivered(number, echo)
+
+    async def _delivered(self, number: str, echo: asyncio.Future[None]) -> None:
+        client = self._client
         try:
             async with asyncio.timeout(_ECHO_SECONDS):
-                await self._publish(f"{self._prefix}.all.{kind}", payload)
-                await asyncio.shield(echo)
+                await echo
         except TimeoutError:
-            self._lost("an announcement did not return from NATS")
+            if client is self._client:
+                self._lost(self._undelivered)
             raise ConnectionError("NATS does not deliver announcements to the workers") from None
         finally:
-            if self._echoes.get(key) is echo:
-                del self._echoes[key]
+            self._echoes.pop(number, None)
 
     def _not_ready(self) -> ConnectionError:
+        if self._stopped:
+            return ConnectionError("this worker is stopping")
         if self._is_connected:
             return ConnectionError("NATS does not let the workers reach each other")
         return ConnectionError("NATS is disconnected")
@@ -260,7 +285,7 @@ class ControlChannel:
         handlers = {
             "reply": (f"reply.{self._worker}.*", self._receive_reply),
             "worker": (f"worker.{self._worker}", self._receive_request),
-            "all": ("all.*", self._receive_announcement),
+            "all": ("all.>", self._receive_announcement),
         }
         for name, (subject, handler) in handlers.items():
             if name not in self._subscriptions:
@@ -287,18 +312,21 @@ class ControlChannel:
             self._spawn(self._check())
 
     async def _check(self) -> None:
-        """Send a request to this worker itself; it is ready if NATS delivers request and reply."""
+        """Send a request and an announcement to this worker itself; it is ready if NATS delivers both and the reply."""
         client = self._checking = self._client
         try:
             await self._request(self._worker, b"", _CHECK_SECONDS)
+            await (await self._announce(_CHECK, b""))
         except (ConnectionError, TimeoutError, UnknownWorkerError, ValueError):
             if client is self._client:
                 self._checking = None
-                self._lost(f"NATS delivers no messages below {self._prefix!r} that this worker publishes")
+                self._lost(self._undelivered)
             return
-        if client is not self._client or not self._subscriptions:
+        if client is not self._client:
             return
         self._checking = None
+        if len(self._subscriptions) < _SUBSCRIPTIONS or any(each.is_pending for each in self._subscriptions.values()):
+            return  # one was refused meanwhile, and the retry is scheduled
         was_ready, self._checked = self._checked, True
         self._retry_seconds = _FIRST_RETRY_SECONDS
         self._schedule(_CHECK_INTERVAL_SECONDS)
@@ -307,6 +335,10 @@ class ControlChannel:
             logger.info("The workers of this app can reach each other again")
         if not was_ready:
             await self._on_ready()
+
+    @property
+    def _undelivered(self) -> str:
+        return f"NATS delivers no messages below {self._prefix!r} that this worker publishes"
 
     def _lost(self, reason: str) -> None:
         """Try again later, because this worker and the others can't reach each other."""
@@ -358,8 +390,9 @@ class ControlChannel:
             logger.info("Cannot send a reply to another worker: %s", error)
 
     def _receive_announcement(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
-        kind = subject.rpartition(b".")[2].decode("ascii", "replace")
-        echo = self._echoes.get((kind, payload))
+        kind, _, sender = subject[len(self._prefix) + len(".all.") :].decode("ascii", "replace").partition(".")
+        worker, _, number = sender.partition(".")
+        echo = self._echoes.get(number) if worker == self._worker else None
         if echo is not None and not echo.done():
             echo.set_result(None)
         receive = self._on_announcement.get(kind)

@@ -64,7 +64,8 @@ class _Update(Struct, frozen=True, kw_only=True):
 @dataclass
 class _Unsent:
     update: _Update
-    announced: bool = False
+    made_at: float
+    """Unix seconds at which the update was made."""
 
 
 # The hook encodes instances of a subclass of `str`.
@@ -80,14 +81,17 @@ class PermissionUpdates:
         announce: Sends a payload to all workers, as `ControlChannel.announce`.
     """
 
-    def __init__(self, sessions: SessionRegistry, announce: Callable[[bytes], Awaitable[None]]) -> None:
+    def __init__(self, sessions: SessionRegistry, announce: Callable[[bytes], Awaitable[Awaitable[None]]]) -> None:
         self._sessions = sessions
         self._announce = announce
         self._unsent: dict[_Target, _Unsent] = {}
         self._updated_at: dict[_Target, float] = {}
         """Unix seconds at which the last update of each target was made or received."""
         self._awaiting_others = False
+        self._delay_logged = False
+        self._overflow_logged = False
         self._lock = asyncio.Lock()
+        self._tasks: set[asyncio.Task[bool]] = set()
 
     async def revoke(self, identity: str | None, session: str | None) -> UpdateResult:
         """End sessions as `NatsBridge.revoke` does."""
@@ -109,26 +113,7 @@ class PermissionUpdates:
                 await asyncio.sleep(_OTHERS_RECONNECT_SECONDS)
             finally:
                 self._awaiting_others = False
-            await self._send_unsent()
-
-    async def _send_unsent(self) -> None:
-        # One at a time, because updates that wait for a stalled NATS server could otherwise be reordered.
-        async with self._lock:
-            while self._unsent:
-                target, unsent = next(iter(self._unsent.items()))
-                try:
-                    await self._announce(_encode(unsent.update))
-                    unsent.announced = True
-                except ConnectionError as error:
-                    for each in self._unsent.values():
-                        delayed_since = each.update.delayed_since or time.time()
-                        each.update = msgspec.structs.replace(each.update, delayed_since=delayed_since)
-                    logger.warning("A revoke or update_permissions reaches the other workers later: %s", error)
-                    return
-                except ValueError as error:
-                    logger.error("Cannot send a revoke or update_permissions to the other workers: %s", error)
-                if self._unsent.get(target) is unsent:
-                    del self._unsent[target]
+            await asyncio.gather(*(self._send(target, unsent) for target, unsent in list(self._unsent.items())))
 
     async def _distribute(self, identity: str | None, session: str | None, permissions: Permissions | None) -> bool:
         """Send an update to the other workers; return whether NATS has delivered it."""
@@ -139,12 +124,54 @@ class PermissionUpdates:
             session=key,
             permissions=None if permissions is None else _to_wire(permissions),
         )
-        self._record((identity, key))
-        self._unsent.pop((identity, key), None)
-        unsent = self._unsent[identity, key] = _Unsent(update)
-        if not self._awaiting_others:
-            await self._send_unsent()
-        return unsent.announced
+        target = (identity, key)
+        self._record(target)
+        self._unsent.pop(target, None)
+        unsent = self._unsent[target] = _Unsent(update, time.time())
+        if len(self._unsent) > _MAX_RECORDED:
+            self._drop_oldest()
+        if self._awaiting_others:
+            return False
+        # In a task, because the handler that called may be cancelled: the update must be sent once, and not later.
+        task = asyncio.create_task(self._send(target, unsent))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(task)
+
+    async def _send(self, target: _Target, unsent: _Unsent) -> bool:
+        """Send an update, unless a later one has replaced it; return whether NATS has delivered it."""
+        try:
+            async with self._lock:  # keeps the order of updates while a stalled NATS server accepts no data
+                if self._unsent.get(target) is not unsent:
+                    return False
+                delivered = await self._announce(_encode(unsent.update))
+            await delivered
+        except ConnectionError as error:
+            unsent.update = msgspec.structs.replace(unsent.update, delayed_since=unsent.made_at)
+            if not self._delay_logged:
+                self._delay_logged = True
+                logger.warning("A revoke or update_permissions has not reached the other workers: %s", error)
+            return False
+        except ValueError as error:
+            logger.error("Cannot send a revoke or update_permissions to the other workers: %s", error)
+            self._forget(target, unsent)
+            return False
+        self._delay_logged = self._overflow_logged = False
+        self._forget(target, unsent)
+        return True
+
+    def _forget(self, target: _Target, unsent: _Unsent) -> None:
+        if self._unsent.get(target) is unsent:
+            del self._unsent[target]
+
+    def _drop_oldest(self) -> None:
+        del self._unsent[next(iter(self._unsent))]
+        if not self._overflow_logged:
+            self._overflow_logged = True
+            logger.error(
+                "More than %d revoke and update_permissions wait for the other workers; the oldest are dropped",
+                _MAX_RECORDED,
+            )
 
     def _record(self, target: _Target) -> None:
         self._updated_at.pop(target, None)
@@ -160,6 +187,9 @@ class PermissionUpdates:
             if update.worker == self._sessions.worker or self._is_outdated(target, update):
                 return
             self._record(target)
+            waiting = self._unsent.get(target)
+            if waiting is not None and waiting.update.permissions is not None and update.delayed_since is None:
+                del self._unsent[target]  # it is older than this update, which every worker has
             if update.permissions is None:
                 self._sessions.revoke(update.identity, update.session)
             else:

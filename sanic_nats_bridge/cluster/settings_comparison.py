@@ -22,7 +22,6 @@ logger = logging.getLogger("sanic.root.nats_bridge")
 
 _COMPARED = ("prefix", "subscribe", "deny", "permissions", "expose_headers")
 _MAX_REMEMBERED = 100
-_MAX_SHOWN = 200
 
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
@@ -45,7 +44,7 @@ class SettingsComparison:
         *,
         app: str,
         prefix: str,
-        announce: Callable[[bytes], Awaitable[None]],
+        announce: Callable[[bytes], Awaitable[Awaitable[None]]],
     ) -> None:
         self._prefix = prefix
         values = {name: _described(getattr(settings, name)) for name in _COMPARED} | {"app": app}
@@ -58,7 +57,7 @@ class SettingsComparison:
     async def announce(self) -> None:
         """Send the fingerprints of this worker to the others. Does nothing while they can't be reached."""
         with contextlib.suppress(ConnectionError, ValueError):
-            await self._announce(_encode(self._fingerprints))
+            await (await self._announce(_encode(self._fingerprints)))
 
     def receive(self, data: bytes) -> None:
         """Compare the fingerprints of a worker, and log a warning for each different set of them. Never raises."""
@@ -66,17 +65,17 @@ class SettingsComparison:
             received = _decode(data)
         except (msgspec.MsgspecError, RecursionError):
             return
-        key = _encode(received)
+        key = hashlib.sha256(_encode(received)).digest()
         if received == self._fingerprints or key in self._known or len(self._known) >= _MAX_REMEMBERED:
             return
         self._known.add(key)
-        names = {name for name, _ in received.items() ^ self._fingerprints.items()}
+        names = {name for name, _ in received.items() ^ self._fingerprints.items() if name in self._fingerprints}
         logger.warning(
             "Another worker uses the control prefix '%s' with other values of: %s. Workers under one control prefix "
             "can command and revoke the sessions of each other. If it belongs to another app or another deployment, "
             "give each its own 'control_prefix'. While a deployment changes these settings, no action is needed",
             self._prefix,
-            ", ".join(sorted(names))[:_MAX_SHOWN],
+            ", ".join(sorted(names)) or "others",
         )
         # The other worker may not have been connected when this one announced its own.
         task = asyncio.create_task(self.announce())

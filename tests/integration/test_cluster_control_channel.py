@@ -76,6 +76,10 @@ class Worker:
             await client.close()
 
 
+async def announced_by(worker: Worker) -> None:
+    await (await worker.channel.announce("news", b"news"))
+
+
 @asynccontextmanager
 async def workers(url: str, count: int = 2) -> AsyncIterator[list[Worker]]:
     prefix = f"_T.{uuid4().hex}"
@@ -126,8 +130,8 @@ async def test_dead_and_slow_worker_are_distinguished_if_nats_has_no_headers() -
 
 async def test_announcement_of_unknown_kind_is_ignored(shared_nats: NatsServer) -> None:
     async with workers(shared_nats.url) as (one, two):
-        await one.channel.announce("other", b"1")
-        await one.channel.announce("news", b"2")
+        await (await one.channel.announce("other", b"1"))
+        await (await one.channel.announce("news", b"2"))
         await until(lambda: two.announcements == [b"2"])
 
 
@@ -159,7 +163,7 @@ async def _reply_immediately(_: bytes) -> bytes:
 
 async def test_announcement_reaches_all_workers(shared_nats: NatsServer) -> None:
     async with workers(shared_nats.url, 3) as made:
-        await made[0].channel.announce("news", b"news")
+        await (await made[0].channel.announce("news", b"news"))
         await until(lambda: all(worker.announcements == [b"news"] for worker in made))
 
 
@@ -169,7 +173,7 @@ async def test_request_and_announcement_fail_without_nats() -> None:
     with pytest.raises(ConnectionError):
         await worker.channel.request(new_worker_id(), b"", WAIT_SECONDS)
     with pytest.raises(ConnectionError):
-        await worker.channel.announce("news", b"")
+        await (await worker.channel.announce("news", b""))
     assert not worker.channel._pending
 
 
@@ -187,7 +191,7 @@ async def test_requests_and_announcements_work_on_new_connection(shared_nats: Na
             await worker.connect(shared_nats.url)
             await until(lambda worker=worker: worker.channel.ready)  # type: ignore[misc]
         assert await one.channel.request(two.id, b"1", WAIT_SECONDS) == b"echo 1"
-        await one.channel.announce("news", b"news")
+        await (await one.channel.announce("news", b"news"))
         await until(lambda: two.announcements == [b"news"])
 
 
@@ -213,8 +217,9 @@ def as_user(server: NatsServer) -> str:
         (permissions(subscribe="x"), "NATS allows no subscription to '_T.reply."),
         (permissions(subscribe="_T.reply.>"), "NATS allows no subscription to '_T.worker."),
         (permissions(publish="x"), "NATS delivers no messages below '_T'"),
+        (permissions(publish='_T.worker.>", "_T.reply.>'), "NATS delivers no messages below '_T'"),
     ],
-    ids=["all subscriptions", "some subscriptions", "publishing"],
+    ids=["all subscriptions", "some subscriptions", "publishing", "publishing announcements"],
 )
 async def test_channel_recovers_when_nats_allows_its_subjects(
     taken: str, reason: str, caplog: pytest.LogCaptureFixture
@@ -228,7 +233,7 @@ async def test_channel_recovers_when_nats_allows_its_subjects(
             assert reason in caplog.text
             assert not worker.channel.ready
             with pytest.raises(ConnectionError, match="NATS does not let the workers reach each other"):
-                await worker.channel.announce("news", b"news")
+                await (await worker.channel.announce("news", b"news"))
             # It is logged once, however often it is tried.
             await clock.forward(120)
             assert caplog.text.count("cannot reach each other") == 1
@@ -236,7 +241,7 @@ async def test_channel_recovers_when_nats_allows_its_subjects(
             server.reload()
             await clock.forward_until(lambda: worker.channel.ready, step=1)
         assert "The workers of this app can reach each other again" in caplog.text
-        await worker.channel.announce("news", b"news")
+        await (await worker.channel.announce("news", b"news"))
         assert worker.announcements == [b"news"]
         await worker.channel.stop()
         await worker.disconnect()
@@ -246,9 +251,11 @@ async def test_channel_recovers_when_nats_allows_its_subjects(
     ("taken", "reason"),
     [
         (permissions(subscribe="x"), "NATS allows no subscription to '_T."),
+        (permissions(subscribe='_T.worker.>", "_T.reply.>'), "NATS allows no subscription to '_T.all.>'"),
         (permissions(publish="x"), "NATS delivers no messages below '_T'"),
+        (permissions(publish='_T.worker.>", "_T.reply.>'), "NATS delivers no messages below '_T'"),
     ],
-    ids=["subscriptions", "publishing"],
+    ids=["subscriptions", "one subscription", "publishing", "publishing announcements"],
 )
 async def test_permissions_taken_from_ready_channel_are_noticed(
     taken: str, reason: str, caplog: pytest.LogCaptureFixture
@@ -266,9 +273,41 @@ async def test_permissions_taken_from_ready_channel_are_noticed(
             server.reload()
             await clock.forward_until(lambda: worker.channel.ready, step=1)
         await until(lambda: worker.ready_when_told == [True, True])
-        await worker.channel.announce("news", b"news")
+        await (await worker.channel.announce("news", b"news"))
         await worker.channel.stop()
         await worker.disconnect()
+
+
+async def test_check_in_progress_does_not_hide_a_refusal(shared_nats: NatsServer) -> None:
+    async with workers(shared_nats.url, 1) as (one,), held() as clock:
+        checking = asyncio.create_task(one.channel._check())
+        await asyncio.sleep(0)
+        one.channel._subscriptions["all"].refused()
+        await checking
+        assert not one.channel.ready
+        await clock.forward_until(lambda: one.channel.ready, step=0.5)
+        assert len(one.channel._subscriptions) == 3
+
+
+async def test_stop_waits_for_announcement(shared_nats: NatsServer) -> None:
+    async with workers(shared_nats.url) as (one, two):
+        delivered = await one.channel.announce("news", b"news")
+        announced = asyncio.create_task(delivered)
+        await one.channel.stop()
+        await announced
+        await until(lambda: two.announcements == [b"news"])
+
+
+async def test_stopped_channel_ignores_new_connections(shared_nats: NatsServer) -> None:
+    async with workers(shared_nats.url, 1) as (one,):
+        await one.channel.stop()
+        await one.connect(shared_nats.url)
+        assert not one.channel._subscriptions
+        with pytest.raises(ConnectionError, match="this worker is stopping"):
+            await announced_by(one)
+        one.channel.start(one.id)
+        await one.connect(shared_nats.url)
+        await until(lambda: one.channel.ready)
 
 
 async def test_payload_over_max_payload_is_rejected() -> None:
@@ -277,7 +316,7 @@ async def test_payload_over_max_payload_is_rejected() -> None:
             with pytest.raises(ValueError, match="payload must fit max_payload"):
                 await one.channel.request(two.id, bytes(1025), WAIT_SECONDS)
             with pytest.raises(ValueError, match="payload must fit max_payload"):
-                await one.channel.announce("news", bytes(1025))
+                await (await one.channel.announce("news", bytes(1025)))
             assert await one.channel.request(two.id, b"1", WAIT_SECONDS) == b"echo 1"
             # An answer that cannot be sent is missed by one alone.
             with pytest.raises(TimeoutError):
@@ -290,7 +329,7 @@ async def test_stopping_worker_answers_pending_requests_only(shared_nats: NatsSe
         asked = asyncio.create_task(one.channel.request(two.id, b"1", WAIT_SECONDS))
         await until(lambda: two.channel._tasks)
         stopping = asyncio.create_task(two.channel.stop())
-        await until(lambda: list(two.channel._subscriptions) == ["reply"])
+        await until(lambda: list(two.channel._subscriptions) == ["reply", "all"])
         two.may_answer.set()
         await stopping
         assert await asked == b"echo 1"
@@ -321,10 +360,11 @@ async def test_stop_times_out_pending_request_without_reply(shared_nats: NatsSer
         )
         await until(lambda: len(two.channel._tasks) == 2)
         stopping = asyncio.create_task(one.channel.stop())
-        await until(lambda: list(one.channel._subscriptions) == ["reply"])
+        await until(lambda: list(one.channel._subscriptions) == ["reply", "all"])
         # What comes meanwhile is taken.
         assert two.client is not None
-        await two.client.publish(f"{one.channel._prefix}.reply.{one.id}.1", b"yes")
+        number = min(one.channel._pending, key=int)
+        await two.client.publish(f"{one.channel._prefix}.reply.{one.id}.{number}", b"yes")
         assert await answered == b"yes"
         await clock.forward_until(stopping.done)
         with pytest.raises(TimeoutError):
@@ -357,7 +397,7 @@ async def test_request_times_out_and_announcement_waits_if_server_hangs(nats_ser
             with pytest.raises(TimeoutError):
                 await one.channel.request(two.id, b"1", 0.1)
             assert not one.channel._pending
-            announced = asyncio.create_task(one.channel.announce("news", b"news"))
+            announced = asyncio.create_task(announced_by(one))
             await asyncio.sleep(0)
             assert not announced.done()
         await announced
@@ -369,7 +409,7 @@ async def test_waiting_announcement_fails_when_connection_ends(nats_server: Nats
         client = one.client
         assert client is not None
         async with clogged(client, nats_server):
-            announced = asyncio.create_task(one.channel.announce("news", b"news"))
+            announced = asyncio.create_task(announced_by(one))
             await asyncio.sleep(0)
             one.client = None
             one.channel.closed()

@@ -2,7 +2,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -120,11 +120,20 @@ class AnnouncementRecorder:
     def __init__(self) -> None:
         self.payloads: list[bytes] = []
         self.error: Exception | None = None
+        self.undelivered: Exception | None = None
+        self.may_deliver = asyncio.Event()
+        self.may_deliver.set()
 
-    async def announce(self, payload: bytes) -> None:
+    async def announce(self, payload: bytes) -> Coroutine[Any, Any, None]:
         if self.error is not None:
             raise self.error
         self.payloads.append(payload)
+        return self._delivered()
+
+    async def _delivered(self) -> None:
+        await self.may_deliver.wait()
+        if self.undelivered is not None:
+            raise self.undelivered
 
 
 async def test_received_permissions_equal_sent_permissions() -> None:
@@ -177,11 +186,11 @@ async def test_updates_are_published_in_order_when_nats_is_slow() -> None:
         may_take = asyncio.Event()
         asked = 0
 
-        async def announce(self, payload: bytes) -> None:
+        async def announce(self, payload: bytes) -> Coroutine[Any, Any, None]:
             self.asked += 1
             if self.asked == 1:
                 await self.may_take.wait()
-            self.payloads.append(payload)
+            return await super().announce(payload)
 
     slow, worker = Slow(), Worker()
     permission_updates = PermissionUpdates(worker.sessions, slow.announce)
@@ -192,6 +201,75 @@ async def test_updates_are_published_in_order_when_nats_is_slow() -> None:
     slow.may_take.set()
     await asyncio.gather(first, second)
     assert [json.loads(each)["permissions"] is None for each in slow.payloads] == [False, True]
+
+
+async def test_cancelled_caller_neither_cancels_nor_repeats_the_update() -> None:
+    recorder = AnnouncementRecorder()
+    recorder.may_deliver.clear()
+    updates = PermissionUpdates(Worker().sessions, recorder.announce)
+    handler = asyncio.create_task(updates.update_permissions(Permissions(["old.>"]), "ada", None))
+    await until(lambda: len(recorder.payloads) == 1)
+    handler.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await handler
+    recorder.may_deliver.set()
+    await until(lambda: not updates._unsent and not updates._tasks)
+    await updates.revoke("bob", None)
+    await updates.nats_connected()
+    assert [json.loads(payload)["identity"] for payload in recorder.payloads] == ["ada", "bob"]
+
+
+async def test_updates_are_sent_before_earlier_ones_are_delivered() -> None:
+    recorder = AnnouncementRecorder()
+    recorder.may_deliver.clear()
+    updates = PermissionUpdates(Worker().sessions, recorder.announce)
+    handlers = [asyncio.create_task(updates.revoke(str(number), None)) for number in range(100)]
+    await until(lambda: len(recorder.payloads) == 100)
+    recorder.may_deliver.set()
+    assert [await handler for handler in handlers] == [(0, True)] * 100
+
+
+async def test_undelivered_update_is_sent_again_as_of_the_time_it_was_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sanic_nats_bridge.cluster.permission_updates._OTHERS_RECONNECT_SECONDS", 0)
+    recorder, there = AnnouncementRecorder(), Worker()
+    session, _ = there.open(Permissions([">"], identity="ada"))
+    receiver = PermissionUpdates(there.sessions, AnnouncementRecorder().announce)
+    updates = PermissionUpdates(Worker().sessions, recorder.announce)
+    recorder.undelivered = ConnectionError("NATS is disconnected")
+    assert await updates.update_permissions(Permissions(["old"]), "ada", None) == (0, False)
+    recorder.undelivered = None
+    receiver.receive(update(permissions=WRITTEN | {"subscribe": ["new"]}))
+    await updates.nats_connected()
+    assert len(recorder.payloads) == 2
+    receiver.receive(recorder.payloads[1])
+    assert session.permissions.subscribe == ("new",)
+
+
+async def test_waiting_permissions_are_dropped_when_another_worker_sends_newer_ones() -> None:
+    recorder = AnnouncementRecorder()
+    updates = PermissionUpdates(Worker().sessions, recorder.announce)
+    recorder.error = ConnectionError("NATS is disconnected")
+    await updates.update_permissions(Permissions(["old"]), "ada", None)
+    await updates.revoke("bob", None)
+    for identity in ("ada", "bob"):
+        updates.receive(update(identity=identity, permissions=WRITTEN))
+    assert list(updates._unsent) == [("bob", None)]
+
+
+async def test_waiting_updates_are_bounded_and_logged_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sanic_nats_bridge.cluster.permission_updates._MAX_RECORDED", 10)
+    recorder = AnnouncementRecorder()
+    updates = PermissionUpdates(Worker().sessions, recorder.announce)
+    recorder.error = ConnectionError("NATS does not let the workers reach each other")
+    for number in range(30):
+        await updates.revoke(str(number), None)
+    assert list(updates._unsent) == [(str(number), None) for number in range(20, 30)]
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        "A revoke or update_permissions has not reached the other workers",
+        "More than 10 revoke and update_permissions wait for the other workers; the oldest are dropped",
+    ]
 
 
 async def test_delayed_update_does_not_override_newer_unless_revoke(

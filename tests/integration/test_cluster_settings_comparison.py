@@ -1,3 +1,5 @@
+import asyncio
+from collections.abc import Coroutine
 from typing import Any
 from uuid import uuid4
 
@@ -23,10 +25,11 @@ class Worker:
             Settings.resolve(settings, {}), app=app, prefix="_T", announce=self._announce
         )
 
-    async def _announce(self, payload: bytes) -> None:
+    async def _announce(self, payload: bytes) -> Coroutine[Any, Any, None]:
         self.announced += 1
         for other in self._others:
             other.comparison.receive(payload)
+        return asyncio.sleep(0)
 
 
 async def named(request: Request) -> Permissions | None:
@@ -92,7 +95,7 @@ async def test_invalid_announcements_are_ignored_and_logs_are_bounded(caplog: py
 
 
 async def test_announcement_without_connection_does_nothing() -> None:
-    async def fail(payload: bytes) -> None:
+    async def fail(payload: bytes) -> Coroutine[Any, Any, None]:
         raise ConnectionError
 
     settings = Settings.resolve({}, {})

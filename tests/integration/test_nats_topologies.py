@@ -197,7 +197,7 @@ async def test_workers_on_both_sides_of_leaf_link_reach_each_other() -> None:
         worker(servers.leaf) as there,
         there.events() as browser,
     ):
-        await servers.wait_until_hub_knows(f"{CONTROL}.all")
+        await servers.wait_until_hub_knows(f"{CONTROL}.all.>")
         command = {"session": browser.session, "subjects": ["orders.>"]}
         assert await here.post("/subscribe", command) == (200, subscribed("orders.>"))
         assert await here.extension.revoke(identity="ada") == (0, True)
@@ -211,7 +211,7 @@ async def test_revoke_behind_cut_leaf_link_is_missed_though_announced() -> None:
         worker(servers.leaf) as there,
         there.events("orders.>") as browser,
     ):
-        await servers.wait_until_hub_knows(f"{CONTROL}.all")
+        await servers.wait_until_hub_knows(f"{CONTROL}.all.>")
         await servers.cut()
         assert await here.extension.revoke(identity="ada") == (0, True)
         await servers.restore()
@@ -269,7 +269,7 @@ async def test_message_published_in_other_cluster_arrives_through_gateway(
 async def test_workers_in_two_clusters_reach_each_other(supercluster: tuple[NatsServer, NatsServer]) -> None:
     east, west = supercluster
     async with worker(east) as here, worker(west) as there, there.events() as browser:
-        await until(lambda: f"{CONTROL}.all" in _passed_on(east) and f"{CONTROL}.all" in _passed_on(west))
+        await until(lambda: f"{CONTROL}.all.>" in _passed_on(east) and f"{CONTROL}.all.>" in _passed_on(west))
         command = {"session": browser.session, "subjects": ["orders.>"]}
         assert await here.post("/subscribe", command) == (200, subscribed("orders.>"))
         assert await here.extension.revoke(identity="ada") == (0, True)
