@@ -55,7 +55,7 @@ def coroutine(*parameters: str) -> Expectation:
 
 def uses(*names: str) -> Expectation:
     """Expect a function that reads or sets attributes of these names."""
-    return lambda value: set(names) <= set(value.__code__.co_names)
+    return lambda value: inspect.isfunction(value) and set(names) <= set(value.__code__.co_names)
 
 
 def _version(package: str) -> str:

@@ -36,7 +36,7 @@ _RENAMED = {
 
 
 _SERVERS_VARIABLE = "NATS_URL"
-_SECRET = {"servers", "user", "password", "token", "credentials", "nkeys_seed", "tls_key"}
+_SECRET = {"servers", "user", "password", "token", "credentials", "nkeys_seed", "tls_cert", "tls_key"}
 """The settings whose value isn't shown in an error. A secret may be given in place of the path of its file."""
 _MAX_SHOWN = 200
 
@@ -312,7 +312,7 @@ def _validated(name: str, value: Any, validator: Callable[[Any], Any]) -> Any:
         return validator(value)
     except ValueError as error:
         rule = str(error)
-        if ", got " not in rule and ", not '" not in rule:
+        if ", got " not in rule and ", not " not in rule:
             rule += f", got {_shown(name, value)}"
         raise SettingsError(f"NatsBridge setting '{name}' {rule}") from None
 

@@ -45,6 +45,7 @@ _HEADER_NAME = re.compile(r"[!-9;-~]+")  # ADR-4: printable ASCII without the co
 _PREFIX = re.compile(r"(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._~-]+)*")
 _MAX_PREFIX_BYTES = 128
 _MAX_SECONDS = 86_400
+_PLAIN_ADDRESS = re.compile(r"(?:[a-z+]+://)?[\w.\-\[\]]*(?::\d*)?/?", re.IGNORECASE | re.ASCII)
 _UNPRINTABLE = re.compile(r"[\s\x00-\x1f\x7f]")
 
 
@@ -90,11 +91,12 @@ def server_urls(value: Any) -> tuple[str, ...]:
     servers = strings(value)
     if not servers:
         raise ValueError("must have at least one NATS server")
-    for server in servers:
+    for number, server in enumerate(servers, 1):
         if not _is_server(server):
-            shown = f"{_without_user_info(server)!a}"
-            if "@" in server:
-                shown += "; special characters of a password must be percent-encoded"
+            shown = f"{server!a}"
+            if not _PLAIN_ADDRESS.fullmatch(server):
+                # A part of a password that isn't percent-encoded may be anywhere in it.
+                shown = f"value {number}, whose password may need percent-encoding"
             raise ValueError(f"must be NATS URLs such as nats://127.0.0.1:4222, not {shown}")
     if len({server.partition("://")[0].lower() in ("ws", "wss") for server in servers}) > 1:
         raise ValueError("must not mix WebSocket URLs with others")
@@ -109,12 +111,6 @@ def _is_server(url: str) -> bool:
         return False
     path = parts.path in ("", "/") or parts.scheme in ("ws", "wss")
     return address and path and not _UNPRINTABLE.search(url) and not parts.query + parts.fragment
-
-
-def _without_user_info(url: str) -> str:
-    user_info, at, host = url.rpartition("@")
-    scheme, separator, _ = user_info.rpartition("://")
-    return f"{scheme}{separator}***@{host}" if at else url
 
 
 def allowed_patterns(value: Any) -> tuple[str, ...]:

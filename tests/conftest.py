@@ -9,6 +9,7 @@ from tests.support import startup_caches
 from tests.support.bridge import Bridge, Publisher, ServerName, running
 
 startup_caches.install()
+os.environ.pop("NATS_URL", None)  # a developer's own server
 
 # No property fails because an example took long. `make long` tries more examples.
 settings.register_profile("usual", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -1,14 +1,16 @@
 """TCP connections to host names with several addresses, as RFC 8305 (Happy Eyeballs) recommends.
 
-An address that doesn't answer delays the attempt with the next one by a fraction of a second. An address that accepts
-the connection, but then isn't a NATS server, is tried after the others the next time.
+An address that doesn't answer delays the attempt with the next one by a fraction of a second. An address that accepted
+the connection, but then wasn't a NATS server, is tried only if no other accepts in half of the time.
 """
 
 import asyncio
+import contextlib
 import socket
+from collections.abc import Sequence
 from typing import TypeAlias
 
-from aiohappyeyeballs import start_connection
+from aiohappyeyeballs import AddrInfoType, start_connection
 
 __all__ = ["Address", "Addresses"]
 
@@ -42,10 +44,17 @@ class Addresses:
         """
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        found.sort(key=lambda each: (each[4][0], port) in self._unproven)
-        delay = min(_ATTEMPT_DELAY_SECONDS, seconds / (len(found) + 1))
-        connected = await start_connection(found, happy_eyeballs_delay=delay)
-        address = (connected.getpeername()[0], port)
+        others = [each for each in found if (each[4][0], port) not in self._unproven]
+        connected = None
+        if 0 < len(others) < len(found):
+            with contextlib.suppress(OSError):
+                connected = await _race(others, seconds / 2)
+        connected = connected or await _race(found, seconds)
+        try:
+            address = (connected.getpeername()[0], port)
+        except OSError:
+            connected.close()
+            raise ConnectionResetError("the peer has closed the connection") from None
         self._unproven.pop(address, None)
         self._unproven[address] = None
         if len(self._unproven) > _MAX_REMEMBERED:
@@ -55,3 +64,14 @@ class Addresses:
     def proven(self, address: Address) -> None:
         """Note that there is a NATS server at the address."""
         self._unproven.pop(address, None)
+
+
+async def _race(addresses: Sequence[AddrInfoType], seconds: float) -> socket.socket:
+    """Connect to the first address that accepts.
+
+    Raises:
+        OSError: None accepts within the time.
+    """
+    delay = min(_ATTEMPT_DELAY_SECONDS, seconds / (len(addresses) + 1))
+    async with asyncio.timeout(seconds):
+        return await start_connection(addresses, happy_eyeballs_delay=delay)

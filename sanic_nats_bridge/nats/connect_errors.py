@@ -83,7 +83,8 @@ def _known(error: BaseException, seconds: float) -> str:
     lost = isinstance(error, ConnectionResetError | BrokenPipeError)
     if isinstance(error, OSError) and not lost and error.errno and error.errno > 0:
         # The text of the exception has the address once more, and differs between event loops.
-        return os.strerror(error.errno).lower()
+        # Windows has error numbers that C doesn't know.
+        return ((hasattr(error, "winerror") and error.strerror) or os.strerror(error.errno)).lower()
     return ""
 
 

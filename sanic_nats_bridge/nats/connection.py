@@ -31,6 +31,10 @@ NatsClient: TypeAlias = Client
 logger = logging.getLogger("sanic.root.nats_bridge")
 
 
+_REPEAT_SECONDS = 60.0
+_MAX_LOGGED_ERRORS = 100
+
+
 class MessageListener(Protocol):
     """Callbacks for the messages and the state of subscriptions.
 
@@ -120,6 +124,8 @@ class Connection(Client):
         self._controls: dict[int, ControlListener] = {}
         """The subscriptions of the control channel, apart from `sinks`, whose messages must cost no distinction."""
         self._patterns: dict[int, str] = {}
+        self._logged_errors: dict[str, float] = {}
+        """Times of the loop at which errors of the server were logged."""
         self._slow_sids: set[int] = set()
         """The app's own subscriptions that were logged as slow consumers."""
         self._ps: Any = Parser(self)
@@ -323,7 +329,17 @@ class Connection(Client):
             # nats-py compares in lower case.
             await self._process_err(message.lower())
         elif not effect.refused:
-            logger.warning("The NATS server reported an error: %s", message)
+            self._log_error(message)
+
+    def _log_error(self, message: str) -> None:
+        """Log an error of the server, unless it was logged within the last minute."""
+        now = asyncio.get_running_loop().time()
+        if now < self._logged_errors.get(message, -math.inf) + _REPEAT_SECONDS:
+            return
+        if len(self._logged_errors) >= _MAX_LOGGED_ERRORS:
+            self._logged_errors.clear()
+        self._logged_errors[message] = now
+        logger.warning("The NATS server reported an error: %s", message)
 
     def _refuse(self, sid: int) -> None:
         control, sink = self._controls.get(sid), self.sinks.get(b"%d" % sid)
@@ -344,7 +360,7 @@ class Connection(Client):
                     "speed up its handler or raise its pending limits",
                     error.subject,
                 )
-        elif self.is_connected:
+        elif self.is_connected and not isinstance(error, nats.errors.UnexpectedEOF):
             logger.warning("nats-py reported an error: %s", _describe(error))
 
     async def drain(self) -> None:
@@ -371,4 +387,6 @@ class Connection(Client):
 
 
 def _describe(error: BaseException) -> str:
+    if isinstance(error, nats.errors.UnexpectedEOF):
+        return "the server closed the connection"
     return str(error) or type(error).__name__

@@ -30,10 +30,9 @@ def read_credentials(path: str) -> RawCredentials:
     """Return the content of a ``.creds`` file.
 
     Raises:
-        OSError: The file cannot be read.
-        ValueError: The file isn't a ``.creds`` file.
+        ValueError: The file cannot be read, or isn't a ``.creds`` file.
     """
-    text = _text(path)
+    text = _text(path, "credentials")
     if not _CREDENTIALS.search(text):
         raise ValueError("the file of 'credentials' has no user JWT with an nkey seed")
     return RawCredentials(text)
@@ -43,21 +42,23 @@ def read_nkey_seed(path: str) -> str:
     """Return the nkey seed in a file.
 
     Raises:
-        OSError: The file cannot be read.
-        ValueError: The file is empty, or isn't text.
+        ValueError: The file cannot be read, is empty, or isn't text.
     """
-    seed = _text(path).strip()
+    seed = _text(path, "nkeys_seed").strip()
     if not seed:
         raise ValueError("the file of 'nkeys_seed' is empty")
     return seed
 
 
-def _text(path: str) -> str:
+def _text(path: str, setting: str) -> str:
     """Return the lines of a text file, without white space around them, each with a line feed at its end."""
-    content = Path(path).read_bytes()
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"the file of '{setting}' cannot be read: {error.strerror}") from None
     mark, encoding = next((each for each in _BYTE_ORDER_MARKS if content.startswith(each[0])), (b"", "utf-8"))
     try:
         lines = content.removeprefix(mark).decode(encoding).splitlines()
     except UnicodeDecodeError:
-        raise ValueError(f"{path} is not a text file") from None
+        raise ValueError(f"the file of '{setting}' is not a text file") from None
     return "".join(f"{line.strip()}\n" for line in lines)

@@ -14,6 +14,7 @@ __all__ = ["ErrorEffect", "classify_error", "sub_length"]
 _DENIAL = re.compile(
     r"""-ERR 'Permissions Violation for Subscription to (?P<pattern>"(?:[^"\\]|\\.)*")(?: \(sid "(?P<sid>\d+)"\))?'"""
 )
+_VIOLATION = "permissions violation"
 _TOO_MANY = "maximum subscriptions exceeded"
 _TOO_LONG = "maximum control line"
 _CAUSED_BY_SUBJECT = ("invalid subject", "parser error", "protocol operation")
@@ -44,6 +45,9 @@ def classify_error(line: str, patterns: Mapping[int, str], unconfirmed: int | No
     if denied:
         return ErrorEffect(denied, connection_survives=True)
     lowered = line.lower()
+    if _VIOLATION in lowered:
+        # A denied publish, or a denied subscription of the app's own.
+        return ErrorEffect([], connection_survives=True)
     suspects = [] if unconfirmed is None or unconfirmed not in patterns else [unconfirmed]
     if _TOO_MANY in lowered:
         # nats-py would close the connection, but the server has only refused this SUB.

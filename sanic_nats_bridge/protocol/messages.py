@@ -53,7 +53,7 @@ _ACTIONS = ("subscribe", "unsubscribe", "ping")
 _RESERVED_ACTIONS = ("publish", "request", "authenticate")
 _RESERVED_FIELDS = ("from", "after")
 # Other spellings of `subjects`, and the conventions of other libraries for lists.
-_LIKE_SUBJECTS = re.compile(r"(?:subjects?|topics?)(?:\[\d*\])?", re.IGNORECASE)
+_LIKE_SUBJECTS = re.compile(r"(?:subjects?|topics?)(?:\[\d{0,9}\])?", re.IGNORECASE | re.ASCII)
 
 
 class Command(Struct, kw_only=True, frozen=True):

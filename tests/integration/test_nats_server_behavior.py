@@ -404,7 +404,7 @@ async def test_supervisor_retries_until_file_descriptors_are_available(
     with exhausted_file_descriptors() as held:
         link.start(listener)
         try:
-            await until(lambda: "Too many open files" in caplog.text)
+            await until(lambda: "too many open files" in caplog.text)
             assert listener.changes == []
             for descriptor in held:
                 os.close(descriptor)

@@ -638,7 +638,7 @@ async def test_denied_app_queue_subscription_affects_no_other_subscription(
             assert await linked_up.ask("orders.>") == {"orders.>": "confirmed"}
             await linked_up.client.subscribe("orders.>", queue="jobs")
             assert await linked_up.ask("marker") == {"marker": "confirmed"}
-            assert 'subscription to "orders.>" using queue "jobs"' in caplog.text
+            assert 'Permissions Violation for Subscription to "orders.>" using queue "jobs"' in caplog.text
             assert linked_up.listener.answers["orders.>"] == "confirmed"
             await linked_up.client.publish("orders.1", b"1")
             await until(lambda: linked_up.listener.payloads == [b"1"])

@@ -33,7 +33,7 @@ def test_denial_refuses_subscriptions_it_names(line: str, refused: list[int]) ->
     ],
 )
 def test_denial_of_app_operations_refuses_no_bridge_subscription(line: str) -> None:
-    assert classify_error(f"-ERR '{line}'", PATTERNS, unconfirmed=1)[:2] == ([], False)
+    assert classify_error(f"-ERR '{line}'", PATTERNS, unconfirmed=1)[:2] == ([], True)
 
 
 @pytest.mark.parametrize(("unconfirmed", "refused"), [(4, [4]), (None, []), (99, [])])
