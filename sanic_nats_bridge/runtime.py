@@ -190,7 +190,7 @@ class BridgeRuntime:
         try:
             self.sessions.close_all("The server is going away")
         finally:
-            await self.control.stop()
+            await self.control.stop_requests()
         if self._signal_tasks:
             _, late = await asyncio.wait(self._signal_tasks, timeout=_SIGNALS_SECONDS)
             for task in late:
@@ -198,7 +198,8 @@ class BridgeRuntime:
         await _neighbours_ended(app)
 
     async def _stopped(self, app: Sanic[Any, Any]) -> None:
-        # Now, so that the client is connected in every listener of the app for "before_server_stop".
+        # Now, so that every listener of the app for "before_server_stop" can use the client and revoke sessions.
+        await self.control.stop()
         await self.connection.stop()
         self.sessions.hub.close()
         if self._aggregator is not None:

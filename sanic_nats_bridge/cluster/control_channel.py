@@ -139,18 +139,27 @@ class ControlChannel:
         self._worker = worker
         self._stopped = False
 
-    async def stop(self) -> None:
-        """Stop receiving requests, and wait one second at most for those in progress and for announcements."""
+    async def stop_requests(self) -> None:
+        """Stop receiving requests, and wait one second at most for those in progress.
+
+        Announcements still pass until `stop`. A connection that is established from now on isn't used.
+        """
         self._stopped = True
         self._cancel_timer()
         requests = self._subscriptions.pop("worker", None)
         if requests is not None:
             self._unsubscribe(requests)
-        unfinished: set[asyncio.Future[Any]] = {*self._tasks, *self._pending.values(), *self._echoes.values()}
-        if unfinished:
-            await asyncio.wait(unfinished, timeout=_STOP_SECONDS)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_STOP_SECONDS)
         for task in self._tasks:
             task.cancel()
+
+    async def stop(self) -> None:
+        """Stop as `stop_requests`, and wait one second at most for replies and announcements."""
+        await self.stop_requests()
+        unfinished: set[asyncio.Future[Any]] = {*self._pending.values(), *self._echoes.values()}
+        if unfinished:
+            await asyncio.wait(unfinished, timeout=_STOP_SECONDS)
         for reply in self._pending.values():
             if not reply.done():
                 reply.set_exception(TimeoutError("no reply before this worker stopped"))
@@ -342,6 +351,8 @@ class ControlChannel:
 
     def _lost(self, reason: str) -> None:
         """Try again later, because this worker and the others can't reach each other."""
+        if self._stopped:
+            return
         self._checked = False
         if not self._is_connected:
             return

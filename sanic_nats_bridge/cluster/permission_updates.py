@@ -66,6 +66,8 @@ class _Unsent:
     update: _Update
     made_at: float
     """Unix seconds at which the update was made."""
+    in_flight: bool = False
+    """True while the update is being sent, or is sent and not delivered yet."""
 
 
 # The hook encodes instances of a subclass of `str`.
@@ -140,6 +142,9 @@ class PermissionUpdates:
 
     async def _send(self, target: _Target, unsent: _Unsent) -> bool:
         """Send an update, unless a later one has replaced it; return whether NATS has delivered it."""
+        if unsent.in_flight:
+            return False
+        unsent.in_flight = True
         try:
             async with self._lock:  # keeps the order of updates while a stalled NATS server accepts no data
                 if self._unsent.get(target) is not unsent:
@@ -156,6 +161,8 @@ class PermissionUpdates:
             logger.error("Cannot send a revoke or update_permissions to the other workers: %s", error)
             self._forget(target, unsent)
             return False
+        finally:
+            unsent.in_flight = False
         self._delay_logged = self._overflow_logged = False
         self._forget(target, unsent)
         return True

@@ -7,7 +7,7 @@ import pytest
 from sanic import HTTPResponse, Request, Sanic
 from sanic.response import json
 
-from sanic_nats_bridge import NatsBridge, Permissions, Session, SettingsError
+from sanic_nats_bridge import NatsBridge, Permissions, Session, SettingsError, UpdateResult
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import (
     SERVERS,
@@ -286,16 +286,18 @@ async def test_stopped_app_leaves_no_session_connection_or_task(nats_server: Nat
 
 
 @pytest.mark.parametrize("server", SERVERS)
-async def test_client_is_connected_in_every_stop_listener_of_the_app(
+async def test_client_and_revoke_work_in_every_stop_listener_of_the_app(
     shared_nats: NatsServer, publisher: Publisher, server: ServerName
 ) -> None:
     subject = publisher.subject("goodbye")
     app: App = Sanic(f"test_{uuid4().hex}", configure_logging=False)
+    revoked: list[UpdateResult] = []
 
     def listener(name: str) -> Any:
         async def say_goodbye(app: App) -> None:
             assert bridge.client is not None
             await bridge.client.publish(subject, name.encode())
+            revoked.append(await bridge.revoke(identity=name))
 
         return say_goodbye
 
@@ -307,9 +309,10 @@ async def test_client_is_connected_in_every_stop_listener_of_the_app(
     received = await publisher.client.subscribe(subject)
     await flush(publisher.client)
     async with served(app, server):
-        await until(lambda: bridge.client is not None)
+        await until(lambda: bridge._on_app.control.ready)
     messages = [(await received.next_msg(timeout=WAIT_SECONDS)).data.decode() for _ in range(4)]
     assert sorted(messages) == ["after the bridge", "before the bridge", "first", "last"]
+    assert revoked == [UpdateResult(sessions=0, announced=True)] * 4
 
 
 async def test_app_starts_with_clean_state_when_served_again(nats_server: NatsServer) -> None:

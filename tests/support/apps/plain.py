@@ -31,9 +31,14 @@ def prepared(number: int, settings: Any) -> int:
     @app.get("/facts")
     async def facts(request: Request) -> HTTPResponse:
         gc.collect()  # how much garbage waits depends on the version of Python
-        sessions = bridge._on_app.sessions
-        facts = {"connected": int(sessions.hub.connected), "sessions": len(sessions), "tasks": len(asyncio.all_tasks())}
-        return as_json(facts)
+        runtime = bridge._on_app
+        return as_json(
+            {
+                "connected": int(runtime.sessions.hub.connected and runtime.control.ready),
+                "sessions": len(runtime.sessions),
+                "tasks": len(asyncio.all_tasks()),
+            }
+        )
 
     @app.signal("natsbridge.session.closed")
     async def closed(session: Session, code: int) -> None:
