@@ -21,6 +21,8 @@ from tests.support.bridge import (
 from tests.support.clock import held, limit
 from tests.support.raw import UPGRADE, sessions
 
+uvicorn_only = pytest.mark.parametrize("server", ["uvicorn"])
+
 OFFER = b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n"
 KEY = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 
@@ -96,9 +98,18 @@ HEADERS: dict[str, bytes] = {
 }
 
 
+@sanic_only
 async def test_handshake_with_invalid_header_is_rejected(bridge: Bridge) -> None:
     for what, more in HEADERS.items():
         assert (await handshake(bridge, more)).startswith(b"HTTP/1.1 400"), what
+
+
+@uvicorn_only  # with websockets before 17, it closes the connection without an answer
+async def test_handshake_with_invalid_header_ends_connection(bridge: Bridge) -> None:
+    for what, more in HEADERS.items():
+        async with connection(bridge) as (reader, writer):
+            writer.write(b"GET /nats/stream HTTP/1.1\r\n" + UPGRADE.encode() + more + b"\r\n")
+            assert not (await rest(reader)).startswith(b"HTTP/1.1 101"), what
 
 
 BAD_OPENINGS: dict[str, str] = {
@@ -154,13 +165,15 @@ async def test_uvicorn_options_disable_compression_and_large_frames(shared_nats:
             assert close_code(await rest(reader)) == 1009
 
 
-async def test_handshake_with_method_other_than_get_opens_no_session(bridge: Bridge) -> None:
+async def test_handshake_with_method_other_than_get_opens_no_session(bridge: Bridge, server: ServerName) -> None:
     for method in (b"HEAD", b"OPTIONS", b"POST"):
         async with connection(bridge) as (reader, writer):
             writer.write(b"%b /nats/stream HTTP/1.1\r\n" % method + UPGRADE.encode() + b"Origin: https://evil\r\n\r\n")
-            answer = await head(reader)
+            # With websockets before 17, uvicorn doesn't answer it.
+            answer = await head(reader) if server == "sanic" else b""
             assert b"welcome" not in answer
-            assert len(sessions(bridge)) == 1
+            async with bridge.websocket():
+                await until(lambda: len(sessions(bridge)) == 2)
 
 
 FRAMES: dict[str, tuple[bytes, int]] = {
