@@ -33,8 +33,6 @@ Sanic.test_mode = True
 
 WAIT_SECONDS = 60
 """Time limit for a condition before a test fails; never an expected duration."""
-UNBOUNDED = 2**30
-"""A `max_queue` without a practical limit; websockets 14.0 doesn't accept ``None``."""
 
 
 UNHURRIED: Mapping[str, Any] = MappingProxyType(
@@ -135,7 +133,7 @@ class Bridge:
         """Connect a client of ``/stream`` with the `websockets` library, and read nothing."""
         url = f"ws://127.0.0.1:{self.port}{self.prefix}/stream" + (query and f"?{query}")
         patient = {"open_timeout": WAIT_SECONDS, "close_timeout": WAIT_SECONDS} | options
-        async with connect(url, max_size=None, compression=None, max_queue=UNBOUNDED, **patient) as connection:
+        async with connect(url, max_size=None, compression=None, max_queue=None, **patient) as connection:
             yield WebSocketClient(connection)
 
     @contextlib.asynccontextmanager

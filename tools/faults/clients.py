@@ -22,8 +22,6 @@ __all__ = ["ChurningClient", "Client", "EventClient", "WebSocketClient"]
 
 _TIMEOUT_SECONDS = 60.0
 _CHURN_SECONDS = 0.1
-_UNBOUNDED = 2**30
-"""A `max_queue` without a practical limit; websockets 14.0 doesn't accept ``None``."""
 """Between two commands. Slower than the bridge's ``command_rate``."""
 
 
@@ -185,7 +183,7 @@ class WebSocketClient(Client):
     async def _frames(self, address: str) -> AsyncIterator[str | bytes]:
         url = f"ws://{address}/nats/stream?{urlencode(self.query)}"
         async with connect(
-            url, max_size=None, max_queue=_UNBOUNDED, compression=None, ping_interval=None
+            url, max_size=None, max_queue=None, compression=None, ping_interval=None
         ) as connection:
             self._connection = connection
             await connection.send(json.dumps({"action": "subscribe", "subjects": self.patterns}))
