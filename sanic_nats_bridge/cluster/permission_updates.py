@@ -109,7 +109,8 @@ class PermissionUpdates:
 
     async def nats_connected(self) -> None:
         """Send the waiting updates after a delay in which the other workers are likely to reconnect too."""
-        if self._unsent and not self._awaiting_others:
+        waiting = any(not unsent.in_flight for unsent in self._unsent.values())
+        if waiting and not self._awaiting_others:
             self._awaiting_others = True
             try:
                 await asyncio.sleep(_OTHERS_RECONNECT_SECONDS)

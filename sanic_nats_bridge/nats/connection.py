@@ -187,13 +187,19 @@ class Connection(Client):
 
     async def drain_and_close(self, seconds: float) -> None:
         """Drain, then close. Each step takes at most ``seconds``."""
-        await within(seconds, self.drain())
+        try:
+            await within(seconds, self.drain())
+        except BaseException:
+            self.abort()
+            raise
         await self.close_within(seconds)
 
     async def close_within(self, seconds: float) -> None:
         """Close the connection, or wait for a close in progress. Data that isn't sent after ``seconds`` is lost."""
-        await within(seconds, self._close_and_wait())
-        self.abort()
+        try:
+            await within(seconds, self._close_and_wait())
+        finally:
+            self.abort()
 
     async def _close_and_wait(self) -> None:
         await self.close()

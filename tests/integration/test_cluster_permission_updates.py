@@ -219,20 +219,20 @@ async def test_cancelled_caller_neither_cancels_nor_repeats_the_update() -> None
     assert [json.loads(payload)["identity"] for payload in recorder.payloads] == ["ada", "bob"]
 
 
-async def test_update_in_flight_is_not_sent_again_when_workers_can_reach_each_other_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("sanic_nats_bridge.cluster.permission_updates._OTHERS_RECONNECT_SECONDS", 0)
+async def test_update_in_flight_is_not_sent_again_and_delays_no_other_on_connect() -> None:
     recorder = AnnouncementRecorder()
     recorder.may_deliver.clear()
     updates = PermissionUpdates(Worker().sessions, recorder.announce)
     handler = asyncio.create_task(updates.update_permissions(Permissions(["old.>"]), "ada", None))
     await until(lambda: len(recorder.payloads) == 1)
-    returning = asyncio.create_task(updates.nats_connected())
-    await until(returning.done)
-    recorder.may_deliver.set()
-    assert await handler == (0, True)
-    assert len(recorder.payloads) == 1
+    async with held():
+        returning = asyncio.create_task(updates.nats_connected())
+        await until(returning.done)
+        other = asyncio.create_task(updates.revoke("bob", None))
+        await until(lambda: len(recorder.payloads) == 2)
+        recorder.may_deliver.set()
+        assert [await handler, await other] == [(0, True)] * 2
+    assert [json.loads(payload)["identity"] for payload in recorder.payloads] == ["ada", "bob"]
     assert not updates._unsent
 
 

@@ -14,6 +14,7 @@ from nats.aio.subscription import Subscription
 from sanic_nats_bridge.nats.connection import Connection, NatsClient
 from sanic_nats_bridge.nats.server_pool import Server
 from sanic_nats_bridge.nats.supervisor import ConnectionListener, ConnectionSupervisor
+from sanic_nats_bridge.nats.transport import TcpSocket
 from sanic_nats_bridge.settings import Settings
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import UNHURRIED, WAIT_SECONDS, Publisher, free_port, until
@@ -348,6 +349,28 @@ async def test_stop_drains_and_leaves_no_task(nats_server: NatsServer) -> None:
         assert bridge.supervisor.client is None
     await until(lambda: asyncio.all_tasks() == before)
     assert client.is_closed
+
+
+async def test_stop_while_lost_connection_is_closed_leaves_no_socket(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with supervising(nats_server) as bridge, held():
+        transport: Any = bridge.client._transport
+        socket = transport._bare_io_writer.transport
+        closing = asyncio.Event()
+
+        async def hang(*_: object) -> None:
+            closing.set()
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(TcpSocket, "close", ignore)
+        monkeypatch.setattr(Connection, "close", hang)
+        nats_server.stop()
+        await until(lambda: bridge.listener.changes == ["up", "down"])
+        await until(closing.is_set)
+        assert not socket.is_closing()
+        await bridge.supervisor.stop()
+        assert socket.is_closing()
 
 
 @pytest.mark.parametrize("away", [True, False], ids=["server disconnected", "server hangs"])

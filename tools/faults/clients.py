@@ -182,9 +182,7 @@ class WebSocketClient(Client):
 
     async def _frames(self, address: str) -> AsyncIterator[str | bytes]:
         url = f"ws://{address}/nats/stream?{urlencode(self.query)}"
-        async with connect(
-            url, max_size=None, max_queue=None, compression=None, ping_interval=None
-        ) as connection:
+        async with connect(url, max_size=None, max_queue=None, compression=None, ping_interval=None) as connection:
             self._connection = connection
             await connection.send(json.dumps({"action": "subscribe", "subjects": self.patterns}))
             async for text in connection:
