@@ -30,6 +30,7 @@ from .routes.events import add_event_route
 from .routes.health import add_health_routes
 from .routes.log_redaction import QueryRedaction
 from .routes.request_guard import RequestGuard
+from .routes.responses import mark_method_errors
 from .routes.websocket import add_websocket_route
 from .sessions.registry import SessionRegistry
 from .sessions.session import Session
@@ -130,6 +131,7 @@ class BridgeRuntime:
         self._app.blueprint(blueprint)
         paths = _paths(blueprint)
         self._cross_origin.install(self._app)
+        mark_method_errors(self._app, self._cross_origin.covers)
         self._cross_origin.add_paths(paths)
         for route in blueprint.routes:
             # Sanic would wait for a body before its guard sees the request; a handler with `stream` reads it itself.

@@ -10,6 +10,7 @@ from sanic import Blueprint, HTTPResponse, Request
 from sanic_ext import openapi
 
 from .content_encoding import IDENTITY, EncodedText
+from .responses import response
 
 __all__ = ["add_client_routes", "versioned_name"]
 
@@ -59,11 +60,11 @@ def _respond(request: Request, text: EncodedText, caching: str) -> HTTPResponse:
         "x-content-type-options": "nosniff",
     }
     if _matches(request.headers.getall("if-none-match", []), chosen.etag):
-        return HTTPResponse(None, _NOT_MODIFIED, headers)
+        return response(None, _NOT_MODIFIED, headers)
     headers["content-length"] = str(len(chosen.body))  # Sanic omits it under ASGI
     if chosen.coding != IDENTITY:
         headers["content-encoding"] = chosen.coding
-    return HTTPResponse(chosen.body, 200, headers, _CONTENT_TYPE)
+    return response(chosen.body, 200, headers, _CONTENT_TYPE)
 
 
 def _matches(conditions: list[str], etag: str) -> bool:

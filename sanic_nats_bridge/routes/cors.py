@@ -4,20 +4,22 @@ from collections.abc import Iterable
 from typing import Any
 
 from sanic import Blueprint, HTTPResponse, Request, Sanic
-from sanic.response import BaseHTTPResponse, empty
+from sanic.response import BaseHTTPResponse
 from sanic_ext import openapi
 
 from ..auth.origins import OriginPolicy
+from .responses import BRIDGE_HEADER, response
 
 __all__ = ["CrossOrigin"]
 
+_NO_CONTENT = 204
 _PREFIX = "access-control-"
 _PREFLIGHT_HEADERS = {
     "access-control-allow-methods": "GET, HEAD, POST",
     "access-control-allow-headers": "authorization, content-type, last-event-id",
     "access-control-max-age": "600",
 }
-_RESPONSE_HEADERS = {"access-control-expose-headers": "retry-after"}
+_RESPONSE_HEADERS = {"access-control-expose-headers": f"retry-after, {BRIDGE_HEADER}"}
 
 
 class CrossOrigin:
@@ -35,7 +37,7 @@ class CrossOrigin:
         """Serve OPTIONS at these paths of the blueprint. The guard of the blueprint rejects other origins first."""
 
         async def preflight(request: Request) -> HTTPResponse:
-            return empty()
+            return response(b"", _NO_CONTENT)
 
         openapi.exclude()(preflight)
         for name in names:
@@ -53,8 +55,12 @@ class CrossOrigin:
         self._paths.update(paths)
 
     async def _before_sending(self, request: Request, response: BaseHTTPResponse) -> None:
-        if _path(request) in self._paths:
+        if self.covers(request):
             self.set_headers(request, response)
+
+    def covers(self, request: Request) -> bool:
+        """Return whether the path of the request is one of the bridge's."""
+        return _path(request) in self._paths
 
     def set_headers(self, request: Request, response: BaseHTTPResponse) -> None:
         """Replace all CORS headers of the response by those for the request's origin."""

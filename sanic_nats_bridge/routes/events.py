@@ -17,11 +17,12 @@ from .authorization import get_permissions
 from .cors import CrossOrigin
 from .openapi import describe_events
 from .replies import misdirected, rejection_response
+from .responses import response
 
 __all__ = ["add_event_route"]
 
 _CONTENT_TYPE = "text/event-stream; charset=utf-8"
-_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 
 def add_event_route(blueprint: Blueprint, sessions: SessionRegistry, cross_origin: CrossOrigin) -> None:
@@ -37,12 +38,13 @@ def add_event_route(blueprint: Blueprint, sessions: SessionRegistry, cross_origi
             except BridgeError as error:
                 sessions.count_rejected(error)
                 return rejection_response(error, "subscribe")
+            opened = response(b"", 200, _HEADERS, _CONTENT_TYPE)
             if request.method == "HEAD":
-                return HTTPResponse(b"", 200, dict(_HEADERS), _CONTENT_TYPE)
-            response = await request.respond(headers=dict(_HEADERS), content_type=_CONTENT_TYPE)
-            cross_origin.set_headers(request, response)
-            await response.send(b"")
-            async with sse_transport(request, response, sessions.settings) as transport:
+                return opened
+            opened = await request.respond(opened)
+            cross_origin.set_headers(request, opened)
+            await opened.send(b"")
+            async with sse_transport(request, opened, sessions.settings) as transport:
                 if isinstance(decision, Close):
                     transport.close(decision, CLOSE_SECONDS)
                     await transport.wait_finished()

@@ -9,10 +9,9 @@ from sanic import Blueprint, HTTPResponse, Request
 from ..protocol.messages import NatsState
 from ..sessions.registry import SessionRegistry
 from .openapi import describe_live, describe_ready
+from .responses import json_response
 
 __all__ = ["add_health_routes"]
-
-_HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 
 
 def add_health_routes(blueprint: Blueprint, sessions: SessionRegistry, control: Callable[[], NatsState]) -> None:
@@ -42,4 +41,4 @@ def add_health_routes(blueprint: Blueprint, sessions: SessionRegistry, control: 
 
 
 def _response(status: int, **fields: Any) -> HTTPResponse:
-    return HTTPResponse(msgspec.json.encode(fields), status, dict(_HEADERS), "application/json")
+    return json_response(msgspec.json.encode(fields), status)

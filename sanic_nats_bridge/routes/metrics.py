@@ -11,6 +11,7 @@ from sanic import Blueprint, HTTPResponse, Request
 from ..metrics.aggregator import MetricsAggregator
 from ..metrics.definitions import METRICS, Readings
 from .openapi import describe_metrics
+from .responses import response
 
 __all__ = ["add_metrics_route"]
 
@@ -43,6 +44,6 @@ def add_metrics_route(blueprint: Blueprint, aggregator: MetricsAggregator) -> No
         registry = CollectorRegistry()
         registry.register(_Collector(await aggregator.gather()))
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return HTTPResponse(encode(registry), 200, dict(_HEADERS), content_type)
+        return response(encode(registry), 200, _HEADERS, content_type)
 
     blueprint.add_route(metrics, "/metrics", methods=["GET", "HEAD"], name="metrics")

@@ -6,20 +6,18 @@ from sanic import HTTPResponse
 
 from ..errors import BridgeError, RateLimitExceeded, UnsupportedCommand
 from ..protocol.messages import Action, Outcome, encode
+from .responses import json_response
 
 __all__ = ["misdirected", "outcome_response", "rejection_response"]
 
-_HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}  # HTTP/3 forbids capitals
 _MISDIRECTED = 421
 
 
 def outcome_response(outcome: Outcome) -> HTTPResponse:
     """Return the HTTP response to a command: its reply, with the status of its error."""
     reply, error = outcome
-    headers = dict(_HEADERS)
-    if isinstance(error, RateLimitExceeded):
-        headers["retry-after"] = str(math.ceil(error.retry_after))
-    return HTTPResponse(encode(reply), 200 if error is None else error.http_status, headers, "application/json")
+    headers = {"retry-after": str(math.ceil(error.retry_after))} if isinstance(error, RateLimitExceeded) else {}
+    return json_response(encode(reply), 200 if error is None else error.http_status, headers)
 
 
 def rejection_response(error: BridgeError, action: str) -> HTTPResponse:

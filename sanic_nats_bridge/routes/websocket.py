@@ -3,16 +3,18 @@
 import contextlib
 import logging
 
-from sanic import Blueprint, Request, Websocket
+from sanic import Blueprint, HTTPResponse, Request, Websocket
 from sanic.exceptions import WebsocketClosed
+from sanic_ext import openapi
 
-from ..errors import BridgeError, InternalError
+from ..errors import BridgeError, InternalError, InvalidCommand
 from ..protocol.messages import check_websocket_query
 from ..sessions.registry import SessionRegistry
 from ..sessions.session import Session
 from ..transports.auto import WebSocketTransport, websocket_transport
 from ..transports.base import CLOSE_SECONDS
 from .authorization import get_permissions
+from .replies import rejection_response
 from .request_guard import RequestGuard
 
 __all__ = ["add_websocket_route"]
@@ -39,7 +41,13 @@ def add_websocket_route(blueprint: Blueprint, sessions: SessionRegistry, guard: 
             finally:
                 session.connection_lost(transport.close_code)
 
+    @openapi.exclude()
+    async def head(request: Request) -> HTTPResponse:
+        return rejection_response(InvalidCommand("Not a valid WebSocket handshake"), "stream")
+
     blueprint.add_websocket_route(stream, "/stream", name="stream")
+    # HEAD is named, because sanic-ext would otherwise open a WebSocket for it, and log the failure as an error.
+    blueprint.add_route(head, "/stream", methods=["HEAD"], name="stream_head")
 
 
 async def _open_session(

@@ -131,6 +131,8 @@ async def test_invalid_handshake_is_rejected_without_error_log(
             assert (await head(reader)).startswith(b"HTTP/1.1 400"), what
     async with bridge.http.get(f"{bridge.url}/stream") as response:
         assert (await response.json())["code"] == "command.invalid"
+    async with bridge.http.head(f"{bridge.url}/stream") as response:
+        assert response.status == 400
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
@@ -172,6 +174,7 @@ async def test_handshake_with_method_other_than_get_opens_no_session(bridge: Bri
             writer.write(b"%b /nats/stream HTTP/1.1\r\n" % method + UPGRADE.encode() + b"Origin: https://evil\r\n\r\n")
             # With websockets before 17, uvicorn doesn't answer it.
             answer = await head(reader) if server == "sanic" else b""
+            assert not answer.startswith(b"HTTP/1.1 101")
             assert b"welcome" not in answer
             async with bridge.websocket():
                 await until(lambda: len(sessions(bridge)) == 2)

@@ -74,7 +74,7 @@ def varies(headers: CIMultiDictProxy[str]) -> list[str]:
 
 
 ADMITTED = {"access-control-allow-origin": ALLOWED, "access-control-allow-credentials": "true"}
-SHOWN = ADMITTED | {"access-control-expose-headers": "retry-after"}
+SHOWN = ADMITTED | {"access-control-expose-headers": "retry-after, sanic-nats-bridge"}
 PREFLIGHT = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "content-type"}
 ANSWERS = [
     ("GET", "/events", 200), ("HEAD", "/events", 200), ("GET", "/events?subjects=a..b", 400),

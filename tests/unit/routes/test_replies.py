@@ -31,7 +31,11 @@ def test_rate_limit_response_has_retry_after_header() -> None:
 def test_reply_response_is_json_that_must_not_be_cached() -> None:
     response = outcome_response(Outcome(Reply(success=True, message="fine")))
     assert response.content_type == "application/json"
-    assert dict(response.headers) == {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+    assert dict(response.headers) == {
+        "sanic-nats-bridge": "1",
+        "cache-control": "no-store",
+        "x-content-type-options": "nosniff",
+    }
     assert response.body is not None
     assert json.loads(response.body) == {"type": "reply", "success": True, "message": "fine"}
 
