@@ -22,7 +22,8 @@ from .responses import response
 __all__ = ["add_event_route"]
 
 _CONTENT_TYPE = "text/event-stream; charset=utf-8"
-_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+# A proxy that compresses the stream would hold its events back (RFC 9111, section 5.2.2.6).
+_HEADERS = {"cache-control": "no-store, no-transform", "x-accel-buffering": "no"}
 
 
 def add_event_route(blueprint: Blueprint, sessions: SessionRegistry, cross_origin: CrossOrigin) -> None:

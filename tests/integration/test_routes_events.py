@@ -29,7 +29,7 @@ from tests.support.raw import kept_connection, raw_connection, reset, sessions
 
 HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
-    "Cache-Control": "no-store",
+    "Cache-Control": "no-store, no-transform",
     "Sanic-Nats-Bridge": "1",
     "X-Accel-Buffering": "no",
     "Vary": "origin",
