@@ -126,7 +126,7 @@ class BridgeRuntime:
         add_websocket_route(blueprint, self.sessions, guard)
         add_event_route(blueprint, self.sessions, self._cross_origin)
         add_command_routes(blueprint, self.relay, self.sessions)
-        add_client_routes(blueprint)
+        add_client_routes(self._app, blueprint)
         self._cross_origin.add_preflights(blueprint, "stream", "events", "subscribe", "unsubscribe")
         self._app.blueprint(blueprint)
         paths = _paths(blueprint)
@@ -236,7 +236,8 @@ class BridgeRuntime:
 
 
 def _paths(blueprint: Blueprint) -> set[str]:
-    return {f"/{route.path.strip('/')}" for route in blueprint.routes}
+    """Return the paths of the routes, without those that have parameters."""
+    return {f"/{route.path.strip('/')}" for route in blueprint.routes if not route.defined_params}
 
 
 async def _neighbours_ended(app: Sanic[Any, Any]) -> None:

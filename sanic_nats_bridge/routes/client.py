@@ -1,41 +1,61 @@
-"""The routes of the browser client: two modules, each at a fixed path and at one that changes with its text."""
+"""The routes of the browser client: two modules, each at a fixed path and at one that changes with its text.
+
+While a release is rolled out, a page of one release asks the servers of another for its modules. They give their own.
+"""
 
 import hashlib
 import re
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sanic import Blueprint, HTTPResponse, Request
+from sanic import Blueprint, HTTPResponse, Request, Sanic
 from sanic_ext import openapi
 
 from .content_encoding import IDENTITY, EncodedText
 from .responses import response
 
-__all__ = ["add_client_routes", "versioned_name"]
+__all__ = ["add_client_routes", "unversioned", "versioned_name"]
 
 _FOLDER = Path(__file__).parents[1] / "browser"
 _CONTENT_TYPE = "text/javascript; charset=utf-8"
 _REVALIDATE = "no-cache"
 _IMMUTABLE = "public, max-age=31536000, immutable"  # RFC 8246
 _NOT_MODIFIED = 304
+# The number of digits is the same in every release. It distinguishes the modules from files of the app, whose own names
+# may have a hash.
+_VERSION_DIGITS = 16
+_VERSIONED = re.compile(rf"(client|share)-[0-9a-f]{{{_VERSION_DIGITS}}}(\.js)")
+_MODULE_TYPE = "natsbridge_module"
 _JSDOC = re.compile(rb"^[ \t]*/\*\*(?:[^*]|\*(?!/))*\*/[ \t]*\n\n?", re.MULTILINE)
 
 
 class _Modules(NamedTuple):
-    """The modules by their paths, and the versioned path of the one that pages import."""
+    """The modules by their paths, and the versioned path of the one that pages import.
+
+    ``current`` has the versioned modules by their fixed paths.
+    """
 
     fixed: dict[str, EncodedText]
     versioned: dict[str, EncodedText]
+    current: dict[str, EncodedText]
     client: str
 
 
-def add_client_routes(blueprint: Blueprint) -> None:
-    """Serve the client on the blueprint."""
+def add_client_routes(app: Sanic[Any, Any], blueprint: Blueprint) -> None:
+    """Serve the client on the blueprint, which will be registered on this app."""
     modules = _modules()
     for texts, caching in ((modules.fixed, _REVALIDATE), (modules.versioned, _IMMUTABLE)):
         for path, text in texts.items():
             _add_route(blueprint, path, text, caching)
+    _add_route_of_other_versions(app, blueprint, modules.current)
+
+
+def unversioned(path: str) -> str:
+    """Return the path, with a fixed name in place of the versioned name of a module."""
+    folder, slash, name = path.rpartition("/")
+    match = _VERSIONED.fullmatch(name)
+    return path if match is None else folder + slash + match[1] + match[2]
 
 
 def versioned_name() -> str:
@@ -49,6 +69,27 @@ def _add_route(blueprint: Blueprint, path: str, text: EncodedText, caching: str)
 
     openapi.exclude()(module)
     blueprint.add_route(module, f"/{path}", methods=["GET", "HEAD"], name=path)
+
+
+def _add_route_of_other_versions(app: Sanic[Any, Any], blueprint: Blueprint, current: dict[str, EncodedText]) -> None:
+    async def other_version(request: Request, module: str) -> HTTPResponse:
+        return _respond(request, current[module], _REVALIDATE)
+
+    openapi.exclude()(other_version)
+    # A type of its own precedes those of the app's routes, even of one that matches any name.
+    app.router.register_pattern(_MODULE_TYPE, natsbridge_module, _VERSIONED)
+    blueprint.add_route(other_version, f"/<module:{_MODULE_TYPE}>", methods=["GET", "HEAD"], name="other_version")
+
+
+def natsbridge_module(name: str) -> str:
+    """Return the fixed name of a module. Sanic's router calls it by its own name, which is unique in the process.
+
+    Raises:
+        ValueError: The name isn't the versioned name of a module.
+    """
+    if _VERSIONED.fullmatch(name) is None:
+        raise ValueError(name)
+    return unversioned(name)
 
 
 def _respond(request: Request, text: EncodedText, caching: str) -> HTTPResponse:
@@ -80,16 +121,17 @@ def _modules() -> _Modules:
     # A client imports the share.js of its own version, and so its name changes with either text.
     versioned_client = client.replace(b'import("./share.js")', f'import("./{share_name}")'.encode())
     client_name = f"client-{_version(versioned_client)}.js"
-    shared = EncodedText(share)
+    shared, versioned = EncodedText(share), EncodedText(versioned_client)
     return _Modules(
         fixed={"client.js": EncodedText(client), "share.js": shared},
-        versioned={client_name: EncodedText(versioned_client), share_name: shared},
+        versioned={client_name: versioned, share_name: shared},
+        current={"client.js": versioned, "share.js": shared},
         client=client_name,
     )
 
 
 def _version(text: bytes) -> str:
-    return hashlib.sha256(text).hexdigest()[:16]
+    return hashlib.sha256(text).hexdigest()[:_VERSION_DIGITS]
 
 
 def _strip_jsdoc(source: bytes) -> bytes:

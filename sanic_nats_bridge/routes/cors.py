@@ -8,6 +8,7 @@ from sanic.response import BaseHTTPResponse
 from sanic_ext import openapi
 
 from ..auth.origins import OriginPolicy
+from .client import unversioned
 from .responses import BRIDGE_HEADER, response
 
 __all__ = ["CrossOrigin"]
@@ -80,4 +81,4 @@ class CrossOrigin:
 
 def _path(request: Request) -> str:
     # Sanic's router ignores trailing slashes.
-    return request.path.rstrip("/")
+    return unversioned(request.path.rstrip("/"))

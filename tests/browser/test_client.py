@@ -731,7 +731,7 @@ async def test_tabs_share_stream_only_if_locks_are_available(
         assert profile.complaints == []
 
 
-@pytest.mark.parametrize("place", ["fixed", "versioned", "other origin"])
+@pytest.mark.parametrize("place", ["fixed", "versioned", "other release", "other origin"])
 async def test_share_module_is_loaded_beside_client_only_if_needed(
     profile: Profile, shared_nats: NatsServer, publisher: Publisher, place: str
 ) -> None:
@@ -740,7 +740,8 @@ async def test_share_module_is_loaded_beside_client_only_if_needed(
         serving(shared_nats, allowed_origins=[f"http://127.0.0.1:{port}"]) as (bridge, box),
         Middlebox.listening(bridge.port, own_port=port) as other,
     ):
-        path = "/nats/client.js" if place == "fixed" else bridge.extension.client_url
+        fixed, other_release = "/nats/client.js", "/nats/client-0123456789abcdef.js"
+        path = {"fixed": fixed, "other release": other_release}.get(place, bridge.extension.client_url)
         page = f"{other.url}/open" if place == "other origin" else box.url
         subject = publisher.subject("a")
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import aiohttp
 import pytest
+from sanic import HTTPResponse, Request, Sanic
+from sanic.response import html
 
 import sanic_nats_bridge
 from sanic_nats_bridge.routes import client
@@ -17,6 +19,8 @@ from tests.support.raw import raw_connection
 
 FOLDER = Path(sanic_nats_bridge.__file__).parent / "browser"
 ALLOWED = "https://app.example"
+OTHER = "0123456789abcdef"
+"""The version of a module in another release."""
 BROTLI: Any = importlib.import_module("brotli")  # it has no types
 CODINGS = {"br": BROTLI.decompress, "gzip": gzip.decompress, "identity": bytes}
 
@@ -140,11 +144,74 @@ async def test_only_allowed_origins_can_import_modules(bridge: Bridge) -> None:
             assert (await ask(bridge, "GET", url, Sec_Fetch_Site=site))[0] == 200
 
 
-async def test_unknown_version_returns_404_and_post_returns_405(bridge: Bridge) -> None:
-    for url in await addresses(bridge):
+async def test_post_returns_405(bridge: Bridge) -> None:
+    for url in (*await addresses(bridge), f"{bridge.url}/client-{OTHER}.js"):
         assert (await ask(bridge, "POST", url))[0] == 405
-    for name in ("client", "share"):
-        assert (await ask(bridge, "GET", f"{bridge.url}/{name}-0123456789abcdef.js"))[0] == 404
+
+
+async def test_version_of_another_release_is_current_module_without_long_caching(bridge: Bridge) -> None:
+    for url, caching in (await addresses(bridge)).items():
+        if caching == "no-cache":
+            continue
+        other = re.sub(r"[0-9a-f]{16}\.js$", f"{OTHER}.js", url)
+        for coding in CODINGS:
+            for method in ("GET", "HEAD"):
+                status, headers, body = await ask(bridge, method, other, Accept_Encoding=coding)
+                expected, current, text = await ask(bridge, method, url, Accept_Encoding=coding)
+                assert (status, body) == (expected, text) == (200, b"" if method == "HEAD" else text)
+                assert headers["Cache-Control"] == "no-cache"
+                for name in ("Content-Type", "Content-Length", "Content-Encoding", "ETag", "Vary", "Sanic-Nats-Bridge"):
+                    assert headers.get(name) == current.get(name), name
+            status, headers, _ = await ask(
+                bridge, "GET", other, If_None_Match=current["ETag"], Accept_Encoding=coding
+            )  # fmt: skip
+            assert (status, headers["Cache-Control"]) == (304, "no-cache")
+        status, headers, _ = await ask(bridge, "GET", other, Origin=ALLOWED, Sec_Fetch_Site="cross-site")
+        assert (status, headers["Access-Control-Allow-Origin"]) == (200, ALLOWED)
+        assert (await ask(bridge, "GET", other, Origin="https://evil.example"))[0] == 403
+
+
+async def test_client_of_another_release_imports_current_share_module(bridge: Bridge) -> None:
+    imports = re.compile(rb'import\("\./(share[\w-]*\.js)"\)')
+    (share,) = imports.findall((await ask(bridge, "GET", f"{bridge.url}/client-{OTHER}.js"))[2])
+    status, headers, _ = await ask(bridge, "GET", f"{bridge.url}/{share.decode()}")
+    assert (status, headers["Cache-Control"]) == (200, "public, max-age=31536000, immutable")
+    assert imports.findall((await ask(bridge, "GET", f"{bridge.url}/client.js"))[2]) == [b"share.js"]
+
+
+async def test_names_that_no_release_has_are_not_found(bridge: Bridge) -> None:
+    for name in (
+        "client-",
+        "client-012",
+        "share-0123456789ABCDEF",
+        f"other-{OTHER}",
+        f"client-{OTHER}0",
+        f"client.{OTHER}",
+    ):
+        assert (await ask(bridge, "GET", f"{bridge.url}/{name}.js"))[0] == 404, name
+    assert (await ask(bridge, "GET", f"{bridge.url}/client-{OTHER}.css"))[0] == 404
+
+
+CATCH_ALL = ("/<path:path>", "/<name>", "/<name:ext>", "/<name:[^/]+>", "/nats/<name>", "/nats/<path:path>")
+
+
+@pytest.mark.parametrize("prefix", ["/nats", ""])
+async def test_catch_all_route_of_app_does_not_get_requests_for_other_release(
+    shared_nats: NatsServer, prefix: str
+) -> None:
+    def prepare(app: Sanic[Any, Any]) -> None:
+        async def frontend(request: Request, **_: str) -> HTTPResponse:
+            return html("the frontend")
+
+        for number, route in enumerate(CATCH_ALL):
+            app.add_route(frontend, route, name=f"frontend{number}")
+
+    async with running(servers=shared_nats.url, prefix=prefix, prepare=prepare) as bridge:
+        for name in ("client", "share"):
+            status, headers, _ = await ask(bridge, "GET", f"{bridge.url}/{name}-{OTHER}.js")
+            assert (status, headers["Content-Type"]) == (200, "text/javascript; charset=utf-8")
+        for name in ("index", "client-012.js", "client-0123456789abcdef0123.js"):
+            assert (await ask(bridge, "GET", f"{bridge.url}/{name}"))[2] == b"the frontend"
 
 
 @pytest.fixture
