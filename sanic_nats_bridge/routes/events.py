@@ -11,7 +11,7 @@ from ..errors import BridgeError, InternalError, UnreachableSession
 from ..protocol.messages import Close, Command, query_command
 from ..sessions.pending import PendingConnection
 from ..sessions.registry import SessionRegistry
-from ..transports.auto import SseTransport, is_misdirected, sse_transport
+from ..transports.auto import SseTransport, begin_stream, is_misdirected, sse_transport
 from ..transports.base import CLOSE_SECONDS
 from .authorization import get_permissions
 from .cors import CrossOrigin
@@ -44,7 +44,7 @@ def add_event_route(blueprint: Blueprint, sessions: SessionRegistry, cross_origi
                 return opened
             opened = await request.respond(opened)
             cross_origin.set_headers(request, opened)
-            await opened.send(b"")
+            await begin_stream(request, opened)
             async with sse_transport(request, opened, sessions.settings) as transport:
                 if isinstance(decision, Close):
                     transport.close(decision, CLOSE_SECONDS)

@@ -9,9 +9,17 @@ from sanic.models.asgi import MockTransport
 
 from ..settings import Settings
 from .asgi import AsgiSseTransport, AsgiWebSocketTransport
-from .sanic import SanicSseTransport, SanicWebSocketTransport
+from .sanic import SanicHttp10SseTransport, SanicSseTransport, SanicWebSocketTransport, begin_http10_stream
 
-__all__ = ["SseTransport", "WebSocketTransport", "is_asgi", "is_misdirected", "sse_transport", "websocket_transport"]
+__all__ = [
+    "SseTransport",
+    "WebSocketTransport",
+    "begin_stream",
+    "is_asgi",
+    "is_misdirected",
+    "sse_transport",
+    "websocket_transport",
+]
 
 WebSocketTransport: TypeAlias = SanicWebSocketTransport | AsgiWebSocketTransport
 SseTransport: TypeAlias = SanicSseTransport | AsgiSseTransport
@@ -40,13 +48,27 @@ def websocket_transport(
     return contextlib.nullcontext(SanicWebSocketTransport(websocket, settings))
 
 
+async def begin_stream(request: Request, response: HTTPResponse) -> None:
+    """Send the head of an event stream."""
+    if _is_http10(request):
+        await begin_http10_stream(request, response)
+    else:
+        await response.send(b"")
+
+
 def sse_transport(
     request: Request, response: HTTPResponse, settings: Settings
 ) -> AbstractAsyncContextManager[SseTransport]:
     """Return a context manager with the transport of an event stream, in which the handler serves the client.
 
-    The response must have begun.
+    The response must have begun, by `begin_stream`.
     """
     if is_asgi(request):
         return AsgiSseTransport(request, response, settings).serving()
-    return contextlib.nullcontext(SanicSseTransport(request, settings))
+    kind = SanicHttp10SseTransport if _is_http10(request) else SanicSseTransport
+    return contextlib.nullcontext(kind(request, settings))
+
+
+def _is_http10(request: Request) -> bool:
+    """Return whether an HTTP/1.0 client is connected to Sanic's own server. An ASGI server frames the body itself."""
+    return request.version == "1.0" and not is_asgi(request)

@@ -46,7 +46,10 @@ def check_sanic() -> None:
     require("sanic", WebsocketFrameAssembler, {"__init__": parts, "put": coroutine("self", "frame")})
     require("sanic", MockTransport, {"__init__": uses("_receive", "_send")})
     require("sanic", Request, {"stream": slot})
-    require("sanic", Http, {"stage": slot})
+    of_http = dict.fromkeys(("keep_alive", "protocol", "response_func", "stage"), slot)
+    functions = {"http1": uses("keep_alive", "response_func", "stage"), "log_response": function("self")}
+    require("sanic", Http, of_http | functions)
+    require("sanic", WebSocketProtocol, {"access_log": slot})
     require("websockets", ServerProtocol, {"fail": function("self", "code", "reason")})
     received = {"close_rcvd": lambda value: value is None, "debug": lambda value: isinstance(value, bool)}
     require("websockets", ServerProtocol(), received)

@@ -7,7 +7,7 @@ No other module uses private parts of Sanic's server: ``io_proto``, ``ws_proto``
 ``recv_cancel``, ``resume_frames``, ``keepalive_ping_task``, ``data_received``, ``eof_received``,
 ``process_events``, ``fail_connection`` and the ping settings of its WebSocket; ``fail``, ``debug`` and
 ``close_rcvd`` of the `websockets` protocol below it; ``_can_write``, ``_time`` and ``_callback_check_timeouts`` of
-its protocols.
+its protocols; ``keep_alive``, ``response_func``, ``stage``, ``protocol`` and ``log_response`` of its HTTP/1 connection.
 """
 
 import asyncio
@@ -16,7 +16,9 @@ import math
 import time
 from typing import Any, ClassVar, cast
 
-from sanic import Request, Websocket
+from sanic import HTTPResponse, Request, Websocket
+from sanic.headers import format_http1_response
+from sanic.http.constants import Stage
 from websockets.frames import Opcode
 
 from ..errors import CloseCode
@@ -29,7 +31,7 @@ from .base import CLOSE_SECONDS, CLOSED_WITHOUT_CODE, TransportListener
 from .read_throttle import ReadThrottle
 from .tcp import has_unacknowledged_data, set_user_timeout
 
-__all__ = ["SanicSseTransport", "SanicWebSocketTransport"]
+__all__ = ["SanicHttp10SseTransport", "SanicSseTransport", "SanicWebSocketTransport", "begin_http10_stream"]
 
 _PING = b"\x89\x00"
 _INVALID_DATA = 1007
@@ -291,6 +293,37 @@ class SanicSseTransport(_SanicTransport):
         # Sanic removes the stream of a completed request. The connection may serve another request then.
         if self._request.stream is not None:
             self.abort()
+
+
+class SanicHttp10SseTransport(SanicSseTransport):
+    """The transport of an HTTP/1.0 client of ``/events``, whose response ends with the connection."""
+
+    __slots__ = ()
+
+    wire_format = WireFormat.EVENTS
+
+
+async def begin_http10_stream(request: Request, response: HTTPResponse) -> None:
+    """Send the head of a response that ends with the connection.
+
+    Sanic would send chunks, which an HTTP/1.0 client doesn't know (RFC 9112, section 6.1).
+    """
+    connection = cast(Any, request.stream)
+    connection.keep_alive = False
+    response.headers["connection"] = "close"
+    if connection.protocol.access_log:
+        connection.log_response()
+    await connection.protocol.send(format_http1_response(response.status, response.processed_headers))
+    connection.stage = Stage.RESPONSE
+
+    async def send(data: bytes, end_stream: bool) -> None:
+        if data:
+            await connection.protocol.send(data)
+        if end_stream:
+            connection.response_func = None
+            connection.stage = Stage.IDLE
+
+    connection.response_func = send
 
 
 def _is_control_or_empty(event: Any) -> bool:

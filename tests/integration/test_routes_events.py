@@ -4,6 +4,7 @@ import json
 import re
 import threading
 import urllib.request
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -205,6 +206,119 @@ async def test_pipelined_requests_are_answered_after_stream_ends(shared_nats: Na
             answers = (await reader.read()).decode()
         assert re.findall(r"HTTP/1.1 (\d+)", answers) == ["200", "200", "400"]
         assert answers.count("event: close") == 2
+
+
+HTTP10_SERVERS: list[tuple[ServerName, dict[str, str]]] = [
+    ("sanic", {}),
+    ("uvicorn", {"http": "h11"}),
+    ("hypercorn", {}),
+]
+
+
+@pytest.fixture
+async def http10(request: pytest.FixtureRequest, shared_nats: NatsServer, server: ServerName) -> AsyncIterator[Bridge]:
+    """Serve a bridge for one session, with rare heartbeats."""
+    async with running(
+        server=server,
+        server_options=request.param,
+        servers=shared_nats.url,
+        subscribe=[">"],
+        unsubscribe_delay=0.1,
+        heartbeat=3600,
+        max_sessions=1,
+    ) as bridge:
+        yield bridge
+
+
+each_http10_server = pytest.mark.parametrize(
+    ("server", "http10"), HTTP10_SERVERS, ids=[name for name, _ in HTTP10_SERVERS], indirect=["http10"]
+)
+
+
+def fields_of(head: bytes) -> dict[str, str]:
+    """Return the headers of a response."""
+    lines = (line.partition(": ") for line in head.decode().split("\r\n")[1:] if line)
+    return {name.title(): value for name, _, value in lines}
+
+
+@each_http10_server
+@pytest.mark.parametrize("connection", ["", "Connection: keep-alive\r\n"], ids=["", "keep-alive"])
+async def test_http10_client_gets_events_without_chunks_until_connection_ends(
+    http10: Bridge, publisher: Publisher, shared_nats: NatsServer, connection: str
+) -> None:
+    """Check the bytes of the stream, to which RFC 9112, section 6.1, forbids a transfer coding."""
+    subject = publisher.subject("a")
+    request = f"GET /nats/events?subjects={subject} HTTP/1.0\r\n{connection}\r\n"
+    async with raw_connection(http10.port, request) as (reader, _), asyncio.timeout(WAIT_SECONDS):
+        fields = fields_of(await reader.readuntil(b"\r\n\r\n"))
+        assert {name: fields[name] for name in HEADERS} == HEADERS
+        assert fields["Connection"] == "close"
+        assert not {"Transfer-Encoding", "Content-Length"} & fields.keys()
+        assert re.fullmatch(rb"retry: \d+\nevent: welcome\ndata: \{.*\}\n\n", await reader.readuntil(b"\n\n"))
+        assert (await reader.readuntil(b"\n\n")).startswith(b'event: reply\ndata: {"type":"reply"')
+        payloads = [b"%d" % number for number in range(100)] + [b'"%b"' % (b"x" * 300_000)]
+        await publisher.send(subject, *payloads)
+        for payload in payloads:
+            event = await reader.readuntil(b"\n\n")
+            assert event == b'data: {"type":"message","subject":"%b","data":%b}\n\n' % (subject.encode(), payload)
+        # A worker without room for another client ends the stream of the second one at once.
+        async with raw_connection(http10.port, request) as (second, _):
+            _, _, body = (await second.read()).partition(b"\r\n\r\n")
+        assert re.fullmatch(rb"retry: \d+\nevent: close\ndata: \{.*\}\n\n", body)
+        http10.runtime.sessions.close_all("The server is going away")
+        assert re.fullmatch(rb"retry: \d+\nevent: close\ndata: \{.*\}\n\n", await reader.read())
+
+
+@each_http10_server
+async def test_session_ends_when_http10_client_disconnects(http10: Bridge) -> None:
+    async with raw_connection(http10.port, "GET /nats/events HTTP/1.0\r\n\r\n") as (reader, _):
+        await asyncio.wait_for(reader.readuntil(b'"welcome"'), WAIT_SECONDS)
+        assert len(sessions(http10)) == 1
+    await until(lambda: not len(sessions(http10)))
+
+
+@each_http10_server
+async def test_http10_client_gets_whole_error_and_can_keep_its_connection(http10: Bridge) -> None:
+    request = "GET /nats/events?subjects=a..b HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
+    async with raw_connection(http10.port, request) as (reader, writer), asyncio.timeout(WAIT_SECONDS):
+        for _ in range(2):
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 400")
+            fields = fields_of(head)
+            assert "Transfer-Encoding" not in fields
+            if fields["Connection"] == "close":
+                body = await reader.read()
+            else:
+                body = await reader.readexactly(int(fields["Content-Length"]))
+                writer.write(request.encode())
+            assert json.loads(body)["code"] == "subject.invalid"
+            if fields["Connection"] == "close":
+                return
+
+
+async def test_http10_stream_sends_heartbeats(shared_nats: NatsServer) -> None:
+    async with running(servers=shared_nats.url, heartbeat=0.2) as bridge:
+        async with raw_connection(bridge.port, "GET /nats/events HTTP/1.0\r\n\r\n") as (reader, _):
+            async with asyncio.timeout(WAIT_SECONDS):
+                await reader.readuntil(b"\r\n\r\n")
+                events = [await reader.readuntil(b"\n\n") for _ in range(4)]
+        assert set(events[1:]) == {b'event: heartbeat\ndata: {"type":"heartbeat"}\n\n'}
+
+
+async def test_http10_slow_consumer_gets_gap(shared_nats: NatsServer, publisher: Publisher) -> None:
+    subject = publisher.subject("a")
+    request = f"GET /nats/events?subjects={subject} HTTP/1.0\r\n\r\n"
+    async with (
+        running(servers=shared_nats.url, subscribe=[">"], max_pending_bytes=65_536, write_timeout=3600) as bridge,
+        raw_connection(bridge.port, request, limit=4096) as (reader, _),
+        asyncio.timeout(WAIT_SECONDS),
+    ):
+        await until(lambda: subject in shared_nats.subscriptions())
+        while not bridge.runtime.sessions.counters.lost["slow_consumer"]:
+            await publisher.send(subject, b'"%b"' % (b"x" * 30_000))
+        data = b""
+        while b"event: gap\n" not in data:
+            data = data[-20:] + await reader.read(65_536)
 
 
 @sanic_only

@@ -31,7 +31,12 @@ def test_installed_versions_are_compatible() -> None:
         (WebsocketImplProtocol, "resume_frames"),
         (WebsocketFrameAssembler, "put"),
         (Request, "stream"),
+        (Http, "keep_alive"),
+        (Http, "log_response"),
+        (Http, "protocol"),
+        (Http, "response_func"),
         (Http, "stage"),
+        (HttpProtocol, "access_log"),
         (Protocol, "fail"),
     ],
 )
@@ -50,6 +55,7 @@ def _other(self: Any, *arguments: Any) -> None: ...
     [
         (HttpProtocol, "send"),
         (HttpProtocol, "_can_write"),
+        (Http, "http1"),
         (WebsocketImplProtocol, "__init__"),
         (WebsocketImplProtocol, "process_events"),
         (WebsocketFrameAssembler, "__init__"),
