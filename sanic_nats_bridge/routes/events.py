@@ -21,6 +21,7 @@ from .responses import response
 
 __all__ = ["add_event_route"]
 
+_OK = 200
 _CONTENT_TYPE = "text/event-stream; charset=utf-8"
 # A proxy that compresses the stream would hold its events back (RFC 9111, section 5.2.2.6).
 _HEADERS = {"cache-control": "no-store, no-transform", "x-accel-buffering": "no"}
@@ -39,10 +40,13 @@ def add_event_route(blueprint: Blueprint, sessions: SessionRegistry, cross_origi
             except BridgeError as error:
                 sessions.count_rejected(error)
                 return rejection_response(error, "subscribe")
-            opened = response(b"", 200, _HEADERS, _CONTENT_TYPE)
+            opened = response(b"", _OK, _HEADERS, _CONTENT_TYPE)
             if request.method == "HEAD":
                 return opened
             opened = await request.respond(opened)
+            if opened.body or opened.status != _OK:
+                # A response middleware of the app has replaced it. Sanic sends what it has returned.
+                return None
             cross_origin.set_headers(request, opened)
             await begin_stream(request, opened)
             async with sse_transport(request, opened, sessions.settings) as transport:

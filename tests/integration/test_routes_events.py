@@ -11,6 +11,8 @@ import httpx
 import pytest
 from aiohttp import ClientResponse
 from httpx_sse import aconnect_sse
+from sanic import HTTPResponse, Request, Sanic
+from sanic.response import BaseHTTPResponse, text
 from sseclient import SSEClient
 
 from sanic_nats_bridge.testing import NatsServer
@@ -173,6 +175,20 @@ async def test_head_returns_stream_headers_and_opens_no_session(bridge: Bridge) 
             assert {name: response.headers[name] for name in HEADERS} == HEADERS
     assert not len(sessions(bridge))
     assert not bridge.runtime.sessions.hub.patterns
+
+
+async def test_response_that_middleware_returns_replaces_stream(shared_nats: NatsServer, server: ServerName) -> None:
+    def prepare(app: Sanic[Any, Any]) -> None:
+        @app.on_response  # type: ignore[untyped-decorator]
+        async def replace(request: Request, response: BaseHTTPResponse) -> HTTPResponse:
+            return text("maintenance", 200 if "subjects" in request.args else 503)
+
+    async with running(server=server, servers=shared_nats.url, subscribe=["a"], prepare=prepare) as bridge:
+        with kept_connection(bridge) as connection:
+            for query, status in (("", 503), ("?subjects=a", 200), ("", 503)):
+                response, body = await connection.request("GET", f"/events{query}")
+                assert (response.status, body) == (status, b"maintenance")
+        assert not len(sessions(bridge))
 
 
 async def test_full_worker_sends_close_event_and_keeps_connection_open(

@@ -148,8 +148,7 @@ async def test_responses_of_the_app_do_not_have_the_header(shared_nats: NatsServ
             url = bridge.url + path
             assert await ask(bridge.http, "GET", url, 302, X_Stop="redirect") == []
             assert await ask(bridge.http, "GET", url, 403, X_Stop="page") == []
-            if path != "/events":
-                assert await ask(bridge.http, "GET", url, 404, X_Stop="replace") == []
+            assert await ask(bridge.http, "GET", url, 404, X_Stop="replace") == []
             assert await ask(bridge.http, "POST", url, 405) == []
             assert await ask(bridge.http, "GET", url, 200) == ["1"]
         assert await ask(bridge.http, "GET", f"{bridge.url}/nothing", 404) == []
