@@ -10,6 +10,8 @@ from typing import Any
 from sanic import HTTPResponse, Request, Sanic
 from sanic.exceptions import MethodNotAllowed
 
+from ..transports.responses import BodyDiscardingResponse
+
 __all__ = ["BRIDGE_HEADER", "json_response", "mark_method_errors", "response"]
 
 BRIDGE_HEADER = "sanic-nats-bridge"  # HTTP/3 forbids capitals
@@ -24,7 +26,7 @@ def response(
     content_type: str | None = None,
 ) -> HTTPResponse:
     """Return a response of the bridge."""
-    return HTTPResponse(body, status, _MARK | dict(headers or {}), content_type)
+    return BodyDiscardingResponse(body, status, _MARK | dict(headers or {}), content_type)
 
 
 def json_response(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> HTTPResponse:

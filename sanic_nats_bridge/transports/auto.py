@@ -66,7 +66,7 @@ def sse_transport(
     if is_asgi(request):
         return AsgiSseTransport(request, response, settings).serving()
     kind = SanicHttp10SseTransport if _is_http10(request) else SanicSseTransport
-    return contextlib.nullcontext(kind(request, settings))
+    return kind(request, settings).serving()
 
 
 def _is_http10(request: Request) -> bool:

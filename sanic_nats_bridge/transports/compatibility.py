@@ -46,8 +46,12 @@ def check_sanic() -> None:
     require("sanic", WebsocketFrameAssembler, {"__init__": parts, "put": coroutine("self", "frame")})
     require("sanic", MockTransport, {"__init__": uses("_receive", "_send")})
     require("sanic", Request, {"stream": slot})
-    of_http = dict.fromkeys(("keep_alive", "protocol", "response_func", "stage"), slot)
-    functions = {"http1": uses("keep_alive", "response_func", "stage"), "log_response": function("self")}
+    of_http = dict.fromkeys(("keep_alive", "protocol", "request_body", "response_func", "stage"), slot)
+    functions = {
+        "__aiter__": uses("request_body"),
+        "http1": uses("keep_alive", "request_body", "response_func", "stage"),
+        "log_response": function("self"),
+    }
     require("sanic", Http, of_http | functions)
     require("sanic", WebSocketProtocol, {"access_log": slot})
     require("websockets", ServerProtocol, {"fail": function("self", "code", "reason")})

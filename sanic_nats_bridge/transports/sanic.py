@@ -3,18 +3,20 @@
 The write buffer of the asyncio transport is the client's queue. All frames of a session must go through one object of
 this module. Sanic's ``send`` waits while the buffer is full, so direct writes would overtake it.
 
-No other module uses private parts of Sanic's server: ``io_proto``, ``ws_proto``, ``assembler``,
+Only this module and `responses` use private parts of Sanic's server: ``io_proto``, ``ws_proto``, ``assembler``,
 ``recv_cancel``, ``resume_frames``, ``keepalive_ping_task``, ``data_received``, ``eof_received``,
 ``process_events``, ``fail_connection`` and the ping settings of its WebSocket; ``fail``, ``debug`` and
 ``close_rcvd`` of the `websockets` protocol below it; ``_can_write``, ``_time`` and ``_callback_check_timeouts`` of
-its protocols; ``keep_alive``, ``response_func``, ``stage``, ``protocol`` and ``log_response`` of its HTTP/1 connection.
+its protocols; ``keep_alive``, ``request_body``, ``response_func``, ``stage``, ``protocol`` and ``log_response`` of its
+HTTP/1 connection.
 """
 
 import asyncio
 import contextlib
 import math
 import time
-from typing import Any, ClassVar, cast
+from collections.abc import AsyncIterator
+from typing import Any, ClassVar, Self, cast
 
 from sanic import HTTPResponse, Request, Websocket
 from sanic.headers import format_http1_response
@@ -29,6 +31,7 @@ from ..settings import Settings
 from .assembler import MessageAssembler
 from .base import CLOSE_SECONDS, CLOSED_WITHOUT_CODE, TransportListener
 from .read_throttle import ReadThrottle
+from .responses import discarding_body
 from .tcp import has_unacknowledged_data, set_user_timeout
 
 __all__ = ["SanicHttp10SseTransport", "SanicSseTransport", "SanicWebSocketTransport", "begin_http10_stream"]
@@ -267,6 +270,12 @@ class SanicSseTransport(_SanicTransport):
         self._finished = asyncio.Event()
         self.keepalive()
 
+    @contextlib.asynccontextmanager
+    async def serving(self) -> AsyncIterator[Self]:
+        """Discard the body of the request, if it has one, while the handler is in this context."""
+        async with discarding_body(self._request.stream):
+            yield self
+
     def keepalive(self) -> None:
         """Keep Sanic from cancelling the response as idle."""
         # Sanic cancels a response after RESPONSE_TIMEOUT without a send of its protocol. Direct writes don't count.
@@ -322,6 +331,8 @@ async def begin_http10_stream(request: Request, response: HTTPResponse) -> None:
         if end_stream:
             connection.response_func = None
             connection.stage = Stage.IDLE
+            # The client waits for the end of the connection, even if its request has no end.
+            connection.request_body = None
 
     connection.response_func = send
 

@@ -34,6 +34,7 @@ def test_installed_versions_are_compatible() -> None:
         (Http, "keep_alive"),
         (Http, "log_response"),
         (Http, "protocol"),
+        (Http, "request_body"),
         (Http, "response_func"),
         (Http, "stage"),
         (HttpProtocol, "access_log"),

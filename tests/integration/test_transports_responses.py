@@ -1,0 +1,142 @@
+"""Requests with a body to routes that read none."""
+
+import asyncio
+import contextlib
+import logging
+import re
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from sanic_nats_bridge.testing import NatsServer
+from tests.support.bridge import SERVERS, WAIT_SECONDS, Bridge, Publisher, ServerName, running, sanic_only, until
+from tests.support.clock import held
+from tests.support.raw import raw_connection, sessions
+
+ALLOWED = "https://app.example"
+ROUTES = {
+    "GET /nats/events": 200,  # of a worker that takes no more clients
+    "HEAD /nats/events": 200,
+    "OPTIONS /nats/events": 204,
+    "GET /nats/health/live": 200,
+    "HEAD /nats/health/ready": 200,
+    "GET /nats/metrics": 200,
+    "GET /nats/client.js": 200,
+    "GET /nats/client-0123456789abcdef.js": 200,
+    "GET /nats/events?subjects=a..b": 400,
+    "GET /nats/stream": 400,
+}
+BODIES = {
+    "no bytes": "Content-Length: 0\r\n\r\n",
+    "a length": "Content-Length: 5\r\n\r\nhello",
+    "chunks": "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n3\r\nyou\r\n0\r\n\r\n",
+    "more than a buffer": f"Content-Length: 300000\r\n\r\n{'x' * 300_000}",
+}
+LAST = "GET /nats/health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+
+@pytest.fixture(params=SERVERS)
+def server(request: pytest.FixtureRequest) -> ServerName:
+    name: ServerName = request.param
+    return name
+
+
+@pytest.fixture
+async def bridge(shared_nats: NatsServer, server: ServerName) -> AsyncIterator[Bridge]:
+    """Serve a bridge for one session."""
+    async with running(
+        servers=shared_nats.url,
+        subscribe=[">"],
+        allowed_origins=ALLOWED,
+        metrics=True,
+        max_sessions=1,
+        heartbeat=3600,
+        server=server,
+    ) as served:
+        yield served
+
+
+@pytest.fixture(autouse=True)
+def no_error_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    yield
+    assert [record.getMessage() for record in caplog.get_records("call") if record.levelno >= logging.WARNING] == []
+
+
+def head_of(route: str) -> str:
+    return f"{route} HTTP/1.1\r\nHost: localhost\r\nOrigin: {ALLOWED}\r\n"
+
+
+@pytest.mark.parametrize("route", ROUTES)
+async def test_body_is_discarded_and_next_request_answered(bridge: Bridge, route: str) -> None:
+    async with bridge.events():
+        for body in BODIES.values():
+            request = head_of(route) + body + LAST
+            async with raw_connection(bridge.port, request) as (reader, _), asyncio.timeout(WAIT_SECONDS):
+                answers = await reader.read()
+            assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"%d" % ROUTES[route], b"200"]
+            assert answers.count(b'{"live":true}') == (2 if "live" in route else 1)
+
+
+@sanic_only
+@pytest.mark.parametrize("route", ROUTES)
+async def test_response_does_not_wait_for_body(bridge: Bridge, route: str, server: ServerName) -> None:
+    async with bridge.events(), raw_connection(bridge.port, head_of(route)) as (reader, writer):
+        writer.write(b"Content-Length: 10\r\n\r\nhello")
+        async with asyncio.timeout(WAIT_SECONDS):
+            assert (await reader.readline()).startswith(b"HTTP/1.1 %d" % ROUTES[route])
+            writer.write(b"hello" + LAST.encode())
+            assert b"HTTP/1.1 200" in await reader.read()
+
+
+@sanic_only
+async def test_malformed_body_closes_connection_after_response(bridge: Bridge, server: ServerName) -> None:
+    request = head_of("GET /nats/health/live") + "Transfer-Encoding: chunked\r\n\r\nno number\r\n\r\n"
+    async with raw_connection(bridge.port, request + LAST) as (reader, _), asyncio.timeout(WAIT_SECONDS):
+        answers = await reader.read()
+    assert answers.count(b"HTTP/1.1 200") == answers.count(b'{"live":true}') == 1
+
+
+@sanic_only
+async def test_connection_ends_if_body_never_comes(shared_nats: NatsServer, server: ServerName) -> None:
+    async with (
+        running(
+            servers=shared_nats.url,
+            subscribe=["a"],
+            server=server,
+            prepare=lambda app: app.config.update(KEEP_ALIVE_TIMEOUT=2),
+        ) as bridge,
+        held() as clock,
+        raw_connection(bridge.port, head_of("GET /nats/health/live") + "Content-Length: 5\r\n\r\n") as (reader, _),
+    ):
+        reading = asyncio.create_task(reader.read())
+        while not reading.done():
+            await clock.forward(0.5)
+        assert (await reading).endswith(b'{"live":true}')
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+async def test_stream_of_request_with_body_passes_messages_and_ends_with_client(
+    bridge: Bridge, publisher: Publisher, version: str
+) -> None:
+    subject = publisher.subject("a")
+    request = (
+        f"GET /nats/events?subjects={subject} HTTP/{version}\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n"
+    )
+    async with raw_connection(bridge.port, request) as (reader, writer), asyncio.timeout(WAIT_SECONDS):
+        await reader.readuntil(b'"active":true')
+        writer.write(b"x" * 300_000)  # more than Sanic's buffer takes
+        await writer.drain()
+        for number in range(3):
+            await publisher.send(subject, b'"message %d"' % number)
+            await reader.readuntil(b"message %d" % number)
+    await until(lambda: not len(sessions(bridge)))
+
+
+@sanic_only
+async def test_http10_stream_ends_without_waiting_for_body(bridge: Bridge, server: ServerName) -> None:
+    request = "GET /nats/events HTTP/1.0\r\nContent-Length: 10\r\n\r\n"
+    async with raw_connection(bridge.port, request) as (reader, _), asyncio.timeout(WAIT_SECONDS):
+        await reader.readuntil(b'"welcome"')
+        bridge.runtime.sessions.close_all("The server is going away")
+        with contextlib.suppress(ConnectionResetError):
+            assert (await reader.read()).endswith(b"}\n\n")
