@@ -1,6 +1,6 @@
 // The bridge's browser client with the selected transport, and the subscriptions of the page.
 
-import { connect } from "/client.js";
+import { connect } from "../client.js";
 
 export class Connection {
   #client;
