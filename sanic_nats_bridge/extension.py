@@ -14,6 +14,7 @@ from .errors import SettingsError
 from .metrics.stats import Stats
 from .nats.connection import NatsClient
 from .routes.client import versioned_name
+from .routes.public_prefix import public_prefix
 from .runtime import BridgeRuntime
 from .sessions.registry import SessionsView
 from .sessions.session import Session
@@ -97,10 +98,13 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         It changes with each version of the client, so browsers may cache it indefinitely. ``client.js`` in the
         same folder is always the current version.
 
+        Behind a proxy that removes a prefix from the path, it begins with that prefix: with the setting
+        ``public_prefix``, or with ``X-Forwarded-Prefix`` of the current request if Sanic trusts the proxy.
+
         Raises:
             RuntimeError: The bridge is on no app yet.
         """
-        return f"{self.settings.prefix}/{versioned_name()}"
+        return f"{public_prefix(self.settings)}{self.settings.prefix}/{versioned_name()}"
 
     def stats(self) -> Stats:
         """Return the stats of this worker as of now. Must be called in its event loop.

@@ -50,6 +50,7 @@ class SettingKeywords(TypedDict, total=False):
 
     servers: str | Sequence[str]
     prefix: str
+    public_prefix: str | None
     subscribe: str | Sequence[str]
     deny: str | Sequence[str]
     permissions: PermissionsFunction | None
@@ -103,6 +104,9 @@ class Settings:
     """URLs of NATS servers: ``nats://``, ``tls://``, ``ws://`` or ``wss://``."""
     prefix: str = _option("/nats", validators.path_prefix)
     """The path below which the routes are registered; may be empty."""
+    public_prefix: str | None = _option(None, validators.path_prefix)
+    """The path that a proxy removes from requests, for `NatsBridge.client_url`. By default the header
+    ``X-Forwarded-Prefix`` of a trusted proxy."""
     subscribe: tuple[str, ...] = _option((), validators.allowed_patterns)
     """Patterns that every client may subscribe to, as in `Permissions.subscribe`."""
     deny: tuple[str, ...] = _option((), validators.denied_patterns)

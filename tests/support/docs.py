@@ -496,8 +496,9 @@ def _check_http(block: Block) -> None:
 
 
 def _check_nginx(block: Block) -> None:
-    """Look each line up in the configuration behind which the tests run."""
-    known = [line.strip() for line in (ROOT / "docs" / "proxies" / "nginx.conf").read_text().splitlines()]
+    """Look each line up in the configurations behind which the tests run."""
+    files = (ROOT / "docs" / "proxies").glob("nginx*.conf")
+    known = [line.strip() for file in files for line in file.read_text().splitlines()]
     assert [line for line in block.text.splitlines() if line.strip() not in known] == []
 
 

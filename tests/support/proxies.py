@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
 import aiohttp
@@ -32,6 +33,8 @@ READY_PATH = "/health/ready"
 _FOLDER = PROJECT / "docs" / "proxies"
 _IDLE = "60s"
 _RELOAD_SECONDS = 2.0
+_EVENTS_OF_NGINX = ("location = /nats/events {", "location = /events {")
+"""The change for the example app, which has the bridge without a prefix."""
 _NGINX_PATHS = "".join(f" {kind}_temp_path {kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
 
 
@@ -125,12 +128,20 @@ async def proxied(proxy: Proxy, scheme: Scheme) -> AsyncIterator[ProxiedBridge]:
 
 @contextlib.contextmanager
 def running_proxy(
-    name: ProxyName, certificate: Path, folder: Path, machines: Sequence[int], idle: str = _IDLE
+    name: ProxyName,
+    certificate: Path,
+    folder: Path,
+    machines: Sequence[int],
+    idle: str = _IDLE,
+    changes: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Proxy]:
-    """Start the proxy for two machines at these ports; ``idle``: its timeout for idle connections."""
+    """Start the proxy for two machines at these ports.
+
+    ``idle``: its timeout for idle connections; ``changes``: further changes of its configuration.
+    """
     ports: dict[Scheme, int] = {"http": free_port(), "https": free_port()}
     adapt = {"nginx": _nginx, "haproxy": _haproxy}[name]
-    command = adapt(folder, ports, certificate, machines, idle)
+    command = adapt(folder, ports, certificate, machines, idle, changes)
     path = f"{os.environ['PATH']}:/usr/local/sbin:/usr/sbin"
     binary = shutil.which(command[0], path=path)
     assert binary is not None, f"{command[0]} is not installed"
@@ -153,6 +164,16 @@ def running_proxy(
             process.wait()
 
 
+def below_sub_path() -> dict[str, str]:
+    """Return the changes of nginx's configuration for an app below ``/app/``."""
+    text = (_FOLDER / "nginx.conf").read_text()
+    _, start, rest = text.partition("        location / {\n")
+    locations, end, _ = rest.partition("        location @away {\n")
+    assert start, "nginx.conf has a location for all paths"
+    assert end, "nginx.conf has a location for an app that doesn't answer"
+    return {start + locations.replace(*_EVENTS_OF_NGINX): (_FOLDER / "nginx-sub-path.conf").read_text()}
+
+
 def self_signed(folder: Path) -> Path:
     """Create a certificate for ``localhost``, its key, and a file with both."""
     request = "openssl req -x509 -days 2 -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1"
@@ -164,7 +185,12 @@ def self_signed(folder: Path) -> Path:
 
 
 def _nginx(
-    folder: Path, ports: Mapping[Scheme, int], certificate: Path, machines: Sequence[int], idle: str
+    folder: Path,
+    ports: Mapping[Scheme, int],
+    certificate: Path,
+    machines: Sequence[int],
+    idle: str,
+    changes: Mapping[str, str],
 ) -> tuple[str, ...]:
     user, group = _own_names()
     _adapt(
@@ -180,7 +206,8 @@ def _nginx(
             "server 10.0.0.1:5001": f"server 127.0.0.1:{machines[0]}",
             "server 10.0.0.2:5001": f"server 127.0.0.1:{machines[1]}",
             f"proxy_read_timeout {_IDLE};": f"proxy_read_timeout {idle};",
-            "location = /nats/events {": "location = /events {",
+            _EVENTS_OF_NGINX[0]: _EVENTS_OF_NGINX[1],
+            **changes,
         },
     )
     options = "daemon off; pid nginx.pid; error_log stderr;"
@@ -188,7 +215,12 @@ def _nginx(
 
 
 def _haproxy(
-    folder: Path, ports: Mapping[Scheme, int], certificate: Path, machines: Sequence[int], idle: str
+    folder: Path,
+    ports: Mapping[Scheme, int],
+    certificate: Path,
+    machines: Sequence[int],
+    idle: str,
+    changes: Mapping[str, str],
 ) -> tuple[str, ...]:
     user, group = _own_names()
     _adapt(
@@ -209,6 +241,7 @@ def _haproxy(
             f"timeout tunnel {_IDLE}": f"timeout tunnel {idle}",
             "path /nats/events": "path /events",
             "GET /nats/health/ready": f"GET {READY_PATH}",
+            **changes,
         },
     )
     return ("haproxy", "-W", "-db", "-f", str(folder / "haproxy.cfg"))
