@@ -1,5 +1,6 @@
 """Apps behind proxies that remove a prefix from the path, by the configuration of the documents."""
 
+import asyncio
 import shutil
 import tomllib
 from collections.abc import AsyncIterator, Iterator
@@ -18,7 +19,7 @@ from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import WAIT_SECONDS, Bridge, Publisher, running
 from tests.support.docs import file_of
 from tests.support.example import ExampleApp
-from tests.support.proxies import Proxy, below_sub_path, running_proxy, self_signed
+from tests.support.proxies import PROXIES, Proxy, ProxyName, below_sub_path, running_proxy, self_signed
 
 expect.set_options(timeout=1000 * WAIT_SECONDS)
 
@@ -143,6 +144,17 @@ async def test_nginx_by_http10_passes_each_event_immediately(
             for number in range(20):
                 await publisher.send(subject, b"%d" % number)
                 assert await client.data(1) == [number]
+
+
+@pytest.mark.parametrize("name", PROXIES)
+async def test_shipped_configurations_drop_the_prefix_of_a_client(
+    name: ProxyName, shared_nats: NatsServer, certificate: Path, tmp_path: Path
+) -> None:
+    evil = {"X-Forwarded-Prefix": "/evil"}
+    async with running(servers=shared_nats.url, prefix="", prepare=add_pages) as bridge:
+        with running_proxy(name, certificate, tmp_path, (bridge.port,) * 2) as proxy:
+            async with asyncio.timeout(WAIT_SECONDS):
+                assert (await client_url(bridge.http, proxy, "/url", evil)).startswith("/client-")
 
 
 async def test_nginx_below_sub_path_replaces_the_prefix_of_a_client(bridge: Bridge, nginx: Proxy) -> None:
