@@ -75,6 +75,7 @@ class SettingKeywords(TypedDict, total=False):
     max_pending_bytes: int
     overflow: str
     write_timeout: float
+    max_stream_age: float
     flush_interval: float
     ready_needs_nats: bool
     metrics: bool
@@ -155,6 +156,8 @@ class Settings:
     """The treatment of a client over ``max_pending_bytes``: ``gap``, ``latest`` or ``close``."""
     write_timeout: float = _option(20.0, validators.seconds(0.1))
     """Seconds after which a client that accepts no data is disconnected."""
+    max_stream_age: float = _option(3600.0, validators.seconds(1, or_zero=True))
+    """Seconds after which an event stream is ended and its client reconnects; 0 for never."""
     flush_interval: float = _option(0.0, validators.seconds(0, 1))
     """Seconds for which messages are gathered into one write; 0 gathers those of one turn of the event loop."""
     ready_needs_nats: bool = _option(False, validators.boolean)

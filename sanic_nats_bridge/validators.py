@@ -168,14 +168,22 @@ def path_prefix(value: Any) -> str:
     return value
 
 
-def seconds(minimum: float, maximum: float = _MAX_SECONDS) -> Callable[[Any], float]:
-    """Return a validator for a duration in seconds, of one day at most by default."""
+def seconds(minimum: float, maximum: float = _MAX_SECONDS, *, or_zero: bool = False) -> Callable[[Any], float]:
+    """Return a validator for a duration in seconds, of one day at most by default.
+
+    Args:
+        minimum: The shortest duration.
+        maximum: The longest duration.
+        or_zero: Whether 0 is valid too.
+    """
 
     def check(value: Any) -> float:
         number = not isinstance(value, bool) and isinstance(value, int | float)
-        if not number or not minimum <= value <= maximum:
-            raise ValueError(f"must be a number of seconds from {minimum} to {maximum}")
-        return float(value)
+        if number and (minimum <= value <= maximum or (or_zero and value == 0)):
+            return float(value)
+        if or_zero:
+            raise ValueError(f"must be 0, or a number of seconds from {minimum} to {maximum}")
+        raise ValueError(f"must be a number of seconds from {minimum} to {maximum}")
 
     return check
 

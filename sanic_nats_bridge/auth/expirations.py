@@ -1,4 +1,4 @@
-"""The times at which the permissions of sessions expire."""
+"""The times at which sessions expire."""
 
 import asyncio
 import heapq
@@ -12,26 +12,28 @@ _RECHECK_SECONDS = 30.0
 
 
 class ExpirationQueue:
-    """A queue of sessions by the time at which their permissions expire.
+    """A queue of sessions by the time at which they expire.
 
-    It goes by the wall clock, but the timers of the event loop go by a monotonic one. A wall clock that is set
-    is noticed within half a minute.
+    By default it goes by the wall clock, but the timers of the event loop go by a monotonic one. A wall clock that is
+    set is noticed within half a minute.
 
     Args:
         expire: Called with the key of each session whose time has passed.
+        clock: Returns the time in seconds; the Unix time by default.
     """
 
-    def __init__(self, expire: Callable[[str], None]) -> None:
+    def __init__(self, expire: Callable[[str], None], clock: Callable[[], float] | None = None) -> None:
         self.next = math.inf
-        """Unix seconds of the earliest expiry; infinite while there is none."""
+        """The time of the earliest expiry; infinite while there is none."""
         self._expire = expire
+        self._clock = clock or _wall_clock
         self._times: dict[str, float] = {}
         self._queue: list[tuple[float, str]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._timer_target = math.inf
 
     def put(self, key: str, at: float) -> None:
-        """Expire a session at these Unix seconds instead of the time set before; never if infinite."""
+        """Expire a session at this time instead of the one set before; never if infinite."""
         self.drop(key)
         if at < math.inf:
             self._times[key] = at
@@ -50,13 +52,13 @@ class ExpirationQueue:
 
     def expire_due(self) -> None:
         """Expire every session whose time has passed."""
-        if self.next <= time.time():
+        if self.next <= self._clock():
             for key in self._take_due():
                 self._expire(key)
 
     def _take_due(self) -> list[str]:
         due = []
-        while self._queue and self._queue[0][0] <= time.time():
+        while self._queue and self._queue[0][0] <= self._clock():
             at, key = heapq.heappop(self._queue)
             if self._times.get(key) == at:
                 del self._times[key]
@@ -74,10 +76,14 @@ class ExpirationQueue:
             self._timer = None
         self._timer_target = self.next
         if self._queue:
-            seconds = min(max(self.next - time.time(), 0.0), _RECHECK_SECONDS)
+            seconds = min(max(self.next - self._clock(), 0.0), _RECHECK_SECONDS)
             self._timer = asyncio.get_running_loop().call_later(seconds, self._timer_fired)
 
     def _timer_fired(self) -> None:
         self._timer = None
         self.expire_due()
         self._schedule()
+
+
+def _wall_clock() -> float:
+    return time.time()

@@ -1,5 +1,7 @@
 """The sessions of this worker."""
 
+import asyncio
+import random
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 
@@ -25,6 +27,8 @@ from .session import Session, SessionContext
 __all__ = ["SessionRegistry", "SessionsView"]
 
 _FULL_RETRY_FACTOR = 5
+_YOUNGEST_OLD = 0.75
+"""The share of ``max_stream_age`` after which the first of the streams that were opened together end."""
 _REVOKED = "Access was revoked"
 
 
@@ -49,6 +53,7 @@ class SessionRegistry:
         self.settings = settings
         self.counters = Counters()
         self.expirations = ExpirationQueue(self._expire)
+        self._stream_ages = ExpirationQueue(self._end_old_stream, _loop_time)
         self.hub = Hub(
             link,
             Broadcaster(self.counters, self.expirations, settings.expose_headers, settings.flush_interval),
@@ -124,6 +129,10 @@ class SessionRegistry:
         if session.identity is not None:
             self._by_identity.setdefault(session.identity, set()).add(session)
         self._schedule_expiry(session)
+        if session.transport == "sse" and self.settings.max_stream_age:
+            # Jittered, so that the clients of a restarted server don't all reconnect at once.
+            age = self.settings.max_stream_age * random.uniform(_YOUNGEST_OLD, 1)
+            self._stream_ages.put(session.key, _loop_time() + age)
         self._on_opened(session)
         return session
 
@@ -180,6 +189,7 @@ class SessionRegistry:
             if not others:
                 del self._by_identity[session.identity]
         self.expirations.drop(session.key)
+        self._stream_ages.drop(session.key)
         self.counters.ended_bytes += session.sent_bytes
         self.counters.count_close(code)
         self._on_closed(session, code)
@@ -265,6 +275,12 @@ class SessionRegistry:
     def _expire(self, key: str) -> None:
         self._sessions[key].expire()
 
+    def _end_old_stream(self, key: str) -> None:
+        session = self._sessions.get(key)
+        # The end of another stream at the same time may have ended it: the messages written then were too many.
+        if session is not None:
+            session.end_old_stream()
+
     def _schedule_expiry(self, session: Session) -> None:
         self.expirations.put(session.key, session.permissions.expires_at)
 
@@ -326,3 +342,7 @@ class SessionsView(Collection[Session]):
 
 def _statuses(nats: NatsState) -> dict[WireFormat, bytes]:
     return {wire_format: encoding.encode_frame(Status(nats=nats), wire_format) for wire_format in WireFormat}
+
+
+def _loop_time() -> float:
+    return asyncio.get_running_loop().time()

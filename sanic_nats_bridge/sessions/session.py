@@ -49,6 +49,9 @@ __all__ = ["Session", "SessionContext"]
 
 logger = logging.getLogger("sanic.root.nats_bridge")
 
+_RECONNECT_SPREAD_OF_OLD = 0.1
+"""Seconds over which the client of an old event stream reconnects. The ages themselves are spread already."""
+_TOO_OLD = "The event stream has reached its maximum age"
 _TOO_SLOW = "Slow consumer: the client does not read its messages fast enough"
 
 
@@ -331,18 +334,35 @@ class Session:
         """
         self.close(CloseCode.UNAUTHORIZED, "The permissions have expired", self._context.settings.write_timeout)
 
-    def close(self, code: CloseCode, reason: str, seconds: float | None = None) -> None:
+    def end_old_stream(self) -> None:
+        """End the session because its event stream has reached ``max_stream_age``.
+
+        All that was received for the client is written first, and it has ``write_timeout`` to accept that.
+        """
+        self._context.expirations.expire_due()
+        # It may end the session.
+        self._context.hub.flush()
+        if self.closed:
+            return
+        if self._slow_consumer is not None and (backlog := self._slow_consumer.encode_backlog()):
+            self.write(backlog)
+        self.close(
+            CloseCode.GOING_AWAY, _TOO_OLD, self._context.settings.write_timeout, spread=_RECONNECT_SPREAD_OF_OLD
+        )
+
+    def close(self, code: CloseCode, reason: str, seconds: float | None = None, *, spread: float | None = None) -> None:
         """End the session with a ``close`` frame, which is the last one.
 
         Args:
             code: The close code.
             reason: The reason, for people.
             seconds: The time that the client has to accept all that was written; 5 seconds by default.
+            spread: The seconds over which clients that get 1001 reconnect; those for a worker that stops by default.
         """
         if not self.closed:
             self._end(code, cut=code.drops_pending)
-            settings = self._context.settings
-            close = close_frame(code, reason, retry=settings.retry, spread=self._context.reconnect_spread)
+            spread = self._context.reconnect_spread if spread is None else spread
+            close = close_frame(code, reason, retry=self._context.settings.retry, spread=spread)
             self._transport.close(close, seconds or CLOSE_SECONDS)
 
     def connection_lost(self, code: int) -> None:

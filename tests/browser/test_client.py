@@ -33,6 +33,7 @@ from tests.support.client import (
 from tests.support.example import ExampleApp
 from tests.support.firefox import Firefox
 from tests.support.middlebox import Habit, Middlebox
+from tests.support.raw import sessions
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -229,6 +230,40 @@ async def test_client_reconnects_immediately_when_page_becomes_visible(
             "document.dispatchEvent(new Event('visibilitychange'))"
         )
         await back(tab, bridge, publisher, subject)
+
+
+async def test_client_and_bare_event_source_return_soon_after_stream_reached_its_age(
+    tab: Tab, shared_nats: NatsServer, publisher: Publisher
+) -> None:
+    subject = publisher.subject("a")
+    # With any delay but that of the `close` frame, they would return after an hour.
+    async with serving(shared_nats, retry=3600, reconnect_spread=3600) as (bridge, box):
+        await tab.goto(box.url)
+        await begin(tab, {"transports": ["sse"]}, subject)
+        await ready(tab, "sse")
+        await tab.evaluate(
+            """(subject) => {
+              window.bare = { welcomes: 0, got: [] };
+              window.source = new EventSource(`/nats/events?subjects=${subject}`);
+              source.addEventListener("reply", () => bare.welcomes++);
+              source.onmessage = ({ data }) => bare.got.push(JSON.parse(data).data);
+            }""",
+            subject,
+        )
+        await true(tab, "bare.welcomes === 1")
+        for number in range(2, 5):
+            old = list(bridge.extension.sessions)
+            assert [session.transport for session in old] == ["sse", "sse"]
+            for session in old:
+                sessions(bridge)._end_old_stream(session.key)
+            await true(tab, f"bare.welcomes === {number}")
+            await until(lambda: len(bridge.extension.sessions) == 2)
+            await until(lambda: all(session.subscriptions for session in bridge.extension.sessions))
+            await publisher.send(subject, b"%d" % number)
+            await true(tab, f"bare.got.at(-1) === {number} && messages.at(-1)?.data === {number}")
+        assert await tab.evaluate("bare.got") == [2, 3, 4]
+        assert await tab.evaluate("messages.map(({ data }) => data)") == [2, 3, 4]
+        await tab.evaluate("source.close(); nats.close()")
 
 
 # Keepalive

@@ -15,6 +15,7 @@ from sanic import HTTPResponse, Request, Sanic
 from sanic.response import BaseHTTPResponse, text
 from sseclient import SSEClient
 
+from sanic_nats_bridge import Session
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import (
     SERVERS,
@@ -349,6 +350,57 @@ async def test_stream_ends_with_close_event_1001_when_server_stops(shared_nats: 
     assert match is not None
     close = json.loads(match[2])
     assert (close["code"], close["reconnect"], close["retry"]) == (1001, True, int(match[1]))
+
+
+async def test_old_stream_ends_in_order_with_close_1001_and_short_retry(
+    shared_nats: NatsServer, publisher: Publisher, server: ServerName
+) -> None:
+    subject = publisher.subject("a")
+    large = json.dumps("x" * 300_000).encode()
+    request = f"GET /nats/events?subjects={subject} HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    closed: list[tuple[str, int]] = []
+
+    def prepare(app: Sanic[Any, Any]) -> None:
+        @app.signal("natsbridge.session.closed")
+        async def note(session: Session, code: int) -> None:
+            closed.append((session.transport, code))
+
+    async with (
+        running(
+            server=server,
+            servers=shared_nats.url,
+            subscribe=[">"],
+            max_stream_age=1000,
+            heartbeat=3600,
+            prepare=prepare,
+        ) as bridge,
+        bridge.websocket() as websocket,
+        raw_connection(bridge.port, request) as (reader, _),
+        held() as clock,
+    ):
+        await websocket.follow(subject)
+        await reader.readuntil(b'"active":true')
+        await publisher.send(subject, large, b'"last"')
+        assert await websocket.data(2) == ["x" * 300_000, "last"]
+        await clock.forward(1000)
+        await until(lambda: closed)
+        text = await reader.readuntil(b"\r\n0\r\n\r\n")
+        events = re.sub(r"\r\n[0-9a-fA-F]+\r\n", "", text.decode()).removesuffix("\r\n0\r\n\r\n")
+        data, last, close = re.findall(r"^data: (.*)$", events, re.MULTILINE)[-3:]
+        assert [len(json.loads(data)["data"]), json.loads(last)["data"]] == [300_000, "last"]
+        match = re.search(r"\nretry: (\d+)\nevent: close\ndata: ", events)
+        assert match is not None
+        assert 0 <= int(match[1]) <= 100
+        assert json.loads(close) == {
+            "type": "close",
+            "code": 1001,
+            "reason": "The event stream has reached its maximum age",
+            "reconnect": True,
+            "retry": int(match[1]),
+        }
+        assert closed == [("sse", 1001)]
+        await publisher.send(subject, b"1")
+        assert await websocket.data(1) == [1]
 
 
 async def test_httpx_client_reads_stream(bridge: Bridge, publisher: Publisher) -> None:

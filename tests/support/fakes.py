@@ -144,7 +144,8 @@ class _Recorder:
 
     @property
     def frames(self) -> list[dict[str, Any]]:
-        return read_websocket_frames(b"".join(self.writes))
+        read = read_events if self.wire_format is WireFormat.EVENTS else read_websocket_frames
+        return read(b"".join(self.writes))
 
     @property
     def types(self) -> list[str]:
@@ -222,6 +223,12 @@ class FakeTransport(_Recorder):
 
     def abort(self) -> None:
         self.aborted = True
+
+
+def read_events(data: bytes) -> list[dict[str, Any]]:
+    """Return the JSON objects of events without chunks."""
+    lines = data.decode().split("\n")
+    return [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
 
 
 def read_websocket_frames(data: bytes) -> list[dict[str, Any]]:

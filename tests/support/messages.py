@@ -35,7 +35,7 @@ UNSEEN = {
 
 _LEVELS = ("debug", "info", "warning", "error", "exception")
 _PLACEHOLDER = re.compile(r"%[%asdr]")
-_REASONS = re.compile(r"message$|reason|excess|_(?:TOO_SLOW|REVOKED|INTERNAL)")
+_REASONS = re.compile(r"message$|reason|excess|_(?:TOO_SLOW|TOO_OLD|REVOKED|INTERNAL)")
 _CLOSERS = ("close", "close_all", "farewell", "give_up")
 
 

@@ -99,6 +99,7 @@ WRONG: dict[str, list[Any]] = {
     "max_pending_bytes": [*NOT_COUNTS, 1023],
     "overflow": ["", "Gap", "drop", 1, True, ["gap"]],
     "write_timeout": NOT_SECONDS,
+    "max_stream_age": [*NOT_SECONDS[1:], 0.5, 86_401],
     "flush_interval": [*NOT_SECONDS[1:], 1.01],
     "ready_needs_nats": NOT_FLAGS,
     "metrics": NOT_FLAGS,

@@ -1,14 +1,19 @@
+import asyncio
 import gc
 import hashlib
 import types
 import weakref
+from typing import Any
 
 import pytest
 
+from sanic_nats_bridge.auth.permissions import Permissions
 from sanic_nats_bridge.errors import CloseCode, UnknownSession
+from sanic_nats_bridge.protocol.encoding import WireFormat
 from sanic_nats_bridge.protocol.session_ids import digest, worker_of
 from sanic_nats_bridge.sessions.session import Session
 from tests.support.bridge import until
+from tests.support.clock import WallClock, leaping
 from tests.support.fakes import FakeTransport
 from tests.unit.sessions.test_session import EVERYTHING, Worker, act
 
@@ -134,3 +139,119 @@ async def test_new_session_is_rejected_after_close_all() -> None:
         assert worker.sessions.open(transport, EVERYTHING, pending) is None
     (close,) = transport.frames
     assert (close["type"], close["code"], close["reason"], close["reconnect"]) == ("close", 1001, "test", True)
+
+
+# The age of event streams
+
+EVENT_PADDING = b"event: padding\n" + b": x\n" * 1_000 + b"\n"
+
+
+def open_stream(worker: Worker, permissions: Permissions = EVERYTHING) -> tuple[Session, FakeTransport]:
+    return worker.open(permissions, WireFormat.EVENTS)
+
+
+async def test_event_streams_opened_together_end_one_after_another() -> None:
+    worker = Worker(max_stream_age=1000, write_timeout=7)
+    began = asyncio.get_running_loop().time()
+    ended: dict[str, float] = {}
+    worker.sessions._on_closed = lambda session, _: ended.update({session.key: asyncio.get_running_loop().time()})
+    transports = [open_stream(worker)[1] for _ in range(200)]
+    websocket, _ = worker.open()
+    await asyncio.sleep(740)
+    assert len(worker.sessions) == 201
+    await asyncio.sleep(261)
+    assert list(worker.sessions) == [websocket]
+    ages = sorted(at - began for at in ended.values())
+    assert len(set(ages)) == 200
+    assert 750 <= ages[0] < 800
+    assert 950 < ages[-1] <= 1000.001
+    for transport in transports:
+        close = transport.frames[-1]
+        assert (close["type"], close["code"], close["reconnect"]) == ("close", 1001, True)
+        assert 0 <= close["retry"] <= 100
+        assert transport.finish_seconds == 7
+    assert worker.sessions.counters.closes == {"1001": 200}
+    await asyncio.sleep(80_000)
+    assert not websocket.closed
+
+
+async def test_event_stream_has_no_age_if_setting_is_zero() -> None:
+    worker = Worker(max_stream_age=0)
+    session, _ = open_stream(worker)
+    await asyncio.sleep(1_000_000)
+    assert not session.closed
+
+
+async def test_age_does_not_follow_the_wall_clock(wall_clock: WallClock) -> None:
+    worker = Worker(max_stream_age=1000)
+    session, _ = open_stream(worker)
+    wall_clock.set_by(100_000)
+    await asyncio.sleep(700)
+    assert not session.closed
+    wall_clock.set_by(-200_000)
+    await asyncio.sleep(301)
+    assert session.closed
+
+
+async def test_ended_streams_leave_nothing_in_queue_of_ages() -> None:
+    worker = Worker(max_stream_age=1000)
+    for _ in range(300):
+        session, _ = open_stream(worker)
+        session.connection_lost(1006)
+    assert worker.sessions._stream_ages._queue == []
+    assert worker.sessions._stream_ages._timer is None
+
+
+@pytest.mark.parametrize("overflow", ["gap", "latest"])
+async def test_old_stream_gets_all_that_was_received_before_its_close(overflow: str) -> None:
+    worker = Worker(max_stream_age=1000, flush_interval=1, overflow=overflow)
+    session, transport = open_stream(worker)
+    await act(session, "subscribe", "a", "b")
+    worker.link.deliver("a", b"1")
+    worker.hub.flush()
+    transport.limit = 1_000
+    transport.write(EVENT_PADDING)
+    worker.link.deliver("a", b"2")
+    worker.hub.flush()
+    # Not even flushed when the stream ends.
+    worker.link.deliver("b", b"3")
+    session.end_old_stream()
+    await asyncio.sleep(2)
+    kept: list[tuple[Any, ...]] = [("gap", "a"), ("gap", "b")]
+    if overflow == "latest":
+        kept = [("message", 2), ("message", 3)]
+    shown = [(frame["type"], *frame.get("subjects", [frame.get("data")])) for frame in transport.frames]
+    assert shown[2:] == [("message", 1), *kept, ("close", None)]
+    assert worker.sessions.counters.lost["slow_consumer"] == (2 if overflow == "gap" else 0)
+
+
+async def test_permissions_that_expire_first_decide_the_end_of_a_stream(wall_clock: WallClock) -> None:
+    worker = Worker(max_stream_age=1000)
+    session, transport = open_stream(worker, Permissions([">"], expires=wall_clock.time() + 700))
+    late, late_transport = open_stream(worker, Permissions([">"], expires=wall_clock.time() + 5000))
+    await asyncio.sleep(2000)
+    assert session.closed
+    assert late.closed
+    assert [each.frames[-1]["code"] for each in (transport, late_transport)] == [4401, 1001]
+    # Both at once: what the permissions no longer allow isn't written.
+    session, transport = open_stream(worker, Permissions([">"], expires=wall_clock.time() + 500))
+    await act(session, "subscribe", "a")
+    worker.link.deliver("a")
+    leaping().block(600)
+    session.end_old_stream()
+    assert [frame["type"] for frame in transport.frames] == ["welcome", "reply", "close"]
+    assert transport.frames[-1]["code"] == 4401
+
+
+async def test_old_streams_that_end_each_other_end_once() -> None:
+    worker = Worker(max_stream_age=1000, overflow="close")
+    streams = [open_stream(worker) for _ in range(3)]
+    for session, transport in streams:
+        await act(session, "subscribe", "a")
+        transport.limit = 1_000
+        transport.write(EVENT_PADDING)
+    worker.link.deliver("a")
+    leaping().block(1001)
+    worker.sessions._stream_ages.expire_due()
+    assert [transport.frames[-1]["code"] for _, transport in streams] == [1013] * 3
+    assert len(worker.closed) == 3

@@ -17,6 +17,7 @@ from sanic_nats_bridge.errors import (
     UnknownSession,
 )
 from sanic_nats_bridge.protocol import encoding
+from sanic_nats_bridge.protocol.encoding import WireFormat
 from sanic_nats_bridge.protocol.messages import Action, Command, Outcome, Reply
 from sanic_nats_bridge.sessions.registry import SessionRegistry
 from sanic_nats_bridge.sessions.session import Session
@@ -49,8 +50,10 @@ class Worker:
         self.hub = self.sessions.hub
         self.link.serve(self.hub)
 
-    def open(self, permissions: Permissions = EVERYTHING) -> tuple[Session, FakeTransport]:
-        transport = FakeTransport()
+    def open(
+        self, permissions: Permissions = EVERYTHING, wire_format: WireFormat = WireFormat.WEBSOCKET
+    ) -> tuple[Session, FakeTransport]:
+        transport = FakeTransport(wire_format)
         with self.sessions.pending_connections.connecting() as pending:
             session = self.sessions.open(transport, permissions, pending)
         assert session is not None
