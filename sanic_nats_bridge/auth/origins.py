@@ -9,10 +9,15 @@ from collections.abc import Iterable, Sequence
 from ipaddress import IPv6Address
 from typing import NamedTuple
 
-__all__ = ["Caller", "Origin", "OriginPolicy", "parse_origin"]
+__all__ = ["Caller", "Origin", "OriginPolicy", "allowable", "parse_origin"]
 
 _HOST = r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)"
-_ORIGIN = re.compile(rf"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://{_HOST}(?::(?P<port>[0-9]{{1,5}}))?")
+# Origins of web views and extensions. Their hosts may be empty, as in file://, or have any other characters that an
+# opaque host may have (WHATWG URL, section 3.2), except for an asterisk, which would look like a wildcard.
+_OPAQUE_HOST = r"(?P<host>\[[0-9A-Fa-f:.]+\]|[!\"$-)+-.0-9;=A-Z_`a-z{}~]*)"
+_PORT = r"(?::(?P<port>[0-9]{1,5}))?"
+_WEB_ORIGIN = re.compile(rf"(?P<scheme>https?|wss?|ftp)://{_HOST}{_PORT}", re.IGNORECASE)
+_OTHER_ORIGIN = re.compile(rf"(?!(?i:https?|wss?|ftp):)(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://{_OPAQUE_HOST}{_PORT}")
 _AUTHORITY = re.compile(rf"{_HOST}(?::(?P<port>[0-9]{{0,5}}))?")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _NULL = "null"
@@ -72,8 +77,15 @@ class OriginPolicy:
         return origins[0].strip() if _only(origins) in self._allowed else None
 
 
+def allowable(origins: Sequence[str]) -> str | None:
+    """Return the ``Origin`` header as the setting ``allowed_origins`` takes it; ``None`` if that can't name it."""
+    return None if _only(origins) is None else origins[0].strip(" \t")
+
+
 def parse_origin(text: str) -> Origin:
     """Parse an origin in ASCII, as browsers write it, or ``null``.
+
+    The host may be empty for schemes of web views, such as ``file://``.
 
     Hosts are compared literally: a trailing dot makes a different host.
 
@@ -82,7 +94,7 @@ def parse_origin(text: str) -> Origin:
     """
     if text == _NULL:
         return Origin(_NULL, "", None)
-    match = _ORIGIN.fullmatch(text)
+    match = _WEB_ORIGIN.fullmatch(text) or _OTHER_ORIGIN.fullmatch(text)
     if match is None:
         raise ValueError("not an origin")
     scheme = match["scheme"].lower()

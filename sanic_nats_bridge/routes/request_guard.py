@@ -6,7 +6,7 @@ from typing import Any
 
 from sanic import Blueprint, HTTPResponse, Request
 
-from ..auth.origins import Caller, OriginPolicy
+from ..auth.origins import Caller, OriginPolicy, allowable
 from ..errors import BridgeError, ForbiddenOrigin
 from ..transports.auto import is_asgi
 from ..transports.handshake import check_handshake, check_opening
@@ -20,6 +20,7 @@ _AFTER_THE_APP = -1_000_000  # a middleware priority below all of the app's
 _SCHEMES = {"http": "http", "ws": "http", "https": "https", "wss": "https"}
 _MAX_LOGGED = 1000
 _MAX_LOGGED_LENGTH = 200
+_MAX_ORIGIN_LENGTH = 300  # more than the longest host name with its scheme and port
 
 
 class RequestGuard:
@@ -65,17 +66,31 @@ class RequestGuard:
 
     def _log(self, caller: Caller) -> None:
         """Log each rejected origin once, up to a limit, because clients can make up any number of them."""
-        origin = ", ".join(caller.origins)[:_MAX_LOGGED_LENGTH]
+        header = ", ".join(caller.origins)[:_MAX_ORIGIN_LENGTH]
+        # In full, so that the operator can copy it into the setting.
+        origin = allowable(caller.origins) if len(header) < _MAX_ORIGIN_LENGTH else None
         site = "" if caller.origins else ", ".join(caller.fetch_sites)[:_MAX_LOGGED_LENGTH]
-        if len(self._logged) >= _MAX_LOGGED or origin + site in self._logged:
+        if len(self._logged) >= _MAX_LOGGED or header + site in self._logged:
             return
-        self._logged.add(origin + site)
+        self._logged.add(header + site)
         host = caller.host[:_MAX_LOGGED_LENGTH]
-        if caller.origins:
+        if origin == "null":
+            logger.warning(
+                "Rejected a request from origin 'null' to host %a. Pages of local files send it, but so do sandboxed "
+                "frames of any website. To allow all of them, add 'null' to the setting 'allowed_origins'",
+                host,
+            )
+        elif origin is not None:
             logger.warning(
                 "Rejected a request from origin %a to host %a (scheme %s, port %s). To allow the origin, add it to the "
                 "setting 'allowed_origins'. If it is the app's own, configure the proxy to pass on the original host",
                 origin, host, caller.scheme or "unknown", caller.port or "as in the host",
+            )  # fmt: skip
+        elif caller.origins:
+            logger.warning(
+                "Rejected a request with the Origin header %a to host %a. No browser sends such an origin, and the "
+                "setting 'allowed_origins' cannot name it",
+                header, host,
             )  # fmt: skip
         else:
             logger.warning(

@@ -15,7 +15,7 @@ from sanic import Request
 
 from sanic_nats_bridge import Permissions
 from sanic_nats_bridge.testing import NatsServer
-from tests.support.bridge import Publisher, free_port, until
+from tests.support.bridge import Publisher, free_port, running, until
 from tests.support.browsers import BROWSERS, Browser, Profile, Tab
 from tests.support.chromium import Chromium
 from tests.support.client import (
@@ -480,6 +480,52 @@ async def test_client_does_not_reconnect_after_session_is_revoked(
         assert await tab.evaluate("seen('close').map(({ code }) => code)") == [4403]
         assert await tab.evaluate("nats.subscribe('b').ready.catch(({ code }) => code)") == "closed"
         assert await tab.evaluate("nats.status.state") == "closed"
+
+
+# Origins
+
+
+async def test_page_of_local_file_connects_if_advice_in_log_is_followed(
+    tab: Tab, profile: Profile, shared_nats: NatsServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    page = tmp_path / "page.html"
+    page.write_text("<!doctype html><title>x</title>")
+    attempt = """async (url) => {
+      try {
+        const { connect } = await import(`${url}/client.js`);
+        for (const transport of ["websocket", "sse"]) {
+          const nats = connect({ url, transports: [transport] });
+          const outcome = await new Promise((resolve) => {
+            nats.addEventListener("status", ({ detail }) => detail.state === "connected" && resolve("connected"));
+            nats.addEventListener("status", ({ detail }) => detail.state === "waiting" && resolve("waiting"));
+            nats.addEventListener("close", () => resolve("closed"));
+          });
+          nats.close();
+          if (outcome !== "connected") return `${transport} ${outcome}`;
+        }
+        return "connected";
+      } catch (error) {
+        return `${error}`;
+      }
+    }"""
+
+    def advised() -> set[str]:
+        advice = re.compile(r"from origin '(\S+)' to host .* to the setting 'allowed_origins'")
+        return {match[1] for line in caplog.messages if (match := advice.search(line))}
+
+    allowed: set[str] = set()
+    outcomes = []
+    while True:
+        async with running(servers=shared_nats.url, subscribe=[">"], allowed_origins=list(allowed)) as bridge:
+            await tab.goto(page.as_uri())
+            outcomes.append(await tab.evaluate(attempt, bridge.url))
+        if outcomes[-1] == "connected":
+            break
+        assert advised() > allowed, outcomes
+        allowed = advised()
+    assert allowed == {"null"}, outcomes
+    # Firefox reports the module that it could not load at first.
+    profile.complaints.clear()
 
 
 # Subscriptions

@@ -1,5 +1,8 @@
+import ast
 import asyncio
+import json
 import logging
+import re
 import ssl
 import subprocess
 from pathlib import Path
@@ -199,9 +202,74 @@ async def test_each_rejected_origin_is_logged_once_with_remedy(
         lines = [record.getMessage() for record in caplog.records if "Rejected" in record.getMessage()]
     assert len(lines) == 3
     assert "'https://evil.example' to host 'shop.example:80'" in lines[0]
-    assert "allowed_origins" in lines[0]
-    assert "\\u0435vil" in lines[1]
+    assert "add it to the setting 'allowed_origins'" in lines[0]
+    assert "Origin header 'https://\\u0435vil' to host" in lines[1]
+    assert "the setting 'allowed_origins' cannot name it" in lines[1]
     assert "'same-site'" in lines[2]
+
+
+SENT = [
+    FOREIGN,
+    "http://evil.example:8080",
+    f"https://{'.'.join(['x' * 61] * 4)}:65535",
+    "http://[2001:db8::1]:8000",
+    "file://",
+    "capacitor://localhost",
+    "ionic://localhost",
+    "tauri://localhost",
+    "app://.",
+    "app://a,b;'c'",
+    "qrc://",
+    "chrome-extension://nkbihfbeogaeaoehlefnkodbefgpgknn",
+    "safari-web-extension://E3449EA7-EC22-4CD5-9EDA-0D6FD2E16F32",
+    "null",
+]
+UNNAMEABLE = ["file:///", "https://evil.example/", "https://*.evil.example", "app://\u0435vil", "", "x" * 1000]
+
+
+async def test_advice_in_log_about_origin_works_if_followed_literally(
+    shared_nats: NatsServer, server: ServerName, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def advised() -> list[str]:
+        lines = [record.getMessage() for record in caplog.records if "Rejected a request from" in record.getMessage()]
+        named = [re.search(r"from origin (\S+) to host .* to the setting 'allowed_origins'", line) for line in lines]
+        return [ast.literal_eval(match[1]) for match in named if match is not None]
+
+    async with running(servers=shared_nats.url, server=server) as bridge:
+        for origin in SENT + UNNAMEABLE:
+            assert await status(bridge, Origin=origin) == 403
+    assert advised() == SENT
+    assert sum("cannot name it" in record.getMessage() for record in caplog.records) == len(UNNAMEABLE)
+    (null,) = [line for line in caplog.messages if "'null'" in line]
+    assert "sandboxed frames of any website" in null
+
+    async def check(bridge: Bridge) -> None:
+        for origin in SENT:
+            async with bridge.http.head(f"{bridge.url}/events", headers={"Origin": origin}) as response:
+                # A browser compares it with its own origin, byte by byte.
+                assert (response.status, response.headers["Access-Control-Allow-Origin"]) == (200, origin)
+            async with bridge.websocket(origin=origin):
+                pass
+        for origin in UNNAMEABLE:
+            assert await status(bridge, Origin=origin) == 403
+
+    async with running(servers=shared_nats.url, server=server, allowed_origins=advised()) as bridge:
+        await check(bridge)
+    # As Sanic takes it from the environment.
+    monkeypatch.setenv("SANIC_NATS_BRIDGE_ALLOWED_ORIGINS", json.dumps(advised()))
+    async with running(servers=shared_nats.url, server=server) as bridge:
+        await check(bridge)
+
+
+async def test_advice_in_log_about_page_without_origin_works_if_followed_literally(
+    shared_nats: NatsServer, server: ServerName, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(servers=shared_nats.url, server=server) as bridge:
+        assert await status(bridge, Sec_Fetch_Site="cross-site") == 403
+    (line,) = [line for line in caplog.messages if "Rejected" in line]
+    assert line.endswith("add its origin to the setting 'allowed_origins', and let it send a CORS request")
+    async with running(servers=shared_nats.url, server=server, allowed_origins=[FOREIGN]) as bridge:
+        assert await status(bridge, Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="cors", Origin=FOREIGN) == 200
 
 
 class _Foreign:
@@ -225,6 +293,6 @@ def test_rejected_origins_use_bounded_log_and_memory(caplog: pytest.LogCaptureFi
                 guard.check(request)
     assert len(caplog.records) == 1001
     assert caplog.records[-1].getMessage() == "1000 origins were rejected; further ones are not logged"
-    assert all(len(record.getMessage()) < 600 for record in caplog.records)
+    assert all(len(record.getMessage()) < 700 for record in caplog.records)
     assert not any("\n" in record.getMessage() for record in caplog.records)
-    assert sum(map(len, guard._logged)) <= 1000 * 200
+    assert sum(map(len, guard._logged)) <= 1000 * 300

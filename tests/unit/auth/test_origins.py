@@ -1,6 +1,6 @@
 import pytest
 
-from sanic_nats_bridge.auth.origins import Caller, Origin, OriginPolicy, parse_origin
+from sanic_nats_bridge.auth.origins import Caller, Origin, OriginPolicy, allowable, parse_origin
 
 ALLOWED = ("https://app.example", "http://[::1]:8000", "capacitor://localhost", "null")
 
@@ -101,6 +101,62 @@ def test_listed_origin_is_allowed_for_every_host(origin: str) -> None:
     for scheme in (None, "http", "https"):
         assert OriginPolicy(ALLOWED).allows(caller(origin, host="any", scheme=scheme, sites=("cross-site",)))
     assert OriginPolicy(ALLOWED).listed([origin]) == origin
+
+
+# As web views and extensions send them
+OTHER_SCHEMES = [
+    "file://",
+    "capacitor://localhost",
+    "ionic://localhost",
+    "tauri://localhost",
+    "http://tauri.localhost",
+    "app://.",
+    "app://-",
+    "app://obsidian.md",
+    "app://com.example.app:8080",
+    "qrc://",
+    "myapp://",
+    "my-app+x.y://a_b~c!d$e%20f",
+    "app://a,b;c='d'",
+    "app://[::1]:1",
+    "chrome-extension://nkbihfbeogaeaoehlefnkodbefgpgknn",
+    "moz-extension://2fa1f2b6-4b0e-4c5b-9d3e-0a1b2c3d4e5f",
+    "safari-web-extension://E3449EA7-EC22-4CD5-9EDA-0D6FD2E16F32",
+    "vscode-webview://0a1b2c3d4e5f6g7h8i9j0k",
+    "ms-appx-web://app_x",
+    "null",
+]
+
+
+@pytest.mark.parametrize("origin", OTHER_SCHEMES)
+def test_origin_of_any_scheme_can_be_listed_exactly_as_it_is_sent(origin: str) -> None:
+    for allowed in (origin, str(parse_origin(origin))):
+        rule = OriginPolicy([allowed])
+        assert rule.allows(caller(origin, sites=("cross-site",)))
+        assert rule.listed([origin]) == origin
+        assert not any(rule.allows(caller(other)) for other in OTHER_SCHEMES if other != origin)
+    assert allowable([origin]) == origin
+    assert not OriginPolicy([]).allows(caller(origin))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["file:///", "file:///android_asset/www", "capacitor://localhost/", "app://a b", "app://a?b", "app://a#b",
+     "app://a@b", "app://a\\b", "app://a:", "app://a:b", "app://*", "://a", "app:a", "app:", "1app://a",
+     "app://[a]", "app://größe", "http://", "https://", "HTTP://", "wss://", "ws://", "ftp://", "http://a%b",
+     "http://a!b", "http:///"],
+)  # fmt: skip
+def test_text_that_no_browser_sends_is_not_an_origin(text: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - an address has messages of its own
+        parse_origin(text)
+    assert allowable([text]) is None
+
+
+def test_only_a_single_origin_header_can_be_named_by_the_setting() -> None:
+    assert allowable([" \thttps://app.example "]) == "https://app.example"
+    assert allowable([]) is None
+    assert allowable(["https://app.example", "https://app.example"]) is None
+    assert allowable([""]) is None
 
 
 @pytest.mark.parametrize(
