@@ -106,7 +106,7 @@ class BridgeRuntime:
         self._origins = OriginPolicy(settings.allowed_origins)
         self._cross_origin = CrossOrigin(self._origins)
         self._aggregator: MetricsAggregator | None = None
-        self._redaction = QueryRedaction(self._add_client_facing_routes())
+        self._redaction = QueryRedaction(settings.prefix, self._add_client_facing_routes())
         self._add_operators_routes()
         app.register_listener(self._start, "before_server_start")
         app.register_listener(self._stop, "before_server_stop")
