@@ -10,6 +10,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,8 +34,7 @@ READY_PATH = "/health/ready"
 _FOLDER = PROJECT / "docs" / "proxies"
 _IDLE = "60s"
 _RELOAD_SECONDS = 2.0
-_EVENTS_OF_NGINX = ("location = /nats/events {", "location = /events {")
-"""The change for the example app, which has the bridge without a prefix."""
+_LOGS = ("access.log", "error.log", "log")
 _NGINX_PATHS = "".join(f" {kind}_temp_path {kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
 
 
@@ -46,6 +46,11 @@ class Proxy:
     ports: Mapping[Scheme, int]
     certificate: Path
     process: subprocess.Popen[bytes]
+    folder: Path = field(repr=False)
+
+    def logged(self) -> str:
+        """Return all that it has logged: requests, errors and complaints."""
+        return "".join((self.folder / name).read_text(errors="replace") for name in _LOGS)
 
     async def reload(self) -> None:
         """Have it reload its configuration, and wait for its new processes, which start while the old ones end."""
@@ -133,28 +138,34 @@ def running_proxy(
     folder: Path,
     machines: Sequence[int],
     idle: str = _IDLE,
+    prefix: str = "",
     changes: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Proxy]:
     """Start the proxy for two machines at these ports.
 
-    ``idle``: its timeout for idle connections; ``changes``: further changes of its configuration.
+    ``idle`` is its timeout for idle connections, ``prefix`` that of the bridge, and ``changes`` are further changes of
+    its configuration.
     """
     ports: dict[Scheme, int] = {"http": free_port(), "https": free_port()}
-    adapt = {"nginx": _nginx, "haproxy": _haproxy}[name]
-    command = adapt(folder, ports, certificate, machines, idle, changes)
+    for log_name in _LOGS:
+        (folder / log_name).touch()
     path = f"{os.environ['PATH']}:/usr/local/sbin:/usr/sbin"
-    binary = shutil.which(command[0], path=path)
-    assert binary is not None, f"{command[0]} is not installed"
-    with (folder / "log").open("w+b") as log:
+    binary = shutil.which(name, path=path)
+    assert binary is not None, f"{name} is not installed"
+    with (folder / "log").open("w+b") as log, _syslog(folder / "access.log") as syslog:
+        if name == "nginx":
+            options = _nginx(folder, ports, certificate, machines, idle, prefix, changes)
+        else:
+            options = _haproxy(folder, ports, certificate, machines, idle, prefix, changes, syslog)
         # The processes of a proxy must not outlive it, even if their leader is killed.
-        process = subprocess.Popen([binary, *command[1:]], stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen([binary, *options], stdout=log, stderr=log, start_new_session=True)
         try:
             for port in ports.values():
                 _wait_for(port, process, folder / "log")
             if name == "haproxy":
                 # Before that a signal to reload would end it.
                 _wait_for_line("Loading success", folder / "log")
-            yield Proxy(name, ports, certificate, process)
+            yield Proxy(name, ports, certificate, process, folder)
         finally:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -171,7 +182,18 @@ def below_sub_path() -> dict[str, str]:
     locations, end, _ = rest.partition("        location @away {\n")
     assert start, "nginx.conf has a location for all paths"
     assert end, "nginx.conf has a location for an app that doesn't answer"
-    return {start + locations.replace(*_EVENTS_OF_NGINX): (_FOLDER / "nginx-sub-path.conf").read_text()}
+    for old, new in _locations("").items():
+        locations = locations.replace(old, new)
+    return {start + locations: (_FOLDER / "nginx-sub-path.conf").read_text()}
+
+
+def _locations(prefix: str) -> dict[str, str]:
+    """Return the changes of nginx's configuration for a bridge with this prefix."""
+    # A location of an empty prefix would be that of the app.
+    return {
+        "location /nats/ {": f"location {prefix}/ {{" if prefix else "location /stream {",
+        "location = /nats/events {": f"location = {prefix}/events {{",
+    }
 
 
 def self_signed(folder: Path) -> Path:
@@ -184,12 +206,34 @@ def self_signed(folder: Path) -> Path:
     return folder / "app.pem"
 
 
+@contextlib.contextmanager
+def _syslog(file: Path) -> Iterator[int]:
+    """Write what is logged to a UDP port, as to that of syslog, into a file; yield the port."""
+    with file.open("ab", buffering=0) as log, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(("127.0.0.1", 0))
+        address = receiver.getsockname()
+
+        def receive() -> None:
+            while message := receiver.recv(65_536):
+                log.write(message)
+
+        thread = threading.Thread(target=receive)
+        thread.start()
+        try:
+            yield address[1]
+        finally:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                sender.sendto(b"", address)
+            thread.join()
+
+
 def _nginx(
     folder: Path,
     ports: Mapping[Scheme, int],
     certificate: Path,
     machines: Sequence[int],
     idle: str,
+    prefix: str,
     changes: Mapping[str, str],
 ) -> tuple[str, ...]:
     user, group = _own_names()
@@ -198,7 +242,9 @@ def _nginx(
         folder,
         {
             "user www-data;": f"user {user} {group};",
-            "http {": "http { access_log off;" + _NGINX_PATHS,
+            "http {": "http {" + _NGINX_PATHS,
+            "/var/log/nginx/access.log": str(folder / "access.log"),
+            "/var/log/nginx/error.log": str(folder / "error.log"),
             "listen 80;": f"listen {ports['http']};",
             "listen 443 ssl http2;": f"listen {ports['https']} ssl http2;",
             "/etc/ssl/app.pem;": f"{certificate};",
@@ -206,12 +252,12 @@ def _nginx(
             "server 10.0.0.1:5001": f"server 127.0.0.1:{machines[0]}",
             "server 10.0.0.2:5001": f"server 127.0.0.1:{machines[1]}",
             f"proxy_read_timeout {_IDLE};": f"proxy_read_timeout {idle};",
-            _EVENTS_OF_NGINX[0]: _EVENTS_OF_NGINX[1],
+            **_locations(prefix),
             **changes,
         },
     )
     options = "daemon off; pid nginx.pid; error_log stderr;"
-    return ("nginx", "-p", str(folder), "-c", "nginx.conf", "-e", "stderr", "-g", options)
+    return ("-p", str(folder), "-c", "nginx.conf", "-e", "stderr", "-g", options)
 
 
 def _haproxy(
@@ -220,7 +266,9 @@ def _haproxy(
     certificate: Path,
     machines: Sequence[int],
     idle: str,
+    prefix: str,
     changes: Mapping[str, str],
+    syslog: int,
 ) -> tuple[str, ...]:
     user, group = _own_names()
     _adapt(
@@ -231,6 +279,7 @@ def _haproxy(
             "group haproxy": f"group {group}",
             # As many as the number of open files that the tests may have allows.
             "maxconn 20000": "maxconn 200",
+            "log /dev/log local0": f"log 127.0.0.1:{syslog} local0",
             "bind :80 ": f"bind :{ports['http']} ",
             "bind :443 ": f"bind :{ports['https']} ",
             "/etc/haproxy/app.pem": str(certificate.with_name("both.pem")),
@@ -239,19 +288,19 @@ def _haproxy(
             f"timeout client {_IDLE}": f"timeout client {idle}",
             f"timeout server {_IDLE}": f"timeout server {idle}",
             f"timeout tunnel {_IDLE}": f"timeout tunnel {idle}",
-            "path /nats/events": "path /events",
-            "GET /nats/health/ready": f"GET {READY_PATH}",
+            "path /nats/events": f"path {prefix}/events",
+            "GET /nats/health/ready": f"GET {prefix}{READY_PATH}",
             **changes,
         },
     )
-    return ("haproxy", "-W", "-db", "-f", str(folder / "haproxy.cfg"))
+    return ("-W", "-db", "-f", str(folder / "haproxy.cfg"))
 
 
 def _adapt(name: str, folder: Path, changes: Mapping[str, str]) -> None:
-    """Write the documents' file with these changes, each of which has its one place."""
+    """Write the documents' file with these changes, each of which has its one place; paths of logs may have several."""
     text = (_FOLDER / name).read_text()
     for old, new in changes.items():
-        assert text.count(old) == 1, (name, old)
+        assert text.count(old) == 1 or (old in text and "/log/" in old), (name, old)
         text = text.replace(old, new)
     (folder / name).write_text(text)
 

@@ -15,7 +15,7 @@ from httpx_sse import aconnect_sse
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from sanic_nats_bridge.testing import NatsServer
-from tests.support.bridge import WAIT_SECONDS, EventClient, Publisher, WebSocketClient, until
+from tests.support.bridge import WAIT_SECONDS, EventClient, Publisher, WebSocketClient, free_port, running, until
 from tests.support.example import ExampleApp
 from tests.support.proxies import (
     PROXIES,
@@ -28,6 +28,7 @@ from tests.support.proxies import (
     running_proxy,
     self_signed,
 )
+from tests.support.raw import UPGRADE
 
 MACHINES, WORKERS = 2, 2
 """Among how many a POST is spread, and the workers of each: it must reach the one that holds its session."""
@@ -345,3 +346,74 @@ async def test_proxy_returns_empty_event_stream_if_all_machines_are_down(proxy: 
     async with proxied(proxy, "https") as app, asyncio.timeout(WAIT_SECONDS):
         while await app.status("GET", "/") != 200:
             pass
+
+
+# Logs
+
+TOKEN = "SeCrEt"
+REFERER = f"Referer: http://localhost/page?token={TOKEN}\r\n"
+TOKEN_TARGETS = [
+    "/nats/events?token=", "/nats/stream?token=", "/nats/subscribe?token=", "/nats/client.js?token=", "/nats?token=",
+    "/nats/unknown?token=", "/nats//events?token=", "//nats/events?token=", "/nats/%65vents?token=",
+    "/nats/events;?token=", "/%6eats/./x/../events?token=", "http://localhost/nats/events?token=",
+    f"/nats/events?{'x' * 9000}&token=", f"/nats/events?{'x' * 90000}&token=", "/nats/events?token= &token=",
+    "/nats/events?token=\t", "nats/events?token=",
+]  # fmt: skip
+
+
+async def test_no_token_reaches_log_of_proxy(
+    name: ProxyName, certificate: Path, tmp_path: Path, shared_nats: NatsServer
+) -> None:
+    async def send(port: int, method: str, target: str, headers: str = REFERER) -> None:
+        head = f"{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n"
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head.encode())
+        async with asyncio.timeout(WAIT_SECONDS):
+            with contextlib.suppress(ConnectionError):
+                # An event stream and a WebSocket don't end by themselves.
+                await reader.read(1)
+        writer.close()
+
+    async def use(proxy: Proxy) -> None:
+        port = proxy.ports["http"]
+        for target in TOKEN_TARGETS:
+            for method in ("GET", "HEAD", "OPTIONS", "POST"):
+                await send(port, method, target + TOKEN)
+        await send(port, "GET", f"/nats/stream?token={TOKEN}", UPGRADE.partition("\r\n")[2])
+        await send(port, "POST", f"/nats/subscribe?token={TOKEN}", f"Content-Length: {2**30}\r\n")
+        await send(port, "GET", f"/nats/events?token={TOKEN}", "Bad Header: x\r\n")
+        await send(port, "GET", f"/nats/events?token={TOKEN}", f"Long: {'x' * 90_000}\r\n")
+        async with proxied(proxy, "https") as app:
+            for method in ("GET", "HEAD", "POST"):
+                with contextlib.suppress(aiohttp.ServerDisconnectedError):
+                    await app.status(method, f"/nats/events?token={TOKEN}")
+            with contextlib.suppress(httpx.RemoteProtocolError):
+                async with http2_client(app) as http, http.stream("GET", f"/nats/events?token={TOKEN}"):
+                    pass
+        await send(port, "GET", "/other?shown=1", "")
+        await until(lambda: "/other" in proxy.logged())
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+
+    async with (
+        running(servers=shared_nats.url, subscribe=[">"]) as bridge,
+        await asyncio.start_server(hang_up, "127.0.0.1", 0) as hanging_up,
+    ):
+        closing = hanging_up.sockets[0].getsockname()[1]
+        for case, machines in (
+            ("one works", (bridge.port, free_port())),
+            ("none listens", (free_port(), free_port())),
+            ("both hang up", (closing, closing)),
+        ):
+            folder = tmp_path / case.replace(" ", "-")
+            folder.mkdir()
+            with running_proxy(name, certificate, folder, machines, prefix="/nats") as proxy:
+                await use(proxy)
+                logged = proxy.logged()
+            assert "/nats/events" in logged
+            assert [line for line in logged.splitlines() if TOKEN in line] == [], case
+            if name == "nginx" and case != "one works":
+                # Errors of the app's other routes are there in full.
+                assert 'request: "GET /other?shown=1 HTTP/1.1"' in logged
