@@ -1,13 +1,14 @@
 # make run     serve the example app at http://127.0.0.1:5001 (ARGS="--port 5002 --workers 2")
 # make test    run all tests, browsers included (ARGS="-k session")
 # make test-fast   run the unit tests, which need no system packages, npm, browser or root
-# make test-tools  run the tests of the benchmarks, of the faults and of several workers in full
+# make test-tools  run the tests of the benchmarks, of the faults, of the proxies and of several workers in full
 # make long    run the fuzzers, the random walk and the tests of properties for long
 # make test-versions   run the tests of private parts on the lowest and newest packages (ARGS="3.12-lowest")
 # make check   formatting, lint, types and prose
 # make docs    build the docs site into build/site
 # make format  format the code
 # make faults  do harm to NATS and the bridge, judge what clients got (ARGS="kill sigstop --rounds 1")
+# make proxies measure the browser client behind proxies (ARGS="nginx haproxy --seconds 20")
 # make bench   measure against nats-server's own WebSocket port and others (ARGS="steady burst --rounds 3")
 # make bench-panini  the same with Panini's gateway beside them
 # Each sets up what it needs, in .venv and by apt-get where it may.
@@ -29,7 +30,7 @@ PARALLEL := -n 4 --dist loadfile --no-loadscope-reorder
 TEST_PACKAGES := chromium:chromium libatomic.so.1:libatomic1 firefox-esr:firefox-esr nginx:nginx-light \
 	haproxy:haproxy ip:iproute2 node:nodejs npm:npm curl:curl
 
-.PHONY: run test test-fast test-tools test-versions long check docs format faults bench bench-panini clean
+.PHONY: run test test-fast test-tools test-versions long check docs format faults proxies bench bench-panini clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.run
@@ -46,7 +47,7 @@ test-fast: $(VENV)/.dev
 
 test-tools: $(VENV)/.dev
 	@.ci/packages $(TEST_PACKAGES)
-	TOOLS_IN_FULL=1 $(BIN)/python -m pytest tests/tools tests/system/test_fleet.py tests/system/test_rolling.py tests/system/test_workers.py $(ARGS)
+	TOOLS_IN_FULL=1 $(BIN)/python -m pytest tests/tools tests/system/test_fleet.py tests/system/test_proxy_table.py tests/system/test_rolling.py tests/system/test_workers.py $(ARGS)
 
 test-versions: $(VENV)/.dev
 	$(BIN)/python -m tools.versions $(ARGS)
@@ -75,6 +76,11 @@ format: $(VENV)/.dev
 faults: $(VENV)/.dev
 	$(BIN)/python -m tools.faults $(ARGS)
 
+# The tool itself installs the proxies that it is to measure.
+proxies: $(VENV)/.dev
+	@.ci/packages chromium:chromium libatomic.so.1:libatomic1
+	$(BIN)/python -m tools.proxies $(ARGS)
+
 bench: $(VENV)/.bench
 	$(BIN)/python -m tools.benchmarks $(ARGS)
 
@@ -82,7 +88,7 @@ bench-panini: $(VENV)/.bench .bench/panini/.made
 	$(BIN)/python -m tools.benchmarks --with panini $(ARGS)
 
 clean:
-	rm -rf $(VENV) .bench .versions $(NODE)/node_modules
+	rm -rf $(VENV) .bench .versions $(NODE)/node_modules tools/proxies/node/node_modules
 
 $(VENV)/.run: $(VENV)/.made pyproject.toml setup.cfg
 	$(BIN)/pip install --quiet --editable '.[server]'

@@ -1,0 +1,139 @@
+"""The surroundings of the proxies: NATS, the apps, the publisher, and the browser."""
+
+import asyncio
+import contextlib
+import json
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from playwright.async_api import Browser, async_playwright
+
+from sanic_nats_bridge.testing import NatsServer
+
+from ..harness.processes import free_port, python_server
+from .middlebox import Middlebox
+from .programs import certificates, program
+from .publisher import Publisher
+from .setup import Program, Setup
+
+__all__ = ["Environment", "Site", "environment"]
+
+_READABLE = 0o755
+_DEFAULT_HEARTBEAT = 15.0
+
+
+@dataclass(frozen=True)
+class Site:
+    """An app behind a proxy.
+
+    Attributes:
+        origin: The origin of the page.
+        app: The port of the app.
+        heartbeat: The heartbeat of the bridge in seconds.
+        proxy: The address of the proxy in the settings of the browser, if it has one.
+    """
+
+    setup: Setup
+    origin: str
+    app: int
+    port: int
+    heartbeat: float
+    proxy: str | None = None
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The parts that all set-ups share.
+
+    Attributes:
+        sites: The apps of all set-ups by the names of the set-ups. Their proxies don't run yet.
+        folder: A folder for the proxies, with the certificates.
+    """
+
+    browser: Browser
+    publisher: Publisher
+    sites: Mapping[str, Site]
+    folder: Path
+    http: aiohttp.ClientSession
+
+    async def sessions(self, site: Site) -> list[list[str]]:
+        """Return the patterns of each session of an app."""
+        async with self.http.get(f"http://127.0.0.1:{site.app}/sessions") as response:
+            found: list[list[str]] = await response.json()
+            return found
+
+    @contextlib.asynccontextmanager
+    async def proxy(self, site: Site) -> AsyncIterator[None]:
+        """Run the proxy of a set-up.
+
+        Raises:
+            StartError: It doesn't start.
+        """
+        setup = site.setup
+        if not isinstance(setup.proxy, Program):
+            async with Middlebox(site.app, setup.proxy).running(site.port):
+                yield
+            return
+        folder = self.folder / setup.name
+        folder.mkdir()
+        with program(setup, site.app, site.port, self.folder, folder) as running:
+            await asyncio.to_thread(running.wait)
+            yield
+
+
+@contextlib.asynccontextmanager
+async def environment(setups: Iterable[Setup], rate: float, settings: Mapping[str, Any]) -> AsyncIterator[Environment]:
+    """Set up an environment, with an app for each group of set-ups with the same settings.
+
+    Args:
+        setups: The set-ups to measure.
+        rate: Messages per second.
+        settings: Settings of the bridge for all set-ups. They override those of the set-ups.
+    """
+    executable = shutil.which("chromium")
+    assert executable is not None, "chromium is not installed"
+    async with contextlib.AsyncExitStack() as stack:
+        folder = stack.enter_context(_folder())
+        nats = stack.enter_context(NatsServer())
+        sites = _sites(setups, nats.url, settings, stack)
+        http = await stack.enter_async_context(aiohttp.ClientSession())
+        playwright = await stack.enter_async_context(async_playwright())
+        browser = await playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        stack.push_async_callback(browser.close)
+        publisher = await stack.enter_async_context(Publisher.running(nats.url, rate))
+        yield Environment(browser, publisher, sites, folder, http)
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    # Proxies that end late may still write into it.
+    with tempfile.TemporaryDirectory(prefix="proxies-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        folder.chmod(_READABLE)  # some change their user
+        certificates(folder)
+        yield folder
+
+
+def _sites(
+    setups: Iterable[Setup], nats_url: str, settings: Mapping[str, Any], stack: contextlib.AsyncExitStack
+) -> dict[str, Site]:
+    sites, apps = {}, {}
+    for setup in setups:
+        port = free_port()
+        host = "localhost" if setup.scheme == "https" else "127.0.0.1"
+        origin = f"{setup.scheme}://{host}:{port}"
+        options = json.dumps({"servers": nats_url, **setup.settings, **settings})
+        if options not in apps:
+            apps[options] = stack.enter_context(python_server("tools.proxies.app", options)).port
+        app = apps[options]
+        heartbeat = json.loads(options).get("heartbeat", _DEFAULT_HEARTBEAT)
+        if setup.forward:
+            sites[setup.name] = Site(setup, f"http://127.0.0.1:{app}", app, port, heartbeat, proxy=origin)
+        else:
+            sites[setup.name] = Site(setup, origin, app, port, heartbeat)
+    return sites

@@ -1,0 +1,169 @@
+"""Start proxies that are programs of their own, install what they need, and read their versions."""
+
+import contextlib
+import functools
+import json
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ..harness.processes import PROJECT
+from ..harness.remote import end_with_parent
+from .setup import Program, Setup
+
+__all__ = ["RunningProgram", "StartError", "certificates", "install", "program", "version"]
+
+_FOLDER = Path(__file__).parent
+_CONFIGURATIONS = _FOLDER / "configurations"
+_NODE = _FOLDER / "node"
+_PATH = f"{os.environ['PATH']}:/usr/local/sbin:/usr/sbin"
+_START_SECONDS = 60.0
+_STOP_SECONDS = 5.0
+_POLL_SECONDS = 0.02
+_LOG_TAIL = 2000
+_EVERYONE = 0o777
+
+
+class StartError(RuntimeError):
+    """An error of a proxy that isn't installed or didn't start. The message has the end of its log."""
+
+
+def install(programs: Iterable[Program]) -> None:
+    """Install the packages that are missing, by apt-get and npm.
+
+    Raises:
+        CalledProcessError: A package can't be installed. The output of the command has the reason.
+    """
+    programs = tuple(programs)
+    packages = {f"{each.command}:{each.package}" for each in programs if each.source == "debian"}
+    if any(each.source == "node" for each in programs):
+        packages |= {"node:nodejs", "npm:npm"}
+    if packages:
+        subprocess.run([PROJECT / ".ci" / "packages", *sorted(packages)], check=True)  # noqa: S603 - our own arguments
+    if any(each.source == "node" for each in programs) and not (_NODE / "node_modules").exists():
+        npm = ("npm", "install", "--no-package-lock", "--no-audit", "--no-fund", "--silent")
+        subprocess.run(npm, cwd=_NODE, check=True)  # noqa: S603 - our own arguments
+
+
+def version(program: Program) -> str:
+    """Return the version of the package of a program."""
+    if program.source == "node":
+        described = json.loads((_NODE / "node_modules" / program.package / "package.json").read_text())
+        return str(described["version"])
+    query = ("dpkg-query", "--show", "--showformat=${Version}", program.package)
+    return subprocess.run(query, capture_output=True, text=True, check=False).stdout or "unknown"  # noqa: S603
+
+
+def certificates(folder: Path) -> None:
+    """Create a certificate for ``localhost``, its key, and a file with both."""
+    request = "openssl req -x509 -days 2 -nodes -newkey rsa:2048"
+    names = "-subj /CN=localhost -addext subjectAltName=DNS:localhost -keyout key.pem -out certificate.pem"
+    subprocess.run(f"{request} {names}".split(), cwd=folder, check=True, capture_output=True)  # noqa: S603
+    both = (folder / "certificate.pem").read_text() + (folder / "key.pem").read_text()
+    (folder / "both.pem").write_text(both)
+
+
+class RunningProgram:
+    """A proxy that was started.
+
+    Attributes:
+        port: The port on which it listens, or will.
+    """
+
+    def __init__(self, name: str, process: subprocess.Popen[bytes], port: int, folder: Path) -> None:
+        self.port = port
+        self._name = name
+        self._process = process
+        self._logs = (folder / "log", folder / "cache.log")
+
+    def wait(self) -> None:
+        """Wait until the proxy listens.
+
+        Raises:
+            StartError: The program has ended, or doesn't listen in time.
+        """
+        deadline = time.monotonic() + _START_SECONDS
+        while time.monotonic() < deadline and self._process.poll() is None:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
+                return
+            time.sleep(_POLL_SECONDS)
+        text = "".join(log.read_text(errors="replace")[-_LOG_TAIL:] for log in self._logs if log.exists())
+        raise StartError(f"{self._name} does not listen: {text.strip() or self._process.returncode}")
+
+
+@contextlib.contextmanager
+def program(setup: Setup, target: int, port: int, certificate_folder: Path, folder: Path) -> Iterator[RunningProgram]:
+    """Start the program of a set-up before the app at a port, and stop it at the end of the context.
+
+    Args:
+        setup: A set-up with a program.
+        target: The port of the app.
+        port: The port of the proxy.
+        certificate_folder: The folder in which `certificates` has created files.
+        folder: A new folder for the files of the proxy.
+
+    Raises:
+        StartError: The program isn't installed.
+    """
+    assert isinstance(setup.proxy, Program)
+    folder.chmod(_EVERYONE)  # some change their user
+    values = {
+        "PORT": str(port),
+        "TARGET": str(target),
+        "FOLDER": str(folder),
+        "CONFIGURATION": str(folder / setup.configuration),
+        "CERTIFICATE": str(certificate_folder / "certificate.pem"),
+        "KEY": str(certificate_folder / "key.pem"),
+        "BOTH": str(certificate_folder / "both.pem"),
+        "NODE": str(_NODE),
+        "USER": _user(),
+    }
+    if setup.configuration:
+        text = (_CONFIGURATIONS / setup.configuration).read_text()
+        (folder / setup.configuration).write_text(_filled(text, values))
+    command = shutil.which(setup.proxy.command, path=_PATH)
+    if command is None:
+        raise StartError(f"{setup.proxy.command} is not installed")
+    arguments = [_filled(each, values) for each in (*setup.proxy.arguments, *setup.arguments)]
+    with (folder / "log").open("w+b") as log:
+        process = subprocess.Popen(  # noqa: S603 - our own arguments
+            [command, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=folder,
+            env={**os.environ, "HOME": str(folder)},
+            start_new_session=True,
+            preexec_fn=functools.partial(end_with_parent, signal.SIGTERM),
+        )
+        try:
+            yield RunningProgram(setup.name, process, port, folder)
+        finally:
+            _stop(process)
+
+
+def _user() -> str:
+    """Return the name of an unprivileged user for root, or else that of the current user."""
+    return "nobody" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
+
+
+def _filled(text: str, values: dict[str, str]) -> str:
+    for name, value in values.items():
+        text = text.replace(f"@{name}@", value)
+    return text
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_STOP_SECONDS)
+    # Its workers may outlive it. Without any, the process group no longer exists.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -1,0 +1,49 @@
+"""Measure several set-ups at a time."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from .environment import environment
+from .measure import Length, measure
+from .programs import install, version
+from .results import SetupResult
+from .setup import Program, Setup
+from .tabs import measure_tabs
+
+__all__ = ["run"]
+
+
+async def run(
+    setups: Sequence[Setup],
+    length: Length,
+    *,
+    rate: float,
+    at_once: int,
+    settings: Mapping[str, Any],
+    report: Callable[[SetupResult], None],
+) -> list[SetupResult]:
+    """Measure set-ups, and return their results in the same order.
+
+    Args:
+        setups: The set-ups.
+        length: The length of each measurement.
+        rate: Messages per second.
+        at_once: The number of set-ups that are measured at a time.
+        settings: Settings of the bridge for all set-ups.
+        report: Called with each result when it is there.
+    """
+    programs = {setup.proxy for setup in setups if isinstance(setup.proxy, Program)}
+    install(programs)
+    turns = asyncio.Semaphore(at_once)
+    async with environment(setups, rate, settings) as env:
+
+        async def take_turn(setup: Setup) -> SetupResult:
+            async with turns:
+                result = await (measure_tabs if setup.tabs else measure)(setup, env, length)
+            if isinstance(setup.proxy, Program):
+                result.version = version(setup.proxy)
+            report(result)
+            return result
+
+        return await asyncio.gather(*map(take_turn, setups))
