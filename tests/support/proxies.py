@@ -241,6 +241,8 @@ def _nginx(
         "nginx.conf",
         folder,
         {
+            **_locations(prefix),
+            **changes,
             "user www-data;": f"user {user} {group};",
             "http {": "http {" + _NGINX_PATHS,
             "/var/log/nginx/access.log": str(folder / "access.log"),
@@ -252,8 +254,6 @@ def _nginx(
             "server 10.0.0.1:5001": f"server 127.0.0.1:{machines[0]}",
             "server 10.0.0.2:5001": f"server 127.0.0.1:{machines[1]}",
             f"proxy_read_timeout {_IDLE};": f"proxy_read_timeout {idle};",
-            **_locations(prefix),
-            **changes,
         },
     )
     options = "daemon off; pid nginx.pid; error_log stderr;"
@@ -275,6 +275,7 @@ def _haproxy(
         "haproxy.cfg",
         folder,
         {
+            **changes,
             "user haproxy": f"user {user}",
             "group haproxy": f"group {group}",
             # As many as the number of open files that the tests may have allows.
@@ -290,7 +291,6 @@ def _haproxy(
             f"timeout tunnel {_IDLE}": f"timeout tunnel {idle}",
             "path /nats/events": f"path {prefix}/events",
             "GET /nats/health/ready": f"GET {prefix}{READY_PATH}",
-            **changes,
         },
     )
     return ("-W", "-db", "-f", str(folder / "haproxy.cfg"))
