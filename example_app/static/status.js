@@ -25,7 +25,8 @@ export class Status {
     const connected = state === "connected";
     const text = describe(status);
     byId("state").textContent = text;
-    byId("state").className = connected && nats === "connected" ? "good" : state === "connecting" ? "" : "bad";
+    const opening = state === "connecting" || state === "subscribing";
+    byId("state").className = connected && nats === "connected" ? "good" : opening ? "" : "bad";
     byId("used").textContent = connected ? NAMES[transport] : "none";
     byId("why").textContent = connected ? this.#reason(status) : (status.reason ?? "");
     byId("nats").textContent = connected ? nats : "unknown";
@@ -49,6 +50,7 @@ export class Status {
 function describe({ state, nats, reason, retry }) {
   if (state === "connected") return nats === "connected" ? "Connected" : "Connected; NATS is disconnected";
   if (state === "connecting") return "Connecting…";
+  if (state === "subscribing") return "Subscribing…";
   if (state === "closed") return `Closed: ${reason}`;
   return `Disconnected; reconnecting in ${Math.ceil(retry / 1000)} s`;
 }

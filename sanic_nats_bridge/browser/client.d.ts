@@ -84,7 +84,7 @@ export type Frame = Welcome | Reply | Message | Gap | Unsubscribed | Status | He
 export type Transport = "websocket" | "sse";
 
 export interface Options {
-  /** URL of the bridge; by default the folder of the module. */
+  /** URL of the bridge; by default the folder of the module, if the bridge serves it. Its query goes with each request. */
   url?: string | URL;
   /** The transports to try, the best one first; by default `websocket` and `sse`. */
   transports?: Transport[];
@@ -109,7 +109,7 @@ export interface Options {
 
 /** The state of the connection. */
 export interface ClientStatus {
-  state: "connecting" | "connected" | "waiting" | "closed";
+  state: "connecting" | "subscribing" | "connected" | "waiting" | "closed";
   /** The transport in use, or the one that the client tries. */
   transport: Transport;
   /** True if the event stream is shared with other tabs. */
@@ -118,7 +118,7 @@ export interface ClientStatus {
   nats?: NatsState;
   /** The reason why it isn't the first transport; empty if it is. */
   why: string;
-  /** The reason why there is no connection. */
+  /** The reason why there is no connection, or why a subscription has no reply. */
   reason?: string;
   /** Milliseconds that the client waits before it reconnects. */
   retry?: number;
@@ -173,6 +173,12 @@ export interface Client extends Omit<EventTarget, "addEventListener" | "removeEv
 
   /** Send a command as it is, and return its reply, also a failed one. Its effect isn't restored after a reconnect. */
   send(command: Command): Promise<Reply>;
+
+  /**
+   * Connect again in a new session, after asking for the credentials: after a login or a logout, for instance. The
+   * subscriptions stay.
+   */
+  reconnect(): void;
 
   /** End all subscriptions, and the connection. */
   close(): void;

@@ -12,13 +12,25 @@
  * @property {number} [retry] Milliseconds until the client reconnects.
  * @property {boolean} [silent] Nothing was received for too long.
  * @property {boolean} [replaced] A better transport took over.
+ * @property {boolean} [chosen] The client or the bridge has ended it, and not because of the transport.
+ * @property {boolean} [asks] Credentials may help.
+ * @property {Refusal} [refusal] The bridge's reply to the query of an event stream.
  */
+
+/** @typedef {{ code: string, message: string, subjects?: string[] }} Refusal */
 
 /**
  * @typedef {object} Interest A pattern that the page follows.
  * @property {string} pattern
  * @property {Set<Subscription>} subscriptions
  * @property {Api.Reply | null} reply The bridge's reply, while the session holds the pattern.
+ * @property {boolean} missed An earlier session held it, and messages may have been missed since.
+ */
+
+/**
+ * @typedef {object} TransportRecord How the connections of a transport have ended.
+ * @property {number} failures The last ones in a row that were short or fell silent.
+ * @property {number} lived Milliseconds that these carried frames, on average.
  */
 
 /**
@@ -41,35 +53,37 @@
  * @typedef {{ promise: Promise<Value>, resolve: (value: Value) => void, reject: (error: Error) => void }} Resolvers
  */
 
-/**
- * The close codes of the bridge: whether a client may reconnect.
- *
- * @type {Record<number, boolean>}
- */
-const CLOSE_CODES = {
-  1001: true,
-  1002: false,
-  1007: false,
-  1009: false,
-  1011: true,
-  1013: true,
-  4400: false,
-  4401: false,
-  4403: false,
-  4429: true,
-};
+// The bridge puts `import.meta.url` here when it serves this module. In the source there is no such address: a bundler
+// would put that of the machine on which it runs.
+const MODULE_URL = "";
+
 const UNAUTHENTICATED = 4401;
+const FORBIDDEN = 4403;
+/** The header of the bridge's own answers. Others come from something between it and the page. */
+const OWN_HEADER = "sanic-nats-bridge";
 
 /** Codes of failed replies after which the same command may succeed. */
 const TRANSIENT_CODES = /disconnected|internal|limit.rate|nats.unavailable|session/;
+/** Codes of failed replies that concern some of the subjects. */
+const SUBJECT_CODES = /^(subject|limit.subscriptions|nats.refused)/;
+/** Statuses with which a proxy, in place of the bridge, may ask for a login. */
+const LOGIN_STATUSES = [200, 401, 403, 407, 511];
 
 const FRAME_TYPES = ["welcome", "reply", "message", "gap", "unsubscribed", "status", "heartbeat", "close"];
 const MAX_PATTERNS = 64; // in one command
+const MAX_QUERY_LENGTH = 2000; // of the patterns; proxies and servers limit a URL, often with the cookies beside it
 const MAX_SILENCE = 1.75; // in heartbeats: a timer finds it within 2
 const MAX_SHARED_SILENCE = 3; // the leader finds it first
-const REQUEST_TIMEOUT = 15_000;
-const STABLE_AFTER = 15_000; // a connection that lasted this long resets the backoff
+const MAX_FAILURES = 3; // of a transport in a row, until another one is tried
+const MAX_DELAY = 2 ** 31 - 1; // `setTimeout` takes a longer one for 0
+const COMMAND_TIMEOUT = 10_000; // the bridge itself replies within 7 s
+const SLOW_COMMAND = 1000; // the status shows that a command has no reply yet
+const SLEEP = 5000; // a difference of two clocks that shows that the device was asleep, or that one was set
+const STABLE_AFTER = 15_000; // a connection that lasted this long isn't short
 const WELCOME_TIMEOUT = 15_000; // of the last transport; the option `timeout` is for the others
+
+/** Return a time in milliseconds by a clock that can't be set. In most browsers it stops while the device sleeps. */
+const now = () => performance.now();
 
 /**
  * Return a random delay in milliseconds ("full jitter"), so that a restarted server isn't overrun.
@@ -86,6 +100,14 @@ const backoff = (failures) => 500 + Math.random() * Math.min(19_500, 1500 * 2 **
  * @param {string[]} [subjects]
  */
 const createError = (code, message, subjects) => Object.assign(new Error(message), { code, subjects });
+
+/**
+ * Start a timer.
+ *
+ * @param {() => void} callback
+ * @param {number} milliseconds
+ */
+const startTimer = (callback, milliseconds) => setTimeout(callback, Math.min(milliseconds, MAX_DELAY));
 
 /**
  * Return a promise with the functions that settle it, as `Promise.withResolvers` does in newer browsers.
@@ -113,6 +135,59 @@ function tabStorage(key, value) {
   } catch {
     return null;
   }
+}
+
+/**
+ * Return the address of the bridge, which ends with a slash.
+ *
+ * @param {string | URL | undefined} url
+ */
+function resolve(url) {
+  if (url === undefined && !MODULE_URL) throw new Error('connect() needs the option "url": no bridge serves this module');
+  const { document, location } = globalThis;
+  const page = location?.protocol === "blob:" ? location.origin : location?.href;
+  const resolved = new URL(url ?? ".", url === undefined ? MODULE_URL : document?.baseURI ?? page);
+  resolved.pathname = resolved.pathname.replace(/\/*$/, "/");
+  resolved.hash = "";
+  return resolved;
+}
+
+/**
+ * Describe an answer that isn't from the bridge.
+ *
+ * @param {Response} response
+ */
+function describeForeign({ type, redirected, url, status, headers }) {
+  if (redirected) return `redirected to ${url}`;
+  if (type === "opaqueredirect") return "redirected, perhaps to a login page";
+  return `HTTP ${status} ${headers.get("content-type") ?? ""}, not from the bridge`;
+}
+
+/**
+ * Return a hint for requests without an answer, if they may wait for a connection of the browser.
+ *
+ * @param {string} url
+ */
+function connectionsHint(url) {
+  const { origin } = new URL(url);
+  const used = /** @type {PerformanceResourceTiming[]} */ (performance.getEntries?.() ?? []);
+  return used.some(({ name, nextHopProtocol }) => nextHopProtocol === "http/1.1" && name.startsWith(origin))
+    ? '; over HTTP/1.1 all tabs together have six connections to a host: use HTTP/2 or the option "share"'
+    : "";
+}
+
+let isOriginReported = false;
+
+/**
+ * Report to the console, once, that the bridge refuses the page's origin. Returns the reason.
+ *
+ * @param {string} url
+ */
+function reportOrigin(url) {
+  const reason = `the bridge refuses the origin ${globalThis.location?.origin}: "allowed_origins" must name it`;
+  if (!isOriginReported) console.error(`${url}: ${reason}`);
+  isOriginReported = true;
+  return reason;
 }
 
 /**
@@ -238,15 +313,26 @@ class Connection {
   shared = false;
   /** Index of its transport in the option `transports`. */
   index = 0;
-  /** Time of the first welcome; 0 before. */
-  since = 0;
+  startedAt = now();
+  /** Time of the last frame. */
+  receivedAt = this.startedAt;
+  /** Time at which data had passed in both directions; 0 before. */
+  provenAt = 0;
+  /** True if the frames arrive that the bridge sends, as far as it is known. */
+  healthy = true;
   /** @type {Api.Welcome | null} */
   welcome = null;
-  /** @type {ReturnType<typeof setTimeout> | undefined} */
-  welcomeTimer;
+  /** Ends the connection if it isn't proven in time. @type {ReturnType<typeof setTimeout> | undefined} */
+  proofTimer;
+  /** The patterns of its query. @type {Interest[]} */
+  queried = [];
+  /** The reply to the query. @type {Promise<any> | null} */
+  queryReply = null;
   /** Called with each frame. @type {(frame: Api.Frame) => void} */
   onframe = () => {};
-  /** @type {Map<string | number, (reply: any) => void>} */
+  /** Milliseconds within which a command has its reply, or else the connection is dead. */
+  commandTimeout = 0;
+  /** @type {Map<string | number | undefined, (reply: any) => void>} */
   #replies = new Map();
   #commands = 0;
   /** @type {Resolvers<Ending>} */
@@ -256,7 +342,7 @@ class Connection {
 
   /**
    * @param {Settings} options
-   * @param {(path: string) => string} address Returns the URL of a path of the bridge.
+   * @param {(path: string, patterns?: Interest[]) => string} address Returns the URL of a path of the bridge.
    */
   constructor(options, address) {
     this.options = options;
@@ -265,6 +351,15 @@ class Connection {
 
   /** Open the connection. */
   start() {}
+
+  /**
+   * Show that data passes in both directions, after the welcome.
+   *
+   * @returns {true | Promise<boolean>}
+   */
+  prove() {
+    return true;
+  }
 
   /**
    * Write a command.
@@ -277,15 +372,26 @@ class Connection {
   close() {}
 
   /**
+   * End the connection, because there was no welcome or reply in time.
+   *
+   * @param {number} limit Milliseconds.
+   * @param {string} [hint]
+   */
+  giveUp(limit, hint = "") {
+    this.end({ reason: `no ${this.welcome ? "reply" : "welcome"} in ${limit} ms${hint}`, silent: true });
+  }
+
+  /**
    * Process a frame.
    *
    * @param {Api.Frame} frame
    */
   receive(frame) {
     if (!this.open) return;
+    this.receivedAt = now();
     this.onframe(frame);
     if (frame.type === "reply") this.resolve(frame.id, frame);
-    if (frame.type === "close") this.end({ ...frame, final: !frame.reconnect });
+    if (frame.type === "close") this.end({ ...frame, final: !frame.reconnect, chosen: true });
   }
 
   /**
@@ -296,8 +402,23 @@ class Connection {
    */
   send(command) {
     const id = command.id ?? `#${++this.#commands}`;
+    const reply = this.reply(id, this.commandTimeout);
     this.write({ ...command, id });
-    return new Promise((resolve) => this.#replies.set(id, resolve));
+    return reply;
+  }
+
+  /**
+   * Return the reply to a command, or to the query of an event stream.
+   *
+   * @param {string | number | undefined} id
+   * @param {number} limit Milliseconds; 0 if there is no limit.
+   * @returns {Promise<any>}
+   */
+  async reply(id, limit) {
+    const timer = limit ? startTimer(() => this.giveUp(limit), limit) : undefined;
+    const reply = await new Promise((resolve) => this.#replies.set(id, resolve));
+    clearTimeout(timer);
+    return reply;
   }
 
   /**
@@ -307,7 +428,6 @@ class Connection {
    * @param {{ code?: string }} reply
    */
   resolve(id, reply) {
-    if (id === undefined) return; // the reply to the query of an event stream
     this.#replies.get(id)?.(reply);
     this.#replies.delete(id);
   }
@@ -336,14 +456,21 @@ class Connection {
 class WebSocketConnection extends Connection {
   /** @type {WebSocket | undefined} */
   #socket;
+  commandTimeout = COMMAND_TIMEOUT;
 
   start() {
     const socket = new this.options.WebSocket(this.address("stream").replace("http", "ws"));
     this.#socket = socket;
     socket.onmessage = ({ data }) => this.receive(JSON.parse(data));
     socket.onerror = () => {}; // `ws` throws if nothing listens; `onclose` follows
+    // The bridge sends a `close` frame before. Codes below 4000 are also used by browsers and proxies.
     socket.onclose = ({ code, reason }) =>
-      this.end({ code, reason: `${code} ${reason}`, final: CLOSE_CODES[code] === false });
+      this.end({ code, reason: `${code} ${reason}`.trim(), final: /^440[013]/.test(`${code}`) });
+  }
+
+  /** Ask for a reply that doesn't depend on NATS. */
+  prove() {
+    return this.send({ action: "ping" }).then(({ code }) => code !== "disconnected");
   }
 
   /** @param {SentCommand} command */
@@ -362,43 +489,93 @@ class EventStreamConnection extends Connection {
   #source;
 
   start() {
-    const source = new this.options.EventSource(this.address("events"), { withCredentials: true });
+    const source = new this.options.EventSource(this.address("events", this.queried), { withCredentials: true });
     this.#source = source;
+    if (this.queried.length) this.queryReply = this.reply(undefined, WELCOME_TIMEOUT + COMMAND_TIMEOUT);
     for (const type of FRAME_TYPES) source.addEventListener(type, ({ data }) => this.receive(JSON.parse(data)));
     // After a refusal the source is closed (2). Else it would reconnect by itself, without the client's backoff.
-    source.onerror = () => (source.readyState === 2 ? this.#endByStatus() : this.end({ reason: "ended" }));
+    source.onerror = () => (source.readyState === 2 ? this.#endByAnswer() : this.end({ reason: "ended" }));
   }
 
-  /** End the connection by the HTTP status of the refusal, which an EventSource hides. */
-  async #endByStatus() {
-    const { status } = await this.#request("events", { method: "HEAD" }).catch(() => ({ status: 0 }));
+  /** End the connection by the answer to the same request, which an EventSource hides. */
+  async #endByAnswer() {
+    try {
+      this.end(await this.#explain(await this.#request("events", { redirect: "manual" }, this.queried)));
+    } catch (error) {
+      const { location } = globalThis;
+      const url = this.address("");
+      const isForeign = location && new URL(url).origin !== location.origin;
+      // The bridge may answer, but not to scripts of this page's origin.
+      const answers = isForeign && this.#request("health/live", { mode: "no-cors" }).then(() => true, () => false);
+      this.end({ reason: (await answers) ? reportOrigin(url) : `${error}` });
+    }
+  }
+
+  /**
+   * Return the ending by an answer to the request for the stream.
+   *
+   * @param {Response} response
+   * @returns {Promise<Ending>}
+   */
+  async #explain(response) {
+    const { status, type, headers, body } = response;
+    if (!headers.has(OWN_HEADER)) {
+      return { reason: describeForeign(response), asks: type === "opaqueredirect" || LOGIN_STATUSES.includes(status) };
+    }
+    if (status === 200) return { reason: "ended", retry: void body?.cancel() };
+    const refusal = await response.json();
+    if (SUBJECT_CODES.test(refusal.code)) return { reason: refusal.message, refusal };
     const final = /^4(?!08|29)/.test(`${status}`); // 408 and 429 are temporary
-    this.end({ code: final ? 4000 + status : undefined, reason: `HTTP ${status}`, final });
+    return { code: final ? 4000 + status : undefined, reason: `HTTP ${status}`, final };
+  }
+
+  /**
+   * End the connection as `Connection` does, and hint at the reason.
+   *
+   * @param {number} limit
+   */
+  async giveUp(limit) {
+    const { provenAt } = this;
+    const hint = await this.#request("events", { method: "HEAD" }).then(
+      ({ headers }) => (headers.has(OWN_HEADER) ? "; a proxy may hold the event stream back" : ""),
+      () => connectionsHint(this.address("")),
+    );
+    if (provenAt === this.provenAt) super.giveUp(limit, hint); // else the proof has come meanwhile
   }
 
   /** @param {SentCommand} command */
   async write(command) {
     const path = command.action === "unsubscribe" ? "unsubscribe" : "subscribe";
     const headers = { "Content-Type": "application/json" };
+    /** @type {{ code: string, message?: string }} */
     let reply = { code: "disconnected" };
     try {
       const body = JSON.stringify({ ...command, session: this.welcome?.session });
       const response = await this.#request(path, { method: "POST", headers, body });
-      const frame = await response.json();
-      if (this.open) this.onframe(frame);
-      reply = { ...frame, retry: 1000 * Number(response.headers.get("retry-after")) };
-    } catch {} // the failed reply is the report
+      if (response.headers.has(OWN_HEADER)) {
+        const frame = await response.json();
+        if (this.open) this.onframe(frame);
+        reply = { ...frame, retry: 1000 * Number(response.headers.get("retry-after")) };
+      } else if (response.status < 500) {
+        reply = { code: "blocked", message: describeForeign(response) };
+      }
+    } catch (error) {
+      if (/** @type {Error} */ (error).name === "TimeoutError") {
+        reply = { code: "blocked", message: `no answer in ${COMMAND_TIMEOUT} ms${connectionsHint(this.address(""))}` };
+      }
+    }
     this.resolve(command.id, reply);
   }
 
   /**
    * @param {string} path
    * @param {RequestInit} init
+   * @param {Interest[]} [patterns]
    */
-  #request(path, init) {
-    const signal = AbortSignal.timeout(REQUEST_TIMEOUT);
+  #request(path, init, patterns) {
+    const signal = AbortSignal.timeout(COMMAND_TIMEOUT);
     // Browsers want their `fetch` called without an object.
-    return this.options.fetch.call(null, this.address(path), { ...init, credentials: "include", signal });
+    return this.options.fetch.call(null, this.address(path, patterns), { credentials: "include", signal, ...init });
   }
 
   close() {
@@ -424,7 +601,7 @@ class SharedConnection extends Connection {
 
   /** Wait no longer for a welcome: the leader answers, and has a timeout of its own. */
   stopWaiting() {
-    clearTimeout(this.welcomeTimer);
+    clearTimeout(this.proofTimer);
   }
 
   /** End the session, because another tab leads now. */
@@ -465,6 +642,7 @@ class Client extends ClientEventTarget {
 
   /** @type {Settings} */
   #options;
+  /** The address of the bridge, which ends with a slash, and the query of all requests. */
   #url;
   /** The key in the tab's storage, and the name of the stream that tabs share. */
   #name;
@@ -484,11 +662,19 @@ class Client extends ClientEventTarget {
   #remembered = { index: 0, until: 0 };
   /** True if the first transport has worked. */
   #firstHasWorked = false;
+  /** @type {TransportRecord[]} */
+  #records;
+  /** Connections in a row that didn't work. */
   #failures = 0;
-  #receivedAt = 0;
   #suspectsSilence = false;
+  /** Time at which a connection is silent; changed if the device was asleep. */
+  #silentAt = Infinity;
+  /** The difference of the two clocks. */
+  #clockOffset = Date.now() - now();
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #keepaliveTimer;
+  /** Time until which commands aren't sent by POST, because something on the way refuses it. */
+  #postsBlockedUntil = 0;
 
   #canShare;
   /** @type {typeof SharedStream | undefined} */
@@ -509,7 +695,7 @@ class Client extends ClientEventTarget {
    */
   constructor(options, query = null) {
     super();
-    const { document, location, navigator, BroadcastChannel, WebSocket, EventSource, fetch } = globalThis;
+    const { document, navigator, BroadcastChannel, WebSocket, EventSource, fetch } = globalThis;
     /** @type {Api.Transport[]} */
     const transports = ["websocket", "sse"];
     const defaults = { transports, timeout: 3000, retryBetter: 300_000, WebSocket, EventSource, fetch };
@@ -517,15 +703,17 @@ class Client extends ClientEventTarget {
     this.#query = query;
     const { url, share } = this.#options;
     const isSharable = share !== undefined && this.#options.transports.includes("sse");
-    this.#url = new URL(url ?? ".", url ? location?.href : import.meta.url).href.replace(/\/*$/, "/");
+    this.#url = resolve(url);
     this.#name = `sanic-nats-bridge ${JSON.stringify([this.#url, this.#options.transports, share])}`;
+    this.#records = this.#options.transports.map(() => ({ failures: 0, lived: Infinity }));
     this.#canShare = isSharable && !!navigator?.locks && !!BroadcastChannel;
     if (this.#canShare) this.#loadShare(); // now, because browsers don't repeat an import that has failed
     const { signal } = this.#closing;
     document?.addEventListener("visibilitychange", () => document.hidden || this.#resume(), { signal });
     globalThis.addEventListener?.("online", () => this.#reconnect(), { signal });
-    this.#remembered = JSON.parse(tabStorage(this.#name) ?? "null") ?? this.#remembered;
-    this.status = { state: "connecting", transport: this.#options.transports[0], why: "" };
+    const { index = 0, wall = 0 } = JSON.parse(tabStorage(this.#name) ?? "{}");
+    this.#remembered = { index, until: now() + Math.min(wall - Date.now(), this.#options.retryBetter) };
+    this.status = { state: "connecting", transport: this.#options.transports[0], why: "", reason: "" };
     this.#chooseTransport();
     this.#run();
   }
@@ -545,7 +733,7 @@ class Client extends ClientEventTarget {
    */
   subscribe(pattern, callback, onended) {
     /** @type {Interest} */
-    const interest = this.#interests.get(pattern) ?? { pattern, subscriptions: new Set(), reply: null };
+    const interest = this.#interests.get(pattern) ?? { pattern, subscriptions: new Set(), reply: null, missed: false };
     const subscription = new Subscription(pattern, callback, onended, () => {
       if (interest.subscriptions.delete(subscription)) this.#sync();
     });
@@ -568,6 +756,14 @@ class Client extends ClientEventTarget {
     return this.#connection.send(command);
   }
 
+  /** Connect again in a new session, after asking for the credentials. The subscriptions stay. */
+  reconnect() {
+    this.#query = null;
+    this.#failures = 0;
+    this.#wake();
+    this.#connection?.end({ reason: "reconnect", retry: 0, chosen: true });
+  }
+
   /** End all subscriptions, and the connection. */
   close() {
     this.#stop({ reason: "closed" });
@@ -580,9 +776,9 @@ class Client extends ClientEventTarget {
    * @param {Api.Frame} frame
    */
   #receive(connection, frame) {
-    if (frame.type === "welcome") this.#adopt(connection, frame);
+    if (frame.type === "welcome") this.#noteWelcome(connection, frame);
     if (connection !== this.#connection) return;
-    this.#receivedAt = Date.now();
+    this.#silentAt = Infinity;
     this.#suspectsSilence = false;
     this.#dispatch("frame", frame);
     if (!connection.open) return; // a listener has closed the client
@@ -594,7 +790,7 @@ class Client extends ClientEventTarget {
         break;
       }
       case "welcome":
-        this.#beginSession(connection, frame);
+        this.#beginSession(connection);
         break;
       case "status":
         this.#setStatus({ nats: frame.nats });
@@ -619,30 +815,41 @@ class Client extends ClientEventTarget {
       this.#connection = null;
       this.#probe?.end(ending);
       this.#wake(); // #sync may wait before it repeats a command
-      if (connection?.since && Date.now() - connection.since > STABLE_AFTER) {
-        this.#failures = 0;
-        renewed = false;
-      }
-      if (ending.code === UNAUTHENTICATED && this.#options.credentials) {
+      if (connection?.provenAt) this.#failures = 0;
+      if (connection?.provenAt && now() - connection.startedAt > STABLE_AFTER) renewed = false;
+      if ((ending.code === UNAUTHENTICATED || ending.asks) && this.#options.credentials) {
         this.#query = null;
         if (!renewed) ending.retry = 0;
         renewed = true;
-      } else if (ending.final) {
+      } else if (ending.final && !this.#isOriginRefused(connection, ending)) {
         this.#stop(ending);
         this.#dispatch("close", { code: ending.code, reason: ending.reason, final: true });
         return;
-      } else if (connection && this.#mayFallBack(connection, ending)) {
-        const why = `${this.#transport}: ${ending.reason}`;
-        this.#index++;
-        this.#setStatus({ why });
+      } else if (ending.refusal && connection) {
+        const { code, message, subjects = [] } = ending.refusal;
+        this.#narrow(connection.queried.map(({ pattern }) => pattern), subjects, code, message);
         continue;
       }
-      const retry = ending.retry ?? backoff(this.#failures++);
+      if (connection && this.#mayFallBack(connection, ending)) continue;
+      const retry = Math.min(ending.retry ?? backoff(this.#failures++), MAX_DELAY);
       this.#chooseTransport();
       const pause = this.#pause(retry); // before the listeners of the status, which may close the client
       this.#setStatus({ state: "waiting", reason: ending.reason, retry });
       await pause;
     }
+  }
+
+  /**
+   * Return whether the bridge has refused a WebSocket by its origin: a request for an event stream may have none.
+   *
+   * @param {Connection | null} connection
+   * @param {Ending} ending
+   */
+  #isOriginRefused(connection, ending) {
+    if (ending.code !== FORBIDDEN || !(connection instanceof WebSocketConnection) || connection.provenAt) return false;
+    reportOrigin(this.#url.href);
+    ending.chosen = false;
+    return this.#options.transports.length > 1;
   }
 
   /**
@@ -670,7 +877,7 @@ class Client extends ClientEventTarget {
   async #loadShare() {
     /** @type {Resolvers<never>} */
     const { promise, reject } = withResolvers();
-    const timer = setTimeout(reject, this.#options.timeout);
+    const timer = startTimer(() => reject(new Error("timeout")), this.#options.timeout);
     try {
       this.#SharedStream = (await Promise.race([import("./share.js"), promise])).SharedStream;
     } catch {} // the browser reports it
@@ -686,12 +893,11 @@ class Client extends ClientEventTarget {
     const { transports, timeout } = this.#options;
     const connection = this.#createConnection(transports[index]);
     const limit = index + 1 < transports.length ? timeout : WELCOME_TIMEOUT;
-    const giveUp = () => connection.end({ reason: `no welcome in ${limit} ms`, silent: true });
     connection.index = index;
-    connection.welcomeTimer = setTimeout(giveUp, limit);
+    connection.proofTimer = startTimer(() => connection.giveUp(limit), limit);
     connection.onframe = (frame) => this.#receive(connection, frame);
     connection.ended.then(({ silent }) => {
-      clearTimeout(connection.welcomeTimer);
+      clearTimeout(connection.proofTimer);
       this.#leaderIsSilent = connection.shared && !!silent;
     });
     try {
@@ -705,34 +911,85 @@ class Client extends ClientEventTarget {
   /** @param {Api.Transport} transport */
   #createConnection(transport) {
     const options = this.#options;
-    /** @param {string} path */
-    const address = (path) => `${this.#url}${path}?${new URLSearchParams(this.#query ?? {})}`;
+    /**
+     * @param {string} path
+     * @param {Interest[]} [patterns]
+     */
+    const address = (path, patterns = []) => {
+      const url = new URL(path, this.#url);
+      url.search = this.#url.search;
+      for (const [name, value] of Object.entries(this.#query ?? {})) url.searchParams.set(name, value);
+      for (const { pattern } of patterns) url.searchParams.append("subjects", pattern);
+      return url.href;
+    };
     if (transport === "websocket") return new WebSocketConnection(options, address);
     const Stream = this.#canShare && this.#SharedStream;
-    if (!Stream) return new EventStreamConnection(options, address);
+    if (!Stream) {
+      const connection = new EventStreamConnection(options, address);
+      connection.queried = this.#queryable();
+      return connection;
+    }
 
     const { share, ...unshared } = options;
     const openClient = () => new Client({ ...unshared, transports: ["sse"] }, this.#query);
     const connection = new SharedConnection(options, address);
     connection.join = () => new Stream(this.#name, this.#leaderIsSilent, openClient, connection);
-    connection.onstatus = ({ state, nats, reason, retry }) => this.#setStatus({ state, nats, reason, retry });
+    connection.onstatus = ({ state, nats, reason, retry }) => {
+      connection.healthy = state === "connected";
+      if (connection.healthy) this.#setStatus({ nats });
+      else this.#setStatus({ state, nats, reason, retry });
+      this.#settle();
+    };
     connection.onlost = (error) => {
       // Another tab has stolen the lock (AbortError); or the browser denies locks, as it does when it blocks cookies.
       this.#canShare &&= error.name === "AbortError";
-      connection.end({ reason: `${error}`, retry: 0 });
+      connection.end({ reason: `${error}`, retry: 0, chosen: true });
     };
     return connection;
   }
 
+  /** Return the patterns that a new event stream has in its query: those that fit. */
+  #queryable() {
+    let length = 0;
+    /** @type {Interest[]} */
+    const patterns = [];
+    for (const interest of this.#interests.values()) {
+      const { pattern, subscriptions } = interest;
+      // The bridge takes a comma in the query for a mistake.
+      if (!subscriptions.size || pattern.includes(",") || patterns.length === this.#batchSize) continue;
+      length += encodeURIComponent(pattern).length + 10;
+      if (length > MAX_QUERY_LENGTH) break;
+      patterns.push(interest);
+    }
+    return patterns;
+  }
+
   /**
-   * Return whether the next transport may work where this one failed; else the server may be down.
+   * Note how a connection has ended. If another transport may do better, go on with it, and return whether the client
+   * may do so at once.
    *
    * @param {Connection} connection
    * @param {Ending} ending
    */
-  #mayFallBack(connection, { code }) {
-    if (connection.since || (code && code in CLOSE_CODES) || !this.#options.transports[this.#index + 1]) return false;
-    return !this.#firstHasWorked || this.#failures > 2;
+  #mayFallBack({ index, startedAt, receivedAt, provenAt, shared }, { code, reason, silent, chosen }) {
+    const { transports } = this.#options;
+    const record = this.#records[index];
+    const lived = provenAt && (silent ? receivedAt : now()) - startedAt;
+    if (chosen || shared || code === UNAUTHENTICATED) return false;
+    if (!silent && lived > STABLE_AFTER) {
+      this.#records[index] = { failures: 0, lived: Infinity };
+      return false;
+    }
+    record.lived = record.failures ? (record.lived + lived) / 2 : lived;
+    record.failures++;
+    const other = this.#records[1 - index];
+    const hasWorked = provenAt || (!index && this.#firstHasWorked);
+    if (!(other?.lived >= record.lived) || (hasWorked && record.failures < MAX_FAILURES)) return false;
+    if (!provenAt && index) return false;
+    this.#index = 1 - index;
+    if (provenAt) this.#rememberTransport(this.#index);
+    this.status = { ...this.status, why: `${transports[index]}: ${reason}` }; // dispatched with the next state
+    return !provenAt;
   }
 
   get #transport() {
@@ -742,20 +999,21 @@ class Client extends ClientEventTarget {
   /** Begin with the transport that worked last, or with the first. */
   #chooseTransport() {
     const { index, until } = this.#remembered;
-    this.#index = Date.now() < until ? index : 0;
+    this.#index = now() < until ? index : 0;
     if (this.#index) this.status = { ...this.status, why: this.status.why || "remembered" };
   }
 
   /** @param {number} index */
   #rememberTransport(index) {
-    this.#remembered = { index, until: Date.now() + this.#options.retryBetter };
-    tabStorage(this.#name, JSON.stringify(this.#remembered));
+    const { retryBetter } = this.#options;
+    this.#remembered = { index, until: now() + retryBetter };
+    tabStorage(this.#name, JSON.stringify({ index, wall: Date.now() + retryBetter }));
   }
 
   /** @param {number} milliseconds */
   #pause(milliseconds) {
     return new Promise((resolve) => {
-      const timer = setTimeout(resolve, milliseconds);
+      const timer = startTimer(() => resolve(undefined), milliseconds);
       this.#wake = () => resolve(clearTimeout(timer));
     });
   }
@@ -769,67 +1027,90 @@ class Client extends ClientEventTarget {
   /** Replace a connection that the network may have lost: its end isn't always noticed. */
   #reconnect() {
     this.#wake();
-    if (this.welcome && !this.#connection?.shared) this.#connection?.end({ reason: "online", retry: 0 });
+    if (this.welcome && !this.#connection?.shared) {
+      this.#connection?.end({ reason: "online", retry: 0, chosen: true });
+    }
   }
 
   /**
-   * Note the welcome of a connection. If it is a probe, it replaces the current one.
+   * Note the welcome of a connection, which shows that data arrives, and have it prove that data is sent too.
    *
    * @param {Connection} connection
    * @param {Api.Welcome} welcome
    */
-  #adopt(connection, welcome) {
-    clearTimeout(connection.welcomeTimer);
+  #noteWelcome(connection, welcome) {
     connection.welcome = welcome;
-    connection.since ||= Date.now();
+    const proof = connection.prove();
+    if (proof === true) this.#noteProof(connection);
+    else proof.then((isProven) => isProven && this.#noteProof(connection));
+  }
+
+  /**
+   * Note that data has passed in both directions. If the connection is a probe, it replaces the current one.
+   *
+   * @param {Connection} connection
+   */
+  #noteProof(connection) {
+    clearTimeout(connection.proofTimer);
+    connection.provenAt ||= now();
     if (!connection.index) this.#firstHasWorked = true;
-    if (!connection.index || Date.now() > this.#remembered.until) this.#rememberTransport(connection.index);
-    if (connection === this.#connection) return;
+    if (!connection.index || now() > this.#remembered.until) this.#rememberTransport(connection.index);
+    if (connection === this.#connection) return this.#settle();
     const worse = this.#connection;
     this.#connection = connection;
     this.#index = 0;
     worse?.end({ reason: "replaced", replaced: true });
+    if (connection.welcome) this.#dispatch("frame", connection.welcome);
+    this.#beginSession(connection);
   }
 
   /**
-   * Subscribe again in a new session, after a `gap` for what the last one held.
+   * Subscribe again in a new session.
    *
    * @param {Connection} connection
-   * @param {Api.Welcome} welcome
    */
-  #beginSession({ index, shared }, { nats }) {
-    /** @type {string[]} */
-    const subjects = [];
+  #beginSession({ index, shared, welcome }) {
     for (const interest of this.#interests.values()) {
-      if (interest.reply && interest.subscriptions.size) subjects.push(interest.pattern);
+      interest.missed ||= !!interest.reply;
       interest.reply = null;
     }
     this.#batchSize = MAX_PATTERNS;
     this.#commandFailures = 0;
     const why = index ? this.status.why : "";
-    this.#setStatus({ state: "connected", transport: this.#transport, shared, nats, why, reason: "", retry: 0 });
-    if (subjects.length) this.#dispatch("gap", { type: "gap", subjects, lost: null, reason: "reconnect" });
+    const transport = this.#transport;
+    this.#setStatus({ state: "subscribing", transport, shared, nats: welcome?.nats, why, reason: "", retry: 0 });
     this.#checkSilence();
     this.#sync();
   }
 
-  /** End a connection whose keepalive is missing: by the clock, because timers stop while a device sleeps. */
+  /** Set the status to "connected" if data passes, and every subscription has its reply. */
+  #settle() {
+    if (!this.#connection?.provenAt || !this.#connection.healthy || this.status.state !== "subscribing") return;
+    for (const { subscriptions, reply } of this.#interests.values()) if (subscriptions.size && !reply) return;
+    this.#setStatus({ state: "connected", reason: "", retry: 0 });
+  }
+
+  /** End a connection whose keepalive is missing. */
   #checkSilence() {
     clearTimeout(this.#keepaliveTimer);
     const connection = this.#connection;
     if (!connection?.welcome) return;
     const heartbeat = 1000 * connection.welcome.heartbeat;
     const limit = heartbeat * (connection.shared ? MAX_SHARED_SILENCE : MAX_SILENCE);
-    const silent = this.status.state === "connected" && Date.now() - this.#receivedAt > limit;
+    const offset = Date.now() - now();
+    // The device was asleep, or a clock was set. If the connection is alive, its next frame comes soon.
+    if (offset - this.#clockOffset > SLEEP) this.#silentAt = now() + Math.min(heartbeat, limit);
+    this.#clockOffset = offset;
+    const silent = connection.healthy && now() > Math.min(connection.receivedAt + limit, this.#silentAt);
     // Only at the second look: frames that have come in a sleep are read after the first.
     if (silent && this.#suspectsSilence) return connection.end({ reason: "silence", silent });
     this.#suspectsSilence = silent;
-    if (connection.index && Date.now() > this.#remembered.until && !this.#probe?.open) {
+    if (connection.index && now() > this.#remembered.until && !this.#probe?.open) {
       this.#rememberTransport(connection.index);
       this.#probe = this.#open(0);
     }
     const pause = Math.min(heartbeat / 8, silent ? 1000 : 5000);
-    this.#keepaliveTimer = setTimeout(() => this.#checkSilence(), pause);
+    this.#keepaliveTimer = startTimer(() => this.#checkSilence(), pause);
   }
 
   /**
@@ -876,11 +1157,16 @@ class Client extends ClientEventTarget {
     this.#isSyncing = true;
     await null; // what the page asks for in this turn of the event loop goes out in one command
     while (this.#connection?.welcome) {
-      const batch = this.#nextBatch();
+      const connection = this.#connection;
+      const { queryReply } = connection;
+      connection.queryReply = null;
+      const batch = queryReply ? connection.queried : this.#nextBatch();
       if (!batch.length) break;
-      await this.#update(this.#connection, batch);
+      if (queryReply || this.#canPost(connection, batch)) await this.#update(connection, batch, queryReply);
+      else await this.#reopen(connection, batch);
     }
     this.#isSyncing = false;
+    this.#settle();
   }
 
   /** Return patterns to unsubscribe from, or else to subscribe to. */
@@ -898,18 +1184,49 @@ class Client extends ClientEventTarget {
   }
 
   /**
-   * Send one command for the batch, and act on the reply.
+   * Return whether a command can be sent for the batch; a stream with another query may do the same.
    *
    * @param {Connection} connection
    * @param {Interest[]} batch
    */
-  async #update(connection, batch) {
+  #canPost(connection, batch) {
+    if (!(connection instanceof EventStreamConnection) || now() > this.#postsBlockedUntil) return true;
+    const queryable = this.#queryable();
+    return !batch[0].reply && !batch.some((interest) => queryable.includes(interest));
+  }
+
+  /**
+   * Open the event stream again, with what the page follows in its query, because commands don't get through.
+   *
+   * @param {Connection} connection
+   * @param {Interest[]} batch
+   */
+  async #reopen(connection, batch) {
+    if (batch[0].reply) {
+      // The next stream won't have them.
+      for (const interest of batch) interest.reply = null;
+      return;
+    }
+    await this.#pause(1000 - (now() - connection.startedAt)); // for what the page follows next
+    connection.end({ reason: this.status.reason || "POST is blocked", retry: 0, chosen: true });
+  }
+
+  /**
+   * Send one command for the batch, and act on the reply.
+   *
+   * @param {Connection} connection
+   * @param {Interest[]} batch
+   * @param {Promise<any> | null} queryReply The reply to the query of the stream, if the batch was there.
+   */
+  async #update(connection, batch, queryReply) {
     const { welcome } = connection;
-    const held = batch[0].reply;
+    const held = queryReply ? null : batch[0].reply;
     for (const interest of batch) interest.reply = null;
     const subjects = batch.map(({ pattern }) => pattern);
-    const reply = await connection.send({ action: held ? "unsubscribe" : "subscribe", subjects });
-    const { success, code = "internal", message } = reply; // a proxy's answer has no code
+    const timer = startTimer(() => held || this.#setStatus({ state: "subscribing" }), SLOW_COMMAND);
+    const reply = await (queryReply ?? connection.send({ action: held ? "unsubscribe" : "subscribe", subjects }));
+    clearTimeout(timer);
+    const { success, code = "internal", message = "no reply" } = reply; // a proxy's answer has no code
     if (this.welcome !== welcome) return;
     if (success) {
       this.#commandFailures = 0;
@@ -917,9 +1234,15 @@ class Client extends ClientEventTarget {
       if (!held) this.#hold(batch, reply);
     } else if (code.startsWith("auth.")) {
       connection.end({ code: UNAUTHENTICATED, reason: message, final: true });
+    } else if (code === "blocked" || code === "origin.forbidden") {
+      const reason = code === "blocked" ? `POST: ${message}` : reportOrigin(this.#url.href);
+      this.#postsBlockedUntil = now() + this.#options.retryBetter;
+      if (!held) this.#setStatus({ state: "subscribing", reason });
+      if (this.#canPost(connection, batch)) await this.#pause(backoff(++this.#commandFailures));
     } else if (TRANSIENT_CODES.test(code)) {
       if (held) this.#hold(batch, held);
-      if (++this.#commandFailures > 3 && code === "session.unknown") connection.end({ reason: message });
+      else this.#setStatus({ state: "subscribing", reason: message });
+      if (++this.#commandFailures > 3 && /session.unknown|disconnected/.test(code)) connection.end({ reason: message });
       await this.#pause(reply.retry || backoff(this.#commandFailures));
     } else if (held) {
       if (batch.length > 1) {
@@ -951,16 +1274,20 @@ class Client extends ClientEventTarget {
   }
 
   /**
-   * Mark the batch as held by the session.
+   * Mark the batch as held by the session, and dispatch a `gap` for what an earlier session held: from now on a page
+   * that loads its state again misses nothing.
    *
    * @param {Interest[]} batch
    * @param {Api.Reply} reply
    */
   #hold(batch, reply) {
+    const subjects = batch.filter(({ missed }) => missed).map(({ pattern }) => pattern);
     for (const interest of batch) {
       interest.reply = reply;
+      interest.missed = false;
       for (const subscription of interest.subscriptions) subscription.confirm(reply);
     }
+    if (subjects.length) this.#dispatch("gap", { type: "gap", subjects, lost: null, reason: "reconnect" });
   }
 
   /**

@@ -27,7 +27,13 @@ _NOT_MODIFIED = 304
 _VERSION_DIGITS = 16
 _VERSIONED = re.compile(rf"(client|share)-[0-9a-f]{{{_VERSION_DIGITS}}}(\.js)")
 _MODULE_TYPE = "natsbridge_module"
-_JSDOC = re.compile(rb"^[ \t]*/\*\*(?:[^*]|\*(?!/))*\*/[ \t]*\n\n?", re.MULTILINE)
+_COMMENTS = re.compile(
+    rb"^[ \t]*/\*\*(?:[^*]|\*(?!/))*\*/[ \t]*\n\n?"  # JSDoc with lines of its own
+    rb"|/\*\*(?:[^*]|\*(?!/))*\*/ ?"  # JSDoc within a line
+    rb"|^[ \t]*//.*\n"  # lines that are comments
+    rb"|[ \t]+//.*$",  # comments at the end of a line; no string of the sources looks like one
+    re.MULTILINE,
+)
 
 
 class _Modules(NamedTuple):
@@ -116,7 +122,8 @@ def _matches(conditions: list[str], etag: str) -> bool:
 
 @cache
 def _modules() -> _Modules:
-    client, share = (_strip_jsdoc((_FOLDER / name).read_bytes()) for name in ("client.js", "share.js"))
+    client, share = (_strip_comments((_FOLDER / name).read_bytes()) for name in ("client.js", "share.js"))
+    client = client.replace(b'MODULE_URL = ""', b"MODULE_URL = import.meta.url")
     share_name = f"share-{_version(share)}.js"
     # A client imports the share.js of its own version, and so its name changes with either text.
     versioned_client = client.replace(b'import("./share.js")', f'import("./{share_name}")'.encode())
@@ -134,6 +141,6 @@ def _version(text: bytes) -> str:
     return hashlib.sha256(text).hexdigest()[:_VERSION_DIGITS]
 
 
-def _strip_jsdoc(source: bytes) -> bytes:
-    """Remove the JSDoc blocks that have lines of their own: they are a third of the compressed source."""
-    return _JSDOC.sub(b"", source)
+def _strip_comments(source: bytes) -> bytes:
+    """Remove the comments, which are half of the compressed source."""
+    return _COMMENTS.sub(b"", source)

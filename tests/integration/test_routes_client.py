@@ -94,7 +94,7 @@ async def test_head_returns_headers_of_get_without_body(bridge: Bridge) -> None:
 
 
 async def test_compressed_modules_fit_size_budget(bridge: Bridge) -> None:
-    for name, budget in {"client.js": 8192, "share.js": 3072}.items():
+    for name, budget in {"client.js": 9216, "share.js": 3072}.items():
         _, headers, body = await ask(bridge, "GET", f"{bridge.url}/{name}", Accept_Encoding="gzip")
         assert headers["Content-Encoding"] == "gzip"
         assert len(body) <= budget
@@ -227,7 +227,7 @@ def test_versioned_name_changes_with_either_module(source: Path) -> None:
     names = {client.versioned_name()}
     for name in ("client.js", "share.js"):
         with (source / name).open("a") as module:
-            module.write("// changed\n")
+            module.write("let changed;\n")
         names.add(client.versioned_name())
     assert len(names) == 3
     assert client.versioned_name() in names
@@ -248,14 +248,16 @@ def test_versioned_client_imports_share_module_of_same_version(source: Path) -> 
         ("/** A. */\nlet a;\n", "let a;\n"),
         ("  /**\n   * A.\n   */\n  a() {}\n", "  a() {}\n"),
         ("/** A. */\n\nlet a;\n", "let a;\n"),
-        ("let a; /** A. */\n", "let a; /** A. */\n"),
-        ("/** A. */ (a)\n/** B. */\nlet b;\n", "/** A. */ (a)\nlet b;\n"),
+        ("let a; /** A. */\n", "let a; \n"),
+        ("/** A. */ (a)\n/** B. */\nlet b;\n", "(a)\nlet b;\n"),
         ("/* A. */\nlet a;\n", "/* A. */\nlet a;\n"),
         ("/** A * / ** b **/\nlet a;\n", "let a;\n"),
         ("/** A. */\n/** B. */\nlet a;\n", "let a;\n"),
-        ("// /** A.\nlet a;\n// */\n", "// /** A.\nlet a;\n// */\n"),
+        ("// A.\nlet a;\n  // B.\n", "let a;\n"),
+        ("let a; // A\n", "let a;\n"),
+        ("let a = '//a'; // 'A'\nlet b = `http://b`;\n", "let a = '//a';\nlet b = `http://b`;\n"),
     ],
 )
-def test_jsdoc_on_its_own_lines_is_stripped(source: Path, written: str, served: str) -> None:
+def test_comments_are_stripped(source: Path, written: str, served: str) -> None:
     (source / "share.js").write_text(written)
     assert client._modules().fixed["share.js"].select(()).body.decode() == served
