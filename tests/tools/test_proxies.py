@@ -30,7 +30,7 @@ def test_set_ups_are_measured_judged_and_reported(
 ) -> None:
     shutil.copy(DOCS / "proxies.md", tmp_path)
     settings = '{"heartbeat": 1}'
-    options = ("--seconds", "6", "--rate", "10", "--leave", "1", "--settings", settings, "--docs", str(tmp_path))
+    options = ("--seconds", "10", "--patience", "120", "--leave", "1", "--settings", settings, "--docs", str(tmp_path))
     code = call(monkeypatch, "pass", "ws-403", "other-host", *options)
     results = Results.load(tmp_path / "proxies" / "results.json")
     assert [result.setup for result in results.setups] == ["pass", "ws-403", "other-host"]

@@ -37,10 +37,10 @@ def main() -> int:
         for setup in CATALOGUE.values():
             _print(f"{setup.name:28}{setup.source:8}{setup.title}")
         return 0
-    messages = round(options.seconds * options.rate)
+    least, most = (round(seconds * options.rate) for seconds in (options.seconds, options.patience))
     measuring = run(
         [CATALOGUE[name] for name in options.setups],
-        Length(messages, messages, leave_seconds=options.leave),
+        Length(least, max(least, most), leave_seconds=options.leave),
         rate=options.rate,
         at_once=options.at_once,
         settings=options.settings,
@@ -50,11 +50,12 @@ def main() -> int:
 
 
 def _report(results: Results, docs: Path | None) -> int:
-    tables = (messages_table(results), quiet_table(results), tabs_table(results), statuses_table(results))
+    tables = (messages_table(results), quiet_table(results), tabs_table(results))
     for table in tables:
         _print("\n" + table.as_text())
     if docs is not None:
-        write_tables(docs / "proxies.md", (*tables, setups_table(results), machine_table(results)))
+        more = (statuses_table(results), setups_table(results), machine_table(results))
+        write_tables(docs / "proxies.md", (*tables, *more))
         (docs / "proxies").mkdir(exist_ok=True)
         results.save(docs / "proxies" / "results.json")
     failed = [result for result in results.setups if result.failures]
@@ -79,6 +80,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="list the set-ups")
     parser.add_argument("--source", choices=("own", "debian", "node"), help="only proxies of this origin")
     parser.add_argument("--seconds", type=float, default=80, help="seconds of the busy link (default: 80)")
+    parser.add_argument("--patience", type=float, default=0, help="seconds to wait for a good verdict, if more")
     parser.add_argument("--leave", type=float, default=35, help="seconds to watch a closed page (default: 35)")
     parser.add_argument("--rate", type=float, default=5, help="messages per second (default: 5)")
     parser.add_argument("--at-once", type=int, default=10, help="set-ups that are measured at a time (default: 10)")

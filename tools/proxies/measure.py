@@ -144,6 +144,7 @@ async def _measure(page: MeasuredPage, site: Site, env: Environment, length: Len
     try:
         first = publisher.last + 1
         await page.start(links)
+        await _started(page, env, length.least)
         await publisher.wait_for(length.least)
         result.links["busy"] = await _settled(page, "busy", env, first, first + length.most, allowed)
         publisher.subjects.add(links["quiet"])
@@ -157,6 +158,14 @@ async def _measure(page: MeasuredPage, site: Site, env: Environment, length: Len
         result.gone = await _watch(site, env, result.sessions, length.leave_seconds)
     finally:
         publisher.subjects -= set(links.values())
+
+
+async def _started(page: MeasuredPage, env: Environment, most: int) -> None:
+    """Wait for the first message or error of the EventSource, on a slow machine too, or for a number of messages."""
+    end = env.publisher.last + most
+    while env.publisher.last < end and not any(page.records["busy"].of("eventsource", "message", "error")):
+        await env.publisher.wait_for(1)
+        await page.collect()
 
 
 async def _settled(page: MeasuredPage, link: str, env: Environment, first: int, most: int, allowed: int) -> LinkResult:

@@ -70,8 +70,9 @@ class Results:
     setups: list[SetupResult] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
-        """Write all results as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+        """Write all results as JSON, each set-up on one line."""
+        setups = ",\n".join(json.dumps(asdict(setup), ensure_ascii=False) for setup in self.setups)
+        path.write_text(f'{{"machine": {json.dumps(self.machine)},\n"setups": [\n{setups}\n]}}\n')
 
     @classmethod
     def load(cls, path: Path) -> Self:
