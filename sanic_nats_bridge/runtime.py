@@ -126,14 +126,18 @@ class BridgeRuntime:
         add_websocket_route(blueprint, self.sessions, guard)
         add_event_route(blueprint, self.sessions, self._cross_origin)
         add_command_routes(blueprint, self.relay, self.sessions)
-        add_client_routes(self._app, blueprint)
         self._cross_origin.add_preflights(blueprint, "stream", "events", "subscribe", "unsubscribe")
+        # Without the guard: browsers send an Origin with modules, and behind a proxy that changes the Host header even a
+        # page of the app itself would then get none. Browsers run no module of a foreign origin without CORS headers.
+        modules = Blueprint(f"{_BLUEPRINT}_modules", url_prefix=self.settings.prefix)
+        add_client_routes(self._app, modules)
         self._app.blueprint(blueprint)
-        paths = _paths(blueprint)
+        self._app.blueprint(modules)
+        paths = _paths(blueprint) | _paths(modules)
         self._cross_origin.install(self._app)
         mark_method_errors(self._app, self._cross_origin.covers)
         self._cross_origin.add_paths(paths)
-        for route in blueprint.routes:
+        for route in (*blueprint.routes, *modules.routes):
             # Sanic would wait for a body before its guard sees the request; a handler with `stream` reads it itself.
             route.extra.ignore_body = not route.extra.stream
             # OpenAPI knows a WebSocket by the wrapper that Sanic puts around its handler.
