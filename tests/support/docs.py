@@ -18,7 +18,7 @@ Elsewhere it is a step between the blocks, which the reader takes or sees:
 - ``take FILE, FILE from PAGE`` (files of another page)
 - ``start nats-server`` (at port 4222), ``serve MODULE:APP`` (at port 8000, with a nats-server)
 - ``import MODULE``
-- ``open URL``, ``click BUTTON``, ``page shows TEXT``
+- ``open URL``, ``fill FIELD with TEXT``, ``click BUTTON``, ``page shows TEXT``, ``page lacks TEXT``
 - ``publish SUBJECT PAYLOAD``, once or ``until NAME gets TEXT, TEXT``
 - ``NAME gets TEXT, TEXT`` (a function that was given is called with these in its arguments)
 """
@@ -335,8 +335,10 @@ class Story:
             (r"serve (\w+:\w+)", self._serve),
             (r"import (\w+)", self._import),
             (r"open (\S+)", self._open),
+            (r"fill (.+) with (.+)", self._fill),
             (r"click (.+)", self._click),
             (r"page shows (.+)", self._shows),
+            (r"page lacks (.+)", self._lacks),
             (r"publish (\S+) (.+?)(?: until (\S+) gets (.+))?", self._publish),
             (r"(\S+) gets (.+)", self._gets),
         ):
@@ -359,6 +361,9 @@ class Story:
         if not _listens(int(self._ports["4222"])):
             self._start_nats("nats-server")
         if self._served is not None:
+            if self._tab is not None:
+                self._tab.close()  # it would complain of the end of its app
+                self._tab = None
             _end(self._served)
         command = ["sanic", app, "--port", self._ports["8000"], "--single-process"]
         self._served = self._start(command, self._folder, self._environment())
@@ -388,13 +393,23 @@ class Story:
         if message.type in ("error", "warning") and not message.text.startswith("Failed to load resource"):
             self._complaints.append(message.text)
 
+    def _fill(self, name: str, text: str) -> None:
+        assert self._tab is not None, "no page is open"
+        self._tab.get_by_placeholder(name, exact=True).fill(text)
+
     def _click(self, name: str) -> None:
         assert self._tab is not None, "no page is open"
         self._tab.get_by_role("button", name=name, exact=True).click()
 
     def _shows(self, text: str) -> None:
         assert self._tab is not None, "no page is open"
-        expect(self._tab.locator("body")).to_contain_text(text, timeout=WAIT_SECONDS * 1000)
+        # What is visible: the body also has the text of scripts.
+        body = self._tab.locator("body")
+        expect(body).to_contain_text(text, timeout=WAIT_SECONDS * 1000, use_inner_text=True)
+
+    def _lacks(self, text: str) -> None:
+        assert self._tab is not None, "no page is open"
+        expect(self._tab.locator("body")).not_to_contain_text(text, timeout=WAIT_SECONDS * 1000, use_inner_text=True)
 
     def _publish(self, subject: str, payload: str, name: str | None, wanted: str | None) -> None:
         def publish() -> bool:

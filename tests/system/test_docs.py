@@ -114,6 +114,13 @@ def test_client_page_lists_every_option_and_event() -> None:
         assert sorted(name for row in rows for name in names_in(row[0])) == sorted(fields_of_it)
 
 
+def test_login_page_reasons_are_those_of_the_client() -> None:
+    source = (ROOT / "sanic_nats_bridge/browser/client.js").read_text()
+    for reason, *_ in table("docs/guides/login.md", "Login pages of proxies"):
+        parts = re.split("…|401 text/html", reason.strip("`"))
+        assert [part for part in parts if part.removeprefix("POST: ").strip() not in source] == []
+
+
 def test_protocol_page_states_pattern_limits() -> None:
     text = (ROOT / "docs/reference/protocol.md").read_text()
     assert f"1 to {MAX_SUBJECT_BYTES} bytes" in text
