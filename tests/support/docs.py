@@ -17,7 +17,9 @@ Elsewhere it is a step between the blocks, which the reader takes or sees:
 
 - ``take FILE, FILE from PAGE`` (files of another page)
 - ``start nats-server`` (at port 4222), ``serve MODULE:APP`` (at port 8000, with a nats-server)
+- ``stop the last command``
 - ``import MODULE``
+- ``no path of this machine in FOLDER``
 - ``open URL``, ``fill FIELD with TEXT``, ``click BUTTON``, ``page shows TEXT``, ``page lacks TEXT``
 - ``publish SUBJECT PAYLOAD``, once or ``until NAME gets TEXT, TEXT``
 - ``NAME gets TEXT, TEXT`` (a function that was given is called with these in its arguments)
@@ -58,7 +60,7 @@ _MODIFIERS = ("keep running", "exits with", "given", "dry run", "not run")
 _TAKE = r"take (.+) from (\S+)"
 _NODE = ROOT / "tests" / "support" / "node" / "node_modules"
 _BROWSER = ROOT / "sanic_nats_bridge" / "browser"
-_PORTS = ("4222", "8000", "8001", "5001")
+_PORTS = ("4222", "8000", "8001", "5001", "5173", "8080")
 _HOSTS = {
     "https://api.example": "http://127.0.0.1:8000",
     "https://app.example": "http://localhost:8000",
@@ -271,6 +273,8 @@ class Story:
             # For apps that take the default.
             "SANIC_NATS_BRIDGE_SERVERS": self._here("nats://127.0.0.1:4222"),
             # What is installed is enough; nothing is fetched or changed.
+            "NPM_CONFIG_OFFLINE": "true",
+            "NPM_CONFIG_UPDATE_NOTIFIER": "false",
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
             "PIP_DRY_RUN": "1",
             "PIP_NO_INDEX": "1",
@@ -298,10 +302,14 @@ class Story:
             self._until(lambda: not _is_disconnected(number))
 
     def _link_packages(self) -> None:
-        modules = self._folder / "node_modules"
         assert _NODE.is_dir(), "make test installs the npm packages"
-        shutil.copytree(_NODE, modules)
-        shutil.copytree(_BROWSER, modules / "sanic-nats-bridge")
+        modules = self._folder / "node_modules"
+        modules.mkdir(exist_ok=True)
+        for package in (*_NODE.glob("[!.]*"), _NODE / ".bin"):
+            if not (modules / package.name).exists():
+                (modules / package.name).symlink_to(package)
+        if not (modules / "sanic-nats-bridge").exists():
+            shutil.copytree(_BROWSER, modules / "sanic-nats-bridge")
 
     def _output(self, block: Block) -> None:
         wanted = self._here(block.text).strip()
@@ -333,7 +341,9 @@ class Story:
             (_TAKE, self._take),
             (r"start (nats-server)", self._start_nats),
             (r"serve (\w+:\w+)", self._serve),
+            (r"stop the (last) command", self._stop),
             (r"import (\w+)", self._import),
+            (r"no path of this machine in (\w+)", self._check_paths),
             (r"open (\S+)", self._open),
             (r"fill (.+) with (.+)", self._fill),
             (r"click (.+)", self._click),
@@ -361,17 +371,34 @@ class Story:
         if not _listens(int(self._ports["4222"])):
             self._start_nats("nats-server")
         if self._served is not None:
-            if self._tab is not None:
-                self._tab.close()  # it would complain of the end of its app
-                self._tab = None
+            self._close_tab()
             _end(self._served)
         command = ["sanic", app, "--port", self._ports["8000"], "--single-process"]
         self._served = self._start(command, self._folder, self._environment())
         self._await_port("8000", self._served)
 
+    def _stop(self, _: str) -> None:
+        assert self._process is not None, "no command comes before"
+        self._close_tab()
+        _end(self._process)
+
+    def _close_tab(self) -> None:
+        # A page would complain that its server has gone.
+        if self._tab is not None:
+            self._tab.close()
+            self._tab = None
+
     def _import(self, module: str) -> None:
         command = [sys.executable, "-c", f"import {module}"]
         assert self._start(command, self._folder, self._environment()).wait(WAIT_SECONDS) == 0, self._log.read_text()
+
+    def _check_paths(self, name: str) -> None:
+        files = [path for path in (self._folder / name).rglob("*") if path.is_file()]
+        assert any(path.suffix == ".js" for path in files), files
+        for path in files:
+            text = path.read_text()
+            for trace in ("file:///", str(ROOT), self._folder.name):
+                assert trace not in text, f"{path} contains {trace}"
 
     def _open(self, url: str) -> None:
         if self._browser is None:
@@ -380,8 +407,7 @@ class Story:
             playwright = self._stack.enter_context(sync_playwright())
             self._browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
             self._stack.callback(self._browser.close)
-        if self._tab is not None:
-            self._tab.close()
+        self._close_tab()
         self._tab = self._browser.new_page()
         self._tab.set_default_timeout(WAIT_SECONDS * 1000)
         self._tab.on("pageerror", lambda error: self._complaints.append(str(error)))
@@ -447,7 +473,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _listens(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+    with contextlib.suppress(OSError), socket.create_connection(("localhost", port)):
         return True
     return False
 
