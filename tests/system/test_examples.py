@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, WebSocket, expect
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
@@ -35,6 +35,7 @@ SOURCES = {
     "login": EXAMPLES / "login" / "server.py",
     "workers.py": EXAMPLES / "workers.py",
     "node": EXAMPLES / "node" / "follow.js",
+    "react": EXAMPLES / "react" / "src" / "main.tsx",
     "publish.py": EXAMPLES / "publish.py",
 }
 START_SECONDS = 60
@@ -330,20 +331,33 @@ def test_workers_example_spreads_jobs_over_both_workers(
             expect(rows).to_have_count(jobs)
 
 
+def npm_installed(name: str, folder: Path) -> Path:
+    """Return a copy of an example as npm install makes it, without the registry.
+
+    It has the tests' own packages, and a link to the folder that is named.
+    """
+    copy = folder / "examples" / name
+    shutil.copytree(EXAMPLES / name, copy, ignore=shutil.ignore_patterns("node_modules", "dist"))
+    package = json.loads((copy / "package.json").read_text())
+    needed = package["dependencies"] | package.get("devDependencies", {})
+    tested = json.loads((NODE_MODULES.parent / "package.json").read_text())["devDependencies"]
+    bridge = needed.pop("sanic-nats-bridge")
+    assert needed == {each: tested[each] for each in needed}
+    modules = {each: NODE_MODULES / each for each in (*needed, ".bin")}
+    modules["sanic-nats-bridge"] = (EXAMPLES / name / bridge.removeprefix("file:")).resolve()
+    assert json.loads((modules["sanic-nats-bridge"] / "package.json").read_text())["name"] == "sanic-nats-bridge"
+    for each, target in modules.items():
+        assert target.is_dir(), f"make test installs {each}"
+        link = copy / "node_modules" / each
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(target)
+    return copy
+
+
 def test_node_example_prints_published_message(shared_nats: NatsServer, tmp_path: Path) -> None:
     node = shutil.which("node")
     assert node is not None, "make test installs node"
-    folder = tmp_path / "examples" / "node"
-    shutil.copytree(EXAMPLES / "node", folder, ignore=shutil.ignore_patterns("node_modules"))
-    needed = json.loads((folder / "package.json").read_text())["dependencies"]
-    # As npm install makes it, without the registry: the tests' own packages, and a link to the folder that is named.
-    modules = {name: NODE_MODULES / name for name in needed}
-    modules["sanic-nats-bridge"] = (EXAMPLES / "node" / needed["sanic-nats-bridge"].removeprefix("file:")).resolve()
-    assert json.loads((modules["sanic-nats-bridge"] / "package.json").read_text())["name"] == "sanic-nats-bridge"
-    (folder / "node_modules").mkdir()
-    for name, target in modules.items():
-        assert target.is_dir(), f"make test installs {name}"
-        (folder / "node_modules" / name).symlink_to(target)
+    npm_installed("node", tmp_path)
     _, _, run = header(SOURCES["node"])["run"].partition(" && node ")
     with running("hello.py", shared_nats, tmp_path) as example:
         arguments = shlex.split(run.replace("http://127.0.0.1:8000/", example.url))
@@ -357,3 +371,68 @@ def test_node_example_prints_published_message(shared_nats: NatsServer, tmp_path
                 assert process.wait(WAIT_SECONDS) == 0
             finally:
                 process.kill()
+
+
+@contextlib.contextmanager
+def vite(folder: Path, bridge: str) -> Iterator[str]:
+    """Serve an example by Vite, with a proxy to a bridge; yield its URL."""
+    port = free_port()
+    log = folder / "log"
+    arguments = ["npm", "run", "dev", "--", "--port", str(port), "--strictPort"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            arguments,
+            cwd=folder,
+            env=os.environ | {"BRIDGE": bridge},
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        wait_until(lambda: process.poll() is not None or b"ready in" in log.read_bytes())
+        assert process.poll() is None, log.read_text()
+        yield f"http://localhost:{port}/"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(START_SECONDS)
+
+
+def test_react_example_subscribes_while_its_component_is_mounted(
+    nats_server: NatsServer, context: BrowserContext, tmp_path: Path
+) -> None:
+    folder = npm_installed("react", tmp_path)
+    with running("hello.py", nats_server, tmp_path) as example, vite(folder, example.url) as url:
+        sent: list[str] = []
+
+        def watch(socket: WebSocket) -> None:
+            socket.on("framesent", lambda payload: sent.append(str(payload)))
+
+        context.on("page", lambda page: page.on("websocket", watch))
+        page = open_page(context, url)
+        state, rows, button = page.locator("output"), page.locator("li"), page.locator("button")
+        shows(state, "connected, websocket")
+        example.subscribed("hello.>")
+        example.publish_as_in(SOURCES["react"])
+        shows(rows, ['hello.world: "Hi"'])
+        # StrictMode has mounted the component twice, and the client has subscribed once.
+        assert [json.loads(frame)["action"] for frame in sent if "subscribe" in frame] == ["subscribe"]
+
+        button.click()
+        wait_until(lambda: "hello.>" not in nats_server.subscriptions(), example.log.read_text)
+        button.click()
+        example.subscribed("hello.>")
+        shows(rows, [])
+        example.publish("hello.again", "1")
+        shows(rows, ["hello.again: 1"])
+        nats_server.restart()
+        shows(page.locator("p"), "Some messages were missed.")
+
+
+def test_build_of_react_example_has_no_path_of_this_machine(tmp_path: Path) -> None:
+    folder = npm_installed("react", tmp_path)
+    built = subprocess.run(["npm", "run", "build"], cwd=folder, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout + built.stderr
+    files = [path for path in (folder / "dist").rglob("*") if path.is_file()]
+    assert any(path.suffix == ".js" for path in files)
+    for path in files:
+        assert [trace for trace in ("file:///", str(ROOT), str(tmp_path)) if trace in path.read_text()] == []
