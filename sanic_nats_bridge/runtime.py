@@ -127,8 +127,8 @@ class BridgeRuntime:
         add_event_route(blueprint, self.sessions, self._cross_origin)
         add_command_routes(blueprint, self.relay, self.sessions)
         self._cross_origin.add_preflights(blueprint, "stream", "events", "subscribe", "unsubscribe")
-        # Without the guard: browsers send an Origin with modules, and behind a proxy that changes the Host header even a
-        # page of the app itself would then get none. Browsers run no module of a foreign origin without CORS headers.
+        # Without the guard: browsers send an Origin with modules, and behind a proxy that changes the Host header even
+        # the app's own pages would get none. A page of a foreign origin can't run them without the CORS headers.
         modules = Blueprint(f"{_BLUEPRINT}_modules", url_prefix=self.settings.prefix)
         add_client_routes(self._app, modules)
         self._app.blueprint(blueprint)

@@ -379,6 +379,7 @@ def _script_passages(path: str, source: str) -> Iterator[Passage]:
 def _document_passages(path: str, source: str) -> Iterator[Passage]:
     text = re.sub(r"\A---\n.*?\n---\n", _masked, source, flags=re.DOTALL)
     text = re.sub(r"^([ \t]*)(`{3,}|~{3,})[^\n]*\n.*?^\1\2[ \t]*$", _masked, text, flags=re.DOTALL | re.MULTILINE)
+    text = text.replace("<br>", "|   ")  # parts of a cell
     text = re.sub(r"<!--.*?-->|<[a-zA-Z/][^>]*>", _masked, text, flags=re.DOTALL)
     text = _without_code(text)
     text = re.sub(r"(?<=\])\([^)\n]*\)|(?<=\])\[[^\]\n]*\]", _masked, text)

@@ -543,7 +543,9 @@ async def test_callbacks_share_subscription_and_get_only_matching_messages(
             """async (base) => {
               window.got = [];
               window.commands = [];
-              nats.addEventListener("frame", ({ detail }) => detail.action === "subscribe" && commands.push(detail.subjects));
+              nats.addEventListener("frame", ({ detail: { action, subjects } }) => {
+                if (action === "subscribe") commands.push(subjects);
+              });
               const note = (name) => (data, message) => got.push([name, data, message.subject]);
               window.subs = [`${base}.>`, `${base}.x`, `${base}.x`, `${base}.*`].map(
                 (pattern, index) => nats.subscribe(pattern, note(index)));
