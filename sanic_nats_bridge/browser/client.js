@@ -936,6 +936,7 @@ class Client extends ClientEventTarget {
     connection.join = () => new Stream(this.#name, this.#leaderIsSilent, openClient, connection);
     connection.onstatus = ({ state, nats, reason, retry }) => {
       connection.healthy = state === "connected";
+      if (connection !== this.#connection) return; // it may be a probe
       if (connection.healthy) this.#setStatus({ nats });
       else this.#setStatus({ state, nats, reason, retry });
       this.#settle();

@@ -793,6 +793,30 @@ async def test_dead_connection_does_not_replace_leader(
             assert gaps == [[[subject], None, "reconnect"]] * len(gaps)
 
 
+@chromium_only  # Playwright sets the clock of its pages
+async def test_shared_stream_that_is_tried_beside_a_websocket_does_not_change_the_status(
+    browser: Chromium, shared_nats: NatsServer, publisher: Publisher
+) -> None:
+    subject = publisher.subject("a")
+    options = {"transports": ["sse", "websocket"], "share": "ada", "timeout": 1_000_000}
+    # The clock is that of the whole profile.
+    async with serving(shared_nats, heartbeat=120) as (_, box), browser.profile() as profile:
+        await profile.add_script(BEGIN)
+        tab = await profile.tab()
+        await tab.goto(box.url)
+        await tab.install_clock()
+        remembered = """([url, { transports, share }]) => sessionStorage.setItem(
+          `sanic-nats-bridge ${JSON.stringify([url, transports, share])}`,
+          JSON.stringify({ index: 1, until: Date.now() + 150_000 }))"""
+        await tab.evaluate(remembered, [f"{box.url}/nats/", options])
+        await begin(tab, options, subject)
+        await ready(tab, "websocket")
+        await tab.run_for(156_000)
+        await true(tab, "nats.status.transport === 'sse' && seen('gap').length")
+        states = await tab.evaluate("seen('status').map(({ state, transport }) => [state, transport])")
+        assert states[-2:] == [["connected", "websocket"], ["connected", "sse"]]
+
+
 NO_LOCKS = "Object.defineProperty(Navigator.prototype, 'locks', { value: undefined });"
 # As Chromium does if cookies are blocked. In an insecure context there is no `locks`.
 DENIED_LOCKS = """
