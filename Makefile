@@ -55,8 +55,8 @@ test-versions: $(VENV)/.dev
 # The marker is hypothesis's own: it is on each test of a property.
 long: export HYPOTHESIS_PROFILE := long
 long: $(VENV)/.dev
-	RANDOM_STEPS=100000 FUZZED_CONNECTIONS=5000 $(BIN)/python -m pytest -n 2 --timeout 7200 \
-		tests/integration/test_random_walk.py tests/integration/test_frame_fuzz.py $(ARGS)
+	RANDOM_STEPS=100000 FUZZED_CONNECTIONS=5000 SHARED_WALKS=50000 $(BIN)/python -m pytest -n 2 --timeout 7200 \
+		tests/integration/test_random_walk.py tests/integration/test_frame_fuzz.py tests/browser/test_client_share.py $(ARGS)
 	$(BIN)/python -m pytest -n 2 --timeout 7200 -m hypothesis $(ARGS)
 
 check: $(VENV)/.dev

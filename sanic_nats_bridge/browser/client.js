@@ -942,7 +942,7 @@ class Client extends ClientEventTarget {
       this.#settle();
     };
     connection.onlost = (error) => {
-      // Another tab has stolen the lock (AbortError); or the browser denies locks, as it does when it blocks cookies.
+      // The page is frozen (AbortError); or the browser denies locks, as it does when it blocks cookies.
       this.#canShare &&= error.name === "AbortError";
       connection.end({ reason: `${error}`, retry: 0, chosen: true });
     };

@@ -1,11 +1,15 @@
 // @ts-check
 // Event streams that tabs share: docs/reference/client.md.
 // client.js imports this module only if its option `share` is used.
-//
-// Each tab requests the same Web Lock. The tab that gets it is the leader: it opens the event stream, carries out the
-// commands of all tabs, its own included, and broadcasts the frames. When it is gone another tab gets the lock.
 
 /** @import * as Api from "./client.d.ts" */
+
+/** Part of the names of channel and locks: tabs with other messages have a stream of their own. */
+const VERSION = 2;
+/** Milliseconds that a tab waits for an answer of the leader, twice. */
+const GREETING_INTERVAL = 5000;
+/** Milliseconds for which a leader has no successor after it has sent something. */
+const LEASE = 3000;
 
 /**
  * @typedef {object} Listener The callbacks of a tab for the stream.
@@ -14,52 +18,88 @@
  * @property {() => void} stopWaiting The leader answers.
  * @property {() => void} endSession Another tab leads now.
  * @property {(ending: { code?: number, reason: string, final?: boolean }) => void} end The leader's client is closed.
- * @property {(error: DOMException) => void} onlost The lock is denied, or another tab has stolen it.
+ * @property {(error: DOMException) => void} onlost The locks are denied, or the page is frozen (AbortError).
  */
 
 /**
  * @typedef {object} FromTab A message of a tab to the leader.
  * @property {string} from
- * @property {Api.Command} [command] Missing in a greeting.
+ * @property {number} term That of the leader for which it is.
+ * @property {Api.Command} [command] Missing in a greeting, which is for any leader.
  */
 
 /**
- * @typedef {object} FromLeader A message of the leader.
+ * @typedef {object} FromLeader A message of the leader. With nothing but the term: it leads from now on.
+ * @property {number} term
  * @property {string} [to] The tab; all tabs if it is missing.
- * @property {boolean} [leads] The sender leads now.
  * @property {Api.ClientStatus} [status]
  * @property {Api.Frame | null} [frame]
  * @property {Api.ClientEvents["close"]} [end]
  */
 
-/** One tab's part in a shared stream. */
+/**
+ * Resolve when the signal is aborted.
+ *
+ * @param {AbortSignal} signal
+ */
+const aborted = (signal) => signal.aborted || new Promise((resolve) => signal.addEventListener("abort", resolve));
+
+/**
+ * One tab's part in a shared stream.
+ *
+ * One tab is the leader: it opens the event stream, carries out the commands of all tabs, its own included, and
+ * broadcasts the frames. It holds a Web Lock whose name ends with a number, and the others wait for that lock. If they
+ * get it, or the leader doesn't answer, one of them leads with the lock of the next number.
+ *
+ * A leader that was suspended may not know that it has a successor. So each of its messages has its term, and a tab
+ * accepts only those of the latest term that it knows.
+ */
 export class SharedStream {
   #tab = crypto.randomUUID();
   #closing = new AbortController();
+  #name;
   #channel;
+  #openClient;
   #listener;
+  #timer;
+  /** The latest term that this tab knows. Its integer is the number of the lock. */
+  #term = 0;
+  /** Ends this tab's wait for the leader's lock, or its own leadership. */
+  #place = new AbortController();
+  /** True if the leader has answered this tab. */
+  #isJoined = false;
+  /** True if the leader has a connection: it sends at least heartbeats, and the client looks for silence. */
+  #isConnected = false;
+  /** @type {string | undefined} */
+  #session;
+  #greetingsLeft = 0;
 
   /**
-   * @param {string} name Name of the lock and of the channel.
-   * @param {boolean} steal Take the lock from a leader that doesn't answer.
+   * @param {string} name
+   * @param {boolean} isSuspect The leader was silent: it gets one greeting less.
    * @param {() => Api.Client} openClient Opens the event stream, if this tab becomes the leader.
    * @param {Listener} listener
    */
-  constructor(name, steal, openClient, listener) {
+  constructor(name, isSuspect, openClient, listener) {
     const { signal } = this.#closing;
-    const closed = new Promise((resolve) => signal.addEventListener("abort", resolve));
+    this.#name = `${name} ${VERSION}`;
+    this.#openClient = openClient;
     this.#listener = listener;
-    this.#channel = new BroadcastChannel(name);
-    this.#channel.onmessage = ({ data }) => this.#receive(data);
+    this.#channel = new BroadcastChannel(this.#name);
+    this.#channel.onmessage = ({ data }) => data.from || this.#receive(data);
+    this.#timer = setInterval(() => this.#greet(), GREETING_INTERVAL);
     // The leader requests this lock too. It gets it when this tab is gone.
-    this.#lock(this.#tab, {}, () => {
-      this.send();
-      return closed;
+    this.#request(this.#tab, {}, async () => {
+      await this.#check();
+      if (!this.#term) this.#lead();
+      if (isSuspect) this.#greetingsLeft = 0;
+      await aborted(signal);
     });
-    this.#lock(name, steal ? { steal } : { signal }, () => {
-      if (!signal.aborted) new Leader(name, openClient(), signal);
-      return closed;
-    });
+    // The other tabs needn't find out that this one doesn't answer.
+    for (const type of ["freeze", "pagehide"]) {
+      const leave = () => listener.onlost(new DOMException("The page is frozen", "AbortError"));
+      globalThis.addEventListener?.(type, leave, { capture: true, signal });
+    }
   }
 
   /**
@@ -68,13 +108,19 @@ export class SharedStream {
    * @param {Api.Command} [command]
    */
   send(command) {
-    if (!this.#closing.signal.aborted) this.#channel.postMessage({ from: this.#tab, command });
+    if (!this.#isClosed) this.#channel.postMessage({ from: this.#tab, term: this.#term, command });
   }
 
   /** Leave the stream. */
   close() {
-    this.#channel.close();
     this.#closing.abort();
+    this.#place.abort();
+    this.#channel.close();
+    clearInterval(this.#timer);
+  }
+
+  get #isClosed() {
+    return this.#closing.signal.aborted;
   }
 
   /**
@@ -82,22 +128,91 @@ export class SharedStream {
    *
    * @param {string} name
    * @param {LockOptions} options
-   * @param {() => Promise<unknown>} callback
+   * @param {LockGrantedCallback<any>} callback
    */
-  #lock(name, options, callback) {
-    navigator.locks.request(name, options, callback).catch((error) => this.#listener.onlost(error));
+  async #request(name, options, callback) {
+    try {
+      await navigator.locks.request(name, options, callback);
+    } catch (/** @type {any} */ error) {
+      if (error.name !== "AbortError") this.#listener.onlost(error);
+    }
   }
 
-  /** @param {FromLeader & Partial<FromTab>} message */
-  #receive({ from, to = this.#tab, leads, status, frame, end }) {
-    if (from || to !== this.#tab) return;
+  /** Follow the leader with the highest number for which a tab holds the lock or waits. */
+  async #check() {
+    const { held = [], pending = [] } = await navigator.locks.query();
+    const numbers = [...held, ...pending].map(({ name = "" }) => {
+      const [prefix, number] = name.split(/ (?=\d+$)/);
+      return prefix === this.#name ? Number(number) : 0;
+    });
+    this.#follow(Math.max(...numbers));
+  }
+
+  /**
+   * Follow a leader, if it is later than the known one.
+   *
+   * @param {number} term
+   * @param {AbortController} [leadership] That of this tab.
+   */
+  #follow(term, leadership) {
+    if (this.#isClosed || !(term > this.#term)) return;
+    const place = leadership ?? new AbortController();
+    const { signal } = place;
+    if (!leadership) this.#request(`${this.#name} ${Math.floor(term)}`, { signal }, () => this.#lead());
+    // After the request, so that the locks always show the other tabs which number this one knows.
+    this.#place.abort();
+    this.#place = place;
+    this.#term = term;
+    this.#isJoined = this.#isConnected = false;
+    this.#session = undefined;
+    this.#greetingsLeft = 1;
+    this.#listener.endSession();
+    this.#listener.onstatus({ state: "connecting", transport: "sse", why: "" });
+    this.send();
+  }
+
+  /** Lead with the next number, unless another tab does. The promise resolves when the leadership ends. */
+  async #lead() {
+    const number = Math.floor(this.#term) + 1;
+    await this.#request(`${this.#name} ${number}`, { ifAvailable: true }, async (lock) => {
+      if (!lock) return this.#follow(number);
+      if (this.#isClosed || number < this.#term) return;
+      const leadership = new AbortController();
+      const { signal } = leadership;
+      // The fraction is for a number that had a leader before, which was gone before any other tab had followed it.
+      const term = number + Date.now() / 1e13;
+      new Leader(this.#name, term, this.#openClient(), signal, () => this.#check());
+      this.#follow(term, leadership);
+      await aborted(signal);
+    });
+  }
+
+  /** Greet a leader that has no connection. If it doesn't answer, take over. */
+  async #greet() {
+    if (this.#isConnected) return;
+    if (this.#greetingsLeft-- > 0) return this.send();
+    // Meanwhile this tab reads what has come while it was suspended itself.
+    await this.#check();
+    if (this.#greetingsLeft < 0) this.#lead();
+  }
+
+  /** @param {FromLeader} message */
+  #receive({ term, to, status, frame, end }) {
+    if (term < this.#term) return; // of a leader that has a successor
+    this.#follow(term);
+    this.#greetingsLeft = 1;
     this.#listener.stopWaiting();
-    if (leads) {
-      this.#listener.endSession();
-      this.send();
+    this.#isJoined ||= to === this.#tab;
+    // Anything before the answer was sent while this tab may have had another leader.
+    if (!this.#isJoined || (to && to !== this.#tab)) return;
+    if (status) {
+      this.#isConnected = status.state === "connected";
+      this.#listener.onstatus(status);
     }
-    if (status) this.#listener.onstatus(status);
-    if (frame) this.#listener.receive(frame);
+    const session = frame?.type === "welcome" ? frame.session : undefined;
+    // The answer to a second greeting has the same welcome.
+    if (frame && (!session || session !== this.#session)) this.#listener.receive(frame);
+    this.#session = session ?? this.#session;
     if (end) this.#listener.end(end);
   }
 }
@@ -107,18 +222,28 @@ class Leader {
   /** The subscriptions of each tab by their patterns. @type {Map<string, Map<string, Api.Subscription>>} */
   #tabs = new Map();
   #channel;
+  #term;
   #client;
   #signal;
+  #check;
+  #leaseEnd = 0;
+  #isChecking = false;
+  /** Messages that wait for the check. @type {Partial<FromLeader>[]} */
+  #waiting = [];
 
   /**
    * @param {string} name
+   * @param {number} term
    * @param {Api.Client} client
    * @param {AbortSignal} signal
+   * @param {() => Promise<void>} check Aborts the signal if there is a successor.
    */
-  constructor(name, client, signal) {
+  constructor(name, term, client, signal, check) {
     this.#channel = new BroadcastChannel(name);
+    this.#term = term;
     this.#client = client;
     this.#signal = signal;
+    this.#check = check;
     this.#channel.onmessage = ({ data }) => data.from && this.#receive(data);
     client.addEventListener("frame", ({ detail }) => {
       // Replies go to one tab. The other two types are events of the client, with more details.
@@ -131,21 +256,35 @@ class Leader {
       this.#channel.close();
       client.close();
     });
-    this.#post({ leads: true });
+    this.#post({});
   }
 
-  /** @param {FromLeader} message */
+  /** @param {Partial<FromLeader>} message */
   #post(message) {
-    if (!this.#signal.aborted) this.#channel.postMessage(message);
+    this.#waiting.push({ ...message, term: this.#term });
+    this.#flush();
+  }
+
+  /** Send what waits, after a check if this tab may have been suspended. */
+  async #flush() {
+    if (this.#isChecking) return;
+    this.#isChecking = true;
+    // A clock that can't be set. It may stop while the device sleeps, but so do the other tabs.
+    for (let now; (now = performance.now()) > this.#leaseEnd; this.#leaseEnd = now + LEASE) await this.#check();
+    this.#isChecking = false;
+    if (this.#signal.aborted) return;
+    this.#leaseEnd = performance.now() + LEASE;
+    for (const message of this.#waiting.splice(0)) this.#channel.postMessage(message);
   }
 
   /** @param {FromTab} message */
-  async #receive({ from, command }) {
+  async #receive({ from, term, command }) {
     const held = this.#tabs.get(from) ?? this.#addTab(from);
     if (!command) {
       const { status, welcome } = this.#client;
       return this.#post({ to: from, status, frame: welcome });
     }
+    if (term !== this.#term) return; // its tab has failed it
     const { id } = command;
     try {
       this.#post({ to: from, frame: { ...(await this.#carryOut(held, command)), id } });
@@ -164,10 +303,13 @@ class Leader {
     /** @type {Map<string, Api.Subscription>} */
     const held = new Map();
     this.#tabs.set(tab, held);
-    navigator.locks.request(tab, () => {
+    // Shared with the requests of earlier leaders, which may be suspended.
+    const options = { mode: /** @type {const} */ ("shared"), signal: this.#signal };
+    const request = navigator.locks.request(tab, options, () => {
       this.#tabs.delete(tab);
       for (const subscription of held.values()) subscription.unsubscribe();
     });
+    request.catch(() => {}); // aborted
     return held;
   }
 

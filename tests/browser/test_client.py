@@ -1,6 +1,7 @@
 """The browser client in real browsers, which differ in their WebSocket, EventSource, locks, channels and modules."""
 
 import asyncio
+import contextlib
 import re
 import signal
 import time
@@ -8,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -15,9 +17,9 @@ from sanic import Request
 
 from sanic_nats_bridge import Permissions
 from sanic_nats_bridge.testing import NatsServer
-from tests.support.bridge import Publisher, free_port, running, until
+from tests.support.bridge import Bridge, Publisher, free_port, running, until
 from tests.support.browsers import BROWSERS, Browser, Profile, Tab
-from tests.support.chromium import Chromium
+from tests.support.chromium import Chromium, ChromiumTab
 from tests.support.client import (
     BEGIN,
     HOSTILE,
@@ -25,11 +27,13 @@ from tests.support.client import (
     back,
     begin,
     both,
+    counting,
     publishing,
     ready,
     serving,
     true,
 )
+from tests.support.clock import moment
 from tests.support.example import ExampleApp
 from tests.support.firefox import Firefox
 from tests.support.middlebox import Habit, Middlebox
@@ -750,25 +754,128 @@ async def test_tabs_sharing_stream_may_use_same_command_id(
         assert replies == [["same", "command.invalid"]] * 2
 
 
-# The Web Locks API reports it as an AbortError to a leader that was replaced.
-LOCK_IS_STOLEN = "seen('status').some(({ reason }) => reason.includes('AbortError'))"
+HURRY = """
+  window.sources = [];
+  window.EventSource = class extends EventSource {
+    constructor(...all) {
+      super(...all);
+      sources.push(this);
+    }
+  };
+  const { setInterval } = window;
+  window.setInterval = (callback, pause) => setInterval(callback, pause / 10); // only share.js uses it
+  Math.random = () => 0; // the shortest backoff
+"""
+"""Shortens the waits of a tab, and collects the event streams that it opens if it is the leader."""
+
+LEADS = "sources.some(({ readyState }) => readyState < 2)"
+
+LOG = """(subject) => {
+  window.log = [];
+  window.gaps = 0;
+  nats.addEventListener("gap", () => {
+    log.push("gap");
+    gaps++;
+  });
+  return nats.subscribe(subject, (data) => log.push(data)).ready.then(() => null);
+}"""
+"""Keeps the data of messages, and gaps, in their order."""
+
+HIGHEST_NUMBER = """navigator.locks.query().then(({ held }) =>
+  Math.max(...held.map(({ name }) => Number(name.match(/^sanic-nats-bridge .* (\\d+)$/)?.[1] ?? 0))))"""
+"""The number of the shared stream's leader: it grows with each tab that takes over."""
 
 
-@chromium_only  # each of its tabs has a process of its own, so that one can hang
-async def test_hanging_leader_is_replaced(profile: Profile, shared_nats: NatsServer, publisher: Publisher) -> None:
+async def open_logging(profile: Profile, url: str, subject: str) -> ChromiumTab:
+    tab = await profile.tab()
+    assert isinstance(tab, ChromiumTab)
+    await tab.goto(url)
+    await tab.evaluate(f"() => {{ {HURRY} }}")
+    await begin(tab, {"transports": ["sse"], "share": "ada"})
+    await tab.evaluate(LOG, subject)
+    return tab
+
+
+@contextlib.asynccontextmanager
+async def busy(tab: ChromiumTab, bridge: Bridge, box: Middlebox) -> AsyncIterator[None]:
+    """Keep the tab busy with one long task."""
+    before = box.paths.count("/hang")
+    synchronous = "(() => { const r = new XMLHttpRequest(); r.open('GET', '/hang', false); r.send(); })()"
+    hanging = asyncio.create_task(tab.evaluate(synchronous))
+    await until(lambda: box.paths.count("/hang") > before)
+    yield
+    bridge.app.ctx.released.set()
+    await hanging
+    bridge.app.ctx.released.clear()
+
+
+def faults(log: list[Any]) -> list[str]:
+    """Return the numbers that come twice or out of order, or after others that are missing without a gap."""
+    found, last, may_miss = [], 0, True
+    for entry in log:
+        if entry != "gap":
+            if entry <= last or (entry > last + 1 and not may_miss):
+                found.append(f"{entry} after {last}")
+            last = entry
+        may_miss = entry == "gap"
+    return found
+
+
+async def find_leader(tabs: list[ChromiumTab]) -> ChromiumTab:
+    while True:
+        leaders = [tab for tab in tabs if await tab.evaluate(LEADS)]
+        if len(leaders) == 1:
+            return leaders[0]
+        await moment()
+
+
+@chromium_only  # each of its tabs has a process of its own, so that one can be suspended
+@pytest.mark.parametrize("way", ["paused", "busy"])
+async def test_suspended_leader_hands_on_nothing(
+    profile: Profile, shared_nats: NatsServer, publisher: Publisher, way: str
+) -> None:
     subject = publisher.subject("a")
     async with serving(shared_nats, heartbeat=2) as (bridge, box):
-        leader = await open_shared(profile, box.url, "ada", subject)
-        other = await open_shared(profile, box.url, "ada", subject)
-        synchronous = "(() => { const r = new XMLHttpRequest(); r.open('GET', '/hang', false); r.send(); })()"
-        hanging = asyncio.create_task(leader.evaluate(synchronous))
-        await true(other, "seen('gap').length")
-        bridge.app.ctx.released.set()
-        await hanging
-        await true(leader, LOCK_IS_STOLEN)
-        await true(leader, "seen('gap').length")
-        await back(leader, bridge, publisher, subject)
-        await back(other, bridge, publisher, subject)
+        tabs = [await open_logging(profile, box.url, subject) for _ in range(3)]
+        async with counting(publisher, subject) as count:
+            for _ in range(2):
+                for tab in tabs:
+                    await true(tab, "log.length > 0")
+                    await tab.evaluate("gaps = 0")
+                leader = await find_leader(tabs)
+                others = [tab for tab in tabs if tab is not leader]
+                async with leader.paused() if way == "paused" else busy(leader, bridge, box):
+                    commands = [tab.evaluate("nats.send({ subjects: [] }).then(({ code }) => code)") for tab in others]
+                    assert await asyncio.gather(*commands) == ["disconnected"] * 2
+                    for tab in others:
+                        await true(tab, "gaps && log.at(-1) > 0")
+                last = count()
+                for tab in tabs:
+                    await true(tab, f"gaps && log.at(-1) > {last}")
+        for tab in tabs:
+            await true(tab, f"log.at(-1) === {count()}")
+            assert faults(await tab.evaluate("log")) == []
+        await until(lambda: len(bridge.extension.sessions) == 1)
+
+
+@chromium_only  # its DevTools protocol can stop a page
+async def test_frozen_leader_hands_over_at_once(
+    profile: Profile, shared_nats: NatsServer, publisher: Publisher
+) -> None:
+    subject = publisher.subject("a")
+    async with serving(shared_nats) as (bridge, box):
+        leader, other = [await open_logging(profile, box.url, subject) for _ in range(2)]
+        async with counting(publisher, subject) as count:
+            async with leader.paused("freeze"):
+                await true(other, "gaps && log.at(-1) > 0")
+                # By the lock that the leader has left, not by a timeout.
+                assert await other.evaluate("seen('status').some(({ reason }) => reason)") is False
+            await true(leader, "gaps && log.at(-1) > 0")
+        for tab in (leader, other):
+            await true(tab, f"log.at(-1) === {count()}")
+            assert faults(await tab.evaluate("log")) == []
+        assert await other.evaluate(LEADS) is True
+        await until(lambda: len(bridge.extension.sessions) == 1)
 
 
 @one_browser
@@ -787,10 +894,10 @@ async def test_dead_connection_does_not_replace_leader(
             await true(tab, "seen('gap').length")
             await back(tab, bridge, publisher, subject)
         for tab in tabs:
-            assert await tab.evaluate(LOCK_IS_STOLEN) is False
             gaps = await tab.evaluate(RECONNECT_GAP)
             # One, and one more for each keepalive that a busy machine has missed.
             assert gaps == [[[subject], None, "reconnect"]] * len(gaps)
+        assert await tabs[0].evaluate(HIGHEST_NUMBER) == 1
 
 
 @chromium_only  # Playwright sets the clock of its pages

@@ -1,5 +1,6 @@
 """A real Chromium, driven by Playwright."""
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -46,6 +47,28 @@ class ChromiumTab:
     async def sleep(self, milliseconds: int) -> None:
         """Put the clock forward as a sleep of the device does: each timer that is due runs once."""
         await self.page.clock.fast_forward(milliseconds)
+
+    @contextlib.asynccontextmanager
+    async def paused(self, event: str = "none") -> AsyncIterator[None]:
+        """Stop the page as a debugger does, after an event at its document.
+
+        Playwright's pages can't be frozen by the browser, because they are never hidden.
+        """
+        devtools = await self.page.context.new_cdp_session(self.page)
+        paused = asyncio.Event()
+        devtools.on("Debugger.paused", lambda _: paused.set())
+        await devtools.send("Debugger.enable")
+        # As after an event of the browser's own: what its listeners have promised is done.
+        turns = "for (let turn = 0; turn < 100; turn++) await null;"
+        script = f"async (type) => {{ document.dispatchEvent(new Event(type)); {turns} debugger; }}"
+        evaluating = asyncio.create_task(self.page.evaluate(script, event))
+        await paused.wait()
+        try:
+            yield
+        finally:
+            await devtools.send("Debugger.disable")
+            await evaluating
+            await devtools.detach()
 
 
 @dataclass

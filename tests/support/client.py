@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import itertools
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -79,12 +80,33 @@ async def serving(nats: NatsServer, habit: Habit = "pass", **settings: Any) -> A
 @contextlib.asynccontextmanager
 async def publishing(publisher: Publisher, subject: str) -> AsyncIterator[None]:
     """Publish a message every 20 ms."""
+    async with _publishing(publisher, subject, itertools.repeat(b'{"key": 1}')):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def counting(publisher: Publisher, subject: str) -> AsyncIterator[Callable[[], int]]:
+    """Publish a number every 20 ms, from 1 on. Yield a function that returns the last one."""
+    last = 0
+
+    def numbers() -> Iterator[bytes]:
+        nonlocal last
+        while True:
+            last += 1
+            yield b"%d" % last
+
+    async with _publishing(publisher, subject, numbers()):
+        yield lambda: last
+
+
+@contextlib.asynccontextmanager
+async def _publishing(publisher: Publisher, subject: str, payloads: Iterator[bytes]) -> AsyncIterator[None]:
     over = asyncio.Event()
 
     async def publish() -> None:
         # Not cancelled, because nats-py fails if a flush is cancelled.
         while not over.is_set():
-            await publisher.send(subject, b'{"key": 1}')
+            await publisher.send(subject, next(payloads))
             await asyncio.sleep(0.02)
 
     task = asyncio.create_task(publish())

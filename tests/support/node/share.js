@@ -7,15 +7,26 @@ globalThis.crypto ??= webcrypto; // Node 18 has no global one
 
 // Node has Web Locks from version 24 on.
 class Locks {
-  #last = new Map();
+  /** The requests for each lock; the first one holds it. */
+  #requests = new Map();
 
-  request(name, options, callback = options) {
-    const granted = (this.#last.get(name) ?? Promise.resolve()).then(() => {
+  async request(name, options, callback = options) {
+    const requests = this.#requests.get(name) ?? [];
+    this.#requests.set(name, requests);
+    if (options.ifAvailable && requests.length) return callback(null);
+    const before = requests.at(-1);
+    const granted = Promise.resolve(before).then(() => {
       options.signal?.throwIfAborted();
-      return callback();
+      return callback({ name });
     });
-    this.#last.set(name, granted.catch(() => {}));
+    const ended = granted.then(() => {}, () => {}).then(() => void requests.shift());
+    requests.push(ended);
     return granted;
+  }
+
+  async query() {
+    const pending = [...this.#requests].flatMap(([name, requests]) => requests.map(() => ({ name })));
+    return { pending };
   }
 }
 
