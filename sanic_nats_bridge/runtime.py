@@ -127,9 +127,10 @@ class BridgeRuntime:
         add_event_route(blueprint, self.sessions, self._cross_origin)
         add_command_routes(blueprint, self.relay, self.sessions)
         self._cross_origin.add_preflights(blueprint, "stream", "events", "subscribe", "unsubscribe")
-        # Without the guard: browsers send an Origin with modules, and behind a proxy that changes the Host header even
-        # the app's own pages would get none. A page of a foreign origin can't run them without the CORS headers.
+        # Not rejected: browsers send an Origin with modules, and behind a proxy that changes the Host header even the
+        # app's own pages would get none. A page of a foreign origin can't run them without the CORS headers.
         modules = Blueprint(f"{_BLUEPRINT}_modules", url_prefix=self.settings.prefix)
+        guard.install_log(modules)
         add_client_routes(self._app, modules)
         self._app.blueprint(blueprint)
         self._app.blueprint(modules)

@@ -785,6 +785,8 @@ class Client extends ClientEventTarget {
     switch (frame.type) {
       case "message": {
         const interest = this.#interests.get(frame.pattern ?? frame.subject);
+        // Messages of a shared stream may come before the reply.
+        if (interest?.missed) this.#reportMissed([interest]);
         // A copy, because callbacks may subscribe and unsubscribe.
         for (const subscription of [...(interest?.subscriptions ?? [])]) subscription.deliver(frame);
         break;
@@ -1275,19 +1277,28 @@ class Client extends ClientEventTarget {
   }
 
   /**
-   * Mark the batch as held by the session, and dispatch a `gap` for what an earlier session held: from now on a page
-   * that loads its state again misses nothing.
+   * Mark the batch as held by the session.
    *
    * @param {Interest[]} batch
    * @param {Api.Reply} reply
    */
   #hold(batch, reply) {
-    const subjects = batch.filter(({ missed }) => missed).map(({ pattern }) => pattern);
     for (const interest of batch) {
       interest.reply = reply;
-      interest.missed = false;
       for (const subscription of interest.subscriptions) subscription.confirm(reply);
     }
+    this.#reportMissed(batch);
+  }
+
+  /**
+   * Dispatch a `gap` for what an earlier session held: from now on a page that loads its state again misses nothing.
+   *
+   * @param {Interest[]} batch
+   */
+  #reportMissed(batch) {
+    const missed = batch.filter((interest) => interest.missed);
+    const subjects = missed.map(({ pattern }) => pattern);
+    for (const interest of missed) interest.missed = false;
     if (subjects.length) this.#dispatch("gap", { type: "gap", subjects, lost: null, reason: "reconnect" });
   }
 

@@ -39,16 +39,28 @@ class RequestGuard:
         # As a decorator: `Blueprint.middleware(method, ...)` registers nothing, because it takes only plain functions.
         blueprint.middleware("request", priority=_AFTER_THE_APP)(self._reject)
 
+    def install_log(self, blueprint: Blueprint) -> None:
+        """Log the foreign origins of requests to the handlers of the blueprint, and reject none."""
+        blueprint.middleware("request", priority=_AFTER_THE_APP)(self._note)
+
     def check(self, request: Request) -> None:
         """Check the origin of a request.
 
         Raises:
             ForbiddenOrigin: The origin isn't allowed.
         """
-        caller = _caller(request)
-        if not self._policy.allows(caller):
-            self._log(caller)
+        if not self._allows(request):
             raise ForbiddenOrigin("This origin is not allowed to use this server")
+
+    def _allows(self, request: Request) -> bool:
+        caller = _caller(request)
+        allowed = self._policy.allows(caller)
+        if not allowed:
+            self._log(caller)
+        return allowed
+
+    async def _note(self, request: Request) -> None:
+        self._allows(request)
 
     async def _reject(self, request: Request) -> HTTPResponse | None:
         """Return an error response for a request that fails a check."""

@@ -914,14 +914,14 @@ async def test_shared_stream_that_is_tried_beside_a_websocket_does_not_change_th
         await tab.install_clock()
         remembered = """([url, { transports, share }]) => sessionStorage.setItem(
           `sanic-nats-bridge ${JSON.stringify([url, transports, share])}`,
-          JSON.stringify({ index: 1, until: Date.now() + 150_000 }))"""
+          JSON.stringify({ index: 1, wall: Date.now() + 150_000 }))"""
         await tab.evaluate(remembered, [f"{box.url}/nats/", options])
         await begin(tab, options, subject)
         await ready(tab, "websocket")
         await tab.run_for(156_000)
         await true(tab, "nats.status.transport === 'sse' && seen('gap').length")
         states = await tab.evaluate("seen('status').map(({ state, transport }) => [state, transport])")
-        assert states[-2:] == [["connected", "websocket"], ["connected", "sse"]]
+        assert states[-3:] == [["connected", "websocket"], ["subscribing", "sse"], ["connected", "sse"]]
 
 
 NO_LOCKS = "Object.defineProperty(Navigator.prototype, 'locks', { value: undefined });"
