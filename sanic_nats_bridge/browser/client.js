@@ -1079,6 +1079,8 @@ class Client extends ClientEventTarget {
     }
     this.#batchSize = MAX_PATTERNS;
     this.#commandFailures = 0;
+    this.#silentAt = Infinity;
+    this.#clockOffset = Date.now() - now();
     const why = index ? this.status.why : "";
     const transport = this.#transport;
     this.#setStatus({ state: "subscribing", transport, shared, nats: welcome?.nats, why, reason: "", retry: 0 });
@@ -1102,7 +1104,7 @@ class Client extends ClientEventTarget {
     const limit = heartbeat * (connection.shared ? MAX_SHARED_SILENCE : MAX_SILENCE);
     const offset = Date.now() - now();
     // The device was asleep, or a clock was set. If the connection is alive, its next frame comes soon.
-    if (offset - this.#clockOffset > SLEEP) this.#silentAt = now() + Math.min(heartbeat, limit);
+    if (offset - this.#clockOffset > SLEEP) this.#silentAt = now() + 1.25 * heartbeat;
     this.#clockOffset = offset;
     const silent = connection.healthy && now() > Math.min(connection.receivedAt + limit, this.#silentAt);
     // Only at the second look: frames that have come in a sleep are read after the first.
@@ -1272,7 +1274,7 @@ class Client extends ClientEventTarget {
     } else if (refused.length && refused.length < asked.length) {
       for (const pattern of refused) this.#refuse(pattern, code, message);
     } else {
-      this.#batchSize = Math.ceil(asked.length / 2);
+      this.#batchSize = Math.ceil(asked.length / 2) || 1;
     }
   }
 
