@@ -12,7 +12,7 @@ from sanic.response import BaseHTTPResponse, html, redirect, text
 
 from sanic_nats_bridge import Permissions
 from sanic_nats_bridge.testing import NatsServer
-from tests.support.bridge import WAIT_SECONDS, Bridge, ServerName, running
+from tests.support.bridge import WAIT_SECONDS, Bridge, ServerName, running, until
 from tests.support.raw import UPGRADE, raw_connection
 
 ALLOWED = "https://app.example"
@@ -62,7 +62,10 @@ async def ask(
 
 async def test_every_response_of_a_route_has_the_header_once(bridge: Bridge) -> None:
     async def check(method: str, path: str, status: int, body: bytes | None = None, **headers: str) -> None:
+        before = len(bridge.extension.sessions)
         assert await ask(bridge.http, method, bridge.url + path, status, body, **headers) == ["1"], (method, path)
+        # A stream that is still there would fill the worker.
+        await until(lambda: len(bridge.extension.sessions) == before)
 
     for method in ("GET", "HEAD"):
         await check(method, "/events?subjects=a", 200)
