@@ -176,7 +176,7 @@ export interface Client extends Omit<EventTarget, "addEventListener" | "removeEv
 
   /**
    * Connect again in a new session, after asking for the credentials: after a login or a logout, for instance. The
-   * subscriptions stay.
+   * subscriptions stay. A stream that tabs share has a new session for all of them.
    */
   reconnect(): void;
 

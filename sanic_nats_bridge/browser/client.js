@@ -42,6 +42,12 @@
 /** @typedef {Api.Command & { id: string | number }} SentCommand */
 
 /**
+ * @typedef {object} Batch What one command is for.
+ * @property {"subscribe" | "unsubscribe"} action
+ * @property {Interest[]} interests
+ */
+
+/**
  * @typedef {Api.Options
  *   & Required<Pick<Api.Options, "transports" | "timeout" | "retryBetter" | "fetch">>
  *   & { WebSocket: typeof WebSocket, EventSource: typeof EventSource }
@@ -142,7 +148,7 @@ function tabStorage(key, value) {
  *
  * @param {string | URL | undefined} url
  */
-function resolve(url) {
+function resolveUrl(url) {
   if (url === undefined && !MODULE_URL) throw new Error('connect() needs the option "url": no bridge serves this module');
   const { document, location } = globalThis;
   const page = location?.protocol === "blob:" ? location.origin : location?.href;
@@ -371,6 +377,11 @@ class Connection {
   /** Close what `start` has opened. */
   close() {}
 
+  /** Begin a new session, as the page asks for it. */
+  renew() {
+    this.end({ reason: "reconnect", retry: 0, chosen: true });
+  }
+
   /**
    * End the connection, because there was no welcome or reply in time.
    *
@@ -590,6 +601,8 @@ class SharedConnection extends Connection {
   onstatus = () => {};
   /** Called if the stream can't be shared, or not any more. @type {(error: DOMException) => void} */
   onlost = () => {};
+  /** Called if a tab asks for a new session. */
+  onrenewal = () => {};
   /** Joins the stream. @type {() => SharedStream | undefined} */
   join = () => undefined;
   /** @type {SharedStream | undefined} */
@@ -612,7 +625,12 @@ class SharedConnection extends Connection {
 
   /** @param {SentCommand} command */
   write(command) {
-    this.#stream?.send(command);
+    this.#stream?.send({ command });
+  }
+
+  /** Ask the leader for a new session. If there is no answer, this tab finds out as it does at any time. */
+  renew() {
+    this.#stream?.send({ renews: true });
   }
 
   close() {
@@ -648,6 +666,8 @@ class Client extends ClientEventTarget {
   #name;
   /** The credentials; `null` if they must be asked for. @type {Record<string, string> | null} */
   #query;
+  /** Counts the times that they were forgotten. */
+  #renewals = 0;
   #closing = new AbortController();
   /** Ends the current `#pause`. */
   #wake = () => {};
@@ -703,7 +723,7 @@ class Client extends ClientEventTarget {
     this.#query = query;
     const { url, share } = this.#options;
     const isSharable = share !== undefined && this.#options.transports.includes("sse");
-    this.#url = resolve(url);
+    this.#url = resolveUrl(url);
     this.#name = `sanic-nats-bridge ${JSON.stringify([this.#url, this.#options.transports, share])}`;
     this.#records = this.#options.transports.map(() => ({ failures: 0, lived: Infinity }));
     this.#canShare = isSharable && !!navigator?.locks && !!BroadcastChannel;
@@ -756,12 +776,16 @@ class Client extends ClientEventTarget {
     return this.#connection.send(command);
   }
 
-  /** Connect again in a new session, after asking for the credentials. The subscriptions stay. */
+  /**
+   * Connect again in a new session, after asking for the credentials. The subscriptions stay. A stream that tabs share
+   * has a new session for all of them.
+   */
   reconnect() {
-    this.#query = null;
+    this.#forgetCredentials();
     this.#failures = 0;
     this.#wake();
-    this.#connection?.end({ reason: "reconnect", retry: 0, chosen: true });
+    this.#probe?.end({ reason: "reconnect" });
+    this.#connection?.renew();
   }
 
   /** End all subscriptions, and the connection. */
@@ -820,7 +844,7 @@ class Client extends ClientEventTarget {
       if (connection?.provenAt) this.#failures = 0;
       if (connection?.provenAt && now() - connection.startedAt > STABLE_AFTER) renewed = false;
       if ((ending.code === UNAUTHENTICATED || ending.asks) && this.#options.credentials) {
-        this.#query = null;
+        this.#forgetCredentials();
         if (!renewed) ending.retry = 0;
         renewed = true;
       } else if (ending.final && !this.#isOriginRefused(connection, ending)) {
@@ -861,18 +885,32 @@ class Client extends ClientEventTarget {
    */
   async #connect() {
     this.#setStatus({ state: "connecting", transport: this.#transport });
+    if (this.#canShare && !this.#SharedStream && this.#transport === "sse") await this.#loadShare();
     try {
-      this.#query ??= (await this.#options.credentials?.()) ?? {};
+      await this.#askCredentials();
     } catch (error) {
       return { reason: `credentials: ${error}` };
     }
-    if (this.#canShare && !this.#SharedStream && this.#transport === "sse") await this.#loadShare();
     if (this.#closing.signal.aborted) return { reason: "closed" };
     this.#connection = this.#open(this.#index);
     while (true) {
       const ending = await this.#connection.ended;
       if (!ending.replaced) return ending;
     }
+  }
+
+  /** Ask for the credentials if they aren't known. Throws what the page's function throws. */
+  async #askCredentials() {
+    while (!this.#query) {
+      const renewals = this.#renewals;
+      const query = (await this.#options.credentials?.()) ?? {};
+      if (renewals === this.#renewals) this.#query = query; // else it may be that of the user before
+    }
+  }
+
+  #forgetCredentials() {
+    this.#query = null;
+    this.#renewals++;
   }
 
   /** Load share.js. If that fails, the next connection has an event stream of its own. */
@@ -943,6 +981,7 @@ class Client extends ClientEventTarget {
       else this.#setStatus({ state, nats, reason, retry });
       this.#settle();
     };
+    connection.onrenewal = () => this.#forgetCredentials();
     connection.onlost = (error) => {
       // The page is frozen (AbortError); or the browser denies locks, as it does when it blocks cookies.
       this.#canShare &&= error.name === "AbortError";
@@ -1112,10 +1151,24 @@ class Client extends ClientEventTarget {
     this.#suspectsSilence = silent;
     if (connection.index && now() > this.#remembered.until && !this.#probe?.open) {
       this.#rememberTransport(connection.index);
-      this.#probe = this.#open(0);
+      this.#tryBetter(connection);
     }
     const pause = Math.min(heartbeat / 8, silent ? 1000 : 5000);
     this.#keepaliveTimer = startTimer(() => this.#checkSilence(), pause);
+  }
+
+  /**
+   * Try the first transport beside the current connection.
+   *
+   * @param {Connection} connection
+   */
+  async #tryBetter(connection) {
+    try {
+      await this.#askCredentials();
+    } catch {
+      return; // the connection lives without
+    }
+    if (connection.open) this.#probe = this.#open(0);
   }
 
   /**
@@ -1165,8 +1218,9 @@ class Client extends ClientEventTarget {
       const connection = this.#connection;
       const { queryReply } = connection;
       connection.queryReply = null;
-      const batch = queryReply ? connection.queried : this.#nextBatch();
-      if (!batch.length) break;
+      /** @type {Batch} */
+      const batch = queryReply ? { action: "subscribe", interests: connection.queried } : this.#nextBatch();
+      if (!batch.interests.length) break;
       if (queryReply || this.#canPost(connection, batch)) await this.#update(connection, batch, queryReply);
       else await this.#reopen(connection, batch);
     }
@@ -1174,7 +1228,11 @@ class Client extends ClientEventTarget {
     this.#settle();
   }
 
-  /** Return patterns to unsubscribe from, or else to subscribe to. */
+  /**
+   * Return patterns to unsubscribe from, or else to subscribe to.
+   *
+   * @returns {Batch}
+   */
   #nextBatch() {
     /** @type {Interest[]} */
     const unused = [];
@@ -1185,31 +1243,32 @@ class Client extends ClientEventTarget {
       else if (interest.reply) unused.push(interest);
       else this.#interests.delete(interest.pattern);
     }
-    return (unused.length ? unused : missing).slice(0, this.#batchSize);
+    const action = unused.length ? "unsubscribe" : "subscribe";
+    return { action, interests: (unused.length ? unused : missing).slice(0, this.#batchSize) };
   }
 
   /**
    * Return whether a command can be sent for the batch; a stream with another query may do the same.
    *
    * @param {Connection} connection
-   * @param {Interest[]} batch
+   * @param {Batch} batch
    */
-  #canPost(connection, batch) {
+  #canPost(connection, { action, interests }) {
     if (!(connection instanceof EventStreamConnection) || now() > this.#postsBlockedUntil) return true;
     const queryable = this.#queryable();
-    return !batch[0].reply && !batch.some((interest) => queryable.includes(interest));
+    return action === "subscribe" && !interests.some((interest) => queryable.includes(interest));
   }
 
   /**
    * Open the event stream again, with what the page follows in its query, because commands don't get through.
    *
    * @param {Connection} connection
-   * @param {Interest[]} batch
+   * @param {Batch} batch
    */
-  async #reopen(connection, batch) {
-    if (batch[0].reply) {
+  async #reopen(connection, { action, interests }) {
+    if (action === "unsubscribe") {
       // The next stream won't have them.
-      for (const interest of batch) interest.reply = null;
+      for (const interest of interests) interest.reply = null;
       return;
     }
     await this.#pause(1000 - (now() - connection.startedAt)); // for what the page follows next
@@ -1220,23 +1279,24 @@ class Client extends ClientEventTarget {
    * Send one command for the batch, and act on the reply.
    *
    * @param {Connection} connection
-   * @param {Interest[]} batch
+   * @param {Batch} batch
    * @param {Promise<any> | null} queryReply The reply to the query of the stream, if the batch was there.
    */
   async #update(connection, batch, queryReply) {
     const { welcome } = connection;
-    const held = queryReply ? null : batch[0].reply;
-    for (const interest of batch) interest.reply = null;
-    const subjects = batch.map(({ pattern }) => pattern);
+    const { action, interests } = batch;
+    const held = action === "unsubscribe" && interests[0].reply;
+    for (const interest of interests) interest.reply = null;
+    const subjects = interests.map(({ pattern }) => pattern);
     const timer = startTimer(() => held || this.#setStatus({ state: "subscribing" }), SLOW_COMMAND);
-    const reply = await (queryReply ?? connection.send({ action: held ? "unsubscribe" : "subscribe", subjects }));
+    const reply = await (queryReply ?? connection.send({ action, subjects }));
     clearTimeout(timer);
     const { success, code = "internal", message = "no reply" } = reply; // a proxy's answer has no code
     if (this.welcome !== welcome) return;
     if (success) {
       this.#commandFailures = 0;
       this.#batchSize = MAX_PATTERNS;
-      if (!held) this.#hold(batch, reply);
+      if (!held) this.#hold(interests, reply);
     } else if (code.startsWith("auth.")) {
       connection.end({ code: UNAUTHENTICATED, reason: message, final: true });
     } else if (code === "blocked" || code === "origin.forbidden") {
@@ -1245,13 +1305,13 @@ class Client extends ClientEventTarget {
       if (!held) this.#setStatus({ state: "subscribing", reason });
       if (this.#canPost(connection, batch)) await this.#pause(backoff(++this.#commandFailures));
     } else if (TRANSIENT_CODES.test(code)) {
-      if (held) this.#hold(batch, held);
+      if (held) this.#hold(interests, held);
       else this.#setStatus({ state: "subscribing", reason: message });
       if (++this.#commandFailures > 3 && /session.unknown|disconnected/.test(code)) connection.end({ reason: message });
       await this.#pause(reply.retry || backoff(this.#commandFailures));
     } else if (held) {
-      if (batch.length > 1) {
-        this.#hold(batch, held);
+      if (interests.length > 1) {
+        this.#hold(interests, held);
         this.#batchSize = 1;
       }
     } else {
@@ -1279,26 +1339,26 @@ class Client extends ClientEventTarget {
   }
 
   /**
-   * Mark the batch as held by the session.
+   * Mark patterns as held by the session.
    *
-   * @param {Interest[]} batch
+   * @param {Interest[]} interests
    * @param {Api.Reply} reply
    */
-  #hold(batch, reply) {
-    for (const interest of batch) {
+  #hold(interests, reply) {
+    for (const interest of interests) {
       interest.reply = reply;
       for (const subscription of interest.subscriptions) subscription.confirm(reply);
     }
-    this.#reportMissed(batch);
+    this.#reportMissed(interests);
   }
 
   /**
    * Dispatch a `gap` for what an earlier session held: from now on a page that loads its state again misses nothing.
    *
-   * @param {Interest[]} batch
+   * @param {Interest[]} interests
    */
-  #reportMissed(batch) {
-    const missed = batch.filter((interest) => interest.missed);
+  #reportMissed(interests) {
+    const missed = interests.filter((interest) => interest.missed);
     const subjects = missed.map(({ pattern }) => pattern);
     for (const interest of missed) interest.missed = false;
     if (subjects.length) this.#dispatch("gap", { type: "gap", subjects, lost: null, reason: "reconnect" });

@@ -18,14 +18,16 @@ const LEASE = 3000;
  * @property {() => void} stopWaiting The leader answers.
  * @property {() => void} endSession Another tab leads now.
  * @property {(ending: { code?: number, reason: string, final?: boolean }) => void} end The leader's client is closed.
+ * @property {() => void} onrenewal A tab has asked for a new session.
  * @property {(error: DOMException) => void} onlost The locks are denied, or the page is frozen (AbortError).
  */
 
 /**
  * @typedef {object} FromTab A message of a tab to the leader.
  * @property {string} from
- * @property {number} term That of the leader for which it is.
- * @property {Api.Command} [command] Missing in a greeting, which is for any leader.
+ * @property {number} term That of the leader for which a command is. Anything else is for any leader.
+ * @property {Api.Command} [command]
+ * @property {boolean} [renews] The tab asks for a new session. Without this and a command the message is a greeting.
  */
 
 /**
@@ -86,7 +88,10 @@ export class SharedStream {
     this.#openClient = openClient;
     this.#listener = listener;
     this.#channel = new BroadcastChannel(this.#name);
-    this.#channel.onmessage = ({ data }) => data.from || this.#receive(data);
+    this.#channel.onmessage = ({ data }) => {
+      if (!data.from) this.#receive(data);
+      if (data.renews) listener.onrenewal();
+    };
     this.#timer = setInterval(() => this.#greet(), GREETING_INTERVAL);
     // The leader requests this lock too. It gets it when this tab is gone.
     this.#request(this.#tab, {}, async () => {
@@ -103,12 +108,12 @@ export class SharedStream {
   }
 
   /**
-   * Send a command to the leader, or a greeting.
+   * Send a message to the leader.
    *
-   * @param {Api.Command} [command]
+   * @param {Partial<FromTab>} [message] A greeting if it is missing.
    */
-  send(command) {
-    if (!this.#isClosed) this.#channel.postMessage({ from: this.#tab, term: this.#term, command });
+  send(message) {
+    if (!this.#isClosed) this.#channel.postMessage({ ...message, from: this.#tab, term: this.#term });
   }
 
   /** Leave the stream. */
@@ -278,7 +283,8 @@ class Leader {
   }
 
   /** @param {FromTab} message */
-  async #receive({ from, term, command }) {
+  async #receive({ from, term, command, renews }) {
+    if (renews) return this.#client.reconnect();
     const held = this.#tabs.get(from) ?? this.#addTab(from);
     if (!command) {
       const { status, welcome } = this.#client;

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import pytest_asyncio
@@ -768,6 +768,8 @@ HURRY = """
 """
 """Shortens the waits of a tab, and collects the event streams that it opens if it is the leader."""
 
+AnyTab = TypeVar("AnyTab", bound=Tab)
+
 LEADS = "sources.some(({ readyState }) => readyState < 2)"
 
 LOG = """(subject) => {
@@ -821,7 +823,7 @@ def faults(log: list[Any]) -> list[str]:
     return found
 
 
-async def find_leader(tabs: list[ChromiumTab]) -> ChromiumTab:
+async def find_leader(tabs: list[AnyTab]) -> AnyTab:
     while True:
         leaders = [tab for tab in tabs if await tab.evaluate(LEADS)]
         if len(leaders) == 1:
@@ -876,6 +878,54 @@ async def test_frozen_leader_hands_over_at_once(
             assert faults(await tab.evaluate("log")) == []
         assert await other.evaluate(LEADS) is True
         await until(lambda: len(bridge.extension.sessions) == 1)
+
+
+async def test_reconnect_in_any_tab_renews_credentials_of_shared_stream(
+    profile: Profile, shared_nats: NatsServer, publisher: Publisher
+) -> None:
+    subject = publisher.subject("a")
+
+    def permissions(request: Request) -> Permissions:
+        return Permissions([">"], identity=request.args.get("user"))
+
+    async with serving(shared_nats, permissions=permissions) as (bridge, box):
+
+        def identities() -> list[str | None]:
+            return [session.identity for session in bridge.extension.sessions]
+
+        tabs = []
+        for _ in range(3):
+            tab = await profile.tab()
+            await tab.goto(box.url)
+            await tab.evaluate(f"(() => {{{HURRY}}})()")
+            await tab.evaluate(
+                """(subject) => {
+                  const credentials = async () => ({ user: localStorage.user ?? "ada" });
+                  return begin({ transports: ["sse"], share: "key", credentials }, subject);
+                }""",
+                subject,
+            )
+            await ready(tab, "sse")
+            tabs.append(tab)
+
+        async def renewed(tabs: list[Tab], user: str, gaps: int) -> None:
+            await until(lambda: identities() == [user])
+            for tab in tabs:
+                await true(tab, f"nats.status.state === 'connected' && seen('gap').length === {gaps}")
+            await publisher.send(subject, b"%d" % gaps)
+            for tab in tabs:
+                await true(tab, f"messages.at(-1)?.data === {gaps}")
+
+        leader = await find_leader(tabs)
+        others = [tab for tab in tabs if tab is not leader]
+        await renewed(tabs, "ada", 0)
+        for gaps, (user, tab) in enumerate([("bob", others[0]), ("eve", leader)], 1):
+            await tab.evaluate("(user) => { localStorage.user = user; nats.reconnect(); }", user)
+            await renewed(tabs, user, gaps)
+        assert await find_leader(tabs) is leader
+        await leader.close()
+        # The next leader asks for the credentials again: those with which it began are of another user.
+        await renewed(others, "eve", 3)
 
 
 @one_browser

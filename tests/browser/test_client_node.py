@@ -222,6 +222,45 @@ async def test_client_retries_after_credentials_reject_without_reason(bridge: Br
     assert await evaluated(bridge, "websocket", body) == 2
 
 
+async def test_reconnect_drops_credentials_that_were_asked_for_before_it(bridge: Bridge) -> None:
+    body = """
+      const waiting = [], urls = [];
+      class Ours extends WebSocket { constructor(url) { urls.push(url); super(url) } }
+      const nats = client({
+        WebSocket: Ours,
+        credentials: () => new Promise((resolve) => waiting.push((user) => resolve({ user }))),
+      });
+      await turn();
+      nats.reconnect();
+      waiting[0]("ada");
+      await turn();
+      waiting[1]("bob");
+      await state(nats, "connected");
+      nats.close();
+      return [waiting.length, urls.map((url) => new URL(url).searchParams.get("user"))];
+    """
+    assert await evaluated(bridge, "websocket", body) == [2, ["bob"]]
+
+
+async def test_times_beyond_31_bits_are_waited_for(bridge: Bridge) -> None:
+    # Node and browsers take a longer time of `setTimeout` for 1 ms.
+    body = """
+      let made = 0, socket;
+      class Ours extends WebSocket { constructor(url) { super(url); made++; socket = this } }
+      const times = { timeout: 2 ** 40, retryBetter: 2 ** 40 };
+      const nats = client({ ...times, transports: ["websocket", "sse"], WebSocket: Ours });
+      const { transport } = await state(nats, "connected");
+      const close = { type: "close", code: 1001, reason: "", reconnect: true, retry: 2 ** 40 };
+      socket.onmessage({ data: JSON.stringify(close) });
+      const { retry } = await state(nats, "waiting");
+      for (let turns = 0; turns < 20; turns++) await turn();
+      const { state: still } = nats.status;
+      nats.close();
+      return [transport, retry, still, made];
+    """
+    assert await evaluated(bridge, "websocket", body) == ["websocket", 2**31 - 1, "waiting", 1]
+
+
 async def test_client_retries_post_after_502_from_proxy(bridge: Bridge, publisher: Publisher) -> None:
     body = f"""
       Math.random = () => 0;

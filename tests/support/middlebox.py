@@ -49,6 +49,7 @@ class Middlebox:
             yield box
         finally:
             server.close()
+            box.down = True  # also for connections that are being opened
             box.cut()
             await until(lambda: not box._writers)
 
@@ -63,6 +64,10 @@ class Middlebox:
             reset(writer.transport)
             return
         upstream, other = await asyncio.open_connection("127.0.0.1", self._upstream)
+        if self.down:
+            reset(writer.transport)
+            reset(other.transport)
+            return
         connection = _Connection(self, writer, other)
         self._writers |= {writer, other}
         await asyncio.gather(connection.up(reader), connection.down(upstream))

@@ -393,7 +393,7 @@ export class Tab {
     if (!this.welcome) return;
     const id = `${this.id} ${++this.#commands}`;
     this.pending.add(id);
-    this.stream.send({ ...command, id });
+    this.stream.send({ command: { ...command, id } });
   }
 
   #answer(id, answer) {
