@@ -89,10 +89,11 @@ export interface Options {
   /** The transports to try, the best one first; by default `websocket` and `sse`. */
   transports?: Transport[];
   /**
-   * Called before the first connection, and when the bridge answers that the client isn't authenticated (any more).
-   * It may renew a cookie. The result is added to the query of every request.
+   * Called before the first connection, by `reconnect`, when the bridge answers that the client isn't authenticated
+   * (any more), and when a proxy asks for a login. It may renew a cookie. The result is added to the query of every
+   * request.
    */
-  credentials?: () => Promise<Record<string, string> | void>;
+  credentials?: () => Promise<Record<string, string> | URLSearchParams | string | void>;
   /** Tabs with the same key share one event stream. Use the id of the user. */
   share?: string;
   /** Milliseconds until the client falls back to the next transport; 3,000 by default. */

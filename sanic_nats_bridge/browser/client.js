@@ -14,6 +14,7 @@
  * @property {boolean} [replaced] A better transport took over.
  * @property {boolean} [chosen] The client or the bridge has ended it, and not because of the transport.
  * @property {boolean} [asks] Credentials may help.
+ * @property {boolean} [mayBeOrigin] The bridge, or something between, answers, but not for scripts of the page.
  * @property {Refusal} [refusal] The bridge's reply to the query of an event stream.
  */
 
@@ -31,6 +32,7 @@
  * @typedef {object} TransportRecord How the connections of a transport have ended.
  * @property {number} failures The last ones in a row that were short or fell silent.
  * @property {number} lived Milliseconds that these carried frames, on average.
+ * @property {boolean} [isUnproven] The last one has carried nothing.
  */
 
 /**
@@ -70,8 +72,12 @@ const OWN_HEADER = "sanic-nats-bridge";
 
 /** Codes of failed replies after which the same command may succeed. */
 const TRANSIENT_CODES = /disconnected|internal|limit.rate|nats.unavailable|session/;
+/** Codes of failed replies to a POST that something on the way has refused or damaged. */
+const BLOCKED_CODES = /^(blocked|origin.forbidden|command)/;
 /** Codes of failed replies that concern some of the subjects. */
 const SUBJECT_CODES = /^(subject|limit.subscriptions|nats.refused)/;
+/** The characters of a pattern. The bridge checks the rest. */
+const PATTERN = /^[!-~]+$/;
 /** Statuses with which a proxy, in place of the bridge, may ask for a login. */
 const LOGIN_STATUSES = [200, 401, 403, 407, 511];
 
@@ -84,9 +90,11 @@ const MAX_FAILURES = 3; // of a transport in a row, until another one is tried
 const MAX_DELAY = 2 ** 31 - 1; // `setTimeout` takes a longer one for 0
 const COMMAND_TIMEOUT = 10_000; // the bridge itself replies within 7 s
 const SLOW_COMMAND = 1000; // the status shows that a command has no reply yet
+const MIN_BLOCKED = 60_000; // for which POSTs aren't tried again, if `retryBetter` is shorter
 const SLEEP = 5000; // a difference of two clocks that shows that the device was asleep, or that one was set
 const STABLE_AFTER = 15_000; // a connection that lasted this long isn't short
-const WELCOME_TIMEOUT = 15_000; // of the last transport; the option `timeout` is for the others
+const WELCOME_TIMEOUT = 15_000; // of the last transport, twice as long after each; the option `timeout` is for the others
+const MAX_WELCOME_TIMEOUT = 120_000;
 
 /** Return a time in milliseconds by a clock that can't be set. In most browsers it stops while the device sleeps. */
 const now = () => performance.now();
@@ -106,6 +114,13 @@ const backoff = (failures) => 500 + Math.random() * Math.min(19_500, 1500 * 2 **
  * @param {string[]} [subjects]
  */
 const createError = (code, message, subjects) => Object.assign(new Error(message), { code, subjects });
+
+/** Wait while the page is prerendered: browsers hold its WebSockets and locks back until it is shown. */
+async function shown() {
+  const document = /** @type {any} */ (globalThis.document);
+  if (!document?.prerendering) return;
+  await new Promise((resolve) => document.addEventListener("prerenderingchange", resolve, { once: true }));
+}
 
 /**
  * Start a timer.
@@ -153,6 +168,10 @@ function resolveUrl(url) {
   const { document, location } = globalThis;
   const page = location?.protocol === "blob:" ? location.origin : location?.href;
   const resolved = new URL(url ?? ".", url === undefined ? MODULE_URL : document?.baseURI ?? page);
+  resolved.protocol = resolved.protocol.replace("ws", "http");
+  if (!/^http/.test(resolved.protocol) || resolved.username) {
+    throw new Error(`connect() needs a "url" with http: or https: and without a user, got ${resolved.protocol}//…`);
+  }
   resolved.pathname = resolved.pathname.replace(/\/*$/, "/");
   resolved.hash = "";
   return resolved;
@@ -170,6 +189,16 @@ function describeForeign({ type, redirected, url, status, headers }) {
 }
 
 /**
+ * Return the bridge's reply in an answer, also if a proxy has removed its header; `null` if there is none.
+ *
+ * @param {Response} response
+ */
+async function readReply(response) {
+  const reply = await response.clone().json().catch(() => null);
+  return reply?.type === "reply" ? reply : null;
+}
+
+/**
  * Return a hint for requests without an answer, if they may wait for a connection of the browser.
  *
  * @param {string} url
@@ -182,15 +211,24 @@ function connectionsHint(url) {
     : "";
 }
 
+/**
+ * Return records of transports that haven't been tried.
+ *
+ * @param {Api.Transport[]} transports
+ * @returns {TransportRecord[]}
+ */
+const createRecords = (transports) => transports.map(() => ({ failures: 0, lived: Infinity }));
+
 let isOriginReported = false;
 
 /**
  * Report to the console, once, that the bridge refuses the page's origin. Returns the reason.
  *
  * @param {string} url
+ * @param {string} [who] Who refuses it, if that isn't sure.
  */
-function reportOrigin(url) {
-  const reason = `the bridge refuses the origin ${globalThis.location?.origin}: "allowed_origins" must name it`;
+function reportOrigin(url, who = "the bridge") {
+  const reason = `${who} refuses the origin ${globalThis.location?.origin}: "allowed_origins" must name it`;
   if (!isOriginReported) console.error(`${url}: ${reason}`);
   isOriginReported = true;
   return reason;
@@ -328,6 +366,10 @@ class Connection {
   healthy = true;
   /** @type {Api.Welcome | null} */
   welcome = null;
+  /** True if there was a welcome. */
+  wasWelcome = false;
+  /** Milliseconds for the welcome, and its proof. */
+  welcomeTimeout = 0;
   /** Ends the connection if it isn't proven in time. @type {ReturnType<typeof setTimeout> | undefined} */
   proofTimer;
   /** The patterns of its query. @type {Interest[]} */
@@ -386,9 +428,10 @@ class Connection {
    * End the connection, because there was no welcome or reply in time.
    *
    * @param {number} limit Milliseconds.
+   * @param {() => boolean} _isMissing Return whether it has not come meanwhile.
    * @param {string} [hint]
    */
-  giveUp(limit, hint = "") {
+  giveUp(limit, _isMissing, hint = "") {
     this.end({ reason: `no ${this.welcome ? "reply" : "welcome"} in ${limit} ms${hint}`, silent: true });
   }
 
@@ -411,8 +454,10 @@ class Connection {
    * @param {Api.Command} command
    * @returns {Promise<Api.Reply & { retry?: number }>}
    */
-  send(command) {
+  async send(command) {
     const id = command.id ?? `#${++this.#commands}`;
+    if (this.#replies.has(id)) throw createError("command.invalid", `The command "${id}" has no reply yet`);
+    JSON.stringify(command); // it may throw, and then there is nothing to wait for
     const reply = this.reply(id, this.commandTimeout);
     this.write({ ...command, id });
     return reply;
@@ -426,7 +471,8 @@ class Connection {
    * @returns {Promise<any>}
    */
   async reply(id, limit) {
-    const timer = limit ? startTimer(() => this.giveUp(limit), limit) : undefined;
+    const giveUp = () => this.giveUp(limit, () => this.#replies.has(id));
+    const timer = limit ? startTimer(giveUp, limit) : undefined;
     const reply = await new Promise((resolve) => this.#replies.set(id, resolve));
     clearTimeout(timer);
     return reply;
@@ -502,7 +548,7 @@ class EventStreamConnection extends Connection {
   start() {
     const source = new this.options.EventSource(this.address("events", this.queried), { withCredentials: true });
     this.#source = source;
-    if (this.queried.length) this.queryReply = this.reply(undefined, WELCOME_TIMEOUT + COMMAND_TIMEOUT);
+    if (this.queried.length) this.queryReply = this.reply(undefined, this.welcomeTimeout + COMMAND_TIMEOUT);
     for (const type of FRAME_TYPES) source.addEventListener(type, ({ data }) => this.receive(JSON.parse(data)));
     // After a refusal the source is closed (2). Else it would reconnect by itself, without the client's backoff.
     source.onerror = () => (source.readyState === 2 ? this.#endByAnswer() : this.end({ reason: "ended" }));
@@ -515,10 +561,10 @@ class EventStreamConnection extends Connection {
     } catch (error) {
       const { location } = globalThis;
       const url = this.address("");
-      const isForeign = location && new URL(url).origin !== location.origin;
-      // The bridge may answer, but not to scripts of this page's origin.
+      // A TypeError is all that a script gets to see if an answer doesn't allow its origin.
+      const isForeign = error instanceof TypeError && location && new URL(url).origin !== location.origin;
       const answers = isForeign && this.#request("health/live", { mode: "no-cors" }).then(() => true, () => false);
-      this.end({ reason: (await answers) ? reportOrigin(url) : `${error}` });
+      this.end({ reason: `${error}`, mayBeOrigin: await answers });
     }
   }
 
@@ -530,12 +576,15 @@ class EventStreamConnection extends Connection {
    */
   async #explain(response) {
     const { status, type, headers, body } = response;
-    if (!headers.has(OWN_HEADER)) {
+    const isOwn = headers.has(OWN_HEADER);
+    if (isOwn && headers.get("content-type")?.startsWith("text/event-stream")) {
+      return { reason: "ended", retry: void body?.cancel() };
+    }
+    const refusal = await readReply(response);
+    if (SUBJECT_CODES.test(refusal?.code)) return { reason: refusal.message, refusal };
+    if (!isOwn || !refusal) {
       return { reason: describeForeign(response), asks: type === "opaqueredirect" || LOGIN_STATUSES.includes(status) };
     }
-    if (status === 200) return { reason: "ended", retry: void body?.cancel() };
-    const refusal = await response.json();
-    if (SUBJECT_CODES.test(refusal.code)) return { reason: refusal.message, refusal };
     const final = /^4(?!08|29)/.test(`${status}`); // 408 and 429 are temporary
     return { code: final ? 4000 + status : undefined, reason: `HTTP ${status}`, final };
   }
@@ -544,14 +593,14 @@ class EventStreamConnection extends Connection {
    * End the connection as `Connection` does, and hint at the reason.
    *
    * @param {number} limit
+   * @param {() => boolean} isMissing
    */
-  async giveUp(limit) {
-    const { provenAt } = this;
+  async giveUp(limit, isMissing) {
     const hint = await this.#request("events", { method: "HEAD" }).then(
       ({ headers }) => (headers.has(OWN_HEADER) ? "; a proxy may hold the event stream back" : ""),
       () => connectionsHint(this.address("")),
     );
-    if (provenAt === this.provenAt) super.giveUp(limit, hint); // else the proof has come meanwhile
+    if (isMissing()) super.giveUp(limit, isMissing, hint);
   }
 
   /** @param {SentCommand} command */
@@ -563,8 +612,8 @@ class EventStreamConnection extends Connection {
     try {
       const body = JSON.stringify({ ...command, session: this.welcome?.session });
       const response = await this.#request(path, { method: "POST", headers, body });
-      if (response.headers.has(OWN_HEADER)) {
-        const frame = await response.json();
+      const frame = await readReply(response);
+      if (frame) {
         if (this.open) this.onframe(frame);
         reply = { ...frame, retry: 1000 * Number(response.headers.get("retry-after")) };
       } else if (response.status < 500) {
@@ -664,7 +713,7 @@ class Client extends ClientEventTarget {
   #url;
   /** The key in the tab's storage, and the name of the stream that tabs share. */
   #name;
-  /** The credentials; `null` if they must be asked for. @type {Record<string, string> | null} */
+  /** The credentials; `null` if they must be asked for. @type {URLSearchParams | null} */
   #query;
   /** Counts the times that they were forgotten. */
   #renewals = 0;
@@ -682,6 +731,10 @@ class Client extends ClientEventTarget {
   #remembered = { index: 0, until: 0 };
   /** True if the first transport has worked. */
   #firstHasWorked = false;
+  /** True if there was a session. */
+  #wasWelcome = false;
+  /** Milliseconds for the welcome of the last transport. */
+  #welcomeTimeout = WELCOME_TIMEOUT;
   /** @type {TransportRecord[]} */
   #records;
   /** Connections in a row that didn't work. */
@@ -711,7 +764,7 @@ class Client extends ClientEventTarget {
 
   /**
    * @param {Api.Options} [options]
-   * @param {Record<string, string> | null} [query]
+   * @param {URLSearchParams | null} [query]
    */
   constructor(options, query = null) {
     super();
@@ -719,20 +772,24 @@ class Client extends ClientEventTarget {
     /** @type {Api.Transport[]} */
     const transports = ["websocket", "sse"];
     const defaults = { transports, timeout: 3000, retryBetter: 300_000, WebSocket, EventSource, fetch };
-    this.#options = /** @type {Settings} */ ({ ...defaults, ...options });
+    const given = Object.entries(options ?? {}).filter(([, value]) => value !== undefined);
+    this.#options = /** @type {Settings} */ ({ ...defaults, ...Object.fromEntries(given) });
     this.#query = query;
     const { url, share } = this.#options;
     const isSharable = share !== undefined && this.#options.transports.includes("sse");
     this.#url = resolveUrl(url);
     this.#name = `sanic-nats-bridge ${JSON.stringify([this.#url, this.#options.transports, share])}`;
-    this.#records = this.#options.transports.map(() => ({ failures: 0, lived: Infinity }));
+    this.#records = createRecords(this.#options.transports);
     this.#canShare = isSharable && !!navigator?.locks && !!BroadcastChannel;
     if (this.#canShare) this.#loadShare(); // now, because browsers don't repeat an import that has failed
     const { signal } = this.#closing;
     document?.addEventListener("visibilitychange", () => document.hidden || this.#resume(), { signal });
     globalThis.addEventListener?.("online", () => this.#reconnect(), { signal });
-    const { index = 0, wall = 0 } = JSON.parse(tabStorage(this.#name) ?? "{}");
-    this.#remembered = { index, until: now() + Math.min(wall - Date.now(), this.#options.retryBetter) };
+    const [index, wall] = (tabStorage(this.#name) ?? "").split(" ").map(Number);
+    // Not after `retryBetter`, also if the clock was set. False for what isn't a number.
+    if (this.#options.transports[index] && wall > Date.now()) {
+      this.#remembered = { index, until: now() + Math.min(wall - Date.now(), this.#options.retryBetter) };
+    }
     this.status = { state: "connecting", transport: this.#options.transports[0], why: "", reason: "" };
     this.#chooseTransport();
     this.#run();
@@ -761,6 +818,9 @@ class Client extends ClientEventTarget {
     else this.#interests.set(pattern, interest);
     interest.subscriptions.add(subscription);
     if (interest.reply) subscription.confirm(interest.reply);
+    if (typeof pattern !== "string" || !PATTERN.test(pattern)) {
+      this.#refuse(pattern, "subject.invalid", `Not a valid subject: ${JSON.stringify(pattern)}`);
+    }
     this.#sync();
     return subscription;
   }
@@ -851,11 +911,13 @@ class Client extends ClientEventTarget {
         this.#stop(ending);
         this.#dispatch("close", { code: ending.code, reason: ending.reason, final: true });
         return;
-      } else if (ending.refusal && connection) {
+      } else if (ending.refusal && connection?.queried.length) {
         const { code, message, subjects = [] } = ending.refusal;
         this.#narrow(connection.queried.map(({ pattern }) => pattern), subjects, code, message);
         continue;
       }
+      // A bridge that has welcomed the page before doesn't refuse its origin.
+      if (ending.mayBeOrigin && !this.#wasWelcome) ending.reason = reportOrigin(this.#url.href, "the bridge, or a proxy,");
       if (connection && this.#mayFallBack(connection, ending)) continue;
       const retry = Math.min(ending.retry ?? backoff(this.#failures++), MAX_DELAY);
       this.#chooseTransport();
@@ -872,7 +934,7 @@ class Client extends ClientEventTarget {
    * @param {Ending} ending
    */
   #isOriginRefused(connection, ending) {
-    if (ending.code !== FORBIDDEN || !(connection instanceof WebSocketConnection) || connection.provenAt) return false;
+    if (ending.code !== FORBIDDEN || !(connection instanceof WebSocketConnection) || connection.wasWelcome) return false;
     reportOrigin(this.#url.href);
     ending.chosen = false;
     return this.#options.transports.length > 1;
@@ -885,6 +947,7 @@ class Client extends ClientEventTarget {
    */
   async #connect() {
     this.#setStatus({ state: "connecting", transport: this.#transport });
+    await shown();
     if (this.#canShare && !this.#SharedStream && this.#transport === "sse") await this.#loadShare();
     try {
       await this.#askCredentials();
@@ -903,8 +966,13 @@ class Client extends ClientEventTarget {
   async #askCredentials() {
     while (!this.#query) {
       const renewals = this.#renewals;
-      const query = (await this.#options.credentials?.()) ?? {};
-      if (renewals === this.#renewals) this.#query = query; // else it may be that of the user before
+      const timer = startTimer(() => this.#setStatus({ reason: "credentials: no result yet" }), SLOW_COMMAND);
+      try {
+        const query = new URLSearchParams((await this.#options.credentials?.()) ?? {});
+        if (renewals === this.#renewals) this.#query = query; // else it may be that of the user before
+      } finally {
+        clearTimeout(timer);
+      }
     }
   }
 
@@ -932,9 +1000,15 @@ class Client extends ClientEventTarget {
   #open(index) {
     const { transports, timeout } = this.#options;
     const connection = this.#createConnection(transports[index]);
-    const limit = index + 1 < transports.length ? timeout : WELCOME_TIMEOUT;
+    const isLast = index + 1 === transports.length;
+    const limit = isLast ? this.#welcomeTimeout : timeout;
     connection.index = index;
-    connection.proofTimer = startTimer(() => connection.giveUp(limit), limit);
+    connection.welcomeTimeout = limit;
+    connection.proofTimer = startTimer(() => {
+      // A proxy may send what it has collected only now and then.
+      if (isLast) this.#welcomeTimeout = Math.min(2 * limit, MAX_WELCOME_TIMEOUT);
+      connection.giveUp(limit, () => !connection.provenAt);
+    }, limit);
     connection.onframe = (frame) => this.#receive(connection, frame);
     connection.ended.then(({ silent }) => {
       clearTimeout(connection.proofTimer);
@@ -958,7 +1032,8 @@ class Client extends ClientEventTarget {
     const address = (path, patterns = []) => {
       const url = new URL(path, this.#url);
       url.search = this.#url.search;
-      for (const [name, value] of Object.entries(this.#query ?? {})) url.searchParams.set(name, value);
+      for (const [name, value] of this.#query ?? []) url.searchParams.set(name, value);
+      url.searchParams.delete("subjects"); // they are the client's own
       for (const { pattern } of patterns) url.searchParams.append("subjects", pattern);
       return url.href;
     };
@@ -971,7 +1046,7 @@ class Client extends ClientEventTarget {
     }
 
     const { share, ...unshared } = options;
-    const openClient = () => new Client({ ...unshared, transports: ["sse"] }, this.#query);
+    const openClient = () => new Client({ ...unshared, url: this.#url, transports: ["sse"] }, this.#query);
     const connection = new SharedConnection(options, address);
     connection.join = () => new Stream(this.#name, this.#leaderIsSilent, openClient, connection);
     connection.onstatus = ({ state, nats, reason, retry }) => {
@@ -999,8 +1074,9 @@ class Client extends ClientEventTarget {
       const { pattern, subscriptions } = interest;
       // The bridge takes a comma in the query for a mistake.
       if (!subscriptions.size || pattern.includes(",") || patterns.length === this.#batchSize) continue;
-      length += encodeURIComponent(pattern).length + 10;
-      if (length > MAX_QUERY_LENGTH) break;
+      const more = encodeURIComponent(pattern).length + 10;
+      if (length + more > MAX_QUERY_LENGTH) continue;
+      length += more;
       patterns.push(interest);
     }
     return patterns;
@@ -1024,7 +1100,10 @@ class Client extends ClientEventTarget {
     }
     record.lived = record.failures ? (record.lived + lived) / 2 : lived;
     record.failures++;
+    record.isUnproven = !provenAt;
     const other = this.#records[1 - index];
+    // If neither works, the network or the server is down, and neither transport is to blame.
+    if (record.isUnproven && other?.isUnproven) this.#records = createRecords(transports);
     const hasWorked = provenAt || (!index && this.#firstHasWorked);
     if (!(other?.lived >= record.lived) || (hasWorked && record.failures < MAX_FAILURES)) return false;
     if (!provenAt && index) return false;
@@ -1049,7 +1128,7 @@ class Client extends ClientEventTarget {
   #rememberTransport(index) {
     const { retryBetter } = this.#options;
     this.#remembered = { index, until: now() + retryBetter };
-    tabStorage(this.#name, JSON.stringify({ index, wall: Date.now() + retryBetter }));
+    tabStorage(this.#name, `${index} ${Date.now() + retryBetter}`);
   }
 
   /** @param {number} milliseconds */
@@ -1082,6 +1161,7 @@ class Client extends ClientEventTarget {
    */
   #noteWelcome(connection, welcome) {
     connection.welcome = welcome;
+    connection.wasWelcome = this.#wasWelcome = true;
     const proof = connection.prove();
     if (proof === true) this.#noteProof(connection);
     else proof.then((isProven) => isProven && this.#noteProof(connection));
@@ -1095,15 +1175,17 @@ class Client extends ClientEventTarget {
   #noteProof(connection) {
     clearTimeout(connection.proofTimer);
     connection.provenAt ||= now();
+    this.#welcomeTimeout = WELCOME_TIMEOUT;
     if (!connection.index) this.#firstHasWorked = true;
     if (!connection.index || now() > this.#remembered.until) this.#rememberTransport(connection.index);
     if (connection === this.#connection) return this.#settle();
     const worse = this.#connection;
+    if (worse?.provenAt) this.#records[worse.index] = { failures: 0, lived: Infinity };
     this.#connection = connection;
     this.#index = 0;
     worse?.end({ reason: "replaced", replaced: true });
     if (connection.welcome) this.#dispatch("frame", connection.welcome);
-    this.#beginSession(connection);
+    if (connection.open) this.#beginSession(connection); // else a listener has closed the client
   }
 
   /**
@@ -1124,6 +1206,7 @@ class Client extends ClientEventTarget {
     const transport = this.#transport;
     this.#setStatus({ state: "subscribing", transport, shared, nats: welcome?.nats, why, reason: "", retry: 0 });
     this.#checkSilence();
+    this.#wake(); // #sync may wait before it repeats a command of the session before
     this.#sync();
   }
 
@@ -1299,15 +1382,15 @@ class Client extends ClientEventTarget {
       if (!held) this.#hold(interests, reply);
     } else if (code.startsWith("auth.")) {
       connection.end({ code: UNAUTHENTICATED, reason: message, final: true });
-    } else if (code === "blocked" || code === "origin.forbidden") {
-      const reason = code === "blocked" ? `POST: ${message}` : reportOrigin(this.#url.href);
-      this.#postsBlockedUntil = now() + this.#options.retryBetter;
+    } else if (BLOCKED_CODES.test(code)) {
+      const reason = code === "origin.forbidden" ? reportOrigin(this.#url.href) : `POST: ${message}`;
       if (!held) this.#setStatus({ state: "subscribing", reason });
-      if (this.#canPost(connection, batch)) await this.#pause(backoff(++this.#commandFailures));
+      await this.#retryBlocked(connection, batch);
     } else if (TRANSIENT_CODES.test(code)) {
       if (held) this.#hold(interests, held);
       else this.#setStatus({ state: "subscribing", reason: message });
-      if (++this.#commandFailures > 3 && /session.unknown|disconnected/.test(code)) connection.end({ reason: message });
+      if (code === "disconnected" && this.#commandFailures) return this.#retryBlocked(connection, batch);
+      if (++this.#commandFailures > 3 && code === "session.unknown") connection.end({ reason: message });
       await this.#pause(reply.retry || backoff(this.#commandFailures));
     } else if (held) {
       if (interests.length > 1) {
@@ -1317,6 +1400,17 @@ class Client extends ClientEventTarget {
     } else {
       this.#narrow(subjects, reply.subjects ?? [], code, message);
     }
+  }
+
+  /**
+   * Note that commands don't get through by POST. Wait, unless opening the stream again gets around that.
+   *
+   * @param {Connection} connection
+   * @param {Batch} batch
+   */
+  async #retryBlocked(connection, batch) {
+    this.#postsBlockedUntil = now() + Math.max(this.#options.retryBetter, MIN_BLOCKED);
+    if (this.#canPost(connection, batch)) await this.#pause(backoff(++this.#commandFailures));
   }
 
   /**

@@ -34,6 +34,7 @@ _COMMENTS = re.compile(
     rb"|[ \t]+//.*$",  # comments at the end of a line; no string of the sources looks like one
     re.MULTILINE,
 )
+_INDENTATION = re.compile(rb"^\s+", re.MULTILINE)  # and empty lines; no string of the sources has several lines
 
 
 class _Modules(NamedTuple):
@@ -122,7 +123,7 @@ def _matches(conditions: list[str], etag: str) -> bool:
 
 @cache
 def _modules() -> _Modules:
-    client, share = (_strip_comments((_FOLDER / name).read_bytes()) for name in ("client.js", "share.js"))
+    client, share = (_shortened((_FOLDER / name).read_bytes()) for name in ("client.js", "share.js"))
     client = client.replace(b'MODULE_URL = ""', b"MODULE_URL = import.meta.url")
     share_name = f"share-{_version(share)}.js"
     # A client imports the share.js of its own version, and so its name changes with either text.
@@ -141,6 +142,6 @@ def _version(text: bytes) -> str:
     return hashlib.sha256(text).hexdigest()[:_VERSION_DIGITS]
 
 
-def _strip_comments(source: bytes) -> bytes:
-    """Remove the comments, which are half of the compressed source."""
-    return _COMMENTS.sub(b"", source)
+def _shortened(source: bytes) -> bytes:
+    """Remove the comments, which are half of the compressed source, and the indentation."""
+    return _INDENTATION.sub(b"", _COMMENTS.sub(b"", source))

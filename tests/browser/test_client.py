@@ -964,7 +964,7 @@ async def test_shared_stream_that_is_tried_beside_a_websocket_does_not_change_th
         await tab.install_clock()
         remembered = """([url, { transports, share }]) => sessionStorage.setItem(
           `sanic-nats-bridge ${JSON.stringify([url, transports, share])}`,
-          JSON.stringify({ index: 1, wall: Date.now() + 150_000 }))"""
+          `1 ${Date.now() + 150_000}`)"""
         await tab.evaluate(remembered, [f"{box.url}/nats/", options])
         await begin(tab, options, subject)
         await ready(tab, "websocket")

@@ -294,6 +294,91 @@ async def test_client_reports_foreign_origin_to_the_console(
         assert other in reported
 
 
+async def test_error_page_of_proxy_is_not_taken_for_a_refused_origin(
+    tab: ChromiumTab, shared_nats: NatsServer, publisher: Publisher
+) -> None:
+    # A page of another origin sees nothing of an answer that has no CORS headers.
+    subject = publisher.subject("a")
+    errors: list[str] = []
+    tab.page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    rules: Rules = {"websocket": FORBIDDEN}
+    async with (
+        behind(shared_nats, {}) as (_, other),
+        behind(shared_nats, rules, allowed_origins=[other]) as (bridge, url),
+    ):
+        await tab.goto(f"{other}/open")
+        await begin(tab, {"url": f"{url}/nats/"}, subject)
+        await ready(tab, "sse")
+        rules |= dict.fromkeys(("events", "post", "head", "other"), Rule(Answer(502, PAGE)))
+        bridge.runtime.sessions.close_all("The server is going away")
+        await true(tab, "seen('status').filter(({ reason }) => reason?.startsWith('TypeError')).length > 1")
+        del rules["events"], rules["post"], rules["head"], rules["other"]
+        bridge.runtime.sessions.stop_reason = None
+        await back(tab, bridge, publisher, subject)
+        assert await tab.evaluate("seen('status').some(({ reason }) => reason?.includes('origin'))") is False
+        assert [error for error in errors if "allowed_origins" in error] == []
+
+
+# Pages
+
+
+async def test_prerendered_page_connects_when_it_is_shown(
+    tab: ChromiumTab, shared_nats: NatsServer, publisher: Publisher
+) -> None:
+    subject = publisher.subject("a")
+    async with serving(shared_nats) as (_, box):
+        await tab.goto(box.url)
+        await tab.evaluate(
+            """(subject) => {
+              Object.defineProperty(document, "prerendering", { value: true, configurable: true });
+              window.made = 0;
+              window.WebSocket = class extends WebSocket { constructor(url) { super(url); made++ } };
+              return begin({ timeout: 1 }, subject);
+            }""",
+            subject,
+        )
+        await tab.evaluate("fetch('/nats/health/live').then(() => 0)")
+        assert await tab.evaluate("[made, nats.status.state, nats.status.why]") == [0, "connecting", ""]
+        await tab.evaluate("delete document.prerendering, document.dispatchEvent(new Event('prerenderingchange'))")
+        await true(tab, "made && nats.status.state === 'connected'")
+        await receives(tab, publisher, subject)
+
+
+@pytest.mark.parametrize("share", [None, "ada"])
+async def test_relative_address_is_that_of_the_page_at_the_start(
+    profile: ChromiumProfile, shared_nats: NatsServer, publisher: Publisher, share: str | None
+) -> None:
+    subject = publisher.subject("a")
+    options = {"transports": ["sse"], "url": "nats/", "share": share} if share else {"url": "nats/"}
+    async with serving(shared_nats) as (bridge, box):
+        tabs = [await profile.tab() for _ in range(2)]
+        for tab in tabs:
+            await tab.goto(f"{box.url}/open")
+            await begin(tab, options, subject)
+            await true(tab, "nats.status.state === 'connected'")
+            await tab.evaluate("history.pushState(null, '', '/orders/5/'), 0")
+        await tabs[0].close()  # one of them leads, if they share a stream
+        await until(lambda: len(bridge.extension.sessions) == 1)
+        await tabs[1].evaluate("nats.reconnect()")
+        await back(tabs[1], bridge, publisher, subject)
+        assert not [path for path in box.paths if path.startswith("/orders")]
+
+
+async def test_stream_that_a_proxy_forwards_now_and_then_is_waited_for(
+    tab: ChromiumTab, shared_nats: NatsServer, publisher: Publisher
+) -> None:
+    subject = publisher.subject("a")
+    rules: Rules = {"websocket": FORBIDDEN, "events": Rule(down=Flow(flush_every=2.5))}
+    async with behind(shared_nats, rules) as (_, url):
+        await tab.goto(url)
+        await tab.evaluate(f"(() => {{ {QUICK} }})()")  # 0.75 s for the first welcome
+        await begin(tab, {}, subject)
+        await ready(tab, "sse")
+        await receives(tab, publisher, subject)
+        reasons = await tab.evaluate("seen('status').map(({ reason }) => reason)")
+        assert "no welcome in 15000 ms; a proxy may hold the event stream back" in reasons
+
+
 # Clocks
 
 

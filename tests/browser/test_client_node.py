@@ -275,6 +275,156 @@ async def test_client_retries_post_after_502_from_proxy(bridge: Bridge, publishe
     assert await evaluated(bridge, "sse", body) == [True, True]
 
 
+@pytest.mark.parametrize(
+    ("post", "reason"),
+    [
+        ("async () => new Response('Bad gateway', { status: 502 })", ""),
+        ("async () => { throw new TypeError('reset') }", ""),
+        ("async () => new Response('<p>', { headers: { 'Sanic-Nats-Bridge': '1' } })", "POST: HTTP 200 text/plain"),
+        ("async () => Response.json(null, { headers: { 'Sanic-Nats-Bridge': '1' } })", "POST: HTTP 200 application"),
+        ("(url, init) => fetch(url, { ...init, headers: { 'Content-Type': 'text/plain' } })", "POST: "),
+        ("(url, init) => fetch(url, { ...init, body: '' })", "POST: "),
+    ],
+    ids=["502", "reset", "header of the bridge, page", "header of the bridge, null", "no type", "no body"],
+)
+async def test_posts_that_fail_are_replaced_by_queries(shared_nats: NatsServer, post: str, reason: str) -> None:
+    body = f"""
+      Math.random = () => 0;
+      const post = {post};
+      let posts = 0, made = 0;
+      class Source extends EventSource {{ constructor(...all) {{ super(...all); made++ }} }}
+      const nats = client({{
+        EventSource: Source,
+        fetch: (url, init) => (init.method === "POST" ? (posts++, post(url, init)) : fetch(url, init)),
+      }}), reasons = [];
+      nats.addEventListener("status", ({{ detail }}) => reasons.push(detail.reason));
+      await nats.subscribe("a").ready;
+      for (const pattern of "bcd") await nats.subscribe(pattern).ready;
+      const before = [posts, made];
+      nats.subscribe("e,f");
+      while (posts < before[0] + 3) await new Promise((resolve) => setTimeout(resolve, 10));
+      const after = made;
+      nats.close();
+      return [before, after, reasons.some((reason) => reason?.startsWith("{reason}"))];
+    """
+    async with running(servers=shared_nats.url, subscribe=[">"], unsubscribe_delay=0) as bridge:
+        (posts, streams), after, is_named = await evaluated(bridge, "sse", body)
+    assert 1 <= posts <= 2
+    assert (streams, after, is_named) == (4, 4, True)  # a pattern that no query can have ends no stream
+
+
+async def test_reply_is_recognised_without_header_of_bridge(shared_nats: NatsServer) -> None:
+    # A gateway may let only known headers of an answer pass.
+    body = """
+      const stripped = async (...all) => {
+        const { status, headers, body } = await fetch(...all);
+        return new Response(body, { status, headers: { "content-type": headers.get("content-type") } });
+      };
+      const nats = client({ fetch: stripped });
+      const results = ["a", "b"].map((pattern) => nats.subscribe(pattern).ready);
+      await results[0];
+      results.push(nats.subscribe("c").ready);
+      const codes = await Promise.all(results.map((ready) => ready.then(() => "ready", ({ code }) => code)));
+      nats.close();
+      return codes;
+    """
+    async with running(servers=shared_nats.url, subscribe=["a"]) as bridge:
+        assert await evaluated(bridge, "sse", body) == ["ready", "subject.forbidden", "subject.forbidden"]
+
+
+async def test_page_in_place_of_stream_is_named(bridge: Bridge) -> None:
+    body = """
+      class Source {
+        readyState = 2;
+        constructor() { setTimeout(() => this.onerror()) }
+        addEventListener() {}
+        close() {}
+      }
+      const headers = { "Content-Type": "text/html", "Sanic-Nats-Bridge": "1" };
+      const reasons = [];
+      for (const status of [200, 403]) {
+        const nats = client({ EventSource: Source, fetch: async () => new Response("<p>", { status, headers }) });
+        reasons.push((await state(nats, "waiting")).reason);
+        nats.close();
+      }
+      return reasons;
+    """
+    assert await evaluated(bridge, "sse", body) == [
+        "HTTP 200 text/html, not from the bridge",
+        "HTTP 403 text/html, not from the bridge",
+    ]
+
+
+async def test_blocked_posts_are_not_tried_again_at_once_without_retry_better(bridge: Bridge) -> None:
+    body = """
+      Math.random = () => 0;
+      const nats = client({
+        retryBetter: 0,
+        fetch: async (url, init) => (init.method === "POST" ? new Response("", { status: 403 }) : fetch(url, init)),
+      });
+      await nats.subscribe("blocked.a").ready;
+      const { active } = await nats.subscribe("blocked.b").ready;
+      nats.close();
+      return active;
+    """
+    assert await evaluated(bridge, "sse", body) is True
+
+
+async def test_new_session_does_not_wait_for_backoff_of_the_one_before(bridge: Bridge) -> None:
+    body = """
+      Math.random = () => 1e9; // a backoff that no test waits out
+      let refuses = true, posts = 0;
+      class Late extends WebSocket { constructor(url) { if (refuses) throw new Error("refused"); super(url) } }
+      const nats = client({
+        transports: ["websocket", "sse"],
+        retryBetter: 1,
+        WebSocket: Late,
+        fetch: async (url, init) => (init.method === "POST" && posts++, new Response("", { status: 403 })),
+      });
+      await nats.subscribe("blocked.a").ready;
+      const late = nats.subscribe("blocked.b,c").ready;
+      while (!posts) await turn();
+      refuses = false;
+      await late;
+      const { transport } = await state(nats, "connected");
+      nats.close();
+      return transport;
+    """
+    assert await evaluated(bridge, "sse", body) == "websocket"
+
+
+async def test_outage_is_not_held_against_a_transport(bridge: Bridge) -> None:
+    body = """
+      Math.random = () => 0;
+      let isDown = true;
+      const tried = new Set();
+      class Cut extends WebSocket {
+        constructor(url) {
+          tried.add("websocket");
+          if (isDown) throw new Error("down");
+          super(url);
+          this.on("message", (text) => JSON.parse(text).type === "reply" && setTimeout(() => this.terminate(), 100));
+        }
+      }
+      class Source extends EventSource {
+        constructor(url, ...all) {
+          tried.add("sse");
+          super(isDown ? "http://127.0.0.1:1/" : url, ...all);
+        }
+      }
+      const nats = client({ transports: ["websocket", "sse"], WebSocket: Cut, EventSource: Source });
+      while (tried.size < 2) await state(nats, "waiting");
+      isDown = false;
+      const connected = [];
+      while (connected.at(-1) !== "sse") connected.push((await state(nats, "connected")).transport);
+      nats.close();
+      return connected;
+    """
+    connected = await evaluated(bridge, "sse", body)
+    assert connected == ["websocket"] * (len(connected) - 1) + ["sse"]
+    assert 3 <= len(connected) - 1 <= 6
+
+
 async def test_websocket_retry_while_waiting_opens_no_second_session(bridge: Bridge) -> None:
     body = """
       let made = 0, source;

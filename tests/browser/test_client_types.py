@@ -177,8 +177,8 @@ def test_client_that_differs_from_type_declarations_is_detected(tmp_path: Path) 
         assert re.search(rf"^{number}/client\.js", errors, re.MULTILINE), difference
 
 
-def test_served_client_equals_source_without_comments(tmp_path: Path) -> None:
-    # The compiler writes both without comments: a difference is one of code.
+def test_served_client_equals_source_without_comments_and_indentation(tmp_path: Path) -> None:
+    # The compiler writes both without comments, and indents them alike: a difference is one of code.
     paths = []
     for name, text in client._modules().fixed.items():
         for form, code in (("source", (BROWSER / name).read_bytes()), ("served", text.select(()).body)):
@@ -189,7 +189,7 @@ def test_served_client_equals_source_without_comments(tmp_path: Path) -> None:
     for name in ("client.js", "share.js"):
         source, served = ((tmp_path / "out" / form / name).read_text() for form in ("source", "served"))
         assert source.replace('MODULE_URL = ""', "MODULE_URL = import.meta.url") == served
-        assert not re.findall(r"/\*\*|^ *//| //.*", (tmp_path / "served" / name).read_text(), re.MULTILINE)
+        assert not re.findall(r"/\*\*|^//| //.*|^\s", (tmp_path / "served" / name).read_text(), re.MULTILINE)
 
 
 def test_npm_package_is_complete_and_matches_project() -> None:

@@ -247,7 +247,7 @@ def test_versioned_client_imports_share_module_of_same_version(source: Path) -> 
     ("written", "served"),
     [
         ("/** A. */\nlet a;\n", "let a;\n"),
-        ("  /**\n   * A.\n   */\n  a() {}\n", "  a() {}\n"),
+        ("  /**\n   * A.\n   */\n  a() {}\n", "a() {}\n"),
         ("/** A. */\n\nlet a;\n", "let a;\n"),
         ("let a; /** A. */\n", "let a; \n"),
         ("/** A. */ (a)\n/** B. */\nlet b;\n", "(a)\nlet b;\n"),
@@ -256,9 +256,10 @@ def test_versioned_client_imports_share_module_of_same_version(source: Path) -> 
         ("/** A. */\n/** B. */\nlet a;\n", "let a;\n"),
         ("// A.\nlet a;\n  // B.\n", "let a;\n"),
         ("let a; // A\n", "let a;\n"),
+        ("{\n  let a;\n\n    // A.\n\n\tlet b;\n}\n", "{\nlet a;\nlet b;\n}\n"),
         ("let a = '//a'; // 'A'\nlet b = `http://b`;\n", "let a = '//a';\nlet b = `http://b`;\n"),
     ],
 )
-def test_comments_are_stripped(source: Path, written: str, served: str) -> None:
+def test_comments_and_indentation_are_stripped(source: Path, written: str, served: str) -> None:
     (source / "share.js").write_text(written)
     assert client._modules().fixed["share.js"].select(()).body.decode() == served
