@@ -106,8 +106,8 @@ class BridgeRuntime:
         self._origins = OriginPolicy(settings.allowed_origins)
         self._cross_origin = CrossOrigin(self._origins)
         self._aggregator: MetricsAggregator | None = None
-        self._redaction = QueryRedaction(settings.prefix, self._add_client_facing_routes())
-        self._add_operators_routes()
+        paths = self._add_client_facing_routes() | self._add_operators_routes()
+        self._redaction = QueryRedaction(settings.prefix, paths)
         app.register_listener(self._start, "before_server_start")
         app.register_listener(self._stop, "before_server_stop")
         app.register_listener(self._stopped, "after_server_stop")
@@ -146,8 +146,8 @@ class BridgeRuntime:
                 openapi.exclude()(route.handler)
         return paths
 
-    def _add_operators_routes(self) -> None:
-        """Register health and metrics, on a blueprint whose requests pass no origin check: a probe has no origin."""
+    def _add_operators_routes(self) -> set[str]:
+        """Register health and metrics; return their paths. No origin check, because a probe has no origin."""
         blueprint = Blueprint(f"{_BLUEPRINT}_operators", url_prefix=self.settings.prefix)
         add_health_routes(blueprint, self.sessions, lambda: self.control.state)
         if self.settings.metrics:
@@ -170,9 +170,11 @@ class BridgeRuntime:
             self._aggregator = MetricsAggregator(self.stats, self._app.name, worker, folder)
             add_metrics_route(blueprint, self._aggregator)
         self._app.blueprint(blueprint)
-        self._cross_origin.add_paths(_paths(blueprint))
+        paths = _paths(blueprint)
+        self._cross_origin.add_paths(paths)
         for route in blueprint.routes:
             route.extra.ignore_body = True
+        return paths
 
     # Start and stop
 

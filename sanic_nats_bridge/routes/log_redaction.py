@@ -22,7 +22,12 @@ _PARAMETERS_START = re.compile(r";|%(?:25)*3[bB]")
 _PARAMETERS = re.compile(r";[^/]*")
 _QUOTES = "\"'"
 _URL_BOUNDARY = re.compile(r"""[\s"']""")
-_URL_START = r"""(?:^|[\s"'])(?:[A-Za-z][A-Za-z0-9+.-]*:(?://[^/\s"']*/+|/(?!/))|/*)"""
+# At the start of a string, such as `url=` or `(` of an error message, punctuation may precede a URL. Later it may be a
+# part of the URL of another route.
+_URL_START = r"""(?:^(?:[^\s"'/?]*[(<>\[{=,|])?|[\s"'])(?:[A-Za-z][A-Za-z0-9+.-]*:(?://[^/\s"']*/+|/(?!/))|/*)"""
+_AUTHORITY = re.compile(r"""[A-Za-z][A-Za-z0-9+.-]*://[^/\s"']*""")
+_DOT_SEGMENT = re.compile(r"""(?:^|[/\s"'])\.{1,2}(?:/|$)""")
+_SLASHES = re.compile(r"(?<!:)//+")
 # Escaped spaces and quotes stay, because they don't separate a URL from the text around it.
 _ESCAPE = re.compile(r"%((?!2[027])[2-7][0-9A-Fa-f])")
 _MAX_ENCODINGS = 4
@@ -118,7 +123,15 @@ class QueryRedaction(logging.Filter):
         """
         text = _decoded(text if at_start else f"?{text}").replace("\\", "/")
         text = _PARAMETERS.sub("", text)
-        return bool(self._own_url.search(text) or ("/." in text and self._own_url.search(_without_dots(text))))
+        if self._own_url.search(text):
+            return True
+        if _DOT_SEGMENT.search(text) is None:
+            return False
+        # A quote may be a part of the path, or precede it. A proxy may merge slashes before it resolves dot segments.
+        starts = {text, _URL_BOUNDARY.split(text)[-1]}
+        return any(
+            self._own_url.search(_without_dots(form)) for start in starts for form in {start, _SLASHES.sub("/", start)}
+        )
 
     def _cut(self, token: str, begin: int, end: int, rest: int) -> str:
         """Replace the end of a token by a mark.
@@ -161,11 +174,14 @@ def _decoded(text: str) -> str:
 
 
 def _without_dots(text: str) -> str:
-    """Resolve the dot segments of a path (RFC 3986, section 5.2.4)."""
+    """Resolve the dot segments of a path (RFC 3986, section 5.2.4). They don't lead above its root."""
+    path_start = max((authority.end() for authority in _AUTHORITY.finditer(text)), default=0)
+    path = text[path_start:]
+    root = 1 if path.startswith("/") else 0
     segments: list[str] = []
-    for segment in text.split("/"):
-        if segment == ".." and len(segments) > 1:
-            segments.pop()
+    for segment in path.split("/"):
+        if segment == "..":
+            del segments[max(root, len(segments) - 1) :]
         elif segment != ".":
             segments.append(segment)
-    return "/".join(segments)
+    return text[:path_start] + "/".join(segments)

@@ -130,7 +130,9 @@ TARGETS = [
     "/nats/events?", "/nats/stream?", "/nats/subscribe?", "/nats/client.js?", "/nats/health/live?", "/nats?", "/nats/?",
     "/nats/unknown?", "/nats/events/more?", "/nats//events?", "//nats/events?", "/nats/%65vents?", "/%6eats/events?",
     "/%6Eats%2Fevents?", "/nats%2fevents?", "/nats/events;?", "/nats/events;v=1?", "/nats/events;", "/nats/events%3F",
-    "/nats/./events?", "/nats/x/../events?", "/x/../nats/events?", "/nats/events/?", "/nats/events#", "/nats/events#?",
+    "/nats/./events?", "/nats/x/../events?", "/x/../nats/events?", "/../nats/events?", "/x//../../nats/events?",
+    "http://localhost/../nats/events?", "/..;x/nats/events?", "../nats/events?", "x/../nats/events?", "/nats/events/?",
+    "/nats/events#", "/nats/events#?",
     "/nats/events?#", "/nats/events?subjects=..&", "/nats/e\"vents?", "/nats/e'vents?", "http://localhost/nats/events?",
     "http://other.example:1//nats/%65vents?", "nats/events?", "http:///nats/events?", "/nats/events?\t",
     "/nats/events?\n", "/nats/events?%00", "/nats/events?\x80",
@@ -151,7 +153,7 @@ def prepare_failing_route(app: Sanic[Any, Any]) -> None:
 
 
 async def failing_permissions(request: Request) -> Permissions:
-    raise RuntimeError(f"The app has failed at {request.url}")
+    raise RuntimeError(f"The app has failed at {request.url} (url={request.url})")
 
 
 @pytest.mark.parametrize("server", ["sanic", "uvicorn", "hypercorn"])
@@ -192,6 +194,19 @@ async def test_no_spelling_of_bridge_url_shows_its_query_in_log(
     if server == "uvicorn":
         leaks = [line for line in leaks if not line.startswith(("uvicorn.error < ", "uvicorn.error > "))]
     assert leaks == []
+
+
+async def test_bridge_without_prefix_redacts_queries_of_all_its_routes(shared_nats: NatsServer, log: list[str]) -> None:
+    async with running(servers=shared_nats.url, prefix="", metrics=True, server_options=ACCESS_LOGS["sanic"]) as bridge:
+        for path in ("/events", "/client.js", "/subscribe", "/health/live", "/health/ready/", "/metrics"):
+            async with bridge.http.head(f"{bridge.url}{path}{QUERY}"):
+                pass
+        async with bridge.http.get(f"{bridge.url}/other?shown=1"):
+            pass
+    text = "\n".join(log)
+    assert SECRET not in text
+    assert "/metrics?[redacted]" in text
+    assert "/other?shown=1" in text
 
 
 async def test_worker_log_contains_no_query_of_bridge_route(shared_nats: NatsServer) -> None:

@@ -54,12 +54,29 @@ HIDDEN = {
     "GET /x/../nats/events?SECRET 1.1": "GET /x/../nats/events?[redacted] 1.1",
     "GET /x;y=1/%2E%2e/nats/events?SECRET 1.1": "GET /x?[redacted] 1.1",
     "GET http://h/x/../nats/events?SECRET": "GET http://h/x/../nats/events?[redacted]",
+    "GET /../nats/events?SECRET 1.1": "GET /../nats/events?[redacted] 1.1",
+    "GET /x/../../nats/events?SECRET 1.1": "GET /x/../../nats/events?[redacted] 1.1",
+    "GET /x//../nats/events?SECRET 1.1": "GET /x//../nats/events?[redacted] 1.1",
+    "GET //../nats/events?SECRET 1.1": "GET //../nats/events?[redacted] 1.1",
+    "GET /..;a/nats/events?SECRET 1.1": "GET /..?[redacted] 1.1",
+    "GET http://h/../nats/events?SECRET": "GET http://h/../nats/events?[redacted]",
+    "GET http://h/%2e%2E/nats/events?SECRET": "GET http://h/%2e%2E/nats/events?[redacted]",
+    "'http://h/x/../../nats/events?SECRET'": "'http://h/x/../../nats/events?[redacted]'",
+    "Bad URL: ../nats/events?SECRET": "Bad URL: ../nats/events?[redacted]",
+    "invalid url b'../nats/events?SECRET'": "invalid url b'../nats/events?[redacted]'",
+    "Bad URL: x/../nats/events?SECRET": "Bad URL: x/../nats/events?[redacted]",
     "GET \\nats\\events?SECRET 1.1": "GET \\nats\\events?[redacted] 1.1",
     "GET /nats/a\tb?SECRET 1.1": "GET /nats/a\tb?[redacted] 1.1",
     'GET /nats/a"b?SECRET 1.1': 'GET /nats/a"b?[redacted] 1.1',
     '"GET /nats/a\'b?SECRET"': '"GET /nats/a\'b?[redacted]"',
     "Bad URL: nats/events?SECRET": "Bad URL: nats/events?[redacted]",
     "http%3A//h/nats/events?SECRET": "http%3A//h/nats/events?[redacted]",
+    # With punctuation around, as in messages of errors
+    "no ticket (http://h/nats/events?SECRET) given": "no ticket (http://h/nats/events?[redacted] given",
+    "url=http://h/nats/events?SECRET status=401": "url=http://h/nats/events?[redacted] status=401",
+    "<URL:'/nats/events?SECRET'>": "<URL:'/nats/events?[redacted]",
+    "[/nats/events?SECRET]": "[/nats/events?[redacted]",
+    "GET->http://h/nats/events?SECRET": "GET->http://h/nats/events?[redacted]",
     '{"shop":"/shop?a=1","nats":"/nats/events?SECRET"}': '{"shop":"/shop?a=1","nats":"/nats/events?[redacted]',
 }  # fmt: skip
 
@@ -68,7 +85,8 @@ SHOWN = [
     "http://h/shop/nats/events?a=1", "/natsx?a=1", "/nats-admin/events?a=1", "/nats.js?a=1", "/NATS/events?a=1",
     "/?next=/nats/events", "/shop?next=/nats/events", "/shop?a=1#/nats/events", "/shop;a=1/x?b=2", "/shop/../x?a=%2F",
     "nats://nats?a=1", "nats://nats:4222", "", "100 % /nats/stream", "why? /nats/events", "a;b?c#d%3Fe",
-    "/nats%20/events?a=1",
+    "/nats%20/events?a=1", "/shop?next=(/nats/events?a=1", "/shop/(/nats/events?a=1", "GET http://h/x=/nats/events?a=1",
+    "http://nats/../shop?a=1", "http://h/shop/../..?a=1", "(http://nats?a=1)",
 ]  # fmt: skip
 
 
@@ -182,7 +200,8 @@ def encoded(character: str, style: int) -> str:
     return (character, code, code.lower(), quote(code))[style]
 
 
-SLASHES = st.sampled_from(["/", "//", "/./", "%2F", "%2f/", "/x/../", "/x;y/%2e%2E/", ";v=1/", "///"])
+SLASHES = st.sampled_from(["/", "//", "/./", "%2F", "%2f/", "/x/../", "/x//../", "/x;y/%2e%2E/", ";v=1/", "///"])
+ABOVE_ROOT = st.sampled_from(["", "/..", "/../..", "/x/../..", "/..;y", "//%2e."])
 
 
 @given(
@@ -190,15 +209,18 @@ SLASHES = st.sampled_from(["/", "//", "/./", "%2F", "%2f/", "/x/../", "/x;y/%2e%
     st.tuples(SLASHES, SLASHES),
     st.sampled_from(["", "/", "/x", ";", ";v=1", "%2F..", "/../x"]),
     st.sampled_from(["?", "%3F", "#", "?a=1&", ";?", ";", "#?"]),
-    st.sampled_from(["", "http://h", "https://[::1]:1", "GET http://h", "'", '"GET ', "x\t", "/shop?a=1 "]),
+    st.sampled_from(
+        ["", "http://h", "https://[::1]:1", "GET http://h", "'", '"GET ', "x\t", "/shop?a=1 ", "u=http://h"]
+    ),
+    ABOVE_ROOT,
 )
 def test_no_spelling_of_a_bridge_path_shows_its_query(
-    styles: list[int], slashes: tuple[str, str], end: str, start: str, before: str
+    styles: list[int], slashes: tuple[str, str], end: str, start: str, before: str, above: str
 ) -> None:
     letters = [encoded(letter, style) for letter, style in zip("natsevents", styles, strict=True)]
     # What precedes the first slash would be a segment of its own.
     first = slashes[0].removeprefix(";v=1")
-    path = first + "".join(letters[:4]) + slashes[1] + "".join(letters[4:])
+    path = above + first + "".join(letters[:4]) + slashes[1] + "".join(letters[4:])
     text = redacted(f"{before}{path}{end}{start}token=SECRET 200")
     assert "SECRET" not in text
     assert text.startswith(before)
