@@ -20,6 +20,7 @@ _AFTER_THE_APP = -1_000_000  # a middleware priority below all of the app's
 _SCHEMES = {"http": "http", "ws": "http", "https": "https", "wss": "https"}
 _MAX_LOGGED = 1000
 _MAX_LOGGED_LENGTH = 200
+_SERVED = "+"  # distinguishes the origins to which a module was served; no origin begins with it
 _MAX_ORIGIN_LENGTH = 300  # more than the longest host name with its scheme and port
 
 
@@ -40,7 +41,7 @@ class RequestGuard:
         blueprint.middleware("request", priority=_AFTER_THE_APP)(self._reject)
 
     def install_log(self, blueprint: Blueprint) -> None:
-        """Log the foreign origins of requests to the handlers of the blueprint, and reject none."""
+        """Log the foreign origins of requests to the blueprint, which serves the client's modules to all origins."""
         blueprint.middleware("request", priority=_AFTER_THE_APP)(self._note)
 
     def check(self, request: Request) -> None:
@@ -49,18 +50,15 @@ class RequestGuard:
         Raises:
             ForbiddenOrigin: The origin isn't allowed.
         """
-        if not self._allows(request):
+        caller = _caller(request)
+        if not self._policy.allows(caller):
+            self._log(caller, rejected=True)
             raise ForbiddenOrigin("This origin is not allowed to use this server")
 
-    def _allows(self, request: Request) -> bool:
-        caller = _caller(request)
-        allowed = self._policy.allows(caller)
-        if not allowed:
-            self._log(caller)
-        return allowed
-
     async def _note(self, request: Request) -> None:
-        self._allows(request)
+        caller = _caller(request)
+        if not self._policy.allows(caller):
+            self._log(caller, rejected=False)
 
     async def _reject(self, request: Request) -> HTTPResponse | None:
         """Return an error response for a request that fails a check."""
@@ -76,26 +74,42 @@ class RequestGuard:
             return rejection_response(error, request.path.strip("/").rpartition("/")[2])
         return None
 
-    def _log(self, caller: Caller) -> None:
-        """Log each rejected origin once, up to a limit, because clients can make up any number of them."""
+    def _log(self, caller: Caller, *, rejected: bool) -> None:
+        """Log each foreign origin once, up to a limit, because clients can make up any number of them.
+
+        Args:
+            caller: The parts of the request.
+            rejected: Whether the request is rejected, or a module is served.
+        """
         header = ", ".join(caller.origins)[:_MAX_ORIGIN_LENGTH]
         # In full, so that the operator can copy it into the setting.
         origin = allowable(caller.origins) if len(header) < _MAX_ORIGIN_LENGTH else None
         site = "" if caller.origins else ", ".join(caller.fetch_sites)[:_MAX_LOGGED_LENGTH]
-        if len(self._logged) >= _MAX_LOGGED or header + site in self._logged:
+        if caller.origins and origin is None and not rejected:
+            return  # It isn't a page's.
+        key = ("" if rejected else _SERVED) + header + site
+        if len(self._logged) >= _MAX_LOGGED or key in self._logged:
             return
-        self._logged.add(header + site)
+        self._logged.add(key)
         host = caller.host[:_MAX_LOGGED_LENGTH]
         if origin == "null":
             logger.warning(
                 "Rejected a request from origin 'null' to host %a. Pages of local files send it, but so do sandboxed "
-                "frames of any website. To allow all of them, add 'null' to the setting 'allowed_origins'",
+                "frames of any website. To allow all of them, add 'null' to the setting 'allowed_origins'"
+                if rejected
+                else "Served the browser client to origin 'null', whose other requests to host %a are rejected. Pages "
+                "of local files send it, but so do sandboxed frames of any website. To allow all of them, add 'null' "
+                "to the setting 'allowed_origins'",
                 host,
             )
         elif origin is not None:
             logger.warning(
                 "Rejected a request from origin %a to host %a (scheme %s, port %s). To allow the origin, add it to the "
-                "setting 'allowed_origins'. If it is the app's own, configure the proxy to pass on the original host",
+                "setting 'allowed_origins'. If it is the app's own, configure the proxy to pass on the original host"
+                if rejected
+                else "Served the browser client to origin %a, whose other requests to host %a (scheme %s, port %s) are "
+                "rejected. To allow the origin, add it to the setting 'allowed_origins'. If it is the app's own, "
+                "configure the proxy to pass on the original host",
                 origin, host, caller.scheme or "unknown", caller.port or "as in the host",
             )  # fmt: skip
         elif caller.origins:
@@ -107,11 +121,15 @@ class RequestGuard:
         else:
             logger.warning(
                 "Rejected a request from a page of another site (Sec-Fetch-Site %a, no Origin header) to host %a. To "
-                "allow the page, add its origin to the setting 'allowed_origins', and let it send a CORS request",
+                "allow the page, add its origin to the setting 'allowed_origins', and let it send a CORS request"
+                if rejected
+                else "Served the browser client to a page of another site (Sec-Fetch-Site %a, no Origin header) from "
+                "host %a. To use the client, the page must import it, and the setting 'allowed_origins' must have its "
+                "origin",
                 site, host,
             )  # fmt: skip
         if len(self._logged) == _MAX_LOGGED:
-            logger.warning("%d origins were rejected; further ones are not logged", _MAX_LOGGED)
+            logger.warning("%d foreign origins were logged; further ones are not", _MAX_LOGGED)
 
 
 def _caller(request: Request) -> Caller:

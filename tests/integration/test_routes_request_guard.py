@@ -261,6 +261,30 @@ async def test_advice_in_log_about_origin_works_if_followed_literally(
         await check(bridge)
 
 
+async def test_log_does_not_call_a_served_module_a_rejected_request(
+    shared_nats: NatsServer, server: ServerName, caplog: pytest.LogCaptureFixture
+) -> None:
+    def warnings() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+    async with running(servers=shared_nats.url, subscribe=["a"], server=server) as bridge:
+        for path in ("/client.js", "/share.js", "/client-0123456789abcdef.js"):
+            for origin in SENT + UNNAMEABLE:
+                assert await status(bridge, path, Origin=origin, Host="shop.example") == 200
+            assert await status(bridge, path, Sec_Fetch_Site="cross-site") == 200
+        served = warnings()
+        # That it was served the client doesn't keep an origin's rejection out of the log.
+        assert await status(bridge, Origin=FOREIGN, Host="shop.example") == 403
+        (rejected,) = warnings()[len(served) :]
+    assert "Rejected a request from origin 'https://evil.example' to host 'shop.example'" in rejected
+    assert [line for line in served if not line.startswith("Served the browser client to ")] == []
+    named = [re.search(r"to origin (\S+), whose .* to the setting 'allowed_origins'", line) for line in served]
+    assert [ast.literal_eval(match[1]) for match in named if match is not None] == SENT
+    assert "sandboxed frames of any website" in served[SENT.index("null")]
+    assert "(Sec-Fetch-Site 'cross-site', no Origin header)" in served[-1]
+    assert len(served) == len(SENT) + 1
+
+
 async def test_advice_in_log_about_page_without_origin_works_if_followed_literally(
     shared_nats: NatsServer, server: ServerName, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -292,7 +316,7 @@ def test_rejected_origins_use_bounded_log_and_memory(caplog: pytest.LogCaptureFi
             with pytest.raises(ForbiddenOrigin):
                 guard.check(request)
     assert len(caplog.records) == 1001
-    assert caplog.records[-1].getMessage() == "1000 origins were rejected; further ones are not logged"
+    assert caplog.records[-1].getMessage() == "1000 foreign origins were logged; further ones are not"
     assert all(len(record.getMessage()) < 700 for record in caplog.records)
     assert not any("\n" in record.getMessage() for record in caplog.records)
     assert sum(map(len, guard._logged)) <= 1000 * 300
