@@ -46,7 +46,8 @@ def check_sanic() -> None:
     require("sanic", WebsocketFrameAssembler, {"__init__": parts, "put": coroutine("self", "frame")})
     require("sanic", MockTransport, {"__init__": uses("_receive", "_send")})
     require("sanic", Request, {"stream": slot})
-    of_http = dict.fromkeys(("keep_alive", "protocol", "request_body", "response_func", "stage"), slot)
+    slots = ("expecting_continue", "keep_alive", "protocol", "request_body", "response_func", "stage")
+    of_http = dict.fromkeys(slots, slot)
     functions = {
         "__aiter__": uses("request_body"),
         "http1": uses("keep_alive", "request_body", "response_func", "stage"),

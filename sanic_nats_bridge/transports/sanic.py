@@ -7,8 +7,8 @@ Only this module and `responses` use private parts of Sanic's server: ``io_proto
 ``recv_cancel``, ``resume_frames``, ``keepalive_ping_task``, ``data_received``, ``eof_received``,
 ``process_events``, ``fail_connection`` and the ping settings of its WebSocket; ``fail``, ``debug`` and
 ``close_rcvd`` of the `websockets` protocol below it; ``_can_write``, ``_time`` and ``_callback_check_timeouts`` of
-its protocols; ``keep_alive``, ``request_body``, ``response_func``, ``stage``, ``protocol`` and ``log_response`` of its
-HTTP/1 connection.
+its protocols; ``expecting_continue``, ``keep_alive``, ``request_body``, ``response_func``, ``stage``, ``protocol`` and
+``log_response`` of its HTTP/1 connection.
 """
 
 import asyncio
@@ -319,6 +319,8 @@ async def begin_http10_stream(request: Request, response: HTTPResponse) -> None:
     """
     connection = cast(Any, request.stream)
     connection.keep_alive = False
+    # It must ignore an Expect header (RFC 9110, section 10.1.1). Sanic would send "100 Continue" between the events.
+    connection.expecting_continue = False
     response.headers["connection"] = "close"
     if connection.protocol.access_log:
         connection.log_response()

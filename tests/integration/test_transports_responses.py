@@ -140,3 +140,16 @@ async def test_http10_stream_ends_without_waiting_for_body(bridge: Bridge, serve
         bridge.runtime.sessions.close_all("The server is going away")
         with contextlib.suppress(ConnectionResetError):
             assert (await reader.read()).endswith(b"}\n\n")
+
+
+@sanic_only
+async def test_http10_stream_has_no_interim_response(bridge: Bridge, publisher: Publisher, server: ServerName) -> None:
+    subject = publisher.subject("a")
+    request = f"GET /nats/events?subjects={subject} HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 10\r\n\r\n"
+    async with raw_connection(bridge.port, request) as (reader, writer), asyncio.timeout(WAIT_SECONDS):
+        stream = await reader.readuntil(b'"active":true')
+        writer.write(b"hello")
+        await publisher.send(subject, b'"message"')
+        stream += await reader.readuntil(b"message")
+    assert stream.startswith(b"HTTP/1.1 200")
+    assert b"100 Continue" not in stream

@@ -31,6 +31,7 @@ def test_installed_versions_are_compatible() -> None:
         (WebsocketImplProtocol, "resume_frames"),
         (WebsocketFrameAssembler, "put"),
         (Request, "stream"),
+        (Http, "expecting_continue"),
         (Http, "keep_alive"),
         (Http, "log_response"),
         (Http, "protocol"),
