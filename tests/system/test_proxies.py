@@ -357,7 +357,9 @@ TOKEN_TARGETS = [
     "/nats/unknown?token=", "/nats//events?token=", "//nats/events?token=", "/nats/%65vents?token=",
     "/nats/events;?token=", "/%6eats/./x/../events?token=", "http://localhost/nats/events?token=",
     f"/nats/events?{'x' * 9000}&token=", f"/nats/events?{'x' * 90000}&token=", "/nats/events?token= &token=",
-    "/nats/events?token=\t", "nats/events?token=",
+    "/nats/events?token=\t", "nats/events?token=", "/../nats/events?token=", "/x//../nats/events?token=",
+    "/nats/%2e%2E/nats/events?token=", "/%2fnats/events?token=", "/nats/events#token=", "/nats/events?token=%00",
+    "/nats/events%00?token=", "http:/nats/events?token=", "*?token=",
 ]  # fmt: skip
 
 
