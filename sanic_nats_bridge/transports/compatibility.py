@@ -46,15 +46,23 @@ def check_sanic() -> None:
     require("sanic", WebsocketFrameAssembler, {"__init__": parts, "put": coroutine("self", "frame")})
     require("sanic", MockTransport, {"__init__": uses("_receive", "_send")})
     require("sanic", Request, {"stream": slot})
-    slots = ("expecting_continue", "keep_alive", "protocol", "request_body", "response_func", "stage")
+    slots = (
+        "expecting_continue",
+        "keep_alive",
+        "protocol",
+        "request_body",
+        "request_max_size",
+        "response_func",
+        "stage",
+    )
     of_http = dict.fromkeys(slots, slot)
     functions = {
         "__aiter__": uses("request_body"),
-        "http1": uses("keep_alive", "request_body", "response_func", "stage"),
+        "http1": uses("keep_alive", "request_body", "request_max_size", "response_func", "stage"),
         "log_response": function("self"),
     }
     require("sanic", Http, of_http | functions)
-    require("sanic", WebSocketProtocol, {"access_log": slot})
+    require("sanic", WebSocketProtocol, {"access_log": slot, "request_max_size": slot})
     require("websockets", ServerProtocol, {"fail": function("self", "code", "reason")})
     received = {"close_rcvd": lambda value: value is None, "debug": lambda value: isinstance(value, bool)}
     require("websockets", ServerProtocol(), received)

@@ -2,7 +2,8 @@
 
 Sanic discards such a body itself, after the response. But it logs an error for it, unless the response is one too.
 
-Private parts of Sanic that are used: ``keep_alive``, ``request_body`` and ``stage`` of its HTTP/1 connection.
+Private parts of Sanic that are used: ``keep_alive``, ``protocol``, ``request_body``, ``request_max_size`` and ``stage``
+of its HTTP/1 connection, and ``request_max_size`` of its protocol.
 """
 
 import asyncio
@@ -55,6 +56,8 @@ async def discarding_body(connection: Any) -> AsyncIterator[None]:
 
 
 async def _read_rest(connection: Any) -> None:
+    # Sanic has made it infinite for a handler that reads the body itself.
+    connection.request_max_size = min(connection.request_max_size, connection.protocol.request_max_size)
     try:
         async for _ in connection:
             pass

@@ -5,8 +5,10 @@ import contextlib
 import logging
 import re
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
+from sanic import Sanic
 
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import SERVERS, WAIT_SECONDS, Bridge, Publisher, ServerName, running, sanic_only, until
@@ -112,6 +114,28 @@ async def test_connection_ends_if_body_never_comes(shared_nats: NatsServer, serv
         while not reading.done():
             await clock.forward(0.5)
         assert (await reading).endswith(b'{"live":true}')
+
+
+@sanic_only
+@pytest.mark.parametrize(
+    ("content_type", "status"), [("text/plain", 415), ("application/json", 413)], ids=["not read", "read in part"]
+)
+async def test_no_more_than_largest_request_of_app_is_discarded(
+    shared_nats: NatsServer, server: ServerName, content_type: str, status: int
+) -> None:
+    def prepare(app: Sanic[Any, Any]) -> None:
+        app.config.update(REQUEST_MAX_SIZE=1000, KEEP_ALIVE_TIMEOUT=3600, RESPONSE_TIMEOUT=3600, REQUEST_TIMEOUT=3600)
+
+    head = f"POST /nats/subscribe HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\n"
+    async with (
+        running(
+            servers=shared_nats.url, subscribe=["a"], max_command_bytes=500, server=server, prepare=prepare
+        ) as bridge,
+        raw_connection(bridge.port, f"{head}Content-Length: 1000000\r\n\r\n{'x' * 600}") as (reader, _),
+        asyncio.timeout(WAIT_SECONDS),
+    ):
+        # The connection ends although the client has sent the beginning of the body alone.
+        assert (await reader.read()).startswith(b"HTTP/1.1 %d" % status)
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])

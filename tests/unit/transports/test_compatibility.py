@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 from sanic import Request
 from sanic.http import Http
+from sanic.http.stream import Stream
 from sanic.models.asgi import MockTransport
 from sanic.server.protocols.base_protocol import SanicProtocol
 from sanic.server.protocols.http_protocol import HttpProtocol
@@ -36,9 +37,11 @@ def test_installed_versions_are_compatible() -> None:
         (Http, "log_response"),
         (Http, "protocol"),
         (Http, "request_body"),
+        (Stream, "request_max_size"),
         (Http, "response_func"),
         (Http, "stage"),
         (HttpProtocol, "access_log"),
+        (HttpProtocol, "request_max_size"),
         (Protocol, "fail"),
     ],
 )
