@@ -22,9 +22,11 @@ _PARAMETERS_START = re.compile(r";|%(?:25)*3[bB]")
 _PARAMETERS = re.compile(r";[^/]*")
 _QUOTES = "\"'"
 _URL_BOUNDARY = re.compile(r"""[\s"']""")
-# At the start of a string, such as `url=` or `(` of an error message, punctuation may precede a URL. Later it may be a
-# part of the URL of another route.
-_URL_START = r"""(?:^(?:[^\s"'/?]*[(<>\[{=,|])?|[\s"'])(?:[A-Za-z][A-Za-z0-9+.-]*:(?://[^/\s"']*/+|/(?!/))|/*)"""
+# A URL may follow punctuation, such as `url=` or `(` in error messages. Or its host alone precedes the path, because
+# several proxies have put "a.example, b.example" into X-Forwarded-Host. This is only so at the start of a string: later
+# it may be a part of the URL of another route.
+_BEFORE_URL = r"""[^\s"'/?]*(?:[(<>\[{=,|]|[^\s"'/?:](?=/))"""
+_URL_START = rf"""(?:^(?:{_BEFORE_URL})?|[\s"'])(?:[A-Za-z][A-Za-z0-9+.-]*:(?://[^/\s"']*/+|/(?!/))|/*)"""
 _AUTHORITY = re.compile(r"""[A-Za-z][A-Za-z0-9+.-]*://[^/\s"']*""")
 _DOT_SEGMENT = re.compile(r"""(?:^|[/\s"'])\.{1,2}(?:/|$)""")
 _SLASHES = re.compile(r"(?<!:)//+")

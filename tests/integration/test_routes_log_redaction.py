@@ -181,6 +181,10 @@ async def test_no_spelling_of_bridge_url_shows_its_query_in_log(
             for method in ("GET", "HEAD", "OPTIONS", "POST", "PUT"):
                 await send(bridge.port, method, f"{target}ticket={SECRET}", "")
             await send(bridge.port, "GET", f"{target}ticket={SECRET}", UPGRADE.partition("\r\n")[2])
+        bridge.app.config.PROXIES_COUNT = 2
+        forwarded = "X-Forwarded-For: 192.0.2.1, 192.0.2.2\r\nX-Forwarded-Host: a.example, b.example\r\n"
+        await send(bridge.port, "GET", f"/nats/events?ticket={SECRET}", forwarded)
+        bridge.app.config.PROXIES_COUNT = None
         for target in APP_TARGETS:
             await send(bridge.port, "GET", target, "")
         await until(lambda: any("shown=5" in line for line in log))

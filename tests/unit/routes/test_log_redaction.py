@@ -71,6 +71,10 @@ HIDDEN = {
     '"GET /nats/a\'b?SECRET"': '"GET /nats/a\'b?[redacted]"',
     "Bad URL: nats/events?SECRET": "Bad URL: nats/events?[redacted]",
     "http%3A//h/nats/events?SECRET": "http%3A//h/nats/events?[redacted]",
+    # With several values of X-Forwarded-Host
+    "GET http://a.example, b.example/nats/events?SECRET": "GET http://a.example, b.example/nats/events?[redacted]",
+    "'http://a, b:80//x/../nats/events?SECRET'": "'http://a, b:80//x/../nats/events?[redacted]'",
+    "Bad URL: h:80/nats/events?SECRET": "Bad URL: h:80/nats/events?[redacted]",
     # With punctuation around, as in messages of errors
     "no ticket (http://h/nats/events?SECRET) given": "no ticket (http://h/nats/events?[redacted] given",
     "url=http://h/nats/events?SECRET status=401": "url=http://h/nats/events?[redacted] status=401",
@@ -86,7 +90,7 @@ SHOWN = [
     "/?next=/nats/events", "/shop?next=/nats/events", "/shop?a=1#/nats/events", "/shop;a=1/x?b=2", "/shop/../x?a=%2F",
     "nats://nats?a=1", "nats://nats:4222", "", "100 % /nats/stream", "why? /nats/events", "a;b?c#d%3Fe",
     "/nats%20/events?a=1", "/shop?next=(/nats/events?a=1", "/shop/(/nats/events?a=1", "GET http://h/x=/nats/events?a=1",
-    "http://nats/../shop?a=1", "http://h/shop/../..?a=1", "(http://nats?a=1)",
+    "http://nats/../shop?a=1", "http://a, b.example/shop/nats/events?a=1", "xnats/shop?a=1", "http://h/shop/../..?a=1", "(http://nats?a=1)",
 ]  # fmt: skip
 
 
@@ -210,7 +214,18 @@ ABOVE_ROOT = st.sampled_from(["", "/..", "/../..", "/x/../..", "/..;y", "//%2e."
     st.sampled_from(["", "/", "/x", ";", ";v=1", "%2F..", "/../x"]),
     st.sampled_from(["?", "%3F", "#", "?a=1&", ";?", ";", "#?"]),
     st.sampled_from(
-        ["", "http://h", "https://[::1]:1", "GET http://h", "'", '"GET ', "x\t", "/shop?a=1 ", "u=http://h"]
+        [
+            "",
+            "http://h",
+            "https://[::1]:1",
+            "GET http://h",
+            "'",
+            '"GET ',
+            "x\t",
+            "/shop?a=1 ",
+            "u=http://h",
+            "http://a, b",
+        ]
     ),
     ABOVE_ROOT,
 )
