@@ -16,9 +16,10 @@ from tools.faults.catalogue import CATALOGUE
 from tools.faults.checker import Verdict
 from tools.faults.names import LIVE, NAME, UNANSWERING, own_hosts
 from tools.faults.nats_faults import NATS_FAULTS
-from tools.faults.report import counts_table, times_table, write_tables
+from tools.faults.report import counts_table, times_table
 from tools.faults.results import Results, Run
 from tools.faults.run import late_notices
+from tools.harness.tables import write_tables
 
 DOCS = Path(__file__).parents[2] / "docs" / "internals"
 

@@ -10,9 +10,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..harness.host import machine
+from ..harness.output import print_line
+from ..harness.tables import machine_table
 from .measure import measure
 from .plots import draw
-from .report import machine_table, tables
+from .report import tables
 from .results import METRICS, Results, Run
 from .scenarios import SCENARIOS, Case, Scenario
 from .targets import DEFAULT_TARGETS, TARGETS, applicable_targets
@@ -35,9 +37,9 @@ def main() -> int:
         for scenario, case, target, number in _plan(options):
             run = measure(scenario, case, TARGETS[target], number, options.loop, options.settings)
             results.runs.append(run)
-            _print(_line(run))
+            print_line(_line(run))
     except KeyboardInterrupt:
-        _print("Interrupted. These are the results until then.")
+        print_line("Interrupted. These are the results until then.")
     if options.json:
         results.save(options.json)
     return _report(results, options)
@@ -58,14 +60,16 @@ def _plan(options: argparse.Namespace) -> Iterator[tuple[Scenario, Case, str, in
 def _report(results: Results, options: argparse.Namespace) -> int:
     written = tables(results)
     for table in written:
-        _print("\n" + table.as_text())
+        print_line("\n" + table.as_text())
     if options.plots:
         draw(results, options.plots)
     if options.markdown:
-        options.markdown.write_text("\n".join(table.as_markdown() for table in (machine_table(results), *written)))
+        options.markdown.write_text(
+            "\n".join(table.as_markdown() for table in (machine_table(results.machine), *written))
+        )
     failed = [run for run in results.runs if run.errors]
     if failed:
-        _print(f"{len(failed)} of {len(results.runs)} runs have failed.")
+        print_line(f"{len(failed)} of {len(results.runs)} runs have failed.")
     return 1 if failed else 0
 
 
@@ -78,10 +82,10 @@ def _line(run: Run) -> str:
 def _list() -> int:
     for name, scenario in SCENARIOS.items():
         unit = f" {scenario.unit}" if scenario.unit else ""
-        _print(f"{name:16}{scenario.title} ({'; '.join(case.name + unit for case in scenario.cases())})")
-    _print("")
+        print_line(f"{name:16}{scenario.title} ({'; '.join(case.name + unit for case in scenario.cases())})")
+    print_line("")
     for name, target in TARGETS.items():
-        _print(f"{name:16}{target.title}")
+        print_line(f"{name:16}{target.title}")
     return 0
 
 
@@ -132,11 +136,6 @@ def _targets(text: str) -> list[str]:
     if unknown := set(names) - TARGETS.keys():
         raise argparse.ArgumentTypeError(f"no such target: {', '.join(sorted(unknown))}")
     return names
-
-
-def _print(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

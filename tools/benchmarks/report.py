@@ -7,7 +7,7 @@ from .results import LATENCIES, METRICS, Results, Run, RunKey, Spread
 from .scenarios import SCENARIOS, Scenario
 from .thresholds import THRESHOLDS
 
-__all__ = ["machine_table", "tables", "thresholds_table"]
+__all__ = ["tables", "thresholds_table"]
 
 _BASELINE = "nats-ws"
 _MAX_ERRORS = 5
@@ -18,11 +18,6 @@ def tables(results: Results) -> list[Table]:
     measured = {key.scenario for key in results.keys}
     scenarios = [_scenario_table(scenario, results) for name, scenario in SCENARIOS.items() if name in measured]
     return [*scenarios, thresholds_table(results)]
-
-
-def machine_table(results: Results) -> Table:
-    """Return a table of the facts about the machine."""
-    return Table("Machine", ("", ""), [(name, str(fact)) for name, fact in results.machine.items()])
 
 
 def thresholds_table(results: Results) -> Table:

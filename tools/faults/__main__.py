@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..harness.host import machine
+from ..harness.output import print_line
 from ..harness.processes import PROJECT
+from ..harness.tables import machine_table, write_tables
 from .catalogue import CATALOGUE
 from .cluster_scenario import ClusterScenario
-from .report import counts_table, machine_table, sessions_table, times_table, write_tables
+from .report import counts_table, sessions_table, times_table
 from .results import Results, Run
 from .run import run
 
@@ -28,14 +30,14 @@ def main() -> int:
     options = _options(sys.argv[1:])
     if options.list:
         for fault in CATALOGUE.values():
-            _print(f"{fault.name:20}{fault.title}")
+            print_line(f"{fault.name:20}{fault.title}")
         return 0
     results = Results(machine())
     for number in range(options.rounds):
         for name in options.faults:
             result = asyncio.run(_run(name, number, settings=options.settings, small=options.small))
             results.runs.append(result)
-            _print(_line(result))
+            print_line(_line(result))
     return _report(results, options.docs)
 
 
@@ -47,14 +49,14 @@ async def _run(name: str, number: int, **options: Any) -> Run:
 def _report(results: Results, docs: Path | None) -> int:
     tables = (times_table(results), counts_table(results), sessions_table(results))
     for table in tables:
-        _print("\n" + table.as_text())
+        print_line("\n" + table.as_text())
     if docs is not None:
-        write_tables(docs / "reliability.md", (*tables, machine_table(results)))
+        write_tables(docs / "reliability.md", (*tables, machine_table(results.machine)))
         (docs / "reliability").mkdir(exist_ok=True)
         results.save(docs / "reliability" / "results.json")
     failed = [run for run in results.runs if run.failures]
     if failed:
-        _print(f"{len(failed)} of {len(results.runs)} runs have failed.")
+        print_line(f"{len(failed)} of {len(results.runs)} runs have failed.")
     return 1 if failed else 0
 
 
@@ -87,11 +89,6 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         options.docs = _DOCS
     options.faults = options.faults or list(CATALOGUE)
     return options
-
-
-def _print(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,7 @@
-"""The report: tables of all faults, written into docs/internals/reliability.md between its two marks."""
+"""The report: tables of all faults."""
 
-import re
 import statistics
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from ..harness.tables import Table
 from .catalogue import CATALOGUE
@@ -11,10 +9,8 @@ from .cluster_scenario import ClusterScenario
 from .fault import Fault
 from .results import Results, Run
 
-__all__ = ["counts_table", "machine_table", "sessions_table", "times_table", "write_tables"]
+__all__ = ["counts_table", "sessions_table", "times_table"]
 
-_BEGIN = "<!-- measured -->"
-_END = "<!-- end -->"
 _COUNTS = {
     "delivered": "delivered",
     "announced": "announced as lost",
@@ -70,18 +66,6 @@ def sessions_table(results: Results) -> Table:
             share = f"{statistics.median(fullest):.0f} % ({max(fullest):.0f} %)" if fullest else "-"
             table.rows.append((fault.name, f"{len(times):,}", _median_and_worst(times), share, shutdowns))
     return table
-
-
-def machine_table(results: Results) -> Table:
-    """Return a table of the facts about the machine."""
-    return Table("Machine", ("", ""), [(name, str(fact)) for name, fact in results.machine.items()])
-
-
-def write_tables(document: Path, tables: Iterable[Table]) -> None:
-    """Replace the text between the marks of the document by the tables."""
-    text = "\n".join(table.as_markdown() for table in tables)
-    between = re.compile(f"(?<={_BEGIN}\n).*(?={_END})", re.DOTALL)
-    document.write_text(between.sub(lambda _: f"\n{text}\n", document.read_text()))
 
 
 def _measured(results: Results) -> Iterable[tuple[Fault | ClusterScenario, list[Run]]]:

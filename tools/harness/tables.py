@@ -1,9 +1,15 @@
-"""Tables, as plain text for a terminal and as Markdown."""
+"""Tables, as plain text for a terminal and as Markdown in a document."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-__all__ = ["Table"]
+__all__ = ["Table", "machine_table", "write_tables"]
+
+_BEGIN = "<!-- measured -->"
+_END = "<!-- end -->"
 
 
 @dataclass
@@ -31,3 +37,15 @@ class Table:
         rows.insert(1, "|---" * len(self.header) + "|")
         notes = ["", *(f"- {note}" for note in self.notes)] if self.notes else []
         return "\n".join([f"### {self.title}", "", *rows, *notes, ""])
+
+
+def machine_table(facts: Mapping[str, Any]) -> Table:
+    """Return a table of the facts about the machine."""
+    return Table("Machine", ("", ""), [(name, str(fact)) for name, fact in facts.items()])
+
+
+def write_tables(document: Path, tables: Iterable[Table]) -> None:
+    """Replace the text between the marks of the document by the tables."""
+    text = "\n".join(table.as_markdown() for table in tables)
+    between = re.compile(f"(?<={_BEGIN}\n).*(?={_END})", re.DOTALL)
+    document.write_text(between.sub(lambda _: f"\n{text}\n", document.read_text()))

@@ -8,18 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..harness.host import machine
+from ..harness.output import print_line
 from ..harness.processes import PROJECT
+from ..harness.tables import machine_table, write_tables
 from .catalogue import CATALOGUE
 from .measure import Length
-from .report import (
-    machine_table,
-    messages_table,
-    quiet_table,
-    setups_table,
-    statuses_table,
-    tabs_table,
-    write_tables,
-)
+from .report import messages_table, quiet_table, setups_table, statuses_table, tabs_table
 from .results import Results, SetupResult
 from .run import run
 
@@ -35,7 +29,7 @@ def main() -> int:
     options = _options(sys.argv[1:])
     if options.list:
         for setup in CATALOGUE.values():
-            _print(f"{setup.name:28}{setup.source:8}{setup.title}")
+            print_line(f"{setup.name:28}{setup.source:8}{setup.title}")
         return 0
     least, most = (round(seconds * options.rate) for seconds in (options.seconds, options.patience))
     measuring = run(
@@ -44,7 +38,7 @@ def main() -> int:
         rate=options.rate,
         at_once=options.at_once,
         settings=options.settings,
-        report=lambda result: _print(_line(result)),
+        report=lambda result: print_line(_line(result)),
     )
     return _report(Results(machine(), asyncio.run(measuring)), options.docs)
 
@@ -52,15 +46,15 @@ def main() -> int:
 def _report(results: Results, docs: Path | None) -> int:
     tables = (messages_table(results), quiet_table(results), tabs_table(results))
     for table in tables:
-        _print("\n" + table.as_text())
+        print_line("\n" + table.as_text())
     if docs is not None:
-        more = (statuses_table(results), setups_table(results), machine_table(results))
+        more = (statuses_table(results), setups_table(results), machine_table(results.machine))
         write_tables(docs / "proxies.md", (*tables, *more))
         (docs / "proxies").mkdir(exist_ok=True)
         results.save(docs / "proxies" / "results.json")
     failed = [result for result in results.setups if result.failures]
     if failed:
-        _print(f"The rule is broken in {len(failed)} of {len(results.setups)} set-ups.")
+        print_line(f"The rule is broken in {len(failed)} of {len(results.setups)} set-ups.")
     return 1 if failed else 0
 
 
@@ -101,11 +95,6 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         name for name, setup in CATALOGUE.items() if options.source in (None, setup.source)
     ]
     return options
-
-
-def _print(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

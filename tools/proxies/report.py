@@ -1,8 +1,6 @@
-"""The report: tables of all set-ups, written into docs/internals/proxies.md between its two marks."""
+"""The report: tables of all set-ups."""
 
-import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from ..harness.tables import Table
 from .catalogue import CATALOGUE
@@ -10,18 +8,8 @@ from .publisher import ROLES
 from .results import LinkResult, Results, SetupResult
 from .setup import Program, Setup
 
-__all__ = [
-    "machine_table",
-    "messages_table",
-    "quiet_table",
-    "setups_table",
-    "statuses_table",
-    "tabs_table",
-    "write_tables",
-]
+__all__ = ["messages_table", "quiet_table", "setups_table", "statuses_table", "tabs_table"]
 
-_BEGIN = "<!-- measured -->"
-_END = "<!-- end -->"
 _KEPT = "kept"
 _BROKEN = "**broken**"
 _MOST_STATUSES = 6
@@ -128,18 +116,6 @@ def tabs_table(results: Results) -> Table:
             table.rows.append((setup.name, name.removeprefix("tab "), *cells))
         table.notes += (f"BROKEN: {setup.name}, {failure}" for failure in result.failures)
     return table
-
-
-def machine_table(results: Results) -> Table:
-    """Return a table of the facts about the machine."""
-    return Table("Machine", ("", ""), [(name, str(fact)) for name, fact in results.machine.items()])
-
-
-def write_tables(document: Path, tables: Iterable[Table]) -> None:
-    """Replace the text between the marks of the document by the tables."""
-    text = "\n".join(table.as_markdown() for table in tables)
-    between = re.compile(f"(?<={_BEGIN}\n).*(?={_END})", re.DOTALL)
-    document.write_text(between.sub(lambda _: f"\n{text}\n", document.read_text()))
 
 
 def _measured(results: Results) -> Iterator[tuple[Setup, SetupResult]]:
