@@ -17,14 +17,13 @@ from sanic_nats_bridge import NatsBridge, Permissions
 from sanic_nats_bridge.hub.broadcast import Broadcaster
 from sanic_nats_bridge.hub.interest import Interest
 
+from ..harness.serving import serve_app
 from .permission_profiles import PROFILES
 
 __all__ = ["APP_NAME", "drop_one_in", "make_app", "permissions"]
 
 APP_NAME = "faults_bridge"
 """The name of the app, on which the control subjects depend."""
-
-_BACKLOG = 1024
 
 dropped = 0
 """The number of copies of messages that were lost on purpose."""
@@ -41,7 +40,7 @@ def main() -> None:
     app.add_route(publish, "/publish/<subject>", methods=["POST"])
     app.add_route(resolve, "/resolve/<name>")
     app.add_route(revoke, "/revoke/<session>", methods=["POST"])
-    serve(app)
+    serve_app(app)
 
 
 def make_app(settings: Mapping[str, Any]) -> Sanic[Any, Any]:
@@ -124,19 +123,6 @@ async def revoke(request: Request, session: str) -> HTTPResponse:
     """Revoke a session, and respond with the result."""
     result = await request.app.ctx.nats_bridge.revoke(session=session)
     return json_response(result._asdict())
-
-
-def serve(app: Sanic[Any, Any]) -> None:
-    """Serve in this process, on a free port, which is the first line of the output."""
-    listener = socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG)
-
-    async def print_port(_: Sanic[Any, Any]) -> None:
-        sys.stdout.write(f"{listener.getsockname()[1]}\n")
-        sys.stdout.flush()
-
-    app.register_listener(print_port, "after_server_start")
-    app.prepare(sock=listener, single_process=True, access_log=False, motd=False, backlog=_BACKLOG)
-    Sanic.serve_single(app)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import socket
 import sys
 from urllib.parse import urlsplit
 
+from ...harness.output import print_line
 from ...harness.processes import raise_file_limit
 
 _BACKLOG = 4096
@@ -94,8 +95,7 @@ def main() -> None:
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ)
     selector.register(broker, selectors.EVENT_READ)
-    sys.stdout.write(f"{listener.getsockname()[1]}\n")
-    sys.stdout.flush()
+    print_line(str(listener.getsockname()[1]))
     while True:
         for key, _ in selector.select():
             if key.fileobj is broker:

@@ -3,13 +3,13 @@
 import asyncio
 import os
 import socket
-import sys
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from sanic import Sanic
 from sanic.worker.loader import AppLoader
 
+from ...harness.output import print_line
 from ...harness.processes import raise_file_limit
 
 __all__ = ["App", "serve"]
@@ -56,5 +56,4 @@ class _AppFactory:
         running = type(asyncio.get_running_loop()).__module__
         assert running.startswith(self._loop), running
         port = app.state.server_info[0].settings["sock"].getsockname()[1]
-        sys.stdout.write(f"{port} {os.getpid()}\n")
-        sys.stdout.flush()
+        print_line(f"{port} {os.getpid()}")
