@@ -20,9 +20,10 @@ from typing import Any, Literal, TypeAlias
 import aiohttp
 from websockets.asyncio.client import connect
 
-from tests.support.bridge import WAIT_SECONDS, EventClient, WebSocketClient, free_port, until, wait_until
+from tests.support.bridge import EventClient, WebSocketClient, free_port, until, wait_until
 from tests.support.example import descendants
 from tests.support.process import PROJECT
+from tools.harness.processes import stop
 
 ProxyName: TypeAlias = Literal["nginx", "haproxy"]
 Scheme: TypeAlias = Literal["http", "https"]
@@ -167,12 +168,7 @@ def running_proxy(
                 _wait_for_line("Loading success", folder / "log")
             yield Proxy(name, ports, certificate, process, folder)
         finally:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(WAIT_SECONDS)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            stop(process)
 
 
 def below_sub_path() -> dict[str, str]:

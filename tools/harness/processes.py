@@ -32,6 +32,7 @@ __all__ = [
     "resident_bytes",
     "server",
     "settled_bytes",
+    "stop",
 ]
 
 PROJECT = Path(__file__).parents[2]
@@ -91,7 +92,7 @@ def server(command: Sequence[str], workers: int = 1) -> Iterator[Server]:
                 raise RuntimeError(f"The server did not start: {log.read()[-2000:].decode(errors='replace')}")
             yield Server(process.pid, int(lines[0][0]), tuple(int(pid) for _, *pids in lines for pid in pids))
         finally:
-            _stop(process)
+            stop(process)
 
 
 def _read_line(process: subprocess.Popen[bytes]) -> bytes:
@@ -100,7 +101,8 @@ def _read_line(process: subprocess.Popen[bytes]) -> bytes:
     return process.stdout.readline() if readable else b""
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Stop a process that leads a process group, and its group."""
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.communicate(timeout=_STOP_SECONDS)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ..harness.processes import PROJECT
+from ..harness.processes import PROJECT, stop
 from ..harness.remote import end_with_parent
 from .setup import Program, Setup
 
@@ -24,7 +24,6 @@ _CONFIGURATIONS = _FOLDER / "configurations"
 _NODE = _FOLDER / "node"
 _PATH = f"{os.environ['PATH']}:/usr/local/sbin:/usr/sbin"
 _START_SECONDS = 60.0
-_STOP_SECONDS = 5.0
 _POLL_SECONDS = 0.02
 _LOG_TAIL = 2000
 _EVERYONE = 0o777
@@ -145,7 +144,7 @@ def program(setup: Setup, target: int, port: int, certificate_folder: Path, fold
         try:
             yield RunningProgram(setup.name, process, port, folder)
         finally:
-            _stop(process)
+            stop(process)
 
 
 def _user() -> str:
@@ -157,13 +156,3 @@ def _filled(text: str, values: dict[str, str]) -> str:
     for name, value in values.items():
         text = text.replace(f"@{name}@", value)
     return text
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(_STOP_SECONDS)
-    # Its workers may outlive it. Without any, the process group no longer exists.
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
