@@ -1,4 +1,5 @@
 import os
+import ssl
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import HealthCheck, settings
 from sanic_nats_bridge.testing import NatsServer
 from tests.support import startup_caches
 from tests.support.bridge import Bridge, Publisher, ServerName, running
+from tools.harness.certificates import Certificate, self_signed
 
 startup_caches.install()
 os.environ.pop("NATS_URL", None)  # a developer's own server
@@ -22,6 +24,19 @@ def shared_nats() -> Iterator[NatsServer]:
     """Start a nats-server for all tests that don't harm it; each test uses subjects of its own."""
     with NatsServer() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return self_signed(tmp_path_factory.mktemp("certificate"))
+
+
+@pytest.fixture
+def server_tls(certificate: Certificate) -> ssl.SSLContext:
+    """Return the TLS of a server with a certificate that no client trusts."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate.chain, certificate.key)
+    return context
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from playwright.async_api import Page, async_playwright, expect
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import WAIT_SECONDS, Publisher, until
 from tests.support.example import ExampleApp
-from tests.support.proxies import PROXIES, ProxyName, running_proxy, self_signed
+from tests.support.proxies import PROXIES, ProxyName, running_proxy
+from tools.harness.certificates import Certificate
 
 expect.set_options(timeout=3_000 * WAIT_SECONDS)
 
@@ -47,13 +48,18 @@ async def wait_until_true(page: Page, fact: str) -> None:
 
 @pytest.mark.parametrize("name", PROXIES)
 async def test_page_works_behind_proxy(
-    name: ProxyName, example: ExampleApp, tmp_path: Path, publisher: Publisher, shared_nats: NatsServer
+    name: ProxyName,
+    example: ExampleApp,
+    certificate: Certificate,
+    tmp_path: Path,
+    publisher: Publisher,
+    shared_nats: NatsServer,
 ) -> None:
     chromium = shutil.which("chromium")
     assert chromium is not None, "make test installs chromium"
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        with running_proxy(name, self_signed(tmp_path), tmp_path, (example.port, example.port)) as proxy:
+        with running_proxy(name, certificate, tmp_path, (example.port, example.port)) as proxy:
             page = await browser.new_page(ignore_https_errors=True)
             await page.goto(f"https://localhost:{proxy.ports['https']}/")
             state, count = page.locator("#state"), page.locator("#count")

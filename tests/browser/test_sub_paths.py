@@ -19,7 +19,8 @@ from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import WAIT_SECONDS, Bridge, Publisher, running
 from tests.support.docs import file_of
 from tests.support.example import ExampleApp
-from tests.support.proxies import PROXIES, Proxy, ProxyName, below_sub_path, running_proxy, self_signed
+from tests.support.proxies import PROXIES, Proxy, ProxyName, below_sub_path, running_proxy
+from tools.harness.certificates import Certificate
 
 expect.set_options(timeout=1000 * WAIT_SECONDS)
 
@@ -30,11 +31,6 @@ window.got = [];
 window.nats = connect({{ transports: ["{transport}"] }});
 nats.subscribe("{subject}", (data) => got.push(data)).ready.then(() => document.body.append("ready"));
 </script><body></body>"""
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return self_signed(tmp_path_factory.mktemp("certificate"))
 
 
 @pytest.fixture
@@ -98,7 +94,7 @@ async def bridge(shared_nats: NatsServer) -> AsyncIterator[Bridge]:
 
 
 @pytest.fixture
-def nginx(bridge: Bridge, certificate: Path, tmp_path: Path) -> Iterator[Proxy]:
+def nginx(bridge: Bridge, certificate: Certificate, tmp_path: Path) -> Iterator[Proxy]:
     with running_proxy("nginx", certificate, tmp_path, (bridge.port,) * 2, changes=below_sub_path()) as proxy:
         yield proxy
 
@@ -119,7 +115,7 @@ async def test_page_below_stripped_prefix_gets_messages(
 
 
 async def test_example_page_works_below_stripped_prefix(
-    shared_nats: NatsServer, certificate: Path, tmp_path: Path, page: Page
+    shared_nats: NatsServer, certificate: Certificate, tmp_path: Path, page: Page
 ) -> None:
     with (
         ExampleApp("--nats", shared_nats.url, SANIC_PROXIES_COUNT="1") as app,
@@ -134,7 +130,7 @@ async def test_example_page_works_below_stripped_prefix(
 
 
 async def test_nginx_by_http10_passes_each_event_immediately(
-    bridge: Bridge, certificate: Path, tmp_path: Path, publisher: Publisher
+    bridge: Bridge, certificate: Certificate, tmp_path: Path, publisher: Publisher
 ) -> None:
     older = {"proxy_http_version 1.1;": "proxy_http_version 1.0;"}
     subject = publisher.subject("a")
@@ -148,7 +144,7 @@ async def test_nginx_by_http10_passes_each_event_immediately(
 
 @pytest.mark.parametrize("name", PROXIES)
 async def test_shipped_configurations_drop_the_prefix_of_a_client(
-    name: ProxyName, shared_nats: NatsServer, certificate: Path, tmp_path: Path
+    name: ProxyName, shared_nats: NatsServer, certificate: Certificate, tmp_path: Path
 ) -> None:
     evil = {"X-Forwarded-Prefix": "/evil"}
     async with running(servers=shared_nats.url, prefix="", prepare=add_pages) as bridge:

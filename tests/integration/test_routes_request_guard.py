@@ -4,8 +4,6 @@ import json
 import logging
 import re
 import ssl
-import subprocess
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -131,17 +129,6 @@ async def test_app_middleware_runs_before_guard_and_may_respond(shared_nats: Nat
         assert await status(bridge, Origin=FOREIGN, Authorization="wrong") == 401
 
 
-def certificate(folder: Path) -> ssl.SSLContext:
-    """Return a context for a server with a certificate that no client trusts."""
-    key, chain = folder / "key.pem", folder / "cert.pem"
-    command = ("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
-    names = ("-subj", "/CN=localhost", "-keyout", str(key), "-out", str(chain))
-    subprocess.run([*command, *names], check=True, capture_output=True)
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(chain, key)
-    return context
-
-
 FORWARDED = {"X_Forwarded_For": "192.0.2.1", "X_Forwarded_Host": "shop.example", "X_Forwarded_Proto": "https"}
 
 
@@ -174,9 +161,8 @@ async def test_sanic_server_name_determines_own_origin(shared_nats: NatsServer) 
         assert await status(bridge, Origin="http://evil.example", Host="evil.example") == 403
 
 
-async def test_scheme_is_compared_if_sanic_terminates_tls(shared_nats: NatsServer, tmp_path: Path) -> None:
-    keys = certificate(tmp_path)
-    async with running(servers=shared_nats.url, server_options={"ssl": keys}) as bridge:
+async def test_scheme_is_compared_if_sanic_terminates_tls(shared_nats: NatsServer, server_tls: ssl.SSLContext) -> None:
+    async with running(servers=shared_nats.url, server_options={"ssl": server_tls}) as bridge:
         for scheme, expected in (("https", 200), ("http", 403)):
             headers = {"Origin": f"{scheme}://shop.example", "Host": "shop.example"}
             url = f"https://127.0.0.1:{bridge.port}/nats/events"

@@ -4,7 +4,6 @@ import re
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -13,7 +12,6 @@ from websockets.protocol import Protocol
 
 from sanic_nats_bridge import Session
 from sanic_nats_bridge.testing import NatsServer
-from tests.integration.test_routes_request_guard import certificate
 from tests.support.bridge import WAIT_SECONDS, WebSocketClient, running, until
 from tests.support.clock import HeldClock, held, turns
 from tests.support.frames import CLOSE, CONT, PONG, TEXT, frame, read_frame
@@ -344,10 +342,12 @@ async def test_close_after_many_frames_is_answered_and_reported(shared_nats: Nat
     assert codes == [4001]
 
 
-async def test_session_ends_when_client_ends_tls_after_many_frames(shared_nats: NatsServer, tmp_path: Path) -> None:
-    keys, mine = certificate(tmp_path), ssl.create_default_context()
+async def test_session_ends_when_client_ends_tls_after_many_frames(
+    shared_nats: NatsServer, server_tls: ssl.SSLContext
+) -> None:
+    mine = ssl.create_default_context()
     mine.check_hostname, mine.verify_mode = False, ssl.CERT_NONE
-    async with running(servers=shared_nats.url, server_options={"ssl": keys}, **UNHURRIED) as bridge:
+    async with running(servers=shared_nats.url, server_options={"ssl": server_tls}, **UNHURRIED) as bridge:
         tasks = len(asyncio.all_tasks())
         reader, writer = await asyncio.open_connection("127.0.0.1", bridge.port, ssl=mine)
         writer.write(REQUESTS["websocket"].encode())

@@ -23,6 +23,7 @@ from websockets.asyncio.client import connect
 from tests.support.bridge import EventClient, WebSocketClient, free_port, until, wait_until
 from tests.support.example import descendants
 from tests.support.process import PROJECT
+from tools.harness.certificates import Certificate
 from tools.harness.processes import stop
 
 ProxyName: TypeAlias = Literal["nginx", "haproxy"]
@@ -45,7 +46,7 @@ class Proxy:
 
     name: ProxyName
     ports: Mapping[Scheme, int]
-    certificate: Path
+    certificate: Certificate
     process: subprocess.Popen[bytes]
     folder: Path = field(repr=False)
 
@@ -126,7 +127,7 @@ def abort(response: aiohttp.ClientResponse) -> None:
 @contextlib.asynccontextmanager
 async def proxied(proxy: Proxy, scheme: Scheme) -> AsyncIterator[ProxiedBridge]:
     """Yield a bridge behind the proxy, for clients that trust only the proxy's certificate."""
-    trust = ssl.create_default_context(cafile=proxy.certificate)
+    trust = ssl.create_default_context(cafile=proxy.certificate.chain)
     connector = aiohttp.TCPConnector(limit=0, ssl=trust)
     async with aiohttp.ClientSession(connector=connector) as http:
         yield ProxiedBridge(proxy, scheme, http, trust)
@@ -135,7 +136,7 @@ async def proxied(proxy: Proxy, scheme: Scheme) -> AsyncIterator[ProxiedBridge]:
 @contextlib.contextmanager
 def running_proxy(
     name: ProxyName,
-    certificate: Path,
+    certificate: Certificate,
     folder: Path,
     machines: Sequence[int],
     idle: str = _IDLE,
@@ -192,16 +193,6 @@ def _locations(prefix: str) -> dict[str, str]:
     }
 
 
-def self_signed(folder: Path) -> Path:
-    """Create a certificate for ``localhost``, its key, and a file with both."""
-    request = "openssl req -x509 -days 2 -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1"
-    names = "-subj /CN=localhost -addext subjectAltName=DNS:localhost -keyout app.key -out app.pem"
-    subprocess.run(f"{request} {names}".split(), cwd=folder, check=True, capture_output=True)
-    both = (folder / "app.pem").read_text() + (folder / "app.key").read_text()
-    (folder / "both.pem").write_text(both)
-    return folder / "app.pem"
-
-
 @contextlib.contextmanager
 def _syslog(file: Path) -> Iterator[int]:
     """Write what is logged to a UDP port, as to that of syslog, into a file; yield the port."""
@@ -226,7 +217,7 @@ def _syslog(file: Path) -> Iterator[int]:
 def _nginx(
     folder: Path,
     ports: Mapping[Scheme, int],
-    certificate: Path,
+    certificate: Certificate,
     machines: Sequence[int],
     idle: str,
     prefix: str,
@@ -245,8 +236,8 @@ def _nginx(
             "/var/log/nginx/error.log": str(folder / "error.log"),
             "listen 80;": f"listen {ports['http']};",
             "listen 443 ssl http2;": f"listen {ports['https']} ssl http2;",
-            "/etc/ssl/app.pem;": f"{certificate};",
-            "/etc/ssl/app.key;": f"{certificate.with_suffix('.key')};",
+            "/etc/ssl/app.pem;": f"{certificate.chain};",
+            "/etc/ssl/app.key;": f"{certificate.key};",
             "server 10.0.0.1:5001": f"server 127.0.0.1:{machines[0]}",
             "server 10.0.0.2:5001": f"server 127.0.0.1:{machines[1]}",
             f"proxy_read_timeout {_IDLE};": f"proxy_read_timeout {idle};",
@@ -259,7 +250,7 @@ def _nginx(
 def _haproxy(
     folder: Path,
     ports: Mapping[Scheme, int],
-    certificate: Path,
+    certificate: Certificate,
     machines: Sequence[int],
     idle: str,
     prefix: str,
@@ -279,7 +270,7 @@ def _haproxy(
             "log /dev/log local0": f"log 127.0.0.1:{syslog} local0",
             "bind :80 ": f"bind :{ports['http']} ",
             "bind :443 ": f"bind :{ports['https']} ",
-            "/etc/haproxy/app.pem": str(certificate.with_name("both.pem")),
+            "/etc/haproxy/app.pem": str(certificate.both),
             "server one 10.0.0.1:5001": f"server one 127.0.0.1:{machines[0]}",
             "server two 10.0.0.2:5001": f"server two 127.0.0.1:{machines[1]}",
             f"timeout client {_IDLE}": f"timeout client {idle}",

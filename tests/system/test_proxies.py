@@ -26,9 +26,9 @@ from tests.support.proxies import (
     abort,
     proxied,
     running_proxy,
-    self_signed,
 )
 from tests.support.raw import UPGRADE
+from tools.harness.certificates import Certificate
 
 MACHINES, WORKERS = 2, 2
 """Among how many a POST is spread, and the workers of each: it must reach the one that holds its session."""
@@ -67,11 +67,6 @@ def lively(shared_nats: NatsServer) -> Iterator[ExampleApp]:
         yield app
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return self_signed(tmp_path_factory.mktemp("certificate"))
-
-
 @pytest.fixture(scope="module", params=PROXIES)
 def name(request: pytest.FixtureRequest) -> ProxyName:
     chosen: ProxyName = request.param
@@ -80,7 +75,7 @@ def name(request: pytest.FixtureRequest) -> ProxyName:
 
 @pytest.fixture(scope="module")
 def proxy(
-    name: ProxyName, machines: Machines, certificate: Path, tmp_path_factory: pytest.TempPathFactory
+    name: ProxyName, machines: Machines, certificate: Certificate, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Proxy]:
     ports = (machines[0].port, machines[MACHINES - 1].port)
     with running_proxy(name, certificate, tmp_path_factory.mktemp(name), ports) as proxy:
@@ -232,7 +227,7 @@ async def test_heartbeats_keep_idle_connections_open(
     name: ProxyName,
     machines: Machines,
     lively: ExampleApp,
-    certificate: Path,
+    certificate: Certificate,
     tmp_path: Path,
     publisher: Publisher,
 ) -> None:
@@ -267,7 +262,7 @@ async def test_heartbeats_keep_idle_connections_open(
 
 
 async def test_proxy_reload_keeps_open_connections(
-    name: ProxyName, machines: Machines, certificate: Path, tmp_path: Path, publisher: Publisher
+    name: ProxyName, machines: Machines, certificate: Certificate, tmp_path: Path, publisher: Publisher
 ) -> None:
     subject = publisher.subject("a")
     with running_proxy(name, certificate, tmp_path, (machines.second.port,) * 2) as proxy:
@@ -282,7 +277,7 @@ async def test_proxy_reload_keeps_open_connections(
 
 @pytest.fixture
 async def balanced(
-    name: ProxyName, machines: Machines, certificate: Path, tmp_path: Path
+    name: ProxyName, machines: Machines, certificate: Certificate, tmp_path: Path
 ) -> AsyncIterator[ProxiedBridge]:
     """Serve the app on both machines."""
     with running_proxy(name, certificate, tmp_path, (machines.first.port, machines.second.port)) as proxy:
@@ -364,7 +359,7 @@ TOKEN_TARGETS = [
 
 
 async def test_no_token_reaches_log_of_proxy(
-    name: ProxyName, certificate: Path, tmp_path: Path, shared_nats: NatsServer
+    name: ProxyName, certificate: Certificate, tmp_path: Path, shared_nats: NatsServer
 ) -> None:
     async def send(port: int, method: str, target: str, headers: str = REFERER) -> None:
         head = f"{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n"

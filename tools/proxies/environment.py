@@ -15,9 +15,10 @@ from playwright.async_api import Browser, async_playwright
 
 from sanic_nats_bridge.testing import NatsServer
 
+from ..harness.certificates import Certificate, self_signed
 from ..harness.processes import free_port, python_server
 from .middlebox import Middlebox
-from .programs import certificates, program
+from .programs import program
 from .publisher import Publisher
 from .setup import Program, Setup
 
@@ -52,13 +53,14 @@ class Environment:
 
     Attributes:
         sites: The apps of all set-ups by the names of the set-ups. Their proxies don't run yet.
-        folder: A folder for the proxies, with the certificates.
+        folder: A folder for the proxies.
     """
 
     browser: Browser
     publisher: Publisher
     sites: Mapping[str, Site]
     folder: Path
+    certificate: Certificate
     http: aiohttp.ClientSession
 
     async def sessions(self, site: Site) -> list[list[str]]:
@@ -81,7 +83,7 @@ class Environment:
             return
         folder = self.folder / setup.name
         folder.mkdir()
-        with program(setup, site.app, site.port, self.folder, folder) as running:
+        with program(setup, site.app, site.port, self.certificate, folder) as running:
             await asyncio.to_thread(running.wait)
             yield
 
@@ -106,7 +108,7 @@ async def environment(setups: Iterable[Setup], rate: float, settings: Mapping[st
         browser = await playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         stack.push_async_callback(browser.close)
         publisher = await stack.enter_async_context(Publisher.running(nats.url, rate))
-        yield Environment(browser, publisher, sites, folder, http)
+        yield Environment(browser, publisher, sites, folder, self_signed(folder), http)
 
 
 @contextlib.contextmanager
@@ -115,7 +117,6 @@ def _folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="proxies-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         folder.chmod(_READABLE)  # some change their user
-        certificates(folder)
         yield folder
 
 

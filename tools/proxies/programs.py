@@ -13,11 +13,12 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ..harness.certificates import Certificate
 from ..harness.processes import PROJECT, stop
 from ..harness.remote import end_with_parent
 from .setup import Program, Setup
 
-__all__ = ["RunningProgram", "StartError", "certificates", "install", "program", "version"]
+__all__ = ["RunningProgram", "StartError", "install", "program", "version"]
 
 _FOLDER = Path(__file__).parent
 _CONFIGURATIONS = _FOLDER / "configurations"
@@ -59,15 +60,6 @@ def version(program: Program) -> str:
     return subprocess.run(query, capture_output=True, text=True, check=False).stdout or "unknown"  # noqa: S603
 
 
-def certificates(folder: Path) -> None:
-    """Create a certificate for ``localhost``, its key, and a file with both."""
-    request = "openssl req -x509 -days 2 -nodes -newkey rsa:2048"
-    names = "-subj /CN=localhost -addext subjectAltName=DNS:localhost -keyout key.pem -out certificate.pem"
-    subprocess.run(f"{request} {names}".split(), cwd=folder, check=True, capture_output=True)  # noqa: S603
-    both = (folder / "certificate.pem").read_text() + (folder / "key.pem").read_text()
-    (folder / "both.pem").write_text(both)
-
-
 class RunningProgram:
     """A proxy that was started.
 
@@ -97,14 +89,14 @@ class RunningProgram:
 
 
 @contextlib.contextmanager
-def program(setup: Setup, target: int, port: int, certificate_folder: Path, folder: Path) -> Iterator[RunningProgram]:
+def program(setup: Setup, target: int, port: int, certificate: Certificate, folder: Path) -> Iterator[RunningProgram]:
     """Start the program of a set-up before the app at a port, and stop it at the end of the context.
 
     Args:
         setup: A set-up with a program.
         target: The port of the app.
         port: The port of the proxy.
-        certificate_folder: The folder in which `certificates` has created files.
+        certificate: The certificate of the proxy.
         folder: A new folder for the files of the proxy.
 
     Raises:
@@ -117,9 +109,9 @@ def program(setup: Setup, target: int, port: int, certificate_folder: Path, fold
         "TARGET": str(target),
         "FOLDER": str(folder),
         "CONFIGURATION": str(folder / setup.configuration),
-        "CERTIFICATE": str(certificate_folder / "certificate.pem"),
-        "KEY": str(certificate_folder / "key.pem"),
-        "BOTH": str(certificate_folder / "both.pem"),
+        "CERTIFICATE": str(certificate.chain),
+        "KEY": str(certificate.key),
+        "BOTH": str(certificate.both),
         "NODE": str(_NODE),
         "USER": _user(),
     }
