@@ -1,19 +1,19 @@
 """The example's page in a real browser, by https through nginx and HAProxy."""
 
 import asyncio
-import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Page, async_playwright, expect
+from playwright.async_api import Page, expect
 
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import WAIT_SECONDS, Publisher, until
 from tests.support.example import ExampleApp
 from tests.support.proxies import PROXIES, ProxyName, running_proxy
 from tools.harness.certificates import Certificate
+from tools.harness.chromium import chromium
 
 expect.set_options(timeout=3_000 * WAIT_SECONDS)
 
@@ -55,10 +55,7 @@ async def test_page_works_behind_proxy(
     publisher: Publisher,
     shared_nats: NatsServer,
 ) -> None:
-    chromium = shutil.which("chromium")
-    assert chromium is not None, "make test installs chromium"
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    async with chromium() as browser:
         with running_proxy(name, certificate, tmp_path, (example.port, example.port)) as proxy:
             page = await browser.new_page(ignore_https_errors=True)
             await page.goto(f"https://localhost:{proxy.ports['https']}/")
@@ -94,4 +91,3 @@ async def test_page_works_behind_proxy(
             await expect(state).to_have_text("Connected")
             await wait_until_true(page, "sources.slice(4).every((source) => source.readyState === 1)")
             assert set(tried) == {200}
-        await browser.close()

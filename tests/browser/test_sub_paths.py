@@ -1,7 +1,6 @@
 """Apps behind proxies that remove a prefix from the path, by the configuration of the documents."""
 
 import asyncio
-import shutil
 import tomllib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
-from playwright.async_api import Browser, Page, Response, async_playwright, expect
+from playwright.async_api import Browser, Page, Response, expect
 from sanic import HTTPResponse, Request, Sanic
 from sanic.response import html, text
 
@@ -21,6 +20,7 @@ from tests.support.docs import file_of
 from tests.support.example import ExampleApp
 from tests.support.proxies import PROXIES, Proxy, ProxyName, below_sub_path, running_proxy
 from tools.harness.certificates import Certificate
+from tools.harness.chromium import chromium
 
 expect.set_options(timeout=1000 * WAIT_SECONDS)
 
@@ -34,19 +34,15 @@ nats.subscribe("{subject}", (data) => got.push(data)).ready.then(() => document.
 
 
 @pytest.fixture
-async def chromium() -> AsyncIterator[Browser]:
-    executable = shutil.which("chromium")
-    assert executable is not None, "make test installs chromium"
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+async def browser() -> AsyncIterator[Browser]:
+    async with chromium() as browser:
         yield browser
-        await browser.close()
 
 
 @pytest.fixture
-async def page(chromium: Browser) -> AsyncIterator[Page]:
+async def page(browser: Browser) -> AsyncIterator[Page]:
     """Open a page, and fail the test if it requests anything outside of the sub-path, or gets an error."""
-    page = await chromium.new_page(ignore_https_errors=True)
+    page = await browser.new_page(ignore_https_errors=True)
     page.set_default_timeout(1000 * WAIT_SECONDS)
     requested: list[str] = []
     refused: list[str] = []

@@ -3,16 +3,16 @@
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from playwright.async_api import Browser, BrowserContext, Page, async_playwright
+from playwright.async_api import Browser, BrowserContext, Page
 
 from tests.support.browsers import Tab
+from tools.harness.chromium import chromium
 
 _WATCH = "document.addEventListener('securitypolicyviolation', (event) => complain(event.violatedDirective));"
 
@@ -97,12 +97,8 @@ class Chromium:
     @classmethod
     @contextlib.asynccontextmanager
     async def running(cls, _folder: Path) -> AsyncIterator["Chromium"]:
-        executable = shutil.which("chromium")
-        assert executable is not None, "make test installs chromium"
-        async with async_playwright() as playwright:
-            browser = await playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        async with chromium() as browser:
             yield cls(browser)
-            await browser.close()
 
     @contextlib.asynccontextmanager
     async def profile(self) -> AsyncIterator[ChromiumProfile]:

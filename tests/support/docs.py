@@ -44,10 +44,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
 from sanic_nats_bridge.protocol import messages
 from tests.support.bridge import WAIT_SECONDS, free_port, wait_until
+from tests.support.page import chromium
 from tests.support.process import APP_ENVIRONMENT
 
 ROOT = Path(__file__).parents[2]
@@ -402,11 +403,7 @@ class Story:
 
     def _open(self, url: str) -> None:
         if self._browser is None:
-            executable = shutil.which("chromium")
-            assert executable is not None, "make test installs chromium"
-            playwright = self._stack.enter_context(sync_playwright())
-            self._browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-            self._stack.callback(self._browser.close)
+            self._browser = self._stack.enter_context(chromium())
         self._close_tab()
         self._tab = self._browser.new_page()
         self._tab.set_default_timeout(WAIT_SECONDS * 1000)

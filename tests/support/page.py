@@ -1,6 +1,5 @@
 """The example's page in a real Chromium."""
 
-import shutil
 import socket
 import threading
 import time
@@ -11,6 +10,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, ViewportSize, exp
 
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import WAIT_SECONDS
+from tools.harness.chromium import launch_options
 
 expect.set_options(timeout=WAIT_SECONDS * 1000)
 
@@ -28,10 +28,8 @@ _WATCH = """
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    executable = shutil.which("chromium")
-    assert executable is not None, "make test installs chromium"
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(**launch_options())
         yield browser
         browser.close()
 

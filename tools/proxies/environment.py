@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from playwright.async_api import Browser, async_playwright
+from playwright.async_api import Browser
 
 from sanic_nats_bridge.testing import NatsServer
 
 from ..harness.certificates import Certificate, self_signed
+from ..harness.chromium import chromium
 from ..harness.processes import free_port, python_server
 from .middlebox import Middlebox
 from .programs import program
@@ -97,16 +97,12 @@ async def environment(setups: Iterable[Setup], rate: float, settings: Mapping[st
         rate: Messages per second.
         settings: Settings of the bridge for all set-ups. They override those of the set-ups.
     """
-    executable = shutil.which("chromium")
-    assert executable is not None, "chromium is not installed"
     async with contextlib.AsyncExitStack() as stack:
         folder = stack.enter_context(_folder())
         nats = stack.enter_context(NatsServer())
         sites = _sites(setups, nats.url, settings, stack)
         http = await stack.enter_async_context(aiohttp.ClientSession())
-        playwright = await stack.enter_async_context(async_playwright())
-        browser = await playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        stack.push_async_callback(browser.close)
+        browser = await stack.enter_async_context(chromium())
         publisher = await stack.enter_async_context(Publisher.running(nats.url, rate))
         yield Environment(browser, publisher, sites, folder, self_signed(folder), http)
 

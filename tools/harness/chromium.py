@@ -1,0 +1,28 @@
+"""The installed Chromium, driven by Playwright."""
+
+import contextlib
+import shutil
+from collections.abc import AsyncIterator
+from typing import Any
+
+from playwright.async_api import Browser, async_playwright
+
+__all__ = ["chromium", "launch_options"]
+
+
+def launch_options() -> dict[str, Any]:
+    """Return the options by which Playwright launches the installed Chromium."""
+    executable = shutil.which("chromium")
+    assert executable is not None, "chromium is not installed"
+    return {"executable_path": executable, "args": ["--no-sandbox"]}
+
+
+@contextlib.asynccontextmanager
+async def chromium() -> AsyncIterator[Browser]:
+    """Run a Chromium until the end of the context."""
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(**launch_options())
+        try:
+            yield browser
+        finally:
+            await browser.close()
