@@ -40,6 +40,31 @@ _LOGS = ("access.log", "error.log", "log")
 _NGINX_PATHS = "".join(f" {kind}_temp_path {kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
 
 
+@dataclass(frozen=True)
+class Placement:
+    """The values by which a configuration of the documents is adapted to this machine."""
+
+    folder: Path
+    ports: Mapping[Scheme, int]
+    certificate: Certificate
+    machines: Sequence[int]
+    """The port of the app on each of the two machines."""
+    idle: str
+    """Timeout for idle connections."""
+    prefix: str
+    """Prefix of the bridge."""
+    changes: Mapping[str, str]
+    """Further changes of the configuration."""
+
+    def adapt(self, name: str, changes: Mapping[str, str]) -> None:
+        """Write the documents' file with these changes. Each has one place, but paths of logs may have several."""
+        text = (_FOLDER / name).read_text()
+        for old, new in changes.items():
+            assert text.count(old) == 1 or (old in text and "/log/" in old), (name, old)
+            text = text.replace(old, new)
+        (self.folder / name).write_text(text)
+
+
 @dataclass
 class Proxy:
     """A proxy that runs."""
@@ -143,22 +168,16 @@ def running_proxy(
     prefix: str = "",
     changes: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Proxy]:
-    """Start the proxy for two machines at these ports.
-
-    ``idle`` is its timeout for idle connections, ``prefix`` that of the bridge, and ``changes`` are further changes of
-    its configuration.
-    """
+    """Start the proxy of two machines. The arguments are those of `Placement`."""
     ports: dict[Scheme, int] = {"http": free_port(), "https": free_port()}
+    placement = Placement(folder, ports, certificate, machines, idle, prefix, changes)
     for log_name in _LOGS:
         (folder / log_name).touch()
     path = f"{os.environ['PATH']}:/usr/local/sbin:/usr/sbin"
     binary = shutil.which(name, path=path)
     assert binary is not None, f"{name} is not installed"
     with (folder / "log").open("w+b") as log, _syslog(folder / "access.log") as syslog:
-        if name == "nginx":
-            options = _nginx(folder, ports, certificate, machines, idle, prefix, changes)
-        else:
-            options = _haproxy(folder, ports, certificate, machines, idle, prefix, changes, syslog)
+        options = _nginx(placement) if name == "nginx" else _haproxy(placement, syslog)
         # The processes of a proxy must not outlive it, even if their leader is killed.
         process = subprocess.Popen([binary, *options], stdout=log, stderr=log, start_new_session=True)
         try:
@@ -214,55 +233,40 @@ def _syslog(file: Path) -> Iterator[int]:
             thread.join()
 
 
-def _nginx(
-    folder: Path,
-    ports: Mapping[Scheme, int],
-    certificate: Certificate,
-    machines: Sequence[int],
-    idle: str,
-    prefix: str,
-    changes: Mapping[str, str],
-) -> tuple[str, ...]:
+def _nginx(placement: Placement) -> tuple[str, ...]:
+    """Write the configuration, and return the options of the command line."""
     user, group = _own_names()
-    _adapt(
+    folder, ports, machines = placement.folder, placement.ports, placement.machines
+    placement.adapt(
         "nginx.conf",
-        folder,
         {
-            **_locations(prefix),
-            **changes,
+            **_locations(placement.prefix),
+            **placement.changes,
             "user www-data;": f"user {user} {group};",
             "http {": "http {" + _NGINX_PATHS,
             "/var/log/nginx/access.log": str(folder / "access.log"),
             "/var/log/nginx/error.log": str(folder / "error.log"),
             "listen 80;": f"listen {ports['http']};",
             "listen 443 ssl http2;": f"listen {ports['https']} ssl http2;",
-            "/etc/ssl/app.pem;": f"{certificate.chain};",
-            "/etc/ssl/app.key;": f"{certificate.key};",
+            "/etc/ssl/app.pem;": f"{placement.certificate.chain};",
+            "/etc/ssl/app.key;": f"{placement.certificate.key};",
             "server 10.0.0.1:5001": f"server 127.0.0.1:{machines[0]}",
             "server 10.0.0.2:5001": f"server 127.0.0.1:{machines[1]}",
-            f"proxy_read_timeout {_IDLE};": f"proxy_read_timeout {idle};",
+            f"proxy_read_timeout {_IDLE};": f"proxy_read_timeout {placement.idle};",
         },
     )
     options = "daemon off; pid nginx.pid; error_log stderr;"
     return ("-p", str(folder), "-c", "nginx.conf", "-e", "stderr", "-g", options)
 
 
-def _haproxy(
-    folder: Path,
-    ports: Mapping[Scheme, int],
-    certificate: Certificate,
-    machines: Sequence[int],
-    idle: str,
-    prefix: str,
-    changes: Mapping[str, str],
-    syslog: int,
-) -> tuple[str, ...]:
+def _haproxy(placement: Placement, syslog: int) -> tuple[str, ...]:
+    """Write the configuration, and return the options of the command line."""
     user, group = _own_names()
-    _adapt(
+    ports, machines, prefix = placement.ports, placement.machines, placement.prefix
+    placement.adapt(
         "haproxy.cfg",
-        folder,
         {
-            **changes,
+            **placement.changes,
             "user haproxy": f"user {user}",
             "group haproxy": f"group {group}",
             # As many as the number of open files that the tests may have allows.
@@ -270,26 +274,17 @@ def _haproxy(
             "log /dev/log local0": f"log 127.0.0.1:{syslog} local0",
             "bind :80 ": f"bind :{ports['http']} ",
             "bind :443 ": f"bind :{ports['https']} ",
-            "/etc/haproxy/app.pem": str(certificate.both),
+            "/etc/haproxy/app.pem": str(placement.certificate.both),
             "server one 10.0.0.1:5001": f"server one 127.0.0.1:{machines[0]}",
             "server two 10.0.0.2:5001": f"server two 127.0.0.1:{machines[1]}",
-            f"timeout client {_IDLE}": f"timeout client {idle}",
-            f"timeout server {_IDLE}": f"timeout server {idle}",
-            f"timeout tunnel {_IDLE}": f"timeout tunnel {idle}",
+            f"timeout client {_IDLE}": f"timeout client {placement.idle}",
+            f"timeout server {_IDLE}": f"timeout server {placement.idle}",
+            f"timeout tunnel {_IDLE}": f"timeout tunnel {placement.idle}",
             "path /nats/events": f"path {prefix}/events",
             "GET /nats/health/ready": f"GET {prefix}{READY_PATH}",
         },
     )
-    return ("-W", "-db", "-f", str(folder / "haproxy.cfg"))
-
-
-def _adapt(name: str, folder: Path, changes: Mapping[str, str]) -> None:
-    """Write the documents' file with these changes, each of which has its one place; paths of logs may have several."""
-    text = (_FOLDER / name).read_text()
-    for old, new in changes.items():
-        assert text.count(old) == 1 or (old in text and "/log/" in old), (name, old)
-        text = text.replace(old, new)
-    (folder / name).write_text(text)
+    return ("-W", "-db", "-f", str(placement.folder / "haproxy.cfg"))
 
 
 def _own_names() -> tuple[str, str]:
