@@ -5,7 +5,6 @@ import contextlib
 import grp
 import os
 import pwd
-import shutil
 import signal
 import socket
 import ssl
@@ -24,7 +23,7 @@ from tests.support.bridge import EventClient, WebSocketClient, free_port, until,
 from tests.support.example import descendants
 from tests.support.process import PROJECT
 from tools.harness.certificates import Certificate
-from tools.harness.processes import stop
+from tools.harness.processes import find_command, listens, stop
 
 ProxyName: TypeAlias = Literal["nginx", "haproxy"]
 Scheme: TypeAlias = Literal["http", "https"]
@@ -173,8 +172,7 @@ def running_proxy(
     placement = Placement(folder, ports, certificate, machines, idle, prefix, changes)
     for log_name in _LOGS:
         (folder / log_name).touch()
-    path = f"{os.environ['PATH']}:/usr/local/sbin:/usr/sbin"
-    binary = shutil.which(name, path=path)
+    binary = find_command(name)
     assert binary is not None, f"{name} is not installed"
     with (folder / "log").open("w+b") as log, _syslog(folder / "access.log") as syslog:
         options = _nginx(placement) if name == "nginx" else _haproxy(placement, syslog)
@@ -292,13 +290,11 @@ def _own_names() -> tuple[str, str]:
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    def listens() -> bool:
+    def is_ready() -> bool:
         assert process.poll() is None, log.read_text()
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-            return True
-        return False
+        return listens(port)
 
-    wait_until(listens, log.read_text)
+    wait_until(is_ready, log.read_text)
 
 
 def _wait_for_line(text: str, log: Path) -> None:

@@ -6,6 +6,7 @@ import itertools
 import os
 import resource
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,8 +25,10 @@ __all__ = [
     "busy_ticks",
     "cpu_ns",
     "descendants",
+    "find_command",
     "free_port",
     "has_ended",
+    "listens",
     "open_files",
     "python_server",
     "raise_file_limit",
@@ -36,6 +39,7 @@ __all__ = [
 ]
 
 PROJECT = Path(__file__).parents[2]
+_COMMAND_PATH = f"{os.environ['PATH']}:/usr/local/sbin:/usr/sbin"
 _PORT_RANGE = range(12_000, 32_000)  # below Linux's default range of ephemeral ports
 _PORT_STEP = 211
 
@@ -124,6 +128,18 @@ def python_server(
         prefix: The beginning of a command that executes the rest of it, in the same process.
     """
     return server([*prefix, sys.executable, "-m", module, *arguments], workers)
+
+
+def find_command(name: str) -> str | None:
+    """Return the path of a command, which may be one for administrators, or None if it isn't installed."""
+    return shutil.which(name, path=_COMMAND_PATH)
+
+
+def listens(port: int) -> bool:
+    """Return True if a server accepts connections on a port of 127.0.0.1."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False
 
 
 def raise_file_limit() -> None:

@@ -1,6 +1,5 @@
 """The surroundings of the proxies: NATS, the apps, the publisher, and the browser."""
 
-import asyncio
 import contextlib
 import json
 import tempfile
@@ -18,7 +17,7 @@ from ..harness.certificates import Certificate, self_signed
 from ..harness.chromium import chromium
 from ..harness.processes import free_port, python_server
 from .middlebox import Middlebox
-from .programs import program
+from .programs import running_program
 from .publisher import Publisher
 from .setup import Program, Setup
 
@@ -83,8 +82,7 @@ class Environment:
             return
         folder = self.folder / setup.name
         folder.mkdir()
-        with program(setup, site.app, site.port, self.certificate, folder) as running:
-            await asyncio.to_thread(running.wait)
+        async with running_program(setup, site.app, site.port, self.certificate, folder):
             yield
 
 

@@ -1,29 +1,27 @@
 """Start proxies that are programs of their own, install what they need, and read their versions."""
 
+import asyncio
 import contextlib
 import functools
 import json
 import os
 import pwd
-import shutil
 import signal
-import socket
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 from ..harness.certificates import Certificate
-from ..harness.processes import PROJECT, stop
+from ..harness.processes import PROJECT, find_command, listens, stop
 from ..harness.remote import end_with_parent
 from .setup import Program, Setup
 
-__all__ = ["RunningProgram", "StartError", "install", "program", "version"]
+__all__ = ["StartError", "install", "running_program", "version"]
 
 _FOLDER = Path(__file__).parent
 _CONFIGURATIONS = _FOLDER / "configurations"
 _NODE = _FOLDER / "node"
-_PATH = f"{os.environ['PATH']}:/usr/local/sbin:/usr/sbin"
 _START_SECONDS = 60.0
 _POLL_SECONDS = 0.02
 _LOG_TAIL = 2000
@@ -60,37 +58,11 @@ def version(program: Program) -> str:
     return subprocess.run(query, capture_output=True, text=True, check=False).stdout or "unknown"  # noqa: S603
 
 
-class RunningProgram:
-    """A proxy that was started.
-
-    Attributes:
-        port: The port on which it listens, or will.
-    """
-
-    def __init__(self, name: str, process: subprocess.Popen[bytes], port: int, folder: Path) -> None:
-        self.port = port
-        self._name = name
-        self._process = process
-        self._logs = (folder / "log", folder / "cache.log")
-
-    def wait(self) -> None:
-        """Wait until the proxy listens.
-
-        Raises:
-            StartError: The program has ended, or doesn't listen in time.
-        """
-        deadline = time.monotonic() + _START_SECONDS
-        while time.monotonic() < deadline and self._process.poll() is None:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
-                return
-            time.sleep(_POLL_SECONDS)
-        text = "".join(log.read_text(errors="replace")[-_LOG_TAIL:] for log in self._logs if log.exists())
-        raise StartError(f"{self._name} does not listen: {text.strip() or self._process.returncode}")
-
-
-@contextlib.contextmanager
-def program(setup: Setup, target: int, port: int, certificate: Certificate, folder: Path) -> Iterator[RunningProgram]:
-    """Start the program of a set-up before the app at a port, and stop it at the end of the context.
+@contextlib.asynccontextmanager
+async def running_program(
+    setup: Setup, target: int, port: int, certificate: Certificate, folder: Path
+) -> AsyncIterator[None]:
+    """Run the program of a set-up before the app until the end of the context. It listens when the context begins.
 
     Args:
         setup: A set-up with a program.
@@ -100,8 +72,17 @@ def program(setup: Setup, target: int, port: int, certificate: Certificate, fold
         folder: A new folder for the files of the proxy.
 
     Raises:
-        StartError: The program isn't installed.
+        StartError: The program isn't installed, has ended, or doesn't listen in time.
     """
+    process = _started(setup, target, port, certificate, folder)
+    try:
+        await _wait_until_it_listens(setup.name, process, port, folder)
+        yield
+    finally:
+        stop(process)
+
+
+def _started(setup: Setup, target: int, port: int, certificate: Certificate, folder: Path) -> subprocess.Popen[bytes]:
     assert isinstance(setup.proxy, Program)
     folder.chmod(_EVERYONE)  # some change their user
     values = {
@@ -118,12 +99,12 @@ def program(setup: Setup, target: int, port: int, certificate: Certificate, fold
     if setup.configuration:
         text = (_CONFIGURATIONS / setup.configuration).read_text()
         (folder / setup.configuration).write_text(_filled(text, values))
-    command = shutil.which(setup.proxy.command, path=_PATH)
+    command = find_command(setup.proxy.command)
     if command is None:
         raise StartError(f"{setup.proxy.command} is not installed")
     arguments = [_filled(each, values) for each in (*setup.proxy.arguments, *setup.arguments)]
     with (folder / "log").open("w+b") as log:
-        process = subprocess.Popen(  # noqa: S603 - our own arguments
+        return subprocess.Popen(  # noqa: S603 - our own arguments
             [command, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -133,10 +114,17 @@ def program(setup: Setup, target: int, port: int, certificate: Certificate, fold
             start_new_session=True,
             preexec_fn=functools.partial(end_with_parent, signal.SIGTERM),
         )
-        try:
-            yield RunningProgram(setup.name, process, port, folder)
-        finally:
-            stop(process)
+
+
+async def _wait_until_it_listens(name: str, process: subprocess.Popen[bytes], port: int, folder: Path) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        if listens(port):
+            return
+        await asyncio.sleep(_POLL_SECONDS)
+    logs = (folder / "log", folder / "cache.log")
+    text = "".join(log.read_text(errors="replace")[-_LOG_TAIL:] for log in logs if log.exists())
+    raise StartError(f"{name} does not listen: {text.strip() or process.returncode}")
 
 
 def _user() -> str:
