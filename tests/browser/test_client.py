@@ -18,6 +18,7 @@ from sanic import Request
 from sanic_nats_bridge import Permissions
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import Bridge, Publisher, free_port, running, until
+from tests.support.bridge_proxy import BridgeProxy, Habit
 from tests.support.browsers import BROWSERS, Browser, Profile, Tab
 from tests.support.chromium import Chromium, ChromiumTab
 from tests.support.client import (
@@ -36,7 +37,6 @@ from tests.support.client import (
 from tests.support.clock import moment
 from tests.support.example import ExampleApp
 from tests.support.firefox import Firefox
-from tests.support.middlebox import Habit, Middlebox
 from tests.support.raw import sessions
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -109,7 +109,7 @@ async def publisher(shared_nats: NatsServer) -> AsyncIterator[Publisher]:
         ("swallow", "sse", "websocket: no welcome in 300 ms"),
     ],
 )
-async def test_messages_arrive_through_any_middlebox(
+async def test_messages_arrive_through_any_proxy(
     tab: Tab, shared_nats: NatsServer, publisher: Publisher, habit: Habit, transport: str, why: str
 ) -> None:
     subject = publisher.subject("a")
@@ -799,7 +799,7 @@ async def open_logging(profile: Profile, url: str, subject: str) -> ChromiumTab:
 
 
 @contextlib.asynccontextmanager
-async def busy(tab: ChromiumTab, bridge: Bridge, box: Middlebox) -> AsyncIterator[None]:
+async def busy(tab: ChromiumTab, bridge: Bridge, box: BridgeProxy) -> AsyncIterator[None]:
     """Keep the tab busy with one long task."""
     before = box.paths.count("/hang")
     synchronous = "(() => { const r = new XMLHttpRequest(); r.open('GET', '/hang', false); r.send(); })()"
@@ -1002,7 +1002,7 @@ async def test_share_module_is_loaded_beside_client_only_if_needed(
     port = free_port()
     async with (
         serving(shared_nats, allowed_origins=[f"http://127.0.0.1:{port}"]) as (bridge, box),
-        Middlebox.listening(bridge.port, own_port=port) as other,
+        BridgeProxy(bridge.port).running(port) as other,
     ):
         fixed, other_release = "/nats/client.js", "/nats/client-0123456789abcdef.js"
         path = {"fixed": fixed, "other release": other_release}.get(place, bridge.extension.client_url)

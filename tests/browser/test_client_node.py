@@ -15,7 +15,7 @@ import pytest
 from sanic_nats_bridge import Permissions
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import WAIT_SECONDS, Bridge, Publisher, running, until
-from tests.support.middlebox import Middlebox
+from tests.support.bridge_proxy import BridgeProxy
 from tests.support.process import ended
 
 NODE = Path(__file__).parents[1] / "support" / "node"
@@ -86,7 +86,7 @@ async def test_client_resubscribes_and_reports_gap_after_reconnect(
     bridge: Bridge, publisher: Publisher, transport: str
 ) -> None:
     subject = publisher.subject("a")
-    async with Middlebox.listening(bridge.port) as box, following(f"{box.url}/nats", transport, subject) as node:
+    async with BridgeProxy(bridge.port).running() as box, following(f"{box.url}/nats", transport, subject) as node:
         assert await node.line() == ["ready", [True]]
         box.cut()
         assert await node.line() == [

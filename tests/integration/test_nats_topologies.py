@@ -21,7 +21,7 @@ from sanic_nats_bridge.testing import NatsServer
 from tests.integration.test_nats_credentials import UNLIMITED, Account, Key
 from tests.support.bridge import WAIT_SECONDS, Bridge, flush, free_port, running, subscribed, until
 from tests.support.docs import file_of
-from tests.support.relay import Relay
+from tools.harness.tcp_proxy import Proxy
 
 GUIDE = "docs/guides/nats-topologies.md"
 CONTROL = "_NATSBRIDGE.shop"
@@ -105,7 +105,7 @@ def _subscriptions(links: Any) -> set[str]:
 class Leaf:
     """A hub and a leaf node, and the link between them."""
 
-    def __init__(self, hub: NatsServer, leaf: NatsServer, link: Relay) -> None:
+    def __init__(self, hub: NatsServer, leaf: NatsServer, link: Proxy) -> None:
         self.hub = hub
         self.leaf = leaf
         self.link = link
@@ -116,7 +116,7 @@ class Leaf:
         """Start both servers. ``remote`` has further options of the leaf node's remote."""
         port = free_port()
         with NatsServer(config=documented("hub.conf", **{"0.0.0.0:7422": f"127.0.0.1:{port}"})) as hub:
-            async with Relay.listening(port) as link:
+            async with Proxy(port).running() as link:
                 here = {"hub.example:7422": link.url.removeprefix("nats://"), "url:": f"{remote} url:"}
                 with NatsServer(config=documented("leaf.conf", **here)) as leaf:
                     both = cls(hub, leaf, link)
@@ -133,13 +133,13 @@ class Leaf:
 
     async def cut(self) -> None:
         """Cut the link, and wait until both servers have noticed."""
-        self.link.open = False
+        self.link.down = True
         self.link.cut()
         await until(lambda: all(not server.monitor("/leafz")["leafnodes"] for server in (self.hub, self.leaf)))
 
     async def restore(self) -> None:
         """Let the leaf node reconnect."""
-        self.link.open = True
+        self.link.down = False
         await until(self.is_linked)
 
 

@@ -13,8 +13,8 @@ from sanic.response import empty, html
 
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import WAIT_SECONDS, Bridge, Publisher, running, until
+from tests.support.bridge_proxy import BridgeProxy, Habit
 from tests.support.browsers import Tab
-from tests.support.middlebox import Habit, Middlebox
 
 both = pytest.mark.parametrize("transport", ["websocket", "sse"])
 
@@ -42,8 +42,10 @@ window.seen = (type) => events.filter((event) => event.type === type);
 
 
 @contextlib.asynccontextmanager
-async def serving(nats: NatsServer, habit: Habit = "pass", **settings: Any) -> AsyncIterator[tuple[Bridge, Middlebox]]:
-    """Serve a bridge, in an app with empty pages, behind a middlebox.
+async def serving(
+    nats: NatsServer, habit: Habit = "pass", **settings: Any
+) -> AsyncIterator[tuple[Bridge, BridgeProxy]]:
+    """Serve a bridge, in an app with empty pages, behind a proxy.
 
     ``/open`` has no policy, and ``/hang`` answers when ``app.ctx.released`` is set.
     """
@@ -72,9 +74,9 @@ async def serving(nats: NatsServer, habit: Habit = "pass", **settings: Any) -> A
         settings["subscribe"] = [">"]
     async with (
         running(servers=nats.url, unsubscribe_delay=0, prepare=prepare, **settings) as bridge,
-        Middlebox.listening(bridge.port, habit) as box,
+        BridgeProxy(bridge.port, habit).running() as proxy,
     ):
-        yield bridge, box
+        yield bridge, proxy
 
 
 @contextlib.asynccontextmanager

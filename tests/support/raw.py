@@ -5,8 +5,6 @@ import contextlib
 import http.client
 import json
 import re
-import socket
-import struct
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
@@ -14,6 +12,7 @@ from sanic_nats_bridge import Session
 from sanic_nats_bridge.protocol.session_ids import digest
 from sanic_nats_bridge.sessions.registry import SessionRegistry
 from tests.support.bridge import WAIT_SECONDS, Bridge
+from tools.harness.tcp_proxy import reset as reset
 
 UPGRADE = (
     "Host: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -26,12 +25,6 @@ def client_frame(payload: bytes, opcode: int = 1) -> bytes:
     size = len(payload)
     length = bytes([0x80 | size]) if size < 126 else b"\xfe" + size.to_bytes(2)
     return bytes([0x80 | opcode]) + length + bytes(4) + payload
-
-
-def reset(connection: Any) -> None:
-    """Close a transport by RST, as the kernel does for a client that has crashed."""
-    connection.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    connection.abort()
 
 
 def sessions(bridge: Bridge) -> SessionRegistry:

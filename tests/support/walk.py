@@ -22,7 +22,7 @@ from tests.support.model import (
     WebSocketFollower,
 )
 from tests.support.raw import UPGRADE, client_frame, reset, sessions
-from tests.support.relay import Relay
+from tools.harness.tcp_proxy import Proxy
 
 _WITNESSED: Final = "w.fence"
 _SETTINGS: Final[dict[str, Any]] = {
@@ -44,13 +44,13 @@ no_auth_user: u
 class World:
     """A bridge, its clients and NATS."""
 
-    def __init__(self, nats: NatsServer, relay: Relay, bridge: Bridge, publisher: contextlib.AsyncExitStack) -> None:
+    def __init__(self, nats: NatsServer, proxy: Proxy, bridge: Bridge, publisher: contextlib.AsyncExitStack) -> None:
         self.followers: list[Follower] = []
         self.record = Record()
         self.steps = 0
         self.up = True
         self._nats = nats
-        self._relay = relay
+        self._nats_proxy = proxy
         self._bridge = bridge
         self._publisher_open = publisher
         self._publisher: Publisher
@@ -64,11 +64,11 @@ class World:
         """Create a world with only a witness, which follows a subject of its own."""
         with NatsServer(config=_NATS_CONFIG) as nats:
             async with (
-                Relay.listening(nats.port) as relay,
-                running(servers=relay.url, server=server, **_SETTINGS) as bridge,
+                Proxy(nats.port).running() as proxy,
+                running(servers=proxy.url, server=server, **_SETTINGS) as bridge,
                 contextlib.AsyncExitStack() as publisher,
             ):
-                world = cls(nats, relay, bridge, publisher)
+                world = cls(nats, proxy, bridge, publisher)
                 asyncio.get_running_loop().set_exception_handler(
                     lambda _, context: world.record.complaints.append(repr(context))
                 )
@@ -140,7 +140,7 @@ class World:
     async def cut(self) -> None:
         """Break the connection of the bridge to NATS."""
         self._disturb()
-        self._relay.cut()
+        self._nats_proxy.cut()
 
     async def cut_twice(self, turns: int) -> None:
         """Break the connection to NATS, and the next one after so many turns of the event loop."""

@@ -1,42 +1,43 @@
-"""A TCP proxy that can stop forwarding without an error: connections stay open, and new ones are accepted."""
+"""A TCP proxy that can stop forwarding without an error, and break its connections."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
+import socket
+import struct
+from typing import Any, NamedTuple
 
-__all__ = ["Proxy"]
+from .tcp_server import TcpServer
 
-_READ_BYTES = 65_536
+__all__ = ["READ_BYTES", "Proxy", "Stream", "reset"]
+
+READ_BYTES = 65_536
 
 
-class Proxy:
-    """A proxy from a free port to another port of this machine."""
+class Stream(NamedTuple):
+    """Both directions of a connection."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+
+class Proxy(TcpServer):
+    """A proxy to another port of this machine.
+
+    Attributes:
+        down: New connections are reset.
+    """
 
     def __init__(self, target: int) -> None:
-        self.port = 0
+        super().__init__()
+        self.down = False
         self._target = target
         self._forwarding = asyncio.Event()
         self._forwarding.set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
 
     @property
     def url(self) -> str:
         """The address of the proxy, as a NATS URL."""
         return f"nats://127.0.0.1:{self.port}"
-
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator["Proxy"]:
-        """Accept connections until the end of the context."""
-        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.port = server.sockets[0].getsockname()[1]
-        try:
-            yield self
-        finally:
-            server.close()
-            for task in self._tasks:
-                task.cancel()
-            if self._tasks:
-                await asyncio.wait(self._tasks)
 
     def pause(self) -> None:
         """Hold back all data. Connections stay open, and new ones are accepted."""
@@ -46,27 +47,45 @@ class Proxy:
         """Forward all data again, including the data held back."""
         self._forwarding.set()
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(self._forward(reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def cut(self) -> None:
+        """Reset every connection."""
+        for writer in self._writers:
+            if not writer.is_closing():
+                reset(writer.transport)
 
-    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        target_writer = None
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.down:
+            reset(writer.transport)
+            return
+        writers = [writer]
+        self._writers.add(writer)
         try:
             await self._forwarding.wait()
-            target_reader, target_writer = await asyncio.open_connection("127.0.0.1", self._target)
-            await asyncio.gather(self._copy(reader, target_writer), self._copy(target_reader, writer))
+            target = Stream(*await asyncio.open_connection("127.0.0.1", self._target))
+            writers.append(target.writer)
+            self._writers.add(target.writer)
+            if not writer.is_closing():  # otherwise it was cut meanwhile
+                await self._forward(Stream(reader, writer), target)
         except OSError:
             pass
         finally:
-            writer.close()
-            if target_writer is not None:
-                target_writer.close()
+            self._writers.difference_update(writers)
+            for each in writers:
+                each.close()
+
+    async def _forward(self, client: Stream, target: Stream) -> None:
+        """Forward the data of a connection in both directions until its end."""
+        await asyncio.gather(self._copy(client.reader, target.writer), self._copy(target.reader, client.writer))
 
     async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(_READ_BYTES):
+        while data := await reader.read(READ_BYTES):
             await self._forwarding.wait()
             writer.write(data)
             await writer.drain()
         writer.close()
+
+
+def reset(connection: Any) -> None:
+    """Close a transport by RST, as the kernel does for a process that has crashed."""
+    connection.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.abort()

@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
+from ..harness.tcp_server import TcpServer
 from .http_heads import READ_BYTES, Head, kind_of, read_chunk
 from .rules import Answer, Rule, Rules
 from .stages import Compress, CutError, Frame, Output, Pad, Stage, treatment
@@ -18,34 +19,14 @@ _TOO_LARGE = Answer(431)
 _ENDINGS = (CutError, OSError, ValueError, asyncio.IncompleteReadError)
 
 
-class Middlebox:
+class Middlebox(TcpServer):
     """A proxy to another port of this machine. Each of its connections carries one request."""
 
     def __init__(self, target: int, rules: Rules) -> None:
-        self.port = 0
+        super().__init__()
         self._target = target
         self._rules = rules
         self._first_stream: float | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    @contextlib.asynccontextmanager
-    async def running(self, port: int = 0) -> AsyncIterator["Middlebox"]:
-        """Accept connections on a port, or on a free one, until the end of the context."""
-        server = await asyncio.start_server(self._accept, "127.0.0.1", port)
-        self.port = server.sockets[0].getsockname()[1]
-        try:
-            yield self
-        finally:
-            server.close()
-            for task in self._tasks:
-                task.cancel()
-            if self._tasks:
-                await asyncio.wait(self._tasks)
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(self._serve(reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
