@@ -69,7 +69,7 @@ async def results(request: pytest.FixtureRequest) -> AsyncIterator[Mapping[str, 
     """Measure the set-ups of the tests that were selected."""
     tests: list[Any] = [item for item in request.session.items if item.path == request.path]
     setups = [CATALOGUE[name] for name in NAMES if name in {test.callspec.params["name"] for test in tests}]
-    found = await run(setups, LENGTH, rate=5, at_once=len(LANE), settings=SETTINGS, report=lambda _: None)
+    found = await run(setups, LENGTH, rate=5, at_once=len(LANE), settings=SETTINGS, on_result=lambda _: None)
     yield {result.setup: result for result in found}
 
 

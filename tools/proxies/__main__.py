@@ -38,7 +38,7 @@ def main() -> int:
         rate=options.rate,
         at_once=options.at_once,
         settings=options.settings,
-        report=lambda result: print_line(_line(result)),
+        on_result=lambda result: print_line(_line(result)),
     )
     return _report(Results(machine(), asyncio.run(measuring)), options.docs)
 

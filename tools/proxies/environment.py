@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from playwright.async_api import Browser
+from playwright.async_api import Browser, BrowserContext
 
 from sanic_nats_bridge.testing import NatsServer
 
@@ -34,6 +34,7 @@ class Site:
     Attributes:
         origin: The origin of the page.
         app: The port of the app.
+        port: The port of the proxy.
         heartbeat: The heartbeat of the bridge in seconds.
         proxy: The address of the proxy in the settings of the browser, if it has one.
     """
@@ -84,6 +85,18 @@ class Environment:
         folder.mkdir()
         async with running_program(setup, site.app, site.port, self.certificate, folder):
             yield
+
+    @contextlib.asynccontextmanager
+    async def profile(self, site: Site) -> AsyncIterator[BrowserContext]:
+        """Open a profile of the browser that uses the proxy of a set-up."""
+        options: dict[str, Any] = {"ignore_https_errors": True}
+        if site.proxy is not None:
+            options["proxy"] = {"server": site.proxy, "bypass": "<-loopback>"}
+        context = await self.browser.new_context(**options)
+        try:
+            yield context
+        finally:
+            await context.close()
 
 
 @contextlib.asynccontextmanager

@@ -1,14 +1,12 @@
 """Measure one set-up: open its pages, wait until enough messages were published, and judge what the receivers got."""
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from playwright.async_api import BrowserContext, Error, Page
+from playwright.async_api import Error, Page
 
 from .environment import Environment, Site
 from .programs import StartError
@@ -18,9 +16,9 @@ from .results import LinkResult, SetupResult
 from .setup import Setup
 from .verdict import SLACK, Span, judge, tolerance
 
-__all__ = ["Length", "MeasuredPage", "measure", "opened", "summary"]
+__all__ = ["Length", "MeasuredPage", "link_result", "measure"]
 
-PREFIX = "/nats"
+_PREFIX = "/nats"
 
 _SCRIPT = (Path(__file__).parent / "page.js").read_text()
 _LEAVE_POLL_SECONDS = 0.2
@@ -80,7 +78,7 @@ class MeasuredPage:
 
     async def load_client(self) -> None:
         """Load the module of the browser client."""
-        await self._page.evaluate(f"import('{PREFIX}/client.js')")
+        await self._page.evaluate(f"import('{_PREFIX}/client.js')")
 
     async def start(self, links: Mapping[str, str], roles: Sequence[str] = ROLES) -> None:
         """Start the receivers of links.
@@ -90,7 +88,7 @@ class MeasuredPage:
             roles: The roles of the receivers.
         """
         self.records = {link: Record() for link in links}
-        await self._page.evaluate(_SCRIPT, {"prefix": PREFIX, "links": links, "roles": roles})
+        await self._page.evaluate(_SCRIPT, {"prefix": _PREFIX, "links": links, "roles": roles})
 
     async def collect(self) -> None:
         """Add what the page has noted to the records."""
@@ -102,25 +100,12 @@ class MeasuredPage:
         await self._page.close()
 
 
-@contextlib.asynccontextmanager
-async def opened(env: Environment, site: Site) -> AsyncIterator[BrowserContext]:
-    """Open a browser context that uses the proxy of the site."""
-    options: dict[str, Any] = {"ignore_https_errors": True}
-    if site.proxy is not None:
-        options["proxy"] = {"server": site.proxy, "bypass": "<-loopback>"}
-    context = await env.browser.new_context(**options)
-    try:
-        yield context
-    finally:
-        await context.close()
-
-
 async def measure(setup: Setup, env: Environment, length: Length) -> SetupResult:
     """Measure a set-up with one page."""
     site, result = env.sites[setup.name], SetupResult(setup.name)
     try:
-        async with env.proxy(site), opened(env, site) as context:
-            page = MeasuredPage(await context.new_page())
+        async with env.proxy(site), env.profile(site) as profile:
+            page = MeasuredPage(await profile.new_page())
             await page.load(site)
             result.protocol = await page.protocol()
             await _measure(page, site, env, length, result)
@@ -144,23 +129,23 @@ async def _measure(page: MeasuredPage, site: Site, env: Environment, length: Len
     try:
         first = publisher.last + 1
         await page.start(links)
-        await _started(page, env, length.least)
+        await _wait_until_started(page, env, length.least)
         await publisher.wait_for(length.least)
-        result.links["busy"] = await _settled(page, "busy", env, first, first + length.most, allowed)
+        result.links["busy"] = await _final_result(page, "busy", env, first, first + length.most, allowed)
         publisher.subjects.add(links["quiet"])
         first = publisher.last + 1
         await publisher.wait_for(length.quiet)
         most = first + length.quiet + max(allowed + SLACK, length.most - length.least)
-        result.links["quiet"] = await _settled(page, "quiet", env, first, most, allowed)
-        result.sessions = _by_subject(await env.sessions(site), site)
+        result.links["quiet"] = await _final_result(page, "quiet", env, first, most, allowed)
+        result.sessions = _count_by_receiver(await env.sessions(site), site)
         publisher.subjects.discard(links["quiet"])  # a message would reveal that the page is gone
         await page.close()
-        result.gone = await _watch(site, env, result.sessions, length.leave_seconds)
+        result.gone = await _watch_sessions(site, env, result.sessions, length.leave_seconds)
     finally:
         publisher.subjects -= set(links.values())
 
 
-async def _started(page: MeasuredPage, env: Environment, most: int) -> None:
+async def _wait_until_started(page: MeasuredPage, env: Environment, most: int) -> None:
     """Wait for the first message or error of the EventSource, on a slow machine too, or for a number of messages."""
     end = env.publisher.last + most
     while env.publisher.last < end and not any(page.records["busy"].of("eventsource", "message", "error")):
@@ -168,18 +153,20 @@ async def _started(page: MeasuredPage, env: Environment, most: int) -> None:
         await page.collect()
 
 
-async def _settled(page: MeasuredPage, link: str, env: Environment, first: int, most: int, allowed: int) -> LinkResult:
+async def _final_result(
+    page: MeasuredPage, link: str, env: Environment, first: int, most: int, allowed: int
+) -> LinkResult:
     """Return the result of a link as soon as the verdict is good, or this number was published."""
     while True:
         await page.collect()
         span = Span(first, env.publisher.last, env.publisher.last_before)
-        result = summary(page.records[link], span, allowed)
+        result = link_result(page.records[link], span, allowed)
         if not result.verdict.failures or span.last >= most:
             return result
         await env.publisher.wait_for(2)
 
 
-def summary(record: Record, span: Span, allowed: int) -> LinkResult:
+def link_result(record: Record, span: Span, allowed: int) -> LinkResult:
     """Return the result of a link.
 
     Args:
@@ -203,7 +190,7 @@ def _statuses(record: Record) -> list[str]:
     return lines
 
 
-def _by_subject(sessions: Sequence[Sequence[str]], site: Site) -> dict[str, int]:
+def _count_by_receiver(sessions: Sequence[Sequence[str]], site: Site) -> dict[str, int]:
     """Return the number of sessions of a set-up for each link and role."""
     found: dict[str, int] = {}
     for patterns in sessions:
@@ -215,12 +202,14 @@ def _by_subject(sessions: Sequence[Sequence[str]], site: Site) -> dict[str, int]
     return found
 
 
-async def _watch(site: Site, env: Environment, before: Mapping[str, int], seconds: float) -> dict[str, float | None]:
+async def _watch_sessions(
+    site: Site, env: Environment, before: Mapping[str, int], seconds: float
+) -> dict[str, float | None]:
     """Return the seconds until the sessions of each receiver had ended, after the page was closed."""
     closed = time.monotonic()
     gone: dict[str, float | None] = dict.fromkeys(before)
     while None in gone.values() and time.monotonic() < closed + seconds:
-        now = _by_subject(await env.sessions(site), site)
+        now = _count_by_receiver(await env.sessions(site), site)
         for name, at in gone.items():
             if at is None and name not in now:
                 gone[name] = round(time.monotonic() - closed, 1)

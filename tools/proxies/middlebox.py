@@ -16,7 +16,7 @@ __all__ = ["Middlebox"]
 _POLL_SECONDS = 0.1
 _HOP_BY_HOP = ("connection", "keep-alive")
 _TOO_LARGE = Answer(431)
-_ENDINGS = (CutError, OSError, ValueError, asyncio.IncompleteReadError)
+_CONNECTION_ERRORS = (CutError, OSError, ValueError, asyncio.IncompleteReadError)
 
 
 class Middlebox(TcpServer):
@@ -30,7 +30,7 @@ class Middlebox(TcpServer):
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            with contextlib.suppress(*_ENDINGS):
+            with contextlib.suppress(*_CONNECTION_ERRORS):
                 request = await Head.read(reader)
                 kind = kind_of(request)
                 rule = self._rules.get(kind, Rule())
@@ -103,9 +103,9 @@ class _Link:
     ) -> None:
         """Forward the request and its response until one side closes the connection, or the rule cuts it."""
         await self._to_server.write(bytes(self._forwarded(request)))
-        up = asyncio.create_task(_ending(self._copy_request(reader)))
+        up = asyncio.create_task(_until_error(self._copy_request(reader)))
         down = self._drain_response(server_reader) if self._rule.keeps_upstream else self._copy_response(server_reader)
-        others = {asyncio.create_task(_ending(down)), asyncio.create_task(self._cut(seconds_left))}
+        others = {asyncio.create_task(_until_error(down)), asyncio.create_task(self._cut(seconds_left))}
         try:
             awaited = others if self._rule.keeps_upstream else {up, *others}
             await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
@@ -140,7 +140,7 @@ class _Link:
 
     async def _drain_response(self, reader: asyncio.StreamReader) -> None:
         """Read the response to its end, even if the client has closed its connection."""
-        await _ending(self._copy_response(reader))
+        await _until_error(self._copy_response(reader))
         await _read_all(reader)
 
     def _changes(self, head: Head) -> bool:
@@ -193,9 +193,9 @@ class _Link:
             await asyncio.sleep(_POLL_SECONDS)
 
 
-async def _ending(work: Awaitable[None]) -> None:
-    """Wait for the end of the work. Its errors are those of connections."""
-    with contextlib.suppress(*_ENDINGS):
+async def _until_error(work: Awaitable[None]) -> None:
+    """Wait for the end of the work, which is also an error of a connection."""
+    with contextlib.suppress(*_CONNECTION_ERRORS):
         await work
 
 
@@ -210,7 +210,6 @@ def _location(answer: Answer, request: Head) -> str:
 
 
 async def _respond(writer: asyncio.StreamWriter, request: Head, answer: Answer) -> None:
-    await asyncio.sleep(answer.after)
     headers = [("Content-Type", "text/html"), ("Content-Length", str(len(answer.body))), ("Connection", "close")]
     if answer.location:
         headers.append(("Location", _location(answer, request)))

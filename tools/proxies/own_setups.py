@@ -1,6 +1,5 @@
 """Set-ups with the proxy of our own, each with one habit of the middleboxes in networks."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from .rules import Answer, Flow, Kind, Rewrite, Rule, Rules
@@ -46,12 +45,8 @@ def _every(name: str, title: str, rule: Rule, **settings: Any) -> Setup:
     return Setup(name, f"all of the bridge's routes: {title}", dict.fromkeys(_BRIDGE, rule), settings=settings)
 
 
-def _mixed(name: str, title: str, rules: Mapping[Kind, Rule], tabs: int = 0) -> Setup:
-    return Setup(name, title, rules, tabs=tabs)
-
-
 OWN_SETUPS = (
-    _mixed("pass", "passes everything", {}),
+    Setup("pass", "passes everything", {}),
     _websocket("403", "403", Rule(_FORBIDDEN)),
     _websocket("login", "a login page", Rule(_LOGIN)),
     _websocket("swallowed", "never answered", Rule(swallow=True)),
@@ -71,15 +66,15 @@ OWN_SETUPS = (
     _post("swallowed", "never answered", Rule(swallow=True)),
     _post("cut", "cut", Rule(cut_after=0)),
     _post("late", "answered after 10 s", Rule(down=Flow(delay=10))),
-    _mixed("head-405", "WebSockets refused; HEAD: 405", {**_REFUSED, "head": Rule(_NOT_ALLOWED)}),
-    _mixed(
+    Setup("head-405", "WebSockets refused; HEAD: 405", {**_REFUSED, "head": Rule(_NOT_ALLOWED)}),
+    Setup(
         "head-403-login",
         "WebSockets refused; HEAD: 403; event streams: a login page from 3 s to 6 s, cut before",
         {**_REFUSED, "head": Rule(_FORBIDDEN), "events": Rule(_LOGIN, answer_between=(3, 6))},
     ),
-    _mixed("events-403", "event streams and HEAD: 403", dict.fromkeys(("events", "head"), Rule(_FORBIDDEN))),
-    _mixed("events-login", "event streams: a login page", {"events": Rule(_LOGIN)}),
-    _mixed("events-swallowed", "event streams: never answered", {"events": Rule(swallow=True)}),
+    Setup("events-403", "event streams and HEAD: 403", dict.fromkeys(("events", "head"), Rule(_FORBIDDEN))),
+    Setup("events-login", "event streams: a login page", {"events": Rule(_LOGIN)}),
+    Setup("events-swallowed", "event streams: never answered", {"events": Rule(swallow=True)}),
     _events("403", "403", Rule(_FORBIDDEN)),
     _events("login", "a login page", Rule(_LOGIN)),
     _events("held", "held until their end", Rule(down=Flow(hold_bytes=2**30))),
@@ -96,7 +91,7 @@ OWN_SETUPS = (
     _events("byte-chunks", "a chunk for each byte", Rule(framing="bytes")),
     _events("unchunked", "no chunks", Rule(framing="close")),
     _events("unread", "read on after the browser has closed them", Rule(keeps_upstream=True)),
-    _mixed(
+    Setup(
         "cut-2s-6s",
         "WebSockets: cut after 2 s; event streams: cut after 6 s",
         {"websocket": Rule(cut_after=2), "events": Rule(cut_after=6)},
@@ -105,7 +100,7 @@ OWN_SETUPS = (
     _every("cut-idle", "cut after 8 s without a byte", Rule(cut_idle=8)),
     _every("silent", "silent after 6 s", Rule(down=Flow(lost_after=6)), **_QUICK),
     _every("deploy", "404 from 3 s to 6 s, cut before", _DEPLOY),
-    _mixed("deploy-sse", "the same, WebSockets refused", {**dict.fromkeys(_BRIDGE, _DEPLOY), **_REFUSED}),
+    Setup("deploy-sse", "the same, WebSockets refused", {**dict.fromkeys(_BRIDGE, _DEPLOY), **_REFUSED}),
     _every("late", "delayed by 1 s in each direction", Rule(up=Flow(delay=1), down=Flow(delay=1))),
     _every("slow", "3,000 bytes per second", Rule(down=Flow(bytes_per_second=3000))),
     _every("pieces", "a few bytes at a time", Rule(up=Flow(piece_bytes=3), down=Flow(piece_bytes=7))),
@@ -123,5 +118,5 @@ OWN_SETUPS = (
     ),
     _every("other-host", "redirected to another host name", Rule(_TO_OTHER_HOST)),
     _every("login", "redirected to a login page", Rule(_TO_LOGIN)),
-    _mixed("tabs", "WebSockets refused; eight tabs over HTTP/1.1", _REFUSED, tabs=8),
+    Setup("tabs", "WebSockets refused; eight tabs over HTTP/1.1", _REFUSED, tabs=8),
 )

@@ -1,7 +1,7 @@
 // What a page does: it runs the browser client, a bare EventSource and a bare WebSocket at the same time, and notes what
 // each gets. An EventSource that has ended for good is opened again, as careful pages do.
 ({ prefix, links, roles }) => {
-  const AGAIN = 5000;
+  const RETRY_MS = 5000;
   /** Rows of milliseconds, link, role, kind and value, until `take` is called. */
   const rows = [];
   const note = (link, role, kind, value = null) => rows.push([Date.now(), link, role, kind, value]);
@@ -29,7 +29,7 @@
       source.onopen = () => note(link, "eventsource", "open");
       source.onerror = () => {
         note(link, "eventsource", "error");
-        if (source.readyState === 2) setTimeout(() => follow.eventsource(link, subject), AGAIN);
+        if (source.readyState === 2) setTimeout(() => follow.eventsource(link, subject), RETRY_MS);
       };
       source.onmessage = ({ data }) => receive(link, "eventsource", JSON.parse(data));
       for (const type of ["welcome", "reply", "heartbeat", "gap"]) {

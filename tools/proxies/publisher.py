@@ -52,10 +52,6 @@ class Publisher:
         """Return the number of the last message that was published before a moment of the wall clock."""
         return bisect.bisect_left(self._times, moment)
 
-    def time_of(self, number: int) -> float:
-        """Return the time at which a message was published."""
-        return self._times[number - 1]
-
     async def wait_for(self, count: int) -> None:
         """Wait until this number of further messages has been published."""
         end = self.last + count

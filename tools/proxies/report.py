@@ -48,12 +48,12 @@ def messages_table(results: Results) -> Table:
         busy = result.links["busy"]
         received = [busy.received[role] for role in ROLES]
         cells = (
-            _three("-" if each.first is None else f"{each.first:.1f}" for each in received),
-            _three(str(each.count) for each in received),
+            _joined("-" if each.first is None else f"{each.first:.1f}" for each in received),
+            _joined(str(each.count) for each in received),
             str(busy.published),
             str(busy.verdict.missed),
-            _three("-" if each.first is None else f"{each.pause:.1f}" for each in received),
-            _three("yes" if each.goes_on else "no" for each in received),
+            _joined("-" if each.first is None else f"{each.pause:.1f}" for each in received),
+            _joined("yes" if each.goes_on else "no" for each in received),
             _transports(busy),
         )
         table.rows.append((setup.name, *cells, _BROKEN if result.failures else _KEPT))
@@ -74,9 +74,9 @@ def quiet_table(results: Results) -> Table:
         seconds = max((each for each in result.gone.values() if each is not None), default=None)
         ended = "-" if seconds is None else f"{seconds:.1f}"
         cells = (
-            _three(str(each.frames) for each in received),
-            _three(str(each.ends) for each in received),
-            _three(str(each.count) for each in received),
+            _joined(str(each.frames) for each in received),
+            _joined(str(each.ends) for each in received),
+            _joined(str(each.count) for each in received),
             str(quiet.published),
             str(sum(result.sessions.values())),
             f"not: {', '.join(late)}" if late else ended,
@@ -107,8 +107,8 @@ def tabs_table(results: Results) -> Table:
         for name, tab in result.links.items():
             received = [tab.received[role] for role in ("client", "eventsource")]
             cells = (
-                _three("-" if each.first is None else f"{each.first:.1f}" for each in received),
-                _three(str(each.count) for each in received),
+                _joined("-" if each.first is None else f"{each.first:.1f}" for each in received),
+                _joined(str(each.count) for each in received),
                 str(tab.published),
                 next((_escaped(line) for line in reversed(tab.statuses) if not line.endswith("ready")), "-"),
                 _BROKEN if tab.verdict.failures else _KEPT,
@@ -123,7 +123,7 @@ def _measured(results: Results) -> Iterator[tuple[Setup, SetupResult]]:
     return ((CATALOGUE[result.setup], result) for result in results.setups if result.setup in CATALOGUE)
 
 
-def _three(values: Iterable[str]) -> str:
+def _joined(values: Iterable[str]) -> str:
     return " / ".join(values)
 
 

@@ -19,13 +19,11 @@ class Answer:
 
     Attributes:
         location: The address of a redirect. ``{port}`` and ``{path}`` are replaced by those of the request.
-        after: Seconds that the answer takes.
     """
 
     status: int
     body: str = ""
     location: str = ""
-    after: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ async def run(
     rate: float,
     at_once: int,
     settings: Mapping[str, Any],
-    report: Callable[[SetupResult], None],
+    on_result: Callable[[SetupResult], None],
 ) -> list[SetupResult]:
     """Measure set-ups, and return their results in the same order.
 
@@ -31,7 +31,7 @@ async def run(
         rate: Messages per second.
         at_once: The number of set-ups that are measured at a time.
         settings: Settings of the bridge for all set-ups.
-        report: Called with each result when it is there.
+        on_result: Called with each result as soon as it exists.
     """
     programs = {setup.proxy for setup in setups if isinstance(setup.proxy, Program)}
     install(programs)
@@ -43,7 +43,7 @@ async def run(
                 result = await (measure_tabs if setup.tabs else measure)(setup, env, length)
             if isinstance(setup.proxy, Program):
                 result.version = version(setup.proxy)
-            report(result)
+            on_result(result)
             return result
 
         return await asyncio.gather(*map(take_turn, setups))

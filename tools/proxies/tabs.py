@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 from .environment import Environment
-from .measure import Length, MeasuredPage, opened, summary
+from .measure import Length, MeasuredPage, link_result
 from .publisher import Publisher
 from .record import Record
 from .results import LinkResult, SetupResult
@@ -21,7 +21,7 @@ async def measure_tabs(setup: Setup, env: Environment, length: Length) -> SetupR
     """Measure a set-up with several tabs. Its links are the tabs."""
     site, publisher, result = env.sites[setup.name], env.publisher, SetupResult(setup.name)
     subject, allowed = f"tab.{setup.name}", tolerance(publisher.rate, site.heartbeat)
-    async with env.proxy(site), opened(env, site) as clients, opened(env, site) as sources:
+    async with env.proxy(site), env.profile(site) as clients, env.profile(site) as sources:
         # All are loaded before, because the seventh can't be loaded once six streams are open.
         pairs = [
             (MeasuredPage(await clients.new_page()), MeasuredPage(await sources.new_page())) for _ in range(setup.tabs)
@@ -57,4 +57,4 @@ async def _judged(pair: Sequence[MeasuredPage], first: int, publisher: Publisher
     await asyncio.gather(*(page.collect() for page in pair))
     span = Span(first, publisher.last, publisher.last_before)
     rows = [row for page in pair for row in page.records["tab"].rows]
-    return summary(Record(sorted(rows, key=lambda row: row.time)), span, allowed)
+    return link_result(Record(sorted(rows, key=lambda row: row.time)), span, allowed)
