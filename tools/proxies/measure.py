@@ -1,4 +1,4 @@
-"""Measure one set-up: open its pages, wait until enough messages were published, and judge what the receivers got."""
+"""Measure a page behind a proxy: wait until enough messages were published, and judge what the receivers got."""
 
 import asyncio
 import time
@@ -9,14 +9,12 @@ from pathlib import Path
 from playwright.async_api import Error, Page
 
 from .environment import Environment, Site
-from .programs import StartError
 from .publisher import ROLES
 from .record import Record, Row
 from .results import LinkResult, SetupResult
-from .setup import Setup
 from .verdict import SLACK, Span, judge, tolerance
 
-__all__ = ["Length", "MeasuredPage", "link_result", "measure"]
+__all__ = ["Length", "MeasuredPage", "PageError", "link_result", "measure_page"]
 
 _PREFIX = "/nats"
 
@@ -100,28 +98,16 @@ class MeasuredPage:
         await self._page.close()
 
 
-async def measure(setup: Setup, env: Environment, length: Length) -> SetupResult:
-    """Measure a set-up with one page."""
-    site, result = env.sites[setup.name], SetupResult(setup.name)
-    try:
-        async with env.proxy(site), env.profile(site) as profile:
-            page = MeasuredPage(await profile.new_page())
-            await page.load(site)
-            result.protocol = await page.protocol()
-            await _measure(page, site, env, length, result)
-    except PageError as error:
-        result.page = str(error)
-    except StartError as error:
-        result.page = str(error)
-        result.failures.append("the proxy does not start")
-    except Error as error:
-        result.failures.append(str(error).splitlines()[0])
-    for name, link in result.links.items():
-        result.failures += (f"{name}: {failure}" for failure in link.verdict.failures)
-    return result
+async def measure_page(site: Site, env: Environment, length: Length, result: SetupResult) -> None:
+    """Measure a set-up with one page. Its links are a busy and a quiet one."""
+    async with env.profile(site) as profile:
+        page = MeasuredPage(await profile.new_page())
+        await page.load(site)
+        result.protocol = await page.protocol()
+        await _measure_links(page, site, env, length, result)
 
 
-async def _measure(page: MeasuredPage, site: Site, env: Environment, length: Length, result: SetupResult) -> None:
+async def _measure_links(page: MeasuredPage, site: Site, env: Environment, length: Length, result: SetupResult) -> None:
     publisher, subject = env.publisher, site.setup.name
     links = {name: f"{name}.{subject}" for name in ("busy", "quiet")}
     allowed = tolerance(publisher.rate, site.heartbeat)

@@ -4,9 +4,11 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .environment import environment
-from .measure import Length, measure
-from .programs import install, version
+from playwright.async_api import Error
+
+from .environment import Environment, environment
+from .measure import Length, PageError, measure_page
+from .programs import StartError, install, version
 from .results import SetupResult
 from .setup import Program, Setup
 from .tabs import measure_tabs
@@ -40,10 +42,28 @@ async def run(
 
         async def take_turn(setup: Setup) -> SetupResult:
             async with turns:
-                result = await (measure_tabs if setup.tabs else measure)(setup, env, length)
+                result = await _measure(setup, env, length)
             if isinstance(setup.proxy, Program):
                 result.version = version(setup.proxy)
             on_result(result)
             return result
 
         return await asyncio.gather(*map(take_turn, setups))
+
+
+async def _measure(setup: Setup, env: Environment, length: Length) -> SetupResult:
+    site, result = env.sites[setup.name], SetupResult(setup.name)
+    try:
+        async with env.proxy(site):
+            await (measure_tabs if setup.tabs else measure_page)(site, env, length, result)
+    except PageError as error:
+        result.page = str(error)
+    except StartError as error:
+        result.page = str(error)
+        result.failures.append("the proxy does not start")
+    except Error as error:
+        result.page = str(error).splitlines()[0]
+        result.failures.append("the browser has failed")
+    for name, link in result.links.items():
+        result.failures += (f"{name}: {failure}" for failure in link.verdict.failures)
+    return result

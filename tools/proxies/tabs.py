@@ -3,12 +3,11 @@
 import asyncio
 from collections.abc import Sequence
 
-from .environment import Environment
+from .environment import Environment, Site
 from .measure import Length, MeasuredPage, link_result
 from .publisher import Publisher
 from .record import Record
 from .results import LinkResult, SetupResult
-from .setup import Setup
 from .verdict import Span, tolerance
 
 __all__ = ["measure_tabs"]
@@ -17,15 +16,13 @@ _BETWEEN = 3
 """Messages between the starts of two tabs."""
 
 
-async def measure_tabs(setup: Setup, env: Environment, length: Length) -> SetupResult:
+async def measure_tabs(site: Site, env: Environment, length: Length, result: SetupResult) -> None:
     """Measure a set-up with several tabs. Its links are the tabs."""
-    site, publisher, result = env.sites[setup.name], env.publisher, SetupResult(setup.name)
-    subject, allowed = f"tab.{setup.name}", tolerance(publisher.rate, site.heartbeat)
-    async with env.proxy(site), env.profile(site) as clients, env.profile(site) as sources:
+    publisher, subject, count = env.publisher, f"tab.{site.setup.name}", site.setup.tabs
+    allowed = tolerance(publisher.rate, site.heartbeat)
+    async with env.profile(site) as clients, env.profile(site) as sources:
         # All are loaded before, because the seventh can't be loaded once six streams are open.
-        pairs = [
-            (MeasuredPage(await clients.new_page()), MeasuredPage(await sources.new_page())) for _ in range(setup.tabs)
-        ]
+        pairs = [(MeasuredPage(await clients.new_page()), MeasuredPage(await sources.new_page())) for _ in range(count)]
         await asyncio.gather(*(page.load(site) for pair in pairs for page in pair))
         await asyncio.gather(*(client.load_client() for client, _ in pairs))
         result.protocol = await pairs[0][0].protocol()
@@ -49,8 +46,6 @@ async def measure_tabs(setup: Setup, env: Environment, length: Length) -> SetupR
                 await publisher.wait_for(_BETWEEN)
         finally:
             publisher.subjects.discard(subject)
-    result.failures = [f"{name}: {each}" for name, link in result.links.items() for each in link.verdict.failures]
-    return result
 
 
 async def _judged(pair: Sequence[MeasuredPage], first: int, publisher: Publisher, allowed: int) -> LinkResult:
