@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 from playwright.async_api import Browser, BrowserContext
 
+from sanic_nats_bridge.settings import Settings
 from sanic_nats_bridge.testing import NatsServer
 
 from ..harness.certificates import Certificate, self_signed
@@ -24,7 +25,6 @@ from .setup import Program, Setup
 __all__ = ["Environment", "Site", "environment"]
 
 _READABLE = 0o755
-_DEFAULT_HEARTBEAT = 15.0
 
 
 @dataclass(frozen=True)
@@ -33,18 +33,16 @@ class Site:
 
     Attributes:
         origin: The origin of the page.
-        app: The port of the app.
-        port: The port of the proxy.
         heartbeat: The heartbeat of the bridge in seconds.
-        proxy: The address of the proxy in the settings of the browser, if it has one.
+        browser_proxy: The address of the proxy in the settings of the browser, if it has one.
     """
 
     setup: Setup
     origin: str
-    app: int
-    port: int
+    app_port: int
+    proxy_port: int
     heartbeat: float
-    proxy: str | None = None
+    browser_proxy: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ class Environment:
 
     async def sessions(self, site: Site) -> list[list[str]]:
         """Return the patterns of each session of an app."""
-        async with self.http.get(f"http://127.0.0.1:{site.app}/sessions") as response:
+        async with self.http.get(f"http://127.0.0.1:{site.app_port}/sessions") as response:
             found: list[list[str]] = await response.json()
             return found
 
@@ -78,20 +76,20 @@ class Environment:
         """
         setup = site.setup
         if not isinstance(setup.proxy, Program):
-            async with Middlebox(site.app, setup.proxy).running(site.port):
+            async with Middlebox(site.app_port, setup.proxy).running(site.proxy_port):
                 yield
             return
         folder = self.folder / setup.name
         folder.mkdir()
-        async with running_program(setup, site.app, site.port, self.certificate, folder):
+        async with running_program(setup, site.app_port, site.proxy_port, self.certificate, folder):
             yield
 
     @contextlib.asynccontextmanager
     async def profile(self, site: Site) -> AsyncIterator[BrowserContext]:
         """Open a profile of the browser that uses the proxy of a set-up."""
         options: dict[str, Any] = {"ignore_https_errors": True}
-        if site.proxy is not None:
-            options["proxy"] = {"server": site.proxy, "bypass": "<-loopback>"}
+        if site.browser_proxy is not None:
+            options["proxy"] = {"server": site.browser_proxy, "bypass": "<-loopback>"}
         context = await self.browser.new_context(**options)
         try:
             yield context
@@ -135,13 +133,14 @@ def _sites(
         port = free_port()
         host = "localhost" if setup.scheme == "https" else "127.0.0.1"
         origin = f"{setup.scheme}://{host}:{port}"
-        options = json.dumps({"servers": nats_url, **setup.settings, **settings})
-        if options not in apps:
-            apps[options] = stack.enter_context(python_server("tools.proxies.app", options)).port
-        app = apps[options]
-        heartbeat = json.loads(options).get("heartbeat", _DEFAULT_HEARTBEAT)
+        options: dict[str, Any] = {"servers": nats_url, **setup.settings, **settings}
+        argument = json.dumps(options)
+        if argument not in apps:
+            apps[argument] = stack.enter_context(python_server("tools.proxies.app", argument)).port
+        app = apps[argument]
+        heartbeat = options.get("heartbeat", Settings().heartbeat)
         if setup.forward:
-            sites[setup.name] = Site(setup, f"http://127.0.0.1:{app}", app, port, heartbeat, proxy=origin)
+            sites[setup.name] = Site(setup, f"http://127.0.0.1:{app}", app, port, heartbeat, browser_proxy=origin)
         else:
             sites[setup.name] = Site(setup, origin, app, port, heartbeat)
     return sites
