@@ -2,11 +2,8 @@
 
 import asyncio
 import contextlib
-import json
 import shutil
 import subprocess
-from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,46 +13,21 @@ from sanic_nats_bridge import Permissions
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import WAIT_SECONDS, Bridge, Publisher, running, until
 from tests.support.bridge_proxy import BridgeProxy
-from tests.support.process import ended
+from tests.support.node_program import NODE, NodeProgram, running_node
 
-NODE = Path(__file__).parents[1] / "support" / "node"
 BROWSER = Path(__file__).parents[2] / "sanic_nats_bridge" / "browser"
 CLIENT = BROWSER / "client.js"
 
 both = pytest.mark.parametrize("transport", ["websocket", "sse"])
 
 
-class Follower:
-    def __init__(self, process: Process) -> None:
-        self.process = process
-
-    async def line(self) -> Any:
-        assert self.process.stdout is not None
-        async with asyncio.timeout(WAIT_SECONDS):
-            return json.loads(await self.process.stdout.readline())
-
-    def say(self, line: str) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{line}\n".encode())
-
-
-def program(name: str, url: str, transport: str, *arguments: str) -> contextlib.AbstractAsyncContextManager[Follower]:
+def program(
+    name: str, url: str, transport: str, *arguments: str
+) -> contextlib.AbstractAsyncContextManager[NodeProgram]:
     return running_node(NODE / name, CLIENT, url, transport, *arguments)
 
 
-@contextlib.asynccontextmanager
-async def running_node(*arguments: str | Path) -> AsyncIterator[Follower]:
-    node = shutil.which("node")
-    assert node is not None, "make test installs node"
-    assert (NODE / "node_modules" / "ws").is_dir(), "make test installs ws"
-    process = await asyncio.create_subprocess_exec(node, *arguments, stdin=PIPE, stdout=PIPE)
-    try:
-        yield Follower(process)
-    finally:
-        await ended(process)
-
-
-def following(url: str, transport: str, *patterns: str) -> contextlib.AbstractAsyncContextManager[Follower]:
+def following(url: str, transport: str, *patterns: str) -> contextlib.AbstractAsyncContextManager[NodeProgram]:
     return program("follow.js", url, transport, *patterns)
 
 

@@ -14,7 +14,8 @@ from typing import Any, Final
 
 import pytest
 
-NODE = Path(__file__).parents[1] / "support" / "node"
+from tests.support.node_program import NODE
+
 MODULE = Path(__file__).parents[2] / "sanic_nats_bridge" / "browser" / "share.js"
 
 WALKS: Final = int(os.environ.get("SHARED_WALKS", "1000"))

@@ -15,10 +15,10 @@ import pytest
 import sanic_nats_bridge
 from sanic_nats_bridge.protocol import messages as protocol
 from sanic_nats_bridge.routes import client
+from tests.support.node_program import NODE
 
 ROOT = Path(__file__).parents[2]
 BROWSER = Path(sanic_nats_bridge.__file__).parent / "browser"
-NODE = Path(__file__).parents[1] / "support" / "node"
 DECLARATIONS = (BROWSER / "client.d.ts").read_text()
 STRUCTS = [
     protocol.Command,

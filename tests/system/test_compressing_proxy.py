@@ -1,36 +1,22 @@
 """Event streams through Express with its package for compression, which gathers what it compresses."""
 
-import asyncio
-import shutil
-from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from sanic_nats_bridge.testing import NatsServer
-from tests.support.bridge import WAIT_SECONDS, Bridge, Publisher, running
-from tests.support.process import ended
-
-NODE = Path(__file__).parents[1] / "support" / "node"
+from tests.support.bridge import Bridge, Publisher, running
+from tests.support.node_program import NODE, running_node
 
 
 @pytest.fixture
 async def bridge(shared_nats: NatsServer) -> AsyncIterator[Bridge]:
     """Serve a bridge, and yield it as clients see it through the proxy."""
-    node = shutil.which("node")
-    assert node is not None, "make test installs node"
-    assert (NODE / "node_modules" / "compression").is_dir(), "make test installs compression"
     async with running(servers=shared_nats.url, subscribe=[">"], metrics=True) as served:
         target = f"http://127.0.0.1:{served.port}"
-        process = await asyncio.create_subprocess_exec(node, NODE / "compressing_proxy.js", target, stdout=PIPE)
-        try:
-            assert process.stdout is not None
-            port = await asyncio.wait_for(process.stdout.readline(), WAIT_SECONDS)
-            yield replace(served, port=int(port))
-        finally:
-            await ended(process)
+        async with running_node(NODE / "compressing_proxy.js", target) as proxy:
+            yield replace(served, port=await proxy.line())
 
 
 async def test_compressing_proxy_delivers_each_event_immediately(bridge: Bridge, publisher: Publisher) -> None:
