@@ -1,4 +1,4 @@
-"""The proxy of our own, between a client and a server of bare sockets."""
+"""The middlebox, between a client and a server of bare sockets."""
 
 import asyncio
 import contextlib

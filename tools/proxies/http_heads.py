@@ -1,4 +1,4 @@
-"""Heads and bodies of HTTP/1 messages, as the proxy of our own reads and writes them (RFC 9112)."""
+"""Heads and bodies of HTTP/1 messages, as the middlebox reads and writes them (RFC 9112)."""
 
 import asyncio
 from typing import NamedTuple, Self

@@ -1,4 +1,4 @@
-"""Set-ups with the proxy of our own, each with one habit of the middleboxes in networks."""
+"""Set-ups with a middlebox, each with one habit of those in networks."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The rules of the proxy of our own: the treatment of each kind of request."""
+"""The rules of the middlebox: the treatment of each kind of request."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

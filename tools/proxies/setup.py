@@ -39,7 +39,7 @@ class Setup:
 
     Attributes:
         title: The configuration, for the report.
-        proxy: A program, or the rules of the proxy of our own.
+        proxy: A program, or the rules of a middlebox.
         configuration: The name of a file in the folder ``configurations``.
         arguments: Further arguments of the program.
         scheme: The scheme of the page. With https the browser accepts any certificate.

@@ -1,4 +1,4 @@
-"""The treatment of bytes by the proxy of our own: stages, each of which writes into the next."""
+"""The treatment of bytes by the middlebox: stages, each of which writes into the next."""
 
 import asyncio
 import contextlib
