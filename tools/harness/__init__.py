@@ -1,1 +1,1 @@
-"""Processes, tables and a TCP proxy, shared by the benchmarks, the faults and the tests."""
+"""Processes, servers, certificates, a browser and tables, shared by the tools and the tests."""
