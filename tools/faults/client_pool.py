@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Protocol
 
 from sanic_nats_bridge.testing import NatsServer
 
@@ -23,6 +24,27 @@ _CLEANUP_SECONDS = 60.0
 _POLL_SECONDS = 0.1
 
 
+class Member(Protocol):
+    """A client that reconnects, with all of its logs. Its attributes are those of `ReconnectingClient`."""
+
+    reconnects: list[Reconnect]
+
+    @property
+    def sessions(self) -> Sequence[Client]:
+        """Logs of the client, of which the last is the current one."""
+
+    @property
+    def current(self) -> Client:
+        """The newest of them."""
+
+    @property
+    def connected(self) -> bool:
+        """True if it has a session with its subscriptions."""
+
+    async def close(self) -> None:
+        """Disconnect, and don't reconnect."""
+
+
 class ClientPool(Workload):
     """All clients of all machines.
 
@@ -36,7 +58,7 @@ class ClientPool(Workload):
         super().__init__(small=small)
         self.servers = servers
         self.machines = machines
-        self.members: list[ReconnectingClient] = []
+        self.members: list[Member] = []
         self.addresses = [machine.address for machine in machines]
         self.process_count = sum(len(machine.processes) for machine in machines)
         self.propagations: list[tuple[float, float]] = []

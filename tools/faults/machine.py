@@ -45,11 +45,12 @@ class Machine:
 
     @contextlib.asynccontextmanager
     async def running(self, settings: Mapping[str, Any], workers: int) -> AsyncIterator["Machine"]:
-        """Run the app with this number of workers.
+        """Run the app with this number of workers. After its end it can be run again, on the same port.
 
         Raises:
             InjectionError: The app did not start. The message contains the end of its log.
         """
+        before = len(self.ready)
         options = (json.dumps(settings), self._host.address, str(self._port), str(workers))
         command = self._host.command(sys.executable, "-m", "tools.faults.workers", *options)
         with tempfile.TemporaryFile() as log:
@@ -60,7 +61,7 @@ class Machine:
             reading = asyncio.create_task(self._read_reports(process))
             try:
                 with _end_of_log(log):
-                    await until(lambda: len(self.ready) == workers, "all workers serve", _START_SECONDS)
+                    await until(lambda: len(self.ready) == before + workers, "all workers serve", _START_SECONDS)
                 yield self
             finally:
                 await _stop(process)
