@@ -18,6 +18,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NODE := tests/support/node
+FAULTS_NODE := tools/faults/node
 ARGS ?=
 # The tests start hundreds of Python processes, which would each compile the package.
 unexport PYTHONDONTWRITEBYTECODE
@@ -38,7 +39,7 @@ run: $(VENV)/.run
 
 test: $(VENV)/.dev
 	@.ci/packages $(TEST_PACKAGES)
-	@$(MAKE) --no-print-directory $(NODE)/node_modules/.made
+	@$(MAKE) --no-print-directory $(NODE)/node_modules/.made $(FAULTS_NODE)/node_modules/.made
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 # The lane is the folder: a test belongs into tests/unit if it needs Python packages only, and waits for nothing.
@@ -47,7 +48,8 @@ test-fast: $(VENV)/.dev
 
 test-tools: $(VENV)/.dev
 	@.ci/packages $(TEST_PACKAGES)
-	TOOLS_IN_FULL=1 $(BIN)/python -m pytest tests/tools tests/system/test_fleet.py tests/system/test_proxy_table.py tests/system/test_rolling.py tests/system/test_workers.py $(ARGS)
+	@$(MAKE) --no-print-directory $(FAULTS_NODE)/node_modules/.made
+	TOOLS_IN_FULL=1 $(BIN)/python -m pytest tests/tools tests/system/test_deploy.py tests/system/test_fleet.py tests/system/test_proxy_table.py tests/system/test_rolling.py tests/system/test_workers.py $(ARGS)
 
 test-versions: $(VENV)/.dev
 	$(BIN)/python -m tools.versions $(ARGS)
@@ -74,6 +76,8 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 
 faults: $(VENV)/.dev
+	@.ci/packages node:nodejs npm:npm
+	@$(MAKE) --no-print-directory $(FAULTS_NODE)/node_modules/.made
 	$(BIN)/python -m tools.faults $(ARGS)
 
 # The tool itself installs the proxies that it is to measure.
@@ -88,7 +92,7 @@ bench-panini: $(VENV)/.bench .bench/panini/.made
 	$(BIN)/python -m tools.benchmarks --with panini $(ARGS)
 
 clean:
-	rm -rf $(VENV) .bench .versions $(NODE)/node_modules tools/proxies/node/node_modules
+	rm -rf $(VENV) .bench .versions $(NODE)/node_modules $(FAULTS_NODE)/node_modules tools/proxies/node/node_modules
 
 $(VENV)/.run: $(VENV)/.made pyproject.toml setup.cfg
 	$(BIN)/pip install --quiet --editable '.[server]'
@@ -108,9 +112,9 @@ $(VENV)/.bench: $(VENV)/.made pyproject.toml setup.cfg
 	.bench/panini/bin/pip install --quiet 'panini==0.8.4' 'aiohttp>=3.11' packaging
 	@touch $@
 
-# What the tests of the browser client run it with, and check its types.
-$(NODE)/node_modules/.made: $(NODE)/package.json
-	npm install --prefix $(NODE) --no-package-lock --no-audit --no-fund --silent
+# What the tests of the browser client run it with, and check its types; and what the faults run it with.
+%/node_modules/.made: %/package.json
+	npm install --prefix $* --no-package-lock --no-audit --no-fund --silent
 	@touch $@
 
 # Debian's python3 has no ensurepip without python3-venv.

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from .bridge_faults import BRIDGE_FAULTS, CONTROL
 from .cluster_scenario import ClusterScenario
+from .deploy import DEPLOY
 from .fault import Fault
 from .fleet import FLEET
 from .limit_faults import LIMIT_FAULTS
@@ -14,6 +15,7 @@ from .rolling import ROLLING
 __all__ = ["CATALOGUE"]
 
 CATALOGUE: Mapping[str, Fault | ClusterScenario] = {
-    entry.name: entry for entry in (*NATS_FAULTS, *LIMIT_FAULTS, *PEER_FAULTS, *BRIDGE_FAULTS, FLEET, ROLLING, CONTROL)
+    entry.name: entry
+    for entry in (*NATS_FAULTS, *LIMIT_FAULTS, *PEER_FAULTS, *BRIDGE_FAULTS, FLEET, ROLLING, DEPLOY, CONTROL)
 }
 """Faults by name. The last one is the control run."""
