@@ -114,8 +114,8 @@ async def test_messages_arrive_through_any_proxy(
 ) -> None:
     subject = publisher.subject("a")
     options = {"timeout": 300} if habit == "swallow" else {}
-    async with serving(shared_nats, habit) as (bridge, box), publishing(publisher, subject):
-        await tab.goto(box.url)
+    async with serving(shared_nats, habit) as (bridge, proxy), publishing(publisher, subject):
+        await tab.goto(proxy.url)
         await begin(tab, options, subject)
         await true(tab, "messages.length")
         status = await tab.evaluate("nats.status")
@@ -127,26 +127,26 @@ async def test_messages_arrive_through_any_proxy(
 
 async def test_tab_remembers_working_transport(tab: Tab, shared_nats: NatsServer, publisher: Publisher) -> None:
     subject = publisher.subject("a")
-    async with serving(shared_nats, "refuse") as (_, box):
-        await tab.goto(box.url)
+    async with serving(shared_nats, "refuse") as (_, proxy):
+        await tab.goto(proxy.url)
         await begin(tab, {}, subject)
         await ready(tab, "sse")
         await tab.reload()
         await begin(tab, {}, subject)
         await ready(tab, "sse")
         assert await tab.evaluate("nats.status.why") == "remembered"
-        assert box.paths.count("/nats/stream") == 1
+        assert proxy.paths.count("/nats/stream") == 1
 
 
 async def test_client_switches_back_to_websocket_when_it_works_again(
     tab: Tab, shared_nats: NatsServer, publisher: Publisher
 ) -> None:
     subject = publisher.subject("a")
-    async with serving(shared_nats, "refuse", heartbeat=8) as (bridge, box):
-        await tab.goto(box.url)
+    async with serving(shared_nats, "refuse", heartbeat=8) as (bridge, proxy):
+        await tab.goto(proxy.url)
         await begin(tab, {"retryBetter": 300}, subject)
         await ready(tab, "sse")
-        box.habit = "pass"
+        proxy.habit = "pass"
         await true(tab, "nats.status.transport === 'websocket'")
         await true(tab, "seen('gap').length")
         assert await tab.evaluate(RECONNECT_GAP) == [[[subject], None, "reconnect"]]
@@ -161,15 +161,15 @@ async def test_client_reconnects_when_server_is_back(
     tab: Tab, shared_nats: NatsServer, publisher: Publisher, transport: str
 ) -> None:
     subject = publisher.subject("a")
-    async with serving(shared_nats) as (bridge, box):
-        await tab.goto(box.url)
+    async with serving(shared_nats) as (bridge, proxy):
+        await tab.goto(proxy.url)
         await begin(tab, {"transports": [transport]}, subject)
         await ready(tab, transport)
         await tab.evaluate("Math.random = () => 0")  # the shortest backoff
-        box.down = True
-        box.cut()
+        proxy.down = True
+        proxy.cut()
         await true(tab, "seen('status').filter(({ state }) => state === 'waiting').length === 2")
-        box.down = False
+        proxy.down = False
         await back(tab, bridge, publisher, subject)
         assert await tab.evaluate(RECONNECT_GAP) == [[[subject], None, "reconnect"]]
 
@@ -198,16 +198,16 @@ async def test_client_reconnects_immediately_when_network_is_back(
     tab: Tab, shared_nats: NatsServer, publisher: Publisher, transport: str
 ) -> None:
     subject = publisher.subject("a")
-    async with serving(shared_nats) as (bridge, box):
-        await tab.goto(box.url)
+    async with serving(shared_nats) as (bridge, proxy):
+        await tab.goto(proxy.url)
         await begin(tab, {"transports": [transport]}, subject)
         await ready(tab, transport)
         await tab.evaluate("Math.random = () => 1000")  # a backoff that no test waits out
         await tab.offline(True)
-        box.down = True
-        box.cut()
+        proxy.down = True
+        proxy.cut()
         await true(tab, "nats.status.retry > 1_000_000")
-        box.down = False
+        proxy.down = False
         await tab.offline(False)
         await back(tab, bridge, publisher, subject)
         assert await tab.evaluate(RECONNECT_GAP) == [[[subject], None, "reconnect"]]
@@ -218,8 +218,8 @@ async def test_client_reconnects_immediately_when_page_becomes_visible(
 ) -> None:
     subject = publisher.subject("a")
     monkeypatch.setattr("random.uniform", lambda _, most: most)
-    async with serving(shared_nats, reconnect_spread=600) as (bridge, box):
-        await tab.goto(box.url)
+    async with serving(shared_nats, reconnect_spread=600) as (bridge, proxy):
+        await tab.goto(proxy.url)
         await begin(tab, {}, subject)
         await ready(tab, "websocket")
         await tab.evaluate("Object.defineProperty(document, 'hidden', { value: true, configurable: true })")
@@ -241,8 +241,8 @@ async def test_client_and_bare_event_source_return_soon_after_stream_reached_its
 ) -> None:
     subject = publisher.subject("a")
     # With any delay but that of the `close` frame, they would return after an hour.
-    async with serving(shared_nats, retry=3600, reconnect_spread=3600) as (bridge, box):
-        await tab.goto(box.url)
+    async with serving(shared_nats, retry=3600, reconnect_spread=3600) as (bridge, proxy):
+        await tab.goto(proxy.url)
         await begin(tab, {"transports": ["sse"]}, subject)
         await ready(tab, "sse")
         await tab.evaluate(
@@ -278,14 +278,14 @@ async def test_client_detects_dead_connection_by_silence(
     tab: Tab, shared_nats: NatsServer, publisher: Publisher, transport: str
 ) -> None:
     subject = publisher.subject("a")
-    async with serving(shared_nats, heartbeat=2) as (bridge, box):
-        await tab.goto(box.url)
+    async with serving(shared_nats, heartbeat=2) as (bridge, proxy):
+        await tab.goto(proxy.url)
         await begin(tab, {"transports": [transport]}, subject)
         await ready(tab, transport)
-        box.silent = True
+        proxy.silent = True
         await true(tab, "seen('status').some(({ reason }) => reason === 'silence')")
-        box.silent = False
-        box.cut()
+        proxy.silent = False
+        proxy.cut()
         await back(tab, bridge, publisher, subject)
 
 
@@ -295,15 +295,15 @@ async def test_silence_is_detected_within_two_heartbeats_and_after_sleep(
 ) -> None:
     subject = publisher.subject("a")
     # The clock is that of the whole profile.
-    async with serving(shared_nats, heartbeat=120) as (bridge, box), browser.profile() as profile:
+    async with serving(shared_nats, heartbeat=120) as (bridge, proxy), browser.profile() as profile:
         await profile.add_script(BEGIN)
         tab = await profile.tab()
-        await tab.goto(box.url)
+        await tab.goto(proxy.url)
         await tab.install_clock()
         for asleep in (False, True):
             await begin(tab, {}, subject)
             await ready(tab, "websocket")
-            box.silent = True
+            proxy.silent = True
             if asleep:
                 await tab.sleep(3_600_000)
             else:
@@ -311,8 +311,8 @@ async def test_silence_is_detected_within_two_heartbeats_and_after_sleep(
                 assert await tab.evaluate("nats.status.state") == "connected"
                 await tab.run_for(60_000)
             await true(tab, "seen('status').some(({ reason }) => reason === 'silence')")
-            box.silent = False
-            box.cut()
+            proxy.silent = False
+            proxy.cut()
             await back(tab, bridge, publisher, subject)
             await tab.evaluate("nats.close()")
 
@@ -322,10 +322,10 @@ async def test_frozen_page_loses_no_messages(
     browser: Chromium, profile: Profile, shared_nats: NatsServer, publisher: Publisher
 ) -> None:
     subject = publisher.subject("a")
-    async with serving(shared_nats, heartbeat=2) as (_, box):
+    async with serving(shared_nats, heartbeat=2) as (_, proxy):
         tabs = {transport: await profile.tab() for transport in ("websocket", "sse")}
         for transport, tab in tabs.items():
-            await tab.goto(box.url)
+            await tab.goto(proxy.url)
             await begin(tab, {"transports": [transport]}, subject)
             await ready(tab, transport)
         async with browser.frozen():
@@ -342,19 +342,19 @@ async def test_client_detects_connection_that_died_while_page_was_frozen(
     browser: Chromium, profile: Profile, shared_nats: NatsServer, publisher: Publisher
 ) -> None:
     subjects = {transport: publisher.subject(transport) for transport in ("websocket", "sse")}
-    async with serving(shared_nats, heartbeat=2) as (bridge, box):
+    async with serving(shared_nats, heartbeat=2) as (bridge, proxy):
         tabs = {transport: await profile.tab() for transport in subjects}
         for transport, tab in tabs.items():
-            await tab.goto(box.url)
+            await tab.goto(proxy.url)
             await begin(tab, {"transports": [transport]}, subjects[transport])
             await ready(tab, transport)
         async with browser.frozen():
-            box.silent = True
+            proxy.silent = True
             await asyncio.sleep(4.2)  # the state to test: more than two heartbeats have passed
         for tab in tabs.values():
             await true(tab, "seen('status').some(({ reason }) => reason === 'silence')")
-        box.silent = False
-        box.cut()
+        proxy.silent = False
+        proxy.cut()
         for tab in tabs.values():
             await true(tab, "seen('gap').length && nats.status.state === 'connected'")
         subscribed = sorted((subject,) for subject in subjects.values())
@@ -369,8 +369,8 @@ async def test_hanging_command_does_not_delay_next_session(
     tab: Tab, shared_nats: NatsServer, publisher: Publisher
 ) -> None:
     subject = publisher.subject("a")
-    async with serving(shared_nats, heartbeat=2) as (bridge, box):
-        await tab.goto(box.url)
+    async with serving(shared_nats, heartbeat=2) as (bridge, proxy):
+        await tab.goto(proxy.url)
         await tab.evaluate(
             """(() => {
               const { fetch } = window;
@@ -380,15 +380,15 @@ async def test_hanging_command_does_not_delay_next_session(
         )
         await begin(tab, {"transports": ["sse"]}, subject)
         await ready(tab, "sse")
-        box.silent = True
+        proxy.silent = True
         await tab.evaluate(f"void (window.late = nats.subscribe('{subject}.late'))")
         await true(tab, "nats.status.state === 'waiting'")
-        box.silent = False  # for new requests; the one that hangs still does
+        proxy.silent = False  # for new requests; the one that hangs still does
         assert await tab.evaluate("late.ready.then(() => pending)") == 1
         await until(
             lambda: any({subject, f"{subject}.late"} == set(s.subscriptions) for s in bridge.extension.sessions)
         )
-        box.cut()
+        proxy.cut()
 
 
 # Credentials
@@ -404,8 +404,8 @@ async def test_client_renews_expired_credentials(
     def permissions(request: Request) -> Permissions | None:
         return Permissions([">"], identity="ada") if request.args.get("token") == token.value else None
 
-    async with serving(shared_nats, permissions=permissions) as (bridge, box):
-        await tab.goto(box.url)
+    async with serving(shared_nats, permissions=permissions) as (bridge, proxy):
+        await tab.goto(proxy.url)
         await tab.evaluate("window.asked = 0; window.token = '1'")
         await tab.evaluate(
             """([transports, subject]) =>
@@ -433,8 +433,8 @@ async def test_client_renews_rejected_credentials_with_backoff(
         methods.append(request.method)
         return Permissions([">"]) if request.args.get("token") == "3" else None
 
-    async with serving(shared_nats, permissions=permissions) as (_, box):
-        await tab.goto(box.url)
+    async with serving(shared_nats, permissions=permissions) as (_, proxy):
+        await tab.goto(proxy.url)
         await tab.evaluate("Math.random = () => 0; window.asked = 0")  # the shortest backoff
         await tab.evaluate(
             """([transports, subject]) =>
@@ -459,8 +459,8 @@ async def test_client_without_credentials_does_not_retry_when_rejected(
     def permissions(request: Request) -> None:
         methods.append(request.method)
 
-    async with serving(shared_nats, permissions=permissions) as (_, box):
-        await tab.goto(box.url)
+    async with serving(shared_nats, permissions=permissions) as (_, proxy):
+        await tab.goto(proxy.url)
         await begin(tab, {"transports": [transport]}, "a")
         await true(tab, "nats.status.state === 'closed'")
         assert await tab.evaluate("seen('close').map(({ code }) => code)") == [4401]
@@ -474,8 +474,8 @@ async def test_client_does_not_reconnect_after_session_is_revoked(
     def permissions(_: Request) -> Permissions:
         return Permissions([">"], identity="ada")
 
-    async with serving(shared_nats, permissions=permissions) as (bridge, box):
-        await tab.goto(box.url)
+    async with serving(shared_nats, permissions=permissions) as (bridge, proxy):
+        await tab.goto(proxy.url)
         await begin(tab, {"transports": [transport]}, "a")
         await ready(tab, transport)
         await tab.evaluate("(async () => { for await (const _ of nats.subscribe('a')); window.ended = true })(), 0")
@@ -540,8 +540,8 @@ async def test_callbacks_share_subscription_and_get_only_matching_messages(
     tab: Tab, shared_nats: NatsServer, publisher: Publisher
 ) -> None:
     base = publisher.base
-    async with serving(shared_nats) as (bridge, box):
-        await tab.goto(box.url)
+    async with serving(shared_nats) as (bridge, proxy):
+        await tab.goto(proxy.url)
         await begin(tab)
         await tab.evaluate(
             """async (base) => {
@@ -586,8 +586,8 @@ async def test_rejection_affects_only_subscriptions_to_rejected_pattern(
     def permissions(_: Request) -> Permissions:
         return Permissions([f"{base}.>"])
 
-    async with serving(shared_nats, permissions=permissions, max_subscriptions=5) as (bridge, box):
-        await tab.goto(box.url)
+    async with serving(shared_nats, permissions=permissions, max_subscriptions=5) as (bridge, proxy):
+        await tab.goto(proxy.url)
         await begin(tab, {"transports": [transport]})
         outcome = await tab.evaluate(
             """async (base) => {
@@ -616,8 +616,8 @@ async def test_loops_and_callbacks_end_when_bridge_ends_subscription(
     def permissions(_: Request) -> Permissions:
         return Permissions([">"], identity="ada")
 
-    async with serving(shared_nats, permissions=permissions) as (bridge, box):
-        await tab.goto(box.url)
+    async with serving(shared_nats, permissions=permissions) as (bridge, proxy):
+        await tab.goto(proxy.url)
         await begin(tab)
         await tab.evaluate(
             """(async () => {
@@ -636,8 +636,8 @@ async def test_loops_and_callbacks_end_when_bridge_ends_subscription(
 async def test_hostile_payloads_and_subjects_are_treated_as_data(
     tab: Tab, shared_nats: NatsServer, publisher: Publisher, transport: str
 ) -> None:
-    async with serving(shared_nats) as (_, box):
-        await tab.goto(box.url)
+    async with serving(shared_nats) as (_, proxy):
+        await tab.goto(proxy.url)
         subjects = [
             f"{publisher.base}.__proto__",
             "__proto__",
@@ -688,15 +688,15 @@ async def test_fifty_pages_share_one_stream_and_replace_closed_leader(
     profile: Profile, shared_nats: NatsServer, publisher: Publisher
 ) -> None:
     subject = publisher.subject("a")
-    async with serving(shared_nats) as (bridge, box):
-        leader = await open_shared(profile, box.url, "ada", subject)
+    async with serving(shared_nats) as (bridge, proxy):
+        leader = await open_shared(profile, proxy.url, "ada", subject)
         # With their frames they are many more than the connections that a browser makes to one host.
-        tabs = [await open_shared(profile, box.url, "ada", subject) for _ in range(2)]
+        tabs = [await open_shared(profile, proxy.url, "ada", subject) for _ in range(2)]
         for tab in tabs:
             await tab.evaluate(FRAMES, [24, {"transports": ["sse"], "share": "ada"}, subject])
             await tab.evaluate("pages.push(window), 0")
-        other = await open_shared(profile, box.url, "bob", publisher.subject("b"))
-        assert box.streams == 2
+        other = await open_shared(profile, proxy.url, "bob", publisher.subject("b"))
+        assert proxy.streams == 2
         assert len(bridge.extension.sessions) == 2
         await publisher.send(subject, b"1")
         await true(leader, "messages.length === 1")
@@ -716,16 +716,16 @@ async def test_fifty_pages_share_one_stream_and_replace_closed_leader(
             assert await tab.evaluate(RECONNECT_GAP) == [[[subject], None, "reconnect"]]
             assert await tab.evaluate("pages.every(({ seen }) => seen('gap').length === 1)") is True
         assert await other.evaluate("messages.length") == 0
-        assert box.streams == 3
+        assert proxy.streams == 3
 
 
 async def test_tabs_sharing_stream_have_separate_subscriptions(
     profile: Profile, shared_nats: NatsServer, publisher: Publisher
 ) -> None:
-    async with serving(shared_nats, max_subscriptions=2) as (bridge, box):
+    async with serving(shared_nats, max_subscriptions=2) as (bridge, proxy):
         a, b, c = (publisher.subject(name) for name in "abc")
-        first = await open_shared(profile, box.url, "ada", a, b)
-        second = await open_shared(profile, box.url, "ada", b)
+        first = await open_shared(profile, proxy.url, "ada", a, b)
+        second = await open_shared(profile, proxy.url, "ada", b)
         refused = await second.evaluate(f"nats.subscribe('{c}').ready.catch(({{ code }}) => code)")
         assert refused == "limit.subscriptions"
         await publisher.send(a, b"1")
@@ -738,7 +738,7 @@ async def test_tabs_sharing_stream_have_separate_subscriptions(
         assert set(session.subscriptions) == {a, b}
         await first.evaluate("followed[0].unsubscribe()")
         await until(lambda: set(session.subscriptions) == {b})
-        third = await open_shared(profile, box.url, "ada", c)
+        third = await open_shared(profile, proxy.url, "ada", c)
         await third.close()
         await until(lambda: set(session.subscriptions) == {b})
 
@@ -747,8 +747,8 @@ async def test_tabs_sharing_stream_have_separate_subscriptions(
 async def test_tabs_sharing_stream_may_use_same_command_id(
     profile: Profile, shared_nats: NatsServer, publisher: Publisher
 ) -> None:
-    async with serving(shared_nats) as (_, box):
-        tabs = [await open_shared(profile, box.url, "ada", publisher.subject("a")) for _ in range(2)]
+    async with serving(shared_nats) as (_, proxy):
+        tabs = [await open_shared(profile, proxy.url, "ada", publisher.subject("a")) for _ in range(2)]
         command = "nats.send({ id: 'same', subjects: [] }).then(({ id, code }) => [id, code])"
         replies = await asyncio.gather(*(tab.evaluate(command) for tab in tabs))
         assert replies == [["same", "command.invalid"]] * 2
@@ -799,12 +799,12 @@ async def open_logging(profile: Profile, url: str, subject: str) -> ChromiumTab:
 
 
 @contextlib.asynccontextmanager
-async def busy(tab: ChromiumTab, bridge: Bridge, box: BridgeProxy) -> AsyncIterator[None]:
+async def busy(tab: ChromiumTab, bridge: Bridge, proxy: BridgeProxy) -> AsyncIterator[None]:
     """Keep the tab busy with one long task."""
-    before = box.paths.count("/hang")
+    before = proxy.paths.count("/hang")
     synchronous = "(() => { const r = new XMLHttpRequest(); r.open('GET', '/hang', false); r.send(); })()"
     hanging = asyncio.create_task(tab.evaluate(synchronous))
-    await until(lambda: box.paths.count("/hang") > before)
+    await until(lambda: proxy.paths.count("/hang") > before)
     yield
     bridge.app.ctx.released.set()
     await hanging
@@ -837,8 +837,8 @@ async def test_suspended_leader_hands_on_nothing(
     profile: Profile, shared_nats: NatsServer, publisher: Publisher, way: str
 ) -> None:
     subject = publisher.subject("a")
-    async with serving(shared_nats, heartbeat=2) as (bridge, box):
-        tabs = [await open_logging(profile, box.url, subject) for _ in range(3)]
+    async with serving(shared_nats, heartbeat=2) as (bridge, proxy):
+        tabs = [await open_logging(profile, proxy.url, subject) for _ in range(3)]
         async with counting(publisher, subject) as count:
             for _ in range(2):
                 for tab in tabs:
@@ -846,7 +846,7 @@ async def test_suspended_leader_hands_on_nothing(
                     await tab.evaluate("gaps = 0")
                 leader = await find_leader(tabs)
                 others = [tab for tab in tabs if tab is not leader]
-                async with leader.paused() if way == "paused" else busy(leader, bridge, box):
+                async with leader.paused() if way == "paused" else busy(leader, bridge, proxy):
                     commands = [tab.evaluate("nats.send({ subjects: [] }).then(({ code }) => code)") for tab in others]
                     assert await asyncio.gather(*commands) == ["disconnected"] * 2
                     for tab in others:
@@ -865,8 +865,8 @@ async def test_frozen_leader_hands_over_at_once(
     profile: Profile, shared_nats: NatsServer, publisher: Publisher
 ) -> None:
     subject = publisher.subject("a")
-    async with serving(shared_nats) as (bridge, box):
-        leader, other = [await open_logging(profile, box.url, subject) for _ in range(2)]
+    async with serving(shared_nats) as (bridge, proxy):
+        leader, other = [await open_logging(profile, proxy.url, subject) for _ in range(2)]
         async with counting(publisher, subject) as count:
             async with leader.paused("freeze"):
                 await true(other, "gaps && log.at(-1) > 0")
@@ -888,7 +888,7 @@ async def test_reconnect_in_any_tab_renews_credentials_of_shared_stream(
     def permissions(request: Request) -> Permissions:
         return Permissions([">"], identity=request.args.get("user"))
 
-    async with serving(shared_nats, permissions=permissions) as (bridge, box):
+    async with serving(shared_nats, permissions=permissions) as (bridge, proxy):
 
         def identities() -> list[str | None]:
             return [session.identity for session in bridge.extension.sessions]
@@ -896,7 +896,7 @@ async def test_reconnect_in_any_tab_renews_credentials_of_shared_stream(
         tabs = []
         for _ in range(3):
             tab = await profile.tab()
-            await tab.goto(box.url)
+            await tab.goto(proxy.url)
             await tab.evaluate(f"(() => {{{HURRY}}})()")
             await tab.evaluate(
                 """(subject) => {
@@ -933,13 +933,13 @@ async def test_dead_connection_does_not_replace_leader(
     profile: Profile, shared_nats: NatsServer, publisher: Publisher
 ) -> None:
     subject = publisher.subject("a")
-    async with serving(shared_nats, heartbeat=2) as (bridge, box):
-        tabs = [await open_shared(profile, box.url, "ada", subject) for _ in range(4)]
-        box.silent = True
+    async with serving(shared_nats, heartbeat=2) as (bridge, proxy):
+        tabs = [await open_shared(profile, proxy.url, "ada", subject) for _ in range(4)]
+        proxy.silent = True
         for tab in tabs:
             await true(tab, "seen('status').some(({ state }) => state === 'waiting')")
-        box.silent = False
-        box.cut()
+        proxy.silent = False
+        proxy.cut()
         for tab in tabs:
             await true(tab, "seen('gap').length")
             await back(tab, bridge, publisher, subject)
@@ -957,15 +957,15 @@ async def test_shared_stream_that_is_tried_beside_a_websocket_does_not_change_th
     subject = publisher.subject("a")
     options = {"transports": ["sse", "websocket"], "share": "ada", "timeout": 1_000_000}
     # The clock is that of the whole profile.
-    async with serving(shared_nats, heartbeat=120) as (_, box), browser.profile() as profile:
+    async with serving(shared_nats, heartbeat=120) as (_, proxy), browser.profile() as profile:
         await profile.add_script(BEGIN)
         tab = await profile.tab()
-        await tab.goto(box.url)
+        await tab.goto(proxy.url)
         await tab.install_clock()
         remembered = """([url, { transports, share }]) => sessionStorage.setItem(
           `sanic-nats-bridge ${JSON.stringify([url, transports, share])}`,
           `1 ${Date.now() + 150_000}`)"""
-        await tab.evaluate(remembered, [f"{box.url}/nats/", options])
+        await tab.evaluate(remembered, [f"{proxy.url}/nats/", options])
         await begin(tab, options, subject)
         await ready(tab, "websocket")
         await tab.run_for(156_000)
@@ -985,13 +985,13 @@ DENIED_LOCKS = """
 async def test_tabs_share_stream_only_if_locks_are_available(
     browser: Browser, shared_nats: NatsServer, publisher: Publisher, script: str, streams: int
 ) -> None:
-    async with serving(shared_nats) as (_, box), browser.profile() as profile:
+    async with serving(shared_nats) as (_, proxy), browser.profile() as profile:
         await profile.add_script(BEGIN)
         await profile.add_script(script)
         for _ in range(2):
-            tab = await open_shared(profile, box.url, "ada", publisher.subject("a"))
+            tab = await open_shared(profile, proxy.url, "ada", publisher.subject("a"))
             assert await tab.evaluate("nats.status.shared") is (streams == 1)
-        assert box.streams == streams
+        assert proxy.streams == streams
         assert profile.complaints == []
 
 
@@ -1001,30 +1001,30 @@ async def test_share_module_is_loaded_beside_client_only_if_needed(
 ) -> None:
     port = free_port()
     async with (
-        serving(shared_nats, allowed_origins=[f"http://127.0.0.1:{port}"]) as (bridge, box),
+        serving(shared_nats, allowed_origins=[f"http://127.0.0.1:{port}"]) as (bridge, proxy),
         BridgeProxy(bridge.port).running(port) as other,
     ):
         fixed, other_release = "/nats/client.js", "/nats/client-0123456789abcdef.js"
         path = {"fixed": fixed, "other release": other_release}.get(place, bridge.extension.client_url)
-        page = f"{other.url}/open" if place == "other origin" else box.url
+        page = f"{other.url}/open" if place == "other origin" else proxy.url
         subject = publisher.subject("a")
 
         shared = {"transports": ["sse"], "share": "ada"}
         tabs = [await profile.tab() for _ in range(2)]
         for tab in tabs:
             await tab.goto(page)
-            await tab.evaluate(f"window.module = '{box.url}{path}'")
+            await tab.evaluate(f"window.module = '{proxy.url}{path}'")
             for options in ({"transports": ["sse"]}, {"transports": ["websocket"], "share": "ada"}):
                 await begin(tab, options, subject)
                 await ready(tab, options["transports"][0])
                 await tab.evaluate("nats.close()")
-        assert {path for path in box.paths if path.endswith(".js")} == {path}
+        assert {path for path in proxy.paths if path.endswith(".js")} == {path}
         for tab in tabs:
             await begin(tab, shared, subject)
             await ready(tab, "sse")
             assert await tab.evaluate("nats.status.shared") is True
         await until(lambda: len(bridge.extension.sessions) == 1)
-        (loaded,) = {path for path in box.paths if path.endswith(".js")} - {path}
+        (loaded,) = {path for path in proxy.paths if path.endswith(".js")} - {path}
         assert re.fullmatch(r"/nats/share.js" if place == "fixed" else r"/nats/share-[0-9a-f]{16}.js", loaded)
         assert not [path for path in other.paths if path.startswith("/nats/")]
 
@@ -1032,12 +1032,12 @@ async def test_share_module_is_loaded_beside_client_only_if_needed(
 async def test_each_tab_has_own_stream_if_share_module_is_missing(
     profile: Profile, shared_nats: NatsServer, publisher: Publisher
 ) -> None:
-    async with serving(shared_nats) as (_, box):
-        box.missing = "/nats/share.js"
+    async with serving(shared_nats) as (_, proxy):
+        proxy.missing = "/nats/share.js"
         for streams in (1, 2):
-            tab = await open_shared(profile, box.url, "ada", publisher.subject("a"))
+            tab = await open_shared(profile, proxy.url, "ada", publisher.subject("a"))
             assert await tab.evaluate("nats.status.shared") is False
-            assert box.streams == streams
+            assert proxy.streams == streams
         # Firefox reports the module that it can't load.
         assert all("/nats/share.js" in complaint for complaint in profile.complaints)
         profile.complaints.clear()

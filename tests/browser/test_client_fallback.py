@@ -61,8 +61,8 @@ async def publisher(shared_nats: NatsServer) -> AsyncIterator[Publisher]:
 @contextlib.asynccontextmanager
 async def behind(nats: NatsServer, rules: Rules, **settings: Any) -> AsyncIterator[tuple[Bridge, str]]:
     """Serve a bridge behind a proxy whose rules the test may change; yield it and the proxy's address."""
-    async with serving(nats, **settings) as (bridge, _), Middlebox(bridge.port, rules).running() as box:
-        yield bridge, f"http://127.0.0.1:{box.port}"
+    async with serving(nats, **settings) as (bridge, _), Middlebox(bridge.port, rules).running() as proxy:
+        yield bridge, f"http://127.0.0.1:{proxy.port}"
 
 
 async def receives(tab: ChromiumTab, publisher: Publisher, *subjects: str) -> None:
@@ -326,8 +326,8 @@ async def test_prerendered_page_connects_when_it_is_shown(
     tab: ChromiumTab, shared_nats: NatsServer, publisher: Publisher
 ) -> None:
     subject = publisher.subject("a")
-    async with serving(shared_nats) as (_, box):
-        await tab.goto(box.url)
+    async with serving(shared_nats) as (_, proxy):
+        await tab.goto(proxy.url)
         await tab.evaluate(
             """(subject) => {
               Object.defineProperty(document, "prerendering", { value: true, configurable: true });
@@ -350,10 +350,10 @@ async def test_relative_address_is_that_of_the_page_at_the_start(
 ) -> None:
     subject = publisher.subject("a")
     options = {"transports": ["sse"], "url": "nats/", "share": share} if share else {"url": "nats/"}
-    async with serving(shared_nats) as (bridge, box):
+    async with serving(shared_nats) as (bridge, proxy):
         tabs = [await profile.tab() for _ in range(2)]
         for tab in tabs:
-            await tab.goto(f"{box.url}/open")
+            await tab.goto(f"{proxy.url}/open")
             await begin(tab, options, subject)
             await true(tab, "nats.status.state === 'connected'")
             await tab.evaluate("history.pushState(null, '', '/orders/5/'), 0")
@@ -361,7 +361,7 @@ async def test_relative_address_is_that_of_the_page_at_the_start(
         await until(lambda: len(bridge.extension.sessions) == 1)
         await tabs[1].evaluate("nats.reconnect()")
         await back(tabs[1], bridge, publisher, subject)
-        assert not [path for path in box.paths if path.startswith("/orders")]
+        assert not [path for path in proxy.paths if path.startswith("/orders")]
 
 
 async def test_stream_that_a_proxy_forwards_now_and_then_is_waited_for(
@@ -388,8 +388,8 @@ async def test_clock_that_is_set_changes_nothing(
     tab: ChromiumTab, shared_nats: NatsServer, publisher: Publisher, transport: str, hours: int
 ) -> None:
     subject = publisher.subject("a")
-    async with serving(shared_nats, heartbeat=1) as (bridge, box):
-        await tab.goto(box.url)
+    async with serving(shared_nats, heartbeat=1) as (bridge, proxy):
+        await tab.goto(proxy.url)
         await begin(tab, {"transports": [transport]}, subject)
         await ready(tab, transport)
         await tab.evaluate(
@@ -403,10 +403,10 @@ async def test_clock_that_is_set_changes_nothing(
         )
         await true(tab, "beats >= 4")
         assert await tab.evaluate("seen('status').some(({ reason }) => reason === 'silence')") is False
-        box.silent = True
+        proxy.silent = True
         await true(tab, "seen('status').some(({ reason }) => reason === 'silence')")
-        box.silent = False
-        box.cut()
+        proxy.silent = False
+        proxy.cut()
         await back(tab, bridge, publisher, subject)
 
 
@@ -494,8 +494,8 @@ async def test_address_is_relative_to_the_base_of_the_document(
         tenants.append(request.args.get("tenant"))
         return Permissions([">"])
 
-    async with serving(shared_nats, prefix="/app/nats", permissions=permissions) as (_, box):
-        await tab.goto(f"{box.url}/open")
+    async with serving(shared_nats, prefix="/app/nats", permissions=permissions) as (_, proxy):
+        await tab.goto(f"{proxy.url}/open")
         await tab.evaluate("document.head.append(Object.assign(document.createElement('base'), { href: '/app/' }))")
         await tab.evaluate(CONNECT, url)
     assert set(tenants) == {"7" if url and "tenant" in url else None}
@@ -529,8 +529,8 @@ SRCDOC = """(url) => new Promise((resolve) => {
 async def test_address_is_that_of_the_page_without_one_of_its_own(
     tab: ChromiumTab, shared_nats: NatsServer, place: str, url: str | None
 ) -> None:
-    async with serving(shared_nats, prefix="/app/nats") as (_, box):
-        await tab.goto(f"{box.url}/open")
+    async with serving(shared_nats, prefix="/app/nats") as (_, proxy):
+        await tab.goto(f"{proxy.url}/open")
         assert await tab.evaluate(place, url) == "ready"
 
 
@@ -546,8 +546,8 @@ async def test_reconnect_asks_for_credentials_and_keeps_subscriptions(
     def permissions(request: Request) -> Permissions:
         return Permissions([">"], identity=request.args.get("user"))
 
-    async with serving(shared_nats, permissions=permissions) as (bridge, box):
-        await tab.goto(box.url)
+    async with serving(shared_nats, permissions=permissions) as (bridge, proxy):
+        await tab.goto(proxy.url)
         await tab.evaluate(
             """([transports, subject]) => {
               window.user = "ada";

@@ -58,9 +58,9 @@ async def test_client_resubscribes_and_reports_gap_after_reconnect(
     bridge: Bridge, publisher: Publisher, transport: str
 ) -> None:
     subject = publisher.subject("a")
-    async with BridgeProxy(bridge.port).running() as box, following(f"{box.url}/nats", transport, subject) as node:
+    async with BridgeProxy(bridge.port).running() as proxy, following(f"{proxy.url}/nats", transport, subject) as node:
         assert await node.line() == ["ready", [True]]
-        box.cut()
+        proxy.cut()
         assert await node.line() == [
             "gap",
             {"type": "gap", "subjects": [subject], "lost": None, "reason": "reconnect"},
