@@ -514,7 +514,7 @@ async def test_page_of_local_file_connects_if_advice_in_log_is_followed(
     }"""
 
     def advised() -> set[str]:
-        advice = re.compile(r"from origin '(\S+)' to host .* to the setting 'allowed_origins'")
+        advice = re.compile(r"(?:from|to) origin '(\S+)'.* host .* to the setting 'allowed_origins'")
         return {match[1] for line in caplog.messages if (match := advice.search(line))}
 
     allowed: set[str] = set()

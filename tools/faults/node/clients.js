@@ -15,7 +15,7 @@ const now = () => Number(process.hrtime.bigint()) / 1e9;
 async function fetchTrusting(...request) {
   const response = await fetch(...request);
   if (response.ok) return response;
-  return Response.json({}, { status: response.status, headers: { "Sanic-Nats-Bridge": "1" } });
+  return Response.json({ type: "reply" }, { status: response.status, headers: { "Sanic-Nats-Bridge": "1" } });
 }
 
 const actions = {
