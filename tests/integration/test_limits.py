@@ -34,6 +34,7 @@ class Bystander:
         self._publisher = publisher
         self._subject = publisher.subject("bystander")
         self._sent = self._read = 0
+        self._ended = False
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -45,10 +46,13 @@ class Bystander:
             try:
                 yield bystander
             finally:
-                feed.cancel()
+                # Not cancelled: before Python 3.12 a `flush` that ends at that moment drops the cancellation.
+                # https://github.com/python/cpython/issues/86296
+                bystander._ended = True
+                await feed
 
     async def _feed(self) -> None:
-        while True:
+        while not self._ended:
             await self._publisher.send(self._subject, b"%d" % self._sent)
             self._sent += 1
             await asyncio.sleep(0.01)

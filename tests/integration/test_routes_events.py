@@ -380,8 +380,11 @@ async def test_old_stream_ends_in_order_with_close_1001_and_short_retry(
     ):
         await websocket.follow(subject)
         await reader.readuntil(b'"active":true')
-        await publisher.send(subject, large, b'"last"')
-        assert await websocket.data(2) == ["x" * 300_000, "last"]
+        await publisher.send(subject, large)
+        assert await websocket.data(1) == ["x" * 300_000]
+        await until(lambda: all(session.is_writable for session in bridge.extension.sessions))
+        await publisher.send(subject, b'"last"')
+        assert await websocket.data(1) == ["last"]
         await clock.forward(1000)
         await until(lambda: closed)
         text = await reader.readuntil(b"\r\n0\r\n\r\n")
