@@ -15,6 +15,7 @@ from hypercorn.config import Config as HypercornConfig
 async def uvicorn_serving(app: Any, listener: socket.socket, **options: Any) -> AsyncIterator[None]:
     """Serve the app as `uvicorn.Server.serve` does, without its signals and its waiting."""
     defaults: dict[str, Any] = {"log_config": None, "access_log": False, "timeout_graceful_shutdown": 5}
+    defaults["ws_ping_interval"] = None  # it would end WebSockets when a test moves the clock
     config = uvicorn.Config(app, lifespan="on", **(defaults | options))
     config.load()
     server = uvicorn.Server(config)
