@@ -12,6 +12,7 @@ Rules of this module:
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 
 from ..auth.permissions import Grant
 from ..errors import NatsRefused, SubscriptionLimitExceeded
@@ -138,13 +139,14 @@ class Hub:
         self.release(view.interest for view in held)
 
     def _make_room(self, wanted: set[str]) -> None:
-        too_many = len(self._interests.keys() | wanted) - self._max_patterns
+        known = [interest for pattern in wanted if (interest := self._interests.get(pattern)) is not None]
+        too_many = len(self._interests) + len(wanted) - len(known) - self._max_patterns
         if too_many <= 0:
             return
-        spare = [interest for interest in self._idle if interest.pattern not in wanted]
-        if too_many > len(spare):
+        if too_many > len(self._idle) - sum(interest in self._idle for interest in known):
             raise SubscriptionLimitExceeded("This server has too many subjects (max_patterns); try again later")
-        for interest in spare[:too_many]:
+        spare = (interest for interest in self._idle if interest.pattern not in wanted)
+        for interest in list(islice(spare, too_many)):
             self._unsubscribe(interest)
             self._drop(interest)
 

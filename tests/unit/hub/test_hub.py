@@ -27,6 +27,7 @@ from tests.support.fakes import (
     ignore,
     read_websocket_frames,
 )
+from tests.support.growth import assert_linear
 
 
 async def follow(hub: Hub, subscriber: FakeSubscriber, *patterns: str, seconds: float = 5) -> list[View]:
@@ -490,6 +491,31 @@ async def test_requested_idle_patterns_are_not_evicted_to_make_room() -> None:
     hub.acquire(["a", "c"])
     assert set(hub.patterns) == {"a", "c"}
     assert link.sent == [("SUB", "a"), ("SUB", "b"), ("UNSUB", "b"), ("SUB", "c")]
+
+
+def test_command_does_not_visit_all_patterns() -> None:
+    def make(count: int) -> Callable[[], object]:
+        loop = asyncio.new_event_loop()
+
+        async def build() -> Hub:
+            _, hub = FakeLink.with_hub(max_patterns=2 * count, unsubscribe_delay=1000, max_subscribe_rate=10)
+            hub.acquire([f"a.{number}" for number in range(count)])
+            hub.release(hub.acquire([f"b.{number}" for number in range(count)]))
+            return hub
+
+        hub = loop.run_until_complete(build())
+
+        async def commands() -> None:
+            for number in range(count):
+                hub.acquire([f"a.{number // 2}", f"c.{number}"])
+
+        def run() -> None:
+            loop.run_until_complete(commands())
+            loop.close()
+
+        return run
+
+    assert_linear(make, 2_000)
 
 
 # The order of status and gap
