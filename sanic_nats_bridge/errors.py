@@ -13,6 +13,7 @@
     ├── NotSubscribed                subject.not_subscribed
     ├── SizeLimitExceeded            limit.size
     ├── SubscriptionLimitExceeded    limit.subscriptions
+    ├── OverlapLimitExceeded         limit.overlap
     ├── RateLimitExceeded            limit.rate
     ├── UnknownSession               session.unknown
     ├── UnreachableSession           session.unreachable
@@ -40,6 +41,7 @@ __all__ = [
     "NatsRefused",
     "NatsUnavailable",
     "NotSubscribed",
+    "OverlapLimitExceeded",
     "RateLimitExceeded",
     "SettingsError",
     "SizeLimitExceeded",
@@ -185,6 +187,13 @@ class SubscriptionLimitExceeded(BridgeError):
     """More patterns than ``max_subscriptions`` allows for the session, or ``max_patterns`` for the worker."""
 
     code = "limit.subscriptions"
+    http_status = 429
+
+
+class OverlapLimitExceeded(BridgeError):
+    """More patterns of a session that match one message than ``max_overlap``. It ends the newest of them."""
+
+    code = "limit.overlap"
     http_status = 429
 
 

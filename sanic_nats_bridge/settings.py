@@ -64,6 +64,7 @@ class SettingKeywords(TypedDict, total=False):
     confirm_timeout: float
     relay_timeout: float
     max_subscriptions: int
+    max_overlap: int
     max_patterns: int
     max_subscribe_rate: float
     max_sessions: int
@@ -134,6 +135,8 @@ class Settings:
     """Seconds beyond ``confirm_timeout`` that a POST waits for the worker that holds its session."""
     max_subscriptions: int = _option(128, validators.integer(1))
     """The largest number of patterns per session."""
+    max_overlap: int = _option(16, validators.integer(1))
+    """The largest number of patterns of one session that match the same message."""
     max_patterns: int = _option(20_000, validators.integer(1))
     """The largest number of different patterns per worker."""
     max_subscribe_rate: float = _option(1000.0, validators.rate)

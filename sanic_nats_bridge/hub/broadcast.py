@@ -9,17 +9,20 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
+from typing import Any, TypeVar
 
 from ..auth.expirations import ExpirationQueue
 from ..metrics.counters import Counters
 from ..protocol import encoding
 from ..protocol.encoding import EncodedMessage, WireFormat
 from ..protocol.subjects import MAX_SUBJECT_BYTES
-from .interest import Interest, View
+from .interest import Interest, QueueGroup, View
 from .interfaces import Subscriber
 from .mismatches import SubjectMismatches
+from .queue_groups import MAX_COPIES, QueueGroups
 
 __all__ = ["Broadcaster", "fan_out"]
 
@@ -27,7 +30,11 @@ logger = logging.getLogger("sanic.root.nats_bridge")
 
 _MAX_BATCH_BYTES = 1024 * 1024
 _MAX_REMEMBERED = 4096
+_ROUTES_OF_ONE_WEIGHT = 16
+_OTHER_COPIES = MAX_COPIES - 1
+"""The copies of a message that may arrive beside the one for a queue group."""
 _number = attrgetter("number")
+T = TypeVar("T")
 
 
 class Broadcaster:
@@ -38,26 +45,39 @@ class Broadcaster:
         expirations: Asked before each flush, so that no message is written after a session's permissions have expired.
         headers: The NATS headers that clients get.
         flush_interval: Seconds for which messages are gathered, up to 1 MiB; 0 flushes once per turn of the loop.
+        max_overlap: The largest number of copies of one message for one subscriber.
     """
 
     def __init__(
-        self, counters: Counters, expirations: ExpirationQueue, headers: Iterable[str] = (), flush_interval: float = 0
+        self,
+        counters: Counters,
+        expirations: ExpirationQueue,
+        headers: Iterable[str] = (),
+        flush_interval: float = 0,
+        max_overlap: int = 16,
     ) -> None:
         self._counters = counters
         self._expirations = expirations
         self._headers = frozenset(headers)
         self._interval = flush_interval
+        self._max_overlap = max_overlap
+        # As many copies as arrive one by one may be too many already.
+        self._always_counts = self._counts_copies = max_overlap < MAX_COPIES
+        """True if some subscriber may get too many copies of a message in the next flush."""
+        self.groups = QueueGroups()
         self._mismatches = SubjectMismatches(counters)
         self._remembered = 0
-        self._remembering: dict[int, dict[bytes, str]] = {}
-        """The dictionaries that `_matched` has added subjects to, by their identity."""
+        self._remembering: dict[int, dict[bytes, Any]] = {}
+        """The dictionaries that `_remember` has added subjects to, by their identity."""
         self._timer: asyncio.Handle | None = None
         self._hit: list[View] = []
         self._numbered = self._gathered = 0
 
     def on_message(self, interest: Interest, subject: bytes, headers: bytes, payload: bytes) -> None:
         """Add a message to the views that show it."""
-        if not interest.views:
+        if not interest.sending_views:
+            if interest.group is not None:
+                self._on_group_message(interest, interest.group, subject, headers, payload)
             return
         # An ordinary block has no status after the version, so its ninth byte ends the line.
         if headers and headers[8:9] != b"\r" and encoding.is_status(headers):
@@ -79,12 +99,57 @@ class Broadcaster:
             view.batch.append(EncodedMessage(view.prefix, text, shown, payload, self._numbered))
         else:
             self._share(interest, text, shown, payload)
+            if len(interest.views) > 1:
+                self._counts_copies = True
         if self._timer is None or self._interval:
             self._flush_soon(len(payload))
 
-    def _share(self, interest: Interest, subject: str, headers: bytes, payload: bytes) -> None:
-        """Add a message to several views. Views of one name share one delivery."""
+    def _on_group_message(
+        self, interest: Interest, group: QueueGroup, subject: bytes, headers: bytes, payload: bytes
+    ) -> None:
+        """Add a message that NATS has sent to one member of a queue group to the views of all members that match."""
+        if headers and headers[8:9] != b"\r" and encoding.is_status(headers):
+            self._counters.status_messages += 1
+            return
+        text = interest.known_subjects.get(subject) or self._matched(interest, subject)
+        if not text:
+            return
+        members = group.routes.get(subject)
+        if members is None:
+            members = self.groups.route(group, text)
+            if len(subject) <= MAX_SUBJECT_BYTES:
+                self._remember(group.routes, subject, members, 1 + len(members) // _ROUTES_OF_ONE_WEIGHT)
+        if not members:
+            return
+        shown = encoding.header_fields(headers, self._headers) if headers and self._headers else b""
+        self._numbered += 1
+        self._counts_copies = True
         first: EncodedMessage | None = None
+        for member in members:
+            first = self._share(member, text, shown, payload, first)
+        if self._timer is None or self._interval:
+            self._flush_soon(len(payload))
+
+    def _share(
+        self,
+        interest: Interest,
+        subject: str,
+        headers: bytes,
+        payload: bytes,
+        first: EncodedMessage | None = None,
+    ) -> EncodedMessage | None:
+        """Add a message to all views of an interest. Views of one name share one delivery.
+
+        Args:
+            interest: The interest.
+            subject: The subject of the message.
+            headers: Its headers as JSON.
+            payload: Its payload.
+            first: The message as it was added to another interest, if it was.
+
+        Returns:
+            The message as it was added first.
+        """
         for alike in interest.views.values():
             message: EncodedMessage | None = None
             for view in alike.values():
@@ -96,7 +161,8 @@ class Broadcaster:
                     message = first.under(view.prefix)
                 if not view.batch:
                     self._hit.append(view)
-                view.batch.append(message or first)
+                view.batch.append(message)
+        return first
 
     def _matched(self, interest: Interest, subject: bytes) -> str:
         """Return the subject of a message as a string, and remember it; empty if the pattern must not match it."""
@@ -114,15 +180,15 @@ class Broadcaster:
             self._remember(interest.known_subjects, subject, text)
         return text
 
-    def _remember(self, known: dict[bytes, str], subject: bytes, text: str) -> None:
+    def _remember(self, known: dict[bytes, T], subject: bytes, value: T, weight: int = 1) -> None:
         if self._remembered >= _MAX_REMEMBERED:
             for each in self._remembering.values():
                 each.clear()
             self._remembering.clear()
             self._remembered = 0
         self._remembering[id(known)] = known
-        known[subject] = text
-        self._remembered += 1
+        known[subject] = value
+        self._remembered += weight
 
     def flush(self) -> None:
         """Write the messages gathered so far: one write to each subscriber."""
@@ -133,7 +199,12 @@ class Broadcaster:
         hit, self._hit = self._hit, []
         self._counters.messages += self._numbered
         self._numbered = self._gathered = 0
-        self._counters.deliveries += fan_out({view: view.take_batch() for view in hit})
+        crowded: list[tuple[Subscriber, str]] | None = [] if self._counts_copies else None
+        self._counts_copies = self._always_counts
+        self._counters.deliveries += fan_out({view: view.take_batch() for view in hit}, self._max_overlap, crowded)
+        # Last, because it ends subscriptions, and so changes the subscribers.
+        for subscriber, subject in crowded or ():
+            subscriber.limit_overlap(subject)
 
     def close(self) -> None:
         """Cancel the next flush."""
@@ -157,10 +228,19 @@ class Broadcaster:
         self.flush()
 
 
-def fan_out(batches: Mapping[View, Sequence[EncodedMessage]]) -> int:
+def fan_out(
+    batches: Mapping[View, Sequence[EncodedMessage]],
+    max_overlap: int = 16,
+    crowded: list[tuple[Subscriber, str]] | None = None,
+) -> int:
     """Write the batches of all views, in the order of the messages' numbers.
 
     A subscriber of several views gets one write with their messages merged.
+
+    Args:
+        batches: The messages by views.
+        max_overlap: The largest number of copies of one message for one subscriber.
+        crowded: Subscribers that got more copies, and the subject of such a message, are added to it, if it is given.
 
     Returns:
         The number of deliveries: a message to ten subscribers counts ten times.
@@ -176,7 +256,43 @@ def fan_out(batches: Mapping[View, Sequence[EncodedMessage]]) -> int:
         merged = [message for view in views for message in batches[view]]
         merged.sort(key=_number)
         messages += _write(subscribers, merged)
+        if crowded is not None and len(views) > max_overlap - _OTHER_COPIES:
+            subject = _crowded_subject(views, merged, max_overlap)
+            if subject is not None:
+                crowded += [(subscriber, subject) for subscriber in subscribers]
     return messages
+
+
+def _crowded_subject(views: Sequence[View], messages: Sequence[EncodedMessage], max_overlap: int) -> str | None:
+    """Return the subject of a message of which these views have more copies; ``None`` if there is none.
+
+    Args:
+        views: The views of a subscriber.
+        messages: Their messages by number. The copies that arrived as one have the same number.
+        max_overlap: The largest number of copies.
+    """
+    fewest = max_overlap + 1 - _OTHER_COPIES
+    found = _repeated(messages, fewest) if fewest > 1 else messages[-1:]
+    for subject in dict.fromkeys([message.subject for message in found]):
+        encoded = subject.encode()
+        if sum([view.shows(encoded, subject) for view in views]) > max_overlap:
+            return subject
+    return None
+
+
+def _repeated(messages: Sequence[EncodedMessage], times: int) -> Iterator[EncodedMessage]:
+    """Yield one of each message that is repeated at least so often, which is more than once."""
+    # Each run of that length has two of the positions that are looked at. A message that isn't repeated costs little.
+    step = times // 2
+    end = 0
+    for position in range(step, len(messages), step):
+        message = messages[position]
+        if position < end or message.number != messages[position - step].number:
+            continue
+        begin = bisect_left(messages, message.number, key=_number)
+        end = bisect_right(messages, message.number, lo=position, key=_number)
+        if end - begin >= times:
+            yield message
 
 
 def _with_several_views(views: Iterable[View]) -> dict[Subscriber, list[View]]:

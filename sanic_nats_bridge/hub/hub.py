@@ -8,6 +8,7 @@ Rules of this module:
 2. Each session that holds an interest claims it, and so does each command that waits for it. When the last claim
    is released, the interest lingers; then UNSUB is sent.
 3. SUB and UNSUB that clients cause pass through the throttle. A new connection sends its SUBs at once.
+4. After the views of an interest were changed, `QueueGroups.update` follows.
 """
 
 import asyncio
@@ -55,6 +56,7 @@ class Hub:
     ) -> None:
         self._link = link
         self._broadcaster = broadcaster
+        self._groups = broadcaster.groups
         self._counters = counters
         self._on_disconnected = on_disconnected
         self._on_established = on_established
@@ -118,13 +120,19 @@ class Hub:
     def attach(self, subscriber: Subscriber, claimed: Iterable[tuple[Interest, Grant]]) -> list[View]:
         """Deliver messages of claimed interests to the subscriber, as its grants allow; it takes over the claims."""
         self.flush()
-        return [interest.add(subscriber, grant) for interest, grant in claimed]
+        views = []
+        for interest, grant in claimed:
+            views.append(interest.add(subscriber, grant))
+            self._groups.update(interest)
+        return views
 
     def change(self, subscriber: Subscriber, view: View, grant: Grant) -> View:
         """Replace the grant with which the subscriber gets a pattern."""
         self.flush()
+        # Added first, so that a queue group doesn't see the interest without views.
+        changed = view.interest.add(subscriber, grant)
         view.interest.remove(subscriber, view)
-        return view.interest.add(subscriber, grant)
+        return changed
 
     def detach(self, subscriber: Subscriber, views: Iterable[View], *, cut: bool = False) -> None:
         """Deliver no more messages to the subscriber, and release its claims.
@@ -136,6 +144,7 @@ class Hub:
         held = [view for view in views if subscriber in view.subscribers]
         for view in held:
             view.interest.remove(subscriber, view)
+            self._groups.update(view.interest)
         self.release(view.interest for view in held)
 
     def _make_room(self, wanted: set[str]) -> None:
@@ -154,6 +163,7 @@ class Hub:
         interest = self._interests.get(pattern)
         if interest is None:
             interest = self._interests[pattern] = Interest(pattern)
+            self._groups.add(interest)
         self._idle.pop(interest, None)
         if interest.unsubscribe_timer is not None:
             interest.unsubscribe_timer.cancel()
@@ -196,7 +206,8 @@ class Hub:
         return True
 
     def _subscribe(self, interest: Interest) -> bool:
-        interest.sid = self._link.subscribe(interest.pattern, interest)
+        group = 0 if interest.group is None else interest.group.number
+        interest.sid = self._link.subscribe(interest.pattern, interest, group)
         return interest.sid is not None
 
     def _drop(self, interest: Interest) -> None:
@@ -207,14 +218,16 @@ class Hub:
         self._idle.pop(interest, None)
         if self._interests.get(interest.pattern) is interest:
             del self._interests[interest.pattern]
+            self._groups.discard(interest)
 
     # Events of the connection
 
     def delivery_failed(self, interest: Interest) -> None:
         """Notify the subscribers that a fault of the bridge has lost a message."""
         self.flush()
-        for view, subscriber in interest.subscribers_by_view():
-            subscriber.messages_lost(view.pattern)
+        for member in (interest,) if interest.group is None else tuple(interest.group.members):
+            for view, subscriber in member.subscribers_by_view():
+                subscriber.messages_lost(view.pattern)
 
     def confirmed(self, interest: Interest) -> None:
         """Note that the NATS server has confirmed the subscription."""
@@ -233,10 +246,12 @@ class Hub:
         interest.confirmed_or_failed.set()
         if interest.unsubscribe_timer is not None:
             interest.unsubscribe_timer.cancel()
-        self._remove(interest)
-        for view, subscriber in interest.subscribers_by_view():
-            subscriber.subscription_ended(view.pattern, refused_by_nats([view.pattern]))
+        ended = interest.subscribers_by_view()
         interest.views.clear()
+        self._groups.update(interest)
+        self._remove(interest)
+        for view, subscriber in ended:
+            subscriber.subscription_ended(view.pattern, refused_by_nats([view.pattern]))
         self._answered(interest)
 
     def connection_established(self) -> None:
@@ -272,11 +287,10 @@ class Hub:
         """Drop every interest. The connection and all subscribers must have ended."""
         self.connection_closed()
         self._broadcaster.close()
-        for interest in self._interests.values():
+        for interest in tuple(self._interests.values()):
             if interest.unsubscribe_timer is not None:
                 interest.unsubscribe_timer.cancel()
-        self._interests.clear()
-        self._idle.clear()
+            self._remove(interest)
 
     def _answered(self, interest: Interest | None) -> None:
         if interest is not None:

@@ -8,7 +8,7 @@ from ..protocol import subjects
 from ..protocol.encoding import EncodedMessage, MessagePrefix
 from .interfaces import Subscriber
 
-__all__ = ["Interest", "State", "View"]
+__all__ = ["Interest", "QueueGroup", "State", "View"]
 
 
 class State(Enum):
@@ -34,10 +34,26 @@ class View:
         self.batch: list[EncodedMessage] = []
         self.subscribers: dict[Subscriber, None] = {}
 
+    def shows(self, encoded: bytes, subject: str) -> bool:
+        """Return whether the subscribers get the messages of a subject, which is given in both forms."""
+        if not self.interest.matches(encoded):
+            return False
+        return self.excludes is None or not self.excludes(subject)
+
     def take_batch(self) -> list[EncodedMessage]:
         """Remove and return the messages of this turn."""
         batch, self.batch = self.batch, []
         return batch
+
+
+class QueueGroup:
+    """The interests that are subscribed in one queue group, so that NATS sends a message once for all of them."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.members: dict[Interest, None] = {}
+        self.routes: dict[bytes, tuple[Interest, ...]] = {}
+        """The members with views, by the subjects that are known to match them. `Broadcaster` adds to them."""
 
 
 class Interest:
@@ -60,8 +76,19 @@ class Interest:
         self.views: dict[str, dict[Grant, View]] = {}
         """The views with subscribers, by the client's name for the pattern. Views of one name differ only in the
         subjects that they skip."""
+        self.sending_views = self.views
+        """The views that get each message of the subscription: `views`, or none if it is in a queue group, whose
+        messages are looked up."""
+        self.group: QueueGroup | None = None
+        self.number: int | None = None
+        """The number of the pattern among those with wildcards."""
         self.sole_view: View | None = None
         """The view that all subscribers share, if it is the only one and skips no subject."""
+
+    def join(self, group: QueueGroup) -> None:
+        """Make the interest a member of a queue group, before it is subscribed."""
+        self.group = group
+        self.sending_views = {}
 
     def subscribers_by_view(self) -> list[tuple[View, Subscriber]]:
         """Return every subscriber with its view."""

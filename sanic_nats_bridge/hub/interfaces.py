@@ -12,15 +12,18 @@ __all__ = ["Link", "Subscriber"]
 class Link(Protocol):
     """The connection to NATS, as the hub uses it."""
 
-    def subscribe(self, pattern: str, sink: object) -> int | None:
-        """Send SUB for the pattern, whose messages go to `sink`.
+    def subscribe(self, pattern: str, sink: object, group: int = 0) -> int | None:
+        """Send SUB for the pattern, whose messages go to `sink`; in a queue group if its number isn't 0.
 
         Returns:
             The subscription's number, or ``None`` while NATS is disconnected.
         """
 
     def unsubscribe(self, sid: int) -> None:
-        """Send UNSUB for the subscription of this number."""
+        """Send UNSUB for the subscription of this number.
+
+        One in a queue group keeps its sink until NATS has taken it out of the group.
+        """
 
 
 class Subscriber(Protocol):
@@ -44,6 +47,9 @@ class Subscriber(Protocol):
 
     def subscription_active(self, pattern: str) -> None:
         """Note that NATS has confirmed a subscription that was reported as not yet active."""
+
+    def limit_overlap(self, subject: str) -> None:
+        """End the newest subscriptions that match a subject, if they are more than a session may have."""
 
     def subscription_ended(self, pattern: str, error: BridgeError) -> None:
         """Note that the hub has ended the subscription."""

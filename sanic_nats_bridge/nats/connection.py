@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import math
+import secrets
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias, cast
 
@@ -23,13 +24,16 @@ from .parser import MalformedLineError, Parser
 from .server_errors import classify_error, sub_length
 from .transport import TcpSocket, WebSocket, transport_for, within
 
-__all__ = ["Connection", "ControlListener", "MessageListener", "NatsClient"]
+__all__ = ["QUEUE_PREFIX", "Connection", "ControlListener", "MessageListener", "NatsClient"]
 
 NatsClient: TypeAlias = Client
 
 # A child of "sanic.root", so that its records get the handlers and the level of Sanic's log.
 logger = logging.getLogger("sanic.root.nats_bridge")
 
+
+QUEUE_PREFIX = "natsbridge"
+"""The first token of the names of queue groups."""
 
 _REPEAT_SECONDS = 60.0
 _MAX_LOGGED_ERRORS = 100
@@ -70,6 +74,13 @@ class ControlListener(Protocol):
 
 class _Confirmation:
     """Entry in nats-py's list of awaited PONGs, for the PONG that confirms a SUB."""
+
+    def __init__(self, sid: int) -> None:
+        self.sid = sid
+
+
+class _Removal:
+    """Entry in nats-py's list of awaited PONGs, for the PONG after which a removed SUB gets no more messages."""
 
     def __init__(self, sid: int) -> None:
         self.sid = sid
@@ -124,6 +135,10 @@ class Connection(Client):
         self._controls: dict[int, ControlListener] = {}
         """The subscriptions of the control channel, apart from `sinks`, whose messages must cost no distinction."""
         self._patterns: dict[int, str] = {}
+        # No other connection may be in the groups of this one, not even the one before, which NATS may not miss yet.
+        self._queue_prefix = f"{QUEUE_PREFIX}.{secrets.token_hex(8)}."
+        self._queues: dict[int, str] = {}
+        """The queue groups of the subscriptions that are in one."""
         self._logged_errors: dict[str, float] = {}
         """Times of the loop at which errors of the server were logged."""
         self._slow_sids: set[int] = set()
@@ -209,13 +224,16 @@ class Connection(Client):
         self.ended.set()
         self.needs_replacement.set()
 
-    def add_subscription(self, pattern: str, sink: Any) -> int:
+    def add_subscription(self, pattern: str, sink: Any, group: int = 0) -> int:
         """Send SUB, and a PING whose PONG confirms it; return the subscription's number.
 
-        A SUB that is known to be too long for the server isn't sent, but refused.
+        A SUB that is known to be too long for the server isn't sent, but refused. Of all subscriptions in one group
+        that match a message, the server sends it to one.
         """
         self._sid += 1
         self.sinks[b"%d" % self._sid] = sink
+        if group:
+            self._queues[self._sid] = f"{self._queue_prefix}{group}"
         self._subscribe(pattern, self._sid)
         return self._sid
 
@@ -228,19 +246,29 @@ class Connection(Client):
 
     def _subscribe(self, pattern: str, sid: int) -> None:
         self._patterns[sid] = pattern
-        if sub_length(pattern, sid) >= self.refused_length:
+        queue = self._queues.get(sid, "")
+        if sub_length(pattern, sid, queue) >= self.refused_length:
             asyncio.get_running_loop().call_soon(self._refuse, sid)
             return
         # Written at once and together, because nats-py's own PING overtakes a SUB that waits for its flusher.
         self._pongs.append(cast(Any, _Confirmation(sid)))
-        self._send(b"SUB %b %d\r\nPING\r\n" % (pattern.encode(), sid))
+        subject = f"{pattern} {queue}" if queue else pattern
+        self._send(b"SUB %b %d\r\nPING\r\n" % (subject.encode(), sid))
 
     def remove_subscription(self, sid: int) -> None:
-        """Send UNSUB. Messages that are still on the way are dropped."""
-        if self._patterns.pop(sid, None) is not None:
-            self.sinks.pop(b"%d" % sid, None)
-            self._controls.pop(sid, None)
-            self._send(b"UNSUB %d\r\n" % sid)
+        """Send UNSUB. Messages that are still on the way are dropped, except those of a queue group.
+
+        NATS has sent them to this subscription instead of others of the group.
+        """
+        if self._patterns.pop(sid, None) is None:
+            return
+        if self._queues.pop(sid, None) is not None:
+            self._pongs.append(cast(Any, _Removal(sid)))
+            self._send(b"UNSUB %d\r\nPING\r\n" % sid)
+            return
+        self.sinks.pop(b"%d" % sid, None)
+        self._controls.pop(sid, None)
+        self._send(b"UNSUB %d\r\n" % sid)
 
     def _send(self, line: bytes) -> None:
         # A closing transport raises with uvloop. The next connection sends the subscriptions again.
@@ -311,6 +339,8 @@ class Connection(Client):
         self.has_served = self.has_served or not self._pongs
         if isinstance(waiter, _Confirmation):
             self._confirm(waiter.sid)
+        elif isinstance(waiter, _Removal):
+            self.sinks.pop(b"%d" % waiter.sid, None)
         elif isinstance(waiter, _HealthPing):
             self.unanswered_pings -= 1
         # A cancelled future would raise.
@@ -320,13 +350,13 @@ class Connection(Client):
     def _confirm(self, sid: int) -> None:
         if sid in self._controls:
             self._controls[sid].confirmed()
-        elif (sink := self.sinks.get(b"%d" % sid)) is not None:
-            self._listener.confirmed(sink)
+        elif sid in self._patterns:
+            self._listener.confirmed(self.sinks[b"%d" % sid])
 
     async def _on_err_line(self, line: bytes) -> None:
         decoded = line.decode("utf-8", "replace")
         unconfirmed = next((waiter.sid for waiter in self._pongs if isinstance(waiter, _Confirmation)), None)
-        effect = classify_error(decoded, self._patterns, unconfirmed)
+        effect = classify_error(decoded, self._patterns, unconfirmed, self._queues)
         self.refused_length = min(self.refused_length, effect.refused_length)
         for sid in effect.refused:
             self._refuse(sid)
@@ -386,6 +416,7 @@ class Connection(Client):
         self.sinks.clear()
         self._controls.clear()
         self._patterns.clear()
+        self._queues.clear()
         try:
             await super()._close(status, do_cbs)
         finally:

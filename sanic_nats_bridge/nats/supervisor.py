@@ -97,20 +97,23 @@ class ConnectionSupervisor:
             await connection.drain_and_close(_STOP_SECONDS)
         self._connection = self._successor = None
 
-    def subscribe(self, pattern: str, sink: Any) -> int | None:
-        """Send SUB for a valid pattern.
+    def subscribe(self, pattern: str, sink: Any, group: int = 0) -> int | None:
+        """Send SUB for a valid pattern, in a queue group if its number isn't 0.
 
         Returns:
             The subscription's number, or ``None`` while NATS is disconnected.
         """
-        return None if self._connection is None else self._connection.add_subscription(pattern, sink)
+        return None if self._connection is None else self._connection.add_subscription(pattern, sink, group)
 
     def subscribe_control(self, subject: str, listener: ControlListener) -> int | None:
         """Send SUB for a control subject, as `subscribe` does."""
         return None if self._connection is None else self._connection.add_control_subscription(subject, listener)
 
     def unsubscribe(self, sid: int) -> None:
-        """Send UNSUB for the subscription of this number. Its sink gets no more messages."""
+        """Send UNSUB for the subscription of this number.
+
+        Its sink gets no more messages, except those that NATS has sent to it for its queue group before.
+        """
         if self._connection is not None:
             self._connection.remove_subscription(sid)
 

@@ -56,7 +56,13 @@ class SessionRegistry:
         self._stream_ages = ExpirationQueue(self._end_old_stream, _loop_time)
         self.hub = Hub(
             link,
-            Broadcaster(self.counters, self.expirations, settings.expose_headers, settings.flush_interval),
+            Broadcaster(
+                self.counters,
+                self.expirations,
+                settings.expose_headers,
+                settings.flush_interval,
+                settings.max_overlap,
+            ),
             self.counters,
             on_disconnected=self._nats_disconnected,
             on_established=self._nats_established,

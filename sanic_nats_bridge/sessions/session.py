@@ -14,6 +14,7 @@ from ..errors import (
     CloseCode,
     ForbiddenSubject,
     InternalError,
+    OverlapLimitExceeded,
     SizeLimitExceeded,
     UnknownSession,
     UnsupportedCommand,
@@ -288,6 +289,16 @@ class Session:
             self.send(gap)
         self.send(Unsubscribed(subjects=[pattern], code=error.code, message=error.message))
         self.subscription_active(pattern)
+
+    def limit_overlap(self, subject: str) -> None:
+        """End the newest subscriptions that match a subject, beyond ``max_overlap``."""
+        limit = self._context.settings.max_overlap
+        ended = [] if self.closed else self._subscriptions.matching(subject)[limit:]
+        self._subscriptions.detach(ended)
+        for pattern in ended:
+            self._context.counters.refused[OverlapLimitExceeded.code] += 1
+            message = f"More than {limit} subjects of this session match the same message: '{pattern}' was ended"
+            self.subscription_ended(pattern, OverlapLimitExceeded(message, [pattern]))
 
     def messages_lost(self, pattern: str) -> None:
         """Send a gap for messages that an internal error may have lost."""

@@ -63,9 +63,12 @@ class Subscriptions:
             updates = self._permission_updates
             grants = self._policy.authorize(self.permissions, patterns, self._views)
             acquired = await self._acquire(grants, seconds)
-            if self._permission_updates == updates:
+            names = {grant.pattern for grant in acquired}
+            held = all(pattern in self._views or pattern in names for pattern in patterns)
+            if held and self._permission_updates == updates:
                 break
-            # The permissions were replaced in the meantime, so the grants may be out of date.
+            # Meanwhile the permissions were replaced, so the grants may be out of date, or a pattern that was held has
+            # been ended.
             self._hub.release(acquired.values())
         views = self._hub.attach(self._subscriber, [(interest, grant) for grant, interest in acquired.items()])
         self._views |= {view.pattern: view for view in views}
@@ -124,6 +127,15 @@ class Subscriptions:
         for pattern in ended:
             self.remove(pattern)
         return ended
+
+    def matching(self, subject: str) -> list[str]:
+        """Return the patterns under which the client gets the messages of a subject, in the order of subscribing."""
+        encoded = subject.encode()
+        return [pattern for pattern, view in self._views.items() if view.shows(encoded, subject)]
+
+    def detach(self, patterns: Sequence[str]) -> None:
+        """End the delivery of these patterns. `remove` must follow for each of them."""
+        self._hub.detach(self._subscriber, [self._views[pattern] for pattern in patterns])
 
     def excludes(self, pattern: str, subject: str) -> bool:
         """Return whether the client must not receive a message of this pattern and subject."""

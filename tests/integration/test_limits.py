@@ -343,9 +343,9 @@ def _subs_and_unsubs(bridge: Bridge) -> list[str]:
     link: Any = bridge.runtime.connection
     subscribe, unsubscribe = link.subscribe, link.unsubscribe
 
-    def record_subscribe(pattern: str, sink: Any) -> Any:
+    def record_subscribe(pattern: str, sink: Any, group: int = 0) -> Any:
         heard.append(pattern)
-        return subscribe(pattern, sink)
+        return subscribe(pattern, sink, group)
 
     def record_unsubscribe(sid: int) -> None:
         heard.append(f"-{sid}")

@@ -1,10 +1,12 @@
 """The configurations of docs/guides/nats-topologies.md, and the limits that the guide names as facts."""
 
+import asyncio
 import base64
 import contextlib
 import json
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any, Self
 
@@ -423,6 +425,107 @@ async def test_deny_added_for_followed_pattern_ends_its_subscription() -> None:
                 ["orders.secret"],
                 "nats.refused",
             )
+
+
+# Queue groups
+
+
+def overlapping(first: str = "orders") -> list[str]:
+    """Return all patterns with wildcards that begin with this token and match the subject "eu.item.new" below it."""
+    tokens = ("eu", "item", "new")
+    masks = [".".join(each) for each in product(*((token, "*") for token in tokens))][1:]
+    opened = [".".join([*each, ">"]) for size in range(3) for each in product(*((t, "*") for t in tokens[:size]))]
+    return [f"{first}.{each}" for each in (*masks, *opened)]
+
+
+async def check_overlapping(
+    bridge: Bridge, publisher: Client, known: Callable[[], set[str]], first: str = "orders"
+) -> None:
+    """Check that each of many overlapping patterns gets each message once and in order, while others come and go."""
+    patterns = overlapping(first)
+    async with bridge.websocket() as browser, bridge.websocket() as restless:
+        await browser.follow(*patterns)
+        await until(lambda: {*patterns} <= {each.partition(" ")[0] for each in known()})
+
+        async def come_and_go() -> None:
+            await restless.follow(f"{first}.*.*.other")
+            while True:
+                await restless.ask({"subjects": [f"{first}.*.*.*.>", f"{first}.>"]})
+                await restless.ask({"action": "unsubscribe", "subjects": [f"{first}.*.*.*.>", f"{first}.*.*.other"]})
+                await restless.ask({"subjects": [f"{first}.*.*.other"]})
+                await restless.ask({"action": "unsubscribe", "subjects": [f"{first}.>"]})
+
+        task = asyncio.create_task(come_and_go())
+        try:
+            for number in range(100):
+                await publish(publisher, "orders.eu.item.new", b"%d" % number)
+        finally:
+            task.cancel()
+        frames = await browser.frames(100 * len(patterns))
+        received = {pattern: [each["data"] for each in frames if each["pattern"] == pattern] for pattern in patterns}
+        assert received == {pattern: list(range(100)) for pattern in patterns}
+        assert without_loss(bridge)
+
+
+def many(server: NatsServer, **settings: Any) -> contextlib.AbstractAsyncContextManager[Bridge]:
+    """Serve a worker whose clients are neither limited nor slow to leave NATS."""
+    limits: dict[str, Any] = {"command_rate": 1e6, "command_burst": 10**6, "unsubscribe_delay": 0}
+    return running(servers=server.url, subscribe=[">"], max_overlap=20, **limits | settings)
+
+
+async def test_overlapping_patterns_get_messages_of_other_cluster_member() -> None:
+    hosts = ("nats-1.example:6222", "nats-2.example:6222")
+    routes = {host: f"127.0.0.1:{free_port()}" for host in hosts}
+    first, second = (
+        NatsServer(config=documented("cluster.conf", **{"0.0.0.0:6222": here}, **routes)) for here in routes.values()
+    )
+    with first, second:
+        async with many(first) as bridge, client_of(second) as publisher:
+            await check_overlapping(
+                bridge, publisher, lambda: _subscriptions(second.monitor("/routez?subs=1")["routes"] or ())
+            )
+
+
+@pytest.mark.parametrize("bridge_at_leaf", [True, False])
+async def test_overlapping_patterns_get_messages_over_leaf_link(*, bridge_at_leaf: bool) -> None:
+    async with Leaf.connected() as servers:
+        here, there = (servers.leaf, servers.hub) if bridge_at_leaf else (servers.hub, servers.leaf)
+        async with many(here) as bridge, client_of(there) as publisher:
+            await check_overlapping(
+                bridge, publisher, lambda: _subscriptions(there.monitor("/leafz?subs=1").get("leafs") or ())
+            )
+
+
+async def test_overlapping_patterns_get_messages_through_gateway(supercluster: tuple[NatsServer, NatsServer]) -> None:
+    east, west = supercluster
+    async with many(east) as bridge, client_of(west) as publisher:
+        await check_overlapping(bridge, publisher, lambda: _passed_on(west))
+
+
+async def test_overlapping_patterns_get_imported_messages(accounts: NatsServer) -> None:
+    async with many(accounts, **BRIDGE_LOGIN) as bridge, client_of(accounts, **ERP_LOGIN) as erp:
+        await check_overlapping(bridge, erp, lambda: {f"erp.{each}" for each in overlapping()}, "erp.orders")
+
+
+async def test_stream_imported_under_two_names_arrives_under_both() -> None:
+    exported = '{stream: "orders.eu.>", accounts: [SHOP]}'
+    imported = '{stream: {account: ERP, subject: "orders.eu.>"}, prefix: again}'
+    config = ACCOUNTS.replace("exports: [", f"exports: [{exported}, ").replace("imports: [", f"imports: [{imported}")
+    assert config.count("orders.eu") == 2
+    names = ("erp", "again")
+    with NatsServer(config=config) as server:
+        async with (
+            many(server, **BRIDGE_LOGIN) as bridge,
+            client_of(server, **ERP_LOGIN) as erp,
+            contextlib.AsyncExitStack() as stack,
+        ):
+            browsers = [await stack.enter_async_context(bridge.websocket()) for _ in names]
+            for name, browser in zip(names, browsers, strict=True):
+                await browser.follow(*overlapping(f"{name}.orders"))
+            await publish(erp, "orders.eu.item.new", b"1")
+            for name, browser in zip(names, browsers, strict=True):
+                frames = await browser.frames(len(overlapping()))
+                assert {frame["pattern"] for frame in frames} == {*overlapping(f"{name}.orders")}
 
 
 # Operator mode and auth callout

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
+from sanic_nats_bridge.hub import queue_groups
 from tests.support import model
 from tests.support.bridge import SERVERS, ServerName
 from tests.support.model import CommandName, Follower
@@ -31,6 +32,8 @@ FEW, MANY = 3, 8
 STEPS_BETWEEN_SETTLES: Final = 5
 STEPS_BETWEEN_RESTS: Final = 15
 STEPS_BETWEEN_CUTS: Final = 30
+ALONE: Final = (0, queue_groups._MAX_ALONE)
+"""Numbers of patterns that are subscribed without a queue group. The model has too few patterns for the usual one."""
 
 WHO = st.integers(0, MANY - 1)
 OPEN = st.lists(st.sampled_from(model.OPEN), min_size=1, max_size=3)
@@ -153,7 +156,10 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 
 @pytest.fixture
-def world(loop: asyncio.AbstractEventLoop, server: ServerName, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+def world(
+    loop: asyncio.AbstractEventLoop, server: ServerName, alone: int, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[World]:
+    monkeypatch.setattr(queue_groups, "_MAX_ALONE", alone)
     # How long the bridge waits between its attempts to connect is tested elsewhere.
     monkeypatch.setattr("sanic_nats_bridge.nats.server_pool._MAX_BACKOFF_SECONDS", 0.1)
     made = World.made(server)
@@ -162,7 +168,10 @@ def world(loop: asyncio.AbstractEventLoop, server: ServerName, monkeypatch: pyte
 
 
 @pytest.mark.timeout(600 + STEPS_OF_A_WALK)  # one that fails is run twice
-@pytest.mark.parametrize(("walk", "server"), [(walk, SERVERS[walk % len(SERVERS)]) for walk in range(WALKS)])
+@pytest.mark.parametrize(
+    ("walk", "server", "alone"),
+    [(walk, SERVERS[walk % len(SERVERS)], ALONE[(walk + walk // 2) % len(ALONE)]) for walk in range(WALKS)],
+)
 def test_random_walk_agrees_with_reference_model(
     walk: int, loop: asyncio.AbstractEventLoop, world: World, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,9 @@ from sanic_nats_bridge.protocol import encoding, subjects
 from sanic_nats_bridge.protocol.encoding import EncodedMessage, WireFormat
 from sanic_nats_bridge.protocol.messages import Close, Frame
 from sanic_nats_bridge.transports.base import TransportListener
+
+ALONE = (">", "*.>", "*.*.>", "*.*.*", "*.b.>")
+"""As many patterns as are subscribed without a queue group. They overlap all patterns like ``a.>`` and ``a.*.x``."""
 
 
 def granted(*patterns: str) -> list[Grant]:
@@ -43,6 +47,8 @@ class FakeLink:
         self.sent: list[tuple[str, str]] = []
         self.faults: list[str] = []
         self.standing: dict[int, Interest] = {}
+        self.groups: dict[int, int] = {}
+        self.copies = 0
         self._last = 0
         self._hub: Hub | None = None
 
@@ -74,7 +80,7 @@ class FakeLink:
     def patterns(self) -> list[str]:
         return [interest.pattern for interest in self.standing.values()]
 
-    def subscribe(self, pattern: str, sink: object) -> int | None:
+    def subscribe(self, pattern: str, sink: object, group: int = 0) -> int | None:
         if not self.up:
             return None
         assert isinstance(sink, Interest)
@@ -83,6 +89,7 @@ class FakeLink:
         self.sent.append(("SUB", pattern))
         self._last += 1
         self.standing[self._last] = sink
+        self.groups[self._last] = group
         if self.confirms:
             asyncio.get_running_loop().call_soon(self._confirm, self._last)
         return self._last
@@ -110,13 +117,17 @@ class FakeLink:
         self.hub.connection_established()
 
     def deliver(self, subject: str | bytes, payload: bytes = b"1", headers: bytes = b"") -> None:
-        """Hand a message to the hub under each active pattern, like a server without denied subjects."""
+        """Hand a message to the hub under each active pattern, or one of each queue group, as a server does."""
         raw = subject.encode() if isinstance(subject, str) else subject
         text = raw.decode("utf-8", "replace")
         unreserved = "x" + text[1:] if subjects.is_reserved(text) else text
-        for interest in tuple(self.standing.values()):
+        groups: dict[tuple[bool, int], list[Interest]] = {}
+        for sid, interest in tuple(self.standing.items()):
             if interest.pattern == text or subjects.matches(interest.pattern, unreserved):
-                self.hub.on_message(interest, raw, headers, payload)
+                groups.setdefault((bool(group := self.groups[sid]), group or sid), []).append(interest)
+        self.copies += len(groups)
+        for members in groups.values():
+            self.hub.on_message(random.choice(members), raw, headers, payload)
 
     def _confirm(self, sid: int) -> None:
         if sid in self.standing:
@@ -172,6 +183,9 @@ class FakeSubscriber(_Recorder):
 
     def subscription_active(self, pattern: str) -> None:
         self.told.append(("subscription_active", pattern))
+
+    def limit_overlap(self, subject: str) -> None:
+        self.told.append(("limit_overlap", subject))
 
     def subscription_ended(self, pattern: str, error: BridgeError) -> None:
         self.told.append((error.code, pattern))

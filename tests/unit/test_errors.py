@@ -23,6 +23,7 @@ TABLE = {
     "NotSubscribed": ("subject.not_subscribed", 409, None),
     "SizeLimitExceeded": ("limit.size", 413, 1009),
     "SubscriptionLimitExceeded": ("limit.subscriptions", 429, None),
+    "OverlapLimitExceeded": ("limit.overlap", 429, None),
     "RateLimitExceeded": ("limit.rate", 429, None),
     "InternalError": ("internal", 500, 1011),
 }

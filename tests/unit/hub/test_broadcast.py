@@ -10,7 +10,7 @@ from sanic_nats_bridge.hub.interest import Interest
 from sanic_nats_bridge.metrics.counters import Counters
 from sanic_nats_bridge.protocol import encoding
 from sanic_nats_bridge.protocol.encoding import WireFormat
-from tests.support.fakes import FakeSubscriber, ignore
+from tests.support.fakes import ALONE, FakeSubscriber, ignore
 
 
 def add_subscribers(interest: Interest, *permissions: Permissions, pattern: str | None = None) -> list[FakeSubscriber]:
@@ -141,3 +141,89 @@ async def test_every_wire_format_shows_alias_instead_of_real_subject(wire_format
     broadcaster.flush()
     assert b"own.x" in subscriber.writes[0]
     assert b"real" not in subscriber.writes[0]
+
+
+# Queue groups
+
+
+def grouped(broadcaster: Broadcaster, *patterns: str) -> tuple[list[Interest], list[FakeSubscriber]]:
+    """Return interests in one group, each with a subscriber, and these."""
+    interests, subscribers = [], []
+    for pattern in (*ALONE, *patterns):
+        interests.append(interest := Interest(pattern))
+        broadcaster.groups.add(interest)
+        subscribers += add_subscribers(interest, Permissions([">"]))
+        broadcaster.groups.update(interest)
+    members = interests[len(ALONE) :]
+    assert None not in {each.group for each in members}
+    return members, subscribers[len(ALONE) :]
+
+
+async def test_message_of_a_group_is_delivered_for_each_member_that_matches() -> None:
+    broadcaster = new_broadcaster()
+    interests, subscribers = grouped(broadcaster, "a.*.x", "a.>", "a.*.y")
+    for sink in interests[:2]:
+        publish(broadcaster, sink, "a.b.x")
+    publish(broadcaster, interests[2], "a.b.y")
+    received = [received_subjects(each) for each in subscribers]
+    assert received == [["a.b.x"] * 2, ["a.b.x", "a.b.x", "a.b.y"], ["a.b.y"]]
+    assert [each.frames[0]["pattern"] for each in subscribers] == ["a.*.x", "a.>", "a.*.y"]
+    assert (broadcaster._counters.messages, broadcaster._counters.deliveries) == (3, 6)
+
+
+async def test_member_without_views_passes_message_to_the_others() -> None:
+    broadcaster = new_broadcaster()
+    (first, second), (subscriber, other) = grouped(broadcaster, "a.*.*", "a.>")
+    for view in [view for alike in first.views.values() for view in alike.values()]:
+        first.remove(subscriber, view)
+    broadcaster.groups.update(first)
+    publish(broadcaster, first, "a.b.x")
+    broadcaster.groups.discard(first)
+    publish(broadcaster, first, "a.b.y")
+    assert (received_subjects(subscriber), received_subjects(other)) == ([], ["a.b.x", "a.b.y"])
+    assert second.group is first.group
+
+
+async def test_message_outside_pattern_of_its_member_is_dropped() -> None:
+    broadcaster = new_broadcaster()
+    interests, subscribers = grouped(broadcaster, "a.*.*", "a.>")
+    publish(broadcaster, interests[0], "b.x.y", "a.b")
+    assert [each.writes for each in subscribers] == [[], []]
+    assert broadcaster._counters.lost["subject_mismatch"] == 2
+
+
+async def test_status_messages_of_a_group_are_counted_and_not_delivered() -> None:
+    broadcaster = new_broadcaster()
+    interests, subscribers = grouped(broadcaster, "a.*.*", "a.>")
+    broadcaster.on_message(interests[0], b"a.b.x", b"NATS/1.0 100\r\n\r\n", b"")
+    broadcaster.flush()
+    assert broadcaster._counters.status_messages == 1
+    assert [each.writes for each in subscribers] == [[], []]
+
+
+async def test_payload_is_encoded_once_for_all_members(monkeypatch: pytest.MonkeyPatch) -> None:
+    broadcaster = new_broadcaster()
+    interests, subscribers = grouped(broadcaster, "a.>", "a.*.>", "a.b.>", "a.*.x", "a.b.*", "a.*.*")
+    read: list[bytes] = []
+    encode_payload = encoding.encode_payload
+
+    def reading(payload: bytes) -> tuple[bytes, bytes]:
+        read.append(payload)
+        return encode_payload(payload)
+
+    monkeypatch.setattr(encoding, "encode_payload", reading)
+    publish(broadcaster, interests[0], "a.b.x")
+    assert [len(each.writes) for each in subscribers] == [1] * 6
+    assert read == [b"1"]
+
+
+async def test_remembered_routes_are_bounded() -> None:
+    broadcaster = new_broadcaster()
+    interests, _ = grouped(broadcaster, "a.*.*", "a.>")
+    group = interests[0].group
+    assert group is not None
+    for number in range(10_000):
+        broadcaster.on_message(interests[0], b"a.b.%d" % number, b"", b"1")
+        assert len(group.routes) <= 4096
+    publish(broadcaster, interests[0], "a.b." + "x" * 300)
+    assert all(len(subject) <= 255 for subject in group.routes)

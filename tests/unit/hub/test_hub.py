@@ -20,6 +20,7 @@ from sanic_nats_bridge.settings import Settings
 from tests.support.bridge import until
 from tests.support.clock import leaping
 from tests.support.fakes import (
+    ALONE,
     FakeLink,
     FakeSubscriber,
     FakeTransport,
@@ -734,3 +735,35 @@ async def test_release_after_close_leaves_no_timer_or_pattern() -> None:
     hub.release(interests)
     assert interests[0].unsubscribe_timer is None
     assert (hub.patterns, hub.connected) == ((), False)
+
+
+# Queue groups
+
+
+async def test_fault_in_delivery_for_a_group_is_reported_to_all_its_members() -> None:
+    link, hub = FakeLink.with_hub(confirms=True)
+    alone = [await follower(hub, pattern) for pattern in ALONE]
+    members = [await follower(hub, pattern) for pattern in ("a.*.x", "a.>", "b.>")]
+    hub.delivery_failed(next(each for each in link.standing.values() if each.pattern == "a.*.x"))
+    assert [each.told for each in alone] == [[]] * len(ALONE)
+    assert [each.told for each in members] == [[("messages_lost", "a.*.x")], [("messages_lost", "a.>")], []]
+
+
+async def test_refused_member_of_a_group_gets_no_more_messages() -> None:
+    link, hub = FakeLink.with_hub(confirms=True)
+    first, *_ = [await follower(hub, pattern) for pattern in ALONE]
+    second, third = [await follower(hub, pattern) for pattern in ("a.*.x", "a.>")]
+    link.deliver("a.b.x", b"1")
+    link.refuse("a.*.x")
+    link.deliver("a.b.x", b"2")
+    await turns()
+    assert (first.data, second.data, third.data) == ([1, 2], [1], [1, 2])
+    assert second.told == [("nats.refused", "a.*.x")]
+
+
+async def test_groups_end_with_the_hub() -> None:
+    _, hub = FakeLink.with_hub(confirms=True)
+    assert [each.group is None for each in hub.acquire([*ALONE, "a.>"])] == [True] * len(ALONE) + [False]
+    hub.close()
+    (interest,) = hub.acquire(["a.>"])
+    assert interest.group is None

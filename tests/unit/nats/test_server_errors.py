@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from sanic_nats_bridge.nats.server_errors import classify_error
+from sanic_nats_bridge.nats.server_errors import classify_error, sub_length
 
 PATTERNS = {1: "orders.>", 2: "Orders.>", 3: 'odd."quoted"', 4: "odd.back\\slash", 5: "odd.it's", 12: "orders.>"}
 
@@ -68,3 +68,28 @@ def test_line_length_error_refuses_all_subscriptions_as_long() -> None:
 )
 def test_other_errors_refuse_nothing_and_end_connection(line: str) -> None:
     assert classify_error(line, PATTERNS, unconfirmed=1)[:2] == ([], False)
+
+
+QUEUES = {1: "natsbridge.1f.7", 12: "natsbridge.1f.70"}
+
+
+@pytest.mark.parametrize(
+    ("line", "refused"),
+    [
+        ('"orders.>" using queue "natsbridge.1f.7"', [1]),
+        ('"orders.>" using queue "natsbridge.1f.70" (sid "12")', [12]),
+        ('"orders.>" using queue "natsbridge.2e.7"', []),
+        ('"orders.>"', []),
+        ('"Orders.>"', [2]),
+    ],
+)
+def test_denial_in_queue_group_refuses_the_member(line: str, refused: list[int]) -> None:
+    error = f"-ERR 'Permissions Violation for Subscription to {line}'"
+    assert classify_error(error, PATTERNS, 4, QUEUES)[:2] == (refused, True)
+
+
+def test_line_length_includes_the_queue_group() -> None:
+    patterns = {1: "x" * 10, 2: "x" * 20, 3: "x" * 13}
+    assert sub_length("x" * 10, 1, "queue") == len(f"{'x' * 10} queue 1")
+    effect = classify_error("-ERR 'maximum control line exceeded'", patterns, 1, {1: "q1"})
+    assert (effect.refused, effect.refused_length) == ([1, 2, 3], 15)

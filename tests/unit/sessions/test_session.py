@@ -884,3 +884,149 @@ async def test_delivery_error_sends_gap_to_affected_sessions_only(monkeypatch: p
     assert transport.types[2:] == ["message", "gap", "message"]
     assert transport.frames[3] == {"type": "gap", "subjects": ["a.*"], "lost": None, "reason": "internal"}
     assert bystander.types == ["welcome"]
+
+
+# Overlapping subscriptions
+
+
+def masks(count: int) -> list[str]:
+    """Return patterns that match "a.b.c.d.e.f", none of which includes another."""
+    tokens = ["b", "c", "d", "e", "f"]
+    return [".".join(["a", *("*" if mask >> place & 1 else token for place, token in enumerate(tokens))])
+            for mask in range(32) if mask.bit_count() in (2, 3)][:count]  # fmt: skip
+
+
+def ended_by_overlap(transport: FakeTransport) -> list[str]:
+    frames = [frame for frame in transport.frames if frame["type"] == "unsubscribed"]
+    assert {frame["code"] for frame in frames} <= {"limit.overlap"}
+    return [subject for frame in frames for subject in frame["subjects"]]
+
+
+async def test_newest_of_too_many_overlapping_subscriptions_end() -> None:
+    worker = Worker(max_overlap=5, unsubscribe_delay=1)
+    session, transport = worker.open()
+    patterns = [*masks(4), "a.b.c.d.e.f", "a.>", *masks(6)[4:], "b.>"]
+    await act(session, "subscribe", *patterns[:3])
+    await act(session, "subscribe", *patterns[3:])
+    worker.link.deliver("a.b.c.d.e.f", b"1")
+    await turns()
+    assert ended_by_overlap(transport) == patterns[5:8]
+    assert session.subscriptions == (*patterns[:5], "b.>")
+    assert transport.data == [1] * 8
+    assert worker.sessions.counters.refused["limit.overlap"] == 3
+    worker.link.deliver("a.b.c.d.e.f", b"2")
+    worker.link.deliver("b.x", b"3")
+    await turns()
+    assert transport.data[8:] == [2] * 5 + [3]
+    await asyncio.sleep(10)
+    assert set(worker.link.patterns) == {*patterns[:5], "b.>"}
+    assert worker.link.faults == []
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 8, 9, 16])
+async def test_overlap_in_queue_groups_is_limited_by_one_message(limit: int) -> None:
+    worker = Worker(max_overlap=limit)
+    session, transport = worker.open()
+    patterns = masks(20)
+    await act(session, "subscribe", *patterns)
+    worker.link.deliver("a.b.c.d.e.f")
+    await turns()
+    assert session.subscriptions == tuple(patterns[:limit])
+    assert ended_by_overlap(transport) == patterns[limit:]
+
+
+@pytest.mark.parametrize("limit", [3, 8, 16])
+async def test_several_names_of_one_pattern_are_copies(limit: int) -> None:
+    worker = Worker(max_overlap=limit)
+    names = [f"name{number}.>" for number in range(20)]
+    session, transport = worker.open(Permissions([">"], aliases={name[:-1]: "t." for name in names}))
+    await act(session, "subscribe", *names)
+    worker.link.deliver("t.x")
+    await turns()
+    assert session.subscriptions == tuple(names[:limit])
+    assert ended_by_overlap(transport) == names[limit:]
+
+
+async def test_overlap_within_limit_ends_nothing() -> None:
+    worker = Worker(max_overlap=7)
+    session, transport = worker.open()
+    await act(session, "subscribe", *masks(5), "a.>", "a.b.c.d.e.f")
+    for number in range(20):
+        worker.link.deliver("a.b.c.d.e.f", b"%d" % number)
+        await turns()
+    assert transport.data == [number for number in range(20) for _ in range(7)]
+    assert ended_by_overlap(transport) == []
+
+
+async def test_nats_sends_few_copies_for_overlapping_subscriptions() -> None:
+    worker = Worker()
+    sessions = [worker.open() for _ in range(4)]
+    for number, (session, _) in enumerate(sessions):
+        await act(session, "subscribe", *masks(20)[number * 4 : number * 4 + 4], "a.>")
+    worker.link.deliver("a.b.c.d.e.f")
+    await turns()
+    assert [transport.data for _, transport in sessions] == [[1] * 5] * 4
+    assert worker.link.copies <= 8
+    assert worker.sessions.counters.messages == worker.link.copies
+
+
+async def test_denied_messages_do_not_count_as_overlapping() -> None:
+    worker = Worker(max_overlap=2)
+    session, transport = worker.open(Permissions([">"], ["*.secret"]))
+    await act(session, "subscribe", "a.*", "a.>", ">", "*.*")
+    worker.link.deliver("a.secret")
+    await turns()
+    assert (transport.data, ended_by_overlap(transport)) == ([], [])
+    worker.link.deliver("a.x")
+    await turns()
+    assert ended_by_overlap(transport) == [">", "*.*"]
+
+
+async def test_overlapping_subscriptions_of_slow_client_end_too() -> None:
+    worker = Worker(max_overlap=2)
+    session, transport = worker.open()
+    await act(session, "subscribe", "a.*", "a.>", ">", "*.*")
+    fill(transport)
+    worker.link.deliver("a.x")
+    await turns()
+    assert session.subscriptions == ("a.*", "a.>")
+    transport.take()
+    gaps = {frame["subjects"][0]: frame["lost"] for frame in transport.frames if frame["type"] == "gap"}
+    assert gaps == dict.fromkeys(["a.*", "a.>", ">", "*.*"], 1)
+
+
+async def test_subscribe_again_to_pattern_that_ends_meanwhile_by_overlap() -> None:
+    worker = Worker(confirms=False, max_overlap=2)
+    session, transport = worker.open()
+    first = asyncio.create_task(act(session, "subscribe", "a.*", "a.>"))
+    await turns()
+    worker.link.confirm("a.*", "a.>")
+    await first
+    third = asyncio.create_task(act(session, "subscribe", "*.*"))
+    await turns()
+    worker.link.confirm("*.*")
+    await third
+    again = asyncio.create_task(act(session, "subscribe", "*.*", "new"))
+    await turns()
+    worker.link.deliver("a.x")
+    await turns()
+    assert ended_by_overlap(transport) == ["*.*"]
+    worker.link.confirm("new")
+    assert (await again).success
+    assert "*.*" in session.subscriptions
+    worker.link.deliver("a.x")
+    await turns()
+    assert session.subscriptions == ("a.*", "a.>", "new")
+
+
+async def test_session_that_ends_with_overlapping_messages_is_closed_once() -> None:
+    worker = Worker(max_overlap=2)
+    session, transport = worker.open()
+    await act(session, "subscribe", "a.*", "a.>", ">", "*.*")
+    worker.link.deliver("a.x")
+    session.close(CloseCode.GOING_AWAY, "test")
+    await turns()
+    assert transport.types[-1] == "close"
+    assert ended_by_overlap(transport) == []
+    await asyncio.sleep(10)
+    assert (worker.link.patterns, worker.link.faults) == ([], [])
