@@ -2,25 +2,30 @@
 
 import math
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 from ..errors import ForbiddenSubject, InvalidSubject
 from ..protocol import subjects
+from ..protocol.pattern_index import PatternIndex, lowest
+from .exclusions import NO_EXCLUSIONS, DeniedIndex, Exclusions
+from .pattern_lists import CONTROL_TOKEN, PatternList, PatternListCache
 
 __all__ = ["CONTROL_TOKEN", "Explanation", "Grant", "Permissions", "PermissionsFunction"]
-
-CONTROL_TOKEN = "_NATSBRIDGE"
-"""The first token of the subjects on which workers communicate. No client may subscribe to them."""
 
 _END_OF_9999 = 253_402_387_200
 """The end of the year 9999 in every time zone, in Unix seconds; `datetime` goes no further."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+
+_Filled: TypeAlias = Sequence[tuple[int, str]]
+"""Patterns whose placeholders are replaced, with their numbers in the list of the app."""
+
+_lists = PatternListCache()
 
 
 class Grant(NamedTuple):
@@ -38,7 +43,7 @@ class Grant(NamedTuple):
     target: str
     """The first tokens of the real pattern, and of the subject of each of its messages."""
 
-    excluded: tuple[str, ...]
+    excluded: Exclusions
     """The patterns of the real subjects that the client must not see."""
 
 
@@ -87,9 +92,9 @@ class Permissions:
     expires: datetime | float | None = None
     expires_at: float = field(init=False, repr=False, compare=False)
     """`expires` in Unix seconds; infinite if there is none."""
-    _allowed: tuple[str, ...] = field(init=False, repr=False, compare=False)
-    _denied: tuple[str, ...] = field(init=False, repr=False, compare=False)
-    _aliased: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    _allowed: PatternList = field(init=False, repr=False, compare=False)
+    _denied: PatternList = field(init=False, repr=False, compare=False)
+    _filled: tuple[_Filled, _Filled] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         subscribe, deny = _checked_patterns("subscribe", self.subscribe), _checked_patterns("deny", self.deny)
@@ -98,16 +103,20 @@ class Permissions:
             raise ValueError(f"allow_wildcards must be True or False, got {self.allow_wildcards!r}")
         if self.identity is not None and not _is_identity(self.identity):
             raise ValueError("identity must be a non-empty string that UTF-8 can encode")
+        expires_at = _unix_seconds(self.expires)
+        allowed = _lists.get("subscribe", subscribe, variables)
+        filled = allowed.fill(variables)
+        denied = _lists.get("deny", deny, variables)
         self._set(
-            subscribe=subscribe,
-            deny=deny,
+            subscribe=allowed.patterns,
+            deny=denied.patterns,
             variables=MappingProxyType(variables),
             # The longest alias first, because it is the most specific one.
             aliases=MappingProxyType(dict(sorted(aliases.items(), key=lambda pair: -len(pair[0])))),
-            expires_at=_unix_seconds(self.expires),
-            _allowed=tuple(_expanded("subscribe", pattern, variables) for pattern in subscribe),
-            _denied=tuple(sorted({_expanded("deny", pattern, variables) for pattern in deny})),
-            _aliased=tuple(sorted({f"{target}>" for target in aliases.values()})),
+            expires_at=expires_at,
+            _allowed=allowed,
+            _denied=denied,
+            _filled=(filled, denied.fill(variables)),
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -135,45 +144,113 @@ class Permissions:
             InvalidSubject: The real pattern behind an alias is too long or has too many tokens.
             ForbiddenSubject: The permissions don't allow it.
         """
-        grant = self._resolve(pattern)
-        if grant.target and not subjects.is_valid(grant.real):
+        alias, target = self._alias_of(pattern)
+        real = target + pattern[len(alias) :]
+        if target and not subjects.is_valid(real):
             raise InvalidSubject(f"Not a valid subject: '{pattern}'", [pattern])
-        if not self._decide(grant)[0]:
+        excluded, _ = self._decide(pattern, real, by_alias=bool(target))
+        if excluded is None:
             raise ForbiddenSubject(f"Not allowed: '{pattern}'", [pattern])
-        return grant
+        return Grant(pattern, real, alias, target, excluded)
 
     def explain(self, pattern: str) -> Explanation:
         """Explain whether the pattern is allowed, and by which rule; for operators, not for clients."""
-        grant = self._resolve(pattern)
-        if not subjects.is_valid(pattern) or not subjects.is_valid(grant.real):
-            return Explanation(False, "not a valid subject", grant.real)
-        allowed, rule = self._decide(grant)
-        if allowed and grant.excluded:
-            rule += f"; except {', '.join(grant.excluded)}"
-        return Explanation(allowed, rule, grant.real)
+        alias, target = self._alias_of(pattern)
+        real = target + pattern[len(alias) :]
+        if not subjects.is_valid(pattern) or not subjects.is_valid(real):
+            return Explanation(False, "not a valid subject", real)
+        excluded, rule = self._decide(pattern, real, by_alias=bool(target))
+        if excluded:
+            rule += f"; except {', '.join(excluded)}"
+        return Explanation(excluded is not None, rule, real)
 
-    def _resolve(self, pattern: str) -> Grant:
+    def _alias_of(self, pattern: str) -> tuple[str, str]:
+        """Return the longest alias at the start of the pattern, and its target; both are empty if there is none."""
+        if not self.aliases:
+            return "", ""
         # An alias is literal, so it can only match the literal tokens at the start of the pattern.
-        alias, target = next((names for names in self.aliases.items() if pattern.startswith(names[0])), ("", ""))
-        real = target + pattern.removeprefix(alias)
-        # Aliased subjects are excluded under their real names.
-        denied = self._denied if target else self._denied + self._aliased
-        excluded = tuple(pattern for pattern in denied if subjects.overlaps(pattern, real))
-        return Grant(pattern, real, alias, target, excluded)
+        dot = pattern.rfind(".", 0, len(next(iter(self.aliases))))
+        while dot >= 0:
+            alias = pattern[: dot + 1]
+            if alias in self.aliases:
+                return alias, self.aliases[alias]
+            dot = pattern.rfind(".", 0, dot)
+        return "", ""
 
-    def _decide(self, grant: Grant) -> tuple[bool, str]:
-        """Decide whether the pattern is allowed, and name the rule."""
-        if not self.allow_wildcards and subjects.has_wildcard(grant.pattern):
-            return False, "allow_wildcards is False"
-        if grant.real.partition(".")[0] == CONTROL_TOKEN:
-            return False, "the bridge's own subjects are never allowed"
-        for denied in grant.excluded:
-            if subjects.includes(denied, grant.real):
-                return False, f"deny {denied}" if denied in self._denied else f"aliases: {denied} has an alias"
-        for allowed in self._allowed:
-            if subjects.covers(allowed, grant.real):
-                return True, f"subscribe {allowed}"
-        return False, f"no pattern in subscribe includes {grant.real}"
+    def _decide(self, pattern: str, real: str, *, by_alias: bool) -> tuple[Exclusions | None, str]:
+        """Decide whether the pattern is allowed.
+
+        Returns:
+            The exclusions of its grant, or ``None`` if it is denied, and the rule that decides.
+        """
+        if not self.allow_wildcards and subjects.has_wildcard(pattern):
+            return None, "allow_wildcards is False"
+        if real.partition(".")[0] == CONTROL_TOKEN:
+            return None, "the bridge's own subjects are never allowed"
+        return self._rules.decide(real, by_alias=by_alias)
+
+    @cached_property
+    def _rules(self) -> "_Rules":
+        # Not for each instance: many are made for their identity alone.
+        return _Rules(self._allowed, self._denied, self._filled, self.aliases.values())
+
+
+class _Rules:
+    """The indexes of the patterns of one `Permissions`.
+
+    Args:
+        allowed: The allowed patterns.
+        denied: The denied patterns.
+        filled: The patterns of both lists that have placeholders, replaced, with their numbers.
+        targets: The targets of the aliases.
+    """
+
+    __slots__ = ("_aliased", "_allowed", "_denied")
+
+    def __init__(
+        self, allowed: PatternList, denied: PatternList, filled: tuple[_Filled, _Filled], targets: Collection[str]
+    ) -> None:
+        own_allowed, own_denied = filled
+        self._allowed: list[tuple[PatternIndex, Sequence[int]]] = []
+        if allowed.numbers:
+            self._allowed.append((allowed.allowed, allowed.numbers))
+        if own_allowed:
+            numbers, patterns = zip(*own_allowed, strict=True)
+            self._allowed.append((PatternIndex(patterns), numbers))
+        self._denied: list[DeniedIndex] = []
+        if denied.numbers:
+            self._denied.append(denied.denied)
+        if own_denied:
+            self._denied.append(DeniedIndex({pattern for _, pattern in own_denied}))
+        self._aliased = DeniedIndex({f"{target}>" for target in targets}) if targets else None
+
+    def decide(self, real: str, *, by_alias: bool) -> tuple[Exclusions | None, str]:
+        """Decide whether a real pattern is allowed, as `Permissions` does."""
+        denied = [found for index in self._denied if (found := index.first_including(real)) is not None]
+        if denied:
+            return None, f"deny {min(denied)}"
+        # Aliased subjects are excluded under their real names.
+        aliased = None if by_alias else self._aliased
+        if aliased is not None and (found := aliased.first_including(real)) is not None:
+            return None, f"aliases: {found} has an alias"
+        covering = [first for each in self._allowed if (first := _first_covering(*each, real)) is not None]
+        if not covering:
+            return None, f"no pattern in subscribe includes {real}"
+        excluded = NO_EXCLUSIONS
+        for index in self._denied:
+            excluded = excluded.combined(index.overlapping(real), in_order=True)
+        if aliased is not None:
+            excluded = excluded.combined(aliased.overlapping(real), in_order=False)
+        _, allowed = min(covering)
+        return excluded, f"subscribe {allowed}"
+
+
+def _first_covering(index: PatternIndex, numbers: Sequence[int], real: str) -> tuple[int, str] | None:
+    found = index.covering(real)
+    if not found:
+        return None
+    first = lowest(found)
+    return numbers[first], index.patterns[first]
 
 
 PermissionsFunction: TypeAlias = Callable[[Any], Awaitable[Permissions | None] | Permissions | None]
@@ -217,24 +294,6 @@ def _checked_aliases(value: Any) -> dict[str, str]:
         if not literal or not prefix.endswith(".") or prefix.partition(".")[0] == CONTROL_TOKEN:
             raise ValueError(f"aliases must have keys and values of literal tokens that end in a dot, got {prefix!a}")
     return aliases
-
-
-def _expanded(name: str, pattern: str, variables: Mapping[str, str]) -> str:
-    """Return the pattern with its variables replaced."""
-
-    def value(found: re.Match[str]) -> str:
-        if found[1] not in variables:
-            raise ValueError(f"{name} has {pattern!a}, but variables has no '{found[1]}'")
-        return variables[found[1]]
-
-    expanded = _PLACEHOLDER.sub(value, pattern)
-    if not subjects.is_valid(expanded):
-        raise ValueError(f"{name} must be a list of valid patterns, got {expanded!a}")
-    if name == "subscribe" and subjects.is_reserved(expanded) and not subjects.is_reserved(pattern):
-        raise ValueError(f"{name} has {pattern!a}: a variable must not make its first token reserved, got {expanded!a}")
-    if name == "subscribe" and expanded.partition(".")[0] == CONTROL_TOKEN:
-        raise ValueError(f"{name} must not allow the bridge's own subjects, got {expanded!a}")
-    return expanded
 
 
 def _unix_seconds(expires: Any) -> float:

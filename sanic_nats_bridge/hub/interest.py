@@ -29,7 +29,7 @@ class View:
         self.grant = grant
         self.pattern = grant.pattern
         self.prefix = prefix
-        self.excludes = subjects.matcher(grant.excluded) if grant.excluded else None
+        self.excludes = grant.excluded.matcher() if grant.excluded else None
         # Changed by the hub only.
         self.batch: list[EncodedMessage] = []
         self.subscribers: dict[Subscriber, None] = {}

@@ -73,7 +73,7 @@ def matches(pattern: str, subject: str) -> bool:
     """Return whether the pattern matches the subject. A wildcard in first place doesn't match a reserved token."""
     if pattern[:1] in ("*", ">") and is_reserved(subject):
         return False
-    return matcher((pattern,))(subject)
+    return matcher((pattern,))(subject) is not None
 
 
 def covers(allowed: str, requested: str) -> bool:
@@ -100,13 +100,12 @@ def overlaps(one: str, other: str) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def matcher(patterns: tuple[str, ...]) -> Callable[[str], bool]:
+def matcher(patterns: tuple[str, ...]) -> Callable[[str], object]:
     """Return a function that tests whether, by the rules of NATS, one of the patterns matches a subject.
 
-    A subject from a publisher may contain a token ``*`` or ``>``, which is then literal.
+    Its result is true or false. A subject from a publisher may contain a token ``*`` or ``>``, which is then literal.
     """
-    expression = re.compile("|".join(map(_expression, patterns)), re.DOTALL)
-    return lambda subject: expression.fullmatch(subject) is not None
+    return re.compile("|".join(map(_expression, patterns)), re.DOTALL).fullmatch
 
 
 def encoded_matcher(pattern: str) -> Callable[[bytes], object]:

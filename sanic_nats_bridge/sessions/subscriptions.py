@@ -140,7 +140,7 @@ class Subscriptions:
     def excludes(self, pattern: str, subject: str) -> bool:
         """Return whether the client must not receive a message of this pattern and subject."""
         view = self._views.get(pattern)
-        return view is None or (view.excludes is not None and view.excludes(subject))
+        return view is None or (view.excludes is not None and bool(view.excludes(subject)))
 
     def remove(self, pattern: str) -> None:
         """Remove a subscription that the hub has ended already."""

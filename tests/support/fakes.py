@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+from sanic_nats_bridge.auth.exclusions import NO_EXCLUSIONS
 from sanic_nats_bridge.auth.expirations import ExpirationQueue
 from sanic_nats_bridge.auth.permissions import Grant
 from sanic_nats_bridge.errors import BridgeError
@@ -24,7 +25,7 @@ ALONE = (">", "*.>", "*.*.>", "*.*.*", "*.b.>")
 
 def granted(*patterns: str) -> list[Grant]:
     """Return grants for the patterns by their real names, without exceptions."""
-    return [Grant(pattern, pattern, "", "", ()) for pattern in patterns]
+    return [Grant(pattern, pattern, "", "", NO_EXCLUSIONS) for pattern in patterns]
 
 
 def ignore(*_: object) -> None:

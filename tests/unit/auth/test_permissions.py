@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 from sanic_nats_bridge.auth.permissions import CONTROL_TOKEN, Explanation, Permissions
 from sanic_nats_bridge.errors import ForbiddenSubject, InvalidSubject
 from sanic_nats_bridge.protocol import subjects
+from sanic_nats_bridge.protocol.pattern_index import PatternIndex
+from tests.support.growth import assert_linear
+from tests.support.linear_permissions import LinearPermissions
 
 
 def allows(opened: Sequence[str], requested: str, **others: Any) -> bool:
@@ -156,6 +159,149 @@ def test_grants_and_exclusions_match_brute_force(
         assert {subject for subject in asked if not hidden(subject)} == asked - denied
         # Clients with the same view share it, so a grant lists no exclusion without effect.
         assert all(MATCHED[pattern] & asked for pattern in excluded)
+
+
+# Comparison with the plain form
+
+WORDS = st.sampled_from(("a", "b", "$x", "_y", "*", "{v}", "{v}b", "_NATSBRIDGE"))
+wild_patterns = st.tuples(st.lists(WORDS, min_size=1, max_size=4), st.sampled_from(("", "", ".>"))).map(
+    lambda parts: ".".join(parts[0]) + parts[1]
+)
+long_lists = st.one_of(st.lists(wild_patterns, max_size=4), st.lists(wild_patterns, min_size=12, max_size=40))
+literal_prefixes = st.lists(st.sampled_from(("a", "b", "$x", "me")), min_size=1, max_size=3).map(
+    lambda tokens: ".".join(tokens) + "."
+)
+requests = st.one_of(wild_patterns, st.tuples(literal_prefixes, wild_patterns).map("".join), st.sampled_from([">", ""]))
+
+
+@given(
+    long_lists,
+    long_lists,
+    st.sampled_from(("1", "a", "ab", "x{v}")),
+    st.dictionaries(literal_prefixes, literal_prefixes, max_size=4),
+    st.booleans(),
+    st.lists(requests, min_size=1, max_size=20),
+)
+def test_decisions_are_those_of_one_comparison_after_another(
+    opened: list[str],
+    shut: list[str],
+    value: str,
+    aliases: dict[str, str],
+    wild: bool,
+    requested: list[str],
+) -> None:
+    variables = {"v": value}
+    opened = [pattern for pattern in opened if "_NATSBRIDGE" not in pattern.split(".")[0]]
+    permissions = Permissions(opened, shut, variables, aliases, wild)
+    plain = LinearPermissions(opened, shut, variables, aliases, wild)
+    for pattern in requested:
+        assert permissions.explain(pattern) == plain.explain(pattern), pattern
+        assert result(permissions.grant, pattern) == result(plain.grant, pattern), pattern
+
+
+def result(grant: Callable[[str], tuple[Any, ...]], pattern: str) -> object:
+    """Return the fields of a grant, or the error."""
+    try:
+        return tuple(grant(subjects.validate(pattern)))
+    except (ForbiddenSubject, InvalidSubject) as error:
+        return type(error), error.message, error.subjects
+
+
+@given(
+    st.lists(st.one_of(wild_patterns, st.sampled_from(["a..b", "{w}", "{", "a.{v }", "{v}.*x"])), max_size=6),
+    st.sampled_from(("1", "$", "_NATSBRIDGE", "x" * 250)),
+)
+def test_errors_of_lists_are_those_of_one_check_after_another(patterns: list[str], value: str) -> None:
+    for _ in range(2):
+        assert error_of(lambda: Permissions(patterns, variables={"v": value})) == error_of(
+            lambda: LinearPermissions(patterns, variables={"v": value})
+        )
+        assert error_of(lambda: Permissions(deny=patterns, variables={"v": value})) == error_of(
+            lambda: LinearPermissions(deny=patterns, variables={"v": value})
+        )
+
+
+def error_of(make: Callable[[], object]) -> str | None:
+    try:
+        make()
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+# Cost
+
+
+def test_lists_are_indexed_once_and_only_for_a_decision(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[tuple[str, ...]] = []
+    build = PatternIndex._build
+
+    def count(index: PatternIndex) -> None:
+        built.append(index.patterns)
+        build(index)
+
+    monkeypatch.setattr(PatternIndex, "_build", count)
+    opened = [f"once.{number}.>" for number in range(300)]
+    for identity in ("ada", "bob"):
+        permissions = Permissions([*opened, "own.{user}"], ["once.1.{user}"], {"user": identity}, identity=identity)
+        assert permissions.identity == identity
+        assert built == []
+    for number in range(100):
+        permissions.grant(f"once.{number}.x")
+    assert Permissions([*opened, "own.{user}"], variables={"user": "eve"}).explain("own.eve").allowed
+    assert built == [tuple(opened)]
+
+
+def make_decisions(allowed: str, denied: str, requested: str) -> Callable[[int], Callable[[], object]]:
+    def make(size: int) -> Callable[[], object]:
+        permissions = Permissions(
+            [allowed.format(number) for number in range(size)], [denied.format(number) for number in range(size)]
+        )
+        permissions.explain("a")
+        wanted = [requested.format(number) for number in range(200)]
+        return lambda: [permissions.explain(pattern) for pattern in wanted]
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("allowed", "denied", "requested"),
+    [
+        ("rooms.{}.>", "rooms.{}.private.>", "rooms.7.a.{}"),
+        ("rooms.{}.>", "rooms.{}.private.>", "halls.{}"),
+        ("*.rooms.{}.>", "*.*.{}", "*.rooms.*.{}"),
+        ("rooms.{}.>", "rooms.{}.private.>", "rooms.*.{}.>"),
+    ],
+)
+def test_decision_takes_linear_time(allowed: str, denied: str, requested: str) -> None:
+    assert_linear(make_decisions(allowed, denied, requested), 2_000)
+
+
+def test_grant_with_many_exclusions_takes_linear_time() -> None:
+    def make(size: int) -> Callable[[], object]:
+        denied = [f"rooms.{number}.private.{number % 7}" for number in range(size)]
+        permissions = Permissions([">"], denied, aliases={"me.": "rooms.7."})
+        wanted = [*(f"rooms.*.private.{number}" for number in range(7)), "rooms.>", ">", "*.>"] * 20
+        return lambda: [permissions.authorize(pattern) for pattern in wanted]
+
+    assert_linear(make, 2_000)
+
+
+def test_alias_is_found_in_linear_time() -> None:
+    def make(size: int) -> Callable[[], object]:
+        permissions = Permissions([">"], aliases={f"me{number}.": f"users.{number}." for number in range(size)})
+        permissions.explain("a")
+        return lambda: [permissions.authorize(f"me{number}.x") for number in range(300)]
+
+    assert_linear(make, 1_000)
+
+
+def test_permissions_are_made_in_linear_time() -> None:
+    def make(size: int) -> Callable[[], object]:
+        opened = [f"rooms.{size}.{number}.>" for number in range(size)]
+        return lambda: [Permissions([*opened, f"own.{number}"], variables={"user": "1"}) for number in range(5)]
+
+    assert_linear(make, 2_000)
 
 
 # The app's values
@@ -403,3 +549,19 @@ def test_explanation_names_deciding_rule(requested: str, explanation: Explanatio
         ["orders.>", "users.{user}.>"], ["orders.secret"], variables={"user": "7"}, aliases={"me.": "users.7."}
     )
     assert permissions.explain(requested) == explanation
+
+
+@pytest.mark.parametrize(
+    ("opened", "shut", "rule"),
+    [
+        (["a.>", "a.{v}", "a.x"], [], "subscribe a.>"),
+        (["a.{v}", "a.>", "a.x"], [], "subscribe a.x"),
+        ([">"], ["{v}.>", "a.*", "*.{v}", "a.x"], "deny *.x"),
+        ([">"], ["a.>", "a.{v}", "a.*"], "deny a.*"),
+        ([">"], ["a.{v}.y", "a.>", "a.{v}", "b"], "deny a.>"),
+    ],
+)
+def test_first_rule_is_named_with_or_without_variable(opened: list[str], shut: list[str], rule: str) -> None:
+    permissions = Permissions(opened, shut, variables={"v": "x"})
+    assert permissions.explain("a.x").rule == rule
+    assert LinearPermissions(opened, shut, {"v": "x"}).explain("a.x").rule == rule
