@@ -2,9 +2,12 @@
 
 __all__ = ["TokenBucket"]
 
+_ROUNDING = 1e-6
+"""More than the error of a sum of times, so that an event passes after the time that `TokenBucket.wait` has given."""
+
 
 class TokenBucket:
-    """A bucket that fills with ``rate`` tokens per second up to ``burst``; each event takes one.
+    """A bucket that fills with ``rate`` tokens per second up to ``burst``; each event takes one or more.
 
     The bucket may go into debt, down to ``burst`` below zero. This distinguishes a client that ignores rejections
     from one that was slightly too fast. Times are those of a monotonic clock, in seconds.
@@ -25,15 +28,31 @@ class TokenBucket:
         self._tokens = max(self._tokens - 1, -self._burst - 1)
         return available
 
+    def take_more(self, now: float, tokens: float) -> bool:
+        """Take more tokens for an event that costs several, or none if there aren't enough; return whether there were.
+
+        An event never costs more than ``burst``.
+
+        Args:
+            now: The time.
+            tokens: The cost of the event, of which `take` has taken one.
+        """
+        self._fill(now)
+        more = min(tokens, self._burst) - 1
+        available = self._tokens >= more - _ROUNDING
+        if available:
+            self._tokens -= more
+        return available
+
     @property
     def overdrawn(self) -> bool:
         """True if the debt exceeds its limit."""
         return self._tokens < -self._burst
 
-    def wait(self, now: float) -> float:
-        """Return the seconds until a token is available."""
+    def wait(self, now: float, tokens: float = 1) -> float:
+        """Return the seconds until as many tokens are available, but at most ``burst``."""
         self._fill(now)
-        return max(0.0, (1 - self._tokens) / self._rate)
+        return max(0.0, (min(tokens, self._burst) - self._tokens) / self._rate)
 
     def _fill(self, now: float) -> None:
         self._tokens = min(self._burst, self._tokens + (now - self._updated_at) * self._rate)

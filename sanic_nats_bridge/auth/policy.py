@@ -33,11 +33,13 @@ class SubscriptionPolicy:
         return [subjects.validate(pattern) for pattern in dict.fromkeys(patterns)]
 
     def authorize(self, permissions: Permissions, patterns: Sequence[str], held: Collection[str] = ()) -> list[Grant]:
-        """Authorize patterns that `validate` has returned.
+        """Authorize those of the patterns that the session doesn't hold yet.
+
+        Those that it holds need no decision: `Subscriptions.update_permissions` ends what isn't allowed any more.
 
         Args:
             permissions: The permissions of the session.
-            patterns: The patterns of the command.
+            patterns: The patterns of the command, as `validate` has returned them.
             held: The patterns to which the session is subscribed.
 
         Raises:
@@ -45,8 +47,8 @@ class SubscriptionPolicy:
             ForbiddenSubject: One is not allowed.
             SubscriptionLimitExceeded: Together with those held they are more than a session may hold.
         """
-        grants = [self.grant(permissions, pattern) for pattern in patterns]
-        if len({*patterns, *held}) > self._max:
+        grants = [self.grant(permissions, pattern) for pattern in patterns if pattern not in held]
+        if len(grants) + len(held) > self._max:
             raise SubscriptionLimitExceeded(f"At most {self._max} subjects for a session", patterns)
         return grants
 

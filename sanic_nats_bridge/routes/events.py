@@ -94,8 +94,7 @@ async def _stream(
         return
     try:
         if command is not None:
-            # Not rate-limited, because a session has only one query.
-            outcome = await session.execute(command, rate_limited=False)
+            outcome = await session.execute(command)
             session.send(outcome.reply)
         await transport.wait_finished()
     finally:

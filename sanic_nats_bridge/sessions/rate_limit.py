@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 from collections import deque
 
 from ..errors import BridgeError, RateLimitExceeded
@@ -11,6 +12,8 @@ from ..token_bucket import TokenBucket
 __all__ = ["CommandRateLimiter"]
 
 _MINUTE_SECONDS = 60.0
+_PATTERNS_PER_UNIT = 16
+"""The patterns for which one command counts as one. A full budget suffices for the default of ``max_subscriptions``."""
 _BAD_REQUEST = 400
 
 
@@ -41,6 +44,22 @@ class CommandRateLimiter:
             self.close_reason = "Too many commands"
         message = f"At most {settings.command_rate:g} commands per second"
         raise RateLimitExceeded(message, retry_after=self._commands.wait(now))
+
+    def count_patterns(self, patterns: int) -> None:
+        """Count a command once more for each 16 patterns, after the first 16, that it adds to the session.
+
+        A rejected command has been counted once already.
+
+        Raises:
+            RateLimitExceeded: The command exceeds ``command_rate``.
+        """
+        units = math.ceil(patterns / _PATTERNS_PER_UNIT)
+        if units <= 1 or self._commands is None:
+            return
+        now = asyncio.get_running_loop().time()
+        if not self._commands.take_more(now, units):
+            message = f"At most {self._settings.command_rate * _PATTERNS_PER_UNIT:g} new subjects per second"
+            raise RateLimitExceeded(message, retry_after=self._commands.wait(now, units))
 
     def count_control_frame(self) -> None:
         """Count a frame that cannot be answered with an error, such as a ping."""

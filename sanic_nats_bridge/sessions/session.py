@@ -152,7 +152,7 @@ class Session:
 
     # Commands
 
-    async def execute(self, received: str | bytes | Command, *, rate_limited: bool = True) -> Outcome:
+    async def execute(self, received: str | bytes | Command) -> Outcome:
         """Execute one command, after those that arrived before it. Never raises a `BridgeError`.
 
         A rejected command changes nothing. It is counted, and may end the session. The caller must write the reply
@@ -160,7 +160,6 @@ class Session:
 
         Args:
             received: A text frame, the payload of a binary frame, or a decoded command.
-            rate_limited: Whether the command counts against ``command_rate``.
         """
         command: Command | None = None
         data = b""
@@ -170,8 +169,7 @@ class Session:
             data = received.encode() if isinstance(received, str) else received
         try:
             self._check_size(data)
-            if rate_limited:
-                self._count_command()
+            self._count_command()
             if command is None:
                 command = self._decode(received, data)
             return Outcome(await self._dispatch(command))
@@ -228,7 +226,9 @@ class Session:
 
     async def _subscribe(self, command: Command) -> Reply:
         seconds = self._context.settings.confirm_timeout
-        patterns, active = await self._subscriptions.subscribe(command.patterns, seconds)
+        patterns, active = await self._subscriptions.subscribe(
+            command.patterns, seconds, self._rate_limiter.count_patterns
+        )
         return success_reply(command, patterns, active)
 
     def _unsubscribe(self, command: Command) -> Reply:

@@ -1,6 +1,6 @@
 """The subscriptions of one session."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..auth.permissions import Grant, Permissions
 from ..auth.policy import SubscriptionPolicy
@@ -45,12 +45,15 @@ class Subscriptions:
         """The patterns, as the client names them."""
         return tuple(self._views)
 
-    async def subscribe(self, requested: Sequence[str], seconds: float) -> tuple[list[str], bool]:
+    async def subscribe(
+        self, requested: Sequence[str], seconds: float, count: Callable[[int], None] | None = None
+    ) -> tuple[list[str], bool]:
         """Subscribe to all patterns of a command, or to none.
 
         Args:
             requested: The patterns, not yet validated.
             seconds: The time that NATS has to confirm them.
+            count: Called with the number of new patterns before they are authorized. May raise a `BridgeError`.
 
         Returns:
             The patterns without duplicates, and whether NATS has confirmed all of them.
@@ -59,10 +62,12 @@ class Subscriptions:
             BridgeError: A pattern was rejected. No subscription has changed.
         """
         patterns = self._policy.validate(requested)
+        if count is not None:
+            count(sum(pattern not in self._views for pattern in patterns))
         while True:
             updates = self._permission_updates
             grants = self._policy.authorize(self.permissions, patterns, self._views)
-            acquired = await self._acquire(grants, seconds)
+            acquired = await self._acquire(patterns, grants, seconds)
             names = {grant.pattern for grant in acquired}
             held = all(pattern in self._views or pattern in names for pattern in patterns)
             if held and self._permission_updates == updates:
@@ -76,12 +81,11 @@ class Subscriptions:
         self._unconfirmed |= unconfirmed
         return patterns, not unconfirmed
 
-    async def _acquire(self, grants: Sequence[Grant], seconds: float) -> dict[Grant, Interest]:
-        """Acquire the interests of the grants without a subscription, and wait until NATS has answered for all."""
-        new = [grant for grant in grants if grant.pattern not in self._views]
-        interests = self._hub.acquire([grant.real for grant in new], self._subscriber)
-        added = {grant.pattern: interest for grant, interest in zip(new, interests, strict=True)}
-        existing = {pattern: self._views[pattern].interest for pattern, *_ in grants if pattern not in added}
+    async def _acquire(self, patterns: Sequence[str], grants: Sequence[Grant], seconds: float) -> dict[Grant, Interest]:
+        """Acquire the interests of the new patterns, which have grants, and wait until NATS has answered for all."""
+        interests = self._hub.acquire([grant.real for grant in grants], self._subscriber)
+        added = {grant.pattern: interest for grant, interest in zip(grants, interests, strict=True)}
+        existing = {pattern: self._views[pattern].interest for pattern in patterns if pattern not in added}
         try:
             await self._hub.confirm([*existing.values(), *interests], seconds)
             # Before the check below, because a flush may end this session.
@@ -94,7 +98,7 @@ class Subscriptions:
         except BaseException:
             self._hub.release(interests)
             raise
-        return dict(zip(new, interests, strict=True))
+        return dict(zip(grants, interests, strict=True))
 
     def unsubscribe(self, requested: Sequence[str]) -> list[str]:
         """Unsubscribe from all patterns of a command, or from none; return them without duplicates.

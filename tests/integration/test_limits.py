@@ -204,6 +204,50 @@ async def test_post_over_rate_is_answered_with_429_and_retry_after(
         assert (await bridge.post("/subscribe", body))[0] == 404
 
 
+MOST_PATTERNS = [f"most.{number}" for number in range(128)]
+"""As many as one session may have by default."""
+
+
+async def test_client_subscribes_to_all_patterns_at_once_and_again_after_reconnect(
+    shared_nats: NatsServer, publisher: Publisher, server: ServerName
+) -> None:
+    async with limited(shared_nats, publisher, server, command_rate=0.01) as (bridge, _):
+        for _ in range(3):
+            async with bridge.websocket() as client:
+                await client.follow(*MOST_PATTERNS[:64])
+                await client.follow(*MOST_PATTERNS[64:])
+            async with bridge.events(*MOST_PATTERNS) as events:
+                assert events.reply["success"]
+            async with bridge.events() as events:
+                body = {"session": events.session, "subjects": MOST_PATTERNS}
+                assert (await bridge.post("/subscribe", body))[0] == 200
+
+
+async def test_command_counts_once_for_each_16_new_patterns(
+    shared_nats: NatsServer, publisher: Publisher, server: ServerName
+) -> None:
+    async with (
+        limited(shared_nats, publisher, server, command_rate=0.01, command_burst=10) as (bridge, _),
+        bridge.websocket() as client,
+    ):
+        await client.follow(*MOST_PATTERNS)
+        await client.follow(*MOST_PATTERNS)
+        await client.send({"action": "unsubscribe", "subjects": MOST_PATTERNS})
+        assert (await client.frame())["success"]
+        refused = await client.ask({"subjects": MOST_PATTERNS[:1]})
+        assert (refused["code"], refused["success"]) == ("limit.rate", False)
+    async with (
+        limited(shared_nats, publisher, server, command_rate=0.01, command_burst=10) as (bridge, _),
+        bridge.events(*MOST_PATTERNS[:64]) as events,
+    ):
+        body = {"session": events.session, "subjects": MOST_PATTERNS}
+        assert (await bridge.post("/subscribe", body))[0] == 200
+        for _ in range(2):
+            assert (await bridge.post("/subscribe", body))[0] == 200
+        status, refused = await bridge.post("/subscribe", body)
+        assert (status, refused["code"]) == (429, "limit.rate")
+
+
 BAD = {
     "invalid JSON": "{",
     "not an object": "[]",

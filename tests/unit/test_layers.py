@@ -42,9 +42,10 @@ NEVER = {"hub": {"nats", "transports", "sessions"}, "nats": {"hub", "sessions"},
          "metrics": {"sessions"}, "routes": {"hub", "nats"}}  # fmt: skip
 """Imports that stay forbidden in any order of the rows."""
 
-SANS_IO = {"errors", "token_bucket", "protocol", "auth.permissions", "auth.policy", "auth.origins", "metrics.counters",
-           "metrics.definitions", "metrics.stats", "validators", "settings", "nats.parser", "nats.server_errors",
-           "nats.server_pool", "routes.log_redaction"}  # fmt: skip
+SANS_IO = {"errors", "token_bucket", "protocol", "auth.permissions", "auth.pattern_lists", "auth.exclusions",
+           "auth.policy", "auth.origins", "metrics.counters", "metrics.definitions",
+           "metrics.stats", "validators", "settings", "nats.parser", "nats.server_errors", "nats.server_pool",
+           "routes.log_redaction"}  # fmt: skip
 """Modules, and packages as a whole, that know neither asyncio nor Sanic nor nats-py."""
 
 IMPORTED_BY = {

@@ -31,6 +31,38 @@ def test_repeated_takes_overdraw_bucket_until_it_refills() -> None:
     assert not bucket.overdrawn
 
 
+def test_event_that_costs_several_tokens_takes_all_or_one() -> None:
+    bucket = TokenBucket(rate=2, burst=10, now=0.0)
+    assert bucket.take(0.0)
+    assert bucket.take_more(0.0, 8)
+    assert bucket.wait(0.0) == 0
+    assert bucket.take(0.0)
+    assert not bucket.take_more(0.0, 3)
+    assert bucket.wait(0.0, 3) == pytest.approx(1)
+    assert bucket.take(1.0)
+    assert bucket.take_more(1.0, 3)
+    assert bucket.wait(1.0) == pytest.approx(0.5)
+
+
+def test_no_event_costs_more_than_the_burst() -> None:
+    bucket = TokenBucket(rate=2, burst=4, now=0.0)
+    assert bucket.take(0.0)
+    assert bucket.take_more(0.0, 100)
+    assert bucket.wait(0.0, 100) == pytest.approx(2)
+    assert bucket.take(1.9)
+    assert not bucket.take_more(1.9, 100)
+    assert not bucket.overdrawn
+
+
+@given(st.floats(0.1, 1000), st.integers(1, 50), st.lists(st.integers(1, 60), min_size=1, max_size=50))
+def test_event_passes_after_its_wait(rate: float, burst: int, costs: list[int]) -> None:
+    bucket, now = TokenBucket(rate, burst, 1e6), 1e6
+    for cost in costs:
+        now += bucket.wait(now, cost) + 1e-9
+        assert bucket.take(now)
+        assert bucket.take_more(now, cost)
+
+
 @given(st.floats(0.1, 100), st.integers(1, 50), st.lists(st.floats(0, 10, allow_nan=False), min_size=1, max_size=200))
 def test_no_interval_exceeds_rate_plus_one_burst(rate: float, burst: int, pauses: list[float]) -> None:
     bucket, now, passed = TokenBucket(rate, burst, 0.0), 0.0, []

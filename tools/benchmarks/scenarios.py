@@ -136,7 +136,7 @@ def _more_patterns(
     rate: float = 1_000,
     seconds: float = 4,
 ) -> Sequence[Case]:
-    settings = {"max_subscriptions": max(patterns)}
+    settings = {"max_subscriptions": max(patterns), "command_burst": max(patterns)}
     return [
         Case(f"{count:,}", shared_patterns(clients, count, per_pattern), round(rate * seconds), rate, settings=settings)
         for count in patterns

@@ -18,8 +18,8 @@ def authorize(patterns: Sequence[str], held: Sequence[str] = (), opened: Sequenc
         (["a", "b", "c"], [], ["a", "b", "c"]),
         (["b", "a", "b"], [], ["b", "a"]),
         (["c"], ["a", "b"], ["c"]),
-        (["a", "b", "c"], ["c", "b", "a"], ["a", "b", "c"]),
-        (["c", "c", "a"], ["a", "b"], ["c", "a"]),
+        (["a", "b", "c"], ["c", "b", "a"], []),
+        (["c", "c", "a"], ["a", "b"], ["c"]),
     ],
     ids=[
         "up to the limit",
@@ -29,7 +29,7 @@ def authorize(patterns: Sequence[str], held: Sequence[str] = (), opened: Sequenc
         "some already subscribed",
     ],
 )
-def test_patterns_are_authorized_up_to_limit(patterns: list[str], held: list[str], admitted: list[str]) -> None:
+def test_new_patterns_are_authorized_up_to_limit(patterns: list[str], held: list[str], admitted: list[str]) -> None:
     assert authorize(patterns, held) == admitted
 
 
@@ -66,3 +66,8 @@ def test_most_severe_error_is_raised_with_its_subjects(
 
 def test_validate_does_not_check_permissions() -> None:
     assert SubscriptionPolicy(3).validate(["secret", "secret", "a"]) == ["secret", "a"]
+
+
+def test_held_patterns_need_no_decision() -> None:
+    policy = SubscriptionPolicy(3)
+    assert policy.authorize(Permissions(), ["a", "b"], ["b", "a"]) == []

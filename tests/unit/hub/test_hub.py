@@ -641,7 +641,7 @@ class Races(RuleBasedStateMachine):
         session = list(self.expected)[index % len(self.expected)]
 
         async def carry_out() -> Reply | BridgeError:
-            outcome = await session.execute(Command(action=action, subjects=patterns), rate_limited=False)
+            outcome = await session.execute(Command(action=action, subjects=patterns))
             return outcome.error or outcome.reply
 
         self.run(lambda: self.commands.update({self.loop.create_task(carry_out()): (session, patterns)}))

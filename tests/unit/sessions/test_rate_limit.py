@@ -47,6 +47,41 @@ async def test_defaults_are_20_per_second_burst_of_40_and_20_bad_per_minute() ->
     assert bad.close_reason == "Too many invalid commands"
 
 
+@pytest.mark.parametrize(("patterns", "units"), [(0, 1), (1, 1), (16, 1), (17, 2), (32, 2), (33, 3), (128, 8)])
+async def test_command_counts_once_for_each_16_new_patterns(patterns: int, units: int) -> None:
+    one = rate_limiter(command_burst=100)
+    for _ in range(3):
+        one.count()
+        one.count_patterns(patterns)
+    assert retry_delays(one, 101 - 3 * units) == [None] * (100 - 3 * units) + [pytest.approx(0.1)]
+
+
+async def test_command_with_too_many_patterns_is_counted_once_and_passes_after_its_delay() -> None:
+    one = rate_limiter()
+    assert retry_delays(one, 35) == [None] * 35
+    for _ in range(2):
+        one.count()
+        with pytest.raises(RateLimitExceeded, match="At most 320 new subjects per second") as refused:
+            one.count_patterns(128)
+    assert refused.value.retry_after == pytest.approx((8 - 3) / 20)
+    await asyncio.sleep(refused.value.retry_after or 0)
+    one.count()
+    one.count_patterns(128)
+    assert retry_delays(one, 1) == [pytest.approx(0.1)]
+    assert one.close_reason is None
+
+
+async def test_command_that_costs_more_than_the_burst_needs_all_of_it() -> None:
+    one = rate_limiter(command_burst=4)
+    one.count()
+    one.count_patterns(10_000)
+    assert retry_delays(one, 1) == [pytest.approx(0.1)]
+    await asyncio.sleep(0.2)
+    one.count()
+    with pytest.raises(RateLimitExceeded):
+        one.count_patterns(10_000)
+
+
 @pytest.mark.parametrize(
     ("error", "counts"),
     [

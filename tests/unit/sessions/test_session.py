@@ -7,12 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sanic_nats_bridge.auth.permissions import Permissions
+from sanic_nats_bridge.auth.permissions import Grant, Permissions
 from sanic_nats_bridge.errors import (
     BridgeError,
     CloseCode,
+    ForbiddenSubject,
     InternalError,
+    InvalidSubject,
     NatsRefused,
+    RateLimitExceeded,
     SubscriptionLimitExceeded,
     UnknownSession,
 )
@@ -70,7 +73,7 @@ async def act(session: Session, action: Action, *patterns: str) -> Reply:
 
 
 async def execute(session: Session, action: Action, *patterns: str) -> Outcome:
-    return await session.execute(Command(action=action, subjects=list(patterns)), rate_limited=False)
+    return await session.execute(Command(action=action, subjects=list(patterns)))
 
 
 def fill(transport: FakeTransport) -> None:
@@ -180,6 +183,62 @@ async def test_subscribe_beyond_session_limit_is_rejected(held: list[str]) -> No
     assert list(session.subscriptions) == worker.link.patterns == held
     await act(session, "subscribe", *{"a", "b", "c"})
     assert set(session.subscriptions) == {"a", "b", "c"}
+
+
+async def test_session_subscribes_to_all_its_patterns_at_once_and_again_after_reconnect() -> None:
+    worker = Worker()
+    patterns = [f"rooms.{number}" for number in range(128)]
+    for _ in range(5):
+        session, transport = worker.open()
+        await act(session, "subscribe", *patterns)
+        assert list(session.subscriptions) == patterns
+        transport.abort()
+        session.connection_lost(1006)
+
+
+async def test_only_new_patterns_count_and_are_authorized(monkeypatch: pytest.MonkeyPatch) -> None:
+    decided: list[str] = []
+    authorize = Permissions.authorize
+
+    def count(permissions: Permissions, pattern: str) -> Grant:
+        decided.append(pattern)
+        return authorize(permissions, pattern)
+
+    monkeypatch.setattr(Permissions, "authorize", count)
+    worker = Worker()
+    session, _ = worker.open()
+    patterns = [f"rooms.{number}" for number in range(128)]
+    await act(session, "subscribe", *patterns)
+    for _ in range(32):
+        await act(session, "subscribe", *patterns)
+    with pytest.raises(RateLimitExceeded):
+        await act(session, "subscribe", *patterns)
+    assert decided == patterns
+    session.update_permissions(Permissions(["rooms.*"], ["rooms.7"]))
+    assert decided == patterns * 2
+    assert "rooms.7" not in session.subscriptions
+    assert len(session.subscriptions) == 127
+
+
+async def test_rejected_patterns_count_and_are_not_decided() -> None:
+    worker = Worker(command_burst=10)
+    session, _ = worker.open(Permissions(["a"]))
+    for _ in range(2):
+        with pytest.raises(ForbiddenSubject):
+            await act(session, "subscribe", *(f"b.{number}" for number in range(80)))
+    with pytest.raises(RateLimitExceeded):
+        await act(session, "subscribe", "a")
+
+
+async def test_invalid_and_surplus_patterns_are_rejected_before_they_count() -> None:
+    worker = Worker(command_burst=8)
+    session, _ = worker.open()
+    for _ in range(3):
+        with pytest.raises(SubscriptionLimitExceeded):
+            await act(session, "subscribe", *(f"b.{number}" for number in range(129)))
+        with pytest.raises(InvalidSubject):
+            await act(session, "subscribe", *(f"b.{number}" for number in range(127)), "b..c")
+    await act(session, "subscribe", *(f"b.{number}" for number in range(32)))
 
 
 async def test_repeated_subscribe_causes_no_duplicate_messages() -> None:
