@@ -10,6 +10,7 @@ import re
 import struct
 from collections.abc import Iterable
 from enum import IntEnum
+from functools import lru_cache
 from typing import NoReturn
 
 import msgspec
@@ -49,6 +50,8 @@ _SHORT = struct.Struct(">BB").pack
 _MEDIUM = struct.Struct(">BBH").pack
 _LONG = struct.Struct(">BBQ").pack
 _STATUS = re.compile(rb"NATS/1\.0[ \t]+[^ \t\r]").match
+_MAX_STATUS_BYTES = 256
+_MAX_HEADER_VALUES = 64
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 _raw_decoder = msgspec.json.Decoder(msgspec.Raw)
@@ -171,21 +174,38 @@ def is_status(block: bytes) -> bool:
 
     ADR-4 defines the status in the first line, and ADR-9 the idle heartbeats and flow control requests of JetStream.
     """
-    return _STATUS(block) is not None
+    return _STATUS(block, 0, _MAX_STATUS_BYTES) is not None
 
 
 def header_fields(block: bytes, names: frozenset[str]) -> bytes:
     """Return the named headers of a NATS header block (ADR-4) as a JSON object; empty if there is none.
 
-    It never raises, because a publisher may put any bytes into the block.
+    The block is searched for the names, and not split: it may have many other lines. Only the first 64 values of each
+    header are returned. It never raises, because a publisher may put any bytes into the block.
     """
     fields: dict[str, list[str]] = {}
-    for line in block.split(b"\r\n")[1:]:
-        name, colon, value = line.partition(b":")
-        key = name.decode("utf-8", "replace")
-        if colon and key in names:
-            fields.setdefault(key, []).append(value.strip().decode("utf-8", "replace"))
+    for name, line_start, size in _line_starts(names):
+        start = block.find(line_start)
+        if start >= 0:
+            end = block.find(b"\r\n", start + size)
+            fields[name] = [block[start + size : end if end >= 0 else None].strip().decode("utf-8", "replace")]
+            start = block.find(line_start, end) if end >= 0 else -1
+            if start >= 0:
+                fields[name] += _more_values(block, line_start, start)
     return msgspec.json.encode(fields) if fields else b""
+
+
+@lru_cache(16)
+def _line_starts(names: frozenset[str]) -> tuple[tuple[str, bytes, int], ...]:
+    """Return each name with the bytes that precede its values in a header block, and their number."""
+    starts = ((name, b"\r\n%b:" % name.encode()) for name in sorted(names))
+    return tuple((name, start, len(start)) for name, start in starts)
+
+
+def _more_values(block: bytes, line_start: bytes, start: int) -> list[str]:
+    """Return the values of a header after the first one, beginning at this position."""
+    lines = block[start:].split(line_start, _MAX_HEADER_VALUES)[1:_MAX_HEADER_VALUES]
+    return [line.partition(b"\r\n")[0].strip().decode("utf-8", "replace") for line in lines]
 
 
 def websocket_frame(payload: bytes) -> bytes:

@@ -1,7 +1,8 @@
 import base64
 import gc
 import json
-from collections.abc import Generator, Iterable
+import tracemalloc
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 import h11
@@ -18,6 +19,7 @@ from websockets.streams import StreamReader
 from sanic_nats_bridge.protocol import encoding
 from sanic_nats_bridge.protocol import messages as protocol
 from sanic_nats_bridge.protocol.encoding import EncodedMessage, MessagePrefix, WireFormat
+from tests.support.growth import assert_linear
 
 TRICKY = (
     b"",
@@ -357,6 +359,57 @@ def test_exactly_the_allowed_headers_are_exposed(lines: Iterable[bytes], shown: 
 
 def test_status_line_is_not_a_header() -> None:
     assert encoding.header_fields(b"A: 1\r\n\r\n", ALLOWED) == b""
+
+
+@pytest.mark.parametrize("ending", [b"\r\n\r\n", b"\r\n", b""], ids=ascii)
+def test_value_ends_with_its_line_or_with_the_block(ending: bytes) -> None:
+    assert encoding.header_fields(b"NATS/1.0\r\nB: 1\r\nA: 2" + ending, ALLOWED) == b'{"A":["2"]}'
+
+
+def test_header_after_many_others_is_found() -> None:
+    block = b"NATS/1.0\r\n" + b"X-Y: 1\r\n" * 100_000 + b"A: 1\r\n\r\n"
+    assert encoding.header_fields(block, ALLOWED) == b'{"A":["1"]}'
+
+
+def test_header_has_64_values_at_most() -> None:
+    block = b"NATS/1.0\r\n" + b"".join(b"A: %d\r\nB: 1\r\n" % number for number in range(1_000)) + b"\r\n"
+    assert json.loads(encoding.header_fields(block, ALLOWED)) == {"A": [str(number) for number in range(64)]}
+
+
+HEADER_LINES = {
+    "others": b"X-Y: 1\r\n",
+    "the wanted one": b"A: 1\r\n",
+    "line ends": b"\r\n",
+    "names without a colon": b"A\r\nTrace-Id\r\n",
+    "beginnings": b"\r\nTrace-I",
+    "carriage returns": b"\r",
+    "spaces": b" ",
+}
+
+
+@pytest.mark.parametrize("line", HEADER_LINES.values(), ids=HEADER_LINES.keys())
+def test_work_for_headers_grows_with_their_length(line: bytes) -> None:
+    def make(count: int) -> Callable[[], object]:
+        block = b"NATS/1.0\r\n" + line * (count // len(line)) + b"\r\n"
+        return lambda: [encoding.header_fields(block, ALLOWED) for _ in range(20)]
+
+    assert_linear(make, 800_000)
+
+
+def test_headers_that_clients_do_not_get_take_no_memory() -> None:
+    block = b"NATS/1.0\r\n" + b"X-Y: 1\r\n" * 100_000 + b"\r\n"
+    tracemalloc.start()
+    try:
+        encoding.header_fields(block, ALLOWED)
+        assert tracemalloc.get_traced_memory()[1] < 10_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_status_after_many_spaces_is_none() -> None:
+    assert not encoding.is_status(b"NATS/1.0" + b" " * 800_000)
+    assert not encoding.is_status(b"NATS/1.0" + b"\t " * 400_000 + b"503\r\n\r\n")
+    assert encoding.is_status(b"NATS/1.0" + b" " * 100 + b"503\r\n\r\n")
 
 
 header_parts = st.sampled_from(
