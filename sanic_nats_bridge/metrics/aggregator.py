@@ -1,7 +1,7 @@
 """The metrics of all workers of a server, from any one of them.
 
-Each worker writes its own values to a file every second, and whenever it is scraped. So a counter in a later scrape
-is never smaller. When a worker's process is replaced, the next one continues its counters.
+Each worker writes its own values to a file every second, and whenever it gathers those of all. So a counter that is
+gathered later is never smaller. When a worker's process is replaced, the next one continues its counters.
 """
 
 import asyncio

@@ -1,5 +1,11 @@
-"""``/metrics``: the metrics of all workers of this server, in the formats of Prometheus."""
+"""``/metrics``: the metrics of all workers of this server, in the formats of Prometheus.
 
+A request needs no permission, and makes a worker read the values of all others. So the values are gathered and encoded
+once per second at most, however often they are requested.
+"""
+
+import asyncio
+import math
 from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry
@@ -15,11 +21,13 @@ from .responses import response
 
 __all__ = ["add_metrics_route"]
 
+_MAX_AGE_SECONDS = 1.0
+_MAX_CONTENT_TYPES = 4
 _HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 
 
 class _Collector(Collector):
-    """The readings of all workers, for one response."""
+    """The readings of all workers at one moment."""
 
     def __init__(self, readings: Mapping[str, Readings]) -> None:
         self._readings = readings
@@ -35,15 +43,42 @@ class _Collector(Collector):
             yield family
 
 
+class _Snapshot:
+    """The metrics of all workers, at most a second old."""
+
+    def __init__(self, aggregator: MetricsAggregator) -> None:
+        self._aggregator = aggregator
+        self._lock = asyncio.Lock()
+        self._taken = -math.inf
+        self._registry = CollectorRegistry()
+        self._encoded: dict[str, bytes] = {}
+        """The response body of each content type that was requested since the values were gathered."""
+
+    async def encoded(self, accept: str) -> tuple[bytes, str]:
+        """Return the body and the content type of a response to a request with this Accept header."""
+        async with self._lock:
+            now = asyncio.get_running_loop().time()
+            if now >= self._taken + _MAX_AGE_SECONDS:
+                # A registry for these values only, because the library's default one belongs to the app.
+                registry = CollectorRegistry()
+                registry.register(_Collector(await self._aggregator.gather()))
+                self._taken, self._registry, self._encoded = now, registry, {}
+        encode, content_type = choose_encoder(accept)
+        if content_type not in self._encoded and len(self._encoded) >= _MAX_CONTENT_TYPES:
+            # The version of OpenMetrics in the Accept header may be any number.
+            encode, content_type = choose_encoder("")
+        if content_type not in self._encoded:
+            self._encoded[content_type] = encode(self._registry)
+        return self._encoded[content_type], content_type
+
+
 def add_metrics_route(blueprint: Blueprint, aggregator: MetricsAggregator) -> None:
     """Serve the metrics on the blueprint."""
+    snapshot = _Snapshot(aggregator)
 
     @describe_metrics()
     async def metrics(request: Request) -> HTTPResponse:
-        # A registry for this response only, because the library's default one belongs to the app.
-        registry = CollectorRegistry()
-        registry.register(_Collector(await aggregator.gather()))
-        encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return response(encode(registry), 200, _HEADERS, content_type)
+        body, content_type = await snapshot.encoded(request.headers.get("accept", ""))
+        return response(body, 200, _HEADERS, content_type)
 
     blueprint.add_route(metrics, "/metrics", methods=["GET", "HEAD"], name="metrics")
