@@ -198,6 +198,7 @@ class BridgeRuntime:
     async def _stop(self, app: Sanic[Any, Any]) -> None:
         try:
             self.sessions.close_all("The server is going away")
+            await self.sessions.closed()
         finally:
             await self.control.stop_requests()
         if self._signal_tasks:

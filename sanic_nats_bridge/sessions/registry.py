@@ -23,10 +23,13 @@ from ..transports.base import CLOSE_SECONDS, Transport
 from .deadlines import Deadlines
 from .pending import PendingConnection, PendingConnections
 from .session import Session, SessionContext
+from .spread import Spread
 
 __all__ = ["SessionRegistry", "SessionsView"]
 
 _FULL_RETRY_FACTOR = 5
+_CLOSED_PER_TURN = 50
+_STATUSES_PER_TURN = 500
 _YOUNGEST_OLD = 0.75
 """The share of ``max_stream_age`` after which the first of the streams that were opened together end."""
 _REVOKED = "Access was revoked"
@@ -91,6 +94,9 @@ class SessionRegistry:
         self._sessions: dict[str, Session] = {}
         self._by_identity: dict[str, set[Session]] = {}
         self._by_transport = Counter(websocket=0, sse=0)
+        self._closing: Spread[Session] | None = None
+        self._statuses: Spread[Session] | None = None
+        """The sessions that are still to be notified of the last change of the connection to NATS."""
 
     @property
     def worker(self) -> str:
@@ -243,11 +249,15 @@ class SessionRegistry:
         self.deadlines.start()
 
     def close_all(self, reason: str) -> None:
-        """End every session and accept no more, because the worker stops."""
+        """End every session and accept no more, because the worker stops. `closed` waits for the last one."""
         self.stop_reason = reason
         self.deadlines.stop()
-        for session in self:
-            session.close(CloseCode.GOING_AWAY, reason)
+        self._closing = Spread(self, lambda session: session.close(CloseCode.GOING_AWAY, reason), _CLOSED_PER_TURN)
+
+    async def closed(self) -> None:
+        """Wait until `close_all` has ended every session."""
+        if self._closing is not None:
+            await self._closing.finish()
 
     # Called by the app, on this worker or another
 
@@ -314,8 +324,7 @@ class SessionRegistry:
         if self.nats == "connected":
             self._context.nats = "disconnected"
             statuses = _statuses(self.nats)
-            for session in self:
-                session.write(statuses[session.wire_format])
+            self._notify_all(lambda session: session.send_status(statuses[session.wire_format]))
 
     def _nats_established(self) -> None:
         self.expirations.expire_due()
@@ -326,8 +335,13 @@ class SessionRegistry:
         self.expirations.expire_due()
         self._context.nats = "connected"
         statuses = _statuses(self.nats)
-        for session in self:
-            session.send_connected(statuses[session.wire_format])
+        self._notify_all(lambda session: session.send_connected(statuses[session.wire_format]))
+
+    def _notify_all(self, notify: Callable[[Session], None]) -> None:
+        """Notify every session of a change, in place of the change before."""
+        if self._statuses is not None:
+            self._statuses.cancel()
+        self._statuses = Spread(self, notify, _STATUSES_PER_TURN)
 
 
 class SessionsView(Collection[Session]):

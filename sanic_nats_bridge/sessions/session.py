@@ -323,6 +323,11 @@ class Session:
             status: The encoded status frame, which all sessions of one wire format share.
         """
         if self._subscriptions.confirm_active():
+            self.send_status(status)
+
+    def send_status(self, status: bytes) -> None:
+        """Write an encoded status frame; do nothing if the session has ended."""
+        if not self.closed:
             self.write(status)
 
     def update_permissions(self, permissions: Permissions) -> None:

@@ -13,7 +13,7 @@ from sanic_nats_bridge.protocol.encoding import WireFormat
 from sanic_nats_bridge.protocol.session_ids import digest, worker_of
 from sanic_nats_bridge.sessions.session import Session
 from tests.support.bridge import until
-from tests.support.clock import WallClock, leaping
+from tests.support.clock import WallClock, leaping, turns
 from tests.support.fakes import FakeTransport
 from tests.unit.sessions.test_session import EVERYTHING, Worker, act
 
@@ -255,3 +255,73 @@ async def test_old_streams_that_end_each_other_end_once() -> None:
     worker.sessions._stream_ages.expire_due()
     assert [transport.frames[-1]["code"] for _, transport in streams] == [1013] * 3
     assert len(worker.closed) == 3
+
+
+# Many sessions
+
+
+async def test_close_all_ends_many_sessions_over_turns_of_the_loop() -> None:
+    worker = Worker()
+    opened = [worker.open() for _ in range(500)]
+    await act(opened[-1][0], "subscribe", "a")
+    worker.sessions.close_all("test")
+    assert 0 < len(worker.sessions) < 500
+    opened[-2][0].connection_lost(1000)
+    with worker.sessions.pending_connections.connecting() as pending:
+        assert worker.sessions.open(FakeTransport(), EVERYTHING, pending) is None
+    counts = []
+    while worker.sessions:
+        counts.append(len(worker.sessions))
+        await asyncio.sleep(0)
+    assert len(counts) >= 5
+    await worker.sessions.closed()
+    assert [transport.types[-1] for _, transport in opened[:-2]] == ["close"] * 498
+    assert opened[-2][1].types == ["welcome"]
+
+
+async def test_closed_waits_for_last_session() -> None:
+    worker = Worker()
+    await worker.sessions.closed()
+    for _ in range(500):
+        worker.open()
+    worker.sessions.close_all("test")
+    await worker.sessions.closed()
+    assert len(worker.sessions) == 0
+
+
+async def test_change_of_connection_is_reported_to_many_sessions_over_turns_of_the_loop() -> None:
+    worker = Worker(max_sessions=3_000)
+    transports = [worker.open()[1] for _ in range(1_500)]
+
+    def told(status: str) -> int:
+        return sum(frame == {"type": "status", "nats": status} for each in transports for frame in each.frames)
+
+    worker.link.lose()
+    assert 0 < told("disconnected") < 1_500
+    await until(lambda: told("disconnected") == 1_500)
+    worker.link.come_back()
+    assert 0 < told("connected") < 1_500
+    await until(lambda: told("connected") == 1_500)
+
+
+async def test_session_is_not_notified_of_outdated_change() -> None:
+    worker = Worker(max_sessions=3_000)
+    transports = [worker.open()[1] for _ in range(1_500)]
+    for _ in range(3):
+        worker.link.lose()
+        worker.link.come_back()
+    await until(lambda: transports[-1].types[-1] == "status")
+    statuses = [[frame["nats"] for frame in each.frames if frame["type"] == "status"] for each in transports]
+    assert {each[-1] for each in statuses} == {"connected"}
+    assert statuses[0] == ["disconnected", "connected"] * 3
+    assert statuses[-1] == ["connected"]
+
+
+async def test_session_that_ends_before_its_notification_gets_no_status() -> None:
+    worker = Worker(max_sessions=3_000)
+    opened = [worker.open() for _ in range(1_500)]
+    worker.link.lose()
+    session, transport = opened[-1]
+    session.close(CloseCode.INTERNAL, "test")
+    await turns()
+    assert transport.types == ["welcome", "close"]
