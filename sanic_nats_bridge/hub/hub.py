@@ -7,12 +7,14 @@ Rules of this module:
    ``cut``, after which the subscriber must see nothing more.
 2. Each session that holds an interest claims it, and so does each command that waits for it. When the last claim
    is released, the interest lingers; then UNSUB is sent.
-3. SUB and UNSUB that clients cause pass through the throttle. A new connection sends its SUBs at once.
+3. SUB and UNSUB that clients cause pass through the throttle. A new connection sends its SUBs at once, but some in
+   each turn of the event loop only. The end of many subscriptions is spread in the same way.
 4. After the views of an interest were changed, `QueueGroups.update` follows.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 from ..auth.permissions import Grant
@@ -24,6 +26,9 @@ from .interfaces import Link, Subscriber
 from .throttle import SubscribeThrottle
 
 __all__ = ["Hub", "refused_by_nats"]
+
+_SUBSCRIBED_PER_TURN = 250
+_ENDED_PER_TURN = 100
 
 
 class Hub:
@@ -70,6 +75,12 @@ class Hub:
         self._idle: dict[Interest, None] = {}
         self._throttle = SubscribeThrottle(max_subscribe_rate, self._sync)
         self._unanswered: set[Interest] = set()
+        self._unsent: deque[Interest] = deque()
+        """The interests whose SUB is still to be sent on a new connection."""
+        self._all_sent = asyncio.Event()
+        self._refused: deque[Interest] = deque()
+        """The refused interests with subscribers that don't know of it yet."""
+        self._ending: Iterator[tuple[View, Subscriber]] | None = None
         self._up = False
         self.connected = False
         """True if NATS has answered for every pattern since the connection was established."""
@@ -246,16 +257,39 @@ class Hub:
         interest.confirmed_or_failed.set()
         if interest.unsubscribe_timer is not None:
             interest.unsubscribe_timer.cancel()
-        ended = interest.subscribers_by_view()
-        interest.views.clear()
-        self._groups.update(interest)
         self._remove(interest)
-        for view, subscriber in ended:
-            subscriber.subscription_ended(view.pattern, refused_by_nats([view.pattern]))
+        self._refused.append(interest)
+        if self._ending is None:
+            self._ending = self._take_subscribers_of_refused()
+            self._end_refused()
         self._answered(interest)
 
+    def _take_subscribers_of_refused(self) -> Iterator[tuple[View, Subscriber]]:
+        while self._refused:
+            interest = self._refused[0]
+            # More than once, because new permissions may move a subscriber to another view meanwhile.
+            while subscribers := interest.subscribers_by_view():
+                for view, subscriber in subscribers:
+                    if subscriber in view.subscribers:
+                        interest.remove(subscriber, view)
+                        yield view, subscriber
+            self._refused.popleft()
+
+    def _end_refused(self) -> None:
+        """End some subscriptions to refused interests, and the others in later turns of the event loop."""
+        if self._ending is None:
+            return
+        try:
+            for view, subscriber in islice(self._ending, _ENDED_PER_TURN):
+                subscriber.subscription_ended(view.pattern, refused_by_nats([view.pattern]))
+        finally:
+            if self._refused:
+                asyncio.get_running_loop().call_soon(self._end_refused)
+            else:
+                self._ending = None
+
     def connection_established(self) -> None:
-        """Subscribe to every claimed interest on a new connection."""
+        """Subscribe to every claimed interest on a new connection; `subscribed` waits for the end of that."""
         self._up = True
         self._counters.nats_connections += 1
         self._on_established()
@@ -265,14 +299,31 @@ class Hub:
                 # Interests that are claimed later don't count: else clients that keep subscribing would delay the
                 # status of the others.
                 self._unanswered.add(interest)
-                self._subscribe(interest)
+                interest.queued = True
+                self._unsent.append(interest)
+        self._all_sent = asyncio.Event()
+        self._send_some()
         self._answered(None)
+
+    async def subscribed(self) -> None:
+        """Wait until every SUB of a new connection was sent."""
+        await self._all_sent.wait()
+
+    def _send_some(self) -> None:
+        """Send the SUBs of some interests, and of the others in later turns of the event loop."""
+        for _ in range(min(len(self._unsent), _SUBSCRIBED_PER_TURN)):
+            self._sync(self._unsent.popleft())
+        if self._unsent:
+            asyncio.get_running_loop().call_soon(self._send_some)
+        else:
+            self._all_sent.set()
 
     def connection_closed(self) -> None:
         """Note that the connection has ended, and every subscription with it."""
         self.flush()
         self._up = self.connected = False
         self._unanswered.clear()
+        self._unsent.clear()
         self._throttle.clear()
         self._on_disconnected()
         for interest in tuple(self._interests.values()):
@@ -291,6 +342,8 @@ class Hub:
             if interest.unsubscribe_timer is not None:
                 interest.unsubscribe_timer.cancel()
             self._remove(interest)
+        self._refused.clear()
+        self._ending = None
 
     def _answered(self, interest: Interest | None) -> None:
         if interest is not None:

@@ -82,6 +82,9 @@ class Interest:
         self.group: QueueGroup | None = None
         self.number: int | None = None
         """The number of the pattern among those with wildcards."""
+        self._prefixes: dict[str, MessagePrefix] = {}
+        """The prefix that views of one name share."""
+        self._view_count = 0
         self.sole_view: View | None = None
         """The view that all subscribers share, if it is the only one and skips no subject."""
 
@@ -100,9 +103,10 @@ class Interest:
         alike = self.views.setdefault(grant.pattern, {})
         view = alike.get(grant)
         if view is None:
-            prefix = next((view.prefix for view in alike.values()), None)
-            view = alike[grant] = View(self, grant, prefix or MessagePrefix(grant.pattern, grant.alias, grant.target))
-            self._update_sole_view()
+            prefix = self._prefixes.get(grant.pattern) or MessagePrefix(grant.pattern, grant.alias, grant.target)
+            self._prefixes[grant.pattern] = prefix
+            view = alike[grant] = View(self, grant, prefix)
+            self._count_views(1)
         view.subscribers[subscriber] = None
         return view
 
@@ -114,8 +118,15 @@ class Interest:
             del alike[view.grant]
             if not alike:
                 del self.views[view.pattern]
-            self._update_sole_view()
+                del self._prefixes[view.pattern]
+            self._count_views(-1)
 
-    def _update_sole_view(self) -> None:
-        views = [view for alike in self.views.values() for view in alike.values()]
-        self.sole_view = views[0] if len(views) == 1 and views[0].excludes is None else None
+    def _count_views(self, change: int) -> None:
+        # Without a look at each view: every session may have one of its own.
+        self._view_count += change
+        self.sole_view = None
+        if self._view_count == 1:
+            (alike,) = self.views.values()
+            (view,) = alike.values()
+            if view.excludes is None:
+                self.sole_view = view

@@ -75,6 +75,7 @@ class QueueGroups:
         group = interest.group
         if group is not None:
             del group.members[interest]
+            group.routes.clear()
             if not group.members:
                 del self._groups[_key(interest.pattern)]
 

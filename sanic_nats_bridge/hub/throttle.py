@@ -1,7 +1,7 @@
 """The limit on the rate of SUB and UNSUB that clients cause."""
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 
 from ..token_bucket import TokenBucket
@@ -29,7 +29,8 @@ class SubscribeThrottle:
         self._rate = rate
         self._sync = sync
         self._bucket: TokenBucket | None = None
-        self._waiting: dict[object, deque[Interest]] = {}
+        # A plain dict takes long to find its first key if many before it were removed.
+        self._waiting: OrderedDict[object, deque[Interest]] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
         self._unowned_next = False
 

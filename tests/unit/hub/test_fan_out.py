@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sanic_nats_bridge.auth.exclusions import Exclusions
 from sanic_nats_bridge.hub import broadcast
 from sanic_nats_bridge.hub.broadcast import fan_out
 from sanic_nats_bridge.hub.interest import Interest, View
@@ -126,7 +127,7 @@ def test_copies_that_arrive_by_themselves_count() -> None:
 
 def test_subject_that_a_view_excludes_is_not_a_copy() -> None:
     subscriber = FakeSubscriber()
-    views = [View(Interest(grant.real), grant._replace(excluded=("a.x",)), MessagePrefix(grant.pattern))
+    views = [View(Interest(grant.real), grant._replace(excluded=Exclusions(["a.x"])), MessagePrefix(grant.pattern))
              for grant in granted("a.>", "a.*")]  # fmt: skip
     for view in views:
         view.subscribers[subscriber] = None

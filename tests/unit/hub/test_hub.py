@@ -1,4 +1,5 @@
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,10 +8,11 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from sanic_nats_bridge.auth.exclusions import Exclusions
 from sanic_nats_bridge.auth.permissions import Permissions
 from sanic_nats_bridge.errors import BridgeError, CloseCode, NatsRefused, SubscriptionLimitExceeded
 from sanic_nats_bridge.hub.hub import Hub, refused_by_nats
-from sanic_nats_bridge.hub.interest import State, View
+from sanic_nats_bridge.hub.interest import Interest, State, View
 from sanic_nats_bridge.protocol.encoding import EncodedMessage, WireFormat
 from sanic_nats_bridge.protocol.messages import Action, Command, Reply
 from sanic_nats_bridge.sessions.pending import PendingConnection
@@ -767,3 +769,134 @@ async def test_groups_end_with_the_hub() -> None:
     hub.close()
     (interest,) = hub.acquire(["a.>"])
     assert interest.group is None
+
+
+# Many at once
+
+
+async def test_refusal_ends_subscriptions_of_many_subscribers_over_turns_of_the_loop() -> None:
+    link, hub = FakeLink.with_hub(confirms=True)
+    subscribers = [await follower(hub, "a") for _ in range(1_000)]
+    last = await follower(hub, "b")
+    link.refuse("a")
+    link.refuse("b")
+    seen: list[int] = []
+    while len(seen) < 100 and last.told == []:
+        seen.append(sum(bool(subscriber.told) for subscriber in subscribers))
+        await asyncio.sleep(0)
+    assert 0 < seen[0] < seen[1] < 1_000
+    assert len(seen) >= 10
+    assert all(subscriber.told == [("nats.refused", "a")] for subscriber in subscribers)
+    assert last.told == [("nats.refused", "b")]
+    assert hub.patterns == ()
+
+
+async def test_subscriber_that_left_or_changed_after_refusal_is_notified_at_most_once() -> None:
+    link, hub = FakeLink.with_hub(confirms=True)
+    subscribers = [FakeSubscriber() for _ in range(300)]
+    views = [(await follow(hub, subscriber, "a"))[0] for subscriber in subscribers]
+    link.refuse("a")
+    hub.detach(subscribers[-1], [views[-1]])
+    (other,) = granted("a")
+    hub.change(subscribers[-2], views[-2], other._replace(excluded=Exclusions(["a.b"])))
+    await turns(10)
+    assert subscribers[-1].told == []
+    assert [subscriber.told for subscriber in subscribers[:-1]] == [[("nats.refused", "a")]] * 299
+    again = await follower(hub, "a")
+    link.deliver("a")
+    await turns()
+    assert again.data == [1]
+    assert subscribers[0].data == []
+
+
+async def test_fault_of_one_subscriber_does_not_keep_refusal_from_others() -> None:
+    class Faulty(FakeSubscriber):
+        def subscription_ended(self, pattern: str, error: BridgeError) -> None:
+            raise RuntimeError("fault")
+
+    link, hub = FakeLink.with_hub(confirms=True)
+    await follow(hub, Faulty(), "a")
+    subscriber = await follower(hub, "a")
+    with pytest.raises(RuntimeError):
+        link.refuse("a")
+    await turns()
+    assert subscriber.told == [("nats.refused", "a")]
+    other = await follower(hub, "b")
+    link.refuse("b")
+    assert other.told == [("nats.refused", "b")]
+
+
+async def test_new_connection_subscribes_to_many_patterns_over_turns_of_the_loop() -> None:
+    link, hub = FakeLink.with_hub(confirms=True, max_subscribe_rate=1e9)
+    patterns = [f"a.{number}" for number in range(1_000)]
+    await follower(hub, *patterns)
+    link.lose()
+    link.sent.clear()
+    link.come_back()
+    assert 0 < len(link.sent) < 1_000
+    await hub.subscribed()
+    assert link.sent == [("SUB", pattern) for pattern in patterns]
+    await turns()
+    assert hub.connected
+
+
+async def test_pattern_acquired_while_others_are_subscribed_is_subscribed_once() -> None:
+    link, hub = FakeLink.with_hub(confirms=True, max_subscribe_rate=1e9)
+    await follower(hub, *[f"a.{number}" for number in range(600)])
+    link.lose()
+    link.come_back()
+    waiting = asyncio.create_task(follower(hub, "a.599", "b"))
+    await waiting
+    await hub.subscribed()
+    assert sorted(link.patterns) == sorted({*[f"a.{number}" for number in range(600)], "b"})
+    assert link.faults == []
+
+
+async def test_pattern_released_while_others_are_subscribed_is_not_subscribed() -> None:
+    link, hub = FakeLink.with_hub(confirms=True, max_subscribe_rate=1e9)
+    await follower(hub, *[f"a.{number}" for number in range(600)])
+    leaving = FakeSubscriber()
+    views = await follow(hub, leaving, "b")
+    link.lose()
+    link.come_back()
+    hub.detach(leaving, views)
+    await hub.subscribed()
+    assert "b" not in link.patterns
+    await asyncio.sleep(1)
+    assert hub.connected
+    assert "b" not in hub.patterns
+
+
+async def test_connection_lost_while_patterns_are_subscribed_sends_no_more() -> None:
+    link, hub = FakeLink.with_hub(confirms=True, max_subscribe_rate=1e9)
+    await follower(hub, *[f"a.{number}" for number in range(1_000)])
+    link.lose()
+    link.come_back()
+    link.lose()
+    await hub.subscribed()
+    assert link.patterns == []
+    link.come_back()
+    await hub.subscribed()
+    await turns()
+    assert len(link.patterns) == 1_000
+    assert hub.connected
+    assert link.faults == []
+
+
+def test_work_for_view_does_not_grow_with_views_of_pattern() -> None:
+    def make(count: int) -> Callable[[], object]:
+        interest = Interest("a.>")
+        (grant,) = granted("a.>")
+        grants = [grant._replace(excluded=Exclusions([f"a.{number}"])) for number in range(count)]
+
+        subscriber = FakeSubscriber()
+        views = deque(interest.add(subscriber, grant) for grant in grants)
+
+        def replace_each() -> None:
+            for grant in grants:
+                interest.remove(subscriber, views.popleft())
+                views.append(interest.add(subscriber, grant))
+
+        return replace_each
+
+    assert_linear(make, 2_000)

@@ -1,7 +1,10 @@
 import asyncio
+from collections.abc import Callable
 
 from sanic_nats_bridge.hub.interest import Interest
 from sanic_nats_bridge.hub.throttle import SubscribeThrottle
+from tests.support.clock import LeapingLoop
+from tests.support.growth import assert_linear
 
 
 class Nats:
@@ -87,3 +90,25 @@ async def test_rate_below_one_per_second_passes_one_command_at_a_time() -> None:
     assert nats.patterns == ["a", "b"]
     await asyncio.sleep(2)
     assert nats.patterns == ["a", "b", "c"]
+
+
+def test_work_per_command_does_not_grow_with_owners() -> None:
+    def make(count: int) -> Callable[[], object]:
+        loop = LeapingLoop()
+        nats = Nats(1)
+
+        async def prepare() -> None:
+            nats.submit("one", "a", "b")
+            nats.silent = {"s"}
+            for number in range(count):
+                nats.submit(number, "s", "s", "s")
+
+        def serve() -> None:
+            loop.run_until_complete(asyncio.sleep(10))
+            loop.close()
+            assert nats.patterns == ["a", "b"]
+
+        loop.run_until_complete(prepare())
+        return serve
+
+    assert_linear(make, 2_000)
