@@ -80,6 +80,7 @@ class SettingKeywords(TypedDict, total=False):
     flush_interval: float
     ready_needs_nats: bool
     metrics: bool
+    ignore_discovered_servers: bool
     name: str
     user: str | None
     password: str | None
@@ -168,6 +169,8 @@ class Settings:
     metrics: bool = _option(False, validators.boolean)
     """True if ``/metrics`` is served."""
 
+    ignore_discovered_servers: bool = _option(False, validators.boolean)
+    """True if only ``servers`` are used, and not the other servers of the cluster that NATS names."""
     name: str = _option("sanic-nats-bridge", validators.string)
     """The name of the connection in NATS's monitoring."""
     user: str | None = _option(None, validators.string)

@@ -9,19 +9,23 @@ would end the loop.
 
 import asyncio
 import contextlib
-import json
 import logging
 import math
 import secrets
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias, cast
+from urllib.parse import ParseResult, urlparse
 
 import nats.errors
 from nats.aio.client import Client
 
 from .addresses import Addresses
-from .parser import MalformedLineError, Parser
-from .server_errors import classify_error, sub_length
+from .log_limit import LogLimit, printable
+from .parser import MAX_MESSAGE_BYTES, MalformedLineError, Parser
+from .pattern_index import PatternIndex, sub_length
+from .server_errors import classify_error
+from .server_info import decode_info, max_payload_of, usable_addresses
 from .transport import TcpSocket, WebSocket, transport_for, within
 
 __all__ = ["QUEUE_PREFIX", "Connection", "ControlListener", "MessageListener", "NatsClient"]
@@ -31,12 +35,11 @@ NatsClient: TypeAlias = Client
 # A child of "sanic.root", so that its records get the handlers and the level of Sanic's log.
 logger = logging.getLogger("sanic.root.nats_bridge")
 
-
 QUEUE_PREFIX = "natsbridge"
 """The first token of the names of queue groups."""
 
-_REPEAT_SECONDS = 60.0
-_MAX_LOGGED_ERRORS = 100
+_MAX_ERROR_BYTES = 4096  # a subject of 255 bytes, quoted, takes about a thousand
+_REFUSALS_PER_TURN = 16
 
 
 class MessageListener(Protocol):
@@ -98,6 +101,8 @@ class Connection(Client):
         address: Host and port of the server, as `ServerPool.others` compares them.
         tls_only: Whether to send nothing to a server without TLS.
         addresses: The addresses of host names that earlier connections have tried.
+        error_log: Limits the log lines about errors that the server reports.
+        ignore_discovered: Whether to ignore the other servers that INFO names.
     """
 
     def __init__(
@@ -107,6 +112,8 @@ class Connection(Client):
         *,
         tls_only: bool = False,
         addresses: Addresses | None = None,
+        error_log: LogLimit | None = None,
+        ignore_discovered: bool = False,
     ) -> None:
         super().__init__()
         self.address = address
@@ -125,7 +132,8 @@ class Connection(Client):
         """The last error that nats-py has reported to its error callback."""
         self.refused_length = math.inf
         """The smallest `sub_length` that the server is known to refuse."""
-        self._abandon_reason: str | None = None
+        self.abandon_reason: str | None = None
+        """The bridge's own reason for ending the connection."""
         self._closed = asyncio.Event()
         self._listener = listener
         # Bound to Hub.on_message, which is bound to Broadcaster.on_message: no call in between per message.
@@ -134,16 +142,27 @@ class Connection(Client):
         """The bridge's own subscriptions. The keys are their numbers as the server writes them."""
         self._controls: dict[int, ControlListener] = {}
         """The subscriptions of the control channel, apart from `sinks`, whose messages must cost no distinction."""
-        self._patterns: dict[int, str] = {}
+        self._patterns = PatternIndex()
         # No other connection may be in the groups of this one, not even the one before, which NATS may not miss yet.
         self._queue_prefix = f"{QUEUE_PREFIX}.{secrets.token_hex(8)}."
-        self._queues: dict[int, str] = {}
-        """The queue groups of the subscriptions that are in one."""
-        self._logged_errors: dict[str, float] = {}
-        """Times of the loop at which errors of the server were logged."""
+        self._unconfirmed: deque[int] = deque()
+        """The numbers of the subscriptions whose PONG has not arrived, the oldest first."""
+        self._announced: list[str] = []
+        """The addresses of the servers that the newest INFO has named."""
+        self._failed = False
+        """True after an error that ends the connection."""
+        self._too_long: deque[int] = deque()
+        """The numbers of subscriptions to refuse because the server would refuse their length."""
+        self._error_log = error_log or LogLimit()
+        self._ignore_discovered = ignore_discovered
         self._slow_sids: set[int] = set()
         """The app's own subscriptions that were logged as slow consumers."""
-        self._ps: Any = Parser(self)
+        self.accepted_length = 0
+        """The length of the largest message that the bridge accepts: ``max_payload`` of the server, or more."""
+        self.refused_message = 0
+        """The length of the message that has ended the connection because it was too large."""
+        self.parser = _ConnectionParser(self)
+        self._ps: Any = self.parser
 
     async def open(self, **options: Any) -> None:
         """Connect with the options of nats-py's ``connect``.
@@ -156,8 +175,12 @@ class Connection(Client):
         if not self.is_connected:
             # nats-py accepts a reply that is neither PONG nor -ERR, but then never sends published messages.
             raise nats.errors.Error("the server did not answer CONNECT")
+        # nats-py's list takes long to lose its first element if it has many.
+        self._pongs = cast(Any, deque(self._pongs))
         if isinstance(self._transport, TcpSocket):
             self._transport.proven()
+        elif isinstance(self._transport, WebSocket):
+            self._transport.greeted = True
         # The read loop ends with its connection, and with an exception in the loop itself.
         assert self._reading_task is not None
         self._reading_task.add_done_callback(lambda _: self._end())
@@ -165,8 +188,8 @@ class Connection(Client):
     @property
     def end_reason(self) -> str:
         """The reason for which the connection has ended or must be replaced, for the log."""
-        if self._abandon_reason is not None:
-            return self._abandon_reason
+        if self.abandon_reason is not None:
+            return self.abandon_reason
         if self.needs_replacement.is_set() and not self.ended.is_set():
             return "the server is in lame duck mode"
         reason = self.last_error or self.reported_error
@@ -180,8 +203,7 @@ class Connection(Client):
     @property
     def reads(self) -> int:
         """Number of reads that have returned data."""
-        reads: int = self._ps.reads
-        return reads
+        return self.parser.reads
 
     def ping(self) -> None:
         """Send a PING. It counts as unanswered until its PONG arrives."""
@@ -191,7 +213,7 @@ class Connection(Client):
 
     def abandon(self, reason: str) -> None:
         """End the connection without notifying the server, which doesn't respond."""
-        self._abandon_reason = reason
+        self.abandon_reason = reason
         self.abort()
         self._end()
 
@@ -232,9 +254,7 @@ class Connection(Client):
         """
         self._sid += 1
         self.sinks[b"%d" % self._sid] = sink
-        if group:
-            self._queues[self._sid] = f"{self._queue_prefix}{group}"
-        self._subscribe(pattern, self._sid)
+        self._subscribe(f"{pattern} {self._queue_prefix}{group}" if group else pattern, self._sid)
         return self._sid
 
     def add_control_subscription(self, subject: str, listener: ControlListener) -> int:
@@ -245,24 +265,27 @@ class Connection(Client):
         return self._sid
 
     def _subscribe(self, pattern: str, sid: int) -> None:
-        self._patterns[sid] = pattern
-        queue = self._queues.get(sid, "")
-        if sub_length(pattern, sid, queue) >= self.refused_length:
-            asyncio.get_running_loop().call_soon(self._refuse, sid)
+        self._patterns.add(sid, pattern)
+        if sub_length(pattern, sid) >= self.refused_length:
+            if not self._too_long:
+                asyncio.get_running_loop().call_soon(self._refuse_too_long)
+            self._too_long.append(sid)
             return
         # Written at once and together, because nats-py's own PING overtakes a SUB that waits for its flusher.
         self._pongs.append(cast(Any, _Confirmation(sid)))
-        subject = f"{pattern} {queue}" if queue else pattern
-        self._send(b"SUB %b %d\r\nPING\r\n" % (subject.encode(), sid))
+        self._unconfirmed.append(sid)
+        self._send(b"SUB %b %d\r\nPING\r\n" % (pattern.encode(), sid))
 
     def remove_subscription(self, sid: int) -> None:
         """Send UNSUB. Messages that are still on the way are dropped, except those of a queue group.
 
         NATS has sent them to this subscription instead of others of the group.
         """
-        if self._patterns.pop(sid, None) is None:
+        if sid not in self._patterns:
             return
-        if self._queues.pop(sid, None) is not None:
+        is_grouped = " " in self._patterns[sid]
+        self._patterns.discard(sid)
+        if is_grouped:
             self._pongs.append(cast(Any, _Removal(sid)))
             self._send(b"UNSUB %d\r\nPING\r\n" % sid)
             return
@@ -302,6 +325,14 @@ class Connection(Client):
             # An exception would end nats-py's read loop without a log record.
             logger.exception("Cannot deliver a message to the app's own NATS subscription; the message is lost")
 
+    async def next_turn(self) -> None:
+        """Let the other tasks of the event loop run."""
+        await asyncio.sleep(0)
+
+    def message_too_large(self, size: int) -> None:
+        """Note the length of a message above the limit. The connection ends."""
+        self.refused_message = size
+
     async def control(self, line: bytes) -> None:
         """Process a line without a payload.
 
@@ -315,11 +346,11 @@ class Connection(Client):
         elif line.startswith(b"-ERR"):
             await self._on_err_line(line)
         elif line.startswith(b"INFO "):
-            await self._on_info(json.loads(line[5:]))
+            await self._on_info(decode_info(line[5:]))
         elif not line.startswith(b"+OK"):
             raise MalformedLineError("unknown operation")
 
-    async def _on_info(self, info: Any) -> None:
+    async def _on_info(self, info: dict[str, Any]) -> None:
         await self._process_info(info)
         if info.get("ldm"):
             # Lame duck mode: the server accepts no new connections, and closes the present ones one by one.
@@ -327,17 +358,41 @@ class Connection(Client):
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         self.reports_no_responders = bool(info.get("headers"))
+        # A later INFO has the limit for what the bridge's user publishes, which may be smaller than the server's.
+        self.accepted_length = max(self.accepted_length, max_payload_of(info))
+        self.parser.max_payload = min(self.accepted_length, MAX_MESSAGE_BYTES)
+        self._announce(info.pop("connect_urls", None))
         if self.tls_only and info.get("tls_available"):
             # nats-py uses TLS only if the server requires it.
             info["tls_required"] = True
         await super()._process_info(info, initial_connection)
 
+    def _announce(self, addresses: Any) -> None:
+        """Replace the discovered servers.
+
+        nats-py would keep every address that any INFO has named, and compare each new one with all of them.
+        """
+        if addresses is not None and not self._ignore_discovered:
+            self._announced = usable_addresses(addresses)
+
+    @property
+    def discovered_servers(self) -> list[ParseResult]:
+        """The other servers that the newest INFO has named."""
+        own = {server.netloc.rpartition("@")[2] for server in super().servers}
+        return [urlparse(f"nats://{address}") for address in self._announced if address not in own]
+
+    @property
+    def servers(self) -> list[ParseResult]:
+        """The server of this connection, and the discovered ones."""
+        return super().servers + self.discovered_servers
+
     def _on_pong(self) -> None:
         self._pongs_received += 1
         self._pings_outstanding = 0
-        waiter = self._pongs.pop(0) if self._pongs else None
+        waiter = cast(Any, self._pongs).popleft() if self._pongs else None
         self.has_served = self.has_served or not self._pongs
         if isinstance(waiter, _Confirmation):
+            self._unconfirmed.popleft()
             self._confirm(waiter.sid)
         elif isinstance(waiter, _Removal):
             self.sinks.pop(b"%d" % waiter.sid, None)
@@ -354,28 +409,30 @@ class Connection(Client):
             self._listener.confirmed(self.sinks[b"%d" % sid])
 
     async def _on_err_line(self, line: bytes) -> None:
-        decoded = line.decode("utf-8", "replace")
-        unconfirmed = next((waiter.sid for waiter in self._pongs if isinstance(waiter, _Confirmation)), None)
-        effect = classify_error(decoded, self._patterns, unconfirmed, self._queues)
+        if self._failed:
+            return
+        decoded = line[:_MAX_ERROR_BYTES].decode("utf-8", "replace")
+        unconfirmed = self._unconfirmed[0] if self._unconfirmed else None
+        effect = classify_error(decoded, self._patterns, unconfirmed)
         self.refused_length = min(self.refused_length, effect.refused_length)
-        for sid in effect.refused:
+        self._failed = not effect.connection_survives
+        for number, sid in enumerate(effect.refused, 1):
             self._refuse(sid)
-        message = decoded.removeprefix("-ERR").strip()
-        if not effect.connection_survives:
+            if not number % _REFUSALS_PER_TURN:
+                await self.next_turn()
+        message = printable(decoded.removeprefix("-ERR").strip())
+        if self._failed:
             # nats-py compares in lower case.
             await self._process_err(message.lower())
-        elif not effect.refused:
-            self._log_error(message)
+        elif not effect.refused and self._error_log.allows(message):
+            logger.warning("The NATS server reported an error: %s", message)
 
-    def _log_error(self, message: str) -> None:
-        """Log an error of the server, unless it was logged within the last minute."""
-        now = asyncio.get_running_loop().time()
-        if now < self._logged_errors.get(message, -math.inf) + _REPEAT_SECONDS:
-            return
-        if len(self._logged_errors) >= _MAX_LOGGED_ERRORS:
-            self._logged_errors.clear()
-        self._logged_errors[message] = now
-        logger.warning("The NATS server reported an error: %s", message)
+    def _refuse_too_long(self) -> None:
+        """Refuse some of the subscriptions whose SUB was not sent, and the others in later turns of the loop."""
+        for _ in range(min(len(self._too_long), _REFUSALS_PER_TURN)):
+            self._refuse(self._too_long.popleft())
+        if self._too_long:
+            asyncio.get_running_loop().call_soon(self._refuse_too_long)
 
     def _refuse(self, sid: int) -> None:
         control, sink = self._controls.get(sid), self.sinks.get(b"%d" % sid)
@@ -416,11 +473,30 @@ class Connection(Client):
         self.sinks.clear()
         self._controls.clear()
         self._patterns.clear()
-        self._queues.clear()
         try:
             await super()._close(status, do_cbs)
         finally:
             self._closed.set()
+
+
+class _ConnectionParser(Parser):
+    """The parser of a connection, which keeps the reason if it can't continue."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
+        self._connection = connection
+
+    async def parse(self, data: bytes = b"") -> None:
+        """Process each complete operation; keep the rest until more data arrives.
+
+        Raises:
+            nats.errors.ProtocolError: The data isn't the NATS protocol.
+        """
+        try:
+            await super().parse(data)
+        except MalformedLineError as error:
+            self._connection.abandon_reason = str(error)
+            raise nats.errors.ProtocolError from error
 
 
 def _describe(error: BaseException) -> str:

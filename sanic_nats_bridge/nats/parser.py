@@ -8,10 +8,21 @@ only for input that no server sends.
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-__all__ = ["MalformedLineError", "Operations", "Parser"]
+__all__ = ["MAX_MESSAGE_BYTES", "MalformedLineError", "Operations", "Parser"]
+
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+"""The largest ``max_payload`` that NATS supports."""
 
 _MAX_DIGITS = 19  # of a 64-bit integer
+_MAX_WORDS = 6  # of HMSG
 _MAX_LINE_BYTES = 1024 * 1024  # INFO lists every server of a cluster
+_ADDED_HEADER_BYTES = 64 * 1024
+"""Space for the headers that a server adds to a message of the largest size, for instance when it republishes."""
+_MAX_PARTS = 1024
+_COST_PER_TURN = 128
+"""The number of messages for others that are processed in one turn of the event loop."""
+_CONTROL_COST = 8
+"""The number of messages that a control line counts as."""
 
 
 class MalformedLineError(ValueError):
@@ -41,6 +52,12 @@ class Operations(Protocol):
     def received(self, messages: int, size: int) -> None:
         """Count messages of `sinks`. ``size`` is the number of their payload bytes."""
 
+    def message_too_large(self, size: int) -> None:
+        """Note the length of a message above the limit, before the error is raised."""
+
+    async def next_turn(self) -> None:
+        """Let the other tasks of the event loop run."""
+
 
 class Parser:
     """Incremental parser for the byte stream of one NATS server."""
@@ -48,12 +65,19 @@ class Parser:
     def __init__(self, operations: Operations) -> None:
         self.reads = 0
         self._operations = operations
+        self.max_payload = MAX_MESSAGE_BYTES
+        """The largest length of a message, to which a server may have added headers."""
+        self._cost = 0
         self.reset()
 
     def reset(self) -> None:
         """Drop an incomplete operation."""
         self._parts: list[bytes] = []
+        self._joined = 0
+        """The number of parts that were joined from many. So input in tiny reads takes little more memory."""
+        self._line_bytes = 0
         self._missing = 0
+        """The number of bytes that the operation lacks at least; 0 if the end of its line is missing."""
 
     async def parse(self, data: bytes = b"") -> None:
         """Process each complete operation; keep the rest until more data arrives.
@@ -61,17 +85,42 @@ class Parser:
         Raises:
             MalformedLineError: The data isn't the NATS protocol.
         """
-        self.reads += bool(data)
+        if not data:
+            return
+        self.reads += 1
         if self._parts:
             self._parts.append(data)
-            self._missing -= len(data)
-            if self._missing > 0:
+            if self._missing:
+                self._missing -= len(data)
+                if self._missing > 0:
+                    self._join_small_parts()
+                    return
+            elif not self._has_line_end(data):
+                self._join_small_parts()
                 return
             data = b"".join(self._parts)
             self._parts = []
+            self._joined = 0
         position = await self._process(data)
         if position < len(data):
             self._parts.append(data[position:])
+            self._line_bytes = len(data) - position
+            if not self._missing and self._line_bytes > _MAX_LINE_BYTES:
+                raise MalformedLineError("line too long")
+
+    def _has_line_end(self, data: bytes) -> bool:
+        """Return whether the incomplete line may end in the last part, without a look at the others."""
+        if b"\r\n" in data or (data[:1] == b"\n" and self._parts[-2].endswith(b"\r")):
+            return True
+        self._line_bytes += len(data)
+        if self._line_bytes > _MAX_LINE_BYTES:
+            raise MalformedLineError("line too long")
+        return False
+
+    def _join_small_parts(self) -> None:
+        if len(self._parts) - self._joined > _MAX_PARTS:
+            self._parts[self._joined :] = [b"".join(self._parts[self._joined :])]
+            self._joined += 1
 
     async def _process(self, data: bytes) -> int:
         """Process the complete operations, and set the number of bytes that the rest lacks at least.
@@ -81,23 +130,28 @@ class Parser:
         """
         # No function call per message except `on_message`: this loop is most of the cost of a message before its write.
         operations, on_message = self._operations, self._operations.on_message
-        position = messages = payload_bytes = 0
+        position = messages = payload_bytes = self._missing = 0
+        max_payload = self.max_payload
         while (end := data.find(b"\r\n", position)) >= 0:
-            words = data[position:end].split(b" ")
+            words = data[position:end].split(b" ", _MAX_WORDS)
             if words[0] != b"MSG" and words[0] != b"HMSG":
-                await operations.control(data[position:end])
+                await self._process_control(data[position:end])
                 position = end + 2
+                max_payload = self.max_payload
                 continue
             header_size = _pop_header_size(words) if words[0] == b"HMSG" else 0
             size = words[-1]
             if not 4 <= len(words) <= 5 or not words[1] or not size.isdigit() or len(size) > _MAX_DIGITS:
                 raise MalformedLineError("invalid message line")
+            length = int(size)
+            if length > max_payload or header_size > length:
+                self._check_length(length, header_size)
             start = end + 2
-            stop = start + int(size)
+            stop = start + length
             if stop + 2 > len(data):
                 self._missing = stop + 2 - len(data)
                 break
-            if data[stop : stop + 2] != b"\r\n" or start + header_size > stop:
+            if data[stop : stop + 2] != b"\r\n":
                 raise MalformedLineError("payload size differs from its message line")
             sink = operations.sinks.get(words[2])
             position = stop + 2
@@ -112,17 +166,34 @@ class Parser:
                 operations.delivery_failed(sink, error)
             messages += 1
             payload_bytes += len(payload)
-        else:
-            if len(data) - position > _MAX_LINE_BYTES:
-                raise MalformedLineError("line too long")
-            self._missing = 1
         if messages:
             operations.received(messages, payload_bytes)
         return position
 
+    def _check_length(self, length: int, header_size: int) -> None:
+        if header_size > length:
+            raise MalformedLineError("invalid message line")
+        if length > self.max_payload + (_ADDED_HEADER_BYTES if header_size else 0):
+            self._operations.message_too_large(length)
+            raise MalformedLineError(f"a message of {length} bytes, although max_payload is {self.max_payload}")
+
+    async def _process_control(self, line: bytes) -> None:
+        await self._operations.control(line)
+        self._cost += _CONTROL_COST
+        if self._cost >= _COST_PER_TURN:
+            await self._next_turn()
+
     async def _process_foreign(self, words: list[bytes], headers: bytes, payload: bytes) -> None:
         reply = words[3] if len(words) == 5 else b""
         await self._operations.foreign_message(_parse_number(words[2]), words[1], reply, headers, payload)
+        self._cost += 1
+        if self._cost >= _COST_PER_TURN:
+            await self._next_turn()
+
+    async def _next_turn(self) -> None:
+        # The next read may return at once too, so the count goes on after this one.
+        self._cost = 0
+        await self._operations.next_turn()
 
 
 def _pop_header_size(words: list[bytes]) -> int:

@@ -6,16 +6,17 @@ its own PING, so an error before a PONG is about the SUB before that PING.
 
 import math
 import re
-from collections.abc import Mapping
 from typing import NamedTuple
 
-__all__ = ["ErrorEffect", "classify_error", "sub_length"]
+from .pattern_index import PatternIndex, sub_length
+
+__all__ = ["ErrorEffect", "classify_error"]
 
 _DENIAL = re.compile(
     r"""-ERR 'Permissions Violation for Subscription to (?P<pattern>"(?:[^"\\]|\\.)*")"""
-    r"""(?: using queue "(?P<queue>(?:[^"\\]|\\.)*)")?(?: \(sid "(?P<sid>\d+)"\))?'"""
+    r"""(?: using queue (?P<queue>"(?:[^"\\]|\\.)*"))?(?: \(sid "(?P<sid>[0-9]{1,19})"\))?'"""
 )
-_NONE: Mapping[int, str] = {}
+_ESCAPED = re.compile(r"\\(.)")
 _VIOLATION = "permissions violation"
 _TOO_MANY = "maximum subscriptions exceeded"
 _TOO_LONG = "maximum control line"
@@ -35,18 +36,15 @@ class ErrorEffect(NamedTuple):
     """The smallest `sub_length` that the server is known to refuse."""
 
 
-def classify_error(
-    line: str, patterns: Mapping[int, str], unconfirmed: int | None, queues: Mapping[int, str] = _NONE
-) -> ErrorEffect:
+def classify_error(line: str, patterns: PatternIndex, unconfirmed: int | None) -> ErrorEffect:
     """Return the effect of a ``-ERR`` line.
 
     Args:
         line: The line without CRLF.
-        patterns: The bridge's own subscriptions on this connection, by their numbers.
+        patterns: The bridge's own subscriptions on this connection.
         unconfirmed: The oldest of them without a PONG.
-        queues: The queue groups of those that are in one, by their numbers.
     """
-    denied = _denied(line, patterns, queues)
+    denied = _denied(line, patterns)
     if denied:
         return ErrorEffect(denied, connection_survives=True)
     lowered = line.lower()
@@ -58,13 +56,13 @@ def classify_error(
         # nats-py would close the connection, but the server has only refused this SUB.
         return ErrorEffect(suspects, connection_survives=True)
     if _TOO_LONG in lowered:
-        return _refuse_long(suspects, patterns, queues)
+        return _refuse_long(suspects, patterns)
     return ErrorEffect(
         suspects if any(cause in lowered for cause in _CAUSED_BY_SUBJECT) else [], connection_survives=False
     )
 
 
-def _denied(line: str, patterns: Mapping[int, str], queues: Mapping[int, str]) -> list[int]:
+def _denied(line: str, patterns: PatternIndex) -> list[int]:
     """Return the numbers of the subscriptions that the line denies.
 
     The server names the number only if it ends a subscription after a reload of its permissions.
@@ -75,31 +73,21 @@ def _denied(line: str, patterns: Mapping[int, str], queues: Mapping[int, str]) -
     if denial["sid"]:
         sid = int(denial["sid"])
         return [sid] if sid in patterns else []
-    queue = denial["queue"] or ""
-    return [
-        sid
-        for sid, pattern in patterns.items()
-        if _quoted(pattern) == denial["pattern"] and queues.get(sid, "") == queue
-    ]
+    name = _unquoted(denial["pattern"])
+    return patterns.of(name if denial["queue"] is None else f"{name} {_unquoted(denial['queue'])}")
 
 
-def _refuse_long(suspects: list[int], patterns: Mapping[int, str], queues: Mapping[int, str]) -> ErrorEffect:
+def _refuse_long(suspects: list[int], patterns: PatternIndex) -> ErrorEffect:
     """Refuse the suspects and all subscriptions with a SUB of at least their length.
 
     Each of these would end another connection if it were sent again.
     """
     if not suspects:
         return ErrorEffect([], connection_survives=False)
-    lengths = {sid: sub_length(pattern, sid, queues.get(sid, "")) for sid, pattern in patterns.items()}
-    limit = min(lengths[sid] for sid in suspects)
-    return ErrorEffect([sid for sid, length in lengths.items() if length >= limit], False, limit)
+    limit = min(sub_length(patterns[sid], sid) for sid in suspects)
+    return ErrorEffect(patterns.at_least(limit), False, limit)
 
 
-def sub_length(pattern: str, sid: int, queue: str = "") -> int:
-    """Return the length of a SUB line as the server measures it for ``max_control_line``."""
-    return len(f"{pattern} {queue} {sid}") if queue else len(f"{pattern} {sid}")
-
-
-def _quoted(pattern: str) -> str:
-    """Return the pattern as the server quotes it, by Go's ``%q``."""
-    return '"' + pattern.replace("\\", "\\\\").replace('"', '\\"') + '"'
+def _unquoted(quoted: str) -> str:
+    """Return a name that the server has quoted by Go's ``%q``. A valid one has no other escapes."""
+    return _ESCAPED.sub(r"\1", quoted[1:-1])

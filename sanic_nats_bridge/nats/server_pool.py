@@ -3,14 +3,18 @@
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, islice
 from urllib.parse import SplitResult, urlsplit
 
-__all__ = ["Server", "ServerPool"]
+__all__ = ["MAX_DISCOVERED", "Server", "ServerPool", "is_usable"]
+
+MAX_DISCOVERED = 100
+"""The largest number of discovered servers. Each server of a cluster is connected to all others, so few have more."""
 
 _MIN_BACKOFF_SECONDS = 0.05
 _MAX_BACKOFF_SECONDS = 1.0
 _MIN_CYCLE_SECONDS = 1.0
+_DISCOVERED_AT_ONCE = 10
 _DEFAULT_PORT = 4222
 _TLS_SCHEMES = ("tls", "wss")
 _WEBSOCKET_SCHEMES = ("ws", "wss")
@@ -54,11 +58,12 @@ class ServerPool:
     def discover(self, urls: Iterable[str]) -> None:
         """Replace the discovered servers by the URLs that the last connected server has announced.
 
-        Configured servers and unusable URLs are skipped.
+        Configured servers and unusable URLs are skipped, and those after the first `MAX_DISCOVERED`.
         """
         configured = {_host(server) for server in self._configured}
-        members = (_split(url) for url in urls if _is_usable(url))
-        self._discovered = {_host(server): server for server in members if _host(server) not in configured}
+        members = {_host(server): server for server in (_split(url) for url in urls if is_usable(url))}
+        others = ((host, server) for host, server in members.items() if host not in configured)
+        self._discovered = dict(islice(others, MAX_DISCOVERED))
 
     def next_backoff(self) -> float:
         """Double the backoff, up to a limit, and return the seconds to wait, with jitter."""
@@ -81,18 +86,36 @@ class ServerPool:
         self._ceiling = _MIN_BACKOFF_SECONDS
         return max(self.next_backoff(), _MIN_CYCLE_SECONDS - seconds)
 
+    def wait_before_move(self, seconds: float) -> float:
+        """Return the seconds to wait before a connection that still works is replaced.
+
+        The time between two connections is the same as for connections that end: one second at least.
+
+        Args:
+            seconds: The time for which the connection existed.
+        """
+        return max(0.0, _MIN_CYCLE_SECONDS - seconds)
+
     def attempts(self) -> Iterator[tuple[Server, float]]:
         """Yield servers to try, indefinitely, each with the seconds to wait if it fails.
 
-        Configured servers come first. The waits are short within a round, and grow from round to round.
+        Configured servers come first, and again after each few of the discovered ones: many of those may be out of
+        date. The waits are short within a round, and grow from round to round.
         """
-        servers = self._shuffled()
+        servers = self._round()
         for number, server in enumerate(cycle(servers), 1):
             yield server, _MIN_BACKOFF_SECONDS if number % len(servers) else self.next_backoff()
 
     def others(self, address: str) -> list[Server]:
         """Return the servers except the one with this address, in the order of `attempts`."""
         return [server for server in self._shuffled() if server.address != address]
+
+    def _round(self) -> list[Server]:
+        servers = self._shuffled()
+        configured, discovered = servers[: len(self._configured)], servers[len(self._configured) :]
+        starts = range(0, len(discovered), _DISCOVERED_AT_ONCE)
+        groups = [discovered[start : start + _DISCOVERED_AT_ONCE] for start in starts] or [[]]
+        return [server for group in groups for server in (*configured, *group)]
 
     def _shuffled(self) -> list[Server]:
         configured = [Server(server.geturl()) for server in self._configured]
@@ -113,7 +136,8 @@ def _split(url: str) -> SplitResult:
     return urlsplit(url if "://" in url else f"nats://{url}")
 
 
-def _is_usable(url: str) -> bool:
+def is_usable(url: str) -> bool:
+    """Return whether a URL or an address names a host."""
     try:
         parts = _split(url)
         return bool(parts.hostname) and parts.port != 0

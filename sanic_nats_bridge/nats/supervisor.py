@@ -6,6 +6,7 @@ connection. It also doesn't reconnect after most ``-ERR`` lines or after an exce
 """
 
 import asyncio
+import contextlib
 import logging
 import math
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from .connect_errors import describe
 from .connection import Connection, ControlListener, MessageListener, NatsClient
 from .credentials import read_credentials, read_nkey_seed, split_user_info
 from .health import wait_until_stale
+from .log_limit import LogLimit, printable
+from .parser import MAX_MESSAGE_BYTES
 from .server_pool import Server, ServerPool
 
 __all__ = ["ConnectionListener", "ConnectionSupervisor"]
@@ -27,7 +30,6 @@ _NATS_PY_PING_SECONDS = 86_400  # disables nats-py's own pinger
 _RETRY_SECONDS = 0.05
 _STOP_SECONDS = 2.0
 _RECANCEL_SECONDS = 1.0
-_REPEAT_SECONDS = 60.0
 
 
 class ConnectionListener(MessageListener, Protocol):
@@ -35,6 +37,9 @@ class ConnectionListener(MessageListener, Protocol):
 
     def connection_established(self) -> None:
         """Note that a new connection exists. It has no subscriptions yet."""
+
+    async def subscribed(self) -> None:
+        """Wait until every subscription was sent on the new connection."""
 
     def connection_closed(self) -> None:
         """Note that the connection and all its subscriptions have ended."""
@@ -70,6 +75,10 @@ class ConnectionSupervisor:
         self._addresses = Addresses()
         self._refused_length = math.inf
         """The smallest `Connection.refused_length` of all connections so far."""
+        self._accepted_length = 0
+        """The length of messages that is accepted although the server's ``max_payload`` is smaller."""
+        self._failure_log = LogLimit()
+        self._error_log = LogLimit()
 
     @property
     def client(self) -> NatsClient | None:
@@ -125,11 +134,13 @@ class ConnectionSupervisor:
             connected_at = loop.time()
             _notify(self._on_established)
             _notify(listener.connection_established)
+            await listener.subscribed()
             _notify(self._on_connected)
             await self._wait_for_end(connection, listener)
             self._connection = None
             logger.warning("Disconnected from NATS at %s: %s", connection.address, connection.end_reason)
             self._remember_refused_length(connection)
+            self._remember_refused_message(connection)
             _notify(self._on_closed)
             _notify(listener.connection_closed)
             await connection.close_within(_STOP_SECONDS)
@@ -150,13 +161,34 @@ class ConnectionSupervisor:
                 self._refused_length,
             )
 
+    def _remember_refused_message(self, connection: Connection) -> None:
+        """Accept messages of such a length on later connections.
+
+        They come from a server of the cluster with a larger ``max_payload``, or after a reload that has raised it,
+        which the server doesn't announce. Else each of them would end a connection, and cost all clients a gap.
+        """
+        if connection.refused_message > self._accepted_length and connection.refused_message <= MAX_MESSAGE_BYTES:
+            self._accepted_length = min(MAX_MESSAGE_BYTES, 1 << connection.refused_message.bit_length())
+            logger.warning(
+                "NATS sent a message of %d bytes, which is more than max_payload of the server. From now on up to %d "
+                "bytes are accepted. Give all servers the same max_payload.",
+                connection.refused_message,
+                self._accepted_length,
+            )
+
     async def _wait_for_end(self, connection: Connection, listener: ConnectionListener) -> None:
         """Wait until the connection has ended or has a successor."""
+        loop = asyncio.get_running_loop()
+        connected_at = loop.time()
         health_check = asyncio.create_task(
             _abandon_when_stale(connection, self._settings.ping_interval), name="natsbridge-health"
         )
         try:
             await connection.needs_replacement.wait()
+            # A server that is always in lame duck mode must not be left at once, again and again.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._servers.wait_before_move(loop.time() - connected_at)):
+                    await connection.ended.wait()
             self._servers.discover(uri.geturl() for uri in connection.discovered_servers)
             if not connection.ended.is_set():
                 self._successor = await self._connect_successor(connection, listener)
@@ -177,18 +209,13 @@ class ConnectionSupervisor:
         return None
 
     async def _connect(self, listener: ConnectionListener) -> Connection:
-        loop = asyncio.get_running_loop()
-        logged: dict[str, float] = {}
-        """Times of the loop at which each reason was logged last."""
         for server, pause in self._servers.attempts():
             try:
                 return await self._open(server, listener)
             except ConnectionError as error:
                 # Every reason, not only the first, because a rejected login may appear as a reset first.
-                reason, now = f"{server.address}: {error}", loop.time()
-                if now >= logged.get(reason, -math.inf) + _REPEAT_SECONDS:
+                if self._failure_log.allows(f"{server.address}: {error}"):
                     logger.warning("Cannot connect to NATS at %s: %s; retrying", server.address, error)
-                    logged[reason] = now
                 await asyncio.sleep(pause)
         raise AssertionError("attempts() never ends")
 
@@ -199,8 +226,11 @@ class ConnectionSupervisor:
             server.address,
             tls_only=server.has_tls or self._settings.tls_only,
             addresses=self._addresses,
+            error_log=self._error_log,
+            ignore_discovered=self._settings.ignore_discovered_servers,
         )
         connection.refused_length = self._refused_length
+        connection.accepted_length = self._accepted_length
         try:
             async with asyncio.timeout(seconds):
                 await connection.open(**self._options(server))
@@ -209,7 +239,7 @@ class ConnectionSupervisor:
             await connection.close_within(_STOP_SECONDS)
             if not isinstance(error, Exception):
                 raise
-            reason = describe(connection.reported_error or error, seconds, encrypted=connection.encrypted)
+            reason = printable(describe(connection.reported_error or error, seconds, encrypted=connection.encrypted))
             raise ConnectionError(reason) from error
         logger.info("Connected to NATS at %s", server.address)
         return connection

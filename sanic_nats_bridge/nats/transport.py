@@ -17,6 +17,9 @@ from .addresses import Address, Addresses
 __all__ = ["TcpSocket", "WebSocket", "transport_for", "within"]
 
 _READ_BYTES = 512 * 1024
+_MAX_GREETING_BYTES = 1024 * 1024
+_MAX_FRAME_BYTES = 128 * 1024 * 1024
+"""The largest WebSocket message. A server puts all that waits for a client into one: 64 MiB by default."""
 
 
 class TcpSocket(TcpTransport):
@@ -147,25 +150,35 @@ class WebSocket(WebSocketTransport):
 
     def __init__(self) -> None:
         super().__init__()
+        self.greeted = False
+        """True once the server has sent INFO and has accepted the login."""
         self._drain_task: asyncio.Task[None] | None = None
         self._abort_task: asyncio.Task[None] | None = None
 
     async def connect(self, uri: Any, buffer_size: int, connect_timeout: int) -> None:
         """Connect without TLS. ``buffer_size`` and ``connect_timeout`` are ignored."""
-        self._ws = await self._client.ws_connect(uri.geturl(), max_msg_size=0)
+        self._ws = await self._client.ws_connect(uri.geturl(), max_msg_size=_MAX_FRAME_BYTES)
         self._using_tls = False
 
     async def connect_tls(self, uri: Any, ssl_context: ssl.SSLContext, buffer_size: int, connect_timeout: int) -> None:
         """Connect with TLS, unless the connection has it. ``buffer_size`` and ``connect_timeout`` are ignored."""
         if self._ws is None:
-            self._ws = await self._client.ws_connect(uri.geturl(), max_msg_size=0, ssl=ssl_context)
+            self._ws = await self._client.ws_connect(uri.geturl(), max_msg_size=_MAX_FRAME_BYTES, ssl=ssl_context)
             self._using_tls = True
 
     async def readline(self) -> bytes:
-        """Return the next message; empty at the end of the connection."""
+        """Return the next message; empty at the end of the connection.
+
+        Raises:
+            ConnectionError: A message of the login is too large.
+        """
         assert self._ws is not None
         data = (await self._ws.receive()).data
-        return data if isinstance(data, bytes) else b""
+        if not isinstance(data, bytes):
+            return b""
+        if len(data) > _MAX_GREETING_BYTES and not self.greeted:
+            raise ConnectionError("line too long")
+        return data
 
     async def wait_closed(self) -> None:
         """Wait until the socket is closed."""

@@ -46,6 +46,9 @@ class Listener:
     def connection_established(self) -> None:
         self.changes.append("up")
 
+    async def subscribed(self) -> None:
+        pass
+
     def connection_closed(self) -> None:
         self.changes.append("down")
 
@@ -519,6 +522,24 @@ async def test_supervisor_fails_over_to_discovered_cluster_server(cluster: tuple
         assert bridge.client.connected_url is not None
         assert bridge.client.connected_url.port == other.port
         assert await bridge.ask("a") == {"a": "confirmed"}
+
+
+async def test_discovered_servers_are_ignored_if_set(cluster: tuple[NatsServer, NatsServer]) -> None:
+    known, other = cluster
+    async with supervising(known) as follower, supervising(known, ignore_discovered_servers=True) as bridge:
+        await until(lambda: len(follower.client.servers) == 2)
+        await bridge.ask("a")
+        assert bridge.client.discovered_servers == []
+        assert [server.port for server in bridge.client.servers] == [known.port]
+        known.kill()
+        await until(lambda: follower.listener.changes == ["up", "down", "up"])
+        assert follower.client.connected_url is not None
+        assert follower.client.connected_url.port == other.port
+        assert bridge.supervisor.client is None
+        known.start()
+        await until(lambda: bridge.listener.changes == ["up", "down", "up"])
+        assert bridge.client.connected_url is not None
+        assert bridge.client.connected_url.port == known.port
 
 
 PASSWORD = "authorization: {user: u, password: 'p@ss:w/rd'}"

@@ -195,6 +195,7 @@ class Walk:
     def _connect(self) -> None:
         connection: Any = Connection(self._hub)
         connection._transport = self._server
+        connection._pongs = deque()
         self._connection = connection
         self._hub.connection_established()
 

@@ -104,6 +104,7 @@ WRONG: dict[str, list[Any]] = {
     "flush_interval": [*NOT_SECONDS[1:], 1.01],
     "ready_needs_nats": NOT_FLAGS,
     "metrics": NOT_FLAGS,
+    "ignore_discovered_servers": NOT_FLAGS,
     "name": NOT_TEXTS,
     "user": NOT_TEXTS,
     "password": NOT_TEXTS,

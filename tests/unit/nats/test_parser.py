@@ -1,4 +1,6 @@
-from collections.abc import Iterable, Iterator, Mapping
+import asyncio
+import tracemalloc
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import cycle
 from typing import Any
@@ -7,7 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sanic_nats_bridge.nats.parser import MalformedLineError, Parser
+from sanic_nats_bridge.nats.parser import MAX_MESSAGE_BYTES, MalformedLineError, Parser
+from tests.support.growth import assert_linear
 
 OWN_SIDS = range(1, 5)
 
@@ -54,6 +57,8 @@ class Recorder:
 
     seen: list[Message | Line] = field(default_factory=list)
     counted: tuple[int, int] = (0, 0)
+    too_large: list[int] = field(default_factory=list)
+    turns: int = 0
 
     @property
     def sinks(self) -> Mapping[bytes, int]:
@@ -79,6 +84,12 @@ class Recorder:
 
     async def control(self, line: bytes) -> None:
         self.seen.append(Line(line))
+
+    def message_too_large(self, size: int) -> None:
+        self.too_large.append(size)
+
+    async def next_turn(self) -> None:
+        self.turns += 1
 
 
 async def parsed(reads: Iterable[bytes]) -> list[Message | Line]:
@@ -196,6 +207,136 @@ async def test_unterminated_line_raises_malformed_line_error() -> None:
 async def test_long_info_line_is_parsed() -> None:
     info = b'INFO {"connect_urls":["' + b"n" * 500_000 + b'"]}'
     assert await parsed(cut(info + b"\r\nPING\r\n", [65_536])) == [Line(info), Line(b"PING")]
+
+
+# Lengths and floods
+
+
+@pytest.mark.parametrize(
+    ("line", "size"),
+    [
+        (b"MSG a 1 1025", 1025),
+        (b"MSG a 7 1025", 1025),
+        (b"MSG a 1 r 9999999999999999999", 9_999_999_999_999_999_999),
+        (b"HMSG a 1 12 66561", 66_561),
+        (b"HMSG a 1 r 66560 66561", 66_561),
+    ],
+    ids=ascii,
+)
+async def test_message_above_limit_is_malformed_before_its_payload_arrives(line: bytes, size: int) -> None:
+    recorder = Recorder()
+    parser = Parser(recorder)
+    parser.max_payload = 1024
+    with pytest.raises(MalformedLineError, match=f"a message of {size} bytes, although max_payload is 1024"):
+        await parser.parse(line + b"\r\n")
+    assert recorder.too_large == [size]
+
+
+async def test_complete_message_above_limit_is_malformed_too() -> None:
+    recorder = Recorder()
+    parser = Parser(recorder)
+    parser.max_payload = 10
+    with pytest.raises(MalformedLineError):
+        await parser.parse(Message(1, b"a", b"", b"", b"x" * 11).encoded())
+    assert recorder.seen == []
+
+
+async def test_message_at_limit_is_accepted_with_headers_that_a_server_adds() -> None:
+    added = b"NATS/1.0\r\nNats-Stream: S\r\n\r\n"
+    operations = [Message(1, b"a", b"", b"", b"x" * 1024), Message(1, b"a", b"", added, b"y" * 1024)]
+    recorder = Recorder()
+    parser = Parser(recorder)
+    parser.max_payload = 1024
+    for operation in operations:
+        await parser.parse(operation.encoded())
+    assert recorder.seen == operations
+
+
+async def test_limit_without_info_is_that_of_nats() -> None:
+    with pytest.raises(MalformedLineError):
+        await parsed([b"MSG a 1 %d\r\n" % (MAX_MESSAGE_BYTES + 1)])
+
+
+async def test_limit_of_info_holds_for_next_message_of_same_read() -> None:
+    class Raising(Recorder):
+        async def control(self, line: bytes) -> None:
+            parser.max_payload = int(line)
+
+    recorder = Raising()
+    parser = Parser(recorder)
+    parser.max_payload = 1
+    await parser.parse(b"2\r\n" + Message(1, b"a", b"", b"", b"12").encoded())
+    with pytest.raises(MalformedLineError):
+        await parser.parse(b"1\r\n" + Message(1, b"a", b"", b"", b"12").encoded())
+    assert len(recorder.seen) == 1
+
+
+@pytest.mark.parametrize("line", [b"HMSG a 1 2 1", b"HMSG a 1 1000000 5", b"HMSG a 1 r 6 5"], ids=ascii)
+async def test_header_longer_than_message_is_malformed_before_it_arrives(line: bytes) -> None:
+    with pytest.raises(MalformedLineError, match="invalid message line"):
+        await parsed([line + b"\r\n"])
+
+
+async def test_line_end_may_be_split_between_reads() -> None:
+    assert await parsed([b"PI", b"NG\r", b"\nPONG", b"\r", b"\n"]) == [Line(b"PING"), Line(b"PONG")]
+    assert await parsed([b"PI\n", b"\nN\r", b"G\r", b"", b"\n"]) == [Line(b"PI\n\nN\rG")]
+
+
+async def test_line_of_a_mebibyte_is_too_long_at_any_read_size() -> None:
+    for size in (1024 * 1024, 65_536, 1000):
+        with pytest.raises(MalformedLineError, match="line too long"):
+            await parsed(cut(b"INFO " + b"x" * 1024 * 1024, [size]))
+
+
+@pytest.mark.parametrize("unit", [b"x", b"\n", b"\r"], ids=ascii)
+def test_work_for_line_grows_with_its_length_in_any_reads(unit: bytes) -> None:
+    def make(count: int) -> Callable[[], object]:
+        reads = [unit] * count + [b"\r\n"]
+        return lambda: asyncio.run(parsed(reads))
+
+    assert_linear(make, 20_000)
+
+
+def test_work_for_message_grows_with_its_length_in_tiny_reads() -> None:
+    def make(count: int) -> Callable[[], object]:
+        reads = [b"MSG a 1 %d\r\n" % (2 * count), *[b"xy"] * count, b"\r\n"]
+        return lambda: asyncio.run(parsed(reads))
+
+    assert_linear(make, 20_000)
+
+
+async def test_message_in_tiny_reads_takes_little_more_memory_than_its_length() -> None:
+    size = 1024 * 1024
+    parser = Parser(Recorder())
+    await parser.parse(b"MSG a 1 %d\r\n" % size)
+    tracemalloc.start()
+    try:
+        for number in range(size // 2):
+            await parser.parse(b"%c%c" % (number & 0xFF, number >> 8 & 0xFF))
+        assert tracemalloc.get_traced_memory()[1] < 3 * size
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("flood", "count", "per_turn"),
+    [(b"PONG\r\n", 1_000, 16), (b"-ERR 'x'\r\n", 1_000, 16), (b"MSG a 9 1\r\n1\r\n", 1_000, 128)],
+    ids=["PONG", "error", "unknown subscription"],
+)
+@pytest.mark.parametrize("size", [1_000_000, 512, 1])
+async def test_flood_is_processed_in_many_turns_of_the_loop(flood: bytes, count: int, per_turn: int, size: int) -> None:
+    recorder = Recorder()
+    parser = Parser(recorder)
+    for read in cut(flood * count, [size]):
+        await parser.parse(read)
+    assert len(recorder.seen) == count
+    assert recorder.turns == count // per_turn
+
+
+async def test_own_messages_are_processed_in_one_turn() -> None:
+    recorder = Recorder()
+    await Parser(recorder).parse(Message(1, b"a", b"", b"", b"1").encoded() * 1_000)
+    assert (len(recorder.seen), recorder.turns) == (1_000, 0)
 
 
 garbage = st.binary(max_size=200) | st.lists(

@@ -2,9 +2,12 @@ import math
 
 import pytest
 
-from sanic_nats_bridge.nats.server_errors import classify_error, sub_length
+from sanic_nats_bridge.nats.pattern_index import PatternIndex, sub_length
+from sanic_nats_bridge.nats.server_errors import classify_error
 
-PATTERNS = {1: "orders.>", 2: "Orders.>", 3: 'odd."quoted"', 4: "odd.back\\slash", 5: "odd.it's", 12: "orders.>"}
+PATTERNS = PatternIndex(
+    {1: "orders.>", 2: "Orders.>", 3: 'odd."quoted"', 4: "odd.back\\slash", 5: "odd.it's", 12: "orders.>"}.items()
+)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +51,7 @@ def test_subject_error_refuses_unconfirmed_subscription(words: str) -> None:
 
 
 def test_line_length_error_refuses_all_subscriptions_as_long() -> None:
-    patterns = {1: "short", 2: "x" * 20, 3: "y" * 19, 4: "z" * 30, 15: "w" * 19}
+    patterns = PatternIndex({1: "short", 2: "x" * 20, 3: "y" * 19, 4: "z" * 30, 15: "w" * 19}.items())
     line = "-ERR 'Maximum Control Line Exceeded'"
     assert classify_error(line, patterns, unconfirmed=2) == ([2, 4, 15], False, len("x" * 20 + " 2"))
     assert classify_error(line, patterns, unconfirmed=None) == ([], False, math.inf)
@@ -70,7 +73,9 @@ def test_other_errors_refuse_nothing_and_end_connection(line: str) -> None:
     assert classify_error(line, PATTERNS, unconfirmed=1)[:2] == ([], False)
 
 
-QUEUES = {1: "natsbridge.1f.7", 12: "natsbridge.1f.70"}
+GROUPED = PatternIndex(
+    [(1, "orders.> natsbridge.1f.7"), (2, "Orders.>"), (4, "odd"), (12, "orders.> natsbridge.1f.70")]
+)
 
 
 @pytest.mark.parametrize(
@@ -85,11 +90,10 @@ QUEUES = {1: "natsbridge.1f.7", 12: "natsbridge.1f.70"}
 )
 def test_denial_in_queue_group_refuses_the_member(line: str, refused: list[int]) -> None:
     error = f"-ERR 'Permissions Violation for Subscription to {line}'"
-    assert classify_error(error, PATTERNS, 4, QUEUES)[:2] == (refused, True)
+    assert classify_error(error, GROUPED, 4)[:2] == (refused, True)
 
 
 def test_line_length_includes_the_queue_group() -> None:
-    patterns = {1: "x" * 10, 2: "x" * 20, 3: "x" * 13}
-    assert sub_length("x" * 10, 1, "queue") == len(f"{'x' * 10} queue 1")
-    effect = classify_error("-ERR 'maximum control line exceeded'", patterns, 1, {1: "q1"})
-    assert (effect.refused, effect.refused_length) == ([1, 2, 3], 15)
+    patterns = PatternIndex([(1, f"{'x' * 10} q1"), (2, "x" * 20), (3, "x" * 13), (4, "x" * 10)])
+    effect = classify_error("-ERR 'maximum control line exceeded'", patterns, 1)
+    assert (effect.refused, effect.refused_length) == ([1, 2, 3], sub_length("x" * 13, 1))

@@ -3,7 +3,7 @@ from itertools import islice
 
 import pytest
 
-from sanic_nats_bridge.nats.server_pool import Server, ServerPool
+from sanic_nats_bridge.nats.server_pool import MAX_DISCOVERED, Server, ServerPool
 
 MEMBERS = ["nats://10.0.0.1:4222", "nats://10.0.0.2:4223"]
 
@@ -132,3 +132,31 @@ def test_server_that_left_cluster_is_dropped() -> None:
     pool.discover(MEMBERS)
     pool.discover(MEMBERS[:1])
     assert {server.url for server in first(pool, 6)} == {"nats://seed:4222", MEMBERS[0]}
+
+
+def test_discovered_servers_are_limited() -> None:
+    pool = ServerPool(["nats://seed:4222"])
+    pool.discover(f"nats://10.0.{number // 256}.{number % 256}:4222" for number in range(10_000))
+    assert len(pool.others("")) == 1 + MAX_DISCOVERED
+    pool.discover(["nats://seed:4222"] * 1_000 + MEMBERS)
+    assert {server.url for server in pool.others("seed:4222")} == set(MEMBERS)
+
+
+def test_configured_servers_are_tried_between_many_discovered_ones() -> None:
+    pool = ServerPool(["nats://a:1", "nats://b:2"])
+    pool.discover(f"nats://10.0.0.{number}:4222" for number in range(25))
+    tried = [server.address for server in first(pool, 31)]
+    starts = [number for number, address in enumerate(tried) if address == tried[0]]
+    assert starts == [0, 12, 24]
+    assert all({tried[start], tried[start + 1]} == {"a:1", "b:2"} for start in starts)
+    assert len(set(tried)) == 27
+
+
+def test_round_without_discovered_servers_has_configured_ones_only() -> None:
+    assert [server.address for server in first(ServerPool(["nats://a:1"]), 3)] == ["a:1"] * 3
+
+
+def test_working_connection_is_replaced_after_a_second_at_least() -> None:
+    pool = ServerPool(["a"])
+    assert pool.wait_before_move(0.25) == 0.75
+    assert pool.wait_before_move(3600) == 0
