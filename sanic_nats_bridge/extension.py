@@ -1,6 +1,5 @@
 """`NatsBridge`, the public API of the bridge."""
 
-import logging
 import os
 from collections.abc import Collection
 from typing import Any, Unpack
@@ -11,6 +10,7 @@ from sanic_ext.extensions.base import Extension
 from .auth.permissions import Permissions
 from .cluster.permission_updates import UpdateResult
 from .errors import SettingsError
+from .log_limits import limited_logger
 from .metrics.stats import Stats
 from .nats.connection import NatsClient
 from .routes.client import versioned_name
@@ -22,7 +22,7 @@ from .settings import SettingKeywords, Settings
 
 __all__ = ["NatsBridge"]
 
-logger = logging.getLogger("sanic.root.nats_bridge")
+logger = limited_logger()
 
 
 class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __init_subclass__ has no annotations
@@ -174,7 +174,7 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         settings = self._runtime.settings
         closed = not settings.subscribe and settings.permissions is None
         if closed and "SANIC_WORKER_IDENTIFIER" not in os.environ:
-            logger.warning("NatsBridge setting 'subscribe' is empty: no subject may be followed")
+            logger.unlimited.warning("NatsBridge setting 'subscribe' is empty: no subject may be followed")
 
     def label(self) -> str:
         """Return the text that sanic-ext logs at the start."""

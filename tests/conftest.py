@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from sanic_nats_bridge.log_limits import limited_logger
 from sanic_nats_bridge.testing import NatsServer
 from tests.support import startup_caches
 from tests.support.bridge import Bridge, Publisher, ServerName, running
@@ -17,6 +18,12 @@ os.environ.pop("NATS_URL", None)  # a developer's own server
 settings.register_profile("usual", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("long", settings.get_profile("usual"), max_examples=3_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "usual"))
+
+
+@pytest.fixture(autouse=True)
+def unlimited_log() -> None:
+    """Let each test cause as many log lines as the first one."""
+    limited_logger().reset()
 
 
 @pytest.fixture(scope="session")

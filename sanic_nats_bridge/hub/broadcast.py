@@ -7,7 +7,6 @@ messages.
 
 import asyncio
 import contextlib
-import logging
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from operator import attrgetter
 from typing import Any, TypeVar
 
 from ..auth.expirations import ExpirationQueue
+from ..log_limits import limited_logger
 from ..metrics.counters import Counters
 from ..protocol import encoding
 from ..protocol.encoding import EncodedMessage, WireFormat
@@ -26,7 +26,7 @@ from .queue_groups import MAX_COPIES, QueueGroups
 
 __all__ = ["Broadcaster", "fan_out"]
 
-logger = logging.getLogger("sanic.root.nats_bridge")
+logger = limited_logger()
 
 _MAX_BATCH_BYTES = 1024 * 1024
 _MAX_REMEMBERED = 4096

@@ -1,14 +1,14 @@
 """Messages that NATS delivers outside the pattern of their subscription."""
 
 import asyncio
-import logging
 import math
 
+from ..log_limits import limited_logger
 from ..metrics.counters import Counters
 
 __all__ = ["SubjectMismatches"]
 
-logger = logging.getLogger("sanic.root.nats_bridge")
+logger = limited_logger()
 
 _LOG_SECONDS = 60.0
 _MAX_SHOWN = 100

@@ -6,19 +6,19 @@ gathered later is never smaller. When a worker's process is replaced, the next o
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
+from ..log_limits import limited_logger
 from .definitions import Readings, combined, readings
 from .stats import Stats
 from .worker_files import WorkerFiles
 
 __all__ = ["MetricsAggregator"]
 
-logger = logging.getLogger("sanic.root.nats_bridge")
+logger = limited_logger()
 
 _WRITE_SECONDS = 1.0
 _STOP_SECONDS = 1.0

@@ -9,7 +9,6 @@ would end the loop.
 
 import asyncio
 import contextlib
-import logging
 import math
 import secrets
 from collections import deque
@@ -20,6 +19,7 @@ from urllib.parse import ParseResult, urlparse
 import nats.errors
 from nats.aio.client import Client
 
+from ..log_limits import limited_logger
 from .addresses import Addresses
 from .log_limit import LogLimit, printable
 from .parser import MAX_MESSAGE_BYTES, MalformedLineError, Parser
@@ -32,8 +32,7 @@ __all__ = ["QUEUE_PREFIX", "Connection", "ControlListener", "MessageListener", "
 
 NatsClient: TypeAlias = Client
 
-# A child of "sanic.root", so that its records get the handlers and the level of Sanic's log.
-logger = logging.getLogger("sanic.root.nats_bridge")
+logger = limited_logger()
 
 QUEUE_PREFIX = "natsbridge"
 """The first token of the names of queue groups."""
@@ -126,7 +125,8 @@ class Connection(Client):
         self.has_served = False
         """True once the server had answered everything that it was asked: every subscription, and a PING."""
         self.reports_no_responders = False
-        """True if the server replies to a request that has no subscriber, which needs headers."""
+        self.requires_login = True
+        """True if the server requires credentials, or a client certificate."""
         self.unanswered_pings = 0
         self.reported_error: Exception | None = None
         """The last error that nats-py has reported to its error callback."""
@@ -357,11 +357,12 @@ class Connection(Client):
             self.needs_replacement.set()
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
-        self.reports_no_responders = bool(info.get("headers"))
         # A later INFO has the limit for what the bridge's user publishes, which may be smaller than the server's.
         self.accepted_length = max(self.accepted_length, max_payload_of(info))
         self.parser.max_payload = min(self.accepted_length, MAX_MESSAGE_BYTES)
         self._announce(info.pop("connect_urls", None))
+        self.reports_no_responders = bool(info.get("headers"))
+        self.requires_login = bool(info.get("auth_required") or info.get("tls_verify"))
         if self.tls_only and info.get("tls_available"):
             # nats-py uses TLS only if the server requires it.
             info["tls_required"] = True

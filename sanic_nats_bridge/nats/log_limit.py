@@ -1,11 +1,12 @@
 """Limits for log lines whose content a NATS server decides."""
 
 import asyncio
-import logging
+
+from ..log_limits import limited_logger
 
 __all__ = ["LogLimit", "printable"]
 
-logger = logging.getLogger("sanic.root.nats_bridge")
+logger = limited_logger()
 
 _SECONDS = 60.0
 _MAX_LINES = 20

@@ -7,11 +7,11 @@ connection. It also doesn't reconnect after most ``-ERR`` lines or after an exce
 
 import asyncio
 import contextlib
-import logging
 import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from ..log_limits import limited_logger
 from ..settings import Settings
 from .addresses import Addresses
 from .connect_errors import describe
@@ -24,7 +24,7 @@ from .server_pool import Server, ServerPool
 
 __all__ = ["ConnectionListener", "ConnectionSupervisor"]
 
-logger = logging.getLogger("sanic.root.nats_bridge")
+logger = limited_logger()
 
 _NATS_PY_PING_SECONDS = 86_400  # disables nats-py's own pinger
 _RETRY_SECONDS = 0.05
@@ -86,9 +86,9 @@ class ConnectionSupervisor:
         return self._connection
 
     @property
-    def reports_no_responders(self) -> bool:
-        """True if the connected server replies to a request that has no subscriber."""
-        return self._connection is not None and self._connection.reports_no_responders
+    def open_server(self) -> str | None:
+        """The address of the connected server if it requires no login."""
+        return None if self._connection is None or self._connection.requires_login else self._connection.address
 
     def start(self, listener: ConnectionListener) -> None:
         """Start to connect, in the background."""

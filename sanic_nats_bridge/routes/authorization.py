@@ -1,7 +1,6 @@
 """The permissions and the identity of a client, from the app's ``permissions`` function."""
 
 import asyncio
-import logging
 import time
 from inspect import isawaitable
 
@@ -9,11 +8,12 @@ from sanic import Request
 
 from ..auth.permissions import Permissions
 from ..errors import AuthExpired, AuthRequired, InternalError, UnreachableSession
+from ..log_limits import limited_logger
 from ..sessions.registry import SessionRegistry
 
 __all__ = ["get_permissions", "identify_client"]
 
-logger = logging.getLogger("sanic.root.nats_bridge")
+logger = limited_logger()
 
 
 async def get_permissions(request: Request, sessions: SessionRegistry) -> Permissions:

@@ -1,6 +1,5 @@
 """The checks of every request before its handler: the origin, and the handshake of a WebSocket."""
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,13 +7,14 @@ from sanic import Blueprint, HTTPResponse, Request
 
 from ..auth.origins import Caller, OriginPolicy, allowable
 from ..errors import BridgeError, ForbiddenOrigin
+from ..log_limits import limited_logger
 from ..transports.auto import is_asgi
 from ..transports.handshake import check_handshake, check_opening
 from .replies import rejection_response
 
 __all__ = ["RequestGuard"]
 
-logger = logging.getLogger("sanic.root.nats_bridge")
+logger = limited_logger()
 
 _AFTER_THE_APP = -1_000_000  # a middleware priority below all of the app's
 _SCHEMES = {"http": "http", "ws": "http", "https": "https", "wss": "https"}
@@ -75,7 +75,7 @@ class RequestGuard:
         return None
 
     def _log(self, caller: Caller, *, rejected: bool) -> None:
-        """Log each foreign origin once, up to a limit, because clients can make up any number of them.
+        """Log each foreign origin once, as far as the number of log lines is not limited.
 
         Args:
             caller: The parts of the request.
@@ -88,12 +88,11 @@ class RequestGuard:
         if caller.origins and origin is None and not rejected:
             return  # It isn't a page's.
         key = ("" if rejected else _SERVED) + header + site
-        if len(self._logged) >= _MAX_LOGGED or key in self._logged:
+        if key in self._logged:
             return
-        self._logged.add(key)
         host = caller.host[:_MAX_LOGGED_LENGTH]
         if origin == "null":
-            logger.warning(
+            logged = logger.warning(
                 "Rejected a request from origin 'null' to host %a. Pages of local files send it, but so do sandboxed "
                 "frames of any website. To allow all of them, add 'null' to the setting 'allowed_origins'"
                 if rejected
@@ -103,7 +102,7 @@ class RequestGuard:
                 host,
             )
         elif origin is not None:
-            logger.warning(
+            logged = logger.warning(
                 "Rejected a request from origin %a to host %a (scheme %s, port %s). To allow the origin, add it to the "
                 "setting 'allowed_origins'. If it is the app's own, configure the proxy to pass on the original host"
                 if rejected
@@ -113,13 +112,13 @@ class RequestGuard:
                 origin, host, caller.scheme or "unknown", caller.port or "as in the host",
             )  # fmt: skip
         elif caller.origins:
-            logger.warning(
+            logged = logger.warning(
                 "Rejected a request with the Origin header %a to host %a. No browser sends such an origin, and the "
                 "setting 'allowed_origins' cannot name it",
                 header, host,
             )  # fmt: skip
         else:
-            logger.warning(
+            logged = logger.warning(
                 "Rejected a request from a page of another site (Sec-Fetch-Site %a, no Origin header) to host %a. To "
                 "allow the page, add its origin to the setting 'allowed_origins', and let it send a CORS request"
                 if rejected
@@ -128,8 +127,11 @@ class RequestGuard:
                 "origin",
                 site, host,
             )  # fmt: skip
-        if len(self._logged) == _MAX_LOGGED:
-            logger.warning("%d foreign origins were logged; further ones are not", _MAX_LOGGED)
+        if logged:
+            # Clients can make up any number of origins.
+            if len(self._logged) >= _MAX_LOGGED:
+                self._logged.clear()
+            self._logged.add(key)
 
 
 def _caller(request: Request) -> Caller:

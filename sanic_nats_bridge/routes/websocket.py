@@ -1,13 +1,13 @@
 """``/stream``: commands and frames over a WebSocket, one JSON object in each text frame."""
 
 import contextlib
-import logging
 
 from sanic import Blueprint, HTTPResponse, Request, Websocket
 from sanic.exceptions import WebsocketClosed
 from sanic_ext import openapi
 
 from ..errors import BridgeError, InternalError, InvalidCommand
+from ..log_limits import limited_logger
 from ..protocol.messages import check_websocket_query
 from ..sessions.registry import SessionRegistry
 from ..sessions.session import Session
@@ -19,7 +19,7 @@ from .request_guard import RequestGuard
 
 __all__ = ["add_websocket_route"]
 
-logger = logging.getLogger("sanic.root.nats_bridge")
+logger = limited_logger()
 
 
 def add_websocket_route(blueprint: Blueprint, sessions: SessionRegistry, guard: RequestGuard) -> None:

@@ -1,7 +1,6 @@
 """One browser connection with its subscriptions, on either transport."""
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -20,6 +19,7 @@ from ..errors import (
     UnsupportedCommand,
 )
 from ..hub.hub import Hub
+from ..log_limits import limited_logger
 from ..metrics.counters import Counters
 from ..protocol.encoding import EncodedMessage, WireFormat
 from ..protocol.messages import (
@@ -48,7 +48,7 @@ from .subscriptions import Subscriptions
 
 __all__ = ["Session", "SessionContext"]
 
-logger = logging.getLogger("sanic.root.nats_bridge")
+logger = limited_logger()
 
 _RECONNECT_SPREAD_OF_OLD = 0.1
 """Seconds over which the client of an old event stream reconnects. The ages themselves are spread already."""

@@ -8,7 +8,6 @@ that, through which uvicorn's transport is found, and the ``stage`` of a request
 
 import asyncio
 import contextlib
-import logging
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator
@@ -20,6 +19,7 @@ from sanic.exceptions import WebsocketClosed
 from sanic.http.constants import Stage
 
 from ..errors import CloseCode
+from ..log_limits import limited_logger
 from ..protocol import encoding
 from ..protocol.encoding import WireFormat
 from ..protocol.messages import Close, Frame
@@ -29,7 +29,7 @@ from .tcp import set_user_timeout
 
 __all__ = ["AsgiSseTransport", "AsgiWebSocketTransport"]
 
-logger = logging.getLogger("sanic.root.nats_bridge")
+logger = limited_logger()
 
 _PART_BYTES = 65_536  # the high-water mark of the servers themselves
 _EVENT_END = b"\n\n"

@@ -5,7 +5,7 @@ import logging
 import re
 import ssl
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from sanic import HTTPResponse, Request, Sanic
@@ -15,6 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from sanic_nats_bridge.auth.origins import OriginPolicy
 from sanic_nats_bridge.errors import ForbiddenOrigin
+from sanic_nats_bridge.log_limits import LINES, limited_logger
 from sanic_nats_bridge.routes.request_guard import RequestGuard
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import SERVERS, WAIT_SECONDS, Bridge, ServerName, WebSocketClient, running
@@ -301,8 +302,16 @@ def test_rejected_origins_use_bounded_log_and_memory(caplog: pytest.LogCaptureFi
             request: Any = _Foreign(f"https://{number}.example\n" + "x" * 10_000)
             with pytest.raises(ForbiddenOrigin):
                 guard.check(request)
-    assert len(caplog.records) == 1001
-    assert caplog.records[-1].getMessage() == "1000 foreign origins were logged; further ones are not"
+    assert len(caplog.records) == LINES
+    # An origin that wasn't logged is logged when there is room again.
+    limited_logger().reset()
+    with caplog.at_level(logging.WARNING), pytest.raises(ForbiddenOrigin):
+        guard.check(request)
+    assert len(caplog.records) == LINES + 1
+    for number in range(3000):
+        limited_logger().reset()
+        with pytest.raises(ForbiddenOrigin):
+            guard.check(cast(Any, _Foreign(f"https://{number}.example\n" + "x" * 10_000)))
     assert all(len(record.getMessage()) < 700 for record in caplog.records)
     assert not any("\n" in record.getMessage() for record in caplog.records)
     assert sum(map(len, guard._logged)) <= 1000 * 300

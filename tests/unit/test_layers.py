@@ -20,7 +20,7 @@ ROOT = Path(sanic_nats_bridge.__file__).parent
 TESTS = Path(__file__).parents[1]
 
 LEVELS = (
-    {"errors", "token_bucket", "compatibility"},
+    {"errors", "token_bucket", "compatibility", "log_limits"},
     {"protocol"},
     {"auth", "metrics"},
     {"validators", "hub"},
