@@ -1,6 +1,6 @@
 """The logger of the bridge, which limits the lines that others can cause.
 
-Clients, publishers and NATS servers can repeat whatever leads to a log line, as fast as the network lets them. So each
+Clients, publishers and NATS servers can repeat the cause of a log line, as fast as the network lets them. So each
 kind of line, which is each message before its arguments are filled in, has `LINES` lines per `SECONDS`. The others are
 counted, and one line with their number follows.
 """
@@ -72,7 +72,7 @@ class LimitedLogger:
         return self._log(logging.ERROR, message, args, exc_info)
 
     def exception(self, message: str, *args: object) -> bool:
-        """Log a line at level ERROR with the traceback, unless there were too many of its kind; return whether it was."""
+        """Log the current traceback at level ERROR, unless there were too many of its kind; return whether it was."""
         return self._log(logging.ERROR, message, args, sys.exc_info())
 
     def _log(self, level: int, message: str, args: tuple[object, ...], exc_info: Any) -> bool:
@@ -104,7 +104,8 @@ class LimitedLogger:
         if kind is not None and kind.suppressed:
             count, kind.suppressed = kind.suppressed, 0
             shown = _PLACEHOLDER.sub("…", name) or "(lines of many kinds)"
-            self.unlimited.log(kind.level, "Suppressed %d log lines within %d s, like: %s", count, SECONDS, shown)
+            message = "Suppressed %d log lines within %d s, like: %s"
+            self.unlimited.log(kind.level, message, count, SECONDS, shown)
 
     def reset(self) -> None:
         """Forget every line, as at the start of the process. For tests."""

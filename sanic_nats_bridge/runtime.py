@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 import os
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,9 +14,12 @@ from sanic_routing.exceptions import NotFound
 from .auth.origins import OriginPolicy
 from .auth.permissions import CONTROL_TOKEN
 from .cluster.control_channel import ControlChannel
+from .cluster.known_workers import KnownWorkers
 from .cluster.permission_updates import PermissionUpdates
+from .cluster.questions import Questions
 from .cluster.relay import Relay
 from .cluster.settings_comparison import SettingsComparison
+from .cluster.signatures import Signatures
 from .errors import SettingsError
 from .metrics.loop_lag import LoopLag
 from .metrics.stats import Stats
@@ -40,9 +42,11 @@ from .transports.compatibility import check_sanic
 if TYPE_CHECKING:
     from .metrics.aggregator import MetricsAggregator
 
+from .log_limits import limited_logger
+
 __all__ = ["BridgeRuntime"]
 
-logger = logging.getLogger("sanic.root.nats_bridge")
+logger = limited_logger()
 
 _BLUEPRINT = "natsbridge"
 _SIGNALS_SECONDS = 1.0
@@ -71,6 +75,7 @@ class BridgeRuntime:
         self.settings = settings
         self._app = app
         self._injected = injected
+        self._open_server_logged = False
         self._lag = LoopLag()
         self._signal_tasks: set[asyncio.Task[None]] = set()
         self.connection = ConnectionSupervisor(
@@ -84,6 +89,7 @@ class BridgeRuntime:
             settings, self.connection, on_opened=self._session_opened, on_closed=self._session_closed
         )
         control_prefix = settings.control_prefix or f"{CONTROL_TOKEN}.{app.name}"
+        counters, known = self.sessions.counters, KnownWorkers()
         self.control = ControlChannel(
             self.connection,
             control_prefix,
@@ -94,8 +100,14 @@ class BridgeRuntime:
                 "settings": lambda announcement: self.settings_comparison.receive(announcement),
             },
             on_ready=self._control_ready,
+            signatures=Signatures(
+                settings.control_key or (), counters.control_dropped, stall=lambda: self._lag.seconds
+            ),
+            known=known,
+            max_requests=settings.max_relays,
+            dropped=counters.control_dropped,
         )
-        self.relay = Relay(self.sessions, self.control.request)
+        self.relay = Relay(self.sessions, self.control.request, Questions(self.control, known))
         self.permission_updates = PermissionUpdates(self.sessions, partial(self.control.announce, "permissions"))
         self.settings_comparison = SettingsComparison(
             settings,
@@ -162,7 +174,7 @@ class BridgeRuntime:
             except OSError as error:
                 folder = None
                 if "SANIC_WORKER_IDENTIFIER" not in os.environ:
-                    logger.warning(
+                    logger.unlimited.warning(
                         "The workers cannot share their metrics. /metrics of a server with several workers has those "
                         "of one of them at a time: %s",
                         error,
@@ -179,8 +191,25 @@ class BridgeRuntime:
     # Start and stop
 
     async def _control_ready(self) -> None:
+        self._warn_of_open_server()
         await self.settings_comparison.announce()
         await self.permission_updates.nats_connected()
+
+    def _warn_of_open_server(self) -> None:
+        """Log once if any program that reaches NATS may be able to command the sessions of this app.
+
+        The NATS permissions of other users can't be seen from here. That NATS requires no login can.
+        """
+        address = self.connection.open_server
+        if address is None or self.settings.control_key or self._open_server_logged:
+            return
+        self._open_server_logged = True
+        logger.warning(
+            "NATS at %s requires no login. Any program that reaches it can command and revoke sessions, unless NATS "
+            "denies it '%s.>'. Allow these subjects to the bridge's NATS user only, or set 'control_key'",
+            address,
+            self.control.prefix,
+        )
 
     async def _start(self, app: Sanic[Any, Any]) -> None:
         self._redaction.install()

@@ -36,7 +36,9 @@ _RENAMED = {
 
 
 _SERVERS_VARIABLE = "NATS_URL"
-_SECRET = {"servers", "user", "password", "token", "credentials", "nkeys_seed", "tls_cert", "tls_key"}
+_SECRET = {
+    "servers", "user", "password", "token", "credentials", "nkeys_seed", "control_key", "tls_cert", "tls_key",
+}  # fmt: skip
 """The settings whose value isn't shown in an error. A secret may be given in place of the path of its file."""
 _MAX_SHOWN = 200
 
@@ -63,6 +65,8 @@ class SettingKeywords(TypedDict, total=False):
     unsubscribe_delay: float
     confirm_timeout: float
     relay_timeout: float
+    max_relays: int
+    max_relays_per_client: int
     max_subscriptions: int
     max_overlap: int
     max_patterns: int
@@ -89,6 +93,7 @@ class SettingKeywords(TypedDict, total=False):
     nkeys_seed: str | Path | None
     inbox_prefix: str
     control_prefix: str | None
+    control_key: str | Sequence[str] | None
     tls: ssl.SSLContext | None
     tls_ca: str | Path | None
     tls_cert: str | Path | None
@@ -134,6 +139,10 @@ class Settings:
     """Seconds that a subscribe waits for NATS before it is answered with ``"active": false``."""
     relay_timeout: float = _option(2.0, validators.seconds(0.1))
     """Seconds beyond ``confirm_timeout`` that a POST waits for the worker that holds its session."""
+    max_relays: int = _option(256, validators.integer(1))
+    """The largest number of POSTs at once that wait for other workers, and of commands from them that are executed."""
+    max_relays_per_client: int = _option(32, validators.integer(1))
+    """The largest number of POSTs of one client at once that wait for other workers."""
     max_subscriptions: int = _option(128, validators.integer(1))
     """The largest number of patterns per session."""
     max_overlap: int = _option(16, validators.integer(1))
@@ -188,6 +197,8 @@ class Settings:
     control_prefix: str | None = _option(None, validators.reserved_prefix)
     """The prefix of the subjects on which the workers of one app communicate; begins with ``_``. By default it is
     ``_NATSBRIDGE.`` and the app's name."""
+    control_key: tuple[str, ...] | None = _option(None, validators.control_keys)
+    """The key, or the new and the old one, with which the workers of one app sign what they send each other."""
     tls: ssl.SSLContext | None = _option(None, validators.tls_context)
     """The TLS context for NATS."""
     tls_ca: str | None = _option(None, validators.file_path)

@@ -23,6 +23,7 @@ from .protocol.subjects import has_wildcard, validate
 __all__ = [
     "allowed_patterns",
     "boolean",
+    "control_keys",
     "denied_patterns",
     "file_path",
     "function",
@@ -45,6 +46,8 @@ _HEADER_NAME = re.compile(r"[!-9;-~]+")  # ADR-4: printable ASCII without the co
 _PREFIX = re.compile(r"(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._~-]+)*")
 _MAX_PREFIX_BYTES = 128
 _MAX_SECONDS = 86_400
+_MAX_KEYS = 2
+_MIN_KEY_LENGTH = 32
 _PLAIN_ADDRESS = re.compile(r"(?:[a-z+]+://)?[\w.\-\[\]]*(?::\d*)?/?", re.IGNORECASE | re.ASCII)
 _UNPRINTABLE = re.compile(r"[\s\x00-\x1f\x7f]")
 
@@ -246,6 +249,14 @@ def reserved_prefix(value: Any) -> str:
         if validate(prefix)[0] == "_" and not has_wildcard(prefix) and len(prefix) <= _MAX_PREFIX_BYTES:
             return prefix
     raise ValueError(f"must be a literal subject of at most {_MAX_PREFIX_BYTES} bytes that begins with '_'")
+
+
+def control_keys(value: Any) -> tuple[str, ...]:
+    """Return one key, or two different ones."""
+    keys = strings(value)
+    if not 1 <= len(keys) <= _MAX_KEYS or len({*keys}) < len(keys) or min(map(len, keys)) < _MIN_KEY_LENGTH:
+        raise ValueError(f"must be one key, or the new and the old one, of at least {_MIN_KEY_LENGTH} characters each")
+    return keys
 
 
 def tls_context(value: Any) -> ssl.SSLContext:

@@ -5,8 +5,8 @@ While NATS is disconnected, the last update of each identity or session waits fo
 """
 
 import asyncio
-import logging
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
@@ -15,12 +15,13 @@ import msgspec
 from msgspec import Struct
 
 from ..auth.permissions import Permissions
+from ..log_limits import limited_logger
 from ..protocol.session_ids import key_of
 from ..sessions.registry import SessionRegistry
 
 __all__ = ["PermissionUpdates", "UpdateResult"]
 
-logger = logging.getLogger("sanic.root.nats_bridge")
+logger = limited_logger()
 
 _OTHERS_RECONNECT_SECONDS = 2.0
 _MAX_RECORDED = 10_000
@@ -86,8 +87,8 @@ class PermissionUpdates:
     def __init__(self, sessions: SessionRegistry, announce: Callable[[bytes], Awaitable[Awaitable[None]]]) -> None:
         self._sessions = sessions
         self._announce = announce
-        self._unsent: dict[_Target, _Unsent] = {}
-        self._updated_at: dict[_Target, float] = {}
+        self._unsent: OrderedDict[_Target, _Unsent] = OrderedDict()
+        self._updated_at: OrderedDict[_Target, float] = OrderedDict()
         """Unix seconds at which the last update of each target was made or received."""
         self._awaiting_others = False
         self._delay_logged = False
@@ -173,7 +174,7 @@ class PermissionUpdates:
             del self._unsent[target]
 
     def _drop_oldest(self) -> None:
-        del self._unsent[next(iter(self._unsent))]
+        self._unsent.popitem(last=False)
         if not self._overflow_logged:
             self._overflow_logged = True
             logger.error(
@@ -182,10 +183,10 @@ class PermissionUpdates:
             )
 
     def _record(self, target: _Target) -> None:
-        self._updated_at.pop(target, None)
         self._updated_at[target] = time.time()
+        self._updated_at.move_to_end(target)
         if len(self._updated_at) > _MAX_RECORDED:
-            del self._updated_at[next(iter(self._updated_at))]
+            self._updated_at.popitem(last=False)
 
     def receive(self, data: bytes) -> None:
         """Apply an update of another worker. Logs an invalid update and skips it. Never raises."""

@@ -1,13 +1,14 @@
 """Relay of commands by POST to the worker that holds the session, on any machine.
 
-A session's id names its worker. A command for a session of another worker becomes a NATS request with the identity of
-the client that sent the POST. The other worker checks and executes it like a command of its own. The request contains
-the session's key, so the secret id isn't sent over NATS.
+A session's id names its worker. That worker is first asked whether it holds the session, by the 32 bytes of the
+session's key. If it does, the command becomes a NATS request with the identity of the client that sent the POST.
+The other worker checks and executes it like a command of its own. The secret id isn't sent over NATS.
 """
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Annotated, TypeAlias
 
 import msgspec
@@ -18,22 +19,27 @@ from ..errors import (
     InternalError,
     InvalidCommand,
     NatsUnavailable,
+    RateLimitExceeded,
     SizeLimitExceeded,
     UnknownSession,
     UnreachableSession,
     error_from_code,
 )
+from ..log_limits import limited_logger
 from ..protocol.messages import Command, Outcome, Reply, decode_command, encode
 from ..protocol.session_ids import digest, worker_of
 from ..sessions.registry import SessionRegistry
 from .control_channel import UnknownWorkerError
+from .questions import Questions
 
 __all__ = ["Relay", "Request"]
 
-logger = logging.getLogger("sanic.root.nats_bridge")
+logger = limited_logger()
 
-_RETRY_SECONDS = 0.25
-
+_QUESTION_BYTES = 32
+_HELD = b"1"
+_NOT_HELD = b"0"
+_BUSY_SECONDS = 1.0
 
 Request: TypeAlias = Callable[[str, bytes, float], Awaitable[bytes]]
 """A function such as `ControlChannel.request`, which takes the worker's id, the payload and the timeout in seconds."""
@@ -67,23 +73,36 @@ class Relay:
     Args:
         sessions: The sessions of this worker.
         request: Sends a request to another worker, as `ControlChannel.request`.
+        questions: The questions to other workers.
     """
 
-    def __init__(self, sessions: SessionRegistry, request: Request) -> None:
+    def __init__(self, sessions: SessionRegistry, request: Request, questions: Questions) -> None:
         self._sessions = sessions
         self._request = request
+        self._questions = questions
+        self._by_client: Counter[str] = Counter()
+        """The commands that wait for other workers, by client."""
+        self._in_progress = 0
         settings = sessions.settings
         self._max_bytes = settings.max_command_bytes
         self._seconds = settings.confirm_timeout + settings.relay_timeout
 
-    async def execute(self, session_id: str, identity: str | None, command: Command) -> Outcome:
+    async def execute(self, session_id: str, identity: str | None, command: Command, client: str = "") -> Outcome:
         """Execute a command that has arrived at this worker, on the worker that holds its session.
 
         The other worker counts a rejection, so the caller must not count an outcome.
 
+        Args:
+            session_id: The id of the session.
+            identity: The identity of the client.
+            command: The command.
+            client: The address of the client, by which its commands are limited if it has no identity.
+
         Raises:
             UnknownSession: No such session exists, or it belongs to another client.
-            UnreachableSession: The worker that holds it doesn't reply. It may have executed the command.
+            UnreachableSession: The worker that holds it doesn't reply, so it may have executed the command; or too many
+                commands wait for other workers.
+            RateLimitExceeded: Too many commands of this client wait for other workers.
             NatsUnavailable: Another worker holds it, but NATS is disconnected.
             SizeLimitExceeded: The command exceeds ``max_payload`` of the NATS server.
             InternalError: The reply of the other worker is invalid.
@@ -93,18 +112,45 @@ class Relay:
             raise UnknownSession("No such session")
         if worker == self._sessions.worker:
             return await self._sessions.execute(key, identity, command)
-        relayed = msgspec.Raw(encode(msgspec.structs.replace(command, session=UNSET)))
-        request = _Request(session=key, identity=identity, command=relayed)
-        return _outcome(await self._send(worker, encode(request)), command)
+        client = f"address {client}" if identity is None else f"identity {identity}"
 
-    async def _send(self, worker: str, request: bytes) -> bytes:
+        def request() -> bytes:
+            relayed = msgspec.Raw(encode(msgspec.structs.replace(command, session=UNSET)))
+            return encode(_Request(session=key, identity=identity, command=relayed))
+
+        return _outcome(await self._send(worker, key, request, client), command)
+
+    @contextlib.contextmanager
+    def _relaying(self, client: str) -> Iterator[None]:
+        """Count a command that waits for another worker.
+
+        Raises:
+            UnreachableSession: Too many wait already.
+            RateLimitExceeded: Too many of this client wait already.
+        """
+        settings = self._sessions.settings
+        if self._by_client[client] >= settings.max_relays_per_client:
+            message = f"At most {settings.max_relays_per_client} commands at once for sessions of other servers"
+            raise RateLimitExceeded(message, retry_after=_BUSY_SECONDS)
+        if self._in_progress >= settings.max_relays:
+            raise UnreachableSession("Too many commands wait for other servers; try again later")
+        self._by_client[client] += 1
+        self._in_progress += 1
         try:
-            try:
-                return await self._request(worker, request, self._seconds)
-            except UnknownWorkerError:
-                # A worker that has just lost its NATS server reconnects to another within this time.
-                await asyncio.sleep(_RETRY_SECONDS)
-                return await self._request(worker, request, self._seconds)
+            yield
+        finally:
+            self._in_progress -= 1
+            self._by_client[client] -= 1
+            if not self._by_client[client]:
+                del self._by_client[client]
+
+    async def _send(self, worker: str, key: str, request: Callable[[], bytes], client: str) -> bytes:
+        try:
+            self._questions.check_existence(worker)
+            with self._relaying(client):
+                if await self._questions.ask(worker, bytes.fromhex(key), self._seconds) != _HELD:
+                    raise UnknownSession("No such session")
+                return await self._request(worker, request(), self._seconds)
         except UnknownWorkerError:
             raise UnknownSession("No such session") from None
         except TimeoutError:
@@ -117,13 +163,16 @@ class Relay:
             ) from None
 
     async def answer(self, data: bytes) -> bytes:
-        """Execute a command that has arrived at another worker. Never raises.
+        """Answer a question, or execute a command that has arrived at another worker. Never raises.
 
         The request is checked as strictly as a command from a client.
 
         Returns:
-            The encoded reply or error.
+            The answer, or the encoded reply or error.
         """
+        # Every command is longer than a question.
+        if len(data) == _QUESTION_BYTES:
+            return _HELD if self._sessions.holds(data.hex()) else _NOT_HELD
         try:
             async with asyncio.timeout(self._seconds):
                 outcome = await self._execute(data)

@@ -8,21 +8,22 @@ and log a warning if those of another worker differ.
 import asyncio
 import contextlib
 import hashlib
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
 
+from ..log_limits import limited_logger
 from ..settings import Settings
+from .signatures import fingerprints
 
 __all__ = ["SettingsComparison"]
 
-logger = logging.getLogger("sanic.root.nats_bridge")
+logger = limited_logger()
 
 _COMPARED = ("prefix", "subscribe", "deny", "permissions", "expose_headers")
 _MAX_REMEMBERED = 100
-
+_KEYS = "control_key"
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
 _decode = msgspec.json.Decoder(dict[str, str]).decode
@@ -49,6 +50,7 @@ class SettingsComparison:
         self._prefix = prefix
         values = {name: _described(getattr(settings, name)) for name in _COMPARED} | {"app": app}
         self._fingerprints = {name: hashlib.sha256(value.encode()).hexdigest()[:16] for name, value in values.items()}
+        self._fingerprints[_KEYS] = " ".join(sorted(fingerprints(settings.control_key or ())))
         self._announce = announce
         self._known: set[bytes] = set()
         """The other settings that were logged."""
@@ -70,6 +72,27 @@ class SettingsComparison:
             return
         self._known.add(key)
         names = {name for name, _ in received.items() ^ self._fingerprints.items() if name in self._fingerprints}
+        if _KEYS in names:
+            names.discard(_KEYS)
+            self._compare_keys(received.get(_KEYS, ""))
+        if names or received.keys() != self._fingerprints.keys():
+            self._log(names)
+        # The other worker may not have been connected when this one announced its own.
+        task = asyncio.create_task(self.announce())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _compare_keys(self, received: str) -> None:
+        """Log a warning if another worker shares no key with this one. While keys are replaced it shares one."""
+        ours = self._fingerprints[_KEYS]
+        if received != ours and not {*received.split()} & {*ours.split()}:
+            logger.warning(
+                "Another worker under the control prefix '%s' has another 'control_key', or only one of the two has "
+                "one. They do not accept commands and revocations of each other. Give all workers of the app one key",
+                self._prefix,
+            )
+
+    def _log(self, names: set[str]) -> None:
         logger.warning(
             "Another worker uses the control prefix '%s' with other values of: %s. Workers under one control prefix "
             "can command and revoke the sessions of each other. If it belongs to another app or another deployment, "
@@ -77,10 +100,6 @@ class SettingsComparison:
             self._prefix,
             ", ".join(sorted(names)) or "others",
         )
-        # The other worker may not have been connected when this one announced its own.
-        task = asyncio.create_task(self.announce())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 def _described(value: Any) -> str:

@@ -16,8 +16,8 @@ class Counters:
     """Counters of one worker. The message path adds to them once per write, or per turn of the event loop."""
 
     __slots__ = (
-        "closes", "deliveries", "ended_bytes", "gaps", "lost", "messages", "nats_connections", "refused",
-        "slow_consumers", "status_messages",
+        "closes", "control_dropped", "deliveries", "ended_bytes", "gaps", "lost", "messages", "nats_connections",
+        "refused", "slow_consumers", "status_messages",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -39,6 +39,8 @@ class Counters:
         """Commands that were rejected, by error code."""
         self.closes: Counter[str] = Counter()
         """Sessions that have ended, by close code."""
+        self.control_dropped: Counter[str] = Counter(signature=0, stale=0, replay=0, busy=0)
+        """Messages between the workers that were dropped, by reason."""
         self.nats_connections = 0
         """Connections established to NATS."""
 

@@ -109,6 +109,12 @@ METRICS = (
         combine=min,
     ),
     Metric(
+        name="natsbridge_control_dropped_total",
+        help="Messages between the workers that were dropped",
+        read=lambda stats: stats.control_dropped,
+        label="reason",
+    ),
+    Metric(
         name="natsbridge_nats_reconnects_total",
         help="Connections to NATS after the first",
         read=lambda stats: stats.nats_reconnects,

@@ -41,6 +41,9 @@ class Stats:
     """``connected`` once the bridge's NATS server has confirmed every pattern."""
     control: NatsState
     """``connected`` while the bridge's NATS server delivers the messages between this worker and the others."""
+    control_dropped: Mapping[str, int]
+    """Messages between the workers that were dropped, by reason: ``signature``, ``stale`` and ``replay`` for those that
+    no worker of this app has sent just now, ``busy`` for requests beyond ``max_relays``."""
     nats_reconnects: int
     """Connections to NATS after the first."""
     loop_lag: float

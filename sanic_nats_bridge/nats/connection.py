@@ -124,7 +124,6 @@ class Connection(Client):
         """Set with `ended`, or before it when the server enters lame duck mode."""
         self.has_served = False
         """True once the server had answered everything that it was asked: every subscription, and a PING."""
-        self.reports_no_responders = False
         self.requires_login = True
         """True if the server requires credentials, or a client certificate."""
         self.unanswered_pings = 0
@@ -361,7 +360,6 @@ class Connection(Client):
         self.accepted_length = max(self.accepted_length, max_payload_of(info))
         self.parser.max_payload = min(self.accepted_length, MAX_MESSAGE_BYTES)
         self._announce(info.pop("connect_urls", None))
-        self.reports_no_responders = bool(info.get("headers"))
         self.requires_login = bool(info.get("auth_required") or info.get("tls_verify"))
         if self.tls_only and info.get("tls_available"):
             # nats-py uses TLS only if the server requires it.

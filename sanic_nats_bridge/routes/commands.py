@@ -1,6 +1,5 @@
 """``/subscribe`` and ``/unsubscribe``: commands by POST, mainly for sessions on an event stream."""
 
-import logging
 from typing import Any
 
 from sanic import Blueprint, HTTPResponse, Request
@@ -15,17 +14,19 @@ from ..errors import (
     UnreachableSession,
     UnsupportedMediaType,
 )
+from ..log_limits import limited_logger
 from ..protocol.messages import Action, Outcome, command_id_of, decode_command
 from ..sessions.deadlines import Deadlines
 from ..sessions.registry import SessionRegistry
 from ..transports.auto import is_misdirected
 from .authorization import identify_client
+from .client_address import client_address
 from .openapi import describe_command
 from .replies import misdirected, outcome_response
 
 __all__ = ["add_command_routes"]
 
-logger = logging.getLogger("sanic.root.nats_bridge")
+logger = limited_logger()
 
 
 def add_command_routes(blueprint: Blueprint, relay: Relay, sessions: SessionRegistry) -> None:
@@ -51,7 +52,8 @@ def add_command_routes(blueprint: Blueprint, relay: Relay, sessions: SessionRegi
         command = decode_command(body, action)
         if not isinstance(command.session, str):
             raise InvalidCommand("Not a valid command: 'session' is missing")
-        return await relay.execute(command.session, await identify_client(request, sessions), command)
+        identity = await identify_client(request, sessions)
+        return await relay.execute(command.session, identity, command, client_address(request))
 
     @describe_command("subscribe", settings)
     async def subscribe(request: Request) -> HTTPResponse:

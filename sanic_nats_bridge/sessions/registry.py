@@ -184,6 +184,10 @@ class SessionRegistry:
             raise UnknownSession("No such session")
         return session
 
+    def holds(self, key: str) -> bool:
+        """Return whether this worker has a session of this key."""
+        return key in self._sessions
+
     async def execute(self, key: str, identity: str | None, command: Command) -> Outcome:
         """Execute a command that a client of this identity has sent by POST.
 
@@ -232,6 +236,7 @@ class SessionRegistry:
             closes=counters.closes.copy(),
             nats=self.nats,
             control=control,
+            control_dropped=counters.control_dropped.copy(),
             nats_reconnects=max(0, counters.nats_connections - 1),
             loop_lag=loop_lag,
         )

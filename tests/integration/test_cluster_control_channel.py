@@ -1,4 +1,5 @@
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -8,6 +9,8 @@ import pytest
 from nats.aio.client import DEFAULT_PENDING_SIZE
 
 from sanic_nats_bridge.cluster.control_channel import ControlChannel, RequestHandler, UnknownWorkerError
+from sanic_nats_bridge.cluster.known_workers import KnownWorkers
+from sanic_nats_bridge.cluster.signatures import Signatures
 from sanic_nats_bridge.nats.connection import Connection, ControlListener, NatsClient
 from sanic_nats_bridge.protocol.session_ids import new_worker_id
 from sanic_nats_bridge.testing import NatsServer
@@ -27,11 +30,14 @@ class Listener:
 class Worker:
     """A worker that echoes requests and records notifications."""
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, *keys: str, max_requests: int = 100) -> None:
+        self.dropped: Counter[str] = Counter()
+        self.known = KnownWorkers()
         self.client: Connection | None = None
         self.id = new_worker_id()
         self.announcements: list[bytes] = []
         self.ready_when_told: list[bool] = []
+        self.received: list[bytes] = []
         self.answer: RequestHandler = self.echo
         self.channel = ControlChannel(
             self,
@@ -39,6 +45,10 @@ class Worker:
             on_request=lambda request: self.answer(request),
             on_announcement={"news": self.announcements.append},
             on_ready=self.on_ready,
+            signatures=Signatures(keys, self.dropped),
+            known=self.known,
+            max_requests=max_requests,
+            dropped=self.dropped,
         )
         self.channel.start(self.id)
         self.may_answer = asyncio.Event()
@@ -48,12 +58,9 @@ class Worker:
         self.ready_when_told.append(self.channel.ready)
 
     async def echo(self, request: bytes) -> bytes:
+        self.received.append(request)
         await self.may_answer.wait()
         return b"echo " + request
-
-    @property
-    def reports_no_responders(self) -> bool:
-        return self.client is not None and self.client.reports_no_responders
 
     def subscribe_control(self, subject: str, listener: ControlListener) -> int | None:
         return None if self.client is None else self.client.add_control_subscription(subject, listener)
@@ -81,9 +88,9 @@ async def announced_by(worker: Worker) -> None:
 
 
 @asynccontextmanager
-async def workers(url: str, count: int = 2) -> AsyncIterator[list[Worker]]:
+async def workers(url: str, count: int = 2, *keys: str, max_requests: int = 100) -> AsyncIterator[list[Worker]]:
     prefix = f"_T.{uuid4().hex}"
-    made = [Worker(prefix) for _ in range(count)]
+    made = [Worker(prefix, *keys, max_requests=max_requests) for _ in range(count)]
     try:
         for worker in made:
             await worker.connect(url)
@@ -112,22 +119,6 @@ async def test_request_to_unknown_worker_raises_unknown_worker_error(shared_nats
             await one.channel.request(new_worker_id(), b"", WAIT_SECONDS)
 
 
-async def test_dead_and_slow_worker_are_distinguished_if_nats_has_no_headers() -> None:
-    with NatsServer(config="no_header_support: true") as server:
-        async with workers(server.url) as (one, two), held() as clock:
-            assert not one.reports_no_responders
-            unknown = asyncio.create_task(one.channel.request(new_worker_id(), b"1", 3600))
-            await clock.forward_until(unknown.done, step=0.5)
-            with pytest.raises(UnknownWorkerError):
-                await unknown
-            two.may_answer.clear()
-            slow = asyncio.create_task(one.channel.request(two.id, b"1", 3600))
-            await until(lambda: two.channel._tasks)
-            await clock.forward(60)
-            two.may_answer.set()
-            assert await slow == b"echo 1"
-
-
 async def test_announcement_of_unknown_kind_is_ignored(shared_nats: NatsServer) -> None:
     async with workers(shared_nats.url) as (one, two):
         await (await one.channel.announce("other", b"1"))
@@ -150,7 +141,7 @@ async def test_slow_reply_does_not_delay_other_replies(shared_nats: NatsServer) 
     async with workers(shared_nats.url) as (one, two):
         two.may_answer.clear()
         slow = asyncio.create_task(one.channel.request(two.id, b"slow", WAIT_SECONDS))
-        await until(lambda: two.channel._tasks)
+        await until(lambda: two.received)
         two.answer = _reply_immediately
         assert await one.channel.request(two.id, b"1", WAIT_SECONDS) == b"at once"
         two.may_answer.set()
@@ -327,7 +318,7 @@ async def test_stopping_worker_answers_pending_requests_only(shared_nats: NatsSe
     async with workers(shared_nats.url) as (one, two), held():
         two.may_answer.clear()
         asked = asyncio.create_task(one.channel.request(two.id, b"1", WAIT_SECONDS))
-        await until(lambda: two.channel._tasks)
+        await until(lambda: two.received)
         stopping = asyncio.create_task(two.channel.stop())
         await until(lambda: list(two.channel._subscriptions) == ["reply", "all"])
         two.may_answer.set()
@@ -342,7 +333,7 @@ async def test_stop_cancels_request_handler_that_does_not_finish(shared_nats: Na
     async with workers(shared_nats.url) as (one, two), held() as clock:
         two.may_answer.clear()
         asked = asyncio.create_task(one.channel.request(two.id, b"1", 3600))
-        await until(lambda: two.channel._tasks)
+        await until(lambda: two.received)
         stopping = asyncio.create_task(two.channel.stop())
         await clock.forward_until(stopping.done)
         await until(lambda: not two.channel._tasks)
@@ -358,13 +349,13 @@ async def test_stop_times_out_pending_request_without_reply(shared_nats: NatsSer
         answered, silent = (
             asyncio.create_task(one.channel.request(two.id, b"%d" % number, 3600)) for number in range(2)
         )
-        await until(lambda: len(two.channel._tasks) == 2)
+        await until(lambda: len(two.received) == 2)
         stopping = asyncio.create_task(one.channel.stop())
         await until(lambda: list(one.channel._subscriptions) == ["reply", "all"])
         # What comes meanwhile is taken.
         assert two.client is not None
-        number = min(one.channel._pending, key=int)
-        await two.client.publish(f"{one.channel._prefix}.reply.{one.id}.{number}", b"yes")
+        number = min(one.channel._pending, key=lambda stamp: int(stamp.partition("-")[2]))
+        await two.client.publish(f"{one.channel.prefix}.reply.{one.id}.{number}", b"yes")
         assert await answered == b"yes"
         await clock.forward_until(stopping.done)
         with pytest.raises(TimeoutError):

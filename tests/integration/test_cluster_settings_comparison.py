@@ -8,6 +8,7 @@ from sanic import Request
 
 from sanic_nats_bridge import Permissions
 from sanic_nats_bridge.cluster.settings_comparison import SettingsComparison
+from sanic_nats_bridge.log_limits import LINES
 from sanic_nats_bridge.settings import Settings
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import running, until
@@ -65,9 +66,36 @@ async def test_different_settings_are_logged_once_by_both(
     assert (first.announced, second.announced) == (4, 1)
 
 
+KEY, OLD = "k" * 32, "o" * 32
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [([KEY], [OLD]), ([KEY], None), ([KEY, OLD], ["x" * 32])])
+async def test_keys_without_a_common_one_are_logged_once_by_both(
+    ours: list[str], theirs: list[str] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    workers: list[Worker] = []
+    first, _ = Worker(workers, control_key=ours), Worker(workers, control_key=theirs)
+    for _ in range(3):
+        await first.comparison.announce()
+        await turns(5)
+    assert len(caplog.records) == 2
+    assert all("has another 'control_key', or only one" in record.getMessage() for record in caplog.records)
+    assert not any(key in caplog.text for key in (KEY, OLD))
+
+
+async def test_announcement_of_earlier_version_without_keys_is_compared(caplog: pytest.LogCaptureFixture) -> None:
+    worker = Worker([])
+    worker.comparison.receive(b'{"app": "x"}')
+    assert not any("'control_key'" in record.getMessage() for record in caplog.records)
+    assert len(caplog.records) == 1
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
+        ({"control_key": [KEY]}, {"control_key": [KEY, OLD]}),
+        ({"control_key": [KEY, OLD]}, {"control_key": [OLD]}),
+        ({"control_key": [KEY, OLD]}, {"control_key": [OLD, KEY]}),
         ({"subscribe": ["a", "b"]}, {"subscribe": {"b", "a"}}),
         ({"servers": "nats://one"}, {"servers": "nats://two", "name": "other", "max_sessions": 5}),
         ({"permissions": named}, {"permissions": named}),
@@ -91,7 +119,8 @@ async def test_invalid_announcements_are_ignored_and_logs_are_bounded(caplog: py
     assert not caplog.records
     for number in range(1000):
         worker.comparison.receive(b'{"app": "%d"}' % number)
-    assert len(caplog.records) == 100
+    assert len(caplog.records) == LINES
+    assert len(worker.comparison._known) == 100
 
 
 async def test_announcement_without_connection_does_nothing() -> None:

@@ -61,7 +61,9 @@ async def bridge(shared_nats: NatsServer, server: ServerName) -> AsyncIterator[B
 @pytest.fixture(autouse=True)
 def no_error_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     yield
-    assert [record.getMessage() for record in caplog.get_records("call") if record.levelno >= logging.WARNING] == []
+    lines = [record.getMessage() for record in caplog.get_records("call") if record.levelno >= logging.WARNING]
+    # The bridge warns of the NATS servers of the tests, which require no login.
+    assert [line for line in lines if "requires no login" not in line] == []
 
 
 def head_of(route: str) -> str:

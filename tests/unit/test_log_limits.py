@@ -143,7 +143,7 @@ def modules() -> Iterator[tuple[str, ast.Module]]:
 
 def test_every_log_line_is_limited_or_caused_by_operator_only() -> None:
     found = 0
-    unlimited = set()
+    unlimited: set[tuple[str, object]] = set()
     for name, tree in modules():
         for owner, call in calls(tree):
             if owner not in ("logger", "logger.unlimited"):

@@ -21,6 +21,7 @@ STATS = Stats(
     closes={"1001": 11},
     nats="connected",
     control="connected",
+    control_dropped={"stale": 14},
     nats_reconnects=12,
     loop_lag=0.5,
 )
