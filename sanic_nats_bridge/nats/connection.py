@@ -21,6 +21,7 @@ from nats.aio.client import Client
 
 from ..log_limits import limited_logger
 from .addresses import Addresses
+from .awaited_pongs import AwaitedPongs, Confirmation, HealthPing, Removal
 from .log_limit import LogLimit, printable
 from .parser import MAX_MESSAGE_BYTES, MalformedLineError, Parser
 from .pattern_index import PatternIndex, sub_length
@@ -72,24 +73,6 @@ class ControlListener(Protocol):
 
     def refused(self) -> None:
         """Note that the server has refused or ended the subscription."""
-
-
-class _Confirmation:
-    """Entry in nats-py's list of awaited PONGs, for the PONG that confirms a SUB."""
-
-    def __init__(self, sid: int) -> None:
-        self.sid = sid
-
-
-class _Removal:
-    """Entry in nats-py's list of awaited PONGs, for the PONG after which a removed SUB gets no more messages."""
-
-    def __init__(self, sid: int) -> None:
-        self.sid = sid
-
-
-class _HealthPing:
-    """Entry in nats-py's list of awaited PONGs, for a PING that only checks the server."""
 
 
 class Connection(Client):
@@ -144,8 +127,6 @@ class Connection(Client):
         self._patterns = PatternIndex()
         # No other connection may be in the groups of this one, not even the one before, which NATS may not miss yet.
         self._queue_prefix = f"{QUEUE_PREFIX}.{secrets.token_hex(8)}."
-        self._unconfirmed: deque[int] = deque()
-        """The numbers of the subscriptions whose PONG has not arrived, the oldest first."""
         self._announced: list[str] = []
         """The addresses of the servers that the newest INFO has named."""
         self._failed = False
@@ -175,7 +156,7 @@ class Connection(Client):
             # nats-py accepts a reply that is neither PONG nor -ERR, but then never sends published messages.
             raise nats.errors.Error("the server did not answer CONNECT")
         # nats-py's list takes long to lose its first element if it has many.
-        self._pongs = cast(Any, deque(self._pongs))
+        self._pongs = cast(Any, AwaitedPongs(self._pongs))
         if isinstance(self._transport, TcpSocket):
             self._transport.proven()
         elif isinstance(self._transport, WebSocket):
@@ -207,7 +188,7 @@ class Connection(Client):
     def ping(self) -> None:
         """Send a PING. It counts as unanswered until its PONG arrives."""
         self.unanswered_pings += 1
-        self._pongs.append(cast(Any, _HealthPing()))
+        self._pongs.append(cast(Any, HealthPing()))
         self._send(b"PING\r\n")
 
     def abandon(self, reason: str) -> None:
@@ -271,8 +252,7 @@ class Connection(Client):
             self._too_long.append(sid)
             return
         # Written at once and together, because nats-py's own PING overtakes a SUB that waits for its flusher.
-        self._pongs.append(cast(Any, _Confirmation(sid)))
-        self._unconfirmed.append(sid)
+        cast(Any, self._pongs).await_confirmation(sid)
         self._send(b"SUB %b %d\r\nPING\r\n" % (pattern.encode(), sid))
 
     def remove_subscription(self, sid: int) -> None:
@@ -285,7 +265,7 @@ class Connection(Client):
         is_grouped = " " in self._patterns[sid]
         self._patterns.discard(sid)
         if is_grouped:
-            self._pongs.append(cast(Any, _Removal(sid)))
+            self._pongs.append(cast(Any, Removal(sid)))
             self._send(b"UNSUB %d\r\nPING\r\n" % sid)
             return
         self.sinks.pop(b"%d" % sid, None)
@@ -388,14 +368,13 @@ class Connection(Client):
     def _on_pong(self) -> None:
         self._pongs_received += 1
         self._pings_outstanding = 0
-        waiter = cast(Any, self._pongs).popleft() if self._pongs else None
+        waiter = cast(Any, self._pongs).take()
         self.has_served = self.has_served or not self._pongs
-        if isinstance(waiter, _Confirmation):
-            self._unconfirmed.popleft()
+        if isinstance(waiter, Confirmation):
             self._confirm(waiter.sid)
-        elif isinstance(waiter, _Removal):
+        elif isinstance(waiter, Removal):
             self.sinks.pop(b"%d" % waiter.sid, None)
-        elif isinstance(waiter, _HealthPing):
+        elif isinstance(waiter, HealthPing):
             self.unanswered_pings -= 1
         # A cancelled future would raise.
         elif waiter is not None and not waiter.done():
@@ -411,7 +390,7 @@ class Connection(Client):
         if self._failed:
             return
         decoded = line[:_MAX_ERROR_BYTES].decode("utf-8", "replace")
-        unconfirmed = self._unconfirmed[0] if self._unconfirmed else None
+        unconfirmed = cast(Any, self._pongs).unconfirmed
         effect = classify_error(decoded, self._patterns, unconfirmed)
         self.refused_length = min(self.refused_length, effect.refused_length)
         self._failed = not effect.connection_survives

@@ -19,6 +19,7 @@ from sanic_nats_bridge.hub.hub import Hub
 from sanic_nats_bridge.hub.interest import Interest, State, View
 from sanic_nats_bridge.hub.queue_groups import MAX_COPIES
 from sanic_nats_bridge.metrics.counters import Counters
+from sanic_nats_bridge.nats.awaited_pongs import AwaitedPongs
 from sanic_nats_bridge.nats.connection import Connection
 from sanic_nats_bridge.protocol.encoding import EncodedMessage, WireFormat
 from tests.support.fakes import granted, ignore, read_websocket_frames
@@ -195,7 +196,7 @@ class Walk:
     def _connect(self) -> None:
         connection: Any = Connection(self._hub)
         connection._transport = self._server
-        connection._pongs = deque()
+        connection._pongs = AwaitedPongs()
         self._connection = connection
         self._hub.connection_established()
 
