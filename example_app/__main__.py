@@ -22,6 +22,7 @@ def main() -> None:
     with _nats(options.nats) as url:
         # Workers are separate processes, which inherit the environment.
         os.environ["NATS_URL"] = url
+        os.environ["EXAMPLE_APP_HOSTS"] = " ".join(options.allow_host)
         loader = AppLoader(factory=create_app)
         app = loader.load()
         single = options.workers == 1
@@ -38,6 +39,13 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m example_app", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=5001)
+    parser.add_argument(
+        "--allow-host",
+        metavar="NAME",
+        action="append",
+        default=os.environ.get("EXAMPLE_APP_HOSTS", "").split(),
+        help="a host name, other than localhost, under which the app is reached; may be repeated",
+    )
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument(
         "--nats",

@@ -7,9 +7,10 @@ from typing import Any
 from sanic import HTTPResponse, Request, Sanic, file
 
 from sanic_nats_bridge import NatsBridge
+from sanic_nats_bridge.auth.hosts import LOCAL_HOSTS
 
 from .publisher import publish_forever
-from .security import add_security_headers
+from .security import add_security_headers, check_host
 
 _STATIC = Path(__file__).parent / "static"
 
@@ -24,7 +25,10 @@ def create_app() -> Sanic[Any, Any]:
         # Allows every subject, for experiments. Don't copy this: every client that reaches the app could read
         # all messages that your services exchange over NATS.
         subscribe=[">"],
+        # The app has no login. So no website may reach it by a name of its own that resolves to this machine.
+        allowed_hosts=[*LOCAL_HOSTS, *os.environ.get("EXAMPLE_APP_HOSTS", "").split()],
     )
+    app.register_middleware(check_host, "request")
     app.static("/static", _STATIC, name="static")
     app.add_route(index, "/")
     app.register_middleware(add_security_headers, "response")

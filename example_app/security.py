@@ -1,11 +1,16 @@
-"""The security headers of the responses: a strict policy, and a wider one for the pages of sanic-ext at ``/docs``."""
+"""The check of the requested host, and the security headers of the responses.
+
+The pages have a strict policy, and those of sanic-ext at ``/docs`` a wider one.
+"""
 
 import hashlib
 import re
 from base64 import b64encode
 
-from sanic import Request
+from sanic import HTTPResponse, Request, text
 from sanic.response import BaseHTTPResponse
+
+from sanic_nats_bridge import NatsBridge
 
 _HEADERS = {
     "Referrer-Policy": "no-referrer",
@@ -23,6 +28,15 @@ _DOCS_POLICY = (
     f"img-src 'self' data: {_REDOC}"
 )
 _INLINE_SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
+
+
+def check_host(request: Request) -> HTTPResponse | None:
+    """Reject a request to a name that isn't the app's. The bridge checks its own routes, and logs the host."""
+    bridge: NatsBridge = request.app.ctx.nats_bridge
+    is_own = request.route is None or not request.route.name.startswith(f"{request.app.name}.natsbridge")
+    if is_own and not bridge.allows_host(request):
+        return text("This host is not allowed. Start the app with --allow-host to allow it.\n", 403)
+    return None
 
 
 def add_security_headers(request: Request, response: BaseHTTPResponse) -> None:

@@ -10,6 +10,7 @@
     ├── InvalidSubject               subject.invalid
     ├── ForbiddenSubject             subject.forbidden
     ├── ForbiddenOrigin              origin.forbidden
+    ├── ForbiddenHost                host.forbidden
     ├── NotSubscribed                subject.not_subscribed
     ├── SizeLimitExceeded            limit.size
     ├── SubscriptionLimitExceeded    limit.subscriptions
@@ -33,6 +34,7 @@ __all__ = [
     "AuthRequired",
     "BridgeError",
     "CloseCode",
+    "ForbiddenHost",
     "ForbiddenOrigin",
     "ForbiddenSubject",
     "InternalError",
@@ -164,6 +166,14 @@ class ForbiddenOrigin(BridgeError):
     """A page of an origin that ``allowed_origins`` doesn't name."""
 
     code = "origin.forbidden"
+    http_status = 403
+    close_code = CloseCode.FORBIDDEN
+
+
+class ForbiddenHost(BridgeError):
+    """A request to a host that ``allowed_hosts`` doesn't name."""
+
+    code = "host.forbidden"
     http_status = 403
     close_code = CloseCode.FORBIDDEN
 

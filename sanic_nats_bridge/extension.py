@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection
 from typing import Any, Unpack
 
-from sanic import Sanic
+from sanic import Request, Sanic
 from sanic_ext.extensions.base import Extension
 
 from .auth.permissions import Permissions
@@ -105,6 +105,17 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
             RuntimeError: The bridge is on no app yet.
         """
         return f"{public_prefix(self.settings)}{self.settings.prefix}/{versioned_name()}"
+
+    def allows_host(self, request: Request) -> bool:
+        """Return whether a request was sent to a known host of the app, by the setting ``allowed_hosts``.
+
+        The bridge checks its own routes itself. If other routes of the app serve data without a login, a request
+        middleware of the app can check those.
+
+        Raises:
+            RuntimeError: The bridge is on no app yet.
+        """
+        return self._on_app.guard.allows_host(request)
 
     def stats(self) -> Stats:
         """Return the stats of this worker as of now. Must be called in its event loop.

@@ -11,6 +11,7 @@ from sanic.exceptions import SanicException
 from sanic_ext import openapi
 from sanic_routing.exceptions import NotFound
 
+from .auth.hosts import HostPolicy
 from .auth.origins import OriginPolicy
 from .auth.permissions import CONTROL_TOKEN
 from .cluster.control_channel import ControlChannel
@@ -117,6 +118,7 @@ class BridgeRuntime:
         )
         self._origins = OriginPolicy(settings.allowed_origins)
         self._cross_origin = CrossOrigin(self._origins)
+        self.guard = RequestGuard(self._origins, HostPolicy(settings.allowed_hosts), self.sessions)
         self._aggregator: MetricsAggregator | None = None
         paths = self._add_client_facing_routes() | self._add_operators_routes()
         self._redaction = QueryRedaction(settings.prefix, paths)
@@ -133,7 +135,7 @@ class BridgeRuntime:
     def _add_client_facing_routes(self) -> set[str]:
         """Register the routes for browsers; return their paths."""
         blueprint = Blueprint(_BLUEPRINT, url_prefix=self.settings.prefix)
-        guard = RequestGuard(self._origins)
+        guard = self.guard
         guard.install(blueprint)
         add_websocket_route(blueprint, self.sessions, guard)
         add_event_route(blueprint, self.sessions, self._cross_origin)
@@ -161,6 +163,7 @@ class BridgeRuntime:
     def _add_operators_routes(self) -> set[str]:
         """Register health and metrics; return their paths. No origin check, because a probe has no origin."""
         blueprint = Blueprint(f"{_BLUEPRINT}_operators", url_prefix=self.settings.prefix)
+        self.guard.install_for_operators(blueprint)
         add_health_routes(blueprint, self.sessions, lambda: self.control.state)
         if self.settings.metrics:
             # Imported here, because they need an optional package (prometheus_client) and POSIX file locks.

@@ -58,6 +58,7 @@ class SettingKeywords(TypedDict, total=False):
     permissions: PermissionsFunction | None
     permissions_timeout: float
     allowed_origins: str | Sequence[str]
+    allowed_hosts: str | Sequence[str] | None
     expose_headers: str | Sequence[str]
     heartbeat: float
     retry: float
@@ -125,6 +126,9 @@ class Settings:
     """Seconds that the ``permissions`` function may take."""
     allowed_origins: tuple[str, ...] = _option((), validators.origins)
     """Other origins whose pages may use the bridge, such as ``https://app.example``."""
+    allowed_hosts: tuple[str, ...] | None = _option(None, validators.hosts)
+    """The hosts to which requests may be sent, such as ``app.example`` or ``*.app.example``. By default any, except in
+    Sanic's debug mode or with its ``SERVER_NAME``."""
     expose_headers: tuple[str, ...] = _option((), validators.header_names)
     """The NATS headers that clients get, by exact name."""
     heartbeat: float = _option(15.0, validators.seconds(0.1))

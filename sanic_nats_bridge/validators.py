@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from .auth.hosts import parse_allowed_host
 from .auth.origins import parse_origin
 from .auth.permissions import Permissions
 from .errors import InvalidSubject
@@ -28,6 +29,7 @@ __all__ = [
     "file_path",
     "function",
     "header_names",
+    "hosts",
     "integer",
     "one_of",
     "origins",
@@ -160,6 +162,23 @@ def _origin(text: str) -> str:
         return str(parse_origin(text))
     except ValueError:
         raise ValueError("must be origins such as https://app.example, in ASCII and without a path, or null") from None
+
+
+def hosts(value: Any) -> tuple[str, ...]:
+    """Return at least one host, as `HostPolicy` takes it."""
+    hosts = strings(value)
+    if "*" in hosts:
+        raise ValueError("must name each host: '*' would allow any, as does no value")
+    try:
+        for host in hosts:
+            parse_allowed_host(host)
+    except ValueError:
+        hosts = ()
+    if not hosts:
+        raise ValueError(
+            "must be hosts such as app.example, *.app.example, 192.0.2.1 or 10.0.0.0/8, in ASCII and without a port"
+        )
+    return hosts
 
 
 def path_prefix(value: Any) -> str:

@@ -15,6 +15,7 @@ from ..errors import (
     AuthExpired,
     AuthRequired,
     BridgeError,
+    ForbiddenHost,
     ForbiddenOrigin,
     ForbiddenSubject,
     InternalError,
@@ -71,6 +72,7 @@ _MEANINGS: dict[type[BridgeError], str] = {
     AuthExpired: "the permissions of the client have expired",
     ForbiddenSubject: "the client may not subscribe to one of the subjects",
     ForbiddenOrigin: "the origin of the page is not allowed",
+    ForbiddenHost: "the host of the request is not allowed",
     NatsRefused: "NATS does not let the server subscribe to one of the subjects",
     UnknownSession: "the session does not exist, or belongs to another client",
     NotSubscribed: "the session is not subscribed to one of the subjects",
@@ -163,7 +165,7 @@ def describe_events(settings: Settings) -> Callable[[_Handler], _Handler]:
         _forbidden_subject(patterns),
         SubscriptionLimitExceeded(f"At most {settings.max_subscriptions} subjects for a session"),
     ]
-    others = [UnsupportedQuery, InvalidCommand, AuthExpired, ForbiddenOrigin]
+    others = [UnsupportedQuery, InvalidCommand, AuthExpired, ForbiddenOrigin, ForbiddenHost]
     stream = {"text/event-stream": {"schema": {"type": "string"}, "example": _stream_example(patterns)}}
     return openapi.definition(
         summary="Open an event stream",
@@ -267,6 +269,7 @@ def _command_errors(action: Action, settings: Settings) -> list[Any]:
         InvalidSubject,
         SubscriptionLimitExceeded,
         UnreachableSession,
+        ForbiddenHost,
     ]
     if action == "subscribe":
         examples.append(_forbidden_subject(patterns))

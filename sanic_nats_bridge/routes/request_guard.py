@@ -1,13 +1,15 @@
-"""The checks of every request before its handler: the origin, and the handshake of a WebSocket."""
+"""The checks of every request before its handler: the host, the origin, and the handshake of a WebSocket."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from sanic import Blueprint, HTTPResponse, Request
 
+from ..auth.hosts import HostPolicy
 from ..auth.origins import Caller, OriginPolicy, allowable
-from ..errors import BridgeError, ForbiddenOrigin
+from ..errors import BridgeError, ForbiddenHost, ForbiddenOrigin
 from ..log_limits import limited_logger
+from ..sessions.registry import SessionRegistry
 from ..transports.auto import is_asgi
 from ..transports.handshake import check_handshake, check_opening
 from .replies import rejection_response
@@ -20,19 +22,26 @@ _AFTER_THE_APP = -1_000_000  # a middleware priority below all of the app's
 _SCHEMES = {"http": "http", "ws": "http", "https": "https", "wss": "https"}
 _MAX_LOGGED = 1000
 _MAX_LOGGED_LENGTH = 200
+_HOST = "@"  # distinguishes hosts; no origin begins with it
 _SERVED = "+"  # distinguishes the origins to which a module was served; no origin begins with it
 _MAX_ORIGIN_LENGTH = 300  # more than the longest host name with its scheme and port
 
 
 class RequestGuard:
-    """A request middleware that rejects foreign origins and invalid handshakes.
+    """A request middleware that rejects unknown hosts, foreign origins and invalid handshakes.
 
     Args:
         policy: The policy with the allowed origins.
+        hosts: The policy with the allowed hosts. By default any is allowed.
+        sessions: Counts rejections.
     """
 
-    def __init__(self, policy: OriginPolicy) -> None:
+    def __init__(
+        self, policy: OriginPolicy, hosts: HostPolicy | None = None, sessions: SessionRegistry | None = None
+    ) -> None:
         self._policy = policy
+        self._hosts = HostPolicy(None) if hosts is None else hosts
+        self._sessions = sessions
         self._logged: set[str] = set()
 
     def install(self, blueprint: Blueprint) -> None:
@@ -41,24 +50,75 @@ class RequestGuard:
         blueprint.middleware("request", priority=_AFTER_THE_APP)(self._reject)
 
     def install_log(self, blueprint: Blueprint) -> None:
-        """Log the foreign origins of requests to the blueprint, which serves the client's modules to all origins."""
+        """Check the hosts of requests to the blueprint, which serves the client's modules, and log foreign origins."""
         blueprint.middleware("request", priority=_AFTER_THE_APP)(self._note)
 
+    def install_for_operators(self, blueprint: Blueprint) -> None:
+        """Check the hosts of requests to the blueprint, which serves probes.
+
+        They may come to an IP address, or without a host, because load balancers send them so.
+        """
+        blueprint.middleware("request", priority=_AFTER_THE_APP)(self._reject_host_of_probe)
+
+    def allows_host(self, request: Request, *, probe: bool = False) -> bool:
+        """Return whether the host is allowed to which the client has sent the request.
+
+        A proxy that Sanic trusts reports the host. ``request.host`` would be the same for all requests if the app has
+        a ``SERVER_NAME``.
+        """
+        forwarded = request.forwarded.get("host")
+        hosts = [str(forwarded)] if forwarded else request.headers.getall("host", [""])
+        name = _server_name(request)
+        debug = bool(getattr(request.app, "debug", False))
+        return all(self._hosts.allows(host, name, only_known=debug, local=probe) for host in hosts)
+
     def check(self, request: Request) -> None:
-        """Check the origin of a request.
+        """Check the host and the origin of a request.
 
         Raises:
+            ForbiddenHost: The host isn't allowed.
             ForbiddenOrigin: The origin isn't allowed.
         """
+        self._check_host(request)
         caller = _caller(request)
         if not self._policy.allows(caller):
             self._log(caller, rejected=True)
             raise ForbiddenOrigin("This origin is not allowed to use this server")
 
-    async def _note(self, request: Request) -> None:
+    async def _note(self, request: Request) -> HTTPResponse | None:
+        try:
+            self._check_host(request)
+        except ForbiddenHost as error:
+            return self._rejection(request, error)
         caller = _caller(request)
         if not self._policy.allows(caller):
             self._log(caller, rejected=False)
+        return None
+
+    async def _reject_host_of_probe(self, request: Request) -> HTTPResponse | None:
+        try:
+            self._check_host(request, probe=True)
+        except ForbiddenHost as error:
+            return self._rejection(request, error)
+        return None
+
+    def _check_host(self, request: Request, *, probe: bool = False) -> None:
+        if self.allows_host(request, probe=probe):
+            return
+        host = str(request.forwarded.get("host") or ", ".join(request.headers.getall("host", [])))
+        host = host[:_MAX_LOGGED_LENGTH]
+        if _HOST + host not in self._logged and logger.warning(
+            "Rejected a request to host %a, which is not a known name of this app. If clients use this name, add it "
+            "to the setting 'allowed_hosts'",
+            host,
+        ):
+            self._remember(_HOST + host)
+        raise ForbiddenHost("This server is not known under the host of this request")
+
+    def _rejection(self, request: Request, error: BridgeError) -> HTTPResponse:
+        if self._sessions is not None:
+            self._sessions.count_rejected(error)
+        return rejection_response(error, request.path.strip("/").rpartition("/")[2])
 
     async def _reject(self, request: Request) -> HTTPResponse | None:
         """Return an error response for a request that fails a check."""
@@ -71,7 +131,7 @@ class RequestGuard:
             if request.route is not None and request.route.extra.websocket:
                 check_opening(request)
         except BridgeError as error:
-            return rejection_response(error, request.path.strip("/").rpartition("/")[2])
+            return self._rejection(request, error)
         return None
 
     def _log(self, caller: Caller, *, rejected: bool) -> None:
@@ -128,10 +188,13 @@ class RequestGuard:
                 site, host,
             )  # fmt: skip
         if logged:
-            # Clients can make up any number of origins.
-            if len(self._logged) >= _MAX_LOGGED:
-                self._logged.clear()
-            self._logged.add(key)
+            self._remember(key)
+
+    def _remember(self, key: str) -> None:
+        # Clients can make up any number of origins and hosts.
+        if len(self._logged) >= _MAX_LOGGED:
+            self._logged.clear()
+        self._logged.add(key)
 
 
 def _caller(request: Request) -> Caller:
@@ -157,6 +220,12 @@ def _scheme(request: Request) -> str | None:
     else:
         encrypted = request.conn_info is not None and request.conn_info.ssl
     return "https" if encrypted else None
+
+
+def _server_name(request: Request) -> str:
+    """Return the host in Sanic's ``SERVER_NAME``, which may be a URL; an empty string if it isn't set."""
+    name: str = request.app.config.get("SERVER_NAME", "")
+    return name.split("//", 1)[-1].split("/", 1)[0]
 
 
 def _is_asgi_websocket(request: Request) -> bool:

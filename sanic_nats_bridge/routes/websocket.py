@@ -65,6 +65,7 @@ async def _open_session(
                 check_websocket_query(dict(request.get_args(keep_blank_values=True)))
                 return sessions.open(transport, await get_permissions(request, sessions), pending)
         except BridgeError as error:
+            sessions.count_rejected(error)
             rejection = sessions.close_frame_for(error)
     transport.close(rejection, CLOSE_SECONDS)
     return None

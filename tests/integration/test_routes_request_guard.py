@@ -9,16 +9,18 @@ from typing import Any, cast
 
 import pytest
 from sanic import HTTPResponse, Request, Sanic
+from sanic.application.constants import Mode
 from sanic.compat import Header
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from sanic_nats_bridge.auth.hosts import HostPolicy
 from sanic_nats_bridge.auth.origins import OriginPolicy
-from sanic_nats_bridge.errors import ForbiddenOrigin
+from sanic_nats_bridge.errors import ForbiddenHost, ForbiddenOrigin
 from sanic_nats_bridge.log_limits import LINES, limited_logger
 from sanic_nats_bridge.routes.request_guard import RequestGuard
 from sanic_nats_bridge.testing import NatsServer
-from tests.support.bridge import SERVERS, WAIT_SECONDS, Bridge, ServerName, WebSocketClient, running
+from tests.support.bridge import SERVERS, WAIT_SECONDS, Bridge, ServerName, WebSocketClient, running, sanic_only
 from tests.support.raw import UPGRADE, raw_connection, sessions
 
 FOREIGN = "https://evil.example"
@@ -284,6 +286,168 @@ async def test_advice_in_log_about_page_without_origin_works_if_followed_literal
         assert await status(bridge, Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="cors", Origin=FOREIGN) == 200
 
 
+# Hosts
+
+OPERATORS = [("GET", "/health/live"), ("HEAD", "/health/ready"), ("GET", "/metrics")]
+MODULES = [("GET", "/client.js"), ("GET", "/share.js"), ("GET", "/client-0123456789abcdef.js")]
+UNKNOWN_HOST = "evil.example:8000"
+"""The name of a page that lets it resolve to the app's address."""
+
+
+def own_page(host: str) -> dict[str, str]:
+    """Return the headers of a request that a page of the host sends to its own origin."""
+    return {"Host": host, "Origin": f"http://{host}"}
+
+
+@pytest.mark.parametrize("origin", [True, False], ids=["with origin", "without origin"])
+async def test_request_to_unknown_host_is_rejected_on_every_route(
+    shared_nats: NatsServer, server: ServerName, origin: bool
+) -> None:
+    asked: list[str] = []
+
+    def permissions(request: Request) -> None:
+        asked.append(request.path)
+
+    async with running(
+        servers=shared_nats.url, server=server, permissions=permissions, metrics=True, allowed_hosts="app.example"
+    ) as bridge:
+        headers = own_page(UNKNOWN_HOST) if origin else {"Host": UNKNOWN_HOST}
+        for method, path in (*ROUTES, *OPERATORS, *MODULES):
+            async with bridge.http.request(
+                method, bridge.url + path, json={"subjects": ["a"]}, params={"subjects": "a"}, headers=headers
+            ) as response:
+                assert response.status == 403, (method, path)
+                assert response.headers["Sanic-Nats-Bridge"] == "1"
+                if method != "HEAD":
+                    assert (await response.json())["code"] == "host.forbidden"
+        assert asked == []
+        assert bridge.extension.stats().refused == {"host.forbidden": len((*ROUTES, *OPERATORS, *MODULES))}
+        for method, path in (*OPERATORS, *MODULES):
+            assert await status(bridge, path, method, Host="APP.example.:1234") == 200, path
+        assert await status(bridge, **own_page("app.example")) == 401
+
+
+async def test_websocket_to_unknown_host_is_rejected_before_app_is_asked(
+    shared_nats: NatsServer, server: ServerName
+) -> None:
+    asked: list[str] = []
+
+    def permissions(request: Request) -> None:
+        asked.append(request.path)
+
+    async with running(
+        servers=shared_nats.url, server=server, permissions=permissions, allowed_hosts="app.example"
+    ) as bridge:
+        request = f"GET /nats/stream HTTP/1.1\r\n{UPGRADE}\r\n".replace("localhost", UNKNOWN_HOST)
+        async with raw_connection(bridge.port, request) as (reader, _):
+            answer = await asyncio.wait_for(reader.read(65_536), WAIT_SECONDS)
+            while b"}" not in answer:
+                answer += await asyncio.wait_for(reader.readexactly(1), WAIT_SECONDS)
+        if server == "sanic":
+            assert answer.startswith(b"HTTP/1.1 403")
+            assert b"host.forbidden" in answer
+        else:
+            assert b'"code":4403' in answer
+            assert b"host" in answer
+        assert asked == []
+        assert bridge.extension.stats().refused["host.forbidden"] == 1
+
+
+async def test_any_host_is_allowed_by_default(shared_nats: NatsServer, server: ServerName) -> None:
+    async with running(servers=shared_nats.url, server=server) as bridge:
+        assert await status(bridge, **own_page(UNKNOWN_HOST)) == 200
+
+
+@pytest.mark.parametrize("settings", [{}, {"allowed_hosts": ["app.example"]}], ids=str)
+async def test_debug_mode_allows_local_and_listed_hosts_only(
+    shared_nats: NatsServer, server: ServerName, settings: dict[str, Any]
+) -> None:
+    def prepare(app: Sanic[Any, Any]) -> None:
+        app.state.mode = Mode.DEBUG
+
+    async with running(servers=shared_nats.url, server=server, prepare=prepare, **settings) as bridge:
+        for host in ("localhost:5001", "127.0.0.1", "[::1]:80", "192.168.1.7:5001"):
+            assert await status(bridge, Host=host) == 200, host
+        assert await status(bridge, Host=UNKNOWN_HOST) == 403
+        assert await status(bridge, Host="app.example") == (200 if settings else 403)
+
+
+async def test_probe_without_host_or_by_address_is_allowed(shared_nats: NatsServer, server: ServerName) -> None:
+    async with running(servers=shared_nats.url, server=server, allowed_hosts="app.example") as bridge:
+        for path in ("/health/live", "/health/ready"):
+            assert await status(bridge, path, "GET", Host="10.0.0.7:8000") == 200
+            async with raw_connection(bridge.port, f"GET /nats{path} HTTP/1.0\r\n\r\n") as (reader, _):
+                head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), WAIT_SECONDS)
+                assert b" 200 " in head.partition(b"\r\n")[0]
+        assert await status(bridge, Host="10.0.0.7:8000") == 403
+
+
+async def test_forwarded_host_counts_if_sanic_trusts_proxy(shared_nats: NatsServer, server: ServerName) -> None:
+    def prepare(app: Sanic[Any, Any]) -> None:
+        app.config.PROXIES_COUNT = 1
+
+    forwarded = {"X_Forwarded_For": "192.0.2.1", "X_Forwarded_Host": "app.example"}
+    async with running(servers=shared_nats.url, server=server, allowed_hosts="app.example") as bridge:
+        assert await status(bridge, Host="backend", **forwarded) == 403
+    async with running(servers=shared_nats.url, server=server, prepare=prepare, allowed_hosts="app.example") as bridge:
+        assert await status(bridge, Host="backend", **forwarded) == 200
+        assert await status(bridge, Host="app.example", X_Forwarded_For="192.0.2.1") == 200
+        assert await status(bridge, Host="backend", X_Forwarded_For="192.0.2.1") == 403
+        evil = forwarded | {"X_Forwarded_Host": UNKNOWN_HOST}
+        assert await status(bridge, Host="app.example", **evil) == 403
+
+
+@pytest.mark.parametrize("name", ["https://shop.example", "https://shop.example/app", "shop.example:8000"])
+@pytest.mark.parametrize("settings", [{}, {"allowed_hosts": ["other.example"]}], ids=str)
+async def test_server_name_is_allowed_and_does_not_hide_other_hosts(
+    shared_nats: NatsServer, server: ServerName, name: str, settings: dict[str, Any]
+) -> None:
+    async with running(servers=shared_nats.url, server=server, **settings) as bridge:
+        bridge.app.config.SERVER_NAME = name
+        assert await status(bridge, Host="shop.example") == 200
+        # An event stream of the page's own origin has no Origin header.
+        assert await status(bridge, Host=UNKNOWN_HOST) == 403
+        assert await status(bridge, "/events", "GET", Host=UNKNOWN_HOST) == 403
+        assert await status(bridge, Host="other.example") == (200 if settings else 403)
+        assert await status(bridge, Host="127.0.0.1") == (403 if settings else 200)
+
+
+@sanic_only  # h11 rejects such a request by itself
+async def test_every_one_of_several_hosts_must_be_allowed(shared_nats: NatsServer, server: ServerName) -> None:
+    async with running(servers=shared_nats.url, server=server, allowed_hosts="app.example") as bridge:
+        request = "GET /nats/client.js HTTP/1.1\r\nHost: app.example\r\nHost: evil.example\r\n\r\n"
+        async with raw_connection(bridge.port, request) as (reader, _):
+            assert (await asyncio.wait_for(reader.readline(), WAIT_SECONDS)).startswith(b"HTTP/1.1 403")
+
+
+async def test_unknown_host_is_logged_once(
+    shared_nats: NatsServer, server: ServerName, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(servers=shared_nats.url, server=server, allowed_hosts="app.example") as bridge:
+        for host in ("evil.example", "evil.example", "a'b\u00e9", "other.example"):
+            for path in ("/events", "/health/live", "/client.js"):
+                assert await status(bridge, path, "GET", Host=host) == 403
+    lines = [line for line in caplog.messages if "'allowed_hosts'" in line]
+    assert len(lines) == 3
+    assert lines[0] == (
+        "Rejected a request to host 'evil.example', which is not a known name of this app. If clients use this name, "
+        "add it to the setting 'allowed_hosts'"
+    )
+    assert all(line.isascii() for line in lines)
+
+
+async def test_app_can_check_hosts_of_its_own_routes(shared_nats: NatsServer, server: ServerName) -> None:
+    def prepare(app: Sanic[Any, Any]) -> None:
+        @app.get("/own")
+        async def own(request: Request) -> HTTPResponse:
+            return HTTPResponse("", 200 if app.ctx.nats_bridge.allows_host(request) else 403)
+
+    async with running(servers=shared_nats.url, server=server, prepare=prepare, allowed_hosts="app.example") as bridge:
+        for host, expected in (("app.example:1", 200), ("evil.example", 403), ("127.0.0.1", 403)):
+            async with bridge.http.get(f"http://127.0.0.1:{bridge.port}/own", headers={"Host": host}) as response:
+                assert response.status == expected
+
+
 class _Foreign:
     """Requests as the rule sees them, each from an origin of its own."""
 
@@ -294,6 +458,19 @@ class _Foreign:
     def __init__(self, origin: str) -> None:
         self.headers = Header({"Origin": origin})
         self.forwarded: dict[str, Any] = {}
+
+
+def test_rejected_hosts_use_bounded_log_and_memory(caplog: pytest.LogCaptureFixture) -> None:
+    guard = RequestGuard(OriginPolicy([]), HostPolicy(["app.example"]))
+    for number in range(3000):
+        limited_logger().reset()
+        request: Any = _Foreign("https://evil.example")
+        request.headers = Header({"Host": f"{number}.example\n" + "x" * 10_000})
+        with pytest.raises(ForbiddenHost):
+            guard.check(request)
+    assert all(len(record.getMessage()) < 700 for record in caplog.records)
+    assert not any("\n" in record.getMessage() for record in caplog.records)
+    assert sum(map(len, guard._logged)) <= 1000 * 300
 
 
 def test_rejected_origins_use_bounded_log_and_memory(caplog: pytest.LogCaptureFixture) -> None:

@@ -12,6 +12,7 @@ ROOT = Path(sanic_nats_bridge.__file__).parent
 
 UNSEEN = {
     "not an origin": "the check of the setting gives its own message",
+    "not a host": "the same",
     "not a port": "the same",
     "… is not JSON": "the payload is sent as text",
     "NATS is disconnected": "becomes nats.unavailable, or a part of a log line",

@@ -8,11 +8,13 @@ import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from typing import Any
 from urllib.parse import urlsplit
 
 import nats
 import pytest
 from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import WAIT_SECONDS, alive, wait_until
@@ -155,3 +157,40 @@ async def test_app_uses_given_nats_server(way: str) -> None:
             message = await subscription.next_msg(WAIT_SECONDS)
             assert set(json.loads(message.data)) == {f"key{number}" for number in range(1, 8)}
             await client.close()
+
+
+UNKNOWN_HOST = "evil.example"
+"""The name of a page that lets it resolve to the app's address."""
+
+
+def status_to_host(example: ExampleApp, path: str, host: str) -> int:
+    request = urllib.request.Request(example.url + path, headers={"Host": host})
+    try:
+        with urllib.request.urlopen(request) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+@pytest.mark.parametrize("path", ["", "static/page.js", "docs", "client.js", "events?subjects=test.subject", "nothing"])
+def test_page_of_another_name_for_the_app_reads_nothing(example: ExampleApp, path: str) -> None:
+    for host in (UNKNOWN_HOST, f"{UNKNOWN_HOST}:{example.port}", "localhost.evil.example"):
+        assert status_to_host(example, path, host) == 403
+    for host in ("localhost", f"127.0.0.1:{example.port}", "[::1]:5001", "192.0.2.1"):
+        assert status_to_host(example, path, host) == (404 if path == "nothing" else 200)
+
+
+async def test_websocket_of_another_name_for_the_app_reads_nothing(example: ExampleApp) -> None:
+    address = example.url.replace("http", "ws") + "stream"
+    origin: Any = f"http://{UNKNOWN_HOST}"
+    with pytest.raises(InvalidStatus) as refused:
+        async with connect(address, origin=origin, additional_headers={"Host": UNKNOWN_HOST}):
+            pass
+    assert refused.value.response.status_code == 403
+
+
+def test_named_hosts_are_allowed() -> None:
+    with ExampleApp("--allow-host", "dev.example", "--allow-host", "*.lan.example") as app:
+        for host in ("dev.example:5001", "box.lan.example", "localhost"):
+            assert status_to_host(app, "", host) == status_to_host(app, "client.js", host) == 200
+        assert status_to_host(app, "", UNKNOWN_HOST) == status_to_host(app, "client.js", UNKNOWN_HOST) == 403

@@ -16,6 +16,7 @@ TABLE = {
     "InvalidSubject": ("subject.invalid", 400, None),
     "ForbiddenSubject": ("subject.forbidden", 403, None),
     "ForbiddenOrigin": ("origin.forbidden", 403, 4403),
+    "ForbiddenHost": ("host.forbidden", 403, 4403),
     "NatsRefused": ("nats.refused", 403, None),
     "UnknownSession": ("session.unknown", 404, None),
     "UnreachableSession": ("session.unreachable", 503, None),
