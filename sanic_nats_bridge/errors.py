@@ -194,7 +194,7 @@ class SizeLimitExceeded(BridgeError):
 
 
 class SubscriptionLimitExceeded(BridgeError):
-    """More patterns than ``max_subscriptions`` allows for the session, or ``max_patterns`` for the worker."""
+    """More patterns than a session, a client or the worker may have."""
 
     code = "limit.subscriptions"
     http_status = 429
@@ -208,7 +208,7 @@ class OverlapLimitExceeded(BridgeError):
 
 
 class RateLimitExceeded(BridgeError):
-    """More commands than ``command_rate`` and ``command_burst`` allow.
+    """More commands than ``command_rate`` and ``command_burst`` allow, or more requests than ``request_rate``.
 
     Args:
         message: The reason, for people.
@@ -218,6 +218,7 @@ class RateLimitExceeded(BridgeError):
 
     code = "limit.rate"
     http_status = 429
+    close_code = CloseCode.TRY_AGAIN_LATER
 
     def __init__(self, message: str, subjects: Sequence[str] = (), retry_after: float = 0) -> None:
         super().__init__(message, subjects)

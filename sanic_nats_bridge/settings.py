@@ -71,9 +71,14 @@ class SettingKeywords(TypedDict, total=False):
     max_subscriptions: int
     max_overlap: int
     max_patterns: int
+    max_patterns_per_client: int
     max_subscribe_rate: float
     max_sessions: int
     max_sessions_per_identity: int
+    max_permissions_calls: int
+    max_permissions_calls_per_client: int
+    request_rate: float
+    request_burst: int
     command_rate: float
     command_burst: int
     max_bad_commands: int
@@ -153,12 +158,22 @@ class Settings:
     """The largest number of patterns of one session that match the same message."""
     max_patterns: int = _option(20_000, validators.integer(1))
     """The largest number of different patterns per worker."""
+    max_patterns_per_client: int = _option(5_000, validators.integer(1))
+    """The largest number of different patterns of one identity, or else of one address, per worker."""
     max_subscribe_rate: float = _option(1000.0, validators.rate)
     """The largest number of SUB and UNSUB per second that clients may cause; others wait."""
     max_sessions: int = _option(10_000, validators.integer(1))
-    """The largest number of sessions per worker, pending ones included."""
+    """The largest number of sessions per worker."""
     max_sessions_per_identity: int = _option(100, validators.integer(1))
     """The largest number of sessions of one identity per worker."""
+    max_permissions_calls: int = _option(1_000, validators.integer(1))
+    """The largest number of calls of the ``permissions`` function in progress per worker."""
+    max_permissions_calls_per_client: int = _option(100, validators.integer(1))
+    """The largest number of these calls for clients at one address."""
+    request_rate: float = _option(50.0, validators.rate_or_zero)
+    """Requests per second of one client that open a session or are a command; 0 for no limit."""
+    request_burst: int = _option(500, validators.integer(1))
+    """Such requests of one client at once."""
     command_rate: float = _option(20.0, validators.rate)
     """Commands per second of one session."""
     command_burst: int = _option(40, validators.integer(1))

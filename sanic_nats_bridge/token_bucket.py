@@ -28,6 +28,18 @@ class TokenBucket:
         self._tokens = max(self._tokens - 1, -self._burst - 1)
         return available
 
+    def spend(self, now: float) -> bool:
+        """Take a token, but never into debt; return whether there was one."""
+        self._fill(now)
+        available = self._tokens >= 1 - _ROUNDING
+        if available:
+            self._tokens -= 1
+        return available
+
+    def refund(self) -> None:
+        """Give a token back that was taken."""
+        self._tokens = min(self._burst, self._tokens + 1)
+
     def take_more(self, now: float, tokens: float) -> bool:
         """Take more tokens for an event that costs several, or none if there aren't enough; return whether there were.
 

@@ -35,6 +35,7 @@ __all__ = [
     "origins",
     "path_prefix",
     "rate",
+    "rate_or_zero",
     "reserved_prefix",
     "seconds",
     "server_urls",
@@ -208,6 +209,11 @@ def seconds(minimum: float, maximum: float = _MAX_SECONDS, *, or_zero: bool = Fa
         raise ValueError(f"must be a number of seconds from {minimum} to {maximum}")
 
     return check
+
+
+def rate_or_zero(value: Any) -> float:
+    """Return a number of events per second, or 0 for no limit."""
+    return 0.0 if not isinstance(value, bool) and value == 0 else rate(value)
 
 
 def rate(value: Any) -> float:

@@ -36,7 +36,7 @@ class Counters:
         self.status_messages = 0
         """Messages with which NATS itself reports a state to a subscriber."""
         self.refused: Counter[str] = Counter()
-        """Commands that were rejected, by error code."""
+        """Commands that were rejected, and requests that would have opened a session, by error code."""
         self.closes: Counter[str] = Counter()
         """Sessions that have ended, by close code."""
         self.control_dropped: Counter[str] = Counter(signature=0, stale=0, replay=0, busy=0)

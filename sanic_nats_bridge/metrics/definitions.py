@@ -86,7 +86,7 @@ METRICS = (
     ),
     Metric(
         name="natsbridge_refused_commands_total",
-        help="Commands that were rejected",
+        help="Commands that were rejected, and requests that would have opened a session",
         read=lambda stats: stats.refused,
         label="code",
     ),

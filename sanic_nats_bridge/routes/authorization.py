@@ -6,10 +6,11 @@ from inspect import isawaitable
 
 from sanic import Request
 
-from ..auth.permissions import Permissions
+from ..auth.permissions import Permissions, PermissionsFunction
 from ..errors import AuthExpired, AuthRequired, InternalError, UnreachableSession
 from ..log_limits import limited_logger
 from ..sessions.registry import SessionRegistry
+from .client_address import client_address
 
 __all__ = ["get_permissions", "identify_client"]
 
@@ -22,6 +23,7 @@ async def get_permissions(request: Request, sessions: SessionRegistry) -> Permis
     Raises:
         AuthRequired: The function has returned ``None``.
         AuthExpired: The permissions have expired already.
+        RateLimitExceeded: The identity has sent too many requests, or too many calls are in progress.
         InternalError: The function has failed, or taken longer than ``permissions_timeout``.
         UnreachableSession: The worker stops.
     """
@@ -36,6 +38,7 @@ async def identify_client(request: Request, sessions: SessionRegistry) -> str | 
 
     Raises:
         AuthRequired: The function has returned ``None``.
+        RateLimitExceeded: The identity has sent too many requests, or too many calls are in progress.
         InternalError: The function has failed, or taken longer than ``permissions_timeout``.
         UnreachableSession: The worker stops.
     """
@@ -48,13 +51,22 @@ def _is_current_task_cancelled() -> bool:
 
 
 async def _call_permissions(request: Request, sessions: SessionRegistry) -> Permissions:
+    function = sessions.settings.permissions
+    if function is None:
+        return sessions.settings.default_permissions
+    address = client_address(request)
+    with sessions.permissions_calls.calling(address):
+        permissions = await _ask(function, request, sessions)
+    sessions.request_limiter.count_identity(address, permissions.identity)
+    return permissions
+
+
+async def _ask(function: PermissionsFunction, request: Request, sessions: SessionRegistry) -> Permissions:
     settings = sessions.settings
-    if settings.permissions is None:
-        return settings.default_permissions
     timeout: asyncio.Timeout | None = None
     try:
         async with sessions.deadlines.within(settings.permissions_timeout) as timeout:
-            permissions = settings.permissions(request)
+            permissions = function(request)
             if isawaitable(permissions):
                 permissions = await permissions
         if permissions is not None and not isinstance(permissions, Permissions):

@@ -38,6 +38,7 @@ def add_command_routes(blueprint: Blueprint, relay: Relay, sessions: SessionRegi
             return misdirected(action)
         body = b""
         try:
+            sessions.request_limiter.count(client_address(request))
             body = await _body(request, settings.max_command_bytes, sessions.deadlines)
             return outcome_response(await execute(request, body, action))
         except BridgeError as error:

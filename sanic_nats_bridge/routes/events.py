@@ -7,13 +7,14 @@ EventSource never reconnects after another status.
 from sanic import Blueprint, HTTPResponse, Request
 
 from ..auth.permissions import Permissions
-from ..errors import BridgeError, InternalError, UnreachableSession
+from ..errors import BridgeError, InternalError, RateLimitExceeded, UnreachableSession
 from ..protocol.messages import Close, Command, query_command
 from ..sessions.pending import PendingConnection
 from ..sessions.registry import SessionRegistry
 from ..transports.auto import SseTransport, begin_stream, is_misdirected, sse_transport
 from ..transports.base import CLOSE_SECONDS
 from .authorization import get_permissions
+from .client_address import client_address
 from .cors import CrossOrigin
 from .openapi import describe_events
 from .replies import misdirected, rejection_response
@@ -34,7 +35,7 @@ def add_event_route(blueprint: Blueprint, sessions: SessionRegistry, cross_origi
     async def events(request: Request) -> HTTPResponse | None:
         if is_misdirected(request):
             return misdirected("subscribe")
-        with sessions.pending_connections.connecting() as pending:
+        with sessions.pending_connections.connecting(client_address(request)) as pending:
             try:
                 decision = await _decide(request, sessions)
             except BridgeError as error:
@@ -51,6 +52,7 @@ def add_event_route(blueprint: Blueprint, sessions: SessionRegistry, cross_origi
             await begin_stream(request, opened)
             async with sse_transport(request, opened, sessions.settings) as transport:
                 if isinstance(decision, Close):
+                    sessions.pending_connections.discard(pending)
                     transport.close(decision, CLOSE_SECONDS)
                     await transport.wait_finished()
                 else:
@@ -67,6 +69,17 @@ async def _decide(request: Request, sessions: SessionRegistry) -> tuple[Permissi
     Raises:
         BridgeError: A permanent error.
     """
+    try:
+        sessions.request_limiter.count(client_address(request))
+        return await _authorize(request, sessions)
+    except RateLimitExceeded as error:
+        if not _is_event_source(request):
+            raise
+        sessions.count_rejected(error)
+        return sessions.close_frame_for(error)
+
+
+async def _authorize(request: Request, sessions: SessionRegistry) -> tuple[Permissions, Command | None] | Close:
     command = query_command(dict(request.get_args(keep_blank_values=True)))
     patterns = [] if command is None else sessions.policy.validate(command.patterns)
     # Before the app is asked for permissions, so that a full worker doesn't load it.
@@ -79,6 +92,11 @@ async def _decide(request: Request, sessions: SessionRegistry) -> tuple[Permissi
         return sessions.close_frame_for(error)
     sessions.policy.authorize(permissions, patterns)
     return permissions, command
+
+
+def _is_event_source(request: Request) -> bool:
+    """Return whether a client can't read the status, and would never reconnect (WHATWG HTML, section 9.2.3)."""
+    return request.method == "GET" and "text/event-stream" in request.headers.get("accept", "").lower()
 
 
 async def _stream(

@@ -77,7 +77,7 @@ _MEANINGS: dict[type[BridgeError], str] = {
     UnknownSession: "the session does not exist, or belongs to another client",
     NotSubscribed: "the session is not subscribed to one of the subjects",
     SizeLimitExceeded: "the body is too large",
-    RateLimitExceeded: "too many commands; the header Retry-After has the number of seconds to wait",
+    RateLimitExceeded: "too many commands or requests; the header Retry-After has the number of seconds to wait",
     SubscriptionLimitExceeded: "too many subjects",
     InternalError: "a fault in the server",
     NatsUnavailable: "another server holds the session, and NATS is disconnected; the command can be repeated",
@@ -165,7 +165,7 @@ def describe_events(settings: Settings) -> Callable[[_Handler], _Handler]:
         _forbidden_subject(patterns),
         SubscriptionLimitExceeded(f"At most {settings.max_subscriptions} subjects for a session"),
     ]
-    others = [UnsupportedQuery, InvalidCommand, AuthExpired, ForbiddenOrigin, ForbiddenHost]
+    others = [UnsupportedQuery, InvalidCommand, AuthExpired, ForbiddenOrigin, ForbiddenHost, RateLimitExceeded]
     stream = {"text/event-stream": {"schema": {"type": "string"}, "example": _stream_example(patterns)}}
     return openapi.definition(
         summary="Open an event stream",

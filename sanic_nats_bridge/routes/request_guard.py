@@ -12,6 +12,7 @@ from ..log_limits import limited_logger
 from ..sessions.registry import SessionRegistry
 from ..transports.auto import is_asgi
 from ..transports.handshake import check_handshake, check_opening
+from .client_address import client_address
 from .replies import rejection_response
 
 __all__ = ["RequestGuard"]
@@ -33,7 +34,7 @@ class RequestGuard:
     Args:
         policy: The policy with the allowed origins.
         hosts: The policy with the allowed hosts. By default any is allowed.
-        sessions: Counts rejections.
+        sessions: Counts requests and rejections.
     """
 
     def __init__(
@@ -85,6 +86,15 @@ class RequestGuard:
             self._log(caller, rejected=True)
             raise ForbiddenOrigin("This origin is not allowed to use this server")
 
+    def count(self, request: Request) -> None:
+        """Count a WebSocket handshake of this client.
+
+        Raises:
+            RateLimitExceeded: The client has sent too many requests.
+        """
+        if self._sessions is not None:
+            self._sessions.request_limiter.count(client_address(request))
+
     async def _note(self, request: Request) -> HTTPResponse | None:
         try:
             self._check_host(request)
@@ -130,6 +140,7 @@ class RequestGuard:
             self.check(request)
             if request.route is not None and request.route.extra.websocket:
                 check_opening(request)
+                self.count(request)
         except BridgeError as error:
             return self._rejection(request, error)
         return None

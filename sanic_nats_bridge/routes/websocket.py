@@ -11,9 +11,10 @@ from ..log_limits import limited_logger
 from ..protocol.messages import check_websocket_query
 from ..sessions.registry import SessionRegistry
 from ..sessions.session import Session
-from ..transports.auto import WebSocketTransport, websocket_transport
+from ..transports.auto import WebSocketTransport, is_asgi, websocket_transport
 from ..transports.base import CLOSE_SECONDS
 from .authorization import get_permissions
+from .client_address import client_address
 from .replies import rejection_response
 from .request_guard import RequestGuard
 
@@ -57,11 +58,13 @@ async def _open_session(
 
     A rejection is a close code after the handshake, because scripts cannot read the status of a failed handshake.
     """
-    with sessions.pending_connections.connecting() as pending:
-        rejection = sessions.rejection_reason()
+    with sessions.pending_connections.connecting(client_address(request)) as pending:
         try:
-            if rejection is None:
+            if is_asgi(request):
                 guard.check(request)
+                guard.count(request)
+            rejection = sessions.rejection_reason()
+            if rejection is None:
                 check_websocket_query(dict(request.get_args(keep_blank_values=True)))
                 return sessions.open(transport, await get_permissions(request, sessions), pending)
         except BridgeError as error:

@@ -1,12 +1,17 @@
 """Clients that have connected but have no session yet, because the app is still asked for their permissions."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
 from ..auth.permissions import Permissions
+from ..errors import RateLimitExceeded
+from ..settings import Settings
 
-__all__ = ["PendingConnection", "PendingConnections"]
+__all__ = ["PendingConnection", "PendingConnections", "PermissionsCalls"]
+
+_RETRY_SECONDS = 1.0
 
 
 class PendingConnection:
@@ -15,7 +20,9 @@ class PendingConnection:
     The app may have looked up the permissions of the client before an update, so they may be out of date.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "") -> None:
+        self.address = address
+        """The address of the client."""
         self.updates: dict[str, Permissions | None] = {}
         """The new permissions by identity; ``None`` if the identity was revoked."""
 
@@ -41,9 +48,9 @@ class PendingConnections:
         return len(self._pending)
 
     @contextlib.contextmanager
-    def connecting(self) -> Iterator[PendingConnection]:
-        """Add a pending connection, until `discard` or the end of the block."""
-        pending = PendingConnection()
+    def connecting(self, address: str = "") -> Iterator[PendingConnection]:
+        """Add the pending connection of a client at an address, until `discard` or the end of the block."""
+        pending = PendingConnection(address)
         self._pending.add(pending)
         try:
             yield pending
@@ -58,3 +65,43 @@ class PendingConnections:
         """Record the new permissions of an identity; ``None`` revokes it."""
         for pending in self._pending:
             pending.updates[identity] = permissions
+
+
+class PermissionsCalls:
+    """The calls of the app's ``permissions`` function in progress, for new sessions and for POSTs.
+
+    Args:
+        settings: The options of the bridge.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._max = settings.max_permissions_calls
+        self._max_of_client = settings.max_permissions_calls_per_client
+        self._by_address: Counter[str] = Counter()
+        self._in_progress = 0
+
+    def __len__(self) -> int:
+        return self._in_progress
+
+    @contextlib.contextmanager
+    def calling(self, address: str) -> Iterator[None]:
+        """Count a call for a client at an address until the end of the block.
+
+        Raises:
+            RateLimitExceeded: Too many calls are in progress.
+        """
+        if self._by_address[address] >= self._max_of_client:
+            message = f"At most {self._max_of_client} requests of a client at once (max_permissions_calls_per_client)"
+            raise RateLimitExceeded(message, retry_after=_RETRY_SECONDS)
+        if self._in_progress >= self._max:
+            message = "This server has too many requests in progress (max_permissions_calls); try again later"
+            raise RateLimitExceeded(message, retry_after=_RETRY_SECONDS)
+        self._by_address[address] += 1
+        self._in_progress += 1
+        try:
+            yield
+        finally:
+            self._in_progress -= 1
+            self._by_address[address] -= 1
+            if not self._by_address[address]:
+                del self._by_address[address]

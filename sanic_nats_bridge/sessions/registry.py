@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from ..auth.expirations import ExpirationQueue
 from ..auth.permissions import CONTROL_TOKEN, Permissions
 from ..auth.policy import SubscriptionPolicy
-from ..errors import BridgeError, CloseCode, UnknownSession
+from ..errors import BridgeError, CloseCode, RateLimitExceeded, UnknownSession
 from ..hub.broadcast import Broadcaster
 from ..hub.hub import Hub
 from ..hub.interfaces import Link
@@ -21,7 +21,9 @@ from ..protocol.session_ids import key_of, new_worker_id
 from ..settings import Settings
 from ..transports.base import CLOSE_SECONDS, Transport
 from .deadlines import Deadlines
-from .pending import PendingConnection, PendingConnections
+from .pattern_shares import PatternShares
+from .pending import PendingConnection, PendingConnections, PermissionsCalls
+from .request_limit import RequestLimiter
 from .session import Session, SessionContext
 from .spread import Spread
 
@@ -76,6 +78,8 @@ class SessionRegistry:
         )
         self.policy = SubscriptionPolicy(settings.max_subscriptions, settings.control_prefix or CONTROL_TOKEN)
         self.pending_connections = PendingConnections()
+        self.permissions_calls = PermissionsCalls(settings)
+        self.request_limiter = RequestLimiter(settings)
         self.deadlines = Deadlines()
         self.stop_reason: str | None = None
         """The reason for which the worker stops; ``None`` while it accepts sessions."""
@@ -83,6 +87,7 @@ class SessionRegistry:
             settings=settings,
             hub=self.hub,
             policy=self.policy,
+            shares=PatternShares(settings.max_patterns_per_client),
             counters=self.counters,
             expirations=self.expirations,
             on_closed=self._remove,
@@ -134,7 +139,7 @@ class SessionRegistry:
             transport.close(rejection, CLOSE_SECONDS)
             return None
         self.pending_connections.discard(pending)
-        session = Session(self._context, transport, current)
+        session = Session(self._context, transport, current, pending.address)
         session.start()
         self._sessions[session.key] = session
         self._by_transport[session.transport] += 1
@@ -151,12 +156,14 @@ class SessionRegistry:
     def rejection_reason(self, identity: str | None = None) -> Close | None:
         """Return the ``close`` frame for a new client if the worker stops or a limit is reached.
 
+        Clients that the app is still asked about don't count. They have a limit of their own (`permissions_calls`).
+
         Args:
             identity: The identity of the client, if it is known already.
         """
         if self.stop_reason is not None:
             return self._close_frame(CloseCode.GOING_AWAY, self.stop_reason)
-        if len(self._sessions) + len(self.pending_connections) > self.settings.max_sessions:
+        if len(self._sessions) >= self.settings.max_sessions:
             reason = "This server is full; try again later"
         elif len(self._sessions_of(identity)) >= self.settings.max_sessions_per_identity:
             reason = "Too many connections of this user; try again later"
@@ -168,7 +175,10 @@ class SessionRegistry:
         """Return the ``close`` frame for a client that was rejected with this error."""
         if self.stop_reason is not None:
             return self._close_frame(CloseCode.GOING_AWAY, self.stop_reason)
-        return self._close_frame(error.close_code or CloseCode.INTERNAL, error.message)
+        retry = None
+        if isinstance(error, RateLimitExceeded):
+            retry = max(self.settings.retry * _FULL_RETRY_FACTOR, error.retry_after)
+        return self._close_frame(error.close_code or CloseCode.INTERNAL, error.message, retry)
 
     def _close_frame(self, code: CloseCode, reason: str, retry: float | None = None) -> Close:
         return close_frame(code, reason, retry=retry or self.settings.retry, spread=self._context.reconnect_spread)

@@ -42,6 +42,7 @@ from ..protocol.session_ids import digest, new_session_id
 from ..settings import Settings
 from ..transports.base import CLOSE_SECONDS, Transport
 from .keepalive import Keepalive
+from .pattern_shares import PatternShares
 from .rate_limit import CommandRateLimiter
 from .slow_consumer import SlowConsumer
 from .subscriptions import Subscriptions
@@ -63,6 +64,7 @@ class SessionContext:
     settings: Settings
     hub: Hub
     policy: SubscriptionPolicy
+    shares: PatternShares
     counters: Counters
     expirations: ExpirationQueue
     on_closed: Callable[["Session", int], None]
@@ -95,7 +97,9 @@ class Session:
         "write",
     )
 
-    def __init__(self, context: SessionContext, transport: Transport, permissions: Permissions) -> None:
+    def __init__(
+        self, context: SessionContext, transport: Transport, permissions: Permissions, address: str = ""
+    ) -> None:
         # Set once. The id is sent to the client in the first frame, and not stored afterwards.
         self._secret: str | None = new_session_id(context.worker)
         self.key = digest(self._secret)
@@ -107,7 +111,8 @@ class Session:
         self._transport = transport
         self._lock = asyncio.Lock()
         self._rate_limiter = CommandRateLimiter(context.settings)
-        self._subscriptions = Subscriptions(self, context.hub, context.policy, permissions)
+        client = f"address {address}" if self.identity is None else f"identity {self.identity}"
+        self._subscriptions = Subscriptions(self, context.hub, context.policy, permissions, context.shares, client)
         # Changed in the event loop only.
         self.closed = False
         self.is_writable = True

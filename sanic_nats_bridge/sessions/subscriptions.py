@@ -1,6 +1,6 @@
 """The subscriptions of one session."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from ..auth.permissions import Grant, Permissions
 from ..auth.policy import SubscriptionPolicy
@@ -9,30 +9,52 @@ from ..hub.hub import Hub, refused_by_nats
 from ..hub.interest import Interest, State, View
 from ..hub.interfaces import Subscriber
 from ..protocol.messages import quoted
+from .pattern_shares import PatternShares
 
 __all__ = ["Subscriptions"]
 
 
 class Subscriptions:
-    """The subscriptions of one session, by the client's names for their patterns."""
+    """The subscriptions of one session, by the client's names for their patterns.
+
+    Args:
+        subscriber: The session.
+        hub: The subscriptions of the worker.
+        policy: The rules for the patterns.
+        permissions: The permissions of the session.
+        shares: The patterns that each client holds.
+        client: The client of the session in ``shares``.
+    """
 
     __slots__ = (
+        "_client",
         "_gaps",
         "_hub",
         "_open",
         "_permission_updates",
         "_policy",
+        "_shares",
         "_subscriber",
         "_unconfirmed",
         "_views",
         "permissions",
     )
 
-    def __init__(self, subscriber: Subscriber, hub: Hub, policy: SubscriptionPolicy, permissions: Permissions) -> None:
+    def __init__(
+        self,
+        subscriber: Subscriber,
+        hub: Hub,
+        policy: SubscriptionPolicy,
+        permissions: Permissions,
+        shares: PatternShares,
+        client: str,
+    ) -> None:
         self._subscriber = subscriber
         self._hub = hub
         self._policy = policy
         self.permissions = permissions
+        self._shares = shares
+        self._client = client
         self._open = True
         self._permission_updates = 0
         self._views: dict[str, View] = {}
@@ -74,7 +96,7 @@ class Subscriptions:
                 break
             # Meanwhile the permissions were replaced, so the grants may be out of date, or a pattern that was held has
             # been ended.
-            self._hub.release(acquired.values())
+            self._release(acquired.values())
         views = self._hub.attach(self._subscriber, [(interest, grant) for grant, interest in acquired.items()])
         self._views |= {view.pattern: view for view in views}
         unconfirmed = {pattern for pattern in patterns if self._views[pattern].interest.state is not State.ACTIVE}
@@ -83,7 +105,7 @@ class Subscriptions:
 
     async def _acquire(self, patterns: Sequence[str], grants: Sequence[Grant], seconds: float) -> dict[Grant, Interest]:
         """Acquire the interests of the new patterns, which have grants, and wait until NATS has answered for all."""
-        interests = self._hub.acquire([grant.real for grant in grants], self._subscriber)
+        interests = self._claim(grants)
         added = {grant.pattern: interest for grant, interest in zip(grants, interests, strict=True)}
         existing = {pattern: self._views[pattern].interest for pattern in patterns if pattern not in added}
         try:
@@ -96,9 +118,22 @@ class Subscriptions:
             if refused:
                 raise refused_by_nats(refused)
         except BaseException:
-            self._hub.release(interests)
+            self._release(interests)
             raise
         return dict(zip(grants, interests, strict=True))
+
+    def _claim(self, grants: Sequence[Grant]) -> list[Interest]:
+        real = [grant.real for grant in grants]
+        self._shares.add(self._client, real, [grant.pattern for grant in grants])
+        try:
+            return self._hub.acquire(real, self._subscriber)
+        except BaseException:
+            self._shares.remove(self._client, real)
+            raise
+
+    def _release(self, interests: Collection[Interest]) -> None:
+        self._hub.release(interests)
+        self._shares.remove(self._client, [interest.pattern for interest in interests])
 
     def unsubscribe(self, requested: Sequence[str]) -> list[str]:
         """Unsubscribe from all patterns of a command, or from none; return them without duplicates.
@@ -148,7 +183,9 @@ class Subscriptions:
 
     def remove(self, pattern: str) -> None:
         """Remove a subscription that the hub has ended already."""
-        self._views.pop(pattern, None)
+        view = self._views.pop(pattern, None)
+        if view is not None:
+            self._shares.remove(self._client, [view.grant.real])
         self._gaps.pop(pattern, None)
 
     def confirm(self, pattern: str) -> bool:
@@ -184,6 +221,7 @@ class Subscriptions:
         """
         self._open = False
         self._hub.detach(self._subscriber, list(self._views.values()), cut=cut)
+        self._shares.remove(self._client, [view.grant.real for view in self._views.values()])
         self._views.clear()
 
     def _grant_if_allowed(self, pattern: str) -> Grant | None:

@@ -16,6 +16,7 @@ from sanic_nats_bridge import Permissions
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import (
     SERVERS,
+    WAIT_SECONDS,
     Bridge,
     EventClient,
     Publisher,
@@ -24,7 +25,7 @@ from tests.support.bridge import (
     running,
     until,
 )
-from tests.support.clock import held
+from tests.support.clock import held, turns
 from tests.support.raw import sessions
 
 ROUTES = ("websocket", "events")
@@ -235,25 +236,71 @@ async def test_cancelled_task_in_permissions_callback_closes_with_1011(
     assert len([record for record in caplog.records if record.exc_info]) == 2
 
 
-async def test_pending_permissions_calls_are_limited_by_max_sessions(
-    shared_nats: NatsServer, server: ServerName
+CALL_LIMITS = [
+    {"max_permissions_calls": 3},
+    {"max_permissions_calls_per_client": 3},
+]
+
+
+@pytest.mark.parametrize("limits", CALL_LIMITS, ids=str)
+async def test_permissions_calls_in_progress_are_limited(
+    shared_nats: NatsServer, server: ServerName, limits: dict[str, int]
 ) -> None:
     app, known = App(), asyncio.Event()
     app.users["ada"] = Permissions([">"])
     app.wait = known.wait
-    async with serve(shared_nats, app, server, max_sessions=3) as bridge, contextlib.AsyncExitStack() as stack:
-        cookie = {"Cookie": "user=ada"}
+    cookie = {"Cookie": "user=ada"}
+    body = {"session": "x", "subjects": ["a"]}
+    async with (
+        serve(shared_nats, app, server, permissions_timeout=WAIT_SECONDS, **limits) as bridge,
+        contextlib.AsyncExitStack() as stack,
+    ):
         sockets = [
-            await stack.enter_async_context(bridge.unwelcome_websocket(additional_headers=cookie)) for _ in range(3)
+            await stack.enter_async_context(bridge.unwelcome_websocket(additional_headers=cookie)) for _ in range(2)
         ]
+        post = asyncio.create_task(bridge.post("/subscribe", body, **cookie))
         await until(lambda: len(app.asked) == 3)
-        for _ in range(5):
+        for _ in range(3):
             async with bridge.unwelcome_websocket(additional_headers=cookie) as client:
-                assert (await last_frame(client))["code"] == 1013
+                close = await last_frame(client)
+                assert (close["code"], close["reconnect"]) == (1013, True)
+                assert next(iter(limits)) in close["reason"]
+            async with bridge.http.get(f"{bridge.url}/events", headers={"Accept": "text/event-stream"}) as response:
+                assert response.status == 200
+                assert b'"code":1013' in await response.read()
+            async with bridge.http.head(f"{bridge.url}/events", headers=cookie) as response:
+                assert (response.status, response.headers["Retry-After"]) == (429, "1")
+            status, reply = await bridge.post("/subscribe", body, **cookie)
+            assert (status, reply["code"]) == (429, "limit.rate")
         assert len(app.asked) == 3
         known.set()
         assert {(await socket.frame())["type"] for socket in sockets} == {"welcome"}
-        assert len(sessions(bridge)) == 3
+        assert (await post)[0] == 404
+        async with connected(bridge, "websocket", "ada"):
+            assert len(sessions(bridge)) == 3
+    assert len(sessions(bridge).permissions_calls) == 0
+
+
+async def test_clients_that_app_is_asked_about_do_not_use_up_max_sessions(
+    shared_nats: NatsServer, server: ServerName
+) -> None:
+    app, known = App(), asyncio.Event()
+    app.users |= {"ada": Permissions([">"]), "slow": Permissions([">"])}
+    async with (
+        serve(shared_nats, app, server, max_sessions=2, permissions_timeout=WAIT_SECONDS) as bridge,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        app.wait = known.wait
+        slow = {"Cookie": "user=slow"}
+        pending = [
+            await stack.enter_async_context(bridge.unwelcome_websocket(additional_headers=slow)) for _ in range(5)
+        ]
+        await until(lambda: len(app.asked) == 5)
+        app.wait = turns
+        async with connected(bridge, "websocket", "ada"), connected(bridge, "events", "ada"):
+            known.set()
+            assert {(await client.frame())["code"] for client in pending} == {1013}
+            assert len(sessions(bridge)) == 2
 
 
 @pytest.mark.parametrize("decided", ["revoke", "update_permissions"])

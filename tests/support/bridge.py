@@ -40,6 +40,9 @@ UNHURRIED: Mapping[str, Any] = MappingProxyType(
 )
 """Settings for which no process is too slow; a test of one of them sets it."""
 
+UNLIMITED: Mapping[str, Any] = MappingProxyType({"request_rate": 0})
+"""Settings with which a fast test isn't limited; a test of one of them sets it."""
+
 ServerName: TypeAlias = Literal["sanic", "uvicorn", "hypercorn"]
 
 SERVERS: tuple[ServerName, ...] = ("sanic", "uvicorn")
@@ -286,7 +289,7 @@ async def running(
     of the server.
     """
     app: Sanic[Any, Any] = Sanic(f"test_{uuid4().hex}", configure_logging=False)
-    extension = NatsBridge(app, **{**UNHURRIED, **settings})
+    extension = NatsBridge(app, **{**UNHURRIED, **UNLIMITED, **settings})
     if prepare is not None:
         prepare(app)
     async with (

@@ -25,7 +25,7 @@ TABLE = {
     "SizeLimitExceeded": ("limit.size", 413, 1009),
     "SubscriptionLimitExceeded": ("limit.subscriptions", 429, None),
     "OverlapLimitExceeded": ("limit.overlap", 429, None),
-    "RateLimitExceeded": ("limit.rate", 429, None),
+    "RateLimitExceeded": ("limit.rate", 429, 1013),
     "InternalError": ("internal", 500, 1011),
 }
 

@@ -73,3 +73,18 @@ def test_no_interval_exceeds_rate_plus_one_burst(rate: float, burst: int, pauses
     for start, first in enumerate(passed):
         for end in range(start, len(passed)):
             assert end - start + 1 <= burst + (passed[end] - first) * rate + 1e-6
+
+
+def test_spending_never_leads_into_debt() -> None:
+    bucket = TokenBucket(rate=1, burst=2, now=0.0)
+    assert [bucket.spend(0.0) for _ in range(100)] == [True] * 2 + [False] * 98
+    assert bucket.wait(0.0) == pytest.approx(1)
+    assert bucket.spend(1.0)
+
+
+def test_refund_gives_a_token_back_up_to_burst() -> None:
+    bucket = TokenBucket(rate=1, burst=1, now=0.0)
+    bucket.refund()
+    assert bucket.spend(0.0)
+    bucket.refund()
+    assert [bucket.spend(0.0) for _ in range(2)] == [True, False]

@@ -72,7 +72,9 @@ def _bridge_server(
     broker: NatsServer, loop: str, settings: Mapping[str, Any], workers: int = 1
 ) -> AbstractContextManager[Server]:
     # These clients subscribe faster than browsers, and the other servers have no limit.
-    options = {"servers": broker.url, "subscribe": [">"], "max_subscribe_rate": 1_000_000, **settings}
+    # All clients have one address.
+    unlimited = {"max_subscribe_rate": 1_000_000, "max_patterns_per_client": 1_000_000, "request_rate": 0}
+    options = {"servers": broker.url, "subscribe": [">"], **unlimited, **settings}
     return python_server(f"{_SERVERS}.bridge", json.dumps(options), loop, str(workers), workers=workers)
 
 

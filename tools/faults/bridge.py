@@ -46,7 +46,8 @@ def main() -> None:
 def make_app(settings: Mapping[str, Any]) -> Sanic[Any, Any]:
     """Create an app that contains only the bridge."""
     app: Sanic[Any, Any] = Sanic(APP_NAME, configure_logging=False)
-    options: Any = {"permissions": permissions, **settings}
+    # All clients have one address, and some faults let them reconnect at once.
+    options: Any = {"permissions": permissions, "request_rate": 0, **settings}
     NatsBridge(app, **options)
     app.register_middleware(add_worker_header, "response")
     return app

@@ -6,6 +6,7 @@ from sanic_nats_bridge.auth.permissions import Permissions
 from sanic_nats_bridge.auth.policy import SubscriptionPolicy
 from sanic_nats_bridge.errors import BridgeError, SubscriptionLimitExceeded, UnknownSession
 from sanic_nats_bridge.hub.hub import Hub
+from sanic_nats_bridge.sessions.pattern_shares import PatternShares
 from sanic_nats_bridge.sessions.subscriptions import Subscriptions
 from tests.support.bridge import until
 from tests.support.fakes import FakeLink, FakeSubscriber
@@ -14,8 +15,8 @@ OWN = {"me.": "t.42."}
 
 
 def subscriptions(hub: Hub, permissions: Permissions, most: int = 10) -> tuple[Subscriptions, FakeSubscriber]:
-    subscriber = FakeSubscriber()
-    return Subscriptions(subscriber, hub, SubscriptionPolicy(most), permissions), subscriber
+    subscriber, shares = FakeSubscriber(), PatternShares(100)
+    return Subscriptions(subscriber, hub, SubscriptionPolicy(most), permissions, shares, "a client"), subscriber
 
 
 async def test_nats_gets_real_subject_and_client_gets_alias() -> None:
