@@ -83,6 +83,8 @@ class SettingKeywords(TypedDict, total=False):
     command_burst: int
     max_bad_commands: int
     max_command_bytes: int
+    max_body_parts: int
+    read_timeout: float
     max_pending_bytes: int
     overflow: str
     write_timeout: float
@@ -182,6 +184,10 @@ class Settings:
     """Invalid commands of one session per minute. One more closes it with 4429."""
     max_command_bytes: int = _option(65_536, validators.integer(64))
     """The largest size of one command."""
+    max_body_parts: int = _option(256, validators.integer(1))
+    """The largest number of parts of less than 512 bytes in which the body of a request may arrive."""
+    read_timeout: float = _option(20.0, validators.seconds(0.1))
+    """Seconds within which a command that has begun must be complete."""
     max_pending_bytes: int = _option(1_048_576, validators.integer(1024))
     """The largest number of bytes buffered for one client before its messages are skipped."""
     overflow: str = _option("gap", validators.one_of("gap", "latest", "close"))

@@ -1,5 +1,6 @@
 """``/subscribe`` and ``/unsubscribe``: commands by POST, mainly for sessions on an event stream."""
 
+import asyncio
 from typing import Any
 
 from sanic import Blueprint, HTTPResponse, Request
@@ -18,7 +19,10 @@ from ..log_limits import limited_logger
 from ..protocol.messages import Action, Outcome, command_id_of, decode_command
 from ..sessions.deadlines import Deadlines
 from ..sessions.registry import SessionRegistry
+from ..settings import Settings
 from ..transports.auto import is_misdirected
+from ..transports.input_limits import SMALL_BYTES, PartLimit
+from ..transports.responses import end_connection
 from .authorization import identify_client
 from .client_address import client_address
 from .openapi import describe_command
@@ -39,7 +43,7 @@ def add_command_routes(blueprint: Blueprint, relay: Relay, sessions: SessionRegi
         body = b""
         try:
             sessions.request_limiter.count(client_address(request))
-            body = await _body(request, settings.max_command_bytes, sessions.deadlines)
+            body = await _body(request, settings, sessions.deadlines)
             return outcome_response(await execute(request, body, action))
         except BridgeError as error:
             rejection = error
@@ -69,12 +73,12 @@ def add_command_routes(blueprint: Blueprint, relay: Relay, sessions: SessionRegi
         blueprint.add_route(handler, f"/{name}", methods=["POST"], name=name, stream=True)
 
 
-async def _body(request: Request, max_bytes: int, deadlines: Deadlines) -> bytes:
-    """Read the body, within a size and a time limit. Sanic alone would read up to 100 MB, for any time.
+async def _body(request: Request, settings: Settings, deadlines: Deadlines) -> bytes:
+    """Read the body, within limits. Sanic alone would read up to 100 MB, for any time, in one turn of the event loop.
 
     Raises:
         UnsupportedMediaType: The body isn't declared as JSON, or is compressed.
-        SizeLimitExceeded: The body is larger than ``max_bytes``.
+        SizeLimitExceeded: The body is larger than ``max_command_bytes``, or has more parts than ``max_body_parts``.
         InvalidCommand: The body is incomplete, or not complete in time.
         UnreachableSession: The worker stops.
     """
@@ -84,21 +88,30 @@ async def _body(request: Request, max_bytes: int, deadlines: Deadlines) -> bytes
     codings = ",".join(request.headers.getall("content-encoding", [])).split(",")
     if any(coding.strip().lower() not in ("", "identity") for coding in codings):
         raise UnsupportedMediaType("The body must not be compressed")
-    body = b""
+    body = bytearray()
+    parts = PartLimit(settings.max_body_parts)
     stream: Any = request.stream
     try:
-        async with deadlines.within(_body_seconds(request)):
+        async with deadlines.within(_body_seconds(request, settings)):
             async for part in stream:
                 body += part
-                if len(body) > max_bytes:
-                    raise SizeLimitExceeded(f"A command must be at most {max_bytes} bytes")
+                if len(body) > settings.max_command_bytes:
+                    raise SizeLimitExceeded(f"A command must be at most {settings.max_command_bytes} bytes")
+                if not parts.add(len(part)):
+                    end_connection(stream)
+                    raise SizeLimitExceeded(
+                        f"A body must have at most {settings.max_body_parts} parts of less than {SMALL_BYTES} bytes"
+                    )
+                if parts.turn_is_over:
+                    await asyncio.sleep(0)
     except (SanicException, TimeoutError):
         if deadlines.stopping:
             raise UnreachableSession("The server is going away") from None
         raise InvalidCommand("Not a valid command: the body cannot be read") from None
-    return body
+    return bytes(body)
 
 
-def _body_seconds(request: Request) -> float:
+def _body_seconds(request: Request, settings: Settings) -> float:
     # Less than Sanic's own timeouts, which end the handler but never close the connection.
-    return min(request.app.config.REQUEST_TIMEOUT, request.app.config.RESPONSE_TIMEOUT) / 2
+    config = request.app.config
+    return min(settings.read_timeout, config.REQUEST_TIMEOUT / 2, config.RESPONSE_TIMEOUT / 2)

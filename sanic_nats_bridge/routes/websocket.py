@@ -6,7 +6,7 @@ from sanic import Blueprint, HTTPResponse, Request, Websocket
 from sanic.exceptions import WebsocketClosed
 from sanic_ext import openapi
 
-from ..errors import BridgeError, InternalError, InvalidCommand
+from ..errors import BridgeError, InternalError, InvalidCommand, SizeLimitExceeded
 from ..log_limits import limited_logger
 from ..protocol.messages import check_websocket_query
 from ..sessions.registry import SessionRegistry
@@ -77,7 +77,12 @@ async def _open_session(
 async def _serve(session: Session, transport: WebSocketTransport) -> None:
     # Ends by WebsocketClosed, or by cancellation, when the client has closed.
     while not session.closed:
-        received = await transport.recv()
+        try:
+            received = await transport.recv()
+        except SizeLimitExceeded as error:
+            await session.wait_until_writable()
+            session.reject(error)
+            break
         await session.wait_until_writable()
         if session.closed:
             break
@@ -90,4 +95,5 @@ async def _receive_until_closed(transport: WebSocketTransport) -> None:
     """Discard frames until the client's Close frame. The transport limits the time."""
     with contextlib.suppress(WebsocketClosed):
         while True:
-            await transport.recv()
+            with contextlib.suppress(SizeLimitExceeded):
+                await transport.recv()

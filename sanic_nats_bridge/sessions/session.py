@@ -190,6 +190,12 @@ class Session:
             return Outcome.rejected(rejection, id=command_id_of(data))
         return Outcome.rejected(rejection, command.action, command.id)
 
+    def reject(self, error: BridgeError) -> None:
+        """Count a command that was rejected before it was received in full, and end the session."""
+        if not self.closed:
+            self._context.counters.refused[error.code] += 1
+            self.close_with_error(error)
+
     def _check_size(self, data: bytes) -> None:
         max_bytes = self._context.settings.max_command_bytes
         if len(data) > max_bytes:

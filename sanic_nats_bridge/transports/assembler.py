@@ -2,10 +2,14 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from sanic.exceptions import WebsocketClosed
 from websockets.frames import Opcode
+
+from ..errors import CloseCode, SizeLimitExceeded
+from .input_limits import PROTOCOL_ERROR, FrameLimits
 
 __all__ = ["MessageAssembler", "ReadSource"]
 
@@ -31,34 +35,99 @@ class MessageAssembler:
 
     Sanic's ``recv()`` starts two tasks per message, and holds 8 KiB per waiting connection.
 
+    All input goes through `data_received`. A message over ``max_bytes`` is rejected at the header of the frame by which
+    it is too large. A message that has begun must be complete within ``seconds``, except that reading was paused.
+
     Args:
-        source: The source of the frames. It is paused while many messages wait.
-        max_bytes: The size at which an incomplete message becomes a message.
+        source: The source of the input. It is paused while many messages wait.
+        max_bytes: The largest size of a message.
+        seconds: The time limit for one message.
+        parse: Parses input, and passes the frames to `put`, in this turn of the event loop or the next.
+        fail: Closes the connection at once, with this close code and reason.
     """
 
     __slots__ = (
-        "_closed", "_full", "_max_bytes", "_messages", "_part", "_paused", "_size", "_source", "_stopped", "_text",
+        "_begun", "_begun_at", "_closed", "_fail", "_full", "_is_reading", "_limits", "_max_bytes", "_messages",
+        "_parse", "_part", "_paused", "_released", "_seconds", "_size", "_source", "_stopped", "_text", "_timer",
         "_waiter",
     )  # fmt: skip
 
-    def __init__(self, source: ReadSource, max_bytes: int) -> None:
+    def __init__(
+        self,
+        source: ReadSource,
+        max_bytes: int,
+        seconds: float,
+        parse: Callable[[bytes], None],
+        fail: Callable[[int, str], object],
+    ) -> None:
         self._source = source
         self._max_bytes = max_bytes
-        self._messages: deque[str | bytes] | None = None
+        self._seconds = seconds
+        self._parse = parse
+        self._fail = fail
+        self._limits = FrameLimits(max_bytes)
+        self._begun = 0
+        """The number of the message whose time is limited."""
+        self._begun_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._messages: deque[str | bytes | SizeLimitExceeded] | None = None
         self._size = 0
         self._part = bytearray()
         self._text = False
         self._closed = False
         self._full = False
+        self._is_reading = True
         self._paused = False
+        self._released = False
         self._stopped = False
         self._waiter: asyncio.Future[None] | None = None
 
+    def data_received(self, data: bytes) -> None:
+        """Parse input of the client, up to a message that is too large."""
+        limits = self._limits
+        was_within = limits.code is None
+        passed = limits.check(data)
+        if passed:
+            self._parse(passed)
+        if limits.incomplete:
+            self._limit_time()
+        elif was_within and limits.code is not None and not self._released:
+            self._exceeded(limits.code)
+
+    def _exceeded(self, code: int) -> None:
+        if code == PROTOCOL_ERROR:
+            self._fail(code, "A control frame is too long")
+        else:
+            # After the task that adds the parsed frames.
+            asyncio.get_running_loop().call_soon(self._reject)
+
+    def _reject(self) -> None:
+        self._part = bytearray()
+        self._add(SizeLimitExceeded(f"A command must be at most {self._max_bytes} bytes"), 0)
+
+    def _limit_time(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._begun != self._limits.begun:
+            self._begun = self._limits.begun
+            self._begun_at = loop.time()
+        if self._timer is None and not self._released:
+            self._timer = loop.call_later(self._seconds, self._check_time)
+
+    def _check_time(self) -> None:
+        self._timer = None
+        if not self._limits.incomplete or self._begun != self._limits.begun:
+            return
+        loop = asyncio.get_running_loop()
+        if not self._is_reading:
+            self._begun_at = loop.time()
+        remaining = self._begun_at + self._seconds - loop.time()
+        if remaining > 0:
+            self._timer = loop.call_later(remaining, self._check_time)
+        else:
+            self._fail(CloseCode.TRY_AGAIN_LATER, f"A message must be complete within {self._seconds:g} seconds")
+
     async def put(self, frame: Any) -> None:
         """Add a frame, which `websockets` has checked. Called by Sanic, which answers pings itself.
-
-        The received part of an oversized fragmented message becomes a message. The session then rejects it because of
-        its size, so a client can't send such a message without end.
 
         Raises:
             UnicodeDecodeError: A text message isn't UTF-8.
@@ -72,14 +141,11 @@ class MessageAssembler:
         if frame.fin:
             message, self._part = bytes(self._part), bytearray()
             self.add(message.decode() if self._text else message)
-        elif len(self._part) > self._max_bytes:
-            message, self._part = bytes(self._part), bytearray()
-            self._text = False  # because both this part and the rest may begin or end within a character
-            self.add(message)
 
     def cancel(self) -> None:
         """End the stream of messages. Called by Sanic when the client has closed the connection."""
         self._closed = True
+        self.release()
         self._wake()
 
     async def get(self) -> str | bytes:
@@ -87,6 +153,7 @@ class MessageAssembler:
 
         Raises:
             WebsocketClosed: The client has closed the connection, and all its messages were read.
+            SizeLimitExceeded: The next message is too large. No other follows it.
         """
         while not self._messages:
             if self._closed:
@@ -99,6 +166,8 @@ class MessageAssembler:
             self._size = 0
             self._full = False
             self._update_reading()
+        if isinstance(message, SizeLimitExceeded):
+            raise message
         return message
 
     def pause(self) -> None:
@@ -116,13 +185,23 @@ class MessageAssembler:
         self._stopped = True
         self._update_reading()
 
+    def release(self) -> None:
+        """Release the timer, because further input is dropped. It would keep the connection in memory."""
+        self._released = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     def add(self, message: str | bytes) -> None:
         """Add a complete message."""
+        self._add(message, len(message))
+
+    def _add(self, message: str | bytes | SizeLimitExceeded, size: int) -> None:
         if self._messages is None:
             # Created on demand, because an empty deque takes more than half a KiB.
             self._messages = deque()
         self._messages.append(message)
-        self._size += len(message)
+        self._size += size
         if len(self._messages) >= _MAX_WAITING or self._size >= _MAX_WAITING_BYTES:
             self._full = True
             self._update_reading()
@@ -132,9 +211,14 @@ class MessageAssembler:
         if self._source.is_closing():
             return
         if self._full or self._paused or self._stopped:
+            self._is_reading = False
             self._source.pause_reading()
-        else:
-            self._source.resume_reading()
+            return
+        if not self._is_reading:
+            self._is_reading = True
+            if self._timer is not None:
+                self._begun_at = asyncio.get_running_loop().time()
+        self._source.resume_reading()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -1,16 +1,20 @@
 """The private parts of Sanic and `websockets` that this package uses, and a check that the installed ones have them."""
 
+from types import GeneratorType
+from typing import Any
+
 from sanic import Request
 from sanic.http import Http
 from sanic.models.asgi import MockTransport
 from sanic.server.protocols.websocket_protocol import WebSocketProtocol
 from sanic.server.websockets.frame import WebsocketFrameAssembler
 from sanic.server.websockets.impl import WebsocketImplProtocol
+from websockets.protocol import State
 from websockets.server import ServerProtocol
 
 from ..compatibility import coroutine, function, require, slot, uses
 
-__all__ = ["check_sanic"]
+__all__ = ["awaits_frame", "check_sanic"]
 
 
 def check_sanic() -> None:
@@ -19,8 +23,14 @@ def check_sanic() -> None:
     Raises:
         IncompatiblePackageError: A private part is missing, or is of another kind.
     """
-    connection = dict.fromkeys(("_callback_check_timeouts", "_can_write", "_time"), slot)
-    require("sanic", WebSocketProtocol, connection | {"send": uses("_can_write"), "resume_writing": uses("_can_write")})
+    connection = dict.fromkeys(("_callback_check_timeouts", "_can_write", "_data_received", "_time", "recv_buffer"), slot)
+    functions = {
+        "data_received": function("self", "data"),
+        "receive_more": uses("_data_received"),
+        "resume_writing": uses("_can_write"),
+        "send": uses("_can_write"),
+    }
+    require("sanic", WebSocketProtocol, connection | functions)
     attributes = (
         "assembler",
         "io_proto",
@@ -50,6 +60,7 @@ def check_sanic() -> None:
         "expecting_continue",
         "keep_alive",
         "protocol",
+        "recv_buffer",
         "request_body",
         "request_max_size",
         "response_func",
@@ -64,5 +75,20 @@ def check_sanic() -> None:
     require("sanic", Http, of_http | functions)
     require("sanic", WebSocketProtocol, {"access_log": slot, "request_max_size": slot})
     require("websockets", ServerProtocol, {"fail": function("self", "code", "reason")})
-    received = {"close_rcvd": lambda value: value is None, "debug": lambda value: isinstance(value, bool)}
-    require("websockets", ServerProtocol(), received)
+    received = {
+        "close_rcvd": lambda value: value is None,
+        "debug": lambda value: isinstance(value, bool),
+        "parser": awaits_frame,
+        "reader": lambda value: not value.buffer,
+    }
+    require("websockets", ServerProtocol(state=State.OPEN), received)
+
+
+def awaits_frame(parser: Any) -> bool:
+    """Return whether a parser of `websockets` has read no part of the next frame.
+
+    It is a generator, which delegates to ``at_eof`` of its reader before each frame, and to ``read_exact`` within one.
+    """
+    while isinstance(parser, GeneratorType) and isinstance(parser.gi_yieldfrom, GeneratorType):
+        parser = parser.gi_yieldfrom
+    return isinstance(parser, GeneratorType) and parser.__name__ == "at_eof"

@@ -5,9 +5,9 @@ this module. Sanic's ``send`` waits while the buffer is full, so direct writes w
 
 Only this module and `responses` use private parts of Sanic's server: ``io_proto``, ``ws_proto``, ``assembler``,
 ``recv_cancel``, ``resume_frames``, ``keepalive_ping_task``, ``data_received``, ``eof_received``,
-``process_events``, ``fail_connection`` and the ping settings of its WebSocket; ``fail``, ``debug`` and
-``close_rcvd`` of the `websockets` protocol below it; ``_can_write``, ``_time`` and ``_callback_check_timeouts`` of
-its protocols; ``expecting_continue``, ``keep_alive``, ``request_body``, ``response_func``, ``stage``, ``protocol`` and
+``process_events``, ``fail_connection`` and the ping settings of its WebSocket; ``fail``, ``debug``, ``parser``,
+``reader`` and ``close_rcvd`` of the `websockets` protocol below it; ``_can_write``, ``_data_received``, ``_time``,
+``recv_buffer`` and ``_callback_check_timeouts`` of its protocols; ``expecting_continue``, ``keep_alive``, ``request_body``, ``response_func``, ``stage``, ``protocol`` and
 ``log_response`` of its HTTP/1 connection.
 """
 
@@ -30,6 +30,8 @@ from ..protocol.messages import Close, Frame
 from ..settings import Settings
 from .assembler import MessageAssembler
 from .base import CLOSE_SECONDS, CLOSED_WITHOUT_CODE, TransportListener
+from .compatibility import awaits_frame
+from .input_limits import SMALL_BYTES
 from .read_throttle import ReadThrottle
 from .responses import discarding_body
 from .tcp import has_unacknowledged_data, set_user_timeout
@@ -40,6 +42,7 @@ _PING = b"\x89\x00"
 _INVALID_DATA = 1007
 _MAX_FRAMES_WITHOUT_SESSION = 100
 _CLIENT_ERRORS = (1002, _INVALID_DATA, CloseCode.TOO_BIG)
+_MAX_PIPELINED_BYTES = 16_384
 _SANIC_WATER_BYTES = {"high": 65_536, "low": 16_384}
 
 
@@ -69,6 +72,26 @@ class _WriteGate:
         if drained is not None:
             drained.set()
             self._owner.resume_writing()
+
+
+class _PipelineGate(asyncio.Event):
+    """Replacement for the event that Sanic's protocol sets when it has received data, while a response is streamed.
+
+    Requests behind that of the stream would wait in Sanic's buffer. A few may.
+    """
+
+    def __init__(self, connection: Any) -> None:
+        super().__init__()
+        self._connection = connection
+
+    def set(self) -> None:
+        super().set()
+        connection = self._connection
+        if len(connection.recv_buffer) > _MAX_PIPELINED_BYTES and not connection.request_body:
+            connection.keep_alive = False
+            connection.recv_buffer.clear()
+            # So that the end of the connection is noticed.
+            connection.protocol.transport.resume_reading()
 
 
 class _SanicTransport:
@@ -139,8 +162,14 @@ class SanicWebSocketTransport(_SanicTransport):
     def __init__(self, websocket: Websocket, settings: Settings) -> None:
         self._websocket = cast(Any, websocket)
         transport = self._websocket.io_proto.transport
-        self._throttle = ReadThrottle(transport, self._websocket.data_received, self._websocket.eof_received)
-        self._assembler = MessageAssembler(self._throttle, settings.max_command_bytes)
+        self._throttle = ReadThrottle(transport, self._receive, self._websocket.eof_received)
+        self._assembler = MessageAssembler(
+            self._throttle,
+            settings.max_command_bytes,
+            settings.read_timeout,
+            self._websocket.data_received,
+            self._websocket.fail_connection,
+        )
         super().__init__(self._websocket.io_proto, settings)
         # The timer does nothing for a WebSocket, but would keep a closed connection in memory for half a minute.
         self._websocket.io_proto._callback_check_timeouts.cancel()
@@ -152,6 +181,7 @@ class SanicWebSocketTransport(_SanicTransport):
         self._ping_answered = True
         self._frames_without_session = 0
         """The number of frames received before the session or after it."""
+        is_between_messages = _is_between_messages(self._websocket)
         self._replace_assembler()
         self._closing: asyncio.Task[None] | None = None
         self._protocol = self._websocket.ws_proto
@@ -161,6 +191,12 @@ class SanicWebSocketTransport(_SanicTransport):
         self._protocol.fail = self._on_fail
         self._process_events = self._websocket.process_events
         self._websocket.process_events = self._process_valid_events
+        if not is_between_messages:
+            # The limits need the header of each frame.
+            self._websocket.fail_connection(CloseCode.TRY_AGAIN_LATER, "A message came before the handshake was done")
+
+    def _receive(self, data: bytes) -> None:
+        self._assembler.data_received(data)
 
     def _replace_assembler(self) -> None:
         """Replace Sanic's assembler, and take over the message that waits in it."""
@@ -180,6 +216,7 @@ class SanicWebSocketTransport(_SanicTransport):
 
         Raises:
             WebsocketClosed: The client has closed the connection.
+            SizeLimitExceeded: The message is too large. No other follows it.
         """
         return await self._assembler.get()
 
@@ -234,6 +271,7 @@ class SanicWebSocketTransport(_SanicTransport):
     def _on_fail(self, code: int, reason: str = "") -> None:
         """Send a close frame of the bridge's own protocol before Sanic or `websockets` fails the connection."""
         self._throttle.drop()
+        self._assembler.release()
         if code != CLOSED_WITHOUT_CODE and self._listener is not None:
             self._listener.connection_lost(int(code))
             self.send(Close(code=int(code), reason=reason, reconnect=code not in _CLIENT_ERRORS))
@@ -245,7 +283,7 @@ class SanicWebSocketTransport(_SanicTransport):
         for event in events:
             if self._listener is None:
                 self._frames_without_session += 1
-            elif _is_control_or_empty(event):
+            elif _costs_as_much_as_a_command(event):
                 self._listener.control_frame_received()
         if self._frames_without_session > _MAX_FRAMES_WITHOUT_SESSION:
             self._assembler.stop()  # because parsing more frames would delay other clients
@@ -267,6 +305,7 @@ class SanicSseTransport(_SanicTransport):
         self._request = request
         self._protocol = cast(Any, request.transport).get_protocol()
         super().__init__(self._protocol, settings)
+        self._protocol._data_received = _PipelineGate(request.stream)
         self._finished = asyncio.Event()
         self.keepalive()
 
@@ -296,6 +335,7 @@ class SanicSseTransport(_SanicTransport):
         """Wait until the session has ended, then restore the connection's settings for Sanic."""
         await self._finished.wait()
         self._transport.set_write_buffer_limits(**_SANIC_WATER_BYTES)
+        self._protocol._data_received = asyncio.Event()
         self._protocol._time = time.monotonic()
 
     def _abort_if_stuck(self) -> None:
@@ -339,6 +379,13 @@ async def begin_http10_stream(request: Request, response: HTTPResponse) -> None:
     connection.response_func = send
 
 
-def _is_control_or_empty(event: Any) -> bool:
-    """Return whether a frame is a ping, a pong or an empty fragment, which a client could send without limit."""
-    return event.opcode in (Opcode.PING, Opcode.PONG) or (event.opcode is Opcode.CONT and not event.data)
+def _is_between_messages(websocket: Any) -> bool:
+    """Return whether Sanic has read no part of a message that is incomplete."""
+    protocol, assembler = websocket.ws_proto, websocket.assembler
+    between_frames = awaits_frame(protocol.parser) and not protocol.reader.buffer
+    return between_frames and (assembler.message_complete.is_set() or not assembler.chunks)
+
+
+def _costs_as_much_as_a_command(event: Any) -> bool:
+    """Return whether a frame is a ping, a pong or a small fragment, which a client could send without limit."""
+    return event.opcode in (Opcode.PING, Opcode.PONG) or (event.opcode is Opcode.CONT and len(event.data) < SMALL_BYTES)

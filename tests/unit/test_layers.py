@@ -45,7 +45,7 @@ NEVER = {"hub": {"nats", "transports", "sessions"}, "nats": {"hub", "sessions"},
 SANS_IO = {"errors", "token_bucket", "protocol", "auth.permissions", "auth.pattern_lists", "auth.exclusions",
            "auth.policy", "auth.origins", "auth.hosts", "metrics.counters", "metrics.definitions",
            "metrics.stats", "validators", "settings", "nats.parser", "nats.pattern_index", "nats.server_errors",
-           "nats.server_info", "nats.server_pool", "routes.log_redaction"}  # fmt: skip
+           "nats.server_info", "nats.server_pool", "routes.log_redaction", "transports.input_limits"}  # fmt: skip
 """Modules, and packages as a whole, that know neither asyncio nor Sanic nor nats-py."""
 
 IMPORTED_BY = {
@@ -58,7 +58,7 @@ IMPORTED_BY = {
 """The libraries that only some packages or modules may import."""
 
 FOREIGN_PRIVATE = {
-    "transports.sanic": {"_callback_check_timeouts", "_can_write", "_time"},
+    "transports.sanic": {"_callback_check_timeouts", "_can_write", "_data_received", "_time"},
     "transports.asgi": {"_send"},
     "nats.transport": {"_client"},
 }

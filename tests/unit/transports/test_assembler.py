@@ -1,12 +1,17 @@
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import pytest
 from sanic.exceptions import WebsocketClosed
 from websockets.frames import Frame, Opcode
 
+from sanic_nats_bridge.errors import SizeLimitExceeded
 from sanic_nats_bridge.transports.assembler import MessageAssembler
+from tests.support.clock import LeapingLoop, turns
+from tests.support.frames import CONT, PING, TEXT, frame
 
 MAX_BYTES = 70_000
+SECONDS = 20.0
 
 
 class FakeTransport(asyncio.Transport):
@@ -29,14 +34,40 @@ class FakeTransport(asyncio.Transport):
         self.reading = True
 
 
-@pytest.fixture
-def transport() -> FakeTransport:
-    return FakeTransport()
+class Made:
+    """An assembler with the parts around it."""
+
+    def __init__(self) -> None:
+        self.transport = FakeTransport()
+        self.parsed: list[bytes] = []
+        self.failed: list[int] = []
+        self.assembler = MessageAssembler(
+            self.transport, MAX_BYTES, SECONDS, self.parsed.append, lambda code, _: self.failed.append(code)
+        )
 
 
 @pytest.fixture
-def assembler(transport: FakeTransport) -> MessageAssembler:
-    return MessageAssembler(transport, MAX_BYTES)
+def made() -> Made:
+    return Made()
+
+
+@pytest.fixture
+def transport(made: Made) -> FakeTransport:
+    return made.transport
+
+
+@pytest.fixture
+def assembler(made: Made) -> MessageAssembler:
+    return made.assembler
+
+
+def run_leaping(run: Callable[[], Awaitable[None]]) -> None:
+    """Run a test on a loop whose clock leaps."""
+    loop = LeapingLoop()
+    try:
+        loop.run_until_complete(run())
+    finally:
+        loop.close()
 
 
 def text(content: str) -> Frame:
@@ -167,23 +198,125 @@ async def test_reading_pauses_when_queued_bytes_reach_limit(
     assert transport.reading
 
 
-@pytest.mark.parametrize("opcode", [Opcode.TEXT, Opcode.BINARY])
-async def test_unfinished_message_is_returned_when_over_size_limit(transport: FakeTransport, opcode: Opcode) -> None:
-    assembler = MessageAssembler(transport, 3)
-    await assembler.put(Frame(opcode, "aä".encode(), fin=False))
-    reader = asyncio.create_task(assembler.get())
-    await asyncio.sleep(0)
+def test_input_within_limits_is_parsed(made: Made) -> None:
+    data = frame(TEXT, b"ab", fin=False) + frame(CONT, b"c")
+    made.assembler.data_received(data)
+    assert made.parsed == [data]
+
+
+async def test_too_large_message_follows_those_before_it(made: Made) -> None:
+    before = frame(TEXT, b"first")
+    made.assembler.data_received(before + frame(TEXT, length=MAX_BYTES + 1))
+    made.assembler.data_received(bytes(100_000))
+    assert made.parsed == [before]
+    made.assembler.add("first")
+    assert await made.assembler.get() == "first"
+    with pytest.raises(SizeLimitExceeded, match=f"A command must be at most {MAX_BYTES} bytes"):
+        await made.assembler.get()
+    reader = asyncio.create_task(made.assembler.get())
+    await turns()
     assert not reader.done()
-    await assembler.put(Frame(Opcode.CONT, "ö".encode()[:1], fin=False))
-    assert await reader == "aäö".encode()[:4]
-    await assembler.put(Frame(Opcode.CONT, "ö".encode()[1:]))
-    assert await assembler.get() == "ö".encode()[1:]
-    await assembler.put(text("next"))
-    assert await assembler.get() == "next"
+    made.assembler.cancel()
+    with pytest.raises(WebsocketClosed):
+        await reader
 
 
-async def test_message_at_size_limit_is_returned_whole(transport: FakeTransport) -> None:
-    assembler = MessageAssembler(transport, 3)
-    for frame in (Frame(Opcode.TEXT, b"ab", fin=False), Frame(Opcode.CONT, b"c", fin=False), Frame(Opcode.CONT, b"")):
-        await assembler.put(frame)
-    assert await assembler.get() == "abc"
+async def test_parts_of_too_large_message_are_dropped(made: Made) -> None:
+    await made.assembler.put(Frame(Opcode.TEXT, b"a" * 69_000, fin=False))
+    made.assembler.data_received(frame(TEXT, b"a" * 69_000, fin=False) + frame(CONT, length=1_001))
+    await turns()
+    assert not made.assembler._part
+
+
+async def test_message_of_largest_size_is_parsed(made: Made) -> None:
+    data = frame(TEXT, b"a" * MAX_BYTES)
+    made.assembler.data_received(data)
+    assert made.parsed == [data]
+    await turns()
+    assert made.assembler._messages is None
+
+
+def test_long_control_frame_fails_connection_once(made: Made) -> None:
+    made.assembler.data_received(frame(PING, length=126))
+    made.assembler.data_received(bytes(1_000))
+    assert (made.failed, made.parsed) == ([1002], [])
+
+
+BEGINNINGS = {
+    "a byte": frame(TEXT, b"abc")[:1],
+    "half a frame": frame(TEXT, b"abc")[:-1],
+    "a fragment": frame(TEXT, b"abc", fin=False),
+    "fragments": frame(TEXT, b"abc", fin=False) + frame(CONT, b"abc", fin=False),
+    "half a ping": frame(PING, b"abc")[:-1],
+}
+
+
+@pytest.mark.parametrize("beginning", BEGINNINGS.values(), ids=BEGINNINGS)
+@pytest.mark.parametrize("trickles", [False, True])
+def test_message_must_be_complete_in_time(beginning: bytes, trickles: bool) -> None:
+    async def run() -> None:
+        made = Made()
+        await asyncio.sleep(100)
+        made.assembler.data_received(beginning)
+        if trickles and beginning[0] & 0x80 == 0:
+            await asyncio.sleep(SECONDS - 1)
+            made.assembler.data_received(frame(CONT, b"a", fin=False) + frame(PING))
+            await asyncio.sleep(0.9)
+        else:
+            await asyncio.sleep(SECONDS - 0.1)
+        assert made.failed == []
+        await asyncio.sleep(0.2)
+        assert made.failed == [1013]
+
+    run_leaping(run)
+
+
+def test_each_message_has_its_own_time() -> None:
+    async def run() -> None:
+        made = Made()
+        message = frame(TEXT, b"abc")
+        for _ in range(10):
+            made.assembler.data_received(message[:3])
+            await asyncio.sleep(SECONDS * 0.6)
+            made.assembler.data_received(message[3:] + message[:1])
+            await asyncio.sleep(SECONDS * 0.6)
+            made.assembler.data_received(message[1:])
+        await asyncio.sleep(SECONDS * 3)
+        assert made.failed == []
+
+    run_leaping(run)
+
+
+def test_time_begins_anew_after_pause_of_reading() -> None:
+    async def run() -> None:
+        made = Made()
+        made.assembler.data_received(frame(TEXT, fin=False))
+        made.assembler.pause()
+        await asyncio.sleep(SECONDS * 2.5)
+        made.assembler.resume()
+        await asyncio.sleep(SECONDS - 0.1)
+        made.assembler.resume()
+        assert made.failed == []
+        await asyncio.sleep(0.2)
+        assert made.failed == [1013]
+
+    run_leaping(run)
+
+
+@pytest.mark.parametrize("end", [MessageAssembler.release, MessageAssembler.cancel])
+def test_time_is_not_limited_after_end(end: Callable[[MessageAssembler], None]) -> None:
+    async def run() -> None:
+        made = Made()
+        made.assembler.data_received(frame(TEXT, fin=False))
+        end(made.assembler)
+        made.assembler.data_received(frame(CONT, fin=False))
+        assert made.assembler._timer is None
+        await asyncio.sleep(SECONDS * 2)
+        assert made.failed == []
+
+    run_leaping(run)
+
+
+async def test_complete_messages_start_no_timer(made: Made) -> None:
+    made.assembler.data_received(frame(TEXT, b"a") * 3)
+    assert made.assembler._timer is None

@@ -1,0 +1,146 @@
+"""The limits on the input of one client: the sizes of its messages, and the number of their parts.
+
+These classes get bytes, or sizes, and return verdicts. They know no connection and no parser.
+"""
+
+from typing import Final
+
+from ..errors import CloseCode
+
+__all__ = ["PROTOCOL_ERROR", "SMALL_BYTES", "FrameLimits", "PartLimit"]
+
+SMALL_BYTES: Final = 512
+"""The size below which a part costs more than its bytes. TCP segments of a longer message are larger."""
+PROTOCOL_ERROR: Final = 1002  # RFC 6455, section 7.4.1
+
+_PARTS_PER_TURN = 16
+_MAX_CONTROL_BYTES = 125  # RFC 6455, section 5.5
+_CONTINUATION, _BINARY, _CLOSE = 0, 2, 8
+_MASK_BYTES = 4
+
+
+class FrameLimits:
+    """The limit on the size of a WebSocket message, applied to the header of each frame, before its payload.
+
+    The size of a message is the sum of the lengths in the headers of its frames. All other rules of RFC 6455 are left
+    to the parser of the frames. After a message that is too large only control frames are passed on, so that the
+    closing handshake can complete.
+
+    Args:
+        max_bytes: The largest size of a message.
+    """
+
+    __slots__ = ("_held", "_in_message", "_left", "_max_bytes", "_passes", "_size", "begun", "code")
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._held = b""
+        """An incomplete header."""
+        self._left = 0
+        """The number of bytes of the current frame that haven't arrived."""
+        self._passes = True
+        """False if the current frame is dropped."""
+        self._in_message = False
+        self._size = 0
+        """The size of the current message, by the headers received so far."""
+        self.begun = 0
+        """The number of messages, and of control frames outside of them, that have begun."""
+        self.code: int | None = None
+        """The close code for a client that has exceeded a limit."""
+
+    @property
+    def incomplete(self) -> bool:
+        """True if a message or a control frame has begun, and isn't complete."""
+        return self.code is None and (self._in_message or self._left > 0 or bool(self._held))
+
+    def check(self, data: bytes) -> bytes:
+        """Return the part of the data that may be parsed, without an incomplete header at its end."""
+        size = len(data)
+        if size <= self._left:
+            self._left -= size
+            return data if self._passes else b""
+        is_counted = bool(self._held)
+        if is_counted:
+            data, self._held = self._held + data, b""
+            size = len(data)
+        passed = []
+        start, position = 0, self._left
+        while position < size:
+            if not is_counted and not self._in_message:
+                self.begun += 1
+            is_counted = False
+            payload_at, length = _lengths(data, position)
+            if payload_at > size:
+                self._held = data[position:]
+                size = position
+                break
+            passes = self._allows(data[position], length)
+            if passes is not self._passes:
+                if self._passes:
+                    passed.append(data[start:position])
+                start, self._passes = position, passes
+            position = payload_at + length + (_MASK_BYTES if data[position + 1] & 0x80 else 0)
+        self._left = position - size
+        if self._passes:
+            passed.append(data[start:size])
+        return passed[0] if len(passed) == 1 else b"".join(passed)
+
+    def _allows(self, first: int, length: int) -> bool:
+        """Return whether a frame is within the limits, by the first byte of its header and the length of its payload."""
+        opcode = first & 0x0F
+        if opcode >= _CLOSE:
+            if length > _MAX_CONTROL_BYTES:
+                # `websockets` would buffer the payload first.
+                self.code = PROTOCOL_ERROR
+            return self.code != PROTOCOL_ERROR
+        if self.code is not None:
+            return False
+        if opcode > _BINARY:
+            return True  # The parser rejects a reserved opcode.
+        self._size = length + (self._size if opcode == _CONTINUATION else 0)
+        if self._size > self._max_bytes:
+            self.code = CloseCode.TOO_BIG
+            return False
+        self._in_message = not first & 0x80
+        return True
+
+
+class PartLimit:
+    """The limit on the number of parts in which the body of a request arrives: its chunks, or segments of it.
+
+    Args:
+        max_parts: The largest number of parts of less than `SMALL_BYTES`. Larger ones aren't counted.
+    """
+
+    __slots__ = ("_left", "_parts")
+
+    def __init__(self, max_parts: int) -> None:
+        self._left = max_parts
+        self._parts = 0
+
+    @property
+    def turn_is_over(self) -> bool:
+        """True if further parts belong to another turn of the event loop."""
+        return self._parts % _PARTS_PER_TURN == 0
+
+    def add(self, size: int) -> bool:
+        """Count a part, and return False if the body has too many."""
+        self._parts += 1
+        if size < SMALL_BYTES:
+            self._left -= 1
+        return self._left >= 0
+
+
+def _lengths(data: bytes, position: int) -> tuple[int, int]:
+    """Return the end of the lengths in a frame's header, and the length of its payload (RFC 6455, section 5.2).
+
+    The end is beyond the data if the lengths are incomplete.
+    """
+    end = position + 2
+    if end > len(data):
+        return end, 0
+    length = data[position + 1] & 0x7F
+    if length <= _MAX_CONTROL_BYTES:
+        return end, length
+    begin, end = end, end + (2 if length == _MAX_CONTROL_BYTES + 1 else 8)
+    return end, int.from_bytes(data[begin:end])
