@@ -95,11 +95,12 @@ class MessageAssembler:
             self._exceeded(limits.code)
 
     def _exceeded(self, code: int) -> None:
+        # After the task that handles the parsed frames.
+        loop = asyncio.get_running_loop()
         if code == PROTOCOL_ERROR:
-            self._fail(code, "A control frame is too long")
+            loop.call_soon(self._fail, code, "A control frame is too long")
         else:
-            # After the task that adds the parsed frames.
-            asyncio.get_running_loop().call_soon(self._reject)
+            loop.call_soon(self._reject)
 
     def _reject(self) -> None:
         self._part = bytearray()

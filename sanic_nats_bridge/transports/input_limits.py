@@ -23,8 +23,8 @@ class FrameLimits:
     """The limit on the size of a WebSocket message, applied to the header of each frame, before its payload.
 
     The size of a message is the sum of the lengths in the headers of its frames. All other rules of RFC 6455 are left
-    to the parser of the frames. After a message that is too large only control frames are passed on, so that the
-    closing handshake can complete.
+    to the parser of the frames. After a message that is too large only a Close frame is passed on, so that the closing
+    handshake can complete.
 
     Args:
         max_bytes: The largest size of a message.
@@ -92,7 +92,7 @@ class FrameLimits:
             if length > _MAX_CONTROL_BYTES:
                 # `websockets` would buffer the payload first.
                 self.code = PROTOCOL_ERROR
-            return self.code != PROTOCOL_ERROR
+            return self.code is None or (opcode == _CLOSE and self.code != PROTOCOL_ERROR)
         if self.code is not None:
             return False
         if opcode > _BINARY:

@@ -119,7 +119,7 @@ async def test_pings_over_rate_close_session(shared_nats: NatsServer, publisher:
         assert close["code"] == 4429
 
 
-@pytest.mark.parametrize("kind", ["pongs", "empty fragments"])
+@pytest.mark.parametrize("kind", ["pongs", "empty fragments", "small fragments"])
 async def test_non_command_frames_over_rate_close_session(
     shared_nats: NatsServer, publisher: Publisher, kind: str
 ) -> None:
@@ -131,7 +131,7 @@ async def test_non_command_frames_over_rate_close_session(
             for _ in range(21):
                 await client.connection.pong()
         else:
-            await client.connection.send([""] * 21)
+            await client.connection.send(["" if kind == "empty fragments" else "x"] * 22)
         (close,) = await frames_to_the_end(client)
         assert close["code"] == 4429
 

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import json
 import re
 import socket
 import ssl
@@ -7,14 +8,14 @@ from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import pytest
-from sanic import Sanic
+from sanic import Request, Sanic
 from websockets.protocol import Protocol
 
-from sanic_nats_bridge import Session
+from sanic_nats_bridge import Permissions, Session
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import WAIT_SECONDS, WebSocketClient, running, until
 from tests.support.clock import HeldClock, held, turns
-from tests.support.frames import CLOSE, CONT, PONG, TEXT, frame, read_frame
+from tests.support.frames import CLOSE, CONT, PING, PONG, TEXT, frame, read_frame
 from tests.support.raw import UPGRADE, client_frame, raw_connection, reset, session_of, sessions
 
 LIMIT: Final = 64 * 1024
@@ -361,21 +362,159 @@ async def test_session_ends_when_client_ends_tls_after_many_frames(
         assert transport._throttle._unfed is None
 
 
-async def test_oversized_fragmented_message_closes_session_before_its_end(shared_nats: NatsServer) -> None:
+LARGE: Final = {
+    "a frame": (b"", 1_001),
+    "a frame of 2^63 bytes": (b"", 2**63),
+    "the second fragment": (frame(TEXT, b" " * 600, fin=False), 401),
+    "a fragment after a ping": (frame(TEXT, b" " * 1_000, fin=False) + frame(PING), 1),
+}
+
+
+@pytest.mark.parametrize(("begin", "length"), LARGE.values(), ids=LARGE)
+async def test_too_large_message_closes_session_at_header_of_frame(
+    shared_nats: NatsServer, begin: bytes, length: int
+) -> None:
     async with (
         running(servers=shared_nats.url, max_command_bytes=1_000) as bridge,
         raw_connection(bridge.port, REQUESTS["websocket"]) as (reader, writer),
         bridge.websocket() as other,
     ):
         await reader.readuntil(b'"nats":"connected"}')
-        writer.write(frame(TEXT, b" ", fin=False) + frame(CONT, b" ", fin=False) * 5_000)
-        async with asyncio.timeout(WAIT_SECONDS):
-            opcode, told = await read_frame(reader)
-            assert (opcode, b'"code":1009' in told, b'"reconnect":false' in told) == (TEXT, True, True)
-            opcode, payload = await read_frame(reader)
-        assert (opcode, int.from_bytes(payload[:2])) == (CLOSE, 1009)
+        opcode = CONT if begin else TEXT
+        writer.write(client_frame(b'{"action":"ping"}') + begin + frame(opcode, mask=None, length=length))
+        frames = [await asyncio.wait_for(read_frame(reader), WAIT_SECONDS) for _ in range(4 if b"\x89" in begin else 3)]
+        frames = [received for received in frames if received[0] != PONG]
+        assert b'"message":"pong"' in frames[0][1]
+        told = json.loads(frames[1][1])
+        assert (told["type"], told["code"], told["reconnect"]) == ("close", 1009, False)
+        assert told["reason"] == "A command must be at most 1000 bytes"
+        assert frames[2] == (CLOSE, (1009).to_bytes(2) + told["reason"].encode())
+        assert sessions(bridge).counters.refused["limit.size"] == 1
+        # The rest of the frame is dropped, and the closing handshake completes.
+        writer.write(bytes(4 + min(length, 1_001)) + frame(CLOSE, (1009).to_bytes(2)))
         assert (await other.ask({"action": "ping"}))["message"] == "pong"
         assert len(sessions(bridge)) == 1
+        if length < 2**63:
+            assert await asyncio.wait_for(reader.read(), WAIT_SECONDS) == b""
+
+
+async def test_half_a_message_holds_at_most_max_command_bytes(shared_nats: NatsServer) -> None:
+    async with running(servers=shared_nats.url, max_command_bytes=100_000) as bridge:
+        async with raw_connection(bridge.port, REQUESTS["websocket"]) as (reader, writer):
+            await reader.readuntil(b'"nats":"connected"}')
+            (session,) = sessions(bridge)
+            transport: Any = session._transport
+            buffer = transport._protocol.reader.buffer
+            writer.write(frame(TEXT, bytes(60_000), fin=False) + frame(CONT, bytes(39_999), length=40_000))
+            await until(lambda: len(buffer) == 39_999)
+            assert len(transport._assembler._part) == 60_000
+            assert transport._throttle._unfed is None
+        await until(lambda: not len(sessions(bridge)))
+
+
+HALVES: Final = {
+    "half a header": frame(TEXT, bytes(200))[:3],
+    "half a frame": frame(TEXT, bytes(200))[:-1],
+    "a fragment": frame(TEXT, b" ", fin=False),
+    "half a ping": frame(PING, b"abc")[:-1],
+}
+
+
+@pytest.mark.parametrize("half", HALVES.values(), ids=HALVES)
+async def test_message_that_is_not_completed_in_time_closes_session(shared_nats: NatsServer, half: bytes) -> None:
+    async with (
+        running(servers=shared_nats.url, read_timeout=7, heartbeat=3_600) as bridge,
+        raw_connection(bridge.port, REQUESTS["websocket"]) as (reader, writer),
+    ):
+        await reader.readuntil(b'"nats":"connected"}')
+        (session,) = sessions(bridge)
+        transport: Any = session._transport
+        async with held() as clock:
+            writer.write(half)
+            await clock.forward_until(lambda: transport._assembler._timer, step=0)
+            await clock.forward(6.9)
+            assert not session.closed
+            reading = asyncio.create_task(reader.read())
+            await clock.forward_until(reading.done, step=0.1)
+        told, close = reading.result().split(b"\x88", 1)
+        assert b'"code":1013,"reason":"A message must be complete within 7 seconds","reconnect":true' in told
+        assert int.from_bytes(close[1:3]) == 1013
+        assert session.closed
+
+
+async def test_message_that_begins_before_session_is_limited_too(shared_nats: NatsServer) -> None:
+    asked = asyncio.Event()
+
+    async def permissions(_: Request) -> Permissions:
+        asked.set()
+        await asyncio.sleep(3_600)
+        return Permissions()
+
+    async with (
+        running(servers=shared_nats.url, permissions=permissions, permissions_timeout=7_200, read_timeout=7) as bridge,
+        held() as clock,
+        raw_connection(bridge.port, REQUESTS["websocket"]) as (reader, writer),
+    ):
+        await reader.readuntil(b"\r\n\r\n")
+        await asked.wait()
+        writer.write(frame(TEXT, bytes(10))[:-1])
+        reading = asyncio.create_task(reader.read())
+        await clock.forward_until(reading.done, step=0.5)
+        assert reading.result()[2:4] == (1013).to_bytes(2)
+
+
+@pytest.mark.parametrize("sent", [frame(TEXT, b"abc")[:-1], frame(TEXT, b"abc")[:1], frame(TEXT, b"a", fin=False)])
+async def test_half_a_message_before_handler_closes_connection(shared_nats: NatsServer, sent: bytes) -> None:
+    has_sent = asyncio.Event()
+
+    def prepare(app: Sanic[Any, Any]) -> None:
+        @app.signal("websocket.handler.before")
+        async def dawdle(**_: Any) -> None:
+            await has_sent.wait()
+            await turns(20)
+
+    async with (
+        running(servers=shared_nats.url, prepare=prepare) as bridge,
+        raw_connection(bridge.port, REQUESTS["websocket"]) as (reader, writer),
+    ):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(sent)
+        has_sent.set()
+        opcode, payload = await asyncio.wait_for(read_frame(reader), WAIT_SECONDS)
+        assert (opcode, int.from_bytes(payload[:2])) == (CLOSE, 1013)
+        await until(lambda: not len(sessions(bridge)))
+
+
+async def test_requests_behind_event_stream_are_dropped(shared_nats: NatsServer) -> None:
+    async with (
+        running(servers=shared_nats.url) as bridge,
+        raw_connection(bridge.port, REQUESTS["events"]) as (reader, writer),
+    ):
+        await reader.readuntil(b'"nats":"connected"}')
+        (session,) = sessions(bridge)
+        transport: Any = session._transport
+        request = b"GET /nats/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+        for _ in range(10):
+            writer.write(request * 5_000)
+            await asyncio.wait_for(writer.drain(), WAIT_SECONDS)
+        await until(lambda: not transport._request.stream.keep_alive)
+        assert len(transport._protocol.recv_buffer) <= 16_384
+        bridge.runtime.sessions.close_all("test")
+        assert b"HTTP/1.1" not in await asyncio.wait_for(reader.read(), WAIT_SECONDS)
+
+
+async def test_request_behind_event_stream_is_answered_after_it(shared_nats: NatsServer) -> None:
+    async with (
+        running(servers=shared_nats.url) as bridge,
+        raw_connection(bridge.port, REQUESTS["events"]) as (reader, writer),
+    ):
+        await reader.readuntil(b'"nats":"connected"}')
+        (session,) = sessions(bridge)
+        transport: Any = session._transport
+        writer.write(b"GET /nats/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        await until(lambda: transport._protocol.recv_buffer)
+        bridge.runtime.sessions.close_all("test")
+        assert b'{"live":true}' in await asyncio.wait_for(reader.readuntil(b'{"live":true}'), WAIT_SECONDS)
 
 
 async def test_lost_client_leaves_no_buffered_slice_or_task(shared_nats: NatsServer) -> None:

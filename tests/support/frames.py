@@ -6,7 +6,6 @@ from typing import Final
 
 CONT, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 PROTOCOL_ERROR, NO_CODE, INVALID_DATA, TOO_BIG = 1002, 1005, 1007, 1009
-MAX_MESSAGE_BYTES: Final = 2**20
 
 _REGISTERED: Final = {*range(1000, 1004), *range(1007, 1015), *range(3000, 5000)}
 
@@ -83,13 +82,16 @@ class _Reader:
             return self._cut_off()
         if width:
             length = int.from_bytes(data[2 : 2 + width])
-        if length > MAX_MESSAGE_BYTES:
-            # Its first bit must be 0, and no control frame may be so long.
-            return self._fail(TOO_BIG, *([PROTOCOL_ERROR] if length >> 63 or opcode >= CLOSE else []))
+        if opcode >= CLOSE and length > 125:
+            return self._fail(PROTOCOL_ERROR)
+        if opcode < CLOSE and length + (0 if opcode != CONT else len(self._parts)) > self._max:
+            # What else is wrong with the frame may be seen first.
+            faulty = rsv or (opcode == CONT) != (self._opcode is not None)
+            return self._fail(TOO_BIG, *([PROTOCOL_ERROR] if faulty else []))
         if len(data) < start + length:
             return self._cut_off()
         payload = masked(data[start : start + length], data[start - 4 : start])
-        if rsv or (opcode >= CLOSE and (length > 125 or not fin)):
+        if rsv or (opcode >= CLOSE and not fin):
             return self._fail(PROTOCOL_ERROR)
         if opcode >= CLOSE:
             self._control(opcode, payload)
@@ -134,8 +136,6 @@ class _Reader:
             self._opcode, self._parts = opcode, b""
         self._parts += payload
         self.verdict.unfinished = not last
-        if not last and len(self._parts) > self._max:
-            self.verdict.codes.add(TOO_BIG)
         if last:
             self._message(self._opcode == TEXT, self._parts)
             self._opcode = None
@@ -143,8 +143,6 @@ class _Reader:
     def _message(self, text: bool, content: bytes) -> None:
         if text and not _is_utf8(content):
             self.verdict.codes.add(INVALID_DATA)
-        elif len(content) > self._max:
-            self.verdict.codes.add(TOO_BIG)
         if not self.verdict.codes:
             self.verdict.messages.append(content.decode() if text else content)
 

@@ -236,9 +236,10 @@ async def test_message_of_largest_size_is_parsed(made: Made) -> None:
     assert made.assembler._messages is None
 
 
-def test_long_control_frame_fails_connection_once(made: Made) -> None:
+async def test_long_control_frame_fails_connection_once(made: Made) -> None:
     made.assembler.data_received(frame(PING, length=126))
     made.assembler.data_received(bytes(1_000))
+    await turns()
     assert (made.failed, made.parsed) == ([1002], [])
 
 
