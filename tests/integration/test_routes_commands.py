@@ -26,7 +26,8 @@ from tests.support.bridge import (
     subscribed,
     until,
 )
-from tests.support.raw import kept_connection, raw_connection, reset, session_of, sessions
+from tests.support.clock import held
+from tests.support.raw import kept_connection, parts_per_turn, raw_connection, reset, session_of, sessions
 
 SIZE = 70_000
 
@@ -261,6 +262,85 @@ async def test_sanic_asgi_client_reaches_bridge(app: Sanic[Any, Any], monkeypatc
     for _ in range(2):
         _, response = await app.asgi_client.post("/nats/subscribe", json=UNKNOWN)
         assert (response.status, response.json["code"], response.json["id"]) == (404, "session.unknown", 1)
+
+
+POST = "POST /nats/subscribe HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def in_chunks(body: bytes, size: int, extension: bytes = b"") -> bytes:
+    parts = [body[at : at + size] for at in range(0, len(body), size)]
+    return b"".join(b"%x%b\r\n%b\r\n" % (len(part), extension, part) for part in parts) + b"0\r\n\r\n"
+
+
+SMALL_CHUNKS = {
+    "of one byte": in_chunks(b" " * 20_000, 1),
+    "of 511 bytes": in_chunks(b" " * 20_000, 511),
+    "with extensions": in_chunks(b" " * 5_000, 1, b";x=" + b"y" * 50),
+}
+
+
+@sanic_only
+@pytest.mark.parametrize("chunks", SMALL_CHUNKS.values(), ids=SMALL_CHUNKS)
+async def test_body_in_too_many_small_chunks_is_rejected_and_connection_ends(
+    shared_nats: NatsServer, server: ServerName, chunks: bytes
+) -> None:
+    async with running(server=server, servers=shared_nats.url, max_body_parts=20) as bridge:
+        async with raw_connection(bridge.port, POST) as (reader, writer):
+            writer.write(chunks + b"GET /nats/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            answer = await asyncio.wait_for(reader.readuntil(b"}"), WAIT_SECONDS)
+            assert answer.startswith(b"HTTP/1.1 413 ")
+            assert b"\r\nconnection: close\r\n" in answer
+            assert b'"code":"limit.size","message":"A body must have at most 20 parts of less than 512 bytes"' in answer
+            writer.write_eof()
+            assert b"HTTP/1.1" not in await asyncio.wait_for(reader.read(), WAIT_SECONDS)
+        assert sessions(bridge).counters.refused["limit.size"] == 1
+
+
+@sanic_only
+@pytest.mark.parametrize(("size", "max_parts"), [(100, 20), (512, 1)])
+async def test_body_within_limit_of_parts_is_accepted(
+    shared_nats: NatsServer, server: ServerName, size: int, max_parts: int
+) -> None:
+    async with running(server=server, servers=shared_nats.url, max_body_parts=max_parts) as bridge:
+        body = b'{"session":"x","subjects":["a"]}'.ljust(20 * size)
+        async with raw_connection(bridge.port, POST) as (reader, writer):
+            writer.write(in_chunks(body, size))
+            assert (await asyncio.wait_for(reader.readline(), WAIT_SECONDS)).startswith(b"HTTP/1.1 404 ")
+
+
+@sanic_only
+async def test_trailers_of_chunked_body_are_rejected(bridge: Bridge) -> None:
+    async with raw_connection(bridge.port, POST) as (reader, writer):
+        writer.write(b"2\r\n{}\r\n0\r\nX: y\r\n\r\n")
+        assert (await asyncio.wait_for(reader.readline(), WAIT_SECONDS)).startswith(b"HTTP/1.1 400 ")
+
+
+@sanic_only
+async def test_loop_turn_reads_few_chunks(
+    monkeypatch: pytest.MonkeyPatch, shared_nats: NatsServer, server: ServerName
+) -> None:
+    async with running(server=server, servers=shared_nats.url, max_body_parts=10_000) as bridge:
+        per_turn = parts_per_turn(monkeypatch)
+        async with raw_connection(bridge.port, POST) as (reader, writer):
+            writer.write(in_chunks(b" " * 5_000, 1))
+            await asyncio.wait_for(reader.readuntil(b"}"), WAIT_SECONDS)
+    assert sum(per_turn) == 5_000
+    assert max(per_turn) <= 16
+
+
+@sanic_only
+async def test_body_must_be_complete_within_read_timeout(shared_nats: NatsServer, server: ServerName) -> None:
+    async with (
+        running(server=server, servers=shared_nats.url, read_timeout=3) as bridge,
+        held() as clock,
+        raw_connection(bridge.port, POST + "2\r\n{") as (reader, _),
+    ):
+        reading = asyncio.create_task(reader.readuntil(b"}"))
+        await until(lambda: sessions(bridge).deadlines._timeouts)
+        await clock.forward(2.9)
+        assert not reading.done()
+        await clock.forward_until(reading.done)
+        assert reading.result().startswith(b"HTTP/1.1 400 ")
 
 
 @sanic_only

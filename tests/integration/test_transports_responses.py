@@ -13,7 +13,7 @@ from sanic import Sanic
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import SERVERS, WAIT_SECONDS, Bridge, Publisher, ServerName, running, sanic_only, until
 from tests.support.clock import held
-from tests.support.raw import raw_connection, sessions
+from tests.support.raw import parts_per_turn, raw_connection, sessions
 
 ALLOWED = "https://app.example"
 ROUTES = {
@@ -98,6 +98,75 @@ async def test_malformed_body_closes_connection_after_response(bridge: Bridge, s
     async with raw_connection(bridge.port, request + LAST) as (reader, _), asyncio.timeout(WAIT_SECONDS):
         answers = await reader.read()
     assert answers.count(b"HTTP/1.1 200") == answers.count(b'{"live":true}') == 1
+
+
+SMALL_CHUNKS = b"1\r\nx\r\n" * 30_000
+
+
+@sanic_only
+@pytest.mark.parametrize("route", ["GET /nats/health/live", "GET /nats/stream", "POST /nats/subscribe"])
+async def test_body_in_small_chunks_is_not_parsed_to_its_end(
+    monkeypatch: pytest.MonkeyPatch, bridge: Bridge, server: ServerName, route: str
+) -> None:
+    per_turn = parts_per_turn(monkeypatch)
+    async with raw_connection(bridge.port, head_of(route)) as (reader, writer), asyncio.timeout(WAIT_SECONDS):
+        writer.write(b"Transfer-Encoding: chunked\r\n\r\n" + SMALL_CHUNKS + b"0\r\n\r\n" + LAST.encode())
+        await writer.drain()
+        writer.write_eof()
+        assert (await reader.read()).count(b"HTTP/1.1") == 1
+    assert sum(per_turn) == 257
+    assert max(per_turn) <= 16
+
+
+@sanic_only
+async def test_connection_lingers_for_response_before_it_ends(bridge: Bridge, server: ServerName) -> None:
+    async with (
+        held() as clock,
+        raw_connection(bridge.port, head_of("GET /nats/health/live")) as (reader, writer),
+    ):
+        writer.write(b"Transfer-Encoding: chunked\r\n\r\n" + SMALL_CHUNKS)
+        reading = asyncio.create_task(reader.read())
+        await clock.forward(0.9)
+        assert not reading.done()
+        await clock.forward_until(reading.done)
+        assert reading.result().endswith(b'{"live":true}')
+
+
+@sanic_only
+async def test_event_stream_passes_messages_while_small_chunks_come(
+    bridge: Bridge, publisher: Publisher, server: ServerName
+) -> None:
+    subject = publisher.subject("a")
+    request = f"GET /nats/events?subjects={subject} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with raw_connection(bridge.port, request) as (reader, writer), asyncio.timeout(WAIT_SECONDS):
+        await reader.readuntil(b'"active":true')
+        for number in range(3):
+            writer.write(SMALL_CHUNKS)
+            await writer.drain()
+            await publisher.send(subject, b'"message %d"' % number)
+            await reader.readuntil(b"message %d" % number)
+        (session,) = sessions(bridge)
+        transport: Any = session._transport
+        await until(lambda: not transport._protocol.recv_buffer)
+    await until(lambda: not len(sessions(bridge)))
+
+
+@sanic_only
+async def test_each_pipelined_request_is_answered_in_a_turn_of_its_own(bridge: Bridge, server: ServerName) -> None:
+    loop = asyncio.get_running_loop()
+    count, turns_of_loop = 500, 0
+    request = b"GET /nats/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+    def turn() -> None:
+        nonlocal turns_of_loop
+        turns_of_loop += 1
+        loop.call_soon(turn)
+
+    async with raw_connection(bridge.port, "") as (reader, writer), asyncio.timeout(WAIT_SECONDS):
+        loop.call_soon(turn)
+        writer.write(request * count + LAST.encode())
+        assert (await reader.read()).count(b'{"live":true}') == count + 1
+    assert turns_of_loop >= count
 
 
 @sanic_only

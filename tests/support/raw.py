@@ -8,6 +8,9 @@ import re
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
+import pytest
+from sanic.http import Http
+
 from sanic_nats_bridge import Session
 from sanic_nats_bridge.protocol.session_ids import digest
 from sanic_nats_bridge.sessions.registry import SessionRegistry
@@ -18,6 +21,23 @@ UPGRADE = (
     "Host: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 )
+
+
+def parts_per_turn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Count the parts of bodies that Sanic reads in each turn of the event loop from now on."""
+    counts = [0]
+    read = Http.read
+
+    async def count(connection: Http) -> bytes | None:
+        part = await read(connection)
+        if part:
+            if not any(counts[-1:]):
+                asyncio.get_running_loop().call_soon(counts.append, 0)
+            counts[-1] += 1
+        return part
+
+    monkeypatch.setattr(Http, "read", count)
+    return counts
 
 
 def client_frame(payload: bytes, opcode: int = 1) -> bytes:
