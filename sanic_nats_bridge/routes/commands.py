@@ -102,7 +102,7 @@ async def _body(request: Request, settings: Settings, deadlines: Deadlines) -> b
                     raise SizeLimitExceeded(
                         f"A body must have at most {settings.max_body_parts} parts of less than {SMALL_BYTES} bytes"
                     )
-                if parts.turn_is_over:
+                if parts.turn_ends:
                     await asyncio.sleep(0)
     except (SanicException, TimeoutError):
         if deadlines.stopping:

@@ -23,7 +23,9 @@ def check_sanic() -> None:
     Raises:
         IncompatiblePackageError: A private part is missing, or is of another kind.
     """
-    connection = dict.fromkeys(("_callback_check_timeouts", "_can_write", "_data_received", "_time", "recv_buffer"), slot)
+    connection = dict.fromkeys(
+        ("_callback_check_timeouts", "_can_write", "_data_received", "_time", "recv_buffer"), slot
+    )
     functions = {
         "data_received": function("self", "data"),
         "receive_more": uses("_data_received"),

@@ -17,6 +17,10 @@ _PARTS_PER_TURN = 16
 _MAX_CONTROL_BYTES = 125  # RFC 6455, section 5.5
 _CONTINUATION, _BINARY, _CLOSE = 0, 2, 8
 _MASK_BYTES = 4
+_WHOLE_TEXT = 0x81
+_SHORT_LENGTH = 0x80 - 2 - _MASK_BYTES
+"""The difference between the second byte and the size of a masked frame whose length has one byte."""
+_MAX_SHORT = _MAX_CONTROL_BYTES + 2 + _MASK_BYTES
 
 
 class FrameLimits:
@@ -59,6 +63,10 @@ class FrameLimits:
         if size <= self._left:
             self._left -= size
             return data if self._passes else b""
+        if 1 < size <= _MAX_SHORT and data[0] == _WHOLE_TEXT and data[1] == size + _SHORT_LENGTH and self._is_idle:
+            # The usual command: one small text frame, masked, and nothing else.
+            self.begun += 1
+            return data
         is_counted = bool(self._held)
         if is_counted:
             data, self._held = self._held + data, b""
@@ -85,8 +93,14 @@ class FrameLimits:
             passed.append(data[start:size])
         return passed[0] if len(passed) == 1 else b"".join(passed)
 
+    @property
+    def _is_idle(self) -> bool:
+        """True if nothing has begun, and a frame with a length of one byte is within the limit."""
+        between = not (self._left or self._in_message or self._held)
+        return between and self.code is None and self._max_bytes >= _MAX_CONTROL_BYTES
+
     def _allows(self, first: int, length: int) -> bool:
-        """Return whether a frame is within the limits, by the first byte of its header and the length of its payload."""
+        """Return whether a frame is within the limits, by the first byte of its header and its length."""
         opcode = first & 0x0F
         if opcode >= _CLOSE:
             if length > _MAX_CONTROL_BYTES:
@@ -119,7 +133,7 @@ class PartLimit:
         self._parts = 0
 
     @property
-    def turn_is_over(self) -> bool:
+    def turn_ends(self) -> bool:
         """True if further parts belong to another turn of the event loop."""
         return self._parts % _PARTS_PER_TURN == 0
 

@@ -96,7 +96,7 @@ async def _read_rest(connection: Any) -> bool:
             if not parts.add(len(part)):
                 _give_up(connection)
                 return False
-            if parts.turn_is_over:
+            if parts.turn_ends:
                 await asyncio.sleep(0)
     except SanicException:
         # The body is malformed or too large.

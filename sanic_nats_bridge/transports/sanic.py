@@ -7,8 +7,9 @@ Only this module and `responses` use private parts of Sanic's server: ``io_proto
 ``recv_cancel``, ``resume_frames``, ``keepalive_ping_task``, ``data_received``, ``eof_received``,
 ``process_events``, ``fail_connection`` and the ping settings of its WebSocket; ``fail``, ``debug``, ``parser``,
 ``reader`` and ``close_rcvd`` of the `websockets` protocol below it; ``_can_write``, ``_data_received``, ``_time``,
-``recv_buffer`` and ``_callback_check_timeouts`` of its protocols; ``expecting_continue``, ``keep_alive``, ``request_body``, ``response_func``, ``stage``, ``protocol`` and
-``log_response`` of its HTTP/1 connection.
+``recv_buffer`` and ``_callback_check_timeouts`` of its protocols; ``expecting_continue``, ``keep_alive``,
+``request_body``, ``response_func``, ``stage``, ``protocol``, ``recv_buffer`` and ``log_response`` of its HTTP/1
+connection.
 """
 
 import asyncio

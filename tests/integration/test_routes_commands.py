@@ -264,7 +264,9 @@ async def test_sanic_asgi_client_reaches_bridge(app: Sanic[Any, Any], monkeypatc
         assert (response.status, response.json["code"], response.json["id"]) == (404, "session.unknown", 1)
 
 
-POST = "POST /nats/subscribe HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+POST = (
+    "POST /nats/subscribe HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
 
 
 def in_chunks(body: bytes, size: int, extension: bytes = b"") -> bytes:

@@ -447,7 +447,7 @@ async def test_message_that_begins_before_session_is_limited_too(shared_nats: Na
 
     async def permissions(_: Request) -> Permissions:
         asked.set()
-        await asyncio.sleep(3_600)
+        await asyncio.Event().wait()
         return Permissions()
 
     async with (

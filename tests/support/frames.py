@@ -82,12 +82,8 @@ class _Reader:
             return self._cut_off()
         if width:
             length = int.from_bytes(data[2 : 2 + width])
-        if opcode >= CLOSE and length > 125:
-            return self._fail(PROTOCOL_ERROR)
-        if opcode < CLOSE and length + (0 if opcode != CONT else len(self._parts)) > self._max:
-            # What else is wrong with the frame may be seen first.
-            faulty = rsv or (opcode == CONT) != (self._opcode is not None)
-            return self._fail(TOO_BIG, *([PROTOCOL_ERROR] if faulty else []))
+        if codes := self._limits(opcode, rsv, length):
+            return self._fail(*codes)
         if len(data) < start + length:
             return self._cut_off()
         payload = masked(data[start : start + length], data[start - 4 : start])
@@ -100,6 +96,16 @@ class _Reader:
         else:
             self._fragment(opcode, payload, last=bool(fin))
         return data[start + length :]
+
+    def _limits(self, opcode: int, rsv: int, length: int) -> list[int]:
+        """Return the codes for a frame that is too large by its header."""
+        if opcode >= CLOSE:
+            return [PROTOCOL_ERROR] if length > 125 else []
+        if length + (len(self._parts) if opcode == CONT else 0) <= self._max:
+            return []
+        # What else is wrong with the frame may be seen first.
+        faulty = rsv or (opcode == CONT) != (self._opcode is not None)
+        return [TOO_BIG, PROTOCOL_ERROR] if faulty else [TOO_BIG]
 
     def _cut_off(self) -> bytes:
         self.over = self.verdict.cut_off = True

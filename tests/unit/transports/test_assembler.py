@@ -288,7 +288,7 @@ def test_each_message_has_its_own_time() -> None:
     run_leaping(run)
 
 
-def test_time_begins_anew_after_pause_of_reading() -> None:
+def test_time_begins_again_after_pause_of_reading() -> None:
     async def run() -> None:
         made = Made()
         made.assembler.data_received(frame(TEXT, fin=False))

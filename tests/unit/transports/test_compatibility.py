@@ -23,7 +23,10 @@ def test_installed_versions_are_compatible() -> None:
     ("owner", "name"),
     [
         (SanicProtocol, "_can_write"),
+        (SanicProtocol, "_data_received"),
         (SanicProtocol, "_time"),
+        (SanicProtocol, "receive_more"),
+        (HttpProtocol, "recv_buffer"),
         (HttpProtocol, "_callback_check_timeouts"),
         (WebsocketImplProtocol, "data_received"),
         (WebsocketImplProtocol, "eof_received"),

@@ -1,3 +1,4 @@
+import itertools
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -19,7 +20,7 @@ def messages(draw: st.DrawFn) -> bytes:
     payload = draw(st.binary(max_size=MAX_BYTES))
     cuts = [0, *sorted(draw(st.lists(st.integers(0, len(payload)), max_size=4))), len(payload)]
     sent = b""
-    for index, (start, end) in enumerate(zip(cuts, cuts[1:], strict=False)):
+    for index, (start, end) in enumerate(itertools.pairwise(cuts)):
         opcode = CONT if index else draw(st.sampled_from([TEXT, BINARY]))
         is_last = index == len(cuts) - 2
         sent += frame(opcode, payload[start:end], fin=is_last, mask=draw(MASKS), width=draw(st.sampled_from([0, 2, 8])))
@@ -76,9 +77,7 @@ def test_too_large_message_is_rejected_at_header_of_its_last_frame(
 
 
 @given(GOOD, st.binary(min_size=201, max_size=600), CUTS)
-def test_only_close_frame_follows_too_large_message(
-    before: bytes, payload: bytes, cuts: Sequence[int]
-) -> None:
+def test_only_close_frame_follows_too_large_message(before: bytes, payload: bytes, cuts: Sequence[int]) -> None:
     closing = frame(CLOSE, b"\x03\xf1")
     data = before + frame(TEXT, payload) + frame(PING, b"a") + frame(BINARY, b"next") + closing
     limits = FrameLimits(MAX_BYTES)
@@ -120,6 +119,26 @@ def test_begun_counts_messages_and_control_frames_outside_of_them(units: list[by
     assert limits.begun == len(units)
 
 
+@pytest.mark.parametrize("length", range(132))
+@pytest.mark.parametrize("left", range(3))
+def test_single_frame_of_any_length_is_followed(length: int, left: int) -> None:
+    limits = FrameLimits(1_000)
+    sent, next_frame = frame(TEXT, bytes(length)), frame(TEXT, bytes(5))
+    sent, rest = sent[: len(sent) - left], sent[len(sent) - left :]
+    limits.check(sent)
+    assert limits.incomplete is bool(left)
+    assert feed(limits, rest + next_frame, [left]) == rest + next_frame
+    assert (limits.incomplete, limits.begun) == (False, 2)
+
+
+@pytest.mark.parametrize("max_bytes", [64, 124, 125])
+def test_small_limit_applies_to_single_frame(max_bytes: int) -> None:
+    limits = FrameLimits(max_bytes)
+    assert limits.check(frame(TEXT, bytes(max_bytes)))
+    assert limits.check(frame(TEXT, bytes(max_bytes + 1))) == b""
+    assert limits.code == 1009
+
+
 def test_whole_frames_are_passed_on_without_copy() -> None:
     data = frame(TEXT, b"a") * 3
     assert FrameLimits(MAX_BYTES).check(data) is data
@@ -157,10 +176,10 @@ def test_large_parts_are_not_limited() -> None:
     assert all(limit.add(SMALL_BYTES) for _ in range(10_000))
 
 
-def test_turn_is_over_after_some_parts() -> None:
+def test_turn_ends_after_some_parts() -> None:
     limit = PartLimit(1_000)
     turns = 0
     for _ in range(160):
         limit.add(1)
-        turns += limit.turn_is_over
+        turns += limit.turn_ends
     assert turns == 10
