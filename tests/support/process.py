@@ -77,8 +77,9 @@ class AppProcess:
 
 @contextlib.asynccontextmanager
 async def app_process(*bridges: Mapping[str, Any], wrapper: tuple[str, ...] = ()) -> AsyncIterator[AppProcess]:
-    """Serve an app for each of these bridges' settings, all in one process."""
-    command = (*wrapper, sys.executable, "-m", "tests.support.apps.plain", *map(json.dumps, bridges))
+    """Serve an app for each of these bridges' settings, all in one process. Requests aren't limited by default."""
+    settings = (json.dumps({"request_rate": 0, **bridge}) for bridge in bridges)
+    command = (*wrapper, sys.executable, "-m", "tests.support.apps.plain", *settings)
     process = await asyncio.create_subprocess_exec(
         *command, stdout=PIPE, stderr=DEVNULL, cwd=PROJECT, env=os.environ | APP_ENVIRONMENT
     )
