@@ -20,6 +20,7 @@ _MASK_BYTES = 4
 _WHOLE_TEXT = 0x81
 _SHORT_LENGTH = 0x80 - 2 - _MASK_BYTES
 """The difference between the second byte and the size of a masked frame whose length has one byte."""
+_MIN_SHORT = 6  # a masked frame without a payload
 _MAX_SHORT = _MAX_CONTROL_BYTES + 2 + _MASK_BYTES
 
 
@@ -63,7 +64,12 @@ class FrameLimits:
         if size <= self._left:
             self._left -= size
             return data if self._passes else b""
-        if 1 < size <= _MAX_SHORT and data[0] == _WHOLE_TEXT and data[1] == size + _SHORT_LENGTH and self._is_idle:
+        if (
+            _MIN_SHORT <= size <= _MAX_SHORT
+            and data[0] == _WHOLE_TEXT
+            and data[1] == size + _SHORT_LENGTH
+            and self._is_idle
+        ):
             # The usual command: one small text frame, masked, and nothing else.
             self.begun += 1
             return data
