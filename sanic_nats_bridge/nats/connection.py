@@ -22,11 +22,11 @@ from nats.aio.client import Client
 from ..log_limits import limited_logger
 from .addresses import Addresses
 from .awaited_pongs import AwaitedPongs, Confirmation, HealthPing, Removal
-from .log_limit import LogLimit, printable
+from .line_filter import LineFilter, printable
 from .parser import MAX_MESSAGE_BYTES, MalformedLineError, Parser
-from .pattern_index import PatternIndex, sub_length
 from .server_errors import classify_error
 from .server_info import decode_info, max_payload_of, usable_addresses
+from .subscription_index import SubscriptionIndex, sub_length
 from .transport import TcpSocket, WebSocket, transport_for, within
 
 __all__ = ["QUEUE_PREFIX", "Connection", "ControlListener", "MessageListener", "NatsClient"]
@@ -83,7 +83,7 @@ class Connection(Client):
         address: Host and port of the server, as `ServerPool.others` compares them.
         tls_only: Whether to send nothing to a server without TLS.
         addresses: The addresses of host names that earlier connections have tried.
-        error_log: Limits the log lines about errors that the server reports.
+        error_lines: The filter for log lines about errors that the server reports.
         ignore_discovered: Whether to ignore the other servers that INFO names.
     """
 
@@ -94,7 +94,7 @@ class Connection(Client):
         *,
         tls_only: bool = False,
         addresses: Addresses | None = None,
-        error_log: LogLimit | None = None,
+        error_lines: LineFilter | None = None,
         ignore_discovered: bool = False,
     ) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class Connection(Client):
         """The bridge's own subscriptions. The keys are their numbers as the server writes them."""
         self._controls: dict[int, ControlListener] = {}
         """The subscriptions of the control channel, apart from `sinks`, whose messages must cost no distinction."""
-        self._patterns = PatternIndex()
+        self._patterns = SubscriptionIndex()
         # No other connection may be in the groups of this one, not even the one before, which NATS may not miss yet.
         self._queue_prefix = f"{QUEUE_PREFIX}.{secrets.token_hex(8)}."
         self._announced: list[str] = []
@@ -133,7 +133,7 @@ class Connection(Client):
         """True after an error that ends the connection."""
         self._too_long: deque[int] = deque()
         """The numbers of subscriptions to refuse because the server would refuse their length."""
-        self._error_log = error_log or LogLimit()
+        self._error_lines = error_lines or LineFilter()
         self._ignore_discovered = ignore_discovered
         self._slow_sids: set[int] = set()
         """The app's own subscriptions that were logged as slow consumers."""
@@ -402,7 +402,7 @@ class Connection(Client):
         if self._failed:
             # nats-py compares in lower case.
             await self._process_err(message.lower())
-        elif not effect.refused and self._error_log.allows(message):
+        elif not effect.refused and self._error_lines.allows(message):
             logger.warning("The NATS server reported an error: %s", message)
 
     def _refuse_too_long(self) -> None:

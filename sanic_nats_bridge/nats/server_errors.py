@@ -8,7 +8,7 @@ import math
 import re
 from typing import NamedTuple
 
-from .pattern_index import PatternIndex, sub_length
+from .subscription_index import SubscriptionIndex, sub_length
 
 __all__ = ["ErrorEffect", "classify_error"]
 
@@ -36,7 +36,7 @@ class ErrorEffect(NamedTuple):
     """The smallest `sub_length` that the server is known to refuse."""
 
 
-def classify_error(line: str, patterns: PatternIndex, unconfirmed: int | None) -> ErrorEffect:
+def classify_error(line: str, patterns: SubscriptionIndex, unconfirmed: int | None) -> ErrorEffect:
     """Return the effect of a ``-ERR`` line.
 
     Args:
@@ -62,7 +62,7 @@ def classify_error(line: str, patterns: PatternIndex, unconfirmed: int | None) -
     )
 
 
-def _denied(line: str, patterns: PatternIndex) -> list[int]:
+def _denied(line: str, patterns: SubscriptionIndex) -> list[int]:
     """Return the numbers of the subscriptions that the line denies.
 
     The server names the number only if it ends a subscription after a reload of its permissions.
@@ -77,7 +77,7 @@ def _denied(line: str, patterns: PatternIndex) -> list[int]:
     return patterns.of(name if denial["queue"] is None else f"{name} {_unquoted(denial['queue'])}")
 
 
-def _refuse_long(suspects: list[int], patterns: PatternIndex) -> ErrorEffect:
+def _refuse_long(suspects: list[int], patterns: SubscriptionIndex) -> ErrorEffect:
     """Refuse the suspects and all subscriptions with a SUB of at least their length.
 
     Each of these would end another connection if it were sent again.

@@ -18,7 +18,7 @@ from .connect_errors import describe
 from .connection import Connection, ControlListener, MessageListener, NatsClient
 from .credentials import read_credentials, read_nkey_seed, split_user_info
 from .health import wait_until_stale
-from .log_limit import LogLimit, printable
+from .line_filter import LineFilter, printable
 from .parser import MAX_MESSAGE_BYTES
 from .server_pool import Server, ServerPool
 
@@ -77,8 +77,8 @@ class ConnectionSupervisor:
         """The smallest `Connection.refused_length` of all connections so far."""
         self._accepted_length = 0
         """The length of messages that is accepted although the server's ``max_payload`` is smaller."""
-        self._failure_log = LogLimit()
-        self._error_log = LogLimit()
+        self._failure_lines = LineFilter()
+        self._error_lines = LineFilter()
 
     @property
     def client(self) -> NatsClient | None:
@@ -214,7 +214,7 @@ class ConnectionSupervisor:
                 return await self._open(server, listener)
             except ConnectionError as error:
                 # Every reason, not only the first, because a rejected login may appear as a reset first.
-                if self._failure_log.allows(f"{server.address}: {error}"):
+                if self._failure_lines.allows(f"{server.address}: {error}"):
                     logger.warning("Cannot connect to NATS at %s: %s; retrying", server.address, error)
                 await asyncio.sleep(pause)
         raise AssertionError("attempts() never ends")
@@ -226,7 +226,7 @@ class ConnectionSupervisor:
             server.address,
             tls_only=server.has_tls or self._settings.tls_only,
             addresses=self._addresses,
-            error_log=self._error_log,
+            error_lines=self._error_lines,
             ignore_discovered=self._settings.ignore_discovered_servers,
         )
         connection.refused_length = self._refused_length

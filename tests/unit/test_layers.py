@@ -44,7 +44,7 @@ NEVER = {"hub": {"nats", "transports", "sessions"}, "nats": {"hub", "sessions"},
 
 SANS_IO = {"errors", "token_bucket", "protocol", "auth.permissions", "auth.pattern_lists", "auth.exclusions",
            "auth.policy", "auth.origins", "auth.hosts", "metrics.counters", "metrics.definitions",
-           "metrics.stats", "validators", "settings", "nats.parser", "nats.pattern_index", "nats.server_errors",
+           "metrics.stats", "validators", "settings", "nats.parser", "nats.subscription_index", "nats.server_errors",
            "nats.server_info", "nats.server_pool", "routes.log_redaction", "transports.input_limits"}  # fmt: skip
 """Modules, and packages as a whole, that know neither asyncio nor Sanic nor nats-py."""
 

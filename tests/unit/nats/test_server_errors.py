@@ -2,10 +2,10 @@ import math
 
 import pytest
 
-from sanic_nats_bridge.nats.pattern_index import PatternIndex, sub_length
 from sanic_nats_bridge.nats.server_errors import classify_error
+from sanic_nats_bridge.nats.subscription_index import SubscriptionIndex, sub_length
 
-PATTERNS = PatternIndex(
+PATTERNS = SubscriptionIndex(
     {1: "orders.>", 2: "Orders.>", 3: 'odd."quoted"', 4: "odd.back\\slash", 5: "odd.it's", 12: "orders.>"}.items()
 )
 
@@ -51,7 +51,7 @@ def test_subject_error_refuses_unconfirmed_subscription(words: str) -> None:
 
 
 def test_line_length_error_refuses_all_subscriptions_as_long() -> None:
-    patterns = PatternIndex({1: "short", 2: "x" * 20, 3: "y" * 19, 4: "z" * 30, 15: "w" * 19}.items())
+    patterns = SubscriptionIndex({1: "short", 2: "x" * 20, 3: "y" * 19, 4: "z" * 30, 15: "w" * 19}.items())
     line = "-ERR 'Maximum Control Line Exceeded'"
     assert classify_error(line, patterns, unconfirmed=2) == ([2, 4, 15], False, len("x" * 20 + " 2"))
     assert classify_error(line, patterns, unconfirmed=None) == ([], False, math.inf)
@@ -73,7 +73,7 @@ def test_other_errors_refuse_nothing_and_end_connection(line: str) -> None:
     assert classify_error(line, PATTERNS, unconfirmed=1)[:2] == ([], False)
 
 
-GROUPED = PatternIndex(
+GROUPED = SubscriptionIndex(
     [(1, "orders.> natsbridge.1f.7"), (2, "Orders.>"), (4, "odd"), (12, "orders.> natsbridge.1f.70")]
 )
 
@@ -94,6 +94,6 @@ def test_denial_in_queue_group_refuses_the_member(line: str, refused: list[int])
 
 
 def test_line_length_includes_the_queue_group() -> None:
-    patterns = PatternIndex([(1, f"{'x' * 10} q1"), (2, "x" * 20), (3, "x" * 13), (4, "x" * 10)])
+    patterns = SubscriptionIndex([(1, f"{'x' * 10} q1"), (2, "x" * 20), (3, "x" * 13), (4, "x" * 10)])
     effect = classify_error("-ERR 'maximum control line exceeded'", patterns, 1)
     assert (effect.refused, effect.refused_length) == ([1, 2, 3], sub_length("x" * 13, 1))

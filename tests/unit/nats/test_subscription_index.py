@@ -2,13 +2,13 @@ from collections.abc import Callable
 
 import pytest
 
-from sanic_nats_bridge.nats.pattern_index import PatternIndex, sub_length
 from sanic_nats_bridge.nats.server_errors import classify_error
+from sanic_nats_bridge.nats.subscription_index import SubscriptionIndex, sub_length
 from tests.support.growth import assert_linear
 
 
 def test_subscription_is_found_by_number_pattern_and_length() -> None:
-    index = PatternIndex([(1, "a"), (2, "bb"), (11, "a")])
+    index = SubscriptionIndex([(1, "a"), (2, "bb"), (11, "a")])
     assert 1 in index
     assert 3 not in index
     assert index[2] == "bb"
@@ -19,7 +19,7 @@ def test_subscription_is_found_by_number_pattern_and_length() -> None:
 
 
 def test_discarded_subscription_is_not_found() -> None:
-    index = PatternIndex([(1, "a"), (2, "a")])
+    index = SubscriptionIndex([(1, "a"), (2, "a")])
     assert [index.discard(1), index.discard(1), index.discard(9)] == [True, False, False]
     assert 1 not in index
     assert index.of("a") == index.at_least(0) == [2]
@@ -46,7 +46,7 @@ LINES = {
 @pytest.mark.parametrize("line", LINES.values(), ids=LINES.keys())
 def test_work_per_error_does_not_grow_with_subscriptions(line: str) -> None:
     def make(count: int) -> Callable[[], object]:
-        index = PatternIndex((sid, f"orders.{sid}") for sid in range(count))
+        index = SubscriptionIndex((sid, f"orders.{sid}") for sid in range(count))
 
         def refuse() -> None:
             for sid in range(count):

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable
 
-__all__ = ["PatternIndex", "sub_length"]
+__all__ = ["SubscriptionIndex", "sub_length"]
 
 
-class PatternIndex:
+class SubscriptionIndex:
     """The patterns of subscriptions by number, and the numbers by pattern and by length.
 
     The queue group, if there is one, follows the pattern after a space, as in a SUB line. No method looks at all of the
