@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 from ..harness.processes import PROJECT
 from ..harness.remote import end_with_parent
-from .clients import Client
+from .clients import Receiver
 from .reconnecting_clients import Reconnect
 from .workload import InjectionError
 
@@ -84,7 +84,7 @@ class NodeProcess:
             client.note_end()
 
 
-class BrowserClient(Client):
+class BrowserClient(Receiver):
     """A client of client.js.
 
     Its log is that of a page. It extends over all sessions, so a page has one subscription to a pattern, and what it
@@ -122,7 +122,7 @@ class BrowserClient(Client):
         self.status: Mapping[str, Any] = {"state": "connecting"}
         self.attempts: list[float] = []
         self.failures = 0
-        self.sessions: Sequence[Client] = (self,)
+        self.sessions: Sequence[Receiver] = (self,)
         self.reconnects: list[Reconnect] = []
         self._node = node
         self._session_ended: tuple[float, float | None] | None = None
@@ -131,7 +131,7 @@ class BrowserClient(Client):
         node.open(self, options if transports is None else {**options, "transports": transports})
 
     @property
-    def current(self) -> Client:
+    def current(self) -> Receiver:
         """The client itself."""
         return self
 
@@ -179,7 +179,3 @@ class BrowserClient(Client):
             self.failures += 1
         elif now != "subscribing" and before in ("connected", "subscribing") and self._session_ended is None:
             self._session_ended = (at, self.closing_retry)
-
-    def _frames(self, address: str) -> AsyncIterator[str | bytes]:
-        """Raise an error, because the client connects by itself."""
-        raise NotImplementedError

@@ -10,7 +10,7 @@ from sanic_nats_bridge.testing import NatsServer
 
 from ..harness.processes import open_files
 from .checker import check
-from .clients import Client
+from .clients import Client, Receiver
 from .machine import Machine
 from .nats import subscriptions_propagated
 from .reconnecting_clients import Reconnect, ReconnectingClient
@@ -30,11 +30,11 @@ class Member(Protocol):
     reconnects: list[Reconnect]
 
     @property
-    def sessions(self) -> Sequence[Client]:
+    def sessions(self) -> Sequence[Receiver]:
         """Logs of the client, of which the last is the current one."""
 
     @property
-    def current(self) -> Client:
+    def current(self) -> Receiver:
         """The newest of them."""
 
     @property

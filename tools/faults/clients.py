@@ -18,15 +18,15 @@ from .gap_analysis import Publication
 from .payloads import Key, frame_payload, key_of
 from .permission_profiles import PROFILES
 
-__all__ = ["ChurningClient", "Client", "EventClient", "WebSocketClient"]
+__all__ = ["ChurningClient", "Client", "EventClient", "Receiver", "WebSocketClient"]
 
 _TIMEOUT_SECONDS = 60.0
 _CHURN_SECONDS = 0.1
 """Between two commands. Slower than the bridge's ``command_rate``."""
 
 
-class Client(ABC):
-    """One session, from its first frame until its connection ends.
+class Receiver(ABC):
+    """A client as the workload and the checker see it: what it has received.
 
     Attributes:
         access: The permissions of the client.
@@ -53,23 +53,19 @@ class Client(ABC):
         self._settling = False
         self._expected: set[tuple[str, Key]] = set()
         self._frame_received = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-
-    async def connect(self, address: str) -> None:
-        """Connect to a host and port, subscribe to the patterns, and wait for the reply.
-
-        Raises:
-            ConnectionError: The bridge did not reply, or rejected the command.
-        """
-        self._task = asyncio.create_task(self._run(address))
-        reply = await self._wait_for_frame("reply")
-        if not reply["success"]:
-            raise ConnectionError(f"{self.log.client} was rejected: {reply['message']}")
 
     @property
+    @abstractmethod
     def connected(self) -> bool:
-        """True until the session ends."""
-        return self._task is not None and not self._task.done()
+        """True while it has a session with its subscriptions."""
+
+    async def settle(self) -> None:
+        """Stop changing subscriptions, with all patterns subscribed."""
+        self._settling = True
+
+    @abstractmethod
+    async def close(self) -> None:
+        """End the client."""
 
     def expect(self, last: Iterable[Publication]) -> None:
         """Set the last published messages, on which `has_last_messages` depends."""
@@ -89,9 +85,43 @@ class Client(ABC):
         """Return the time of the first frame of one of these kinds that was read at or after ``since``."""
         return next((at for at, frame in self.log.entries if at >= since and frame_kind(frame) in kinds), None)
 
-    async def settle(self) -> None:
-        """Stop changing subscriptions, with all patterns subscribed."""
-        self._settling = True
+    def _record(self, now: float, frame: Mapping[str, Any]) -> None:
+        self.log.entries.append((now, frame))
+        self._frame_received.set()
+        if frame["type"] == "welcome":
+            self.session = frame["session"]
+        elif frame["type"] == "close" and "retry" in frame:
+            self.retry = self.closing_retry = frame["retry"] / 1000
+        elif frame["type"] == "message":
+            data = frame_payload(frame)
+            key = None if data is None else key_of(data)
+            if key is not None:
+                self.arrival_times.setdefault(key, now)
+                self.received.add((frame.get("pattern", frame["subject"]), key))
+
+
+class Client(Receiver):
+    """One session, from its first frame until its connection ends."""
+
+    def __init__(self, name: str, patterns: Sequence[str], profile: str = "open") -> None:
+        super().__init__(name, patterns, profile)
+        self._task: asyncio.Task[None] | None = None
+
+    async def connect(self, address: str) -> None:
+        """Connect to a host and port, subscribe to the patterns, and wait for the reply.
+
+        Raises:
+            ConnectionError: The bridge did not reply, or rejected the command.
+        """
+        self._task = asyncio.create_task(self._run(address))
+        reply = await self._wait_for_frame("reply")
+        if not reply["success"]:
+            raise ConnectionError(f"{self.log.client} was rejected: {reply['message']}")
+
+    @property
+    def connected(self) -> bool:
+        """True until the session ends."""
+        return self._task is not None and not self._task.done()
 
     async def wait_ended(self) -> None:
         """Wait until the session has ended."""
@@ -125,20 +155,6 @@ class Client(ABC):
                     self._record(time.monotonic(), json.loads(text))
         finally:
             self._frame_received.set()
-
-    def _record(self, now: float, frame: Mapping[str, Any]) -> None:
-        self.log.entries.append((now, frame))
-        self._frame_received.set()
-        if frame["type"] == "welcome":
-            self.session = frame["session"]
-        elif frame["type"] == "close" and "retry" in frame:
-            self.retry = self.closing_retry = frame["retry"] / 1000
-        elif frame["type"] == "message":
-            data = frame_payload(frame)
-            key = None if data is None else key_of(data)
-            if key is not None:
-                self.arrival_times.setdefault(key, now)
-                self.received.add((frame.get("pattern", frame["subject"]), key))
 
     @abstractmethod
     def _frames(self, address: str) -> AsyncIterator[str | bytes]:

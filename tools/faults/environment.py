@@ -84,10 +84,13 @@ class Environment(Workload):
 
     async def start(self) -> None:
         """Connect the bystanders, and begin to publish."""
-        for copy in range(_COPIES):
-            for number, (kind, profile, patterns) in enumerate(_BYSTANDERS):
-                self.bystanders.append(kind(f"{kind.__name__}-{number}-{copy}", patterns, profile))
-        await asyncio.gather(*(client.connect(self.address) for client in self.bystanders))
+        clients = [
+            kind(f"{kind.__name__}-{number}-{copy}", patterns, profile)
+            for copy in range(_COPIES)
+            for number, (kind, profile, patterns) in enumerate(_BYSTANDERS)
+        ]
+        self.bystanders += clients
+        await asyncio.gather(*(client.connect(self.address) for client in clients))
         if self._churn:
             await self.connect(ChurningClient("churning", ("orders.>", "orders.us.*")))
         for name in "ab":

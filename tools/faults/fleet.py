@@ -15,7 +15,7 @@ from sanic_nats_bridge.testing import NatsServer
 
 from ..harness.processes import has_ended
 from .client_pool import ClientPool
-from .clients import Client, EventClient, WebSocketClient
+from .clients import Client, EventClient, Receiver, WebSocketClient
 from .cluster_scenario import ClusterScenario
 from .machine import Machine
 from .nats import cluster, is_connected, knows_subscriptions
@@ -162,7 +162,7 @@ async def _kill_worker(pool: ClientPool, result: Run, max_delay: float) -> None:
     await _check_ended_sessions(pool, [client for client in before if not client.connected], result)
 
 
-def _is_held_by(client: Client, worker: int) -> bool:
+def _is_held_by(client: Receiver, worker: int) -> bool:
     return isinstance(client, EventClient) and client.worker == str(worker)
 
 
@@ -174,7 +174,7 @@ async def _find_worker(machines: Sequence[Machine], worker: int) -> tuple[Machin
     raise InjectionError(f"no machine has the worker {worker}")
 
 
-async def _check_ended_sessions(pool: ClientPool, ended: Sequence[Client], result: Run) -> None:
+async def _check_ended_sessions(pool: ClientPool, ended: Sequence[Receiver], result: Run) -> None:
     """Check that every worker answers commands for ended sessions by 404."""
     for client in ended[:_CHECKED_SESSIONS]:
         body = {"session": client.session, "subjects": list(client.patterns)}

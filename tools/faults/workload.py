@@ -5,7 +5,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 
-from .clients import Client
+from .clients import Receiver
 from .gap_analysis import Publication
 from .publisher import Publisher
 
@@ -38,14 +38,14 @@ class Workload:
     def __init__(self, *, small: bool) -> None:
         self.small = small
         self._fault_started = 0.0
-        self.bystanders: list[Client] = []
-        self.others: list[Client] = []
+        self.bystanders: list[Receiver] = []
+        self.others: list[Receiver] = []
         self.publishers: list[Publisher] = []
         self.noticed: list[float] = []
         self.first_message_after: list[float] = []
 
     @property
-    def clients(self) -> list[Client]:
+    def clients(self) -> list[Receiver]:
         """All clients."""
         return self.bystanders + self.others
 
@@ -94,7 +94,7 @@ class Workload:
         Raises:
             TimeoutError: A bystander received none.
         """
-        moments: dict[Client, float] = {}
+        moments: dict[Receiver, float] = {}
 
         def all_received() -> bool:
             keys = [each.key for publisher in self.publishers for each in publisher.published_since(since)]
