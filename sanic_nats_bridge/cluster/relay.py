@@ -6,14 +6,13 @@ The other worker checks and executes it like a command of its own. The secret id
 """
 
 import asyncio
-import contextlib
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Annotated, TypeAlias
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from ..concurrency import ConcurrencyLimit
 from ..errors import (
     BridgeError,
     InternalError,
@@ -80,10 +79,17 @@ class Relay:
         self._sessions = sessions
         self._request = request
         self._questions = questions
-        self._by_client: Counter[str] = Counter()
-        """The commands that wait for other workers, by client."""
-        self._in_progress = 0
         settings = sessions.settings
+        most = settings.max_relays_per_client
+        of_client = f"At most {most} commands at once for sessions of other servers"
+        of_all = "Too many commands wait for other servers; try again later"
+        self.in_progress = ConcurrencyLimit(
+            most,
+            settings.max_relays,
+            client_error=lambda: RateLimitExceeded(of_client, retry_after=_BUSY_SECONDS),
+            error=lambda: UnreachableSession(of_all),
+        )
+        """The commands that wait for other workers."""
         self._max_bytes = settings.max_command_bytes
         self._seconds = settings.confirm_timeout + settings.relay_timeout
 
@@ -120,34 +126,10 @@ class Relay:
 
         return _outcome(await self._send(worker, key, request, client), command)
 
-    @contextlib.contextmanager
-    def _relaying(self, client: str) -> Iterator[None]:
-        """Count a command that waits for another worker.
-
-        Raises:
-            UnreachableSession: Too many wait already.
-            RateLimitExceeded: Too many of this client wait already.
-        """
-        settings = self._sessions.settings
-        if self._by_client[client] >= settings.max_relays_per_client:
-            message = f"At most {settings.max_relays_per_client} commands at once for sessions of other servers"
-            raise RateLimitExceeded(message, retry_after=_BUSY_SECONDS)
-        if self._in_progress >= settings.max_relays:
-            raise UnreachableSession("Too many commands wait for other servers; try again later")
-        self._by_client[client] += 1
-        self._in_progress += 1
-        try:
-            yield
-        finally:
-            self._in_progress -= 1
-            self._by_client[client] -= 1
-            if not self._by_client[client]:
-                del self._by_client[client]
-
     async def _send(self, worker: str, key: str, request: Callable[[], bytes], client: str) -> bytes:
         try:
             self._questions.check_existence(worker)
-            with self._relaying(client):
+            with self.in_progress.counting(client):
                 if await self._questions.ask(worker, bytes.fromhex(key), self._seconds) != _HELD:
                     raise UnknownSession("No such session")
                 return await self._request(worker, request(), self._seconds)

@@ -55,7 +55,7 @@ async def _call_permissions(request: Request, sessions: SessionRegistry) -> Perm
     if function is None:
         return sessions.settings.default_permissions
     address = client_address(request)
-    with sessions.permissions_calls.calling(address):
+    with sessions.permissions_calls.counting(address):
         permissions = await _ask(function, request, sessions)
     sessions.request_limiter.count_identity(address, permissions.identity)
     return permissions

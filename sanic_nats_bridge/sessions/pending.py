@@ -1,15 +1,15 @@
 """Clients that have connected but have no session yet, because the app is still asked for their permissions."""
 
 import contextlib
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
 from ..auth.permissions import Permissions
+from ..concurrency import ConcurrencyLimit
 from ..errors import RateLimitExceeded
 from ..settings import Settings
 
-__all__ = ["PendingConnection", "PendingConnections", "PermissionsCalls"]
+__all__ = ["PendingConnection", "PendingConnections", "limit_permissions_calls"]
 
 _RETRY_SECONDS = 1.0
 
@@ -67,41 +67,14 @@ class PendingConnections:
             pending.updates[identity] = permissions
 
 
-class PermissionsCalls:
-    """The calls of the app's ``permissions`` function in progress, for new sessions and for POSTs.
-
-    Args:
-        settings: The options of the bridge.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        self._max = settings.max_permissions_calls
-        self._max_of_client = settings.max_permissions_calls_per_client
-        self._by_address: Counter[str] = Counter()
-        self._in_progress = 0
-
-    def __len__(self) -> int:
-        return self._in_progress
-
-    @contextlib.contextmanager
-    def calling(self, address: str) -> Iterator[None]:
-        """Count a call for a client at an address until the end of the block.
-
-        Raises:
-            RateLimitExceeded: Too many calls are in progress.
-        """
-        if self._by_address[address] >= self._max_of_client:
-            message = f"At most {self._max_of_client} requests of a client at once (max_permissions_calls_per_client)"
-            raise RateLimitExceeded(message, retry_after=_RETRY_SECONDS)
-        if self._in_progress >= self._max:
-            message = "This server has too many requests in progress (max_permissions_calls); try again later"
-            raise RateLimitExceeded(message, retry_after=_RETRY_SECONDS)
-        self._by_address[address] += 1
-        self._in_progress += 1
-        try:
-            yield
-        finally:
-            self._in_progress -= 1
-            self._by_address[address] -= 1
-            if not self._by_address[address]:
-                del self._by_address[address]
+def limit_permissions_calls(settings: Settings) -> ConcurrencyLimit:
+    """Return the limit on the calls of the app's ``permissions`` function, for new sessions and for POSTs."""
+    most = settings.max_permissions_calls_per_client
+    of_client = f"At most {most} requests of a client at once (max_permissions_calls_per_client)"
+    of_all = "This server has too many requests in progress (max_permissions_calls); try again later"
+    return ConcurrencyLimit(
+        most,
+        settings.max_permissions_calls,
+        client_error=lambda: RateLimitExceeded(of_client, retry_after=_RETRY_SECONDS),
+        error=lambda: RateLimitExceeded(of_all, retry_after=_RETRY_SECONDS),
+    )

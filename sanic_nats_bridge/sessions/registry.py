@@ -22,7 +22,7 @@ from ..settings import Settings
 from ..transports.base import CLOSE_SECONDS, Transport
 from .deadlines import Deadlines
 from .pattern_shares import PatternShares
-from .pending import PendingConnection, PendingConnections, PermissionsCalls
+from .pending import PendingConnection, PendingConnections, limit_permissions_calls
 from .request_limit import RequestLimiter
 from .session import Session, SessionContext
 from .spread import Spread
@@ -78,7 +78,7 @@ class SessionRegistry:
         )
         self.policy = SubscriptionPolicy(settings.max_subscriptions, settings.control_prefix or CONTROL_TOKEN)
         self.pending_connections = PendingConnections()
-        self.permissions_calls = PermissionsCalls(settings)
+        self.permissions_calls = limit_permissions_calls(settings)
         self.request_limiter = RequestLimiter(settings)
         self.deadlines = Deadlines()
         self.stop_reason: str | None = None

@@ -182,8 +182,8 @@ async def test_relays_of_one_client_are_limited(shared_nats: NatsServer, user: s
         await until(lambda: len(commands) == 4)
         await refuse(client, commands)
         assert [(await each)[0] for each in waiting] == [400] * 4
-        assert not other.runtime.relay._by_client
-        assert other.runtime.relay._in_progress == 0
+        assert not other.runtime.relay.in_progress._by_client
+        assert len(other.runtime.relay.in_progress) == 0
 
 
 async def test_relays_of_one_worker_are_limited(shared_nats: NatsServer) -> None:
@@ -211,4 +211,4 @@ async def test_client_that_disconnects_frees_its_relay(shared_nats: NatsServer) 
         waiting = asyncio.create_task(post(other, session))
         await until(lambda: commands)
         waiting.cancel()
-        await until(lambda: not other.runtime.relay._in_progress)
+        await until(lambda: not other.runtime.relay.in_progress)

@@ -20,7 +20,7 @@ ROOT = Path(sanic_nats_bridge.__file__).parent
 TESTS = Path(__file__).parents[1]
 
 LEVELS = (
-    {"errors", "token_bucket", "compatibility", "log_limits"},
+    {"errors", "token_bucket", "concurrency", "compatibility", "log_limits"},
     {"protocol"},
     {"auth", "metrics"},
     {"validators", "hub"},
@@ -42,8 +42,8 @@ NEVER = {"hub": {"nats", "transports", "sessions"}, "nats": {"hub", "sessions"},
          "metrics": {"sessions"}, "routes": {"hub", "nats"}}  # fmt: skip
 """Imports that stay forbidden in any order of the rows."""
 
-SANS_IO = {"errors", "token_bucket", "protocol", "auth.permissions", "auth.pattern_lists", "auth.exclusions",
-           "auth.policy", "auth.origins", "auth.hosts", "metrics.counters", "metrics.definitions",
+SANS_IO = {"errors", "token_bucket", "concurrency", "protocol", "auth.permissions", "auth.pattern_lists",
+           "auth.exclusions", "auth.policy", "auth.origins", "auth.hosts", "metrics.counters", "metrics.definitions",
            "metrics.stats", "validators", "settings", "nats.parser", "nats.subscription_index", "nats.server_errors",
            "nats.server_info", "nats.server_pool", "routes.log_redaction", "transports.input_limits"}  # fmt: skip
 """Modules, and packages as a whole, that know neither asyncio nor Sanic nor nats-py."""

@@ -4,7 +4,7 @@ import pytest
 
 from sanic_nats_bridge.auth.permissions import Permissions
 from sanic_nats_bridge.errors import RateLimitExceeded
-from sanic_nats_bridge.sessions.pending import PendingConnections, PermissionsCalls
+from sanic_nats_bridge.sessions.pending import PendingConnections, limit_permissions_calls
 from sanic_nats_bridge.settings import Settings
 
 ADA, BOB, NOBODY = (Permissions(["a"], identity=identity) for identity in ("ada", "bob", None))
@@ -50,17 +50,18 @@ def test_pending_connection_counts_until_it_ends_or_is_discarded() -> None:
 
 
 def test_permissions_calls_in_progress_are_limited_in_total_and_by_address() -> None:
-    calls = PermissionsCalls(Settings.resolve({"max_permissions_calls": 3, "max_permissions_calls_per_client": 2}, {}))
+    settings = {"max_permissions_calls": 3, "max_permissions_calls_per_client": 2}
+    calls = limit_permissions_calls(Settings.resolve(settings, {}))
     with contextlib.ExitStack() as stack:
         for address in ("a", "a", "b"):
-            stack.enter_context(calls.calling(address))
-        with pytest.raises(RateLimitExceeded, match="max_permissions_calls_per_client") as refused, calls.calling("a"):
+            stack.enter_context(calls.counting(address))
+        with pytest.raises(RateLimitExceeded, match="max_permissions_calls_per_client") as refused, calls.counting("a"):
             pass
         assert refused.value.retry_after > 0
-        with pytest.raises(RateLimitExceeded, match=r"\(max_permissions_calls\)"), calls.calling("b"):
+        with pytest.raises(RateLimitExceeded, match=r"\(max_permissions_calls\)"), calls.counting("b"):
             pass
         assert len(calls) == 3
     assert len(calls) == 0
-    assert not calls._by_address
-    with calls.calling("a"), calls.calling("a"), calls.calling("b"):
+    assert not calls._by_client
+    with calls.counting("a"), calls.counting("a"), calls.counting("b"):
         assert len(calls) == 3
