@@ -81,13 +81,13 @@ class Relay:
         self._questions = questions
         settings = sessions.settings
         most = settings.max_relays_per_client
-        of_client = f"At most {most} commands at once for sessions of other servers"
-        of_all = "Too many commands wait for other servers; try again later"
         self.in_progress = ConcurrencyLimit(
             most,
             settings.max_relays,
-            client_error=lambda: RateLimitExceeded(of_client, retry_after=_BUSY_SECONDS),
-            error=lambda: UnreachableSession(of_all),
+            client_error=lambda: RateLimitExceeded(
+                f"At most {most} commands at once for sessions of other servers", retry_after=_BUSY_SECONDS
+            ),
+            error=lambda: UnreachableSession("Too many commands wait for other servers; try again later"),
         )
         """The commands that wait for other workers."""
         self._max_bytes = settings.max_command_bytes

@@ -70,11 +70,15 @@ class PendingConnections:
 def limit_permissions_calls(settings: Settings) -> ConcurrencyLimit:
     """Return the limit on the calls of the app's ``permissions`` function, for new sessions and for POSTs."""
     most = settings.max_permissions_calls_per_client
-    of_client = f"At most {most} requests of a client at once (max_permissions_calls_per_client)"
-    of_all = "This server has too many requests in progress (max_permissions_calls); try again later"
     return ConcurrencyLimit(
         most,
         settings.max_permissions_calls,
-        client_error=lambda: RateLimitExceeded(of_client, retry_after=_RETRY_SECONDS),
-        error=lambda: RateLimitExceeded(of_all, retry_after=_RETRY_SECONDS),
+        client_error=lambda: RateLimitExceeded(
+            f"At most {most} requests of a client at once (max_permissions_calls_per_client)",
+            retry_after=_RETRY_SECONDS,
+        ),
+        error=lambda: RateLimitExceeded(
+            "This server has too many requests in progress (max_permissions_calls); try again later",
+            retry_after=_RETRY_SECONDS,
+        ),
     )
