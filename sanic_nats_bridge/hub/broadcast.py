@@ -2,38 +2,36 @@
 
 `Broadcaster.on_message` puts a message into the views that show it; nothing on this path awaits. At the end of the
 turn of the event loop, `Broadcaster.flush` writes once to each subscriber: the same bytes to all that get the same
-messages.
+messages. If the writes are too many for one turn, no more messages are read from NATS until they are done.
 """
 
 import asyncio
-import contextlib
 import time
-from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from operator import attrgetter
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from ..auth.expirations import ExpirationQueue
-from ..log_limits import limited_logger
 from ..metrics.counters import Counters
 from ..protocol import encoding
-from ..protocol.encoding import EncodedMessage, WireFormat
+from ..protocol.encoding import EncodedMessage
 from ..protocol.subjects import MAX_SUBJECT_BYTES
+from .fan_out import FanOut
 from .interest import Interest, QueueGroup, View
 from .interfaces import Subscriber
 from .mismatches import SubjectMismatches
 from .queue_groups import MAX_COPIES, QueueGroups
 
-__all__ = ["Broadcaster", "fan_out"]
-
-logger = limited_logger()
+__all__ = ["Broadcaster"]
 
 _MAX_BATCH_BYTES = 1024 * 1024
 _MAX_REMEMBERED = 4096
 _ROUTES_OF_ONE_WEIGHT = 16
-_OTHER_COPIES = MAX_COPIES - 1
-"""The copies of a message that may arrive beside the one for a queue group."""
-_number = attrgetter("number")
+_COPIES_PER_TURN = 50_000
+"""The number of copies of messages in several views that are added in one turn of the event loop."""
+_MAX_ADDED = 1_000_000
+"""The number of such copies after which a flush is due."""
+_LIMITED_PER_TURN = 50
+"""The number of subscribers with too many copies whose subscriptions are ended in one turn."""
 T = TypeVar("T")
 
 
@@ -60,7 +58,10 @@ class Broadcaster:
         self._expirations = expirations
         self._headers = frozenset(headers)
         self._interval = flush_interval
-        self._max_overlap = max_overlap
+        self._fan_out = FanOut(max_overlap)
+        self._caught_up = asyncio.Event()
+        self.is_behind = False
+        """True while some subscribers wait for messages of the last flush. No message may be added meanwhile."""
         # As many copies as arrive one by one may be too many already.
         self._always_counts = self._counts_copies = max_overlap < MAX_COPIES
         """True if some subscriber may get too many copies of a message in the next flush."""
@@ -70,25 +71,34 @@ class Broadcaster:
         self._remembering: dict[int, dict[bytes, Any]] = {}
         """The dictionaries that `_remember` has added subjects to, by their identity."""
         self._timer: asyncio.Handle | None = None
+        self._next_part: asyncio.Handle | None = None
         self._hit: list[View] = []
-        self._numbered = self._gathered = 0
+        self._numbered = self._gathered = self._copies = 0
+        self._turn_ends_at = _COPIES_PER_TURN
+        """The number of copies with which a turn of the event loop ends."""
+        self._adding = False
+        """True if a turn of the loop has ended although more messages are to be added."""
 
-    def on_message(self, interest: Interest, subject: bytes, headers: bytes, payload: bytes) -> None:
-        """Add a message to the views that show it."""
+    def on_message(self, interest: Interest, subject: bytes, headers: bytes, payload: bytes) -> bool:
+        """Add a message to the views that show it.
+
+        Returns:
+            True if no more messages may be added in this turn of the event loop, nor while `is_behind` is true.
+        """
         if not interest.sending_views:
             if interest.group is not None:
-                self._on_group_message(interest, interest.group, subject, headers, payload)
-            return
+                return self._on_group_message(interest, interest.group, subject, headers, payload)
+            return False
         # An ordinary block has no status after the version, so its ninth byte ends the line.
         if headers and headers[8:9] != b"\r" and encoding.is_status(headers):
             self._counters.status_messages += 1
-            return
+            return False
         if subject == interest.subject:
             text = interest.pattern
         else:
             text = interest.known_subjects.get(subject) or self._matched(interest, subject)
             if not text:
-                return
+                return False
         shown = encoding.header_fields(headers, self._headers) if headers and self._headers else b""
         self._numbered += 1
         view = interest.sole_view
@@ -97,38 +107,38 @@ class Broadcaster:
             if not view.batch:
                 self._hit.append(view)
             view.batch.append(EncodedMessage(view.prefix, text, shown, payload, self._numbered))
-        else:
-            self._share(interest, text, shown, payload)
-            if len(interest.views) > 1:
-                self._counts_copies = True
-        if self._timer is None or self._interval:
-            self._flush_soon(len(payload))
+            if self._timer is None or self._interval:
+                return self._flush_soon(len(payload))
+            return False
+        self._share(interest, text, shown, payload)
+        if len(interest.views) > 1:
+            self._counts_copies = True
+        return self._flush_soon(len(payload))
 
     def _on_group_message(
         self, interest: Interest, group: QueueGroup, subject: bytes, headers: bytes, payload: bytes
-    ) -> None:
+    ) -> bool:
         """Add a message that NATS has sent to one member of a queue group to the views of all members that match."""
         if headers and headers[8:9] != b"\r" and encoding.is_status(headers):
             self._counters.status_messages += 1
-            return
+            return False
         text = interest.known_subjects.get(subject) or self._matched(interest, subject)
         if not text:
-            return
+            return False
         members = group.routes.get(subject)
         if members is None:
             members = self.groups.route(group, text)
             if len(subject) <= MAX_SUBJECT_BYTES:
                 self._remember(group.routes, subject, members, 1 + len(members) // _ROUTES_OF_ONE_WEIGHT)
         if not members:
-            return
+            return False
         shown = encoding.header_fields(headers, self._headers) if headers and self._headers else b""
         self._numbered += 1
         self._counts_copies = True
         first: EncodedMessage | None = None
         for member in members:
             first = self._share(member, text, shown, payload, first)
-        if self._timer is None or self._interval:
-            self._flush_soon(len(payload))
+        return self._flush_soon(len(payload))
 
     def _share(
         self,
@@ -152,6 +162,7 @@ class Broadcaster:
         """
         for alike in interest.views.values():
             message: EncodedMessage | None = None
+            self._copies += len(alike)
             for view in alike.values():
                 if view.excludes is not None and view.excludes(subject):
                     continue
@@ -191,28 +202,92 @@ class Broadcaster:
         self._remembered += weight
 
     def flush(self) -> None:
-        """Write the messages gathered so far: one write to each subscriber."""
+        """Write the messages gathered so far: one write to each subscriber, in later turns if they are many."""
         if not self._hit:
             return
+        while self.is_behind:
+            self._write_more()
         if self._expirations.next <= time.time():
             self._expirations.expire_due()
         hit, self._hit = self._hit, []
+        if not hit:
+            return  # a subscription that ended above has flushed
         self._counters.messages += self._numbered
-        self._numbered = self._gathered = 0
-        crowded: list[tuple[Subscriber, str]] | None = [] if self._counts_copies else None
-        self._counts_copies = self._always_counts
-        self._counters.deliveries += fan_out({view: view.take_batch() for view in hit}, self._max_overlap, crowded)
-        # Last, because it ends subscriptions, and so changes the subscribers.
-        for subscriber, subject in crowded or ():
-            subscriber.limit_overlap(subject)
+        self._numbered = self._gathered = self._copies = 0
+        self._turn_ends_at = _COPIES_PER_TURN
+        counts_copies, self._counts_copies = self._counts_copies, self._always_counts
+        batches = {view: view.take_batch() for view in hit}
+        self._counters.deliveries += self._fan_out.begin(batches, counts_copies)
+        if self._fan_out.unfinished or self._fan_out.crowded:
+            self._go_on_soon()
+            self._written()
+
+    def flush_to(self, subscriber: Subscriber) -> None:
+        """Write the messages gathered so far, and those for this subscriber at once."""
+        self.flush()
+        if self.is_behind:
+            self._expire_due()
+            self._counters.deliveries += self._fan_out.catch_up(subscriber)
+
+    def drop(self, subscriber: Subscriber) -> None:
+        """Write no more messages of the last flush to a subscriber."""
+        if self.is_behind:
+            self._fan_out.drop(subscriber)
+
+    async def caught_up(self) -> None:
+        """Wait until no subscriber waits for messages of the last flush."""
+        if self.is_behind:
+            await self._caught_up.wait()
 
     def close(self) -> None:
-        """Cancel the next flush."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        """Cancel the next flush, and the writes that are left of the last one."""
+        for handle in (self._timer, self._next_part):
+            if handle is not None:
+                handle.cancel()
+        self._timer = self._next_part = None
+        self._fan_out.clear()
+        self._fan_out.crowded.clear()
+        self._written()
 
-    def _flush_soon(self, size: int) -> None:
+    def _go_on(self) -> None:
+        """Write some of the messages that are left of the last flush, and others in later turns of the loop."""
+        self._next_part = None
+        try:
+            if self.is_behind:
+                self._write_more()
+        finally:
+            if self.is_behind:
+                self._go_on_soon()
+
+    def _go_on_soon(self) -> None:
+        if self._next_part is None:
+            self._next_part = asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _write_more(self) -> None:
+        self._expire_due()
+        if self._fan_out.unfinished:
+            self._counters.deliveries += self._fan_out.go_on()
+        self._written()
+
+    def _written(self) -> None:
+        crowded = self._fan_out.crowded
+        limited, crowded[:_LIMITED_PER_TURN] = crowded[:_LIMITED_PER_TURN], []
+        if self._fan_out.unfinished or crowded:
+            self.is_behind = True
+        elif self.is_behind:
+            self.is_behind = False
+            self._caught_up.set()
+            self._caught_up.clear()
+        # Last, because it ends subscriptions, and so changes the subscribers.
+        for subscriber, subject in limited:
+            subscriber.limit_overlap(subject)
+
+    def _expire_due(self) -> None:
+        if self._expirations.next <= time.time():
+            self._expirations.expire_due()
+
+    def _flush_soon(self, size: int) -> bool:
+        """Schedule the next flush; return True if no more messages may be added in this turn of the event loop."""
         if self._timer is None:
             loop = asyncio.get_running_loop()
             if self._interval:
@@ -220,131 +295,20 @@ class Broadcaster:
             else:
                 self._timer = loop.call_soon(self._timer_fired)
         self._gathered += size
-        if self._interval and self._gathered > _MAX_BATCH_BYTES:
+        if (self._interval and self._gathered > _MAX_BATCH_BYTES) or self._copies > _MAX_ADDED:
             self.flush()
+            return True
+        if self._copies < self._turn_ends_at:
+            return False
+        self._turn_ends_at = self._copies + _COPIES_PER_TURN
+        self._adding = True
+        return True
 
     def _timer_fired(self) -> None:
         self._timer = None
-        self.flush()
-
-
-def fan_out(
-    batches: Mapping[View, Sequence[EncodedMessage]],
-    max_overlap: int = 16,
-    crowded: list[tuple[Subscriber, str]] | None = None,
-) -> int:
-    """Write the batches of all views, in the order of the messages' numbers.
-
-    A subscriber of several views gets one write with their messages merged.
-
-    Args:
-        batches: The messages by views.
-        max_overlap: The largest number of copies of one message for one subscriber.
-        crowded: Subscribers that got more copies, and the subject of such a message, are added to it, if it is given.
-
-    Returns:
-        The number of deliveries: a message to ten subscribers counts ten times.
-    """
-    messages = 0
-    several = _with_several_views(batches) if len(batches) > 1 else {}
-    for view, batch in batches.items():
-        subscribers: Collection[Subscriber] = view.subscribers
-        if several:
-            subscribers = [each for each in subscribers if each not in several]
-        messages += _write(subscribers, batch)
-    for views, subscribers in _by_views(several).items():
-        merged = [message for view in views for message in batches[view]]
-        merged.sort(key=_number)
-        messages += _write(subscribers, merged)
-        if crowded is not None and len(views) > max_overlap - _OTHER_COPIES:
-            subject = _crowded_subject(views, merged, max_overlap)
-            if subject is not None:
-                crowded += [(subscriber, subject) for subscriber in subscribers]
-    return messages
-
-
-def _crowded_subject(views: Sequence[View], messages: Sequence[EncodedMessage], max_overlap: int) -> str | None:
-    """Return the subject of a message of which these views have more copies; ``None`` if there is none.
-
-    Args:
-        views: The views of a subscriber.
-        messages: Their messages by number. The copies that arrived as one have the same number.
-        max_overlap: The largest number of copies.
-    """
-    fewest = max_overlap + 1 - _OTHER_COPIES
-    found = _repeated(messages, fewest) if fewest > 1 else messages[-1:]
-    for subject in dict.fromkeys([message.subject for message in found]):
-        encoded = subject.encode()
-        if sum([view.shows(encoded, subject) for view in views]) > max_overlap:
-            return subject
-    return None
-
-
-def _repeated(messages: Sequence[EncodedMessage], times: int) -> Iterator[EncodedMessage]:
-    """Yield one of each message that is repeated at least so often, which is more than once."""
-    # Each run of that length has two of the positions that are looked at. A message that isn't repeated costs little.
-    step = times // 2
-    end = 0
-    for position in range(step, len(messages), step):
-        message = messages[position]
-        if position < end or message.number != messages[position - step].number:
-            continue
-        begin = bisect_left(messages, message.number, key=_number)
-        end = bisect_right(messages, message.number, lo=position, key=_number)
-        if end - begin >= times:
-            yield message
-
-
-def _with_several_views(views: Iterable[View]) -> dict[Subscriber, list[View]]:
-    """Return the subscribers of more than one of these views, with their views."""
-    first: dict[Subscriber, View] = {}
-    several: dict[Subscriber, list[View]] = {}
-    for view in views:
-        for subscriber in view.subscribers:
-            other = first.setdefault(subscriber, view)
-            if other is not view:
-                several.setdefault(subscriber, [other]).append(view)
-    return several
-
-
-def _by_views(several: Mapping[Subscriber, list[View]]) -> dict[tuple[View, ...], list[Subscriber]]:
-    """Group the subscribers by their views."""
-    groups: dict[tuple[View, ...], list[Subscriber]] = {}
-    for subscriber, views in several.items():
-        groups.setdefault(tuple(views), []).append(subscriber)
-    return groups
-
-
-def _write(subscribers: Collection[Subscriber], messages: Sequence[EncodedMessage]) -> int:
-    try:
-        return _write_to_each(subscribers, messages)
-    except Exception:
-        # The other subscribers must get their messages all the same.
-        logger.exception("Messages could not be delivered")
-        _report_lost(subscribers, {message.prefix.pattern for message in messages})
-        return 0
-
-
-def _report_lost(subscribers: Iterable[Subscriber], patterns: Iterable[str]) -> None:
-    for subscriber in tuple(subscribers):
-        for pattern in patterns:
-            with contextlib.suppress(Exception):  # the same fault may occur again
-                subscriber.messages_lost(pattern)
-
-
-def _write_to_each(subscribers: Collection[Subscriber], messages: Sequence[EncodedMessage]) -> int:
-    total = len(subscribers)
-    joined: dict[WireFormat, bytes] = {}
-    slow: list[Subscriber] = []
-    for subscriber in subscribers:
-        if not subscriber.is_writable:
-            slow.append(subscriber)
-            continue
-        data = joined.get(subscriber.wire_format)
-        if data is None:
-            data = joined[subscriber.wire_format] = encoding.join(messages, subscriber.wire_format)
-        subscriber.write(data)
-    # Last, because it may end a session, and so change the subscribers.
-    for subscriber in slow:
-        subscriber.skip(messages)
-    return (total - len(slow)) * len(messages)
+        if self._adding:
+            # More messages follow in this turn. The fewer flushes, the fewer writes.
+            self._adding = False
+            self._timer = asyncio.get_running_loop().call_soon(self._timer_fired)
+        else:
+            self.flush()

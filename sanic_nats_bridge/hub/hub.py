@@ -2,9 +2,10 @@
 
 Rules of this module:
 
-1. The subscribers of a view never change while its batch holds messages. Code that adds or removes a subscriber,
-   or writes a frame whose position among the messages matters, flushes first. The exception is `detach` with
-   ``cut``, after which the subscriber must see nothing more.
+1. The subscribers of a view never change while its batch holds messages. Code that adds or removes a subscriber
+   flushes first. The exception is `detach` with ``cut``, after which the subscriber must see nothing more.
+   A flush may leave messages for later turns of the event loop. Code that removes a subscriber, or writes a frame whose
+   position among the messages matters, calls `flush_to` first.
 2. Each session that holds an interest claims it, and so does each command that waits for it. When the last claim
    is released, the interest lingers; then UNSUB is sent.
 3. SUB and UNSUB that clients cause pass through the throttle. A new connection sends its SUBs at once, but some in
@@ -71,6 +72,8 @@ class Hub:
         # Bound to Broadcaster.on_message: a method of the hub in between would cost a call per message.
         self.on_message = broadcaster.on_message
         self.flush = broadcaster.flush
+        self.flush_to = broadcaster.flush_to
+        self.caught_up = broadcaster.caught_up
         self._interests: dict[str, Interest] = {}
         self._idle: dict[Interest, None] = {}
         self._throttle = SubscribeThrottle(max_subscribe_rate, self._sync)
@@ -89,6 +92,11 @@ class Hub:
     def patterns(self) -> tuple[str, ...]:
         """The patterns of all interests."""
         return tuple(self._interests)
+
+    @property
+    def is_behind(self) -> bool:
+        """True while some subscribers wait for messages of the last flush. No message may be delivered meanwhile."""
+        return self._broadcaster.is_behind
 
     # Commands
 
@@ -139,7 +147,7 @@ class Hub:
 
     def change(self, subscriber: Subscriber, view: View, grant: Grant) -> View:
         """Replace the grant with which the subscriber gets a pattern."""
-        self.flush()
+        self.flush_to(subscriber)
         # Added first, so that a queue group doesn't see the interest without views.
         changed = view.interest.add(subscriber, grant)
         view.interest.remove(subscriber, view)
@@ -150,8 +158,10 @@ class Hub:
 
         With ``cut``, messages that were received but not written yet are dropped too.
         """
-        if not cut:
-            self.flush()
+        if cut:
+            self._broadcaster.drop(subscriber)
+        else:
+            self.flush_to(subscriber)
         held = [view for view in views if subscriber in view.subscribers]
         for view in held:
             view.interest.remove(subscriber, view)

@@ -1,7 +1,7 @@
 """The interfaces that the hub needs of its neighbours: the connection to NATS and the sessions."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 from ..errors import BridgeError
 from ..protocol.encoding import EncodedMessage, WireFormat
@@ -35,6 +35,10 @@ class Subscriber(Protocol):
     @property
     def wire_format(self) -> WireFormat:
         """The encoding that the client's transport takes."""
+
+    @property
+    def views(self) -> Iterable[Any]:
+        """The views (`interest.View`) of the subscriptions that the session holds."""
 
     def skip(self, messages: Sequence[EncodedMessage]) -> None:
         """Skip messages that arrive while the client is too slow."""

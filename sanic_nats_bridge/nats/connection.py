@@ -49,8 +49,15 @@ class MessageListener(Protocol):
     """
 
     @property
-    def on_message(self) -> Callable[[Any, bytes, bytes, bytes], None]:
-        """Callback for each message: sink, subject, headers, payload."""
+    def on_message(self) -> Callable[[Any, bytes, bytes, bytes], bool]:
+        """Callback for each message: sink, subject, headers, payload. It returns true if the next one must wait."""
+
+    @property
+    def is_behind(self) -> bool:
+        """True while no message may be processed, because those before aren't written yet."""
+
+    async def caught_up(self) -> None:
+        """Wait until messages may be processed."""
 
     def delivery_failed(self, sink: Any) -> None:
         """Note that a message is lost, because `on_message` has raised."""
@@ -305,8 +312,14 @@ class Connection(Client):
             logger.exception("Cannot deliver a message to the app's own NATS subscription; the message is lost")
 
     async def next_turn(self) -> None:
-        """Let the other tasks of the event loop run."""
+        """Let the other tasks of the event loop run, and return when the listener isn't behind."""
         await asyncio.sleep(0)
+        await self._listener.caught_up()
+
+    @property
+    def is_behind(self) -> bool:
+        """True while nothing is read, because the messages before aren't written yet."""
+        return self._listener.is_behind
 
     def message_too_large(self, size: int) -> None:
         """Note the length of a message above the limit. The connection ends."""
@@ -470,6 +483,8 @@ class _ConnectionParser(Parser):
         Raises:
             nats.errors.ProtocolError: The data isn't the NATS protocol.
         """
+        if self._connection.is_behind:
+            await self._connection.next_turn()
         try:
             await super().parse(data)
         except MalformedLineError as error:

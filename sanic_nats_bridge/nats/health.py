@@ -25,6 +25,10 @@ class PingableConnection(Protocol):
     def unanswered_pings(self) -> int:
         """Number of PINGs whose PONG has not arrived."""
 
+    @property
+    def is_behind(self) -> bool:
+        """True while the bridge reads nothing."""
+
     def ping(self) -> None:
         """Send a PING."""
 
@@ -45,11 +49,13 @@ async def wait_until_stale(connection: PingableConnection, interval: float) -> s
     while True:
         reads = connection.reads
         connection.ping()
+        may_read = True
         # In steps, because a loop that was blocked, or a machine that was suspended, wakes with unread data. The lost
         # time counts as one step. The other steps leave time to read.
         for _ in range(_STEPS):
             await asyncio.sleep(interval / _STEPS)
-        if connection.reads == reads:
+            may_read = may_read and not connection.is_behind
+        if connection.reads == reads and may_read:
             return f"the server was silent for {interval:g} s after a PING"
         if connection.unanswered_pings >= _MAX_UNANSWERED_PINGS:
             return f"the server left {_MAX_UNANSWERED_PINGS} PINGs unanswered"

@@ -37,8 +37,11 @@ class Operations(Protocol):
         """The bridge's own subscriptions. The keys are their numbers as the server writes them."""
 
     @property
-    def on_message(self) -> Callable[[Any, bytes, bytes, bytes], None]:
-        """Callback for each message of `sinks`: sink, subject, headers, payload."""
+    def on_message(self) -> Callable[[Any, bytes, bytes, bytes], bool]:
+        """Callback for each message of `sinks`: sink, subject, headers, payload.
+
+        The next message is processed after `next_turn` if it returns true.
+        """
 
     def delivery_failed(self, sink: Any, error: Exception) -> None:
         """Process an exception of `on_message`. Must not raise."""
@@ -56,7 +59,7 @@ class Operations(Protocol):
         """Note the length of a message above the limit, before the error is raised."""
 
     async def next_turn(self) -> None:
-        """Let the other tasks of the event loop run."""
+        """Let the other tasks of the event loop run, and return when more messages can be processed."""
 
 
 class Parser:
@@ -161,13 +164,15 @@ class Parser:
                 await self._process_foreign(words, headers, payload)
                 continue
             try:
-                on_message(sink, words[1], headers, payload)
+                is_full = on_message(sink, words[1], headers, payload)
             except Exception as error:
                 operations.delivery_failed(sink, error)
+                is_full = False
             messages += 1
             payload_bytes += len(payload)
-        if messages:
-            operations.received(messages, payload_bytes)
+            if is_full:
+                await operations.next_turn()
+        operations.received(messages, payload_bytes)
         return position
 
     def _check_length(self, length: int, header_size: int) -> None:

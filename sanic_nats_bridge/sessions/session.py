@@ -1,7 +1,7 @@
 """One browser connection with its subscriptions, on either transport."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +19,7 @@ from ..errors import (
     UnsupportedCommand,
 )
 from ..hub.hub import Hub
+from ..hub.interest import View
 from ..log_limits import limited_logger
 from ..metrics.counters import Counters
 from ..protocol.encoding import EncodedMessage, WireFormat
@@ -126,6 +127,11 @@ class Session:
         return self._subscriptions.patterns
 
     @property
+    def views(self) -> Iterable[View]:
+        """The views of the hub in which the session sees messages."""
+        return self._subscriptions.views
+
+    @property
     def permissions(self) -> Permissions:
         """The permissions of the client."""
         return self._subscriptions.permissions
@@ -141,9 +147,15 @@ class Session:
         return self._transport.written
 
     def send(self, frame: Frame) -> None:
-        """Write a frame to the client, after everything written so far; do nothing if the session has ended."""
+        """Write a frame to the client, after all messages received so far; do nothing if the session has ended."""
+        self._catch_up()
         if not self.closed:
             self._transport.send(frame)
+
+    def _catch_up(self) -> None:
+        """Write the messages that are left of the last flush. It may end the session."""
+        if self._context.hub.is_behind and not self.closed:
+            self._context.hub.flush_to(self)
 
     def start(self) -> None:
         """Write the ``welcome`` frame and start the keepalive."""
@@ -293,6 +305,7 @@ class Session:
 
     def subscription_ended(self, pattern: str, error: BridgeError) -> None:
         """Remove a subscription that the client hasn't ended itself, and report it to the client."""
+        self._catch_up()
         if self.closed:
             return
         self._subscriptions.remove(pattern)
@@ -338,6 +351,7 @@ class Session:
 
     def send_status(self, status: bytes) -> None:
         """Write an encoded status frame; do nothing if the session has ended."""
+        self._catch_up()
         if not self.closed:
             self.write(status)
 
@@ -368,7 +382,7 @@ class Session:
         """
         self._context.expirations.expire_due()
         # It may end the session.
-        self._context.hub.flush()
+        self._context.hub.flush_to(self)
         if self.closed:
             return
         if self._slow_consumer is not None and (backlog := self._slow_consumer.encode_backlog()):

@@ -1,6 +1,6 @@
 """The subscriptions of one session."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from ..auth.permissions import Grant, Permissions
 from ..auth.policy import SubscriptionPolicy
@@ -67,6 +67,11 @@ class Subscriptions:
         """The patterns, as the client names them."""
         return tuple(self._views)
 
+    @property
+    def views(self) -> Iterable[View]:
+        """The views of the hub in which the subscriber sees messages."""
+        return self._views.values()
+
     async def subscribe(
         self, requested: Sequence[str], seconds: float, count: Callable[[int], None] | None = None
     ) -> tuple[list[str], bool]:
@@ -111,7 +116,7 @@ class Subscriptions:
         try:
             await self._hub.confirm([*existing.values(), *interests], seconds)
             # Before the check below, because a flush may end this session.
-            self._hub.flush()
+            self._hub.flush_to(self._subscriber)
             if not self._open:
                 raise UnknownSession("No such session")
             refused = [name for name, interest in (existing | added).items() if interest.state is State.REFUSED]
@@ -152,7 +157,7 @@ class Subscriptions:
 
     def update_permissions(self, permissions: Permissions) -> list[str]:
         """Replace the permissions; return the patterns whose subscriptions they have ended."""
-        self._hub.flush()
+        self._hub.flush_to(self._subscriber)
         self.permissions = permissions
         self._permission_updates += 1
         ended = []

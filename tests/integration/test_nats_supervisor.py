@@ -25,14 +25,20 @@ from tests.support.fakes import ignore
 class Listener:
     """A listener that records the events of a link; every sink is the pattern itself."""
 
+    is_behind = False
+
     def __init__(self) -> None:
         self.changes: list[str] = []
         self.answers: dict[str, str] = {}
         self.lost: list[str] = []
         self.messages: list[tuple[str, bytes, bytes, bytes]] = []
 
-    def on_message(self, sink: str, subject: bytes, headers: bytes, payload: bytes) -> None:
+    def on_message(self, sink: str, subject: bytes, headers: bytes, payload: bytes) -> bool:
         self.messages.append((sink, subject, headers, payload))
+        return self.is_behind
+
+    async def caught_up(self) -> None:
+        pass
 
     def delivery_failed(self, sink: str) -> None:
         self.lost.append(sink)

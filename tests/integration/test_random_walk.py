@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from sanic_nats_bridge.hub import queue_groups
+from sanic_nats_bridge.hub import fan_out, queue_groups
 from tests.support import model
 from tests.support.bridge import SERVERS, ServerName
 from tests.support.model import CommandName, Follower
@@ -34,6 +34,9 @@ STEPS_BETWEEN_RESTS: Final = 15
 STEPS_BETWEEN_CUTS: Final = 30
 ALONE: Final = (0, queue_groups._MAX_ALONE)
 """Numbers of patterns that are subscribed without a queue group. The model has too few patterns for the usual one."""
+
+WRITES: Final = ((1, 20_000), (1, 0), (2000, 20_000))
+"""Costs of the writes in one turn, and the largest numbers of subscriptions for which a flush is planned at once."""
 
 WHO = st.integers(0, MANY - 1)
 OPEN = st.lists(st.sampled_from(model.OPEN), min_size=1, max_size=3)
@@ -157,9 +160,15 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 @pytest.fixture
 def world(
-    loop: asyncio.AbstractEventLoop, server: ServerName, alone: int, monkeypatch: pytest.MonkeyPatch
+    loop: asyncio.AbstractEventLoop,
+    server: ServerName,
+    alone: int,
+    writes: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[World]:
     monkeypatch.setattr(queue_groups, "_MAX_ALONE", alone)
+    monkeypatch.setattr(fan_out, "_COST_PER_TURN", writes[0])
+    monkeypatch.setattr(fan_out, "_MAX_PLANNED", writes[1])
     # How long the bridge waits between its attempts to connect is tested elsewhere.
     monkeypatch.setattr("sanic_nats_bridge.nats.server_pool._MAX_BACKOFF_SECONDS", 0.1)
     made = World.made(server)
@@ -169,8 +178,16 @@ def world(
 
 @pytest.mark.timeout(600 + STEPS_OF_A_WALK)  # one that fails is run twice
 @pytest.mark.parametrize(
-    ("walk", "server", "alone"),
-    [(walk, SERVERS[walk % len(SERVERS)], ALONE[(walk + walk // 2) % len(ALONE)]) for walk in range(WALKS)],
+    ("walk", "server", "alone", "writes"),
+    [
+        (
+            walk,
+            SERVERS[walk % len(SERVERS)],
+            ALONE[(walk + walk // 2) % len(ALONE)],
+            WRITES[(walk + walk // 3) % len(WRITES)],
+        )
+        for walk in range(WALKS)
+    ],
 )
 def test_random_walk_agrees_with_reference_model(
     walk: int, loop: asyncio.AbstractEventLoop, world: World, caplog: pytest.LogCaptureFixture

@@ -12,7 +12,7 @@ from sanic_nats_bridge.auth.permissions import Grant
 from sanic_nats_bridge.errors import BridgeError
 from sanic_nats_bridge.hub.broadcast import Broadcaster
 from sanic_nats_bridge.hub.hub import Hub
-from sanic_nats_bridge.hub.interest import Interest
+from sanic_nats_bridge.hub.interest import Interest, View
 from sanic_nats_bridge.metrics.counters import Counters
 from sanic_nats_bridge.protocol import encoding, subjects
 from sanic_nats_bridge.protocol.encoding import EncodedMessage, WireFormat
@@ -173,6 +173,8 @@ class FakeSubscriber(_Recorder):
     def __init__(self, wire_format: WireFormat = WireFormat.WEBSOCKET) -> None:
         super().__init__(wire_format)
         self.is_writable = True
+        self.views: Sequence[View] = ()
+        """Looked at only if very many subscribers get messages in one flush."""
         self.skipped: list[EncodedMessage] = []
         self.told: list[tuple[str, str]] = []
 

@@ -147,6 +147,10 @@ class Client:
     def __init__(self) -> None:
         self.holds: dict[str, Hold] = {}
 
+    @property
+    def views(self) -> list[View]:
+        return [hold.view for hold in self.holds.values() if hold.view is not None]
+
     def write(self, data: bytes) -> None:
         for frame in read_websocket_frames(data):
             hold = self.holds[frame.get("pattern", frame["subject"])]
@@ -214,6 +218,7 @@ class Walk:
                 self._server.receive()
             await self._read(len(self._server.outbox))
         self._hub.flush()
+        await self._hub.caught_up()
         for client in self._clients:
             for hold in client.holds.values():
                 self._judge(hold)
@@ -269,6 +274,8 @@ class Walk:
 
     def _reconnect(self) -> None:
         self._hub.connection_closed()
+        for client in self._clients:
+            self._hub.flush_to(client)  # as before a session's gap
         self._server.lose()
         for client in self._clients:
             for hold in tuple(client.holds.values()):

@@ -1,3 +1,4 @@
+import asyncio
 import time
 from collections.abc import Callable
 
@@ -5,11 +6,13 @@ import pytest
 
 from sanic_nats_bridge.auth.expirations import ExpirationQueue
 from sanic_nats_bridge.auth.permissions import Permissions
+from sanic_nats_bridge.hub import broadcast, fan_out
 from sanic_nats_bridge.hub.broadcast import Broadcaster
 from sanic_nats_bridge.hub.interest import Interest
 from sanic_nats_bridge.metrics.counters import Counters
 from sanic_nats_bridge.protocol import encoding
 from sanic_nats_bridge.protocol.encoding import WireFormat
+from tests.support.bridge import until
 from tests.support.fakes import ALONE, FakeSubscriber, ignore
 
 
@@ -227,3 +230,143 @@ async def test_remembered_routes_are_bounded() -> None:
         assert len(group.routes) <= 4096
     publish(broadcaster, interests[0], "a.b." + "x" * 300)
     assert all(len(subject) <= 255 for subject in group.routes)
+
+
+# Writes in several turns of the event loop
+
+
+@pytest.fixture
+def one_write_per_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fan_out, "_COST_PER_TURN", 1)
+
+
+@pytest.mark.usefixtures("one_write_per_turn")
+async def test_messages_after_a_flush_that_is_not_finished_come_last() -> None:
+    broadcaster, interest = new_broadcaster(), Interest("a")
+    subscribers = add_subscribers(interest, *[Permissions([">"])] * 5)
+    for payload in (b"1", b"2", b"3"):
+        broadcaster.on_message(interest, b"a", b"", payload)
+        broadcaster.flush()
+        assert broadcaster.is_behind
+    await broadcaster.caught_up()
+    assert [subscriber.data for subscriber in subscribers] == [[1, 2, 3]] * 5
+    assert (broadcaster._counters.messages, broadcaster._counters.deliveries) == (3, 15)
+    await broadcaster.caught_up()
+
+
+@pytest.mark.usefixtures("one_write_per_turn")
+async def test_expired_session_gets_nothing_in_later_turns() -> None:
+    expirations = ExpirationQueue(lambda key: broadcaster.drop(subscribers[int(key)]))
+    broadcaster, interest = Broadcaster(Counters(), expirations), Interest("a")
+    subscribers = add_subscribers(interest, *[Permissions([">"])] * 5)
+    publish(broadcaster, interest, "a")
+    waiting = [number for number, subscriber in enumerate(subscribers) if not subscriber.writes]
+    assert len(waiting) == 4
+    for number in waiting:
+        expirations.put(str(number), time.time() - 0.001)
+    broadcaster.flush_to(subscribers[waiting[0]])
+    await broadcaster.caught_up()
+    assert sum(len(subscriber.writes) for subscriber in subscribers) == 1
+
+
+@pytest.mark.usefixtures("one_write_per_turn")
+async def test_nothing_is_written_after_close() -> None:
+    broadcaster, interest = new_broadcaster(), Interest("a")
+    subscribers = add_subscribers(interest, *[Permissions([">"])] * 5)
+    publish(broadcaster, interest, "a")
+    waiter = asyncio.create_task(broadcaster.caught_up())
+    await asyncio.sleep(0)
+    broadcaster.close()
+    await waiter
+    written = sum(len(subscriber.writes) for subscriber in subscribers)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert sum(len(subscriber.writes) for subscriber in subscribers) == written < 5
+
+
+@pytest.mark.usefixtures("one_write_per_turn")
+async def test_error_while_overlap_is_limited_does_not_end_the_flush() -> None:
+    class Faulty(FakeSubscriber):
+        def limit_overlap(self, subject: str) -> None:
+            raise ArithmeticError
+
+    broadcaster = Broadcaster(Counters(), ExpirationQueue(ignore), max_overlap=1)
+    interests = [Interest("a.>"), Interest("a.*")]
+    subscribers = [Faulty() for _ in range(5)]
+    for interest in interests:
+        for subscriber in subscribers:
+            interest.add(subscriber, Permissions([">"]).grant(interest.pattern))
+    for interest in interests:
+        broadcaster.on_message(interest, b"a.x", b"", b"1")
+    with pytest.raises(ArithmeticError):
+        broadcaster.flush()
+    handler = asyncio.get_running_loop().get_exception_handler()
+    asyncio.get_running_loop().set_exception_handler(ignore)
+    await broadcaster.caught_up()
+    asyncio.get_running_loop().set_exception_handler(handler)
+    assert [len(subscriber.data) for subscriber in subscribers] == [2] * 5
+
+
+@pytest.mark.usefixtures("one_write_per_turn")
+async def test_flush_within_the_end_of_a_flush_is_the_only_one() -> None:
+    class Flushing(FakeSubscriber):
+        def limit_overlap(self, subject: str) -> None:
+            super().limit_overlap(subject)
+            broadcaster.flush()
+
+    broadcaster = Broadcaster(Counters(), ExpirationQueue(ignore), max_overlap=1)
+    interests = [Interest("a.>"), Interest("a.*")]
+    subscribers = [Flushing() for _ in range(3)]
+    for interest in interests:
+        for subscriber in subscribers:
+            interest.add(subscriber, Permissions([">"]).grant(interest.pattern))
+    for payload in (b"1", b"2"):
+        for interest in interests:
+            broadcaster.on_message(interest, b"a.x", b"", payload)
+        broadcaster.flush()
+    await broadcaster.caught_up()
+    assert [subscriber.data for subscriber in subscribers] == [[1, 1, 2, 2]] * 3
+    assert {subscriber.told[0] for subscriber in subscribers} == {("limit_overlap", "a.x")}
+
+
+async def feed(broadcaster: Broadcaster, interest: Interest, count: int, payload: bytes = b"1") -> list[int]:
+    """Add messages as the parser does; return the numbers of those after which a turn of the loop has ended."""
+    turns = []
+    for number in range(count):
+        if broadcaster.on_message(interest, b"a.x", b"", payload):
+            turns.append(number)
+            await asyncio.sleep(0)
+            await broadcaster.caught_up()
+    return turns
+
+
+async def test_very_many_copies_are_added_in_several_turns_but_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broadcast, "_COPIES_PER_TURN", 5)
+    broadcaster, interest = new_broadcaster(), Interest("a.*")
+    subscribers = add_subscribers(interest, *[Permissions([">"], [f"a.{number}"]) for number in range(3)])
+    for _ in range(2):
+        assert await feed(broadcaster, interest, 7) == [1, 3, 5]
+        await until(lambda: subscribers[0].writes)
+        await asyncio.sleep(0)
+        assert [subscriber.data for subscriber in subscribers] == [[1] * 7] * 3
+        assert [len(subscriber.writes) for subscriber in subscribers] == [1] * 3
+        for subscriber in subscribers:
+            subscriber.writes.clear()
+
+
+@pytest.mark.parametrize("interval", [0.0, 10.0])
+async def test_flush_is_due_after_too_many_copies(interval: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broadcast, "_MAX_ADDED", 5)
+    broadcaster, interest = Broadcaster(Counters(), ExpirationQueue(ignore), flush_interval=interval), Interest("a.*")
+    subscribers = add_subscribers(interest, *[Permissions([">"], [f"a.{number}"]) for number in range(3)])
+    assert await feed(broadcaster, interest, 4) == [1, 3]
+    assert [len(subscriber.writes) for subscriber in subscribers] == [2] * 3
+    broadcaster.close()
+
+
+async def test_no_more_messages_are_added_after_flush_within_interval() -> None:
+    broadcaster, interest = Broadcaster(Counters(), ExpirationQueue(ignore), flush_interval=10), Interest("a.*")
+    (subscriber,) = add_subscribers(interest, Permissions([">"]))
+    assert await feed(broadcaster, interest, 4, b'"%b"' % (b"1" * 400_000)) == [2]
+    assert len(subscriber.data) == 3
+    broadcaster.close()

@@ -1,20 +1,24 @@
 import logging
 from collections.abc import Sequence
-from itertools import product
+from dataclasses import dataclass, field
+from itertools import pairwise, product
+from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sanic_nats_bridge.auth.exclusions import Exclusions
-from sanic_nats_bridge.hub import broadcast
-from sanic_nats_bridge.hub.broadcast import fan_out
+from sanic_nats_bridge.hub import fan_out
+from sanic_nats_bridge.hub.fan_out import FanOut
 from sanic_nats_bridge.hub.interest import Interest, View
 from sanic_nats_bridge.hub.interfaces import Subscriber
 from sanic_nats_bridge.protocol.encoding import EncodedMessage, MessagePrefix, WireFormat
 from tests.support.fakes import FakeSubscriber, granted
 
 PATTERNS = ("a", "b", "c")
+Batches = dict[View, list[EncodedMessage]]
 
 
 def new_views() -> list[View]:
@@ -23,12 +27,12 @@ def new_views() -> list[View]:
 
 def fan_out_messages(views: Sequence[View], pattern_of: Sequence[int]) -> None:
     """Send message number k under the pattern at index k."""
-    batches: dict[View, list[EncodedMessage]] = {}
+    batches: Batches = {}
     for number, index in enumerate(pattern_of):
         view = views[index]
         message = EncodedMessage(view.prefix, view.pattern, b"", b"%d" % number, number)
         batches.setdefault(view, []).append(message)
-    fan_out(batches)
+    FanOut().begin(batches)
 
 
 @given(
@@ -75,6 +79,14 @@ def test_failing_subscriber_does_not_affect_others(caplog: pytest.LogCaptureFixt
     assert [record.getMessage() for record in caplog.records] == ["Messages could not be delivered"]
 
 
+def crowded(batches: Batches, limit: int) -> list[tuple[Subscriber, str]]:
+    """Write the batches; return the subscribers with too many copies, and the subjects of these."""
+    writes = FanOut(limit)
+    writes.begin(batches, counts_copies=True)
+    assert not writes.unfinished
+    return writes.crowded
+
+
 def crowded_subjects(limit: int, copies: Sequence[int]) -> list[str]:
     """Send messages with so many copies each, under patterns of one subscriber; return the subjects reported."""
     subscriber = FakeSubscriber()
@@ -84,13 +96,12 @@ def crowded_subjects(limit: int, copies: Sequence[int]) -> list[str]:
         view = View(Interest(pattern), granted(pattern)[0], MessagePrefix(pattern))
         view.subscribers[subscriber] = None
         views.append(view)
-    batches: dict[View, list[EncodedMessage]] = {view: [] for view in views}
+    batches: Batches = {view: [] for view in views}
     for number, count in enumerate(copies):
         subject = ".".join(["a"] * (count + 1))
         for view in views[:count]:
             batches[view].append(EncodedMessage(view.prefix, subject, b"", b"1", number))
-    found: list[tuple[Subscriber, str]] = []
-    fan_out(batches, limit, found)
+    found = crowded(batches, limit)
     assert len(subscriber.data) == sum(copies)
     assert {reported for reported, _ in found} <= {subscriber}
     return [subject for _, subject in found]
@@ -101,7 +112,7 @@ def test_subscriber_with_too_many_copies_is_reported(limit: int, copies: Sequenc
     found = crowded_subjects(limit, copies)
     counts = [subject.count(".") for subject in found]
     assert all(count > limit and count in copies for count in counts)
-    if limit > broadcast._OTHER_COPIES:
+    if limit > fan_out._OTHER_COPIES:
         assert bool(found) == any(count > limit for count in copies)
     else:
         assert bool(found) == (copies[-1] > limit)
@@ -120,8 +131,7 @@ def test_copies_that_arrive_by_themselves_count() -> None:
         for view, number in zip(views, numbers, strict=True)
     }
     for limit, expected in ((17, []), (16, ["a.b.c.d.e"])):
-        found: list[tuple[Subscriber, str]] = []
-        fan_out(batches, limit, found)
+        found = crowded(batches, limit)
         assert [subject for _, subject in found] == expected
 
 
@@ -131,6 +141,207 @@ def test_subject_that_a_view_excludes_is_not_a_copy() -> None:
              for grant in granted("a.>", "a.*")]  # fmt: skip
     for view in views:
         view.subscribers[subscriber] = None
-    found: list[tuple[Subscriber, str]] = []
-    fan_out({view: [EncodedMessage(view.prefix, "a.x", b"", b"1", 1)] for view in views}, 1, found)
-    assert found == []
+    assert crowded({view: [EncodedMessage(view.prefix, "a.x", b"", b"1", 1)] for view in views}, 1) == []
+
+
+# Writes of one flush in several turns of the event loop
+
+
+@dataclass
+class Follower:
+    """A subscriber, and the numbers of the messages that it must get."""
+
+    subscriber: FakeSubscriber = field(default_factory=FakeSubscriber)
+    due: list[int] = field(default_factory=list)
+
+
+def limited(cost: int, planned: int = 20_000, **options: Any) -> Any:
+    """Limit the cost of one turn, and the number of subscriptions that are looked at in the first one."""
+    return mock.patch.multiple(fan_out, _COST_PER_TURN=cost, _MAX_PLANNED=planned, _SEEN_PER_TURN=2 * cost, **options)
+
+
+def follow(view: View, *subscribers: FakeSubscriber) -> None:
+    for subscriber in subscribers:
+        view.subscribers[subscriber] = None
+        subscriber.views = [*subscriber.views, view]
+
+
+def take_out(follower: Follower, event: str, writes: FanOut) -> int:
+    """Take a follower out of the writes, and out of its views too unless it only catches up."""
+    deliveries = 0
+    if event == "drop":
+        writes.drop(follower.subscriber)
+        follower.due = follower.subscriber.data
+    else:
+        deliveries = writes.catch_up(follower.subscriber)
+        assert follower.subscriber.data == follower.due
+    if event != "catch_up":
+        for view in follower.subscriber.views:
+            del view.subscribers[follower.subscriber]
+        follower.subscriber.views = ()
+    return deliveries
+
+
+@given(
+    st.lists(st.sets(st.integers(0, 2)), max_size=12),
+    st.lists(st.integers(0, 2), min_size=1, max_size=20),
+    st.lists(
+        st.tuples(st.sampled_from(["go_on", "catch_up", "drop", "leave", "join"]), st.integers(0, 11)), max_size=20
+    ),
+    st.integers(1, 6),
+    st.sampled_from([0, 20_000]),
+    st.sampled_from([{}, {"_FEW": 0, "_BYTES_OF_ONE_COST": 0}]),
+)
+def test_subscriber_gets_its_messages_in_one_write_in_spite_of_events_between_turns(
+    follow_of: list[set[int]],
+    pattern_of: list[int],
+    events: list[tuple[str, int]],
+    cost: int,
+    planned: int,
+    options: dict[str, int],
+) -> None:
+    views = new_views()
+    followers = [Follower() for _ in follow_of]
+    batches: Batches = {}
+    for number, index in enumerate(pattern_of):
+        message = EncodedMessage(views[index].prefix, views[index].pattern, b"", b"%d" % number, number)
+        batches.setdefault(views[index], []).append(message)
+    for follower, indexes in zip(followers, follow_of, strict=True):
+        for index in indexes:
+            follow(views[index], follower.subscriber)
+        follower.due = [number for number, index in enumerate(pattern_of) if index in indexes]
+    with limited(cost, planned, **options):
+        writes = FanOut()
+        deliveries = writes.begin(batches)
+        for event, index in events:
+            if event == "go_on":
+                deliveries += writes.go_on()
+            elif event == "join":
+                followers.append(newcomer := Follower())
+                follow(views[index % 3], newcomer.subscriber)
+            elif index < len(follow_of):
+                deliveries += take_out(followers[index], event, writes)
+        while writes.unfinished:
+            deliveries += writes.go_on()
+    assert [follower.subscriber.data for follower in followers] == [follower.due for follower in followers]
+    assert all(len(follower.subscriber.writes) <= 1 for follower in followers)
+    assert deliveries == sum(len(follower.due) for follower in followers)
+
+
+@pytest.mark.parametrize("planned", [0, 20_000])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_cost_of_one_turn_is_limited(planned: int, count: int) -> None:
+    views = new_views()
+    subscribers = [FakeSubscriber() for _ in range(100)]
+    batches: Batches = {}
+    for number, view in enumerate(views[:count]):
+        follow(view, *subscribers)
+        batches[view] = [EncodedMessage(view.prefix, view.pattern, b"", b"%d" % number, number)]
+    with limited(10, planned):
+        writes = FanOut()
+        writes.begin(batches)
+        written = [sum(len(each.writes) for each in subscribers)]
+        while writes.unfinished:
+            writes.go_on()
+            written.append(sum(len(each.writes) for each in subscribers))
+    assert all(later - earlier <= 10 for earlier, later in pairwise([0, *written]))
+    assert [each.data for each in subscribers] == [list(range(count))] * 100
+
+
+def test_large_messages_cost_more() -> None:
+    (view, *_) = new_views()
+    subscribers = [FakeSubscriber() for _ in range(100)]
+    follow(view, *subscribers)
+    writes = FanOut()
+    with limited(100):
+        writes.begin({view: [EncodedMessage(view.prefix, "a", b"", b"1" * 9 * 16 * 1024, 1)]})
+        assert sum(len(each.writes) for each in subscribers) == 10
+        writes.go_on()
+        assert sum(len(each.writes) for each in subscribers) == 20
+
+
+def test_message_larger_than_turn_is_written_to_one_subscriber_at_a_time() -> None:
+    (view, *_) = new_views()
+    subscribers = [FakeSubscriber() for _ in range(40)]
+    follow(view, *subscribers)
+    writes = FanOut()
+    with limited(2):
+        writes.begin({view: [EncodedMessage(view.prefix, "a", b"", b"1" * 2**20, 1)]})
+        for written in range(1, 20):
+            assert sum(len(each.writes) for each in subscribers) == written
+            writes.go_on()
+        while writes.unfinished:
+            writes.go_on()
+    assert all(len(each.writes) == 1 for each in subscribers)
+
+
+def test_bytes_are_joined_once_for_all_turns() -> None:
+    (view, *_) = new_views()
+    subscribers = [FakeSubscriber(list(WireFormat)[index % 2]) for index in range(100)]
+    follow(view, *subscribers)
+    writes = FanOut()
+    with limited(10):
+        writes.begin({view: [EncodedMessage(view.prefix, "a", b"", b"1", 1)] * 2})
+        while writes.unfinished:
+            writes.go_on()
+    assert len({id(each.writes[0]) for each in subscribers}) == 2
+
+
+def test_overlap_is_counted_for_each_part_of_a_crowd() -> None:
+    patterns = [".".join(tokens) for tokens in product("a*", "b*", "c*", "d*", "e*")][:17]
+    views = [View(Interest(pattern), granted(pattern)[0], MessagePrefix(pattern)) for pattern in patterns]
+    subscribers = [FakeSubscriber() for _ in range(5)]
+    for view in views:
+        follow(view, *subscribers)
+    batches = {view: [EncodedMessage(view.prefix, "a.b.c.d.e", b"", b"1", 1)] for view in views}
+    with limited(2, 0):
+        writes = FanOut()
+        writes.begin(batches, counts_copies=True)
+        while writes.unfinished:
+            writes.go_on()
+        found = writes.crowded
+    assert sorted(map(id, subscribers)) == sorted(id(subscriber) for subscriber, _ in found)
+    assert {subject for _, subject in found} == {"a.b.c.d.e"}
+
+
+def test_cleared_writes_are_finished() -> None:
+    (view, *_) = new_views()
+    subscribers = [FakeSubscriber() for _ in range(3)]
+    follow(view, *subscribers)
+    writes = FanOut()
+    with limited(1):
+        writes.begin({view: [EncodedMessage(view.prefix, "a", b"", b"1", 1)]})
+        writes.clear()
+        assert not writes.unfinished
+        assert writes.go_on() == 0
+    assert sum(len(each.writes) for each in subscribers) == 1
+
+
+def test_crowd_is_looked_at_in_parts() -> None:
+    looked_at: list[FakeSubscriber] = []
+
+    class Counted(FakeSubscriber):
+        @property
+        def views(self) -> Sequence[View]:
+            looked_at.append(self)
+            return self.all_views
+
+        @views.setter
+        def views(self, views: Sequence[View]) -> None:
+            self.all_views = views
+
+    views = new_views()
+    subscribers = [Counted() for _ in range(100)]
+    for view in views:
+        follow(view, *subscribers)
+    looked_at.clear()
+    counts = []
+    with limited(10, 0):
+        writes = FanOut()
+        writes.begin({view: [EncodedMessage(view.prefix, view.pattern, b"", b"1", 1)] for view in views})
+        counts.append(len(looked_at))
+        while writes.unfinished:
+            writes.go_on()
+            counts.append(len(looked_at))
+    assert all(later - earlier <= 10 for earlier, later in pairwise([0, *counts]))
+    assert len(looked_at) == 100

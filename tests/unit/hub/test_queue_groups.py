@@ -4,6 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sanic_nats_bridge.hub import fan_out
+from sanic_nats_bridge.hub.fan_out import FanOut
 from sanic_nats_bridge.hub.interest import Interest, QueueGroup
 from sanic_nats_bridge.hub.queue_groups import MAX_COPIES, QueueGroups
 from sanic_nats_bridge.nats.connection import Connection
@@ -84,11 +86,31 @@ def test_group_that_has_lost_all_members_is_not_used_again() -> None:
 # Random walks: messages of several publishers, while clients subscribe and unsubscribe
 
 SEEDS = range(40)
+WRITES = ((2000, 20_000), (1, 20_000), (1, 0))
+"""Costs of the writes in one turn, and the largest numbers of subscriptions for which a flush is planned at once."""
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-async def test_each_message_comes_once_and_in_order_while_groups_change(seed: int) -> None:
+async def test_each_message_comes_once_and_in_order_while_groups_change(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _limit_writes(monkeypatch, *WRITES[seed % len(WRITES)])
     await Walk(seed).run(1500)
+
+
+def _limit_writes(patched: pytest.MonkeyPatch, cost: int, planned: int) -> None:
+    patched.setattr(fan_out, "_COST_PER_TURN", cost)
+    patched.setattr(fan_out, "_MAX_PLANNED", planned)
+
+
+def _without_catching_up(patched: pytest.MonkeyPatch) -> None:
+    _limit_writes(patched, 1, 20_000)
+    patched.setattr(FanOut, "catch_up", lambda *_: 0)
+
+
+def _without_catching_up_of_crowd(patched: pytest.MonkeyPatch) -> None:
+    _limit_writes(patched, 1, 0)
+    patched.setattr(FanOut, "catch_up", lambda *_: 0)
 
 
 def _without_lingering_sink(patched: pytest.MonkeyPatch) -> None:
@@ -119,7 +141,17 @@ def _with_one_receiver(patched: pytest.MonkeyPatch) -> None:
     patched.setattr(QueueGroups, "route", lambda *of: route(*of)[:1])
 
 
-@pytest.mark.parametrize("fault", [_without_lingering_sink, _without_groups, _with_old_routes, _with_one_receiver])
+FAULTS = (
+    _without_lingering_sink,
+    _without_groups,
+    _with_old_routes,
+    _with_one_receiver,
+    _without_catching_up,
+    _without_catching_up_of_crowd,
+)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 async def test_walk_finds_fault(fault: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
     fault(monkeypatch)
     with pytest.raises(AssertionError):

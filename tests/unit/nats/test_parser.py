@@ -1,6 +1,6 @@
 import asyncio
 import tracemalloc
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import cycle
 from typing import Any
@@ -59,6 +59,8 @@ class Recorder:
     counted: tuple[int, int] = (0, 0)
     too_large: list[int] = field(default_factory=list)
     turns: int = 0
+    full_after: Sequence[int] = ()
+    """The numbers of own messages after which the next turn of the loop is due."""
 
     @property
     def sinks(self) -> Mapping[bytes, int]:
@@ -68,8 +70,9 @@ class Recorder:
     def own(self) -> list[Message]:
         return [message for message in self.seen if isinstance(message, Message) and message.own]
 
-    def on_message(self, sink: int, subject: bytes, headers: bytes, payload: bytes) -> None:
+    def on_message(self, sink: int, subject: bytes, headers: bytes, payload: bytes) -> bool:
         self.seen.append(Message(sink, subject, b"", headers, payload))
+        return len(self.own) in self.full_after
 
     def delivery_failed(self, sink: Any, error: Exception) -> None:
         raise error
@@ -354,3 +357,21 @@ async def test_garbage_raises_only_malformed_line_error(stream: bytes, sizes: li
     except MalformedLineError:
         pass
     assert all(operation.encoded()[:-2] in stream for operation in recorder.seen if isinstance(operation, Line))
+
+
+async def test_next_turn_is_due_before_next_message_if_listener_is_full() -> None:
+    recorder = Recorder(full_after=(2, 3))
+    parser = Parser(recorder)
+    turns: list[tuple[int, int]] = []
+    next_turn = recorder.next_turn
+
+    async def counted() -> None:
+        turns.append((len(recorder.own), recorder.counted[0]))
+        await next_turn()
+
+    recorder.next_turn = counted  # type: ignore[method-assign]
+    own = Message(OWN_SIDS[0], b"a", b"", b"", b"12").encoded()
+    await parser.parse(own * 5 + own[:3])
+    await parser.parse(own[3:])
+    assert turns == [(2, 0), (3, 0)]
+    assert recorder.counted == (6, 12)

@@ -1,6 +1,7 @@
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from sanic_nats_bridge.errors import (
     SubscriptionLimitExceeded,
     UnknownSession,
 )
+from sanic_nats_bridge.hub import fan_out
 from sanic_nats_bridge.protocol import encoding
 from sanic_nats_bridge.protocol.encoding import WireFormat
 from sanic_nats_bridge.protocol.messages import Action, Command, Outcome, Reply
@@ -1089,3 +1091,138 @@ async def test_session_that_ends_with_overlapping_messages_is_closed_once() -> N
     assert ended_by_overlap(transport) == []
     await asyncio.sleep(10)
     assert (worker.link.patterns, worker.link.faults) == ([], [])
+
+
+# A flush that takes several turns of the event loop
+
+
+@pytest.fixture(params=[20_000, 0], ids=["planned", "crowd"])
+def one_write_per_turn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fan_out, "_COST_PER_TURN", 1)
+    monkeypatch.setattr(fan_out, "_MAX_PLANNED", request.param)
+
+
+async def behind(worker: Worker, count: int = 4) -> list[tuple[Session, FakeTransport]]:
+    """Return sessions of which all but one wait for two messages, which were flushed."""
+    opened = [worker.open(Permissions([">"], identity=f"user {number}")) for number in range(count)]
+    for session, _ in opened:
+        await act(session, "subscribe", "a", "b")
+    for number, subject in enumerate("ab"):
+        worker.link.deliver(subject, b"%d" % number)
+    worker.hub.flush()
+    assert worker.hub.is_behind
+    return sorted(opened, key=lambda each: each[1].data == [])
+
+
+@pytest.mark.usefixtures("one_write_per_turn")
+async def test_all_sessions_get_messages_of_flush_in_order() -> None:
+    worker = Worker()
+    opened = await behind(worker, 20)
+    await worker.hub.caught_up()
+    worker.link.deliver("a", b"2")
+    await until(lambda: all(transport.data == [0, 1, 2] for _, transport in opened))
+    assert worker.sessions.counters.deliveries == 60
+
+
+FRAMES: dict[str, Callable[[Session], object]] = {
+    "pong": lambda session: act(session, "ping"),
+    "unsubscribe": lambda session: act(session, "unsubscribe", "a"),
+    "subscribe": lambda session: act(session, "subscribe", "c"),
+    "permissions": lambda session: session.update_permissions(Permissions(["b"])),
+    "overlap": lambda session: session.limit_overlap("a"),
+    "gap": lambda session: session.messages_lost("a"),
+    "close": lambda session: session.close(CloseCode.GOING_AWAY, "bye"),
+    "age": lambda session: session.end_old_stream(),
+}
+
+
+@pytest.mark.usefixtures("one_write_per_turn")
+@pytest.mark.parametrize("frame", FRAMES)
+async def test_frame_follows_messages_that_wait(frame: str) -> None:
+    worker = Worker(max_overlap=1)
+    opened = await behind(worker)
+    for session, transport in opened:
+        waited = FRAMES[frame](session)
+        if asyncio.iscoroutine(waited):
+            await waited
+        # No subscription is too many: nothing follows.
+        assert transport.types[2:4] == ["message", "message"]
+        assert len(transport.types) == (4 if frame == "overlap" else 5)
+    await worker.hub.caught_up()
+    assert all(transport.data == [0, 1] for _, transport in opened)
+
+
+@pytest.mark.usefixtures("one_write_per_turn")
+@pytest.mark.parametrize(("event", "frame"), [("lose", "status"), ("refuse", "unsubscribed")])
+async def test_event_of_nats_follows_messages_that_wait(event: str, frame: str) -> None:
+    worker = Worker()
+    opened = await behind(worker)
+    getattr(worker.link, event)(*(["a"] if event == "refuse" else []))
+    await until(lambda: all(frame in transport.types for _, transport in opened))
+    assert all(transport.types[2:] == ["message", "message", frame] for _, transport in opened)
+
+
+@pytest.mark.usefixtures("one_write_per_turn")
+async def test_session_of_lost_connection_waits_for_nothing() -> None:
+    worker = Worker()
+    opened = await behind(worker)
+    for session, _ in opened:
+        session.connection_lost(1006)
+    await worker.hub.caught_up()
+    await turns()
+    assert len(worker.sessions) == 0
+
+
+@pytest.mark.usefixtures("one_write_per_turn")
+@pytest.mark.parametrize("end", ["revoke", "expire"])
+async def test_session_without_access_gets_no_message_that_waits(end: str, wall_clock: WallClock) -> None:
+    worker = Worker()
+    opened = await behind(worker)
+    (session, transport) = opened[-1]
+    assert transport.data == []
+    if end == "revoke":
+        worker.sessions.revoke(session.identity, None)
+    else:
+        expiring = Permissions([">"], expires=wall_clock.time() + 1, identity=session.identity)
+        worker.sessions.expirations.put(session.key, expiring.expires_at)
+        leaping().block(2)
+    await worker.hub.caught_up()
+    await until(lambda: session.closed)
+    assert transport.types == ["welcome", "reply", "close"]
+    assert [other.data for _, other in opened[:-1]] == [[0, 1]] * 3
+
+
+@pytest.mark.usefixtures("one_write_per_turn")
+async def test_new_subscription_gets_no_message_that_waits() -> None:
+    worker = Worker()
+    opened = await behind(worker)
+    session, transport = worker.open()
+    await act(session, "subscribe", "a")
+    await worker.hub.caught_up()
+    worker.link.deliver("a", b"2")
+    await until(lambda: all(other.data == [0, 1, 2] for _, other in opened))
+    assert transport.data in ([], [2])
+    await until(lambda: transport.data == [2])
+
+
+@pytest.mark.usefixtures("one_write_per_turn")
+async def test_slow_client_keeps_messages_that_wait() -> None:
+    worker = Worker(overflow="latest")
+    (_, _), (session, transport), *_ = await behind(worker)
+    assert transport.data == []
+    session.pause_writing()
+    await worker.hub.caught_up()
+    assert transport.data == []
+    session.resume_writing()
+    assert transport.data == [0, 1]
+
+
+@pytest.mark.usefixtures("one_write_per_turn")
+async def test_other_work_is_done_between_the_turns_of_a_flush() -> None:
+    worker = Worker()
+    opened = await behind(worker, 20)
+    seen = []
+    while worker.hub.is_behind:
+        seen.append(sum(transport.data == [0, 1] for _, transport in opened))
+        await asyncio.sleep(0)
+    assert seen[:19] == list(range(1, 20))
