@@ -13,6 +13,8 @@ from .input_limits import PROTOCOL_ERROR, FrameLimits
 
 __all__ = ["MessageAssembler", "ReadSource"]
 
+# In Python 3.11, a member of an enum takes longer to look up than several calls.
+_TEXT, _BINARY, _CONT = Opcode.TEXT, Opcode.BINARY, Opcode.CONT
 _MAX_WAITING = 16
 _MAX_WAITING_BYTES = 65_536
 
@@ -47,9 +49,9 @@ class MessageAssembler:
     """
 
     __slots__ = (
-        "_begun", "_begun_at", "_closed", "_fail", "_full", "_is_reading", "_limits", "_max_bytes", "_messages",
-        "_parse", "_part", "_paused", "_released", "_seconds", "_size", "_source", "_stopped", "_text", "_timer",
-        "_waiter",
+        "_begun", "_begun_at", "_closed", "_exceeded", "_fail", "_full", "_is_reading", "_limits", "_max_bytes",
+        "_messages", "_parse", "_part", "_paused", "_released", "_seconds", "_size", "_source", "_stopped", "_text",
+        "_timer", "_waiter",
     )  # fmt: skip
 
     def __init__(
@@ -70,6 +72,8 @@ class MessageAssembler:
         """The number of the message whose time is limited."""
         self._begun_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self._exceeded = False
+        """True if the client has exceeded a limit, which is reported once."""
         self._messages: deque[str | bytes | SizeLimitExceeded] | None = None
         self._size = 0
         self._part = bytearray()
@@ -84,17 +88,22 @@ class MessageAssembler:
 
     def data_received(self, data: bytes) -> None:
         """Parse input of the client, up to a message that is too large."""
+        # Called for each read of a client, so a complete command costs two calls here.
         limits = self._limits
-        was_within = limits.code is None
         passed = limits.check(data)
         if passed:
             self._parse(passed)
-        if limits.incomplete:
+        if limits.is_idle:
+            return
+        if limits.code is None:
             self._limit_time()
-        elif was_within and limits.code is not None and not self._released:
-            self._exceeded(limits.code)
+        elif not self._exceeded:
+            self._exceeded = True
+            self._report(limits.code)
 
-    def _exceeded(self, code: int) -> None:
+    def _report(self, code: int) -> None:
+        if self._released:
+            return
         # After the task that handles the parsed frames.
         loop = asyncio.get_running_loop()
         if code == PROTOCOL_ERROR:
@@ -133,10 +142,15 @@ class MessageAssembler:
         Raises:
             UnicodeDecodeError: A text message isn't UTF-8.
         """
-        if frame.opcode not in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+        opcode = frame.opcode
+        if opcode is _TEXT and frame.fin:
+            # The usual command: a message of one frame.
+            self.add(str(frame.data, "utf-8"))
             return
-        if frame.opcode is not Opcode.CONT:
-            self._text = frame.opcode is Opcode.TEXT
+        if opcode not in (_TEXT, _BINARY, _CONT):
+            return
+        if opcode is not _CONT:
+            self._text = opcode is _TEXT
             self._part = bytearray()
         self._part += frame.data
         if frame.fin:
@@ -165,8 +179,9 @@ class MessageAssembler:
         if not self._messages:
             self._messages = None
             self._size = 0
-            self._full = False
-            self._update_reading()
+            if self._full:
+                self._full = False
+                self._update_reading()
         if isinstance(message, SizeLimitExceeded):
             raise message
         return message

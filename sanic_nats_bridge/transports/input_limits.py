@@ -18,10 +18,13 @@ _MAX_CONTROL_BYTES = 125  # RFC 6455, section 5.5
 _CONTINUATION, _BINARY, _CLOSE = 0, 2, 8
 _MASK_BYTES = 4
 _WHOLE_TEXT = 0x81
-_SHORT_LENGTH = 0x80 - 2 - _MASK_BYTES
-"""The difference between the second byte and the size of a masked frame whose length has one byte."""
-_MIN_SHORT = 6  # a masked frame without a payload
-_MAX_SHORT = _MAX_CONTROL_BYTES + 2 + _MASK_BYTES
+_SHORT_HEADER_BYTES = 2 + _MASK_BYTES
+"""The size of the header of a masked frame whose length has one byte."""
+_SHORT_LENGTH = 0x80 - _SHORT_HEADER_BYTES
+"""The difference between the second byte and the size of such a frame."""
+_LONG = 0x80 | (_MAX_CONTROL_BYTES + 1)
+"""The second byte of a masked frame whose length has two more bytes."""
+_LONG_HEADER_BYTES = _SHORT_HEADER_BYTES + 2
 
 
 class FrameLimits:
@@ -35,10 +38,14 @@ class FrameLimits:
         max_bytes: The largest size of a message.
     """
 
-    __slots__ = ("_held", "_in_message", "_left", "_max_bytes", "_passes", "_size", "begun", "code")
+    __slots__ = ("_held", "_in_message", "_left", "_max_bytes", "_max_long", "_max_short", "_passes", "_size",
+                 "begun", "code", "is_idle")  # fmt: skip
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
+        self._max_short = min(_MAX_CONTROL_BYTES, max_bytes) + _SHORT_HEADER_BYTES
+        """The size of the largest masked frame within the limit whose length has one byte."""
+        self._max_long = max_bytes + _LONG_HEADER_BYTES
         self._held = b""
         """An incomplete header."""
         self._left = 0
@@ -52,27 +59,36 @@ class FrameLimits:
         """The number of messages, and of control frames outside of them, that have begun."""
         self.code: int | None = None
         """The close code for a client that has exceeded a limit."""
+        self.is_idle = True
+        """True if all that has begun is complete, and no limit was exceeded."""
 
     @property
     def incomplete(self) -> bool:
         """True if a message or a control frame has begun, and isn't complete."""
-        return self.code is None and (self._in_message or self._left > 0 or bool(self._held))
+        return self.code is None and not self.is_idle
 
     def check(self, data: bytes) -> bytes:
         """Return the part of the data that may be parsed, without an incomplete header at its end."""
         size = len(data)
+        if self.is_idle and size >= _SHORT_HEADER_BYTES and data[0] == _WHOLE_TEXT:
+            # The usual command: one text frame, masked, and nothing else.
+            if size <= self._max_short:
+                is_whole = data[1] == size + _SHORT_LENGTH
+            else:
+                is_whole = data[1] == _LONG and size == int.from_bytes(data[2:4]) + _LONG_HEADER_BYTES <= self._max_long
+            if is_whole:
+                self.begun += 1
+                return data
+        passed = self._follow(data)
+        self.is_idle = self.code is None and not (self._left or self._in_message or self._held)
+        return passed
+
+    def _follow(self, data: bytes) -> bytes:
+        """Return the part of the data that may be parsed, by the header of each frame."""
+        size = len(data)
         if size <= self._left:
             self._left -= size
             return data if self._passes else b""
-        if (
-            _MIN_SHORT <= size <= _MAX_SHORT
-            and data[0] == _WHOLE_TEXT
-            and data[1] == size + _SHORT_LENGTH
-            and self._is_idle
-        ):
-            # The usual command: one small text frame, masked, and nothing else.
-            self.begun += 1
-            return data
         is_counted = bool(self._held)
         if is_counted:
             data, self._held = self._held + data, b""
@@ -98,12 +114,6 @@ class FrameLimits:
         if self._passes:
             passed.append(data[start:size])
         return passed[0] if len(passed) == 1 else b"".join(passed)
-
-    @property
-    def _is_idle(self) -> bool:
-        """True if nothing has begun, and a frame with a length of one byte is within the limit."""
-        between = not (self._left or self._in_message or self._held)
-        return between and self.code is None and self._max_bytes >= _MAX_CONTROL_BYTES
 
     def _allows(self, first: int, length: int) -> bool:
         """Return whether a frame is within the limits, by the first byte of its header and its length."""

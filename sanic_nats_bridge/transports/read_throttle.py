@@ -18,17 +18,15 @@ class ReadThrottle:
 
     Args:
         transport: The transport, whose reading is paused.
-        feed: Parses a slice.
         end: Called after the last slice when the client has closed its side.
     """
 
-    __slots__ = ("_end", "_ended", "_feed", "_paused", "_transport", "_turn", "_unfed")
+    __slots__ = ("_end", "_ended", "_paused", "_transport", "_turn", "_unfed", "feed")
 
-    def __init__(
-        self, transport: asyncio.Transport, feed: Callable[[bytes], None], end: Callable[[], bool | None]
-    ) -> None:
+    def __init__(self, transport: asyncio.Transport, end: Callable[[], bool | None]) -> None:
         self._transport = transport
-        self._feed = feed
+        self.feed: Callable[[bytes], None]
+        """Parses a slice. Must be set before there is data."""
         self._end = end
         self._unfed: bytearray | None = None
         self._paused = False
@@ -40,7 +38,7 @@ class ReadThrottle:
         """Feed the data, now or in the next turns of the event loop."""
         if self._unfed is None:
             if len(data) <= _SLICE_BYTES and not self._paused:
-                self._feed(data)
+                self.feed(data)
                 return
             self._unfed = bytearray()
             self._transport.pause_reading()
@@ -96,7 +94,7 @@ class ReadThrottle:
             return
         part = bytes(self._unfed[:_SLICE_BYTES])
         del self._unfed[:_SLICE_BYTES]
-        self._feed(part)
+        self.feed(part)
         if self._unfed:
             # Scheduled after the task that the feeding has started, because that may pause or fail the connection.
             self._turn = asyncio.get_running_loop().call_soon(self._feed_next)

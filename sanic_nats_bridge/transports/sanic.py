@@ -39,6 +39,7 @@ from .tcp import has_unacknowledged_data, set_user_timeout
 
 __all__ = ["SanicHttp10SseTransport", "SanicSseTransport", "SanicWebSocketTransport", "begin_http10_stream"]
 
+_TEXT = Opcode.TEXT  # in Python 3.11, looking it up takes longer than several calls
 _PING = b"\x89\x00"
 _INVALID_DATA = 1007
 _MAX_FRAMES_WITHOUT_SESSION = 100
@@ -163,7 +164,7 @@ class SanicWebSocketTransport(_SanicTransport):
     def __init__(self, websocket: Websocket, settings: Settings) -> None:
         self._websocket = cast(Any, websocket)
         transport = self._websocket.io_proto.transport
-        self._throttle = ReadThrottle(transport, self._receive, self._websocket.eof_received)
+        self._throttle = ReadThrottle(transport, self._websocket.eof_received)
         self._assembler = MessageAssembler(
             self._throttle,
             settings.max_command_bytes,
@@ -171,6 +172,8 @@ class SanicWebSocketTransport(_SanicTransport):
             self._websocket.data_received,
             self._websocket.fail_connection,
         )
+        # A method in between would cost a call per read.
+        self._throttle.feed = self._assembler.data_received
         super().__init__(self._websocket.io_proto, settings)
         # The timer does nothing for a WebSocket, but would keep a closed connection in memory for half a minute.
         self._websocket.io_proto._callback_check_timeouts.cancel()
@@ -195,9 +198,6 @@ class SanicWebSocketTransport(_SanicTransport):
         if not is_between_messages:
             # The limits need the header of each frame.
             self._websocket.fail_connection(CloseCode.TRY_AGAIN_LATER, "A message came before the handshake was done")
-
-    def _receive(self, data: bytes) -> None:
-        self._assembler.data_received(data)
 
     def _replace_assembler(self) -> None:
         """Replace Sanic's assembler, and take over the message that waits in it."""
@@ -284,7 +284,7 @@ class SanicWebSocketTransport(_SanicTransport):
         for event in events:
             if self._listener is None:
                 self._frames_without_session += 1
-            elif _costs_as_much_as_a_command(event):
+            elif event.opcode is not _TEXT and _costs_as_much_as_a_command(event):
                 self._listener.control_frame_received()
         if self._frames_without_session > _MAX_FRAMES_WITHOUT_SESSION:
             self._assembler.stop()  # because parsing more frames would delay other clients

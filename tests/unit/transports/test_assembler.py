@@ -20,6 +20,7 @@ class FakeTransport(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.reading = True
+        self.resumed = 0
         self.closing = False
 
     def is_closing(self) -> bool:
@@ -32,6 +33,7 @@ class FakeTransport(asyncio.Transport):
     def resume_reading(self) -> None:
         assert not self.closing
         self.reading = True
+        self.resumed += 1
 
 
 class Made:
@@ -139,6 +141,15 @@ async def test_full_queue_pauses_reading_until_it_is_empty(
     assert not transport.reading
     await assembler.get()
     assert transport.reading
+
+
+async def test_messages_that_fill_no_queue_leave_reading_alone(
+    assembler: MessageAssembler, transport: FakeTransport
+) -> None:
+    for number in range(20):
+        await assembler.put(text(str(number)))
+        assert await assembler.get() == str(number)
+    assert not transport.resumed
 
 
 async def test_pause_stops_reading_until_resume(assembler: MessageAssembler, transport: FakeTransport) -> None:

@@ -131,7 +131,20 @@ def test_single_frame_of_any_length_is_followed(length: int, left: int) -> None:
     assert (limits.incomplete, limits.begun) == (False, 2)
 
 
-@pytest.mark.parametrize("max_bytes", [64, 124, 125])
+@given(st.lists(messages() | CONTROLS | st.sampled_from([large for _, large in TOO_LARGE.values()]), max_size=5))
+def test_limits_are_the_same_for_whole_frames_and_for_single_bytes(units: list[bytes]) -> None:
+    at_once, by_bytes = FrameLimits(MAX_BYTES), FrameLimits(MAX_BYTES)
+    for unit in units:
+        assert at_once.check(unit) == feed(by_bytes, unit, [1] * len(unit))
+        assert (at_once.code, at_once.incomplete, at_once.is_idle) == (
+            by_bytes.code,
+            by_bytes.incomplete,
+            by_bytes.is_idle,
+        )
+        assert at_once.begun == by_bytes.begun
+
+
+@pytest.mark.parametrize("max_bytes", [64, 124, 125, 126, 131, 132, 70_000])
 def test_small_limit_applies_to_single_frame(max_bytes: int) -> None:
     limits = FrameLimits(max_bytes)
     assert limits.check(frame(TEXT, bytes(max_bytes)))

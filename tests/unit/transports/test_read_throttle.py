@@ -40,7 +40,9 @@ def websocket() -> Websocket:
 
 @pytest.fixture
 def throttle(transport: FakeTransport, websocket: Websocket) -> ReadThrottle:
-    return ReadThrottle(transport, websocket.feed, websocket.end)
+    throttle = ReadThrottle(transport, websocket.end)
+    throttle.feed = websocket.feed
+    return throttle
 
 
 async def turn() -> None:
@@ -116,7 +118,7 @@ async def test_transport_is_not_resumed_if_last_slice_pauses_reading(
         feed(data)
         throttle.pause_reading()
 
-    throttle._feed = fill
+    throttle.feed = fill
     await until(lambda: websocket.fed == MUCH[: SLICE + 1])
     assert not transport.reading
     throttle.resume_reading()
@@ -159,7 +161,7 @@ async def test_feeding_stops_after_slice_that_fails_connection(
         websocket.feed(data)
         throttle.drop()
 
-    throttle._feed = fail
+    throttle.feed = fail
     throttle.data_received(MUCH)
     for _ in range(5):
         await turn()
