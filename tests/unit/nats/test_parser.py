@@ -162,6 +162,13 @@ async def test_empty_read_changes_nothing() -> None:
     assert await parsed([b"", stream[:5], b"", stream[5:12], b"", stream[12:], b""]) == [message]
 
 
+async def test_reads_that_complete_nothing_are_counted() -> None:
+    parser = Parser(Recorder())
+    for read in (b"MSG a", b" 1 4\r", b"", b"\n1", b"2", b"3", b"", b"4"):
+        await parser.parse(read)
+    assert parser.reads == 6
+
+
 async def test_reset_discards_partial_input() -> None:
     recorder = Recorder()
     parser = Parser(recorder)
@@ -200,6 +207,20 @@ async def test_reset_discards_partial_input() -> None:
 async def test_invalid_message_line_raises_malformed_line_error(line: bytes) -> None:
     with pytest.raises(MalformedLineError):
         await parsed([b"PING\r\n", line + b"\r\n\r\n\r\n"])
+
+
+@pytest.mark.parametrize("end", [b"\n\r", b"\rx", b"x\n", b"xx"], ids=ascii)
+@pytest.mark.parametrize("split", [1_000, 1])
+async def test_payload_without_line_end_raises_malformed_line_error(end: bytes, split: int) -> None:
+    with pytest.raises(MalformedLineError, match="payload size differs from its message line"):
+        await parsed(cut(b"MSG a 1 2\r\nhi" + end + b"PING\r\n", [split]))
+
+
+@pytest.mark.parametrize("size", [0, 1, 9, 10, 2_047, 2_048, 9_999, 10_000])
+@pytest.mark.parametrize("form", [b"MSG a 1 %b", b"MSG a 1 r %b", b"HMSG a 1 0 %b", b"MSG a 1 00%b"], ids=ascii)
+async def test_payload_of_any_length_is_parsed(form: bytes, size: int) -> None:
+    stream = form % b"%d" % size + b"\r\n" + bytes(size) + b"\r\nPING\r\n"
+    assert await parsed([stream]) == [Message(1, b"a", b"", b"", bytes(size)), Line(b"PING")]
 
 
 async def test_unterminated_line_raises_malformed_line_error() -> None:
@@ -308,14 +329,16 @@ def test_work_for_message_grows_with_its_length_in_tiny_reads() -> None:
     assert_linear(make, 20_000)
 
 
-async def test_message_in_tiny_reads_takes_little_more_memory_than_its_length() -> None:
+@pytest.mark.parametrize("sizes", [(2,), (511,), (512,), (2, 2, 600)], ids=str)
+async def test_message_in_small_reads_takes_little_more_memory_than_its_length(sizes: tuple[int, ...]) -> None:
     size = 1024 * 1024
     parser = Parser(Recorder())
     await parser.parse(b"MSG a 1 %d\r\n" % size)
     tracemalloc.start()
     try:
-        for number in range(size // 2):
-            await parser.parse(b"%c%c" % (number & 0xFF, number >> 8 & 0xFF))
+        for number in range(size // sum(sizes)):
+            for each in sizes:
+                await parser.parse(b"%c%c" % (number & 0xFF, number >> 8 & 0xFF) + bytes(each - 2))
         assert tracemalloc.get_traced_memory()[1] < 3 * size
     finally:
         tracemalloc.stop()
