@@ -10,6 +10,9 @@ from .interfaces import Subscriber
 
 __all__ = ["Interest", "QueueGroup", "State", "View"]
 
+_COMPARED = 16
+"""The number of subjects whose comparison by tokens takes about as long as compiling an expression."""
+
 
 class State(Enum):
     """The progress of an interest towards a subscription on the NATS server."""
@@ -62,11 +65,11 @@ class Interest:
     def __init__(self, pattern: str) -> None:
         # Set once.
         self.pattern = pattern
-        self.matches = subjects.encoded_matcher(pattern)
         self.subject = pattern.encode()
         self.known_subjects: dict[bytes, str] = {}
         """Other subjects that are known to match, as NATS sends them and as strings. `Broadcaster` adds to them."""
         # Changed by the hub only.
+        self._compared = 0
         self.state = State.DISCONNECTED
         self.confirmed_or_failed = asyncio.Event()
         self.sid: int | None = None
@@ -87,6 +90,17 @@ class Interest:
         self._view_count = 0
         self.sole_view: View | None = None
         """The view that all subscribers share, if it is the only one and skips no subject."""
+
+    def matches(self, subject: bytes, /) -> object:
+        """Return whether the pattern matches a subject. The result is true or false.
+
+        The first subjects are compared by their tokens, because most patterns never see many unknown ones. Then a
+        compiled expression replaces this method.
+        """
+        self._compared += 1
+        if self._compared == _COMPARED:
+            self.matches = subjects.encoded_matcher(self.pattern)  # type: ignore[method-assign]
+        return subjects.matches_encoded(self.subject, subject)
 
     def join(self, group: QueueGroup) -> None:
         """Make the interest a member of a queue group, before it is subscribed."""

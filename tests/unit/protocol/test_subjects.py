@@ -2,7 +2,7 @@ import re
 from itertools import product
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sanic_nats_bridge.errors import InvalidSubject
@@ -188,6 +188,23 @@ def test_encoded_matcher_agrees_with_matches() -> None:
 )
 def test_encoded_matcher_takes_any_bytes(pattern: str, subject: bytes, expected: bool) -> None:
     assert bool(subjects.encoded_matcher(pattern)(subject)) is expected
+    assert subjects.matches_encoded(pattern.encode(), subject) is expected
+
+
+tokens = st.sampled_from(["a", "ab", "*", ">", "$a", "_", "a+", "", ".", "\n", "\xff"])
+patterns = st.builds(
+    lambda first, last: ".".join([*first, last]),
+    st.lists(st.sampled_from(["a", "ab", "*", "$a", "_", "a+"]), max_size=4),
+    st.sampled_from(["a", "*", ">", "$a"]),
+)
+
+
+@given(patterns, st.lists(tokens, max_size=6).map(".".join))
+@example("a.>", "a..b")
+@example("a.*.>", "a..b")
+def test_matches_encoded_agrees_with_encoded_matcher(pattern: str, subject: str) -> None:
+    expected = bool(subjects.encoded_matcher(pattern)(subject.encode()))
+    assert subjects.matches_encoded(pattern.encode(), subject.encode()) is expected
 
 
 def test_matcher_matches_union_of_its_patterns() -> None:
