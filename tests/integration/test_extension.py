@@ -309,7 +309,8 @@ async def test_client_and_revoke_work_in_every_stop_listener_of_the_app(
     received = await publisher.client.subscribe(subject)
     await flush(publisher.client)
     async with served(app, server):
-        await until(lambda: bridge._on_app.control.ready)
+        control = bridge._on_app.control
+        await until(lambda: control.ready and not control._tasks)
     messages = [(await received.next_msg(timeout=WAIT_SECONDS)).data.decode() for _ in range(4)]
     assert sorted(messages) == ["after the bridge", "before the bridge", "first", "last"]
     assert revoked == [UpdateResult(sessions=0, announced=True)] * 4

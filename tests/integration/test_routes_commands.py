@@ -361,11 +361,10 @@ async def test_connection_reset_within_body_leaves_session_unchanged(bridge: Bri
     # No client reads the answer; the session is unchanged.
     head = "POST /nats/subscribe HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
     async with bridge.events() as client:
-        tasks = asyncio.all_tasks()
         async with raw_connection(bridge.port, f'{head}{{"session":"{client.session}",') as (_, writer):
-            await until(lambda: asyncio.all_tasks() > tasks)
+            await until(lambda: sessions(bridge).deadlines._timeouts)
             reset(writer.transport)
-        await until(lambda: asyncio.all_tasks() == tasks)
+        await until(lambda: bridge.extension.stats().refused == {"command.invalid": 1})
         assert session_of(bridge, client.session).subscriptions == ()
 
 

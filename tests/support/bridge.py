@@ -299,6 +299,8 @@ async def running(
         if connected:
             await until(lambda: extension.client is not None)
             await until(lambda: extension._on_app.sessions.hub.connected and extension._on_app.control.ready)
+            # The worker still announces itself. A test that counts tasks would count these too.
+            await until(lambda: not extension._on_app.control._tasks)
         yield Bridge(app, extension, port, extension.settings.prefix, http)
 
 
