@@ -9,6 +9,7 @@ from collections.abc import Callable
 __all__ = ["ExpirationQueue"]
 
 _RECHECK_SECONDS = 30.0
+_TAKEN_ONE_BY_ONE = 500
 
 
 class ExpirationQueue:
@@ -18,11 +19,11 @@ class ExpirationQueue:
     set is noticed within half a minute.
 
     Args:
-        expire: Called with the key of each session whose time has passed.
+        expire: Called with the keys of all sessions whose time has passed.
         clock: Returns the time in seconds; the Unix time by default.
     """
 
-    def __init__(self, expire: Callable[[str], None], clock: Callable[[], float] | None = None) -> None:
+    def __init__(self, expire: Callable[[list[str]], None], clock: Callable[[], float] | None = None) -> None:
         self.next = math.inf
         """The time of the earliest expiry; infinite while there is none."""
         self._expire = expire
@@ -53,13 +54,23 @@ class ExpirationQueue:
     def expire_due(self) -> None:
         """Expire every session whose time has passed."""
         if self.next <= self._clock():
-            for key in self._take_due():
-                self._expire(key)
+            due = self._take_due()
+            if due:
+                self._expire(due)
 
     def _take_due(self) -> list[str]:
+        now = self._clock()
+        entries: list[tuple[float, str]] = []
+        while self._queue and self._queue[0][0] <= now:
+            if len(entries) == _TAKEN_ONE_BY_ONE:
+                # One look at all entries takes less time than to take many more in their order.
+                entries += [entry for entry in self._queue if entry[0] <= now]
+                self._queue = [entry for entry in self._queue if entry[0] > now]
+                heapq.heapify(self._queue)
+                break
+            entries.append(heapq.heappop(self._queue))
         due = []
-        while self._queue and self._queue[0][0] <= self._clock():
-            at, key = heapq.heappop(self._queue)
+        for at, key in entries:
             if self._times.get(key) == at:
                 del self._times[key]
                 due.append(key)

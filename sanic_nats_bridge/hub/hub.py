@@ -9,7 +9,7 @@ Rules of this module:
 2. Each session that holds an interest claims it, and so does each command that waits for it. When the last claim
    is released, the interest lingers; then UNSUB is sent.
 3. SUB and UNSUB that clients cause pass through the throttle. A new connection sends its SUBs at once, but some in
-   each turn of the event loop only. The end of many subscriptions is spread in the same way.
+   each turn of the event loop only. What many subscribers are notified of is spread in the same way.
 4. After the views of an interest were changed, `QueueGroups.update` follows.
 """
 
@@ -30,6 +30,7 @@ __all__ = ["Hub", "refused_by_nats"]
 
 _SUBSCRIBED_PER_TURN = 250
 _ENDED_PER_TURN = 100
+_NOTIFIED_PER_TURN = 250
 
 
 class Hub:
@@ -39,8 +40,9 @@ class Hub:
         link: The connection to NATS.
         broadcaster: The message path.
         counters: Counts the connections to NATS.
-        on_disconnected: Called when the connection has ended, while the interests still show their last state.
-        on_established: Called when a new connection is established, before any of its messages is delivered.
+        on_disconnected: Called when the connection has ended.
+        on_established: Called when a new connection is established, with a function. Nothing is subscribed, and so no
+            message is delivered, until that is called.
         on_connected: Called when NATS has answered for each pattern that was subscribed at that moment.
         unsubscribe_delay: Seconds before UNSUB is sent after the last claim was released.
         max_patterns: The largest number of interests.
@@ -54,7 +56,7 @@ class Hub:
         counters: Counters,
         *,
         on_disconnected: Callable[[], None],
-        on_established: Callable[[], None],
+        on_established: Callable[[Callable[[], None]], None],
         on_connected: Callable[[], None],
         unsubscribe_delay: float,
         max_patterns: int = 20_000,
@@ -84,7 +86,14 @@ class Hub:
         self._refused: deque[Interest] = deque()
         """The refused interests with subscribers that don't know of it yet."""
         self._ending: Iterator[tuple[View, Subscriber]] | None = None
+        self._confirmed: deque[Interest] = deque()
+        """The confirmed interests with subscribers that don't know of it yet."""
+        self._confirming: Iterator[tuple[View, Subscriber]] | None = None
         self._up = False
+        self._awaited = 0
+        """The number of the connection that is established, but waits for the end of `on_established`."""
+        self.losses = 0
+        """The number of connections that have ended."""
         self.connected = False
         """True if NATS has answered for every pattern since the connection was established."""
 
@@ -255,9 +264,36 @@ class Hub:
         interest.state = State.ACTIVE
         interest.confirmed_or_failed.set()
         if self.connected:
-            for view, subscriber in interest.subscribers_by_view():
-                subscriber.subscription_active(view.pattern)
+            self._confirmed.append(interest)
+            if self._confirming is None:
+                self._confirming = self._take_subscribers_of_confirmed()
+                self._notify_confirmed()
         self._answered(interest)
+
+    def _take_subscribers_of_confirmed(self) -> Iterator[tuple[View, Subscriber]]:
+        while self._confirmed:
+            interest = self._confirmed.popleft()
+            for view, subscriber in interest.subscribers_by_view():
+                # They may have changed since the turn before.
+                if interest.state is State.ACTIVE and subscriber in view.subscribers:
+                    yield view, subscriber
+
+    def _notify_confirmed(self) -> None:
+        """Notify some subscribers of confirmed interests, and the others in later turns of the event loop."""
+        if self._confirming is None:
+            return
+        count = 0
+        is_last = False
+        try:
+            for view, subscriber in islice(self._confirming, _NOTIFIED_PER_TURN):
+                count += 1
+                subscriber.subscription_active(view.pattern)
+            is_last = count < _NOTIFIED_PER_TURN
+        finally:
+            if is_last:
+                self._confirming = None
+            else:
+                asyncio.get_running_loop().call_soon(self._notify_confirmed)
 
     def refused(self, interest: Interest) -> None:
         """End the subscriptions of an interest that the NATS server has denied or ended."""
@@ -300,9 +336,17 @@ class Hub:
 
     def connection_established(self) -> None:
         """Subscribe to every claimed interest on a new connection; `subscribed` waits for the end of that."""
-        self._up = True
         self._counters.nats_connections += 1
-        self._on_established()
+        self._all_sent = asyncio.Event()
+        self._awaited = number = self._counters.nats_connections
+        self._on_established(lambda: self._resubscribe(number))
+
+    def _resubscribe(self, number: int) -> None:
+        """Subscribe to every claimed interest on the connection of this number, unless it has ended."""
+        if number != self._awaited:
+            return
+        self._awaited = 0
+        self._up = True
         for interest in tuple(self._interests.values()):
             if interest.claims:
                 self._mark_pending(interest)
@@ -311,7 +355,6 @@ class Hub:
                 self._unanswered.add(interest)
                 interest.queued = True
                 self._unsent.append(interest)
-        self._all_sent = asyncio.Event()
         self._send_some()
         self._answered(None)
 
@@ -332,17 +375,23 @@ class Hub:
         """Note that the connection has ended, and every subscription with it."""
         self.flush()
         self._up = self.connected = False
+        self._awaited = 0
         self._unanswered.clear()
         self._unsent.clear()
         self._throttle.clear()
-        self._on_disconnected()
+        self._confirmed.clear()
+        self._confirming = None
         for interest in tuple(self._interests.values()):
+            if interest.state is not State.DISCONNECTED:
+                interest.lost_state = interest.state
             interest.state = State.DISCONNECTED
             interest.sid = None
             interest.queued = False
             interest.confirmed_or_failed.set()
             if not interest.claims and interest.unsubscribe_timer is None:
                 self._drop(interest)
+        self.losses += 1
+        self._on_disconnected()
 
     def close(self) -> None:
         """Drop every interest. The connection and all subscribers must have ended."""

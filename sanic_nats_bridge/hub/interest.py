@@ -71,6 +71,8 @@ class Interest:
         # Changed by the hub only.
         self._compared = 0
         self.state = State.DISCONNECTED
+        self.lost_state = State.DISCONNECTED
+        """The state in which the last connection has left the interest when it ended."""
         self.confirmed_or_failed = asyncio.Event()
         self.sid: int | None = None
         self.queued = False

@@ -31,7 +31,7 @@ __all__ = ["SessionRegistry", "SessionsView"]
 
 _FULL_RETRY_FACTOR = 5
 _CLOSED_PER_TURN = 50
-_STATUSES_PER_TURN = 500
+_NOTIFIED_PER_TURN = 250
 _YOUNGEST_OLD = 0.75
 """The share of ``max_stream_age`` after which the first of the streams that were opened together end."""
 _REVOKED = "Access was revoked"
@@ -58,7 +58,7 @@ class SessionRegistry:
         self.settings = settings
         self.counters = Counters()
         self.expirations = ExpirationQueue(self._expire)
-        self._stream_ages = ExpirationQueue(self._end_old_stream, _loop_time)
+        self._stream_ages = ExpirationQueue(self._end_old_streams, _loop_time)
         self.hub = Hub(
             link,
             Broadcaster(
@@ -100,6 +100,9 @@ class SessionRegistry:
         self._by_identity: dict[str, set[Session]] = {}
         self._by_transport = Counter(websocket=0, sse=0)
         self._closing: Spread[Session] | None = None
+        self._expired = Spread[Session]([], Session.expire, _CLOSED_PER_TURN)
+        """The sessions that have expired, and get nothing any more, but have not ended yet."""
+        self._old_streams = Spread[Session]([], Session.end_old_stream, _CLOSED_PER_TURN)
         self._statuses: Spread[Session] | None = None
         """The sessions that are still to be notified of the last change of the connection to NATS."""
 
@@ -273,6 +276,7 @@ class SessionRegistry:
         """Wait until `close_all` has ended every session."""
         if self._closing is not None:
             await self._closing.finish()
+        await self._expired.finish()
 
     # Called by the app, on this worker or another
 
@@ -303,14 +307,15 @@ class SessionRegistry:
         self.expirations.expire_due()
         return len(selected)
 
-    def _expire(self, key: str) -> None:
-        self._sessions[key].expire()
+    def _expire(self, keys: list[str]) -> None:
+        """End sessions whose permissions have expired, some in each turn. All of them get nothing from now on."""
+        sessions = [self._sessions[key] for key in keys]
+        for session in sessions:
+            session.withhold()
+        self._expired.add(sessions)
 
-    def _end_old_stream(self, key: str) -> None:
-        session = self._sessions.get(key)
-        # The end of another stream at the same time may have ended it: the messages written then were too many.
-        if session is not None:
-            session.end_old_stream()
+    def _end_old_streams(self, keys: list[str]) -> None:
+        self._old_streams.add([self._sessions[key] for key in keys])
 
     def _schedule_expiry(self, session: Session) -> None:
         self.expirations.put(session.key, session.permissions.expires_at)
@@ -323,9 +328,10 @@ class SessionRegistry:
             if not isinstance(value, str | None):
                 raise TypeError(f"{name} must be a str, got {type(value).__name__}")
         if session is None:
-            return list(self._sessions_of(identity))
-        found = self._sessions.get(key_of(session))
-        return [] if found is None else [found]
+            found = list(self._sessions_of(identity))
+        else:
+            found = [each for each in [self._sessions.get(key_of(session))] if each is not None]
+        return [each for each in found if not each.closed]
 
     def _sessions_of(self, identity: str | None) -> Collection[Session]:
         return () if identity is None else self._by_identity.get(identity, ())
@@ -334,17 +340,29 @@ class SessionRegistry:
 
     def _nats_disconnected(self) -> None:
         self.expirations.expire_due()
-        for session in self:
-            session.mark_gaps()
         if self.nats == "connected":
             self._context.nats = "disconnected"
             statuses = _statuses(self.nats)
             self._notify_all(lambda session: session.send_status(statuses[session.wire_format]))
 
-    def _nats_established(self) -> None:
+    def _nats_established(self, subscribe: Callable[[], None]) -> None:
+        """Send the gaps, and then subscribe, so that no message of the new connection precedes the gap of a session."""
+        losses = self.hub.losses
+
+        def send_gaps(session: Session) -> None:
+            # If the connection was lost again, the next one has a gap for both.
+            if self.hub.losses == losses:
+                session.send_gaps()
+
+        def send_all_gaps() -> None:
+            Spread(self, send_gaps, _NOTIFIED_PER_TURN).then(subscribe)
+
         self.expirations.expire_due()
-        for session in self:
-            session.send_gaps()
+        if self._statuses is None:
+            send_all_gaps()
+        else:
+            # The status that NATS is disconnected comes first.
+            self._statuses.then(send_all_gaps)
 
     def _nats_connected(self) -> None:
         self.expirations.expire_due()
@@ -356,7 +374,7 @@ class SessionRegistry:
         """Notify every session of a change, in place of the change before."""
         if self._statuses is not None:
             self._statuses.cancel()
-        self._statuses = Spread(self, notify, _STATUSES_PER_TURN)
+        self._statuses = Spread(self, notify, _NOTIFIED_PER_TURN)
 
 
 class SessionsView(Collection[Session]):

@@ -83,6 +83,7 @@ class Session:
     __slots__ = (
         "__weakref__",
         "_context",
+        "_expiring",
         "_keepalive",
         "_lock",
         "_rate_limiter",
@@ -116,6 +117,7 @@ class Session:
         self._subscriptions = Subscriptions(self, context.hub, context.policy, permissions, context.shares, client)
         # Changed in the event loop only.
         self.closed = False
+        self._expiring = False
         self.is_writable = True
         self._keepalive: Keepalive | None = None
         self._slow_consumer: SlowConsumer | None = None
@@ -280,9 +282,9 @@ class Session:
     def resume_writing(self) -> None:
         """Send the gaps and the kept messages to a client that has caught up, and stop skipping."""
         self._context.expirations.expire_due()
-        slow_consumer, self._slow_consumer = self._slow_consumer, None
-        if slow_consumer is None or self.closed:
+        if self._slow_consumer is None or self.closed:
             return
+        slow_consumer, self._slow_consumer = self._slow_consumer, None
         self.is_writable = True
         slow_consumer.ended.set()
         if backlog := slow_consumer.encode_backlog():
@@ -329,14 +331,10 @@ class Session:
         self._context.counters.gaps["internal"] += 1
         self.send(Gap(subjects=[pattern], lost=None, reason="internal"))
 
-    def mark_gaps(self) -> None:
-        """Mark the subscriptions that lose messages from now on, because NATS is disconnected."""
-        self._subscriptions.mark_gaps()
-
     def send_gaps(self) -> None:
-        """Send a gap for the marked subscriptions, because NATS is connected again."""
+        """Send a gap for the subscriptions that have lost messages, because NATS is connected again."""
         patterns = self._subscriptions.take_gaps()
-        if patterns:
+        if patterns and not self.closed:
             self._context.counters.gaps["nats_reconnect"] += len(patterns)
             self.send(Gap(subjects=patterns, lost=None, reason="nats_reconnect"))
 
@@ -368,12 +366,26 @@ class Session:
         """End the session because of an error."""
         self.close(error.close_code or CloseCode.INTERNAL, error.message)
 
+    def withhold(self) -> None:
+        """Write no message, reply or notice any more, and execute no commands, because the permissions have expired.
+
+        `expire` must follow. It takes many times as long, so most of many sessions wait for it.
+        """
+        if self.closed:
+            return
+        self.closed = self._expiring = True
+        # So that the hub calls `skip` instead of `write`.
+        self.is_writable = False
+        self._subscriptions.stop()
+
     def expire(self) -> None:
-        """End the session because its permissions have expired.
+        """End a session that `withhold` has stopped.
 
         Messages that were written before may still be sent within ``write_timeout``.
         """
-        self.close(CloseCode.UNAUTHORIZED, "The permissions have expired", self._context.settings.write_timeout)
+        if self._expiring:
+            self._expiring = False
+            self._close(CloseCode.UNAUTHORIZED, "The permissions have expired", self._context.settings.write_timeout)
 
     def end_old_stream(self) -> None:
         """End the session because its event stream has reached ``max_stream_age``.
@@ -401,14 +413,20 @@ class Session:
             spread: The seconds over which clients that get 1001 reconnect; those for a worker that stops by default.
         """
         if not self.closed:
-            self._end(code, cut=code.drops_pending)
-            spread = self._context.reconnect_spread if spread is None else spread
-            close = close_frame(code, reason, retry=self._context.settings.retry, spread=spread)
-            self._transport.close(close, seconds or CLOSE_SECONDS)
+            self._close(code, reason, seconds, spread)
+
+    def _close(self, code: CloseCode, reason: str, seconds: float | None, spread: float | None = None) -> None:
+        self._end(code, cut=code.drops_pending)
+        spread = self._context.reconnect_spread if spread is None else spread
+        close = close_frame(code, reason, retry=self._context.settings.retry, spread=spread)
+        self._transport.close(close, seconds or CLOSE_SECONDS)
 
     def connection_lost(self, code: int) -> None:
         """End the session because the connection was closed, with this WebSocket close code."""
-        if not self.closed:
+        if self._expiring:
+            self._expiring = False
+            self._end(CloseCode.UNAUTHORIZED, cut=True)
+        elif not self.closed:
             self._end(code)
 
     def _end(self, code: int, *, cut: bool = False) -> None:

@@ -24,16 +24,32 @@ class Spread(Generic[T]):
         self._work = work
         self._per_turn = per_turn
         self._finished = asyncio.Event()
+        self._on_finished: Callable[[], None] | None = None
         self._continue()
+
+    def add(self, items: Iterable[T]) -> None:
+        """Work on further items, after those that are left; on the first ones at once if none is left."""
+        self._items.extend(items)
+        if self._items and self._finished.is_set():
+            self._finished.clear()
+            self._continue()
 
     def cancel(self) -> None:
         """Drop the rest of the work."""
         self._items.clear()
+        self._on_finished = None
         self._finished.set()
 
     async def finish(self) -> None:
         """Wait until the work is done or cancelled."""
         await self._finished.wait()
+
+    def then(self, callback: Callable[[], None]) -> None:
+        """Call a function once the work is done, or now if it is. It isn't called if the work is cancelled."""
+        if self._finished.is_set():
+            callback()
+        else:
+            self._on_finished = callback
 
     def _continue(self) -> None:
         try:
@@ -42,5 +58,8 @@ class Spread(Generic[T]):
         finally:
             if self._items:
                 asyncio.get_running_loop().call_soon(self._continue)
-            else:
+            elif not self._finished.is_set():
                 self._finished.set()
+                callback, self._on_finished = self._on_finished, None
+                if callback is not None:
+                    callback()

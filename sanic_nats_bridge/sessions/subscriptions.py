@@ -33,6 +33,7 @@ class Subscriptions:
         "_client",
         "_gaps",
         "_hub",
+        "_losses",
         "_open",
         "_permission_updates",
         "_policy",
@@ -64,6 +65,9 @@ class Subscriptions:
         self._unconfirmed: set[str] = set()
         """The patterns that were reported to the client as not yet active."""
         self._gaps: dict[str, None] = {}
+        """The patterns that have lost messages because NATS was disconnected, and still need a gap."""
+        self._losses = hub.losses
+        """The number of lost connections whose gaps `_gaps` includes."""
 
     @property
     def patterns(self) -> tuple[str, ...]:
@@ -105,6 +109,7 @@ class Subscriptions:
             # Meanwhile the permissions were replaced, so the grants may be out of date, or a pattern that was held has
             # been ended.
             self._release(acquired.values())
+        self._mark_gaps()
         views = self._hub.attach(self._subscriber, [(interest, grant) for grant, interest in acquired.items()])
         self._views |= {view.pattern: view for view in views}
         unconfirmed = {pattern for pattern in patterns if self._views[pattern].interest.state is not _ACTIVE}
@@ -209,17 +214,32 @@ class Subscriptions:
         self._unconfirmed -= active
         return not self._unconfirmed
 
-    def mark_gaps(self) -> None:
-        """Mark the subscriptions that lose messages from now on, because NATS is disconnected."""
+    def take_gaps(self) -> list[str]:
+        """Return the patterns that have lost messages because NATS was disconnected, each once for each time."""
+        self._mark_gaps()
+        patterns, self._gaps = list(self._gaps), {}
+        return patterns
+
+    def _mark_gaps(self) -> None:
+        """Mark the subscriptions that have lost messages with the last connection, if this isn't done yet.
+
+        Called before others are added, and before the gaps are sent. For all sessions at once, when the connection
+        ends, it would take too long.
+        """
+        if self._losses == self._hub.losses:
+            return
+        self._losses = self._hub.losses
         for pattern, view in self._views.items():
-            state = view.interest.state
+            interest = view.interest
+            if interest.state is State.REFUSED:
+                continue  # the hub is about to end it
+            state = interest.lost_state
             if state is _ACTIVE or (state is State.PENDING and pattern not in self._unconfirmed):
                 self._gaps[pattern] = None
 
-    def take_gaps(self) -> list[str]:
-        """Remove and return the patterns that `mark_gaps` has marked."""
-        patterns, self._gaps = list(self._gaps), {}
-        return patterns
+    def stop(self) -> None:
+        """Let the commands in progress fail. `close` must follow."""
+        self._open = False
 
     def close(self, *, cut: bool = False) -> None:
         """End all subscriptions.

@@ -259,7 +259,7 @@ async def test_client_and_bare_event_source_return_soon_after_stream_reached_its
             old = list(bridge.extension.sessions)
             assert [session.transport for session in old] == ["sse", "sse"]
             for session in old:
-                sessions(bridge)._end_old_stream(session.key)
+                sessions(bridge)._end_old_streams([session.key])
             await true(tab, f"bare.welcomes === {number}")
             await until(lambda: len(bridge.extension.sessions) == 2)
             await until(lambda: all(session.subscriptions for session in bridge.extension.sessions))

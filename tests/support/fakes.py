@@ -3,7 +3,7 @@
 import asyncio
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sanic_nats_bridge.auth.exclusions import NO_EXCLUSIONS
@@ -32,8 +32,13 @@ def ignore(*_: object) -> None:
     """Do nothing."""
 
 
-def _expire_nothing(key: str) -> None:
-    raise AssertionError(f"nothing expires here, but {key} did")
+def proceed(subscribe: Callable[[], None]) -> None:
+    """Subscribe on a new connection at once."""
+    subscribe()
+
+
+def _expire_nothing(keys: list[str]) -> None:
+    raise AssertionError(f"nothing expires here, but {keys} did")
 
 
 class FakeLink:
@@ -62,7 +67,7 @@ class FakeLink:
         broadcaster = Broadcaster(
             counters, ExpirationQueue(_expire_nothing), options.pop("headers", ()), options.pop("flush_interval", 0)
         )
-        unwatched = dict.fromkeys(("on_disconnected", "on_established", "on_connected"), ignore)
+        unwatched = {"on_disconnected": ignore, "on_established": proceed, "on_connected": ignore}
         hub = Hub(link, broadcaster, counters, unsubscribe_delay=unsubscribe_delay, **(unwatched | options))
         link.serve(hub)
         return link, hub

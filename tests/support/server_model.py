@@ -22,7 +22,7 @@ from sanic_nats_bridge.metrics.counters import Counters
 from sanic_nats_bridge.nats.awaited_pongs import AwaitedPongs
 from sanic_nats_bridge.nats.connection import Connection
 from sanic_nats_bridge.protocol.encoding import EncodedMessage, WireFormat
-from tests.support.fakes import granted, ignore, read_websocket_frames
+from tests.support.fakes import granted, ignore, proceed, read_websocket_frames
 from tests.support.model import matches
 
 PATTERNS = (
@@ -183,7 +183,7 @@ class Walk:
         self._ended: list[Hold] = []
         self._server = Server(self._rng)
         counters = Counters()
-        watchers: Any = dict.fromkeys(("on_disconnected", "on_established", "on_connected"), ignore)
+        watchers: Any = {"on_disconnected": ignore, "on_established": proceed, "on_connected": ignore}
         broadcaster = Broadcaster(counters, ExpirationQueue(ignore), max_overlap=len(PATTERNS))
         self._hub = Hub(self, broadcaster, counters, unsubscribe_delay=0, max_subscribe_rate=1e9, **watchers)
         self._connect()

@@ -27,7 +27,7 @@ def add_subscribers(interest: Interest, *permissions: Permissions, pattern: str 
     return subscribers
 
 
-def new_broadcaster(expire: Callable[[str], None] = ignore) -> Broadcaster:
+def new_broadcaster(expire: Callable[[list[str]], None] = ignore) -> Broadcaster:
     return Broadcaster(Counters(), ExpirationQueue(expire))
 
 
@@ -109,8 +109,8 @@ async def test_identical_views_share_bytes_and_payload_is_encoded_once(
 async def test_expired_sessions_end_before_messages_are_written() -> None:
     ended: list[tuple[str, int]] = []
 
-    def expire(key: str) -> None:
-        ended.append((key, len(subscriber.writes)))
+    def expire(keys: list[str]) -> None:
+        ended.extend((key, len(subscriber.writes)) for key in keys)
         subscriber.is_writable = False
 
     expirations = ExpirationQueue(expire)
@@ -256,7 +256,11 @@ async def test_messages_after_a_flush_that_is_not_finished_come_last() -> None:
 
 @pytest.mark.usefixtures("one_write_per_turn")
 async def test_expired_session_gets_nothing_in_later_turns() -> None:
-    expirations = ExpirationQueue(lambda key: broadcaster.drop(subscribers[int(key)]))
+    def expire(keys: list[str]) -> None:
+        for key in keys:
+            broadcaster.drop(subscribers[int(key)])
+
+    expirations = ExpirationQueue(expire)
     broadcaster, interest = Broadcaster(Counters(), expirations), Interest("a")
     subscribers = add_subscribers(interest, *[Permissions([">"])] * 5)
     publish(broadcaster, interest, "a")

@@ -534,8 +534,13 @@ class Recorder:
             f"on_{event}": self._callback(event) for event in ("disconnected", "established", "connected")
         }
 
-    def _callback(self, event: str) -> Callable[[], None]:
-        return lambda: self.heard.append(event)
+    def _callback(self, event: str) -> Callable[..., None]:
+        def note(*proceed: Callable[[], None]) -> None:
+            self.heard.append(event)
+            for each in proceed:
+                each()
+
+        return note
 
 
 async def test_connected_is_reported_after_nats_answers_for_every_pattern() -> None:
@@ -824,6 +829,90 @@ async def test_fault_of_one_subscriber_does_not_keep_refusal_from_others() -> No
     other = await follower(hub, "b")
     link.refuse("b")
     assert other.told == [("nats.refused", "b")]
+
+
+async def late_followers(count: int) -> tuple[FakeLink, Hub, list[FakeSubscriber], list[View]]:
+    """Return subscribers of a pattern that NATS has not confirmed in time."""
+    link, hub = FakeLink.with_hub()
+    subscribers = [FakeSubscriber() for _ in range(count)]
+    views = [(await follow(hub, subscriber, "a", seconds=0))[0] for subscriber in subscribers]
+    assert hub.connected
+    return link, hub, subscribers, views
+
+
+async def test_confirmation_is_reported_to_many_subscribers_over_turns_of_the_loop() -> None:
+    link, hub, subscribers, _ = await late_followers(1_000)
+    last = FakeSubscriber()
+    await follow(hub, last, "b", seconds=0)
+    link.confirm("a")
+    link.confirm("b")
+    link.deliver("a")
+    seen: list[int] = []
+    while last.told == []:
+        seen.append(sum(bool(subscriber.told) for subscriber in subscribers))
+        await asyncio.sleep(0)
+    assert 0 < seen[0] < seen[1] < 1_000
+    assert all(subscriber.told == [("subscription_active", "a")] for subscriber in subscribers)
+    assert [subscriber.data for subscriber in subscribers] == [[1]] * 1_000
+    assert last.told == [("subscription_active", "b")]
+
+
+async def test_confirmation_is_not_reported_after_unsubscribe_or_loss() -> None:
+    link, hub, subscribers, views = await late_followers(1_000)
+    link.confirm("a")
+    hub.detach(subscribers[-1], [views[-1]])
+    await turns(10)
+    assert subscribers[-1].told == []
+    assert subscribers[-2].told == [("subscription_active", "a")]
+    link, hub, subscribers, _ = await late_followers(1_000)
+    link.confirm("a")
+    link.lose()
+    await turns(10)
+    assert 0 < sum(bool(subscriber.told) for subscriber in subscribers) < 1_000
+    link.come_back()
+    link.confirm("a")
+    assert hub.connected
+
+
+async def test_fault_of_one_subscriber_does_not_keep_confirmation_from_others() -> None:
+    class Faulty(FakeSubscriber):
+        def subscription_active(self, pattern: str) -> None:
+            raise RuntimeError("fault")
+
+    link, hub, (subscriber,), _ = await late_followers(1)
+    await follow(hub, Faulty(), "a", seconds=0)
+    await follow(hub, after := FakeSubscriber(), "a", seconds=0)
+    with pytest.raises(RuntimeError):
+        link.confirm("a")
+    await turns()
+    assert subscriber.told == after.told == [("subscription_active", "a")]
+
+
+async def test_nothing_is_subscribed_until_loss_is_announced() -> None:
+    waiting: list[Callable[[], None]] = []
+    link, hub = FakeLink.with_hub(confirms=True, on_established=waiting.append)
+    waiting.pop()()
+    await follower(hub, "a")
+    link.lose()
+    link.come_back()
+    late = asyncio.create_task(follower(hub, "b"))
+    await turns()
+    assert late.done()
+    assert link.patterns == []
+    assert not hub.connected
+    # Lost again: what waited for the first connection does nothing.
+    link.lose()
+    link.come_back()
+    first, second = waiting
+    first()
+    assert link.patterns == []
+    second()
+    second()
+    await hub.subscribed()
+    assert link.patterns == ["a", "b"]
+    await turns()
+    assert hub.connected
+    assert link.faults == []
 
 
 async def test_new_connection_subscribes_to_many_patterns_over_turns_of_the_loop() -> None:

@@ -300,21 +300,312 @@ async def test_change_of_connection_is_reported_to_many_sessions_over_turns_of_t
     assert 0 < told("disconnected") < 1_500
     await until(lambda: told("disconnected") == 1_500)
     worker.link.come_back()
-    assert 0 < told("connected") < 1_500
+    while told("connected") == 0:
+        await turns(1)
+    assert told("connected") < 1_500
     await until(lambda: told("connected") == 1_500)
 
 
 async def test_session_is_not_notified_of_outdated_change() -> None:
     worker = Worker(max_sessions=3_000)
     transports = [worker.open()[1] for _ in range(1_500)]
-    for _ in range(3):
+    for times in range(1, 4):
         worker.link.lose()
         worker.link.come_back()
-    await until(lambda: transports[-1].types[-1] == "status")
-    statuses = [[frame["nats"] for frame in each.frames if frame["type"] == "status"] for each in transports]
-    assert {each[-1] for each in statuses} == {"connected"}
-    assert statuses[0] == ["disconnected", "connected"] * 3
-    assert statuses[-1] == ["connected"]
+        while statuses(transports[0]).count("connected") < times:
+            await turns(1)
+    await until(lambda: statuses(transports[-1])[-1:] == ["connected"])
+    assert statuses(transports[0]) == ["disconnected", "connected"] * 3
+    assert {statuses(each)[-1] for each in transports} == {"connected"}
+    assert len(statuses(transports[-1])) < 6
+
+
+def statuses(transport: FakeTransport) -> list[str]:
+    return [frame["nats"] for frame in transport.frames if frame["type"] == "status"]
+
+
+async def subscribed(worker: Worker, count: int, *patterns: str) -> list[tuple[Session, FakeTransport]]:
+    """Open sessions that are subscribed to the patterns."""
+    opened = [worker.open() for _ in range(count)]
+    for session, transport in opened:
+        await act(session, "subscribe", *patterns)
+        transport.writes.clear()
+    return opened
+
+
+def gaps(opened: list[tuple[Session, FakeTransport]]) -> list[int]:
+    """Return the number of gaps that each session has got."""
+    return [transport.types.count("gap") for _, transport in opened]
+
+
+async def test_gaps_of_many_sessions_precede_all_messages_of_the_new_connection() -> None:
+    worker = Worker(max_sessions=3_000)
+    opened = await subscribed(worker, 1_500, "a", "b")
+    worker.link.lose()
+    await until(lambda: opened[-1][1].types == ["status"])
+    worker.link.come_back()
+    seen = [sum(gaps(opened))]
+    commands = 0
+    while seen[-1] < 1_500:
+        assert worker.link.patterns == []
+        # Other work runs in between.
+        commands += (await act(opened[-1][0], "ping")).success
+        await asyncio.sleep(0)
+        seen.append(sum(gaps(opened)))
+    assert 0 < seen[0] < seen[1] < seen[2] < 1_500
+    assert commands >= 5
+    await until(lambda: worker.hub.connected)
+    worker.link.deliver("a")
+    await turns()
+    for _, transport in opened[:-1]:
+        assert transport.types == ["status", "gap", "status", "message"]
+        assert transport.frames[1]["subjects"] == ["a", "b"]
+    assert [kind for kind in opened[-1][1].types if kind != "reply"] == ["status", "gap", "status", "message"]
+    assert worker.sessions.counters.gaps["nats_reconnect"] == 3_000
+
+
+async def test_status_of_the_loss_precedes_gap_if_connection_is_back_at_once() -> None:
+    worker = Worker(max_sessions=3_000)
+    opened = await subscribed(worker, 1_500, "a")
+    worker.link.lose()
+    for session, _ in opened[:700]:
+        session.connection_lost(1006)
+    worker.link.come_back()
+    await until(lambda: worker.hub.connected)
+    await until(lambda: opened[-1][1].types == ["status", "gap", "status"])
+    assert all(transport.types == ["status", "gap", "status"] for _, transport in opened[700:])
+
+
+async def test_loss_while_gaps_are_sent_brings_another_gap() -> None:
+    worker = Worker(max_sessions=3_000)
+    opened = await subscribed(worker, 1_500, "a")
+    worker.link.lose()
+    await until(lambda: opened[-1][1].types == ["status"])
+    worker.link.come_back()
+    first = gaps(opened)
+    assert 0 < sum(first) < 1_500
+    worker.link.lose()
+    await turns(20)
+    assert gaps(opened) == first
+    assert worker.link.patterns == []
+    worker.link.come_back()
+    await until(lambda: worker.hub.connected)
+    assert gaps(opened) == [1 + count for count in first]
+    assert worker.link.faults == []
+
+
+async def test_subscription_made_while_gaps_are_sent_has_none() -> None:
+    worker = Worker(max_sessions=3_000)
+    await subscribed(worker, 1, "b")
+    opened = await subscribed(worker, 1_500, "a")
+    worker.link.lose()
+    await until(lambda: opened[-1][1].types == ["status"])
+    worker.link.come_back()
+    session, transport = opened[-1]
+    assert (await act(session, "subscribe", "b", "c")).active is False
+    await act(session, "unsubscribe", "c")
+    late, late_transport = worker.open()
+    assert (await act(late, "subscribe", "a")).active is False
+    await until(lambda: transport.types[-1] == late_transport.types[-1] == "status")
+    assert [frame["subjects"] for frame in transport.frames if frame["type"] == "gap"] == [["a"]]
+    assert late_transport.types == ["welcome", "reply", "status"]
+    assert sorted(worker.link.patterns) == ["a", "b"]
+
+
+async def test_pattern_lost_before_its_confirmation_has_gap_although_it_is_requested_again() -> None:
+    worker = Worker()
+    ((session, transport),) = await subscribed(worker, 1, "a")
+    worker.link.lose()
+    worker.link.confirms = False
+    worker.link.come_back()
+    worker.link.lose()
+    assert (await act(session, "subscribe", "a")).active is False
+    worker.link.come_back()
+    assert transport.types == ["status", "gap", "reply", "gap"]
+
+
+async def test_refused_pattern_has_no_gap_in_later_loss() -> None:
+    worker = Worker(max_sessions=3_000)
+    opened = await subscribed(worker, 300, "a", "b")
+    worker.link.lose()
+    worker.link.come_back()
+    await until(lambda: worker.hub.connected)
+    worker.link.refuse("a")
+    worker.link.lose()
+    await until(lambda: "unsubscribed" in opened[-1][1].types)
+    worker.link.come_back()
+    await until(lambda: worker.hub.connected)
+    for _, transport in opened:
+        assert [frame["subjects"] for frame in transport.frames if frame["type"] == "gap"] == [["a", "b"], ["b"]]
+
+
+# Many sessions that expire at once
+
+
+async def test_many_expired_sessions_end_over_turns_and_get_no_message_meanwhile(wall_clock: WallClock) -> None:
+    worker = Worker(max_sessions=3_000)
+    expires = wall_clock.time() + 100
+    opened = [worker.open(Permissions([">"], expires=expires)) for _ in range(1_000)]
+    stayer, _ = worker.open()
+    for session, _ in opened:
+        await act(session, "subscribe", "a")
+    worker.link.deliver("a", b"1")
+    await turns()
+    worker.link.deliver("a", b"2")
+    leaping().block(101)
+    worker.hub.flush()
+    assert all(session.closed for session, _ in opened)
+    counts = [len(worker.sessions)]
+    while counts[-1] > 1:
+        worker.link.deliver("a", b"3")
+        assert (await act(stayer, "ping")).success
+        await asyncio.sleep(0)
+        counts.append(len(worker.sessions))
+    assert 1_000 > counts[0] > counts[1] > counts[2] > 1
+    assert len(counts) >= 10
+    for _, transport in opened:
+        assert transport.types == ["welcome", "reply", "message", "close"]
+        assert (transport.data, transport.frames[-1]["code"]) == ([1], 4401)
+        assert transport.finished is not None
+    assert worker.sessions.counters.closes == {"4401": 1_000}
+    assert list(worker.sessions) == [stayer]
+    await until(lambda: worker.hub.patterns == ())
+
+
+async def open_expiring(worker: Worker, wall_clock: WallClock) -> tuple[Session, FakeTransport]:
+    """Return a session that expires after many others."""
+    for _ in range(399):
+        worker.open(Permissions([">"], expires=wall_clock.time() + 100))
+    session, transport = worker.open(Permissions([">"], identity="ada", expires=wall_clock.time() + 100.5))
+    await act(session, "subscribe", "a")
+    transport.writes.clear()
+    return session, transport
+
+
+def expire(worker: Worker, session: Session) -> None:
+    """Let the sessions expire. This one has its turn to end later."""
+    leaping().block(101)
+    worker.sessions.expirations.expire_due()
+    assert session.closed
+    assert session in list(worker.sessions)
+
+
+async def expired(worker: Worker, wall_clock: WallClock) -> tuple[Session, FakeTransport]:
+    """Return a session that has expired, but has its turn to end later."""
+    session, transport = await open_expiring(worker, wall_clock)
+    expire(worker, session)
+    return session, transport
+
+
+async def test_expired_session_executes_no_command_before_its_end(wall_clock: WallClock) -> None:
+    session, transport = await expired(Worker(), wall_clock)
+    with pytest.raises(UnknownSession):
+        await act(session, "subscribe", "b")
+    assert session.subscriptions == ("a",)
+    await turns(20)
+    assert transport.types == ["close"]
+
+
+async def test_new_permissions_do_not_renew_expired_session(wall_clock: WallClock) -> None:
+    worker = Worker()
+    _, transport = await expired(worker, wall_clock)
+    assert worker.sessions.update_permissions(EVERYTHING, "ada", None) == 0
+    assert worker.sessions.revoke("ada", None) == 0
+    await turns(20)
+    assert (transport.types, transport.frames[-1]["code"]) == (["close"], 4401)
+    assert len(worker.sessions) == 0
+
+
+async def test_connection_lost_before_end_of_expired_session_ends_it_once(wall_clock: WallClock) -> None:
+    worker = Worker()
+    session, transport = await expired(worker, wall_clock)
+    session.connection_lost(1000)
+    assert session not in list(worker.sessions)
+    await turns(20)
+    assert transport.types == []
+    assert [code for key, code in worker.closed if key == session.key] == [4401]
+    assert len(worker.sessions) == 0
+
+
+@pytest.mark.parametrize("overflow", ["gap", "latest", "close"])
+async def test_expired_session_of_slow_client_gets_nothing_before_its_end(wall_clock: WallClock, overflow: str) -> None:
+    worker = Worker(overflow=overflow)
+    session, transport = await open_expiring(worker, wall_clock)
+    transport.limit = 1_000
+    transport.write(EVENT_PADDING)
+    transport.writes.clear()
+    expire(worker, session)
+    waiting = asyncio.create_task(session.wait_until_writable())
+    for _ in range(2):
+        worker.link.deliver("a")
+        worker.hub.flush()
+        transport.take()
+    assert transport.writes == []
+    await turns(20)
+    assert transport.types == ["close"]
+    await waiting
+
+
+async def test_command_in_progress_fails_when_session_expires(wall_clock: WallClock) -> None:
+    worker = Worker()
+    session, transport = await open_expiring(worker, wall_clock)
+    worker.link.confirms = False
+    command = asyncio.create_task(act(session, "subscribe", "b"))
+    await turns()
+    worker.link.confirm("b")
+    expire(worker, session)
+    with pytest.raises(UnknownSession):
+        await command
+    assert session.subscriptions == ("a",)
+    await turns(20)
+    assert transport.types == ["close"]
+    await until(lambda: worker.hub.patterns == ())
+
+
+async def test_expired_session_gets_no_gap_before_its_end(wall_clock: WallClock) -> None:
+    worker = Worker()
+    session, transport = await expired(worker, wall_clock)
+    worker.link.lose()
+    session.send_gaps()
+    assert (transport.types, worker.sessions.counters.gaps["nats_reconnect"]) == ([], 0)
+
+
+async def test_closed_waits_for_expired_sessions(wall_clock: WallClock) -> None:
+    worker = Worker()
+    await expired(worker, wall_clock)
+    worker.sessions.close_all("test")
+    await worker.sessions.closed()
+    assert len(worker.sessions) == 0
+    assert worker.sessions.counters.closes == {"4401": 400}
+
+
+async def test_many_old_streams_end_over_turns_of_the_loop() -> None:
+    worker = Worker(max_stream_age=1000)
+    for _ in range(500):
+        open_stream(worker)
+    leaping().block(1001)
+    worker.sessions._stream_ages.expire_due()
+    counts = [len(worker.sessions)]
+    while counts[-1]:
+        await asyncio.sleep(0)
+        counts.append(len(worker.sessions))
+    assert 500 > counts[0] > counts[1] > 0
+    assert worker.sessions.counters.closes == {"1001": 500}
+
+
+async def test_loss_of_connection_looks_at_no_session() -> None:
+    class Unseen(dict[str, Any]):
+        def values(self) -> Any:
+            raise AssertionError("a look at all sessions")
+
+    worker = Worker()
+    opened = await subscribed(worker, 3, "a")
+    worker.sessions._context.nats = "disconnected"
+    sessions, worker.sessions._sessions = worker.sessions._sessions, Unseen()
+    worker.link.lose()
+    worker.sessions._sessions = sessions
+    worker.link.come_back()
+    assert gaps(opened) == [1] * 3
 
 
 async def test_session_that_ends_before_its_notification_gets_no_status() -> None:
