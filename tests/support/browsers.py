@@ -7,6 +7,9 @@ BrowserName: TypeAlias = Literal["chromium", "firefox"]
 
 BROWSERS: tuple[BrowserName, ...] = ("chromium", "firefox")
 
+LOCAL_NAME = "attacker.test"
+"""A name that the browsers resolve to this machine."""
+
 
 class Tab(Protocol):
     """One page of a browser."""

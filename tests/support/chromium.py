@@ -11,7 +11,7 @@ from typing import Any
 
 from playwright.async_api import Browser, BrowserContext, Page
 
-from tests.support.browsers import Tab
+from tests.support.browsers import LOCAL_NAME, Tab
 from tools.harness.chromium import chromium
 
 _WATCH = "document.addEventListener('securitypolicyviolation', (event) => complain(event.violatedDirective));"
@@ -97,7 +97,7 @@ class Chromium:
     @classmethod
     @contextlib.asynccontextmanager
     async def running(cls, _folder: Path) -> AsyncIterator["Chromium"]:
-        async with chromium() as browser:
+        async with chromium(f"--host-resolver-rules=MAP {LOCAL_NAME} 127.0.0.1") as browser:
             yield cls(browser)
 
     @contextlib.asynccontextmanager

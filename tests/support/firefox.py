@@ -17,7 +17,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from tests.support.bridge import WAIT_SECONDS, until
-from tests.support.browsers import Tab
+from tests.support.browsers import LOCAL_NAME, Tab
 from tests.support.process import ended
 
 # Firefox itself notes every connection that fails or ends, as an error of the page's script.
@@ -42,6 +42,7 @@ class Firefox:
         """Start a Firefox that writes to this folder only."""
         command = shutil.which("firefox-esr")
         assert command is not None, "make test installs firefox-esr"
+        (folder / "user.js").write_text(f'user_pref("network.dns.localDomains", "{LOCAL_NAME}");\n')
         options = ("--headless", "--no-remote", "--profile", str(folder), "--remote-debugging-port", "0")
         environment = os.environ | {"HOME": str(folder)}
         with tempfile.TemporaryFile() as log:

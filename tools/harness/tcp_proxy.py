@@ -24,12 +24,13 @@ class Proxy(TcpServer):
 
     Attributes:
         down: New connections are reset.
+        target: The port to which new connections are forwarded.
     """
 
     def __init__(self, target: int) -> None:
         super().__init__()
         self.down = False
-        self._target = target
+        self.target = target
         self._forwarding = asyncio.Event()
         self._forwarding.set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -61,7 +62,7 @@ class Proxy(TcpServer):
         self._writers.add(writer)
         try:
             await self._forwarding.wait()
-            target = Stream(*await asyncio.open_connection("127.0.0.1", self._target))
+            target = Stream(*await asyncio.open_connection("127.0.0.1", self.target))
             writers.append(target.writer)
             self._writers.add(target.writer)
             if not writer.is_closing():  # otherwise it was cut meanwhile
