@@ -67,10 +67,9 @@ class RequestGuard:
         A proxy that Sanic trusts reports the host. ``request.host`` would be the same for all requests if the app has
         a ``SERVER_NAME``.
         """
-        forwarded = request.forwarded.get("host")
-        hosts = [str(forwarded)] if forwarded else request.headers.getall("host", [""])
         name = _server_name(request)
         debug = bool(getattr(request.app, "debug", False))
+        hosts = _hosts(request) or [""]
         return all(self._hosts.allows(host, name, only_known=debug, local=probe) for host in hosts)
 
     def check(self, request: Request) -> None:
@@ -115,8 +114,7 @@ class RequestGuard:
     def _check_host(self, request: Request, *, probe: bool = False) -> None:
         if self.allows_host(request, probe=probe):
             return
-        host = str(request.forwarded.get("host") or ", ".join(request.headers.getall("host", [])))
-        host = host[:_MAX_LOGGED_LENGTH]
+        host = ", ".join(_hosts(request))[:_MAX_LOGGED_LENGTH]
         if _HOST + host not in self._logged and logger.warning(
             "Rejected a request to host %a, which is not a known name of this app. If clients use this name, add it "
             "to the setting 'allowed_hosts'",
@@ -231,6 +229,16 @@ def _scheme(request: Request) -> str | None:
     else:
         encrypted = request.conn_info is not None and request.conn_info.ssl
     return "https" if encrypted else None
+
+
+def _hosts(request: Request) -> list[str]:
+    """Return the hosts to which the client has sent the request: several if a header is repeated, usually one."""
+    forwarded = request.forwarded.get("host")
+    if not forwarded:
+        return request.headers.getall("host", [])
+    values = request.headers.getall("x-forwarded-host", [])
+    # Sanic takes the first, which may be one that a script of the page has added.
+    return values if len(values) > 1 else [str(forwarded)]
 
 
 def _server_name(request: Request) -> str:
