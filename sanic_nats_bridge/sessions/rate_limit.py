@@ -9,7 +9,7 @@ from ..errors import BridgeError, RateLimitExceeded
 from ..settings import Settings
 from ..token_bucket import TokenBucket
 
-__all__ = ["CommandRateLimiter"]
+__all__ = ["CommandRateLimiter", "units_of"]
 
 _MINUTE_SECONDS = 60.0
 _PATTERNS_PER_UNIT = 16
@@ -53,7 +53,7 @@ class CommandRateLimiter:
         Raises:
             RateLimitExceeded: The command exceeds ``command_rate``.
         """
-        units = math.ceil(patterns / _PATTERNS_PER_UNIT)
+        units = units_of(patterns)
         if units <= 1 or self._commands is None:
             return
         now = asyncio.get_running_loop().time()
@@ -76,3 +76,8 @@ class CommandRateLimiter:
         if len(self._bad) == allowed and now - self._bad[0] < _MINUTE_SECONDS:
             self.close_reason = "Too many invalid commands"
         self._bad.append(now)
+
+
+def units_of(patterns: int) -> int:
+    """Return the units that a command with so many patterns counts as: one for each 16, and one at least."""
+    return max(1, math.ceil(patterns / _PATTERNS_PER_UNIT))

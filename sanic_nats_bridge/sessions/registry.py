@@ -20,6 +20,7 @@ from ..protocol.messages import Close, Command, NatsState, Outcome, Status, clos
 from ..protocol.session_ids import key_of, new_worker_id
 from ..settings import Settings
 from ..transports.base import CLOSE_SECONDS, Transport
+from .command_turns import CommandTurns
 from .deadlines import Deadlines
 from .pattern_shares import PatternShares
 from .pending import PendingConnection, PendingConnections, limit_permissions_calls
@@ -88,6 +89,7 @@ class SessionRegistry:
             hub=self.hub,
             policy=self.policy,
             shares=PatternShares(settings.max_patterns_per_client),
+            turns=CommandTurns(),
             counters=self.counters,
             expirations=self.expirations,
             on_closed=self._remove,

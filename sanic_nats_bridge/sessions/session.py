@@ -42,9 +42,10 @@ from ..protocol.messages import (
 from ..protocol.session_ids import digest, new_session_id
 from ..settings import Settings
 from ..transports.base import CLOSE_SECONDS, Transport
+from .command_turns import CommandTurns
 from .keepalive import Keepalive
 from .pattern_shares import PatternShares
-from .rate_limit import CommandRateLimiter
+from .rate_limit import CommandRateLimiter, units_of
 from .slow_consumer import SlowConsumer
 from .subscriptions import Subscriptions
 
@@ -66,6 +67,7 @@ class SessionContext:
     hub: Hub
     policy: SubscriptionPolicy
     shares: PatternShares
+    turns: CommandTurns
     counters: Counters
     expirations: ExpirationQueue
     on_closed: Callable[["Session", int], None]
@@ -240,6 +242,7 @@ class Session:
     async def _dispatch(self, command: Command) -> Reply:
         async with self._lock:
             await self.wait_until_writable()
+            await self._context.turns.take(self._subscriptions.client, units_of(len(command.patterns)))
             self._context.expirations.expire_due()
             if self.closed:
                 raise UnknownSession("No such session")

@@ -30,7 +30,6 @@ class Subscriptions:
     """
 
     __slots__ = (
-        "_client",
         "_gaps",
         "_hub",
         "_losses",
@@ -41,6 +40,7 @@ class Subscriptions:
         "_subscriber",
         "_unconfirmed",
         "_views",
+        "client",
         "permissions",
     )
 
@@ -58,7 +58,7 @@ class Subscriptions:
         self._policy = policy
         self.permissions = permissions
         self._shares = shares
-        self._client = client
+        self.client = client
         self._open = True
         self._permission_updates = 0
         self._views: dict[str, View] = {}
@@ -137,16 +137,16 @@ class Subscriptions:
 
     def _claim(self, grants: Sequence[Grant]) -> list[Interest]:
         real = [grant.real for grant in grants]
-        self._shares.add(self._client, real, [grant.pattern for grant in grants])
+        self._shares.add(self.client, real, [grant.pattern for grant in grants])
         try:
             return self._hub.acquire(real, self._subscriber)
         except BaseException:
-            self._shares.remove(self._client, real)
+            self._shares.remove(self.client, real)
             raise
 
     def _release(self, interests: Collection[Interest]) -> None:
         self._hub.release(interests)
-        self._shares.remove(self._client, [interest.pattern for interest in interests])
+        self._shares.remove(self.client, [interest.pattern for interest in interests])
 
     def unsubscribe(self, requested: Sequence[str]) -> list[str]:
         """Unsubscribe from all patterns of a command, or from none; return them without duplicates.
@@ -198,7 +198,7 @@ class Subscriptions:
         """Remove a subscription that the hub has ended already."""
         view = self._views.pop(pattern, None)
         if view is not None:
-            self._shares.remove(self._client, [view.grant.real])
+            self._shares.remove(self.client, [view.grant.real])
         self._gaps.pop(pattern, None)
 
     def confirm(self, pattern: str) -> bool:
@@ -249,7 +249,7 @@ class Subscriptions:
         """
         self._open = False
         self._hub.detach(self._subscriber, list(self._views.values()), cut=cut)
-        self._shares.remove(self._client, [view.grant.real for view in self._views.values()])
+        self._shares.remove(self.client, [view.grant.real for view in self._views.values()])
         self._views.clear()
 
     def _grant_if_allowed(self, pattern: str) -> Grant | None:
