@@ -8,8 +8,7 @@ from typing import Any
 
 __all__ = ["Table", "machine_table", "write_tables"]
 
-_BEGIN = "<!-- measured -->"
-_END = "<!-- end -->"
+_SECTION = "measured"
 
 
 @dataclass
@@ -44,8 +43,11 @@ def machine_table(facts: Mapping[str, Any]) -> Table:
     return Table("Machine", ("", ""), [(name, str(fact)) for name, fact in facts.items()])
 
 
-def write_tables(document: Path, tables: Iterable[Table]) -> None:
-    """Replace the text between the marks of the document by the tables."""
+def write_tables(document: Path, tables: Iterable[Table], section: str = _SECTION) -> None:
+    """Replace the text between the marks of a section of the document by the tables.
+
+    The mark ``<!-- measured -->``, or that with another name, begins the section, and ``<!-- end -->`` ends it.
+    """
     text = "\n".join(table.as_markdown() for table in tables)
-    between = re.compile(f"(?<={_BEGIN}\n).*(?={_END})", re.DOTALL)
+    between = re.compile(f"(?<=<!-- {section} -->\n).*?(?=<!-- end -->)", re.DOTALL)
     document.write_text(between.sub(lambda _: f"\n{text}\n", document.read_text()))
