@@ -1,0 +1,16 @@
+"""All attacks, in the order in which they are run and reported."""
+
+from collections.abc import Mapping
+
+from .attack import Attack
+from .input_attacks import INPUT_ATTACKS
+from .nats_attacks import NATS_ATTACKS
+from .pattern_attacks import PATTERN_ATTACKS
+from .request_attacks import REQUEST_ATTACKS
+
+__all__ = ["CATALOGUE"]
+
+CATALOGUE: Mapping[str, Attack] = {
+    attack.name: attack for attack in (*PATTERN_ATTACKS, *REQUEST_ATTACKS, *INPUT_ATTACKS, *NATS_ATTACKS)
+}
+"""Attacks by name."""
