@@ -1,13 +1,14 @@
 # make run     serve the example app at http://127.0.0.1:5001 (ARGS="--port 5002 --workers 2")
 # make test    run all tests, browsers included (ARGS="-k session")
 # make test-fast   run the unit tests, which need no system packages, npm, browser or root
-# make test-tools  run the tests of the benchmarks, of the faults, of the proxies and of several workers in full
+# make test-tools  run the tests of the benchmarks, of the faults, of the attacks, of the proxies and of several workers in full
 # make long    run the fuzzers, the random walk and the tests of properties for long
 # make test-versions   run the tests of private parts on the lowest and newest packages (ARGS="3.12-lowest")
 # make check   formatting, lint, types and prose
 # make docs    build the docs site into build/site
 # make format  format the code
 # make faults  do harm to NATS and the bridge, judge what clients got (ARGS="kill sigstop --rounds 1")
+# make abuse   attack the bridge with and without its limits, judge what honest clients see (ARGS="overlap --rounds 3")
 # make proxies measure the browser client behind proxies (ARGS="nginx haproxy --seconds 20")
 # make bench   measure against nats-server's own WebSocket port and others (ARGS="steady burst --rounds 3")
 # make bench-panini  the same with Panini's gateway beside them
@@ -31,7 +32,7 @@ PARALLEL := -n 4 --dist loadfile --no-loadscope-reorder
 TEST_PACKAGES := chromium:chromium libatomic.so.1:libatomic1 firefox-esr:firefox-esr nginx:nginx-light \
 	haproxy:haproxy ip:iproute2 node:nodejs npm:npm curl:curl
 
-.PHONY: run test test-fast test-tools test-versions long check docs format faults proxies bench bench-panini clean
+.PHONY: run test test-fast test-tools test-versions long check docs format faults abuse proxies bench bench-panini clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.run
@@ -79,6 +80,9 @@ faults: $(VENV)/.dev
 	@.ci/packages node:nodejs npm:npm
 	@$(MAKE) --no-print-directory $(FAULTS_NODE)/node_modules/.made
 	$(BIN)/python -m tools.faults $(ARGS)
+
+abuse: $(VENV)/.dev
+	$(BIN)/python -m tools.abuse $(ARGS)
 
 # The tool itself installs the proxies that it is to measure.
 proxies: $(VENV)/.dev
