@@ -7,7 +7,7 @@ messages. If the writes are too many for one turn, no more messages are read fro
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, TypeVar
 
 from ..auth.expirations import ExpirationQueue
@@ -30,7 +30,7 @@ _COPIES_PER_TURN = 50_000
 """The number of copies of messages in several views that are added in one turn of the event loop."""
 _MAX_ADDED = 1_000_000
 """The number of such copies after which a flush is due."""
-_LIMITED_PER_TURN = 50
+_LIMITED_PER_TURN = 10
 """The number of subscribers with too many copies whose subscriptions are ended in one turn."""
 T = TypeVar("T")
 
@@ -218,9 +218,9 @@ class Broadcaster:
         counts_copies, self._counts_copies = self._counts_copies, self._always_counts
         batches = {view: view.take_batch() for view in hit}
         self._counters.deliveries += self._fan_out.begin(batches, counts_copies)
-        if self._fan_out.unfinished or self._fan_out.crowded:
+        if self._fan_out.unfinished:
+            self.is_behind = True
             self._go_on_soon()
-            self._written()
 
     def flush_to(self, subscriber: Subscriber) -> None:
         """Write the messages gathered so far, and those for this subscriber at once."""
@@ -229,10 +229,10 @@ class Broadcaster:
             self._expire_due()
             self._counters.deliveries += self._fan_out.catch_up(subscriber)
 
-    def drop(self, subscriber: Subscriber) -> None:
-        """Write no more messages of the last flush to a subscriber."""
+    def drop(self, subscriber: Subscriber, views: Collection[View]) -> None:
+        """Write no more messages of these views to a subscriber that were left by the last flush."""
         if self.is_behind:
-            self._fan_out.drop(subscriber)
+            self._fan_out.drop(subscriber, views)
 
     async def caught_up(self) -> None:
         """Wait until no subscriber waits for messages of the last flush."""
@@ -246,7 +246,6 @@ class Broadcaster:
                 handle.cancel()
         self._timer = self._next_part = None
         self._fan_out.clear()
-        self._fan_out.crowded.clear()
         self._written()
 
     def _go_on(self) -> None:
@@ -265,22 +264,24 @@ class Broadcaster:
 
     def _write_more(self) -> None:
         self._expire_due()
-        if self._fan_out.unfinished:
-            self._counters.deliveries += self._fan_out.go_on()
+        crowded = self._fan_out.crowded
+        for _ in range(min(len(crowded), _LIMITED_PER_TURN)):
+            subscriber, subject = crowded.pop()
+            try:
+                # It ends subscriptions, and so changes the subscribers.
+                subscriber.limit_overlap(subject)
+            finally:
+                self._counters.deliveries += self._fan_out.release(subscriber)
+        self._counters.deliveries += self._fan_out.go_on()
         self._written()
 
     def _written(self) -> None:
-        crowded = self._fan_out.crowded
-        limited, crowded[:_LIMITED_PER_TURN] = crowded[:_LIMITED_PER_TURN], []
-        if self._fan_out.unfinished or crowded:
+        if self._fan_out.unfinished:
             self.is_behind = True
         elif self.is_behind:
             self.is_behind = False
             self._caught_up.set()
             self._caught_up.clear()
-        # Last, because it ends subscriptions, and so changes the subscribers.
-        for subscriber, subject in limited:
-            subscriber.limit_overlap(subject)
 
     def _expire_due(self) -> None:
         if self._expirations.next <= time.time():

@@ -32,6 +32,8 @@ _FEW = 16
 """The number of subscribers up to which the sizes of messages aren't looked at."""
 _FEW_MESSAGES = 32
 """The number of messages that is taken for 16 KiB then."""
+_SKIPPED_FOR_ONE_COST = 8
+"""The number of messages that take as long as one write if a slow consumer skips them."""
 _MAX_PLANNED = 20_000
 """The largest number of subscriptions for which the subscribers of several views are found at once."""
 _SEEN_PER_TURN = 10_000
@@ -54,7 +56,9 @@ class FanOut:
         self.unfinished = False
         """True while some subscribers wait for their messages."""
         self.crowded: list[tuple[Subscriber, str]] = []
-        """The subscribers that got more copies of a message than they may, and the subject of such a message."""
+        """The subscribers that would get more copies of a message than they may, and the subject of such a message.
+
+        `release` is due for each. Nothing is written to them before."""
         self._max_overlap = max_overlap
         self._counts_copies = False
         self._budget = 0
@@ -65,6 +69,8 @@ class FanOut:
         """The views of each subscriber that still waits, if one of them had to be found."""
         self._crowd: _Crowd | None = None
         """The subscribers whose views aren't known yet."""
+        self._held: dict[Subscriber, Views] = {}
+        """The views of the subscribers in `crowded`."""
         self._merged_views: Views = ()
         self._merged: Sequence[EncodedMessage] = ()
         """The messages of these views, in order."""
@@ -82,7 +88,8 @@ class FanOut:
         """
         view, batch = next(iter(batches.items()))
         is_alone = len(batches) == 1
-        if is_alone and len(view.subscribers) * _cost(batch, len(view.subscribers)) <= _COST_PER_TURN:
+        count = len(view.subscribers)
+        if is_alone and (1 + len(batch)) * count <= _COST_PER_TURN and count * _cost(batch, count) <= _COST_PER_TURN:
             return _write(view.subscribers, batch, {})
         self._batches = batches
         self._counts_copies = counts_copies
@@ -111,20 +118,31 @@ class FanOut:
     def catch_up(self, subscriber: Subscriber) -> int:
         """Write all messages of one subscriber, if it waits for some."""
         views = self._take(subscriber)
-        return self._write([subscriber], views, self._messages(views)) if views else 0
+        return _write([subscriber], self._messages(views), self._joined) if views else 0
 
-    def drop(self, subscriber: Subscriber) -> None:
-        """Write no more messages to a subscriber."""
-        self._take(subscriber)
+    def drop(self, subscriber: Subscriber, views: Collection[View]) -> None:
+        """Write no more messages of these views to a subscriber."""
+        rest = tuple([view for view in self._take(subscriber) if view not in views])
+        if rest:
+            self._waiting.append(([subscriber], rest))
+            if self._views_of is not None:
+                self._views_of[subscriber] = rest
+
+    def release(self, subscriber: Subscriber) -> int:
+        """Write to a subscriber in `crowded` from which `drop` has not taken views meanwhile."""
+        views = self._held.pop(subscriber, ())
+        return _write([subscriber], self._messages(views), self._joined) if views else 0
 
     def clear(self) -> None:
         """Write no more messages."""
         self._waiting.clear()
+        self._held.clear()
+        self.crowded.clear()
         self._crowd = None
         self._end_turn()
 
     def _end_turn(self) -> None:
-        self.unfinished = bool(self._waiting) or self._crowd is not None
+        self.unfinished = bool(self._waiting) or self._crowd is not None or bool(self.crowded)
         if not self._waiting:
             self._views_of = None
         if not self.unfinished:
@@ -138,6 +156,8 @@ class FanOut:
                 self._views_of = {each: views for subscribers, views in self._waiting for each in subscribers}
             if views := self._views_of.pop(subscriber, ()):
                 return views
+        if views := self._held.pop(subscriber, ()):
+            return views
         return () if self._crowd is None else self._crowd.take(subscriber)
 
     def _write_views(self) -> int:
@@ -149,7 +169,7 @@ class FanOut:
             if several:
                 subscribers = [each for each in subscribers if each not in several]
             count = len(subscribers)
-            if count <= _FEW and count <= budget and len(batch) < _FEW_MESSAGES:
+            if count <= _FEW and count <= budget and len(batch) < _SKIPPED_FOR_ONE_COST:
                 # No further call, because there may be very many views with one subscriber each.
                 budget -= count
                 deliveries += _write(subscribers, batch, {}) if count else 0
@@ -173,7 +193,7 @@ class FanOut:
         if self._budget > 0:
             messages = self._messages(views)
             cost = len(subscribers) * _cost(messages, len(subscribers))
-            if cost <= self._budget:
+            if cost <= self._budget and (len(messages) < _SKIPPED_FOR_ONE_COST or not _count_slow(subscribers)):
                 self._budget -= cost
                 return self._write(subscribers, views, messages)
         self._waiting.append((list(subscribers), views))
@@ -184,27 +204,37 @@ class FanOut:
         while self._waiting and self._budget > 0:
             subscribers, views = self._waiting[-1]
             messages = self._messages(views)
-            cost = _cost(messages, len(subscribers))
-            count = max(self._budget // cost, 1)
-            if count < len(subscribers):
-                part = subscribers[-count:]
-                del subscribers[-count:]
-            else:
-                part = subscribers
+            part = self._take_affordable(subscribers, messages)
+            if not subscribers:
                 self._waiting.pop()
-            self._budget -= cost * len(part)
             if self._views_of is not None:
                 part = [each for each in part if self._views_of.pop(each, None)]
             deliveries += self._write(part, views, messages)
         return deliveries
 
+    def _take_affordable(self, subscribers: list[Subscriber], messages: Sequence[EncodedMessage]) -> list[Subscriber]:
+        """Remove and return as many subscribers as the budget allows, and one at least."""
+        cost = _cost(messages, len(subscribers))
+        count = max(self._budget // cost, 1)
+        part = subscribers[-count:]
+        slow = _count_slow(part)
+        if slow:
+            # To keep the messages for a slow consumer takes much longer than to write them.
+            cost += len(messages) // _SKIPPED_FOR_ONE_COST * slow // len(part)
+            count = max(self._budget // cost, 1)
+            part = part[-count:]
+        del subscribers[-count:]
+        self._budget -= cost * len(part)
+        return part
+
     def _write(self, subscribers: Collection[Subscriber], views: Views, messages: Sequence[EncodedMessage]) -> int:
-        deliveries = _write(subscribers, messages, self._joined)
         if self._counts_copies and len(views) > self._max_overlap - _OTHER_COPIES:
             subject = _crowded_subject(views, messages, self._max_overlap)
             if subject is not None:
+                self._held.update(dict.fromkeys(subscribers, views))
                 self.crowded += [(subscriber, subject) for subscriber in subscribers]
-        return deliveries
+                return 0
+        return _write(subscribers, messages, self._joined)
 
     def _messages(self, views: Views) -> Sequence[EncodedMessage]:
         """Return the messages of all these views, in order. They cost something if the views are several."""
@@ -218,6 +248,10 @@ class FanOut:
                 self._merged = merged
             self._merged_views, self._joined = views, {}
         return self._merged
+
+
+def _count_slow(subscribers: Collection[Subscriber]) -> int:
+    return len([each for each in subscribers if not each.is_writable])
 
 
 def _cost(messages: Sequence[EncodedMessage], subscribers: int) -> int:

@@ -167,8 +167,9 @@ class Hub:
 
         With ``cut``, messages that were received but not written yet are dropped too.
         """
+        views = tuple(views)
         if cut:
-            self._broadcaster.drop(subscriber)
+            self._broadcaster.drop(subscriber, frozenset(views))
         else:
             self.flush_to(subscriber)
         held = [view for view in views if subscriber in view.subscribers]

@@ -53,7 +53,10 @@ class Subscriber(Protocol):
         """Note that NATS has confirmed a subscription that was reported as not yet active."""
 
     def limit_overlap(self, subject: str) -> None:
-        """End the newest subscriptions that match a subject, if they are more than a session may have."""
+        """End the newest subscriptions that match a subject, if they are more than a session may have.
+
+        Messages for these subscriptions that aren't written yet are dropped.
+        """
 
     def subscription_ended(self, pattern: str, error: BridgeError) -> None:
         """Note that the hub has ended the subscription."""

@@ -310,24 +310,29 @@ class Session:
 
     def subscription_ended(self, pattern: str, error: BridgeError) -> None:
         """Remove a subscription that the client hasn't ended itself, and report it to the client."""
+        self._subscriptions_ended([pattern], error)
+
+    def _subscriptions_ended(self, patterns: list[str], error: BridgeError) -> None:
         self._catch_up()
         if self.closed:
             return
-        self._subscriptions.remove(pattern)
-        if self._slow_consumer is not None and (gap := self._slow_consumer.remove(pattern)):
-            self.send(gap)
-        self.send(Unsubscribed(subjects=[pattern], code=error.code, message=error.message))
-        self.subscription_active(pattern)
+        for pattern in patterns:
+            self._subscriptions.remove(pattern)
+            if self._slow_consumer is not None and (gap := self._slow_consumer.remove(pattern)):
+                self.send(gap)
+        self.send(Unsubscribed(subjects=patterns, code=error.code, message=error.message))
+        for pattern in patterns:
+            self.subscription_active(pattern)
 
     def limit_overlap(self, subject: str) -> None:
         """End the newest subscriptions that match a subject, beyond ``max_overlap``."""
         limit = self._context.settings.max_overlap
         ended = [] if self.closed else self._subscriptions.matching(subject)[limit:]
-        self._subscriptions.detach(ended)
-        for pattern in ended:
-            self._context.counters.refused[OverlapLimitExceeded.code] += 1
-            message = f"More than {limit} subjects of this session match the same message: '{pattern}' was ended"
-            self.subscription_ended(pattern, OverlapLimitExceeded(message, [pattern]))
+        if ended:
+            self._subscriptions.detach(ended)
+            self._context.counters.refused[OverlapLimitExceeded.code] += len(ended)
+            message = f"More than {limit} subjects of this session match the same message; the newest have ended"
+            self._subscriptions_ended(ended, OverlapLimitExceeded(message, ended))
 
     def messages_lost(self, pattern: str) -> None:
         """Send a gap for messages that an internal error may have lost."""

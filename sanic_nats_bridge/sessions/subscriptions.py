@@ -186,8 +186,8 @@ class Subscriptions:
         return [pattern for pattern, view in self._views.items() if view.shows(encoded, subject)]
 
     def detach(self, patterns: Sequence[str]) -> None:
-        """End the delivery of these patterns. `remove` must follow for each of them."""
-        self._hub.detach(self._subscriber, [self._views[pattern] for pattern in patterns])
+        """End the delivery of these patterns, at once. `remove` must follow for each of them."""
+        self._hub.detach(self._subscriber, [self._views[pattern] for pattern in patterns], cut=True)
 
     def excludes(self, pattern: str, subject: str) -> bool:
         """Return whether the client must not receive a message of this pattern and subject."""

@@ -82,9 +82,20 @@ def test_failing_subscriber_does_not_affect_others(caplog: pytest.LogCaptureFixt
 def crowded(batches: Batches, limit: int) -> list[tuple[Subscriber, str]]:
     """Write the batches; return the subscribers with too many copies, and the subjects of these."""
     writes = FanOut(limit)
-    writes.begin(batches, counts_copies=True)
-    assert not writes.unfinished
-    return writes.crowded
+    deliveries = writes.begin(batches, counts_copies=True)
+    found = release(writes)
+    while writes.unfinished:
+        deliveries += writes.go_on()
+    return found
+
+
+def release(writes: FanOut) -> list[tuple[Subscriber, str]]:
+    """Release all subscribers that have too many copies; return them."""
+    found = [*writes.crowded]
+    writes.crowded.clear()
+    for subscriber, _ in found:
+        assert writes.release(subscriber)
+    return found
 
 
 def crowded_subjects(limit: int, copies: Sequence[int]) -> list[str]:
@@ -170,7 +181,7 @@ def take_out(follower: Follower, event: str, writes: FanOut) -> int:
     """Take a follower out of the writes, and out of its views too unless it only catches up."""
     deliveries = 0
     if event == "drop":
-        writes.drop(follower.subscriber)
+        writes.drop(follower.subscriber, follower.subscriber.views)
         follower.due = follower.subscriber.data
     else:
         deliveries = writes.catch_up(follower.subscriber)
@@ -294,14 +305,61 @@ def test_overlap_is_counted_for_each_part_of_a_crowd() -> None:
     for view in views:
         follow(view, *subscribers)
     batches = {view: [EncodedMessage(view.prefix, "a.b.c.d.e", b"", b"1", 1)] for view in views}
+    found = []
     with limited(2, 0):
         writes = FanOut()
         writes.begin(batches, counts_copies=True)
         while writes.unfinished:
+            assert {each for each, _ in writes.crowded}.isdisjoint([each for each in subscribers if each.writes])
+            found += release(writes)
             writes.go_on()
-        found = writes.crowded
     assert sorted(map(id, subscribers)) == sorted(id(subscriber) for subscriber, _ in found)
     assert {subject for _, subject in found} == {"a.b.c.d.e"}
+
+
+@pytest.mark.parametrize("first", ["crowd", "planned"])
+def test_views_that_are_dropped_of_a_crowded_subscriber_are_not_written(first: str) -> None:
+    views = [
+        View(Interest(grant.real), grant, MessagePrefix(grant.pattern)) for grant in granted("a.>", "a.*", ">", "*.*")
+    ]
+    subscribers = [FakeSubscriber() for _ in range(3)]
+    for view in views:
+        follow(view, *subscribers)
+    batches = {view: [EncodedMessage(view.prefix, "a.x", b"", b"%d" % index, 1)] for index, view in enumerate(views)}
+    with limited(2, 0 if first == "crowd" else 20_000):
+        writes = FanOut(1)
+        writes.begin(batches, counts_copies=True)
+        deliveries = 0
+        while writes.unfinished:
+            for subscriber, _ in writes.crowded:
+                assert subscriber.data == []  # type: ignore[attr-defined]
+                writes.drop(subscriber, views[1:])
+                assert writes.release(subscriber) == 0
+            writes.crowded.clear()
+            deliveries += writes.go_on()
+    assert [subscriber.data for subscriber in subscribers] == [[0]] * 3
+    assert deliveries == 3
+
+
+@pytest.mark.parametrize("options", [{}, {"_BYTES_OF_ONE_COST": 0}])
+def test_messages_that_slow_consumers_skip_cost_more(options: dict[str, int]) -> None:
+    (view, *_) = new_views()
+    subscribers = [FakeSubscriber() for _ in range(100)]
+    for subscriber in subscribers[:50]:
+        subscriber.is_writable = False
+    follow(view, *subscribers)
+    batch = [EncodedMessage(view.prefix, "a", b"", b"1", number) for number in range(80)]
+    turns = [0]
+    with limited(44, **options):
+        writes = FanOut()
+        writes.begin({view: batch})
+        turns.append(sum(len(each.skipped) for each in subscribers))
+        while writes.unfinished:
+            writes.go_on()
+            turns.append(sum(len(each.skipped) for each in subscribers))
+    # Each costs 11 or more.
+    assert max(later - earlier for earlier, later in pairwise(turns)) <= 4 * 80
+    assert all(len(each.skipped) == 80 or len(each.data) == 80 for each in subscribers)
 
 
 def test_cleared_writes_are_finished() -> None:
