@@ -16,6 +16,7 @@ from ..protocol.encoding import EncodedMessage, WireFormat
 from .interest import View
 from .interfaces import Subscriber
 from .queue_groups import MAX_COPIES
+from .skipped import SkippedMessages
 
 __all__ = ["FanOut"]
 
@@ -76,6 +77,8 @@ class FanOut:
         """The messages of these views, in order."""
         self._joined: dict[WireFormat, bytes] = {}
         """The bytes of these messages in each wire format that was needed so far."""
+        self._skipped = SkippedMessages(())
+        """The same messages for slow consumers."""
 
     def begin(self, batches: Mapping[View, Sequence[EncodedMessage]], counts_copies: bool = False) -> int:
         """Write the first part of the batches of all views. The writes that were begun before must be finished.
@@ -118,7 +121,7 @@ class FanOut:
     def catch_up(self, subscriber: Subscriber) -> int:
         """Write all messages of one subscriber, if it waits for some."""
         views = self._take(subscriber)
-        return _write([subscriber], self._messages(views), self._joined) if views else 0
+        return _write([subscriber], self._messages(views), self._joined, self._skipped) if views else 0
 
     def drop(self, subscriber: Subscriber, views: Collection[View]) -> None:
         """Write no more messages of these views to a subscriber."""
@@ -131,7 +134,7 @@ class FanOut:
     def release(self, subscriber: Subscriber) -> int:
         """Write to a subscriber in `crowded` from which `drop` has not taken views meanwhile."""
         views = self._held.pop(subscriber, ())
-        return _write([subscriber], self._messages(views), self._joined) if views else 0
+        return _write([subscriber], self._messages(views), self._joined, self._skipped) if views else 0
 
     def clear(self) -> None:
         """Write no more messages."""
@@ -147,7 +150,7 @@ class FanOut:
             self._views_of = None
         if not self.unfinished:
             self._batches = {}
-            self._merged_views, self._merged, self._joined = (), (), {}
+            self._merged_views, self._merged, self._joined, self._skipped = (), (), {}, SkippedMessages(())
 
     def _take(self, subscriber: Subscriber) -> Views:
         """Remove a subscriber from those that wait; return its views."""
@@ -219,8 +222,8 @@ class FanOut:
         part = subscribers[-count:]
         slow = _count_slow(part)
         if slow:
-            # To keep the messages for a slow consumer takes much longer than to write them.
-            cost += len(messages) // _SKIPPED_FOR_ONE_COST * slow // len(part)
+            # To keep messages for a slow consumer takes longer than to write them.
+            cost += len(self._skipped.newest) // _SKIPPED_FOR_ONE_COST * slow // len(part)
             count = max(self._budget // cost, 1)
             part = part[-count:]
         del subscribers[-count:]
@@ -234,7 +237,7 @@ class FanOut:
                 self._held.update(dict.fromkeys(subscribers, views))
                 self.crowded += [(subscriber, subject) for subscriber in subscribers]
                 return 0
-        return _write(subscribers, messages, self._joined)
+        return _write(subscribers, messages, self._joined, self._skipped)
 
     def _messages(self, views: Views) -> Sequence[EncodedMessage]:
         """Return the messages of all these views, in order. They cost something if the views are several."""
@@ -246,7 +249,7 @@ class FanOut:
                 merged.sort(key=_number)
                 self._budget -= len(merged) // _FEW_MESSAGES
                 self._merged = merged
-            self._merged_views, self._joined = views, {}
+            self._merged_views, self._joined, self._skipped = views, {}, SkippedMessages(self._merged)
         return self._merged
 
 
@@ -355,7 +358,10 @@ def _by_views(several: Iterable[tuple[Subscriber, Sequence[View]]]) -> dict[View
 
 
 def _write(
-    subscribers: Collection[Subscriber], messages: Sequence[EncodedMessage], joined: dict[WireFormat, bytes]
+    subscribers: Collection[Subscriber],
+    messages: Sequence[EncodedMessage],
+    joined: dict[WireFormat, bytes],
+    skipped: SkippedMessages | None = None,
 ) -> int:
     """Write the messages to each subscriber; return the number of deliveries.
 
@@ -363,9 +369,10 @@ def _write(
         subscribers: The subscribers.
         messages: Their messages.
         joined: The bytes of the messages in each wire format that was needed so far.
+        skipped: The messages for slow consumers, if they were needed so far.
     """
     try:
-        return _write_to_each(subscribers, messages, joined)
+        return _write_to_each(subscribers, messages, joined, skipped)
     except Exception:
         # The other subscribers must get their messages all the same.
         logger.exception("Messages could not be delivered")
@@ -381,7 +388,10 @@ def _report_lost(subscribers: Iterable[Subscriber], patterns: Iterable[str]) -> 
 
 
 def _write_to_each(
-    subscribers: Collection[Subscriber], messages: Sequence[EncodedMessage], joined: dict[WireFormat, bytes]
+    subscribers: Collection[Subscriber],
+    messages: Sequence[EncodedMessage],
+    joined: dict[WireFormat, bytes],
+    skipped: SkippedMessages | None,
 ) -> int:
     total = len(subscribers)
     slow: list[Subscriber] = []
@@ -393,7 +403,9 @@ def _write_to_each(
         if data is None:
             data = joined[subscriber.wire_format] = encoding.join(messages, subscriber.wire_format)
         subscriber.write(data)
-    # Last, because it may end a session, and so change the subscribers.
-    for subscriber in slow:
-        subscriber.skip(messages)
+    if slow:
+        skipped = skipped or SkippedMessages(messages)
+        # Last, because it may end a session, and so change the subscribers.
+        for subscriber in slow:
+            subscriber.skip(skipped)
     return (total - len(slow)) * len(messages)

@@ -1,10 +1,11 @@
 """The interfaces that the hub needs of its neighbours: the connection to NATS and the sessions."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from ..errors import BridgeError
-from ..protocol.encoding import EncodedMessage, WireFormat
+from ..protocol.encoding import WireFormat
+from .skipped import SkippedMessages
 
 __all__ = ["Link", "Subscriber"]
 
@@ -40,7 +41,7 @@ class Subscriber(Protocol):
     def views(self) -> Iterable[Any]:
         """The views (`interest.View`) of the subscriptions that the session holds."""
 
-    def skip(self, messages: Sequence[EncodedMessage]) -> None:
+    def skip(self, skipped: SkippedMessages) -> None:
         """Skip messages that arrive while the client is too slow."""
 
     def write(self, data: bytes) -> None:

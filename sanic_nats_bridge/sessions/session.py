@@ -1,7 +1,7 @@
 """One browser connection with its subscriptions, on either transport."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,9 +20,10 @@ from ..errors import (
 )
 from ..hub.hub import Hub
 from ..hub.interest import View
+from ..hub.skipped import SkippedMessages
 from ..log_limits import limited_logger
 from ..metrics.counters import Counters
-from ..protocol.encoding import EncodedMessage, WireFormat
+from ..protocol.encoding import WireFormat
 from ..protocol.messages import (
     Command,
     Frame,
@@ -275,12 +276,12 @@ class Session:
                 self.wire_format, self._context.settings.kept_bytes, self._context.counters
             )
 
-    def skip(self, messages: Sequence[EncodedMessage]) -> None:
+    def skip(self, skipped: SkippedMessages) -> None:
         """Skip messages that arrive while the client is too slow, or close the session if ``overflow`` is "close"."""
         if self._context.settings.overflow == "close":
             self.close(CloseCode.TRY_AGAIN_LATER, _TOO_SLOW, self._context.settings.write_timeout)
         elif self._slow_consumer is not None:
-            self._slow_consumer.add(messages)
+            self._slow_consumer.add(skipped)
 
     def resume_writing(self) -> None:
         """Send the gaps and the kept messages to a client that has caught up, and stop skipping."""

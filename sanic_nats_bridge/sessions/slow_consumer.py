@@ -1,11 +1,12 @@
 """The messages that a slow consumer skips, and the gaps that it receives instead."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
+from ..hub.skipped import SkippedMessages
 from ..metrics.counters import Counters
 from ..protocol import encoding
-from ..protocol.encoding import EncodedMessage, WireFormat
+from ..protocol.encoding import WireFormat
 from ..protocol.messages import Gap
 
 __all__ = ["SlowConsumer"]
@@ -33,16 +34,19 @@ class SlowConsumer:
         self._kept: dict[tuple[str, str], bytes] = {}
         self._lost: dict[str, int] = {}
 
-    def add(self, messages: Sequence[EncodedMessage]) -> None:
+    def add(self, skipped: SkippedMessages) -> None:
         """Skip messages: keep the newest ones, or only count them if ``kept_bytes`` is 0."""
         if not self._kept_bytes:
-            self._counters.lost["slow_consumer"] += len(messages)
-        for message in messages:
+            self._counters.lost["slow_consumer"] += len(skipped.messages)
+            for pattern, count in skipped.by_pattern.items():
+                self._lost[pattern] = self._lost.get(pattern, 0) + count
+            return
+        for message, older in skipped.newest:
             pattern = message.prefix.pattern
-            if self._kept_bytes:
-                self._keep((pattern, message.subject), message.encoded(self._wire_format))
-            else:
-                self._lost[pattern] = self._lost.get(pattern, 0) + 1
+            if older:
+                self._counters.lost["slow_consumer"] += older
+                self._lost[pattern] = self._lost.get(pattern, 0) + older
+            self._keep((pattern, message.subject), message.encoded(self._wire_format))
 
     def remove(self, pattern: str) -> Gap | None:
         """Remove a subscription that has ended; return its gap if it has lost messages."""

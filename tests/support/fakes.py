@@ -13,6 +13,7 @@ from sanic_nats_bridge.errors import BridgeError
 from sanic_nats_bridge.hub.broadcast import Broadcaster
 from sanic_nats_bridge.hub.hub import Hub
 from sanic_nats_bridge.hub.interest import Interest, View
+from sanic_nats_bridge.hub.skipped import SkippedMessages
 from sanic_nats_bridge.metrics.counters import Counters
 from sanic_nats_bridge.protocol import encoding, subjects
 from sanic_nats_bridge.protocol.encoding import EncodedMessage, WireFormat
@@ -183,8 +184,8 @@ class FakeSubscriber(_Recorder):
         self.skipped: list[EncodedMessage] = []
         self.told: list[tuple[str, str]] = []
 
-    def skip(self, messages: Sequence[EncodedMessage]) -> None:
-        self.skipped += messages
+    def skip(self, skipped: SkippedMessages) -> None:
+        self.skipped += skipped.messages
 
     def messages_lost(self, pattern: str) -> None:
         self.told.append(("messages_lost", pattern))

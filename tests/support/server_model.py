@@ -8,7 +8,6 @@ subscription that was removed meanwhile gets no copy, and another one of its gro
 import asyncio
 import random
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,10 +17,11 @@ from sanic_nats_bridge.hub.broadcast import Broadcaster
 from sanic_nats_bridge.hub.hub import Hub
 from sanic_nats_bridge.hub.interest import Interest, State, View
 from sanic_nats_bridge.hub.queue_groups import MAX_COPIES
+from sanic_nats_bridge.hub.skipped import SkippedMessages
 from sanic_nats_bridge.metrics.counters import Counters
 from sanic_nats_bridge.nats.awaited_pongs import AwaitedPongs
 from sanic_nats_bridge.nats.connection import Connection
-from sanic_nats_bridge.protocol.encoding import EncodedMessage, WireFormat
+from sanic_nats_bridge.protocol.encoding import WireFormat
 from tests.support.fakes import granted, ignore, proceed, read_websocket_frames
 from tests.support.model import matches
 
@@ -158,7 +158,7 @@ class Client:
             assert matches(hold.pattern, frame["subject"])
             hold.got.append(frame["data"])
 
-    def skip(self, messages: Sequence[EncodedMessage]) -> None:
+    def skip(self, skipped: SkippedMessages) -> None:
         raise AssertionError
 
     def messages_lost(self, pattern: str) -> None:

@@ -348,7 +348,7 @@ def test_messages_that_slow_consumers_skip_cost_more(options: dict[str, int]) ->
     for subscriber in subscribers[:50]:
         subscriber.is_writable = False
     follow(view, *subscribers)
-    batch = [EncodedMessage(view.prefix, "a", b"", b"1", number) for number in range(80)]
+    batch = [EncodedMessage(view.prefix, f"a.{number}", b"", b"1", number) for number in range(80)]
     turns = [0]
     with limited(44, **options):
         writes = FanOut()

@@ -13,7 +13,8 @@ from sanic_nats_bridge.auth.permissions import Permissions
 from sanic_nats_bridge.errors import BridgeError, CloseCode, NatsRefused, SubscriptionLimitExceeded
 from sanic_nats_bridge.hub.hub import Hub, refused_by_nats
 from sanic_nats_bridge.hub.interest import Interest, State, View
-from sanic_nats_bridge.protocol.encoding import EncodedMessage, WireFormat
+from sanic_nats_bridge.hub.skipped import SkippedMessages
+from sanic_nats_bridge.protocol.encoding import WireFormat
 from sanic_nats_bridge.protocol.messages import Action, Command, Reply
 from sanic_nats_bridge.sessions.pending import PendingConnection
 from sanic_nats_bridge.sessions.registry import SessionRegistry
@@ -319,8 +320,8 @@ async def test_detach_during_skip_does_not_affect_other_subscribers(subjects: li
     class Leaver(FakeSubscriber):
         views: Sequence[View] = ()
 
-        def skip(self, messages: Sequence[EncodedMessage]) -> None:
-            super().skip(messages)
+        def skip(self, skipped: SkippedMessages) -> None:
+            super().skip(skipped)
             hub.detach(self, self.views)
 
     others = [await follower(hub, "a", "b")]
