@@ -2,7 +2,8 @@
 
 `Broadcaster.on_message` puts a message into the views that show it; nothing on this path awaits. At the end of the
 turn of the event loop, `Broadcaster.flush` writes once to each subscriber: the same bytes to all that get the same
-messages. If the writes are too many for one turn, no more messages are read from NATS until they are done.
+messages. If the writes are too many for one turn, they are done in several. Nothing more is read from NATS while eight
+flushes are unfinished.
 """
 
 import asyncio
@@ -30,6 +31,8 @@ _COPIES_PER_TURN = 50_000
 """The number of copies of messages in several views that are added in one turn of the event loop."""
 _MAX_ADDED = 1_000_000
 """The number of such copies after which a flush is due."""
+_MAX_UNFINISHED = 8
+"""The number of unfinished flushes with which no more messages are added."""
 _LIMITED_PER_TURN = 10
 """The number of subscribers with too many copies whose subscriptions are ended in one turn."""
 T = TypeVar("T")
@@ -58,10 +61,15 @@ class Broadcaster:
         self._expirations = expirations
         self._headers = frozenset(headers)
         self._interval = flush_interval
+        self._max_overlap = max_overlap
         self._fan_out = FanOut(max_overlap)
-        self._caught_up = asyncio.Event()
+        """The next flush."""
+        self._unfinished: list[FanOut] = []
+        """The flushes of which some subscribers wait for their messages, the oldest first."""
         self.is_behind = False
-        """True while some subscribers wait for messages of the last flush. No message may be added meanwhile."""
+        """True while there is one."""
+        self._has_room = asyncio.Event()
+        self._has_room.set()
         # As many copies as arrive one by one may be too many already.
         self._always_counts = self._counts_copies = max_overlap < MAX_COPIES
         """True if some subscriber may get too many copies of a message in the next flush."""
@@ -83,7 +91,7 @@ class Broadcaster:
         """Add a message to the views that show it.
 
         Returns:
-            True if no more messages may be added in this turn of the event loop, nor while `is_behind` is true.
+            True if no more messages may be added in this turn of the event loop, nor while `is_full` is true.
         """
         if not interest.sending_views:
             if interest.group is not None:
@@ -205,83 +213,82 @@ class Broadcaster:
         """Write the messages gathered so far: one write to each subscriber, in later turns if they are many."""
         if not self._hit:
             return
-        while self.is_behind:
-            self._write_more()
         if self._expirations.next <= time.time():
             self._expirations.expire_due()
         hit, self._hit = self._hit, []
-        if not hit:
-            return  # a subscription that ended above has flushed
         self._counters.messages += self._numbered
         self._numbered = self._gathered = self._copies = 0
         self._turn_ends_at = _COPIES_PER_TURN
         counts_copies, self._counts_copies = self._counts_copies, self._always_counts
         batches = {view: view.take_batch() for view in hit}
-        self._counters.deliveries += self._fan_out.begin(batches, counts_copies)
-        if self._fan_out.unfinished:
-            self.is_behind = True
-            self._go_on_soon()
+        fan_out = self._fan_out
+        self._counters.deliveries += fan_out.begin(batches, counts_copies, self._unfinished)
+        if fan_out.unfinished:
+            self._unfinished.append(fan_out)
+            self._fan_out = FanOut(self._max_overlap)
+            self._note_unfinished()
 
     def flush_to(self, subscriber: Subscriber) -> None:
         """Write the messages gathered so far, and those for this subscriber at once."""
         self.flush()
         if self.is_behind:
             self._expire_due()
-            self._counters.deliveries += self._fan_out.catch_up(subscriber)
+            for fan_out in self._unfinished:
+                self._counters.deliveries += fan_out.catch_up(subscriber)
 
     def drop(self, subscriber: Subscriber, views: Collection[View]) -> None:
-        """Write no more messages of these views to a subscriber that were left by the last flush."""
-        if self.is_behind:
-            self._fan_out.drop(subscriber, views)
+        """Write no more messages of these views to a subscriber that were left by earlier flushes."""
+        for fan_out in self._unfinished:
+            fan_out.drop(subscriber, views)
 
-    async def caught_up(self) -> None:
-        """Wait until no subscriber waits for messages of the last flush."""
-        if self.is_behind:
-            await self._caught_up.wait()
+    @property
+    def is_full(self) -> bool:
+        """True if no message may be added, because too many flushes are unfinished."""
+        return len(self._unfinished) >= _MAX_UNFINISHED
+
+    async def room(self) -> None:
+        """Wait until messages may be added."""
+        await self._has_room.wait()
 
     def close(self) -> None:
-        """Cancel the next flush, and the writes that are left of the last one."""
+        """Cancel the next flush, and the writes that are left."""
         for handle in (self._timer, self._next_part):
             if handle is not None:
                 handle.cancel()
         self._timer = self._next_part = None
-        self._fan_out.clear()
-        self._written()
+        self._unfinished.clear()
+        self._note_unfinished()
+
+    def _note_unfinished(self) -> None:
+        self.is_behind = bool(self._unfinished)
+        if self.is_behind and self._next_part is None:
+            self._next_part = asyncio.get_running_loop().call_soon(self._go_on)
+        if not self.is_full:
+            self._has_room.set()
+        elif self._has_room.is_set():
+            # A new one, because an event belongs to the event loop in which it was first waited for.
+            self._has_room = asyncio.Event()
 
     def _go_on(self) -> None:
-        """Write some of the messages that are left of the last flush, and others in later turns of the loop."""
+        """Write some of the messages that are left, and others in later turns of the event loop."""
         self._next_part = None
         try:
-            if self.is_behind:
-                self._write_more()
+            self._expire_due()
+            if self._unfinished:
+                self._write_more(self._unfinished[0])
         finally:
-            if self.is_behind:
-                self._go_on_soon()
+            self._unfinished = [fan_out for fan_out in self._unfinished if fan_out.unfinished]
+            self._note_unfinished()
 
-    def _go_on_soon(self) -> None:
-        if self._next_part is None:
-            self._next_part = asyncio.get_running_loop().call_soon(self._go_on)
-
-    def _write_more(self) -> None:
-        self._expire_due()
-        crowded = self._fan_out.crowded
-        for _ in range(min(len(crowded), _LIMITED_PER_TURN)):
-            subscriber, subject = crowded.pop()
+    def _write_more(self, fan_out: FanOut) -> None:
+        for _ in range(min(len(fan_out.crowded), _LIMITED_PER_TURN)):
+            subscriber, subject = fan_out.crowded.pop()
             try:
                 # It ends subscriptions, and so changes the subscribers.
                 subscriber.limit_overlap(subject)
             finally:
-                self._counters.deliveries += self._fan_out.release(subscriber)
-        self._counters.deliveries += self._fan_out.go_on()
-        self._written()
-
-    def _written(self) -> None:
-        if self._fan_out.unfinished:
-            self.is_behind = True
-        elif self.is_behind:
-            self.is_behind = False
-            self._caught_up.set()
-            self._caught_up.clear()
+                self._counters.deliveries += fan_out.release(subscriber)
+        self._counters.deliveries += fan_out.go_on()
 
     def _expire_due(self) -> None:
         if self._expirations.next <= time.time():

@@ -1,10 +1,11 @@
 """The writes of a flush. If they are many, each turn of the event loop has some of them.
 
-Other clients' commands and heartbeats are processed in between. `FanOut.catch_up` keeps the order for a subscriber that
-gets a frame meanwhile: the frame follows all messages that arrived before it.
+Commands, heartbeats, and later flushes for other subscribers are processed in between. A subscriber that waits for its
+messages gets those of a later flush after them, and so any other frame (`FanOut.catch_up`).
 """
 
 import contextlib
+import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -25,14 +26,22 @@ logger = limited_logger()
 _COST_PER_TURN = 2000
 """The largest cost of the writes in one turn, which may be exceeded by that of one write.
 
-Each write costs 1, and 1 more for each 16 KiB; messages of several views cost 1 for each 32.
+Each write costs 1, and 1 more for each 4 KiB; messages of several views cost 1 for each 32.
 """
-_BYTES_OF_ONE_COST = 14
-"""16 KiB as a power of two."""
+_SECONDS_PER_TURN = 0.01
+"""The time after which a turn ends before that. A write to a client that reads slowly may take many times as long."""
+_COST_BETWEEN_LOOKS = 200
+"""The cost of the writes between two looks at the time."""
+_RESERVE = 500
+"""The additional cost of writes to few subscribers in the first turn, so that they don't wait for the others."""
+_BYTES_OF_ONE_COST = 12
+"""4 KiB as a power of two."""
+_OVERHEAD_BYTES = 128
+"""The approximate size of an encoded message beside its payload."""
 _FEW = 16
 """The number of subscribers up to which the sizes of messages aren't looked at."""
 _FEW_MESSAGES = 32
-"""The number of messages that is taken for 16 KiB then."""
+"""The number of messages that is taken for 4 KiB then."""
 _SKIPPED_FOR_ONE_COST = 8
 """The number of messages that take as long as one write if a slow consumer skips them."""
 _MAX_PLANNED = 20_000
@@ -41,6 +50,7 @@ _SEEN_PER_TURN = 10_000
 _OTHER_COPIES = MAX_COPIES - 1
 """The copies of a message that may arrive beside the one for a queue group."""
 _number = attrgetter("number")
+_is_writable = attrgetter("is_writable")
 Views = tuple[View, ...]
 
 
@@ -80,30 +90,37 @@ class FanOut:
         self._skipped = SkippedMessages(())
         """The same messages for slow consumers."""
 
-    def begin(self, batches: Mapping[View, Sequence[EncodedMessage]], counts_copies: bool = False) -> int:
-        """Write the first part of the batches of all views. The writes that were begun before must be finished.
+    def begin(
+        self,
+        batches: Mapping[View, Sequence[EncodedMessage]],
+        counts_copies: bool = False,
+        older: Sequence["FanOut"] = (),
+    ) -> int:
+        """Write the first part of the batches of all views. What was begun before must be finished.
 
         A subscriber of several views gets one write with their messages merged, in the order of their numbers.
 
         Args:
             batches: The messages by views.
             counts_copies: Whether some subscriber may get too many copies of a message.
+            older: The unfinished flushes before. Subscribers that wait for messages of these wait for all.
         """
         view, batch = next(iter(batches.items()))
-        is_alone = len(batches) == 1
+        is_alone = len(batches) == 1 and not older
         count = len(view.subscribers)
-        if is_alone and (1 + len(batch)) * count <= _COST_PER_TURN and count * _cost(batch, count) <= _COST_PER_TURN:
+        if is_alone and count * _cost(batch, count) <= _COST_PER_TURN and _are_quick(view.subscribers, batch):
             return _write(view.subscribers, batch, {})
         self._batches = batches
         self._counts_copies = counts_copies
         self._budget = _COST_PER_TURN
+        deliveries = 0
         if is_alone:
             deliveries = self._write_some(view.subscribers, (view,))
         elif sum([len(view.subscribers) for view in batches]) > _MAX_PLANNED:
             self._crowd = _Crowd(batches)
-            deliveries = self._write_crowd(self._crowd)
+            deliveries = 0 if older else self._write_crowd(self._crowd)
         else:
-            deliveries = self._write_views()
+            deliveries = self._write_after(older) if older else self._write_views()
         self._end_turn()
         return deliveries
 
@@ -152,16 +169,43 @@ class FanOut:
             self._batches = {}
             self._merged_views, self._merged, self._joined, self._skipped = (), (), {}, SkippedMessages(())
 
+    def awaits(self, subscriber: Subscriber) -> bool:
+        """Return whether a subscriber waits for its messages."""
+        if self._waiting and subscriber in self._index():
+            return True
+        return subscriber in self._held or (self._crowd is not None and self._crowd.has(subscriber))
+
     def _take(self, subscriber: Subscriber) -> Views:
         """Remove a subscriber from those that wait; return its views."""
-        if self._waiting:
-            if self._views_of is None:
-                self._views_of = {each: views for subscribers, views in self._waiting for each in subscribers}
-            if views := self._views_of.pop(subscriber, ()):
-                return views
+        if self._waiting and (views := self._index().pop(subscriber, ())):
+            return views
         if views := self._held.pop(subscriber, ()):
             return views
         return () if self._crowd is None else self._crowd.take(subscriber)
+
+    def _index(self) -> dict[Subscriber, Views]:
+        if self._views_of is None:
+            self._views_of = {each: views for subscribers, views in self._waiting for each in subscribers}
+        return self._views_of
+
+    def _write_after(self, older: Sequence["FanOut"]) -> int:
+        """Write to subscribers that don't wait for messages of older flushes."""
+        deliveries = 0
+        later: list[tuple[list[Subscriber], Views]] = []
+        several = _with_several_views(self._batches)
+        groups: list[tuple[Views, Collection[Subscriber]]] = [((view,), view.subscribers) for view in self._batches]
+        for views, subscribers in [*groups, *_by_views(several.items()).items()]:
+            waiting: list[Subscriber] = []
+            ready: list[Subscriber] = []
+            for each in subscribers:
+                if len(views) > 1 or each not in several:
+                    (waiting if any(flush.awaits(each) for flush in older) else ready).append(each)
+            if waiting:
+                later.append((waiting, views))
+            if ready:
+                deliveries += self._write_some(ready, views)
+        self._waiting[:0] = later
+        return deliveries
 
     def _write_views(self) -> int:
         deliveries = 0
@@ -172,7 +216,7 @@ class FanOut:
             if several:
                 subscribers = [each for each in subscribers if each not in several]
             count = len(subscribers)
-            if count <= _FEW and count <= budget and len(batch) < _SKIPPED_FOR_ONE_COST:
+            if count <= _FEW and count <= budget + _RESERVE and len(batch) < _SKIPPED_FOR_ONE_COST:
                 # No further call, because there may be very many views with one subscriber each.
                 budget -= count
                 deliveries += _write(subscribers, batch, {}) if count else 0
@@ -182,21 +226,26 @@ class FanOut:
                 budget = self._budget
         self._budget = budget
         for views, subscribers in _by_views(several.items()).items():
+            reserve = _RESERVE if len(subscribers) <= _FEW else 0
+            self._budget += reserve
             deliveries += self._write_some(subscribers, views)
+            self._budget -= reserve
         return deliveries
 
     def _write_crowd(self, crowd: "_Crowd") -> int:
         chosen = crowd.take_some(_SEEN_PER_TURN, _COST_PER_TURN)
         if crowd.is_empty:
             self._crowd = None
-        return sum([self._write_some(subscribers, views) for views, subscribers in _by_views(chosen).items()])
+        # All of them wait before the first write, which may end a session, and so look for those who wait.
+        self._waiting += [(subscribers, views) for views, subscribers in _by_views(chosen).items()]
+        return self._write_waiting()
 
     def _write_some(self, subscribers: Collection[Subscriber], views: Views) -> int:
         """Write to as many subscribers of the same views as the budget allows. The others wait."""
         if self._budget > 0:
             messages = self._messages(views)
             cost = len(subscribers) * _cost(messages, len(subscribers))
-            if cost <= self._budget and (len(messages) < _SKIPPED_FOR_ONE_COST or not _count_slow(subscribers)):
+            if cost <= self._budget and _are_quick(subscribers, messages):
                 self._budget -= cost
                 return self._write(subscribers, views, messages)
         self._waiting.append((list(subscribers), views))
@@ -204,6 +253,7 @@ class FanOut:
 
     def _write_waiting(self) -> int:
         deliveries = 0
+        ends_at = time.perf_counter() + _SECONDS_PER_TURN
         while self._waiting and self._budget > 0:
             subscribers, views = self._waiting[-1]
             messages = self._messages(views)
@@ -213,18 +263,20 @@ class FanOut:
             if self._views_of is not None:
                 part = [each for each in part if self._views_of.pop(each, None)]
             deliveries += self._write(part, views, messages)
+            if time.perf_counter() > ends_at:
+                self._budget = 0
         return deliveries
 
     def _take_affordable(self, subscribers: list[Subscriber], messages: Sequence[EncodedMessage]) -> list[Subscriber]:
-        """Remove and return as many subscribers as the budget allows, and one at least."""
+        """Remove and return as many subscribers as a part of the budget allows, and one at least."""
+        budget = min(self._budget, _COST_BETWEEN_LOOKS)
         cost = _cost(messages, len(subscribers))
-        count = max(self._budget // cost, 1)
+        count = max(budget // cost, 1)
         part = subscribers[-count:]
-        slow = _count_slow(part)
-        if slow:
-            # To keep messages for a slow consumer takes longer than to write them.
+        if not _are_quick(part, messages):
+            slow = len(part) - sum(map(_is_writable, part))
             cost += len(self._skipped.newest) // _SKIPPED_FOR_ONE_COST * slow // len(part)
-            count = max(self._budget // cost, 1)
+            count = max(budget // cost, 1)
             part = part[-count:]
         del subscribers[-count:]
         self._budget -= cost * len(part)
@@ -241,7 +293,7 @@ class FanOut:
 
     def _messages(self, views: Views) -> Sequence[EncodedMessage]:
         """Return the messages of all these views, in order. They cost something if the views are several."""
-        if views is not self._merged_views:
+        if views != self._merged_views:
             if len(views) == 1:
                 self._merged = self._batches[views[0]]
             else:
@@ -253,15 +305,17 @@ class FanOut:
         return self._merged
 
 
-def _count_slow(subscribers: Collection[Subscriber]) -> int:
-    return len([each for each in subscribers if not each.is_writable])
+def _are_quick(subscribers: Collection[Subscriber], messages: Sequence[EncodedMessage]) -> bool:
+    """Return False if messages must be kept for a slow consumer, which takes longer than to write them."""
+    return len(messages) < _SKIPPED_FOR_ONE_COST or all(map(_is_writable, subscribers))
 
 
 def _cost(messages: Sequence[EncodedMessage], subscribers: int) -> int:
     """Return the cost of a write of these messages to each of so many subscribers."""
     if subscribers <= _FEW:
         return 1 + len(messages) // _FEW_MESSAGES
-    return 1 + (sum([len(message.payload) for message in messages]) >> _BYTES_OF_ONE_COST)
+    size = sum([len(message.payload) for message in messages]) + _OVERHEAD_BYTES * len(messages)
+    return 1 + (size >> _BYTES_OF_ONE_COST)
 
 
 class _Crowd:
@@ -280,6 +334,12 @@ class _Crowd:
         self._taken: set[Subscriber] = set()
         self.is_empty = False
 
+    def has(self, subscriber: Subscriber) -> bool:
+        """Return whether a subscriber wasn't removed yet."""
+        if subscriber in self._taken:
+            return False
+        return any(subscriber in self._subscribers.get(view, ()) for view in subscriber.views)
+
     def take(self, subscriber: Subscriber) -> Views:
         """Remove a subscriber; return its views, or none if it was removed before."""
         if subscriber in self._taken:
@@ -296,9 +356,10 @@ class _Crowd:
         seen = 0
         for subscriber in self._rest:
             seen += 1
-            if subscriber not in self._taken and (views := self.take(subscriber)):
-                chosen.append((subscriber, views))
-                seen += len(views)
+            if subscriber not in self._taken:
+                seen += len(subscriber.views)
+                if views := self.take(subscriber):
+                    chosen.append((subscriber, views))
             if seen >= most_seen or len(chosen) >= most:
                 return chosen
         self.is_empty = True

@@ -75,7 +75,7 @@ class Hub:
         self.on_message = broadcaster.on_message
         self.flush = broadcaster.flush
         self.flush_to = broadcaster.flush_to
-        self.caught_up = broadcaster.caught_up
+        self.room = broadcaster.room
         self._interests: dict[str, Interest] = {}
         self._idle: dict[Interest, None] = {}
         self._throttle = SubscribeThrottle(max_subscribe_rate, self._sync)
@@ -104,8 +104,13 @@ class Hub:
 
     @property
     def is_behind(self) -> bool:
-        """True while some subscribers wait for messages of the last flush. No message may be delivered meanwhile."""
+        """True while some subscribers wait for messages that were flushed."""
         return self._broadcaster.is_behind
+
+    @property
+    def is_full(self) -> bool:
+        """True if no message may be delivered, because too many subscribers wait. `room` waits for the end of that."""
+        return self._broadcaster.is_full
 
     # Commands
 

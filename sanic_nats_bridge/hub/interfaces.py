@@ -1,6 +1,6 @@
 """The interfaces that the hub needs of its neighbours: the connection to NATS and the sessions."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any, Protocol
 
 from ..errors import BridgeError
@@ -38,7 +38,7 @@ class Subscriber(Protocol):
         """The encoding that the client's transport takes."""
 
     @property
-    def views(self) -> Iterable[Any]:
+    def views(self) -> Collection[Any]:
         """The views (`interest.View`) of the subscriptions that the session holds."""
 
     def skip(self, skipped: SkippedMessages) -> None:

@@ -53,10 +53,10 @@ class MessageListener(Protocol):
         """Callback for each message: sink, subject, headers, payload. It returns true if the next one must wait."""
 
     @property
-    def is_behind(self) -> bool:
-        """True while no message may be processed, because those before aren't written yet."""
+    def is_full(self) -> bool:
+        """True while no message may be processed, because too many of those before aren't written yet."""
 
-    async def caught_up(self) -> None:
+    async def room(self) -> None:
         """Wait until messages may be processed."""
 
     def delivery_failed(self, sink: Any) -> None:
@@ -312,14 +312,14 @@ class Connection(Client):
             logger.exception("Cannot deliver a message to the app's own NATS subscription; the message is lost")
 
     async def next_turn(self) -> None:
-        """Let the other tasks of the event loop run, and return when the listener isn't behind."""
+        """Let the other tasks of the event loop run, and return when the listener isn't full."""
         await asyncio.sleep(0)
-        await self._listener.caught_up()
+        await self._listener.room()
 
     @property
-    def is_behind(self) -> bool:
-        """True while nothing is read, because the messages before aren't written yet."""
-        return self._listener.is_behind
+    def is_full(self) -> bool:
+        """True while nothing is read, because too many messages before aren't written yet."""
+        return self._listener.is_full
 
     def message_too_large(self, size: int) -> None:
         """Note the length of a message above the limit. The connection ends."""
@@ -483,7 +483,7 @@ class _ConnectionParser(Parser):
         Raises:
             nats.errors.ProtocolError: The data isn't the NATS protocol.
         """
-        if self._connection.is_behind:
+        if self._connection.is_full:
             await self._connection.next_turn()
         try:
             await super().parse(data)

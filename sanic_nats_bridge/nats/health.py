@@ -26,7 +26,7 @@ class PingableConnection(Protocol):
         """Number of PINGs whose PONG has not arrived."""
 
     @property
-    def is_behind(self) -> bool:
+    def is_full(self) -> bool:
         """True while the bridge reads nothing."""
 
     def ping(self) -> None:
@@ -54,7 +54,7 @@ async def wait_until_stale(connection: PingableConnection, interval: float) -> s
         # time counts as one step. The other steps leave time to read.
         for _ in range(_STEPS):
             await asyncio.sleep(interval / _STEPS)
-            may_read = may_read and not connection.is_behind
+            may_read = may_read and not connection.is_full
         if connection.reads == reads and may_read:
             return f"the server was silent for {interval:g} s after a PING"
         if connection.unanswered_pings >= _MAX_UNANSWERED_PINGS:

@@ -1,7 +1,7 @@
 """One browser connection with its subscriptions, on either transport."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -132,7 +132,7 @@ class Session:
         return self._subscriptions.patterns
 
     @property
-    def views(self) -> Iterable[View]:
+    def views(self) -> Collection[View]:
         """The views of the hub in which the session sees messages."""
         return self._subscriptions.views
 

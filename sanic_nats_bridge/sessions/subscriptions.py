@@ -1,6 +1,6 @@
 """The subscriptions of one session."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from ..auth.permissions import Grant, Permissions
 from ..auth.policy import SubscriptionPolicy
@@ -75,7 +75,7 @@ class Subscriptions:
         return tuple(self._views)
 
     @property
-    def views(self) -> Iterable[View]:
+    def views(self) -> Collection[View]:
         """The views of the hub in which the subscriber sees messages."""
         return self._views.values()
 

@@ -25,7 +25,7 @@ from tests.support.fakes import ignore
 class Listener:
     """A listener that records the events of a link; every sink is the pattern itself."""
 
-    is_behind = False
+    is_full = False
 
     def __init__(self) -> None:
         self.changes: list[str] = []
@@ -35,9 +35,9 @@ class Listener:
 
     def on_message(self, sink: str, subject: bytes, headers: bytes, payload: bytes) -> bool:
         self.messages.append((sink, subject, headers, payload))
-        return self.is_behind
+        return self.is_full
 
-    async def caught_up(self) -> None:
+    async def room(self) -> None:
         pass
 
     def delivery_failed(self, sink: str) -> None:

@@ -169,6 +169,7 @@ def world(
     monkeypatch.setattr(queue_groups, "_MAX_ALONE", alone)
     monkeypatch.setattr(fan_out, "_COST_PER_TURN", writes[0])
     monkeypatch.setattr(fan_out, "_MAX_PLANNED", writes[1])
+    monkeypatch.setattr(fan_out, "_RESERVE", writes[0] // 4)
     # How long the bridge waits between its attempts to connect is tested elsewhere.
     monkeypatch.setattr("sanic_nats_bridge.nats.server_pool._MAX_BACKOFF_SECONDS", 0.1)
     made = World.made(server)

@@ -22,6 +22,7 @@ from sanic_nats_bridge.metrics.counters import Counters
 from sanic_nats_bridge.nats.awaited_pongs import AwaitedPongs
 from sanic_nats_bridge.nats.connection import Connection
 from sanic_nats_bridge.protocol.encoding import WireFormat
+from tests.support.bridge import until
 from tests.support.fakes import granted, ignore, proceed, read_websocket_frames
 from tests.support.model import matches
 
@@ -218,7 +219,7 @@ class Walk:
                 self._server.receive()
             await self._read(len(self._server.outbox))
         self._hub.flush()
-        await self._hub.caught_up()
+        await until(lambda: not self._hub.is_behind)
         for client in self._clients:
             for hold in client.holds.values():
                 self._judge(hold)

@@ -35,6 +35,11 @@ def received_subjects(subscriber: FakeSubscriber) -> list[str]:
     return [frame["subject"] for frame in subscriber.frames]
 
 
+async def finished(broadcaster: Broadcaster) -> None:
+    """Wait until no subscriber waits for messages."""
+    await until(lambda: not broadcaster.is_behind)
+
+
 def publish(broadcaster: Broadcaster, interest: Interest, *subjects: str) -> None:
     for subject in subjects:
         broadcaster.on_message(interest, subject.encode(), b"", b"1")
@@ -238,6 +243,7 @@ async def test_remembered_routes_are_bounded() -> None:
 @pytest.fixture
 def one_write_per_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fan_out, "_COST_PER_TURN", 1)
+    monkeypatch.setattr(fan_out, "_RESERVE", 0)
 
 
 @pytest.mark.usefixtures("one_write_per_turn")
@@ -248,10 +254,10 @@ async def test_messages_after_a_flush_that_is_not_finished_come_last() -> None:
         broadcaster.on_message(interest, b"a", b"", payload)
         broadcaster.flush()
         assert broadcaster.is_behind
-    await broadcaster.caught_up()
+    await finished(broadcaster)
     assert [subscriber.data for subscriber in subscribers] == [[1, 2, 3]] * 5
     assert (broadcaster._counters.messages, broadcaster._counters.deliveries) == (3, 15)
-    await broadcaster.caught_up()
+    await finished(broadcaster)
 
 
 @pytest.mark.usefixtures("one_write_per_turn")
@@ -269,7 +275,7 @@ async def test_expired_session_gets_nothing_in_later_turns() -> None:
     for number in waiting:
         expirations.put(str(number), time.time() - 0.001)
     broadcaster.flush_to(subscribers[waiting[0]])
-    await broadcaster.caught_up()
+    await finished(broadcaster)
     assert sum(len(subscriber.writes) for subscriber in subscribers) == 1
 
 
@@ -278,7 +284,7 @@ async def test_nothing_is_written_after_close() -> None:
     broadcaster, interest = new_broadcaster(), Interest("a")
     subscribers = add_subscribers(interest, *[Permissions([">"])] * 5)
     publish(broadcaster, interest, "a")
-    waiter = asyncio.create_task(broadcaster.caught_up())
+    waiter = asyncio.create_task(finished(broadcaster))
     await asyncio.sleep(0)
     broadcaster.close()
     await waiter
@@ -305,7 +311,7 @@ async def test_error_while_overlap_is_limited_does_not_end_the_flush() -> None:
     errors: list[BaseException] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context["exception"]))
     broadcaster.flush()
-    await broadcaster.caught_up()
+    await finished(broadcaster)
     asyncio.get_running_loop().set_exception_handler(None)
     assert [type(error) for error in errors] == [ArithmeticError] * 5
     assert [len(subscriber.data) for subscriber in subscribers] == [2] * 5
@@ -328,7 +334,7 @@ async def test_flush_within_the_end_of_a_flush_is_the_only_one() -> None:
         for interest in interests:
             broadcaster.on_message(interest, b"a.x", b"", payload)
         broadcaster.flush()
-        await broadcaster.caught_up()
+        await finished(broadcaster)
     assert [subscriber.data for subscriber in subscribers] == [[1, 1, 2, 2]] * 3
     assert {subscriber.told[0] for subscriber in subscribers} == {("limit_overlap", "a.x")}
 
@@ -340,7 +346,7 @@ async def feed(broadcaster: Broadcaster, interest: Interest, count: int, payload
         if broadcaster.on_message(interest, b"a.x", b"", payload):
             turns.append(number)
             await asyncio.sleep(0)
-            await broadcaster.caught_up()
+            await broadcaster.room()
     return turns
 
 
@@ -374,3 +380,39 @@ async def test_no_more_messages_are_added_after_flush_within_interval() -> None:
     assert await feed(broadcaster, interest, 4, b'"%b"' % (b"1" * 400_000)) == [2]
     assert len(subscriber.data) == 3
     broadcaster.close()
+
+
+@pytest.mark.usefixtures("one_write_per_turn")
+async def test_no_more_messages_are_added_while_many_flushes_are_unfinished() -> None:
+    broadcaster, interest = new_broadcaster(), Interest("a")
+    subscribers = add_subscribers(interest, *[Permissions([">"])] * 5)
+    full = []
+    for _ in range(9):
+        publish(broadcaster, interest, "a")
+        full.append(broadcaster.is_full)
+    assert full == [False] * 7 + [True] * 2
+    await broadcaster.room()
+    assert (broadcaster.is_full, broadcaster.is_behind) == (False, True)
+    await finished(broadcaster)
+    await broadcaster.room()
+    assert [subscriber.data for subscriber in subscribers] == [[1] * 9] * 5
+    publish(broadcaster, interest, "a")
+    broadcaster.close()
+    assert not broadcaster.is_full
+
+
+@pytest.mark.usefixtures("one_write_per_turn")
+def test_app_that_runs_again_waits_in_its_new_event_loop() -> None:
+    broadcaster, interest = new_broadcaster(), Interest("a")
+    subscribers = add_subscribers(interest, *[Permissions([">"])] * 5)
+
+    async def main() -> None:
+        for _ in range(8):
+            publish(broadcaster, interest, "a")
+        assert broadcaster.is_full
+        await broadcaster.room()
+        await finished(broadcaster)
+
+    for _ in range(2):
+        asyncio.run(main())
+    assert [subscriber.data for subscriber in subscribers] == [[1] * 16] * 5

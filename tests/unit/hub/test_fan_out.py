@@ -168,7 +168,8 @@ class Follower:
 
 def limited(cost: int, planned: int = 20_000, **options: Any) -> Any:
     """Limit the cost of one turn, and the number of subscriptions that are looked at in the first one."""
-    return mock.patch.multiple(fan_out, _COST_PER_TURN=cost, _MAX_PLANNED=planned, _SEEN_PER_TURN=2 * cost, **options)
+    options = {"_RESERVE": 0, "_COST_PER_TURN": cost, "_MAX_PLANNED": planned, "_SEEN_PER_TURN": 2 * cost} | options
+    return mock.patch.multiple(fan_out, **options)
 
 
 def follow(view: View, *subscribers: FakeSubscriber) -> None:
@@ -177,66 +178,113 @@ def follow(view: View, *subscribers: FakeSubscriber) -> None:
         subscriber.views = [*subscriber.views, view]
 
 
-def take_out(follower: Follower, event: str, writes: FanOut) -> int:
-    """Take a follower out of the writes, and out of its views too unless it only catches up."""
-    deliveries = 0
-    if event == "drop":
-        writes.drop(follower.subscriber, follower.subscriber.views)
-        follower.due = follower.subscriber.data
-    else:
-        deliveries = writes.catch_up(follower.subscriber)
+class Flushes:
+    """Flushes as `Broadcaster` begins and continues them, for some followers of three views."""
+
+    def __init__(self, follow_of: Sequence[set[int]]) -> None:
+        self.views = new_views()
+        self.unfinished: list[FanOut] = []
+        self.deliveries = self.last = 0
+        self.followers = [Follower() for _ in follow_of]
+        for follower, indexes in zip(self.followers, follow_of, strict=True):
+            for index in indexes:
+                follow(self.views[index], follower.subscriber)
+
+    def flush(self, pattern_of: Sequence[int]) -> None:
+        batches: Batches = {}
+        for index in pattern_of:
+            view = self.views[index]
+            self.last += 1
+            message = EncodedMessage(view.prefix, view.pattern, b"", b"%d" % self.last, self.last)
+            batches.setdefault(view, []).append(message)
+            for follower in self.followers:
+                if follower.subscriber in view.subscribers:
+                    follower.due.append(self.last)
+        writes = FanOut()
+        self.deliveries += writes.begin(batches, older=self.unfinished)
+        if writes.unfinished:
+            self.unfinished.append(writes)
+
+    def go_on(self) -> None:
+        if self.unfinished:
+            self.deliveries += self.unfinished[0].go_on()
+            self.unfinished = [each for each in self.unfinished if each.unfinished]
+
+    def join(self, index: int) -> None:
+        self.followers.append(newcomer := Follower())
+        follow(self.views[index % 3], newcomer.subscriber)
+
+    def take_out(self, follower: Follower, event: str) -> None:
+        """Take a follower out of the writes, and out of its views too unless it only catches up."""
+        for writes in self.unfinished:
+            if event == "drop":
+                writes.drop(follower.subscriber, follower.subscriber.views)
+            else:
+                self.deliveries += writes.catch_up(follower.subscriber)
+        if event == "drop":
+            follower.due = follower.subscriber.data
         assert follower.subscriber.data == follower.due
-    if event != "catch_up":
-        for view in follower.subscriber.views:
-            del view.subscribers[follower.subscriber]
-        follower.subscriber.views = ()
-    return deliveries
+        if event != "catch_up":
+            for view in follower.subscriber.views:
+                del view.subscribers[follower.subscriber]
+            follower.subscriber.views = ()
+
+
+EVENTS = st.sampled_from(["flush", "go_on", "catch_up", "drop", "leave", "join"])
 
 
 @given(
     st.lists(st.sets(st.integers(0, 2)), max_size=12),
-    st.lists(st.integers(0, 2), min_size=1, max_size=20),
-    st.lists(
-        st.tuples(st.sampled_from(["go_on", "catch_up", "drop", "leave", "join"]), st.integers(0, 11)), max_size=20
-    ),
+    st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9), min_size=1, max_size=4),
+    st.lists(st.tuples(EVENTS, st.integers(0, 11)), max_size=30),
     st.integers(1, 6),
-    st.sampled_from([0, 20_000]),
-    st.sampled_from([{}, {"_FEW": 0, "_BYTES_OF_ONE_COST": 0}]),
+    st.sampled_from([0, 6, 20_000]),
+    st.sampled_from([{}, {"_FEW": 0, "_BYTES_OF_ONE_COST": 0, "_OVERHEAD_BYTES": 0}, {"_RESERVE": 3}]),
 )
-def test_subscriber_gets_its_messages_in_one_write_in_spite_of_events_between_turns(
+def test_subscriber_gets_its_messages_once_and_in_order_in_spite_of_events_between_turns(
     follow_of: list[set[int]],
-    pattern_of: list[int],
+    patterns: list[list[int]],
     events: list[tuple[str, int]],
     cost: int,
     planned: int,
     options: dict[str, int],
 ) -> None:
-    views = new_views()
-    followers = [Follower() for _ in follow_of]
-    batches: Batches = {}
-    for number, index in enumerate(pattern_of):
-        message = EncodedMessage(views[index].prefix, views[index].pattern, b"", b"%d" % number, number)
-        batches.setdefault(views[index], []).append(message)
-    for follower, indexes in zip(followers, follow_of, strict=True):
-        for index in indexes:
-            follow(views[index], follower.subscriber)
-        follower.due = [number for number, index in enumerate(pattern_of) if index in indexes]
     with limited(cost, planned, **options):
-        writes = FanOut()
-        deliveries = writes.begin(batches)
+        flushes = Flushes(follow_of)
+        flushes.flush(patterns.pop())
         for event, index in events:
-            if event == "go_on":
-                deliveries += writes.go_on()
+            if event == "flush" and patterns:
+                flushes.flush(patterns.pop())
+            elif event == "go_on":
+                flushes.go_on()
             elif event == "join":
-                followers.append(newcomer := Follower())
-                follow(views[index % 3], newcomer.subscriber)
-            elif index < len(follow_of):
-                deliveries += take_out(followers[index], event, writes)
-        while writes.unfinished:
-            deliveries += writes.go_on()
+                flushes.join(index)
+            elif index < len(follow_of) and event != "flush":
+                flushes.take_out(flushes.followers[index], event)
+        while flushes.unfinished:
+            flushes.go_on()
+    followers = flushes.followers
     assert [follower.subscriber.data for follower in followers] == [follower.due for follower in followers]
-    assert all(len(follower.subscriber.writes) <= 1 for follower in followers)
-    assert deliveries == sum(len(follower.due) for follower in followers)
+    assert flushes.deliveries == sum(len(follower.due) for follower in followers)
+
+
+def test_subscriber_that_waits_for_nothing_is_written_to_at_once() -> None:
+    flushes = Flushes([{0}] * 100 + [{1}])
+    with limited(10):
+        flushes.flush([0, 0, 0])
+        flushes.flush([1, 0])
+        assert flushes.followers[-1].subscriber.data == [4]
+        while flushes.unfinished:
+            flushes.go_on()
+    assert all(follower.subscriber.data == follower.due for follower in flushes.followers)
+
+
+def test_few_subscribers_do_not_wait_for_many_of_the_same_flush() -> None:
+    flushes = Flushes([{0}] * 100 + [{1}] + [{1, 2}] * 2)
+    with limited(10, _RESERVE=5):
+        flushes.flush([0, 1, 2])
+        assert [follower.subscriber.data for follower in flushes.followers[100:]] == [[2], [2, 3], [2, 3]]
+        assert sum(bool(follower.subscriber.data) for follower in flushes.followers[:100]) <= 10
 
 
 @pytest.mark.parametrize("planned", [0, 20_000])
@@ -265,10 +313,21 @@ def test_large_messages_cost_more() -> None:
     follow(view, *subscribers)
     writes = FanOut()
     with limited(100):
-        writes.begin({view: [EncodedMessage(view.prefix, "a", b"", b"1" * 9 * 16 * 1024, 1)]})
+        writes.begin({view: [EncodedMessage(view.prefix, "a", b"", b"1" * (9 * 4096 - 128), 1)]})
         assert sum(len(each.writes) for each in subscribers) == 10
         writes.go_on()
         assert sum(len(each.writes) for each in subscribers) == 20
+
+
+def test_many_small_messages_cost_as_much_as_their_frames() -> None:
+    (view, *_) = new_views()
+    subscribers = [FakeSubscriber() for _ in range(400)]
+    follow(view, *subscribers)
+    writes = FanOut()
+    with limited(100):
+        writes.begin({view: [EncodedMessage(view.prefix, "a", b"", b"1", number) for number in range(1600)]})
+    written = [len(each.writes[0]) for each in subscribers if each.writes]
+    assert 0 < sum(written) <= 100 << fan_out._BYTES_OF_ONE_COST
 
 
 def test_message_larger_than_turn_is_written_to_one_subscriber_at_a_time() -> None:
@@ -296,6 +355,36 @@ def test_bytes_are_joined_once_for_all_turns() -> None:
         while writes.unfinished:
             writes.go_on()
     assert len({id(each.writes[0]) for each in subscribers}) == 2
+
+
+@pytest.mark.parametrize("planned", [0, 20_000])
+def test_bytes_are_joined_once_for_subscribers_that_catch_up(planned: int) -> None:
+    views = new_views()[:2]
+    subscribers = [FakeSubscriber() for _ in range(10)]
+    for view in views:
+        follow(view, *subscribers)
+    writes = FanOut()
+    with limited(1, planned):
+        writes.begin({view: [EncodedMessage(view.prefix, view.pattern, b"", b"1", 1)] for view in views})
+        for subscriber in subscribers:
+            writes.catch_up(subscriber)
+    assert len({id(each.writes[0]) for each in subscribers}) == 1
+
+
+def test_other_subscriptions_of_crowd_count_as_looked_at() -> None:
+    views, idle = new_views(), [View(Interest("z"), granted("z")[0], MessagePrefix("z")) for _ in range(7)]
+    subscribers = [FakeSubscriber() for _ in range(20)]
+    for view in (views[0], *idle):
+        follow(view, *subscribers)
+    follow(views[1], FakeSubscriber())
+    written = []
+    with limited(9, 0):  # 18 subscriptions
+        writes = FanOut()
+        writes.begin({view: [EncodedMessage(view.prefix, view.pattern, b"", b"1", 1)] for view in views[:2]})
+        while writes.unfinished:
+            written.append(sum(len(each.writes) for each in subscribers))
+            writes.go_on()
+    assert written == [*range(2, 20, 2), 20]
 
 
 def test_overlap_is_counted_for_each_part_of_a_crowd() -> None:
@@ -376,12 +465,12 @@ def test_cleared_writes_are_finished() -> None:
 
 
 def test_crowd_is_looked_at_in_parts() -> None:
-    looked_at: list[FakeSubscriber] = []
+    looked_at: set[FakeSubscriber] = set()
 
     class Counted(FakeSubscriber):
         @property
         def views(self) -> Sequence[View]:
-            looked_at.append(self)
+            looked_at.add(self)
             return self.all_views
 
         @views.setter

@@ -100,6 +100,7 @@ async def test_each_message_comes_once_and_in_order_while_groups_change(
 
 def _limit_writes(patched: pytest.MonkeyPatch, cost: int, planned: int) -> None:
     patched.setattr(fan_out, "_COST_PER_TURN", cost)
+    patched.setattr(fan_out, "_RESERVE", 0)
     patched.setattr(fan_out, "_MAX_PLANNED", planned)
 
 

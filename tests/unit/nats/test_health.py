@@ -14,7 +14,7 @@ INTERVAL = 4.0
 class Line:
     """A connection whose server answers each PING at once, until the test stops it; time only leaps."""
 
-    is_behind = False
+    is_full = False
 
     def __init__(self, *, stops: float = float("inf"), ponging: bool = True, chatty: float = 0) -> None:
         self.reads = 0
@@ -119,10 +119,10 @@ def test_blocked_event_loop_is_not_mistaken_for_silence(seconds: float) -> None:
     run(main)
 
 
-async def _be_behind(line: Line, seconds: float) -> None:
-    line.is_behind = True
+async def _be_full(line: Line, seconds: float) -> None:
+    line.is_full = True
     await asyncio.sleep(seconds)
-    line.is_behind = False
+    line.is_full = False
 
 
 @pytest.mark.parametrize("seconds", [0.5, 5.0, 30.0])
@@ -131,7 +131,7 @@ def test_bridge_that_reads_nothing_does_not_mistake_it_for_silence(seconds: floa
         line = Line(stops=-1)
         waiting = asyncio.create_task(wait_until_stale(line, INTERVAL))
         await asyncio.sleep(0.75)
-        await _be_behind(line, seconds)
+        await _be_full(line, seconds)
         assert not waiting.done()
         await waiting
         assert seconds < asyncio.get_running_loop().time() <= seconds + 3 * INTERVAL

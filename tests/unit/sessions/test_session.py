@@ -1129,6 +1129,7 @@ async def test_session_that_ends_with_overlapping_messages_is_closed_once() -> N
 @pytest.fixture(params=[20_000, 0], ids=["planned", "crowd"])
 def one_write_per_turn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fan_out, "_COST_PER_TURN", 1)
+    monkeypatch.setattr(fan_out, "_RESERVE", 0)
     monkeypatch.setattr(fan_out, "_MAX_PLANNED", request.param)
 
 
@@ -1148,7 +1149,7 @@ async def behind(worker: Worker, count: int = 4) -> list[tuple[Session, FakeTran
 async def test_all_sessions_get_messages_of_flush_in_order() -> None:
     worker = Worker()
     opened = await behind(worker, 20)
-    await worker.hub.caught_up()
+    await until(lambda: not worker.hub.is_behind)
     worker.link.deliver("a", b"2")
     await until(lambda: all(transport.data == [0, 1, 2] for _, transport in opened))
     assert worker.sessions.counters.deliveries == 60
@@ -1176,7 +1177,7 @@ async def test_frame_follows_messages_that_wait(frame: str) -> None:
             await waited
         assert transport.types[2:4] == ["message", "message"]
         assert len(transport.types) == 5
-    await worker.hub.caught_up()
+    await until(lambda: not worker.hub.is_behind)
     assert all(transport.data == [0, 1] for _, transport in opened)
 
 
@@ -1196,7 +1197,7 @@ async def test_session_of_lost_connection_waits_for_nothing() -> None:
     opened = await behind(worker)
     for session, _ in opened:
         session.connection_lost(1006)
-    await worker.hub.caught_up()
+    await until(lambda: not worker.hub.is_behind)
     await turns()
     assert len(worker.sessions) == 0
 
@@ -1214,7 +1215,7 @@ async def test_session_without_access_gets_no_message_that_waits(end: str, wall_
         expiring = Permissions([">"], expires=wall_clock.time() + 1, identity=session.identity)
         worker.sessions.expirations.put(session.key, expiring.expires_at)
         leaping().block(2)
-    await worker.hub.caught_up()
+    await until(lambda: not worker.hub.is_behind)
     await until(lambda: session.closed)
     assert transport.types == ["welcome", "reply", "close"]
     assert [other.data for _, other in opened[:-1]] == [[0, 1]] * 3
@@ -1226,7 +1227,7 @@ async def test_new_subscription_gets_no_message_that_waits() -> None:
     opened = await behind(worker)
     session, transport = worker.open()
     await act(session, "subscribe", "a")
-    await worker.hub.caught_up()
+    await until(lambda: not worker.hub.is_behind)
     worker.link.deliver("a", b"2")
     await until(lambda: all(other.data == [0, 1, 2] for _, other in opened))
     assert transport.data in ([], [2])
@@ -1239,7 +1240,7 @@ async def test_slow_client_keeps_messages_that_wait() -> None:
     (_, _), (session, transport), *_ = await behind(worker)
     assert transport.data == []
     session.pause_writing()
-    await worker.hub.caught_up()
+    await until(lambda: not worker.hub.is_behind)
     assert transport.data == []
     session.resume_writing()
     assert transport.data == [0, 1]
@@ -1254,3 +1255,51 @@ async def test_other_work_is_done_between_the_turns_of_a_flush() -> None:
         seen.append(sum(transport.data == [0, 1] for _, transport in opened))
         await asyncio.sleep(0)
     assert seen[:19] == list(range(1, 20))
+
+
+async def waiting_for(worker: Worker, subjects: str, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Session, Any]]:
+    """Return a session for each subject. All of them wait for a message, of which a turn may write three."""
+    monkeypatch.setattr(fan_out, "_MAX_PLANNED", 0)
+    monkeypatch.setattr(fan_out, "_FEW", 0)
+    others = [worker.open() for _ in range(6)]
+    opened = [worker.open() for _ in subjects]
+    for (session, _), subject in zip([*others, *opened], [*"c" * 6, *subjects], strict=True):
+        await act(session, "subscribe", subject)
+    worker.link.deliver("c")
+    for subject in dict.fromkeys(subjects):
+        worker.link.deliver(subject, b'"%b"' % (b"x" * 6_000))
+    monkeypatch.setattr(fan_out, "_COST_PER_TURN", 6)
+    worker.hub.flush()
+    assert [len(transport.data) for _, transport in [*others, *opened]] == [1] * 6 + [0] * len(subjects)
+    return opened
+
+
+@pytest.mark.parametrize("subjects", ["aaaabb", "aabbbb"])
+@pytest.mark.parametrize("index", range(6))
+async def test_end_of_slow_client_keeps_no_messages_from_others(
+    subjects: str, index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker(overflow="close")
+    opened = await waiting_for(worker, subjects, monkeypatch)
+    fill(opened[index][1])
+    await until(lambda: not worker.hub.is_behind)
+    assert [session.closed for session, _ in opened] == [other == index for other in range(6)]
+    assert [len(transport.data) for _, transport in opened] == [int(other != index) for other in range(6)]
+
+
+async def test_session_that_expires_at_the_end_of_slow_client_gets_no_message(
+    monkeypatch: pytest.MonkeyPatch, wall_clock: WallClock
+) -> None:
+    worker = Worker(overflow="close")
+    (expiring, transport), *_, (_, slow) = await waiting_for(worker, "ab", monkeypatch)
+    fill(slow)
+    worker.sessions.expirations.put(expiring.key, wall_clock.time() + 1)
+
+    def skip_late(session: Session, messages: Any) -> None:
+        leaping().block(2)
+        skip(session, messages)
+
+    skip = Session.skip
+    monkeypatch.setattr(Session, "skip", skip_late)
+    await until(lambda: not worker.hub.is_behind)
+    assert transport.types == ["welcome", "reply", "close"]
