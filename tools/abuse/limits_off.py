@@ -110,6 +110,14 @@ LIMITS: Mapping[str, tuple[str, Callable[[], None]]] = {
         "any number of requests may wait behind an event stream",
         _constants(("transports.sanic", "_MAX_PIPELINED_BYTES", _HUGE)),
     ),
+    "flush turns": (
+        "all that was received is written in one turn",
+        _constants(
+            ("hub.fan_out", "_COST_PER_TURN", _HUGE),
+            ("hub.fan_out", "_COST_BETWEEN_LOOKS", _HUGE),
+            ("hub.fan_out", "_SECONDS_PER_TURN", _HUGE),
+        ),
+    ),
     "log": ("log lines aren't limited", _constants(("log_limits", "LINES", _HUGE))),
     "metrics": (
         "metrics are gathered for each request",

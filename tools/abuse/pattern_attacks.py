@@ -18,7 +18,7 @@ _PER_SOCKET = 126
 _SILENT = "silent"
 _COMMANDS_PER_SECOND = 20.0
 _SOCKETS = 8
-_BURST = 40
+_BURST = 400
 
 
 def overlapping_patterns(subject: str, fixed: int = 0) -> list[str]:
@@ -139,19 +139,18 @@ class _AllPatterns(Attacker):
 
 
 class _ManyDeliveries(Attacker):
-    """WebSockets with overlapping patterns each, on a subject with bursts of messages."""
+    """WebSockets that follow a subject with bursts of messages."""
 
     async def _prepare(self) -> None:
         self._subject = _SUBJECT.replace("shop", "busy")
-        self._patterns = overlapping_patterns(self._subject)[:_PER_SOCKET]
-        self._sockets: list[WebSocket] = await together(self._open, self.target.sized(400, 20))
+        await together(self._open, self.target.sized(1000, 20))
         self._nats = await asyncio.open_connection("127.0.0.1", self.target.nats_port)
         self._nats[1].write(b'CONNECT {"verbose":false}\r\n')
 
-    async def _open(self, number: int) -> WebSocket:
-        socket = await WebSocket.open(self.target.port, "profile=all", self.target.address(), stalled=True)
-        await socket.command("subscribe", self._patterns)
-        return socket
+    async def _open(self, number: int) -> None:
+        socket = await WebSocket.open(self.target.port, "profile=all", self.target.address(number % 4))
+        await socket.command("subscribe", [self._subject])
+        self.keep(socket)
 
     async def _attack(self) -> None:
         message = b"PUB %b 100\r\n%b\r\n" % (self._subject.encode(), bytes(100))
@@ -206,9 +205,9 @@ PATTERN_ATTACKS = (
     ),
     Attack(
         "deliveries",
-        f"400 WebSockets that read nothing subscribe to 126 patterns each that match a subject with bursts of {_BURST}",
+        f"1,000 WebSockets of 4 clients follow a subject with bursts of {_BURST} messages, 2 per second",
         _ManyDeliveries,
-        unlimited={"max_overlap": 1000},
+        lifted=("flush turns",),
         onset=2,
     ),
     Attack(
