@@ -75,6 +75,7 @@ class SettingKeywords(TypedDict, total=False):
     max_subscribe_rate: float
     max_sessions: int
     max_sessions_per_identity: int
+    max_sessions_per_address: int
     max_permissions_calls: int
     max_permissions_calls_per_client: int
     request_rate: float
@@ -168,6 +169,8 @@ class Settings:
     """The largest number of sessions per worker."""
     max_sessions_per_identity: int = _option(100, validators.integer(1))
     """The largest number of sessions of one identity per worker."""
+    max_sessions_per_address: int = _option(5_000, validators.integer(1))
+    """The largest number of sessions without an identity from one address (of IPv6 the /64), per worker."""
     max_permissions_calls: int = _option(1_000, validators.integer(1))
     """The largest number of calls of the ``permissions`` function in progress per worker."""
     max_permissions_calls_per_client: int = _option(100, validators.integer(1))

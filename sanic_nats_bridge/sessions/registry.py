@@ -100,6 +100,8 @@ class SessionRegistry:
         self._on_closed = on_closed
         self._sessions: dict[str, Session] = {}
         self._by_identity: dict[str, set[Session]] = {}
+        self._by_address: Counter[str | None] = Counter()
+        """The numbers of sessions without an identity."""
         self._by_transport = Counter(websocket=0, sse=0)
         self._closing: Spread[Session] | None = None
         self._expired = Spread[Session]([], Session.expire, _CLOSED_PER_TURN)
@@ -139,7 +141,7 @@ class SessionRegistry:
         if current is None:
             transport.close(self._close_frame(CloseCode.FORBIDDEN, _REVOKED), CLOSE_SECONDS)
             return None
-        rejection = self.rejection_reason(permissions.identity)
+        rejection = self.rejection_reason(permissions.identity, pending.address)
         if rejection is not None:
             transport.close(rejection, CLOSE_SECONDS)
             return None
@@ -150,6 +152,8 @@ class SessionRegistry:
         self._by_transport[session.transport] += 1
         if session.identity is not None:
             self._by_identity.setdefault(session.identity, set()).add(session)
+        else:
+            self._by_address[session.address] += 1
         self._schedule_expiry(session)
         if session.transport == "sse" and self.settings.max_stream_age:
             # Jittered, so that the clients of a restarted server don't all reconnect at once.
@@ -158,13 +162,14 @@ class SessionRegistry:
         self._on_opened(session)
         return session
 
-    def rejection_reason(self, identity: str | None = None) -> Close | None:
+    def rejection_reason(self, identity: str | None = None, address: str | None = None) -> Close | None:
         """Return the ``close`` frame for a new client if the worker stops or a limit is reached.
 
         Clients that the app is still asked about don't count. They have a limit of their own (`permissions_calls`).
 
         Args:
             identity: The identity of the client, if it is known already.
+            address: The address of the client, if it is known that it has no identity.
         """
         if self.stop_reason is not None:
             return self._close_frame(CloseCode.GOING_AWAY, self.stop_reason)
@@ -172,6 +177,8 @@ class SessionRegistry:
             reason = "This server is full; try again later"
         elif len(self._sessions_of(identity)) >= self.settings.max_sessions_per_identity:
             reason = "Too many connections of this user; try again later"
+        elif identity is None and self._by_address[address] >= self.settings.max_sessions_per_address:
+            reason = "Too many connections from this address; try again later"
         else:
             return None
         return self._close_frame(CloseCode.TRY_AGAIN_LATER, reason, self.settings.retry * _FULL_RETRY_FACTOR)
@@ -219,6 +226,10 @@ class SessionRegistry:
             others.discard(session)
             if not others:
                 del self._by_identity[session.identity]
+        else:
+            self._by_address[session.address] -= 1
+            if not self._by_address[session.address]:
+                del self._by_address[session.address]
         self.expirations.drop(session.key)
         self._stream_ages.drop(session.key)
         self.counters.ended_bytes += session.sent_bytes

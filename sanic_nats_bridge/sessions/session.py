@@ -94,6 +94,7 @@ class Session:
         "_slow_consumer",
         "_subscriptions",
         "_transport",
+        "address",
         "closed",
         "identity",
         "is_writable",
@@ -110,6 +111,7 @@ class Session:
         self.key = digest(self._secret)
         """The digest of the id. It names the session in `NatsBridge.revoke`, but authorizes no command."""
         self.identity = permissions.identity
+        self.address = address
         self.wire_format = transport.wire_format
         self.write = transport.write
         self._context = context

@@ -203,6 +203,38 @@ async def test_one_address_cannot_take_all_patterns(shared_nats: NatsServer, ser
         assert (await first.ask({"subjects": ["i"]}))["code"] == "limit.subscriptions"
 
 
+async def test_one_address_cannot_take_all_sessions(shared_nats: NatsServer, server: ServerName) -> None:
+    settings = {"subscribe": [">"], "request_rate": 0, "max_sessions_per_address": 2}
+    async with (
+        limited(shared_nats, server, **settings) as bridge,
+        bridge.websocket() as first,
+        bridge.events("a"),
+        bridge.websocket(additional_headers={"X-Forwarded-For": "192.0.2.1"}) as other,
+    ):
+        async with bridge.unwelcome_websocket() as refused:
+            close = await refused.frame()
+        assert (close["type"], close["code"], close["reconnect"]) == ("close", 1013, True)
+        assert close["reason"] == "Too many connections from this address; try again later"
+        assert (await other.ask({"action": "ping"}))["success"]
+        await first.connection.close()
+        await until(lambda: len(sessions(bridge)) == 2)
+        async with bridge.websocket() as second:
+            assert (await second.ask({"action": "ping"}))["success"]
+    assert sessions(bridge)._by_address == {}
+
+
+async def test_identities_do_not_count_for_their_address(shared_nats: NatsServer, server: ServerName) -> None:
+    app = App()
+    settings = {"permissions": app.permissions, "request_rate": 0, "max_sessions_per_address": 1}
+    async with (
+        limited(shared_nats, server, **settings) as bridge,
+        bridge.websocket(additional_headers={"User": "ada"}) as ada,
+        bridge.websocket(additional_headers={"User": "bob"}) as bob,
+    ):
+        for client in (ada, bob):
+            assert (await client.ask({"action": "ping"}))["success"]
+
+
 async def test_patterns_of_ended_session_are_free_again(shared_nats: NatsServer, server: ServerName) -> None:
     settings = {"subscribe": [">"], "request_rate": 0, "max_patterns_per_client": 2}
     async with limited(shared_nats, server, **settings) as bridge, bridge.websocket() as client:

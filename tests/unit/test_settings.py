@@ -112,6 +112,7 @@ WRONG: dict[str, list[Any]] = {
     "max_subscribe_rate": NOT_RATES,
     "max_sessions": NOT_COUNTS,
     "max_sessions_per_identity": NOT_COUNTS,
+    "max_sessions_per_address": NOT_COUNTS,
     "max_permissions_calls": NOT_COUNTS,
     "max_permissions_calls_per_client": NOT_COUNTS,
     "request_rate": NOT_RATES[1:],
