@@ -31,6 +31,8 @@ _COPIES_PER_TURN = 50_000
 """The number of copies of messages in several views that are added in one turn of the event loop."""
 _MAX_ADDED = 1_000_000
 """The number of such copies after which a flush is due."""
+_SECONDS_BEHIND = 0.01
+"""The time for which messages are gathered while a flush is unfinished."""
 _MAX_UNFINISHED = 8
 """The number of unfinished flushes with which no more messages are added."""
 _LIMITED_PER_TURN = 10
@@ -298,10 +300,9 @@ class Broadcaster:
         """Schedule the next flush; return True if no more messages may be added in this turn of the event loop."""
         if self._timer is None:
             loop = asyncio.get_running_loop()
-            if self._interval:
-                self._timer = loop.call_later(self._interval, self._timer_fired)
-            else:
-                self._timer = loop.call_soon(self._timer_fired)
+            # While some subscribers wait, too. The fewer flushes, the fewer writes.
+            delay = self._interval or (_SECONDS_BEHIND if self._unfinished else 0)
+            self._timer = loop.call_later(delay, self._timer_fired) if delay else loop.call_soon(self._timer_fired)
         self._gathered += size
         if (self._interval and self._gathered > _MAX_BATCH_BYTES) or self._copies > _MAX_ADDED:
             self.flush()

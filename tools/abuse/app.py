@@ -35,8 +35,10 @@ _PROFILES: Mapping[str, Permissions] = {
     "lists": _LISTS,
 }
 _SLOW_SECONDS = 60.0
+_LONG_TURN_SECONDS = 0.06
+_LOOK_SECONDS = 0.002
 
-_counts = {"calls": 0, "most calls": 0, "log lines": 0}
+_counts = {"calls": 0, "most calls": 0, "log lines": 0, "long turns": 0}
 
 
 class _Counting(logging.Handler):
@@ -57,6 +59,7 @@ def main() -> None:
     logger.propagate = False
     app: Sanic[Any, Any] = Sanic(APP_NAME, configure_logging=False)
     NatsBridge(app, **{"permissions": permissions, **settings})
+    app.add_task(_count_long_turns())
     app.add_route(facts, "/facts")
     app.add_route(revoke, "/revoke/<identity>", methods=["POST"])
     serve_app(app)
@@ -76,8 +79,17 @@ async def permissions(request: Request) -> Permissions | None:
     return None
 
 
+async def _count_long_turns() -> None:
+    """Count the turns of the event loop that take longer than 60 ms."""
+    loop = asyncio.get_running_loop()
+    while True:
+        began = loop.time()
+        await asyncio.sleep(_LOOK_SECONDS)
+        _counts["long turns"] += loop.time() - began > _LONG_TURN_SECONDS
+
+
 async def facts(_: Request) -> HTTPResponse:
-    """Respond with the numbers of log lines, and of calls of the permissions function."""
+    """Respond with the numbers of log lines, of calls of the permissions function, and of long turns of the loop."""
     return json_response(_counts)
 
 

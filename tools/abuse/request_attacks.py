@@ -188,7 +188,7 @@ REQUEST_ATTACKS = (
         "dropped-sessions",
         "8,000 WebSockets of 20 clients end at once",
         _DroppedSessions,
-        each("longest delay for each closed session (µs)", "longest delay", "sessions", 100, 0.001),
+        each("longest delay for each closed session (µs)", "longest delay", "sessions", 250, 0.001),
         bounds=(),
         built_in="sessions that clients end aren't spread over turns of the event loop",
     ),
