@@ -153,14 +153,6 @@ class FanOut:
         views = self._held.pop(subscriber, ())
         return _write([subscriber], self._messages(views), self._joined, self._skipped) if views else 0
 
-    def clear(self) -> None:
-        """Write no more messages."""
-        self._waiting.clear()
-        self._held.clear()
-        self.crowded.clear()
-        self._crowd = None
-        self._end_turn()
-
     def _end_turn(self) -> None:
         self.unfinished = bool(self._waiting) or self._crowd is not None or bool(self.crowded)
         if not self._waiting:

@@ -1,6 +1,7 @@
 """Attacks by input: bodies and messages in tiny parts, and messages that never end."""
 
 import json
+from abc import ABC, abstractmethod
 
 from .attack import Attack
 from .attacker import Attacker, repeat, together
@@ -62,7 +63,7 @@ class _TinyFragments(Attacker):
             socket.abort()
 
 
-class _Unfinished(Attacker):
+class _Unfinished(Attacker, ABC):
     """Clients that send the beginning of a message, and keep it so. Subclasses decide which."""
 
     async def _attack(self) -> None:
@@ -73,8 +74,9 @@ class _Unfinished(Attacker):
         self._opened.append(await self._begin(number))
         self.counts["connections"] += 1
 
+    @abstractmethod
     async def _begin(self, number: int) -> object:
-        raise NotImplementedError
+        """Connect, send the beginning, and return what keeps the connection open."""
 
 
 class _HalfFrames(_Unfinished):

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from abc import ABC, abstractmethod
 
 from .attack import Attack
 from .attacker import Attacker, pace, together
@@ -59,10 +60,11 @@ class _RefusedPatterns(Attacker):
                 self.counts["commands"] += 1
 
 
-class _Control(Attacker):
+class _Control(Attacker, ABC):
     """A program that may publish on the control subjects. Subclasses decide what."""
 
     rate = 10.0
+    at_once = 1
 
     async def _prepare(self) -> None:
         self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self.target.nats_port)
@@ -82,11 +84,9 @@ class _Control(Attacker):
                 await self._writer.drain()
                 self.counts["forged"] += self.at_once
 
-    at_once = 1
-
+    @abstractmethod
     def payload(self) -> bytes:
         """Return the payload of each message."""
-        raise NotImplementedError
 
 
 class _ForgedRevocations(_Control):

@@ -451,19 +451,6 @@ def test_messages_that_slow_consumers_skip_cost_more(options: dict[str, int]) ->
     assert all(len(each.skipped) == 80 or len(each.data) == 80 for each in subscribers)
 
 
-def test_cleared_writes_are_finished() -> None:
-    (view, *_) = new_views()
-    subscribers = [FakeSubscriber() for _ in range(3)]
-    follow(view, *subscribers)
-    writes = FanOut()
-    with limited(1):
-        writes.begin({view: [EncodedMessage(view.prefix, "a", b"", b"1", 1)]})
-        writes.clear()
-        assert not writes.unfinished
-        assert writes.go_on() == 0
-    assert sum(len(each.writes) for each in subscribers) == 1
-
-
 def test_crowd_is_looked_at_in_parts() -> None:
     looked_at: set[FakeSubscriber] = set()
 
