@@ -276,6 +276,8 @@ class SessionRegistry:
         if reconnect_spread is not None:
             self._context.reconnect_spread = reconnect_spread
         self._context.worker = new_worker_id()
+        # Commands may have waited when an earlier event loop ended.
+        self._context.turns = CommandTurns()
         self.stop_reason = None
         self.deadlines.start()
 

@@ -31,7 +31,8 @@ class Spread(Generic[T]):
         """Work on further items, after those that are left; on the first ones at once if none is left."""
         self._items.extend(items)
         if self._items and self._finished.is_set():
-            self._finished.clear()
+            # A new one, because an event belongs to the event loop in which it was first waited for.
+            self._finished = asyncio.Event()
             self._continue()
 
     def cancel(self) -> None:

@@ -1303,3 +1303,25 @@ async def test_session_that_expires_at_the_end_of_slow_client_gets_no_message(
     monkeypatch.setattr(Session, "skip", skip_late)
     await until(lambda: not worker.hub.is_behind)
     assert transport.types == ["welcome", "reply", "close"]
+
+
+def test_commands_are_executed_in_another_event_loop() -> None:
+    async def ended() -> Worker:
+        worker = Worker()
+        await worker.sessions._context.turns.take("a", 16)
+        # Before the turn after the command.
+        first.stop()
+        return worker
+
+    async def again(worker: Worker) -> None:
+        worker.sessions.start()
+        session, _ = worker.open()
+        for _ in range(20):
+            assert (await act(session, "ping")).success
+        session.close(CloseCode.GOING_AWAY, "bye")
+
+    first = asyncio.new_event_loop()
+    task = first.create_task(ended())
+    first.run_forever()
+    first.close()
+    asyncio.run(asyncio.wait_for(again(task.result()), 30))

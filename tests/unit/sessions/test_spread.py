@@ -118,3 +118,20 @@ async def test_cancelled_work_calls_no_callback() -> None:
     spread.cancel()
     await turns()
     assert called == []
+
+
+def test_spread_works_in_another_event_loop() -> None:
+    done: list[int] = []
+    spread = asyncio.run(_started(done))
+
+    async def work() -> None:
+        spread.add(range(3))
+        await spread.finish()
+
+    for _ in range(2):
+        asyncio.run(work())
+    assert done == [0, 1, 2] * 2
+
+
+async def _started(done: list[int]) -> Spread[int]:
+    return Spread([], done.append, 1)
