@@ -54,7 +54,8 @@ class MetricsAggregator:
             self._previous = _read(await asyncio.to_thread(self._files.claim))
         except OSError as error:
             self._log_once(error)
-        self._stopping.clear()
+        # New ones, because they belong to the event loop in which they were first waited for.
+        self._lock, self._stopping = asyncio.Lock(), asyncio.Event()
         self._writer = asyncio.create_task(self._write_periodically(self._files), name="natsbridge-metrics")
 
     async def stop(self) -> None:

@@ -157,3 +157,17 @@ async def test_folder_removed_before_worker_stops_is_not_logged(folder: Path, ca
     assert messages(await worker.aggregator.gather()) == {"w0": 3}
     await worker.aggregator.stop()
     assert caplog.text == ""
+
+
+def test_worker_writes_and_stops_in_another_event_loop(folder: Path) -> None:
+    worker = Worker("a", folder, messages=1)
+
+    async def run() -> dict[str, float]:
+        await worker.aggregator.start()
+        # Until the writer waits.
+        await until(lambda: files_of(folder))
+        found = await asyncio.gather(worker.aggregator.gather(), worker.aggregator.gather())
+        await worker.aggregator.stop()
+        return messages(found[-1])
+
+    assert [asyncio.run(run()) for _ in range(2)] == [{"a": 1}, {"a": 2}]
