@@ -500,7 +500,12 @@ async def test_requests_behind_event_stream_are_dropped(shared_nats: NatsServer)
         await until(lambda: not transport._request.stream.keep_alive)
         assert len(transport._protocol.recv_buffer) <= 16_384
         bridge.runtime.sessions.close_all("test")
-        assert b"HTTP/1.1" not in await asyncio.wait_for(reader.read(), WAIT_SECONDS)
+        received = []
+        # The kernel resets a connection that is closed with unread requests.
+        with contextlib.suppress(ConnectionResetError):
+            while part := await asyncio.wait_for(reader.read(65_536), WAIT_SECONDS):
+                received.append(part)
+        assert b"HTTP/1.1" not in b"".join(received)
 
 
 async def test_request_behind_event_stream_is_answered_after_it(shared_nats: NatsServer) -> None:
