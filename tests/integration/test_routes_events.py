@@ -372,6 +372,8 @@ async def test_old_stream_ends_in_order_with_close_1001_and_short_retry(
             subscribe=[">"],
             max_stream_age=1000,
             heartbeat=3600,
+            # NATS answers no PING while the clock leaps.
+            ping_interval=3600,
             prepare=prepare,
         ) as bridge,
         bridge.websocket() as websocket,
