@@ -19,7 +19,7 @@ __all__ = ["CONTROL_TOKEN", "ListName", "PatternList", "PatternListCache"]
 CONTROL_TOKEN = "_NATSBRIDGE"
 """The first token of the subjects on which workers communicate. No client may subscribe to them."""
 
-ListName: TypeAlias = Literal["subscribe", "deny"]
+ListName: TypeAlias = Literal["subscribe", "deny", "history"]
 """The argument of `Permissions`."""
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
@@ -122,7 +122,7 @@ def _filled(name: ListName, pattern: str, variables: Mapping[str, str]) -> str:
     filled = _PLACEHOLDER.sub(value, pattern) if "{" in pattern else pattern
     if not subjects.is_valid(filled):
         raise ValueError(f"{name} must be a list of valid patterns, got {filled!a}")
-    if name == "subscribe" and subjects.is_reserved(filled):
+    if name != "deny" and subjects.is_reserved(filled):
         if not subjects.is_reserved(pattern):
             raise ValueError(
                 f"{name} has {pattern!a}: a variable must not make its first token reserved, got {filled!a}"

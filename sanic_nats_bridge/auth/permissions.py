@@ -1,4 +1,4 @@
-"""Permissions: the patterns to which one client may subscribe."""
+"""Permissions: the patterns to which one client may subscribe, and whose past it may read."""
 
 import math
 import re
@@ -24,6 +24,9 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 _Filled: TypeAlias = Sequence[tuple[int, str]]
 """Patterns whose placeholders are replaced, with their numbers in the list of the app."""
+
+_Indexed: TypeAlias = Sequence[tuple[PatternIndex, Sequence[int]]]
+"""The patterns of one list, in indexes, with their numbers in that list."""
 
 _lists = PatternListCache()
 
@@ -59,6 +62,12 @@ class Explanation:
     real_pattern: str
     """The pattern after `Permissions.aliases` was applied. It must not be shown to clients."""
 
+    history: bool = False
+    """True if the client may also read the past of the pattern, beyond ``resume_window``."""
+
+    history_rule: str = ""
+    """The rule that decides about `history`, for people; empty if the pattern isn't allowed."""
+
 
 @dataclass(frozen=True)
 class Permissions:
@@ -70,14 +79,17 @@ class Permissions:
             ``_``; these must be spelled out.
         deny: Denied patterns. A requested pattern inside one of them is rejected. If it only overlaps with one,
             messages on denied subjects are skipped.
-        variables: Values for ``{name}`` in ``subscribe`` and ``deny``, one token each.
+        variables: Values for ``{name}`` in ``subscribe``, ``deny`` and ``history``, one token each.
         aliases: Names for real subjects, such as ``{"me.": "tenants.42.users.7."}``. Keys and values are literal
-            tokens that end in a dot. ``subscribe`` and ``deny`` apply to the real subjects. A client can't
-            subscribe to an aliased subject by its real name.
+            tokens that end in a dot. ``subscribe``, ``deny`` and ``history`` apply to the real subjects. A client
+            can't subscribe to an aliased subject by its real name.
         allow_wildcards: Whether the client may request patterns with wildcards.
         identity: The user behind the client. It authorizes a POST to the client's session, selects sessions in
             `NatsBridge.revoke` and `NatsBridge.update_permissions`, and counts in ``max_sessions_per_identity``.
         expires: The time at which the session ends: an aware ``datetime`` or Unix seconds, up to the year 9999.
+        history: Patterns whose past the client may read, as far back as the stream reaches. A requested pattern must
+            lie wholly inside one of them, as for ``subscribe``. Without it a client may read the last
+            ``resume_window`` seconds. What ``subscribe`` and ``deny`` don't allow stays forbidden.
 
     Raises:
         ValueError: A pattern, a value or a time is invalid.
@@ -90,14 +102,17 @@ class Permissions:
     allow_wildcards: bool = True
     identity: str | None = None
     expires: datetime | float | None = None
+    history: Sequence[str] = ()
     expires_at: float = field(init=False, repr=False, compare=False)
     """`expires` in Unix seconds; infinite if there is none."""
     _allowed: PatternList = field(init=False, repr=False, compare=False)
     _denied: PatternList = field(init=False, repr=False, compare=False)
-    _filled: tuple[_Filled, _Filled] = field(init=False, repr=False, compare=False)
+    _past: PatternList = field(init=False, repr=False, compare=False)
+    _filled: tuple[_Filled, _Filled, _Filled] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         subscribe, deny = _checked_patterns("subscribe", self.subscribe), _checked_patterns("deny", self.deny)
+        history = _checked_patterns("history", self.history)
         variables, aliases = _checked_variables(self.variables), _checked_aliases(self.aliases)
         if not isinstance(self.allow_wildcards, bool):
             raise ValueError(f"allow_wildcards must be True or False, got {self.allow_wildcards!r}")
@@ -107,22 +122,25 @@ class Permissions:
         allowed = _lists.get("subscribe", subscribe, variables)
         filled = allowed.fill(variables)
         denied = _lists.get("deny", deny, variables)
+        past = _lists.get("history", history, variables)
         self._set(
             subscribe=allowed.patterns,
             deny=denied.patterns,
+            history=past.patterns,
             variables=MappingProxyType(variables),
             # The longest alias first, because it is the most specific one.
             aliases=MappingProxyType(dict(sorted(aliases.items(), key=lambda pair: -len(pair[0])))),
             expires_at=expires_at,
             _allowed=allowed,
             _denied=denied,
-            _filled=(filled, denied.fill(variables)),
+            _past=past,
+            _filled=(filled, denied.fill(variables), past.fill(variables)),
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A MappingProxyType can be neither pickled nor copied.
-        mappings = dict(self.variables), dict(self.aliases)
-        return type(self), (self.subscribe, self.deny, *mappings, self.allow_wildcards, self.identity, self.expires)
+        lists, mappings = (self.subscribe, self.deny), (dict(self.variables), dict(self.aliases))
+        return type(self), (*lists, *mappings, self.allow_wildcards, self.identity, self.expires, self.history)
 
     def _set(self, **fields: Any) -> None:
         for name, value in fields.items():
@@ -153,16 +171,28 @@ class Permissions:
             raise ForbiddenSubject(f"Not allowed: '{pattern}'", [pattern])
         return Grant(pattern, real, alias, target, excluded)
 
+    def allows_history(self, grant: Grant) -> bool:
+        """Return whether the client may read the whole past of what these permissions have granted.
+
+        Messages that the grant excludes are excluded from the past too.
+        """
+        return _first_of(self._history, grant.real) is not None
+
     def explain(self, pattern: str) -> Explanation:
-        """Explain whether the pattern is allowed, and by which rule; for operators, not for clients."""
+        """Explain whether the pattern is allowed, whether its past is, and by which rules.
+
+        The rules are for operators, not for clients.
+        """
         alias, target = self._alias_of(pattern)
         real = target + pattern[len(alias) :]
         if not subjects.is_valid(pattern) or not subjects.is_valid(real):
             return Explanation(False, "not a valid subject", real)
         excluded, rule = self._decide(pattern, real, by_alias=bool(target))
+        if excluded is None:
+            return Explanation(False, rule, real)
         if excluded:
             rule += f"; except {', '.join(excluded)}"
-        return Explanation(excluded is not None, rule, real)
+        return Explanation(True, rule, real, *self._decide_history(real))
 
     def _alias_of(self, pattern: str) -> tuple[str, str]:
         """Return the longest alias at the start of the pattern, and its target; both are empty if there is none."""
@@ -189,10 +219,21 @@ class Permissions:
             return None, "the bridge's own subjects are never allowed"
         return self._rules.decide(real, by_alias=by_alias)
 
+    def _decide_history(self, real: str) -> tuple[bool, str]:
+        """Decide whether the past of a real pattern is allowed; also return the rule that decides."""
+        pattern = _first_of(self._history, real)
+        if pattern is None:
+            return False, f"no pattern in history includes {real}"
+        return True, f"history {pattern}"
+
     @cached_property
     def _rules(self) -> "_Rules":
         # Not for each instance: many are made for their identity alone.
-        return _Rules(self._allowed, self._denied, self._filled, self.aliases.values())
+        return _Rules(self._allowed, self._denied, self._filled[:2], self.aliases.values())
+
+    @cached_property
+    def _history(self) -> _Indexed:
+        return _indexed(self._past, self._filled[2])
 
 
 class _Rules:
@@ -211,12 +252,7 @@ class _Rules:
         self, allowed: PatternList, denied: PatternList, filled: tuple[_Filled, _Filled], targets: Collection[str]
     ) -> None:
         own_allowed, own_denied = filled
-        self._allowed: list[tuple[PatternIndex, Sequence[int]]] = []
-        if allowed.numbers:
-            self._allowed.append((allowed.allowed, allowed.numbers))
-        if own_allowed:
-            numbers, patterns = zip(*own_allowed, strict=True)
-            self._allowed.append((PatternIndex(patterns), numbers))
+        self._allowed = _indexed(allowed, own_allowed)
         self._denied: list[DeniedIndex] = []
         if denied.numbers:
             self._denied.append(denied.denied)
@@ -233,16 +269,32 @@ class _Rules:
         aliased = None if by_alias else self._aliased
         if aliased is not None and (found := aliased.first_including(real)) is not None:
             return None, f"aliases: {found} has an alias"
-        covering = [first for each in self._allowed if (first := _first_covering(*each, real)) is not None]
-        if not covering:
+        allowed = _first_of(self._allowed, real)
+        if allowed is None:
             return None, f"no pattern in subscribe includes {real}"
         excluded = NO_EXCLUSIONS
         for index in self._denied:
             excluded = excluded.combined(index.overlapping(real), in_order=True)
         if aliased is not None:
             excluded = excluded.combined(aliased.overlapping(real), in_order=False)
-        _, allowed = min(covering)
         return excluded, f"subscribe {allowed}"
+
+
+def _indexed(patterns: PatternList, filled: _Filled) -> _Indexed:
+    """Return the indexes of a list: the one for all clients, and that of a client's own patterns."""
+    indexes: list[tuple[PatternIndex, Sequence[int]]] = []
+    if patterns.numbers:
+        indexes.append((patterns.allowed, patterns.numbers))
+    if filled:
+        numbers, own = zip(*filled, strict=True)
+        indexes.append((PatternIndex(own), numbers))
+    return indexes
+
+
+def _first_of(indexed: _Indexed, real: str) -> str | None:
+    """Return the first pattern of a list that covers a real pattern."""
+    covering = [first for each in indexed if (first := _first_covering(*each, real)) is not None]
+    return min(covering)[1] if covering else None
 
 
 def _first_covering(index: PatternIndex, numbers: Sequence[int], real: str) -> tuple[int, str] | None:

@@ -49,6 +49,8 @@ class _Permissions(Struct, frozen=True, kw_only=True):
     allow_wildcards: bool
     identity: str | None
     expires_at: float | None
+    history: tuple[str, ...] = ()
+    """Absent from an update of a worker whose version has no history."""
 
 
 class _Update(Struct, frozen=True, kw_only=True):
@@ -231,6 +233,7 @@ def _to_wire(permissions: Permissions) -> _Permissions:
         allow_wildcards=permissions.allow_wildcards,
         identity=permissions.identity,
         expires_at=None if permissions.expires is None else permissions.expires_at,
+        history=tuple(permissions.history),
     )
 
 
@@ -243,4 +246,5 @@ def _from_wire(permissions: _Permissions) -> Permissions:
         allow_wildcards=permissions.allow_wildcards,
         identity=permissions.identity,
         expires=permissions.expires_at,
+        history=permissions.history,
     )

@@ -97,6 +97,19 @@ async def test_update_permissions_reaches_sessions_on_other_workers(shared_nats:
         assert (await other.frame())["type"] == "unsubscribed"
 
 
+async def test_history_reaches_sessions_on_other_workers(shared_nats: NatsServer) -> None:
+    async with workers(shared_nats) as (here, there), there.events("a.open", Cookie="user=ada"):
+        (session,) = there.extension.sessions
+        assert not session.permissions.history
+        wider = Permissions(["*.open"], history=["{who}.open"], variables={"who": "a"}, identity="ada")
+        assert await here.extension.update_permissions(wider, identity="ada") == (0, True)
+        await until(lambda: session.permissions == wider)
+        assert session.permissions.allows_history(session.permissions.grant("a.open"))
+        assert not session.permissions.allows_history(session.permissions.grant("b.open"))
+        await here.extension.update_permissions(Permissions(["*.open"], identity="ada"), identity="ada")
+        await until(lambda: not session.permissions.history)
+
+
 async def test_last_update_during_nats_outage_is_sent_after_reconnect(nats_server: NatsServer) -> None:
     options: dict[str, Any] = {"control_prefix": f"_T.{uuid4().hex}", "permissions": permissions}
     async with (
@@ -411,6 +424,27 @@ WRITTEN = {
     "expires_at": None,
 }
 
+
+async def test_update_of_version_without_history_allows_none() -> None:
+    worker = Worker()
+    session, _ = worker.open(Permissions([">"], identity="ada", history=[">"]))
+    PermissionUpdates(worker.sessions, AnnouncementRecorder().announce).receive(update(permissions=WRITTEN))
+    assert session.permissions == Permissions(["a"])
+
+
+async def test_update_is_read_by_versions_with_other_fields() -> None:
+    """Ignore the fields of a later version, as an earlier one ignores `history`."""
+    recorder, worker = AnnouncementRecorder(), Worker()
+    permissions = Permissions(["a"], history=["b"])
+    await PermissionUpdates(worker.sessions, recorder.announce).update_permissions(permissions, "ada", None)
+    (payload,) = recorder.payloads
+    assert json.loads(payload)["permissions"] == WRITTEN | {"history": ["b"]}
+    session, _ = worker.open(Permissions([">"], identity="ada"))
+    receiver = PermissionUpdates(worker.sessions, recorder.announce)
+    receiver.receive(update(permissions=WRITTEN | {"history": ["b"], "of_a_later_version": [1]}))
+    assert session.permissions == permissions
+
+
 JUNK = [
     b"",
     b"null",
@@ -423,6 +457,8 @@ JUNK = [
     update(permissions={}),
     update(permissions=WRITTEN | {"subscribe": ["a..b"]}),
     update(permissions=WRITTEN | {"subscribe": ["{nothing}"]}),
+    update(permissions=WRITTEN | {"history": ["{nothing}"]}),
+    update(permissions=WRITTEN | {"history": None}),
     update(permissions=WRITTEN | {"identity": "bob"}),
     update(permissions=WRITTEN | {"identity": ""}),
     update(permissions=WRITTEN | {"allow_wildcards": 1}),

@@ -18,11 +18,13 @@ class LinearPermissions:
         variables: Mapping[str, str] | None = None,
         aliases: Mapping[str, str] | None = None,
         allow_wildcards: bool = True,
+        history: Sequence[str] = (),
     ) -> None:
         values, names = variables or {}, aliases or {}
         self._aliases = dict(sorted(names.items(), key=lambda pair: -len(pair[0])))
         self._allow_wildcards = allow_wildcards
         self._allowed = [filled("subscribe", pattern, values) for pattern in subscribe]
+        self._history = [filled("history", pattern, values) for pattern in history]
         self._denied = sorted({filled("deny", pattern, values) for pattern in deny})
         self._aliased = sorted({f"{target}>" for target in names.values()})
 
@@ -43,7 +45,12 @@ class LinearPermissions:
         excluded = self._excluded(real, target)
         if allowed and excluded:
             rule += f"; except {', '.join(excluded)}"
-        return Explanation(allowed, rule, real)
+        if not allowed:
+            return Explanation(False, rule, real)
+        for past in self._history:
+            if subjects.covers(past, real):
+                return Explanation(True, rule, real, True, f"history {past}")
+        return Explanation(True, rule, real, False, f"no pattern in history includes {real}")
 
     def _resolve(self, pattern: str) -> tuple[str, str, str]:
         alias, target = next((names for names in self._aliases.items() if pattern.startswith(names[0])), ("", ""))
@@ -78,8 +85,8 @@ def filled(name: str, pattern: str, variables: Mapping[str, str]) -> str:
     text = re.sub(r"\{([^{}]*)\}", value, pattern)
     if not subjects.is_valid(text):
         raise ValueError(f"{name} must be a list of valid patterns, got {text!a}")
-    if name == "subscribe" and subjects.is_reserved(text) and not subjects.is_reserved(pattern):
+    if name != "deny" and subjects.is_reserved(text) and not subjects.is_reserved(pattern):
         raise ValueError(f"{name} has {pattern!a}: a variable must not make its first token reserved, got {text!a}")
-    if name == "subscribe" and text.partition(".")[0] == CONTROL_TOKEN:
+    if name != "deny" and text.partition(".")[0] == CONTROL_TOKEN:
         raise ValueError(f"{name} must not allow the bridge's own subjects, got {text!a}")
     return text

@@ -177,6 +177,7 @@ requests = st.one_of(wild_patterns, st.tuples(literal_prefixes, wild_patterns).m
 @given(
     long_lists,
     long_lists,
+    long_lists,
     st.sampled_from(("1", "a", "ab", "x{v}")),
     st.dictionaries(literal_prefixes, literal_prefixes, max_size=4),
     st.booleans(),
@@ -185,6 +186,7 @@ requests = st.one_of(wild_patterns, st.tuples(literal_prefixes, wild_patterns).m
 def test_decisions_are_those_of_one_comparison_after_another(
     opened: list[str],
     shut: list[str],
+    past: list[str],
     value: str,
     aliases: dict[str, str],
     wild: bool,
@@ -192,8 +194,9 @@ def test_decisions_are_those_of_one_comparison_after_another(
 ) -> None:
     variables = {"v": value}
     opened = [pattern for pattern in opened if "_NATSBRIDGE" not in pattern.split(".")[0]]
-    permissions = Permissions(opened, shut, variables, aliases, wild)
-    plain = LinearPermissions(opened, shut, variables, aliases, wild)
+    past = [pattern for pattern in past if "_NATSBRIDGE" not in pattern.split(".")[0]]
+    permissions = Permissions(opened, shut, variables, aliases, wild, history=past)
+    plain = LinearPermissions(opened, shut, variables, aliases, wild, history=past)
     for pattern in requested:
         assert permissions.explain(pattern) == plain.explain(pattern), pattern
         assert result(permissions.grant, pattern) == result(plain.grant, pattern), pattern
@@ -218,6 +221,9 @@ def test_errors_of_lists_are_those_of_one_check_after_another(patterns: list[str
         )
         assert error_of(lambda: Permissions(deny=patterns, variables={"v": value})) == error_of(
             lambda: LinearPermissions(deny=patterns, variables={"v": value})
+        )
+        assert error_of(lambda: Permissions(history=patterns, variables={"v": value})) == error_of(
+            lambda: LinearPermissions(history=patterns, variables={"v": value})
         )
 
 
@@ -336,7 +342,7 @@ def test_variable_cannot_allow_reserved_subject(pattern: str, value: str) -> Non
     Permissions(["users.{user}.>", f"_x{value}.{{user}}"], deny=[pattern], variables={"user": value})
 
 
-@pytest.mark.parametrize("name", ["subscribe", "deny"])
+@pytest.mark.parametrize("name", ["subscribe", "deny", "history"])
 @pytest.mark.parametrize("pattern", ["users.{user}.>", "users.{}.>", "{a}{user}", "users.{a-b}.>", "users.{a }"])
 def test_placeholder_without_variable_is_rejected(name: str, pattern: str) -> None:
     with pytest.raises(ValueError, match=f"^{name} has .* but variables has no '"):
@@ -491,6 +497,12 @@ def test_naive_non_finite_or_mistyped_expires_is_rejected(expires: Any) -> None:
         {"subscribe": None},
         {"deny": "orders"},
         {"deny": ["a..b"]},
+        {"history": "orders"},
+        {"history": [5]},
+        {"history": None},
+        {"history": ["a..b"]},
+        {"history": ["_NATSBRIDGE.>"]},
+        {"history": ["{user}.>"]},
         {"variables": ["a"]},
         {"variables": {"not a name": "a"}},
         {"variables": {1: "a"}},
@@ -507,7 +519,7 @@ def test_invalid_argument_is_rejected_and_named_in_error(wrong: dict[str, Any]) 
 
 @pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
 def test_permissions_can_be_copied_and_pickled(again: Callable[[Permissions], Permissions]) -> None:
-    permissions = Permissions(["a.{x}"], ["b"], {"x": "1"}, {"me.": "c.", "me.too.": "d."}, True, "ada", 5.0)
+    permissions = Permissions(["a.{x}"], ["b"], {"x": "1"}, {"me.": "c.", "me.too.": "d."}, True, "ada", 5.0, ["a.1"])
     other = again(permissions)
     assert other == permissions
     assert hash(other) == hash(permissions)
@@ -533,10 +545,17 @@ def test_permissions_are_immutable() -> None:
 @pytest.mark.parametrize(
     ("requested", "explanation"),
     [
-        ("orders.eu", Explanation(True, "subscribe orders.>", "orders.eu")),
-        ("orders.>", Explanation(True, "subscribe orders.>; except orders.secret", "orders.>")),
+        ("orders.eu", Explanation(True, "subscribe orders.>", "orders.eu", True, "history orders.>")),
+        (
+            "orders.>",
+            Explanation(True, "subscribe orders.>; except orders.secret", "orders.>", True, "history orders.>"),
+        ),
         ("orders.secret", Explanation(False, "deny orders.secret", "orders.secret")),
-        ("me.x", Explanation(True, "subscribe users.7.>", "users.7.x")),
+        (
+            "me.x",
+            Explanation(True, "subscribe users.7.>", "users.7.x", False, "no pattern in history includes users.7.x"),
+        ),
+        ("me.inbox", Explanation(True, "subscribe users.7.>", "users.7.inbox", True, "history users.7.inbox")),
         ("users.7.x", Explanation(False, "aliases: users.7.> has an alias", "users.7.x")),
         ("other", Explanation(False, "no pattern in subscribe includes other", "other")),
         ("_NATSBRIDGE.x", Explanation(False, "the bridge's own subjects are never allowed", "_NATSBRIDGE.x")),
@@ -546,7 +565,11 @@ def test_permissions_are_immutable() -> None:
 )
 def test_explanation_names_deciding_rule(requested: str, explanation: Explanation) -> None:
     permissions = Permissions(
-        ["orders.>", "users.{user}.>"], ["orders.secret"], variables={"user": "7"}, aliases={"me.": "users.7."}
+        ["orders.>", "users.{user}.>"],
+        ["orders.secret"],
+        variables={"user": "7"},
+        aliases={"me.": "users.7."},
+        history=["orders.>", "users.{user}.inbox"],
     )
     assert permissions.explain(requested) == explanation
 
