@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypedDict
 from urllib.parse import urlsplit
 
@@ -55,6 +56,7 @@ class SettingKeywords(TypedDict, total=False):
     public_prefix: str | None
     subscribe: str | Sequence[str]
     deny: str | Sequence[str]
+    history: str | Sequence[str]
     permissions: PermissionsFunction | None
     permissions_timeout: float
     allowed_origins: str | Sequence[str]
@@ -93,6 +95,14 @@ class SettingKeywords(TypedDict, total=False):
     flush_interval: float
     ready_needs_nats: bool
     metrics: bool
+    streams: str | Mapping[str, str | Sequence[str] | None]
+    resume_window: float
+    max_replays: int
+    max_replay_messages: int
+    max_replay_bytes: int
+    max_snapshot_subjects: int
+    history_buffer_bytes: int
+    jetstream_domain: str | None
     ignore_discovered_servers: bool
     name: str
     user: str | None
@@ -128,8 +138,10 @@ class Settings:
     """Patterns that every client may subscribe to, as in `Permissions.subscribe`."""
     deny: tuple[str, ...] = _option((), validators.denied_patterns)
     """Patterns that no client may subscribe to, as in `Permissions.deny`."""
+    history: tuple[str, ...] = _option((), validators.history_patterns)
+    """Patterns whose past every client may read, as in `Permissions.history`."""
     permissions: PermissionsFunction | None = _option(None, validators.function)
-    """A function that returns the `Permissions` of a client, instead of ``subscribe`` and ``deny``."""
+    """A function that returns the `Permissions` of a client, instead of ``subscribe``, ``deny`` and ``history``."""
     permissions_timeout: float = _option(10.0, validators.seconds(0.1))
     """Seconds that the ``permissions`` function may take."""
     allowed_origins: tuple[str, ...] = _option((), validators.origins)
@@ -206,6 +218,26 @@ class Settings:
     metrics: bool = _option(False, validators.boolean)
     """True if ``/metrics`` is served."""
 
+    streams: Mapping[str, tuple[str, ...] | None] = field(
+        default_factory=lambda: MappingProxyType({}), hash=False, metadata={"validator": validators.streams}
+    )
+    """The JetStream streams from which clients resume and read the past: the patterns for each, or ``None`` for all
+    subjects of the stream. A pattern in two of them is served by the first."""
+    resume_window: float = _option(120.0, validators.seconds(0))
+    """Seconds of the past that a client may read without `Permissions.history`, to resume; 0 for none."""
+    max_replays: int = _option(8, validators.integer(1))
+    """The largest number of replays in progress per worker; others wait."""
+    max_replay_messages: int = _option(10_000, validators.integer(1))
+    """The largest number of messages in one replay."""
+    max_replay_bytes: int = _option(16_777_216, validators.integer(1024))
+    """The largest number of bytes that are read for one replay."""
+    max_snapshot_subjects: int = _option(100_000, validators.integer(1))
+    """The largest number of subjects whose last messages are sent in one replay."""
+    history_buffer_bytes: int = _option(33_554_432, validators.integer(65_536))
+    """The largest number of bytes of recent messages that a worker keeps to resume clients without NATS."""
+    jetstream_domain: str | None = _option(None, validators.token)
+    """The JetStream domain of the streams."""
+
     ignore_discovered_servers: bool = _option(False, validators.boolean)
     """True if only ``servers`` are used, and not the other servers of the cluster that NATS names."""
     name: str = _option("sanic-nats-bridge", validators.string)
@@ -272,11 +304,15 @@ class Settings:
             raise SettingsError("NatsBridge setting 'tls' excludes 'tls_ca', 'tls_cert' and 'tls_key'")
         if self.tls_only and any(urlsplit(url).scheme == "ws" for url in self.servers):
             raise SettingsError("NatsBridge setting 'servers' must be wss:// URLs, not ws://, if TLS is configured")
-        if self.permissions and (self.subscribe or self.deny):
+        if self.permissions and (self.subscribe or self.deny or self.history):
             # They would have no effect, and their author must not believe that they do.
             raise SettingsError(
-                "NatsBridge setting 'permissions' excludes 'subscribe' and 'deny': return them from the function"
+                "NatsBridge setting 'permissions' excludes 'subscribe', 'deny' and 'history': "
+                "return them from the function"
             )
+        for name in ("history", "jetstream_domain"):
+            if getattr(self, name) and not self.streams:
+                raise SettingsError(f"NatsBridge setting '{name}' requires 'streams'")
         self._check_packages()
         self.tls_context()
 
@@ -294,7 +330,7 @@ class Settings:
     @cached_property
     def default_permissions(self) -> Permissions:
         """The permissions of every client if there is no ``permissions`` function."""
-        return Permissions(self.subscribe, self.deny)
+        return Permissions(self.subscribe, self.deny, history=self.history)
 
     @property
     def high_water_bytes(self) -> int:

@@ -10,16 +10,17 @@ import math
 import os
 import re
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
 from .auth.hosts import parse_allowed_host
 from .auth.origins import parse_origin
-from .auth.permissions import Permissions
+from .auth.permissions import CONTROL_TOKEN, Permissions
 from .errors import InvalidSubject
-from .protocol.subjects import has_wildcard, validate
+from .protocol.subjects import has_wildcard, is_valid, validate
 
 __all__ = [
     "allowed_patterns",
@@ -29,6 +30,7 @@ __all__ = [
     "file_path",
     "function",
     "header_names",
+    "history_patterns",
     "hosts",
     "integer",
     "one_of",
@@ -39,9 +41,11 @@ __all__ = [
     "reserved_prefix",
     "seconds",
     "server_urls",
+    "streams",
     "string",
     "strings",
     "tls_context",
+    "token",
 ]
 
 _SCHEMES = ("nats", "tls", "ws", "wss")
@@ -53,6 +57,9 @@ _MAX_KEYS = 2
 _MIN_KEY_LENGTH = 32
 _PLAIN_ADDRESS = re.compile(r"(?:[a-z+]+://)?[\w.\-\[\]]*(?::\d*)?/?", re.IGNORECASE | re.ASCII)
 _UNPRINTABLE = re.compile(r"[\s\x00-\x1f\x7f]")
+_MAX_STREAMS = 8
+_MAX_NAME_BYTES = 255
+_NOT_IN_STREAM_NAME = re.compile(r"[\s.*>/\\]")  # https://docs.nats.io/nats-concepts/jetstream/streams
 
 
 def string(value: Any) -> str:
@@ -133,11 +140,69 @@ def denied_patterns(value: Any) -> tuple[str, ...]:
     return patterns
 
 
+def history_patterns(value: Any) -> tuple[str, ...]:
+    """Return patterns that `Permissions` accepts as those whose past may be read."""
+    patterns = strings(value)
+    _check_permissions("history", history=patterns)
+    return patterns
+
+
 def _check_permissions(name: str, **permissions: tuple[str, ...]) -> None:
     try:
         Permissions(**permissions)  # type: ignore[arg-type]  # mypy sees one type for all keywords
     except ValueError as error:
         raise ValueError(str(error).removeprefix(f"{name} ")) from None
+
+
+def streams(value: Any) -> Mapping[str, tuple[str, ...] | None]:
+    """Return the patterns of each stream, or ``None`` for all of its subjects: a mapping, or a string with JSON."""
+    if isinstance(value, str):
+        value = _json_object(value) if value.strip() else {}
+    if not isinstance(value, Mapping):
+        raise ValueError('must be a dict such as {"ORDERS": None, "KV_prefs": ["$KV.prefs.>"]}, or JSON with null')
+    if len(value) > _MAX_STREAMS:
+        raise ValueError(f"must be at most {_MAX_STREAMS} streams, got {len(value)}")
+    return MappingProxyType({_stream_name(name): _stream_patterns(name, each) for name, each in value.items()})
+
+
+def _json_object(text: str) -> Any:
+    """Return what a string has as JSON; ``None`` if it isn't JSON."""
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except (json.JSONDecodeError, RecursionError):
+        return None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        # JSON would keep the last one.
+        raise ValueError("must have each stream once")
+    return found
+
+
+def _stream_name(name: Any) -> str:
+    valid = isinstance(name, str) and name.isprintable() and not _NOT_IN_STREAM_NAME.search(name)
+    if not valid or not 1 <= len(name.encode()) <= _MAX_NAME_BYTES:
+        raise ValueError(
+            f"must have names of 1 to {_MAX_NAME_BYTES} bytes without spaces, slashes and any of . * >, got {name!a}"
+        )
+    return str(name)
+
+
+def _stream_patterns(name: str, value: Any) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    try:
+        patterns = strings(value)
+    except ValueError:
+        patterns = ()
+    if not patterns:
+        raise ValueError(f"must have a list of patterns, or None for all subjects, for '{name}', got {value!a}")
+    for pattern in patterns:
+        if not is_valid(pattern) or pattern.partition(".")[0] == CONTROL_TOKEN:
+            raise ValueError(f"must have valid patterns for '{name}', got {pattern!a}")
+    return tuple(dict.fromkeys(patterns))
 
 
 def header_names(value: Any) -> tuple[str, ...]:
@@ -274,6 +339,13 @@ def reserved_prefix(value: Any) -> str:
         if validate(prefix)[0] == "_" and not has_wildcard(prefix) and len(prefix) <= _MAX_PREFIX_BYTES:
             return prefix
     raise ValueError(f"must be a literal subject of at most {_MAX_PREFIX_BYTES} bytes that begins with '_'")
+
+
+def token(value: Any) -> str:
+    """Return one literal token of a subject."""
+    if not isinstance(value, str) or "." in value or has_wildcard(value) or not is_valid(value):
+        raise ValueError("must be one token of a subject, without dots and wildcards")
+    return value
 
 
 def control_keys(value: Any) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ and log a warning if those of another worker differ.
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -21,7 +21,7 @@ __all__ = ["SettingsComparison"]
 
 logger = limited_logger()
 
-_COMPARED = ("prefix", "subscribe", "deny", "permissions", "expose_headers")
+_COMPARED = ("prefix", "subscribe", "deny", "history", "permissions", "expose_headers", "streams", "resume_window")
 _MAX_REMEMBERED = 100
 _KEYS = "control_key"
 
@@ -107,4 +107,7 @@ def _described(value: Any) -> str:
     if callable(value):
         # Without the module, whose name depends on how the app was started.
         return str(getattr(value, "__qualname__", type(value).__qualname__))
+    if isinstance(value, Mapping):
+        # The order of the streams counts: the first one that has a pattern serves it.
+        return repr([(key, _described(each)) for key, each in value.items()])
     return repr(sorted(value) if isinstance(value, tuple) else value)

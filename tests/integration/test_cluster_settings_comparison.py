@@ -48,6 +48,11 @@ async def other(request: Request) -> Permissions | None:
         ({"prefix": "/live", "deny": ["x"]}, {}, "deny, prefix"),
         ({"permissions": named}, {"permissions": other}, "permissions"),
         ({"expose_headers": ["A"]}, {}, "expose_headers"),
+        ({"streams": {"A": None}}, {}, "streams"),
+        ({"streams": {"A": None, "B": None}}, {"streams": {"B": None, "A": None}}, "streams"),
+        ({"streams": {"A": None}}, {"streams": {"A": ["a.>"]}}, "streams"),
+        ({"streams": {"A": None}, "history": ["a"]}, {"streams": {"A": None}}, "history"),
+        ({"resume_window": 0}, {}, "resume_window"),
         ({"app": "shop"}, {"app": "store"}, "app"),
     ],
 )
@@ -99,6 +104,8 @@ async def test_announcement_of_earlier_version_without_keys_is_compared(caplog: 
         ({"subscribe": ["a", "b"]}, {"subscribe": {"b", "a"}}),
         ({"servers": "nats://one"}, {"servers": "nats://two", "name": "other", "max_sessions": 5}),
         ({"permissions": named}, {"permissions": named}),
+        ({"streams": {"A": ["a", "b"]}}, {"streams": '{"A": ["b", "a"]}'}),
+        ({"streams": {"A": None}, "jetstream_domain": "hub", "max_replays": 1}, {"streams": {"A": None}}),
     ],
 )
 async def test_settings_that_may_differ_are_not_logged(

@@ -36,6 +36,7 @@ NOT_RATES = [0, -1, "5", True, float("nan"), float("inf"), [5]]
 NOT_FLAGS = [2, -1, 1.0, 0.0, "true", "", []]
 NOT_TEXTS = ["", 42, True, ["a"], b"a"]
 NOT_FILES = ["", 42, "/no/such/file", Path("/no/such/file"), str(Path(THIS_FILE).parent), "x" * 5_000, "a\nb", "a\0b"]
+NOT_STREAMS = ["", 5, None, "a b", "a\tb", "a\n", "a.b", "*", "a>", "a/b", "a\\b", "a\0", "a\udcff", "ä" * 128]
 NOT_LISTS = [5, {"a": 1}, ["a", 1], '["a"', "[1]", '["a", null]', b"a"]
 
 WRONG: dict[str, list[Any]] = {
@@ -69,6 +70,7 @@ WRONG: dict[str, list[Any]] = {
         "{user}.>",
     ],
     "deny": [*NOT_LISTS, "a..b", ["a", ""], "{user}.>"],
+    "history": [*NOT_LISTS, "a..b", ["a", ""], "_NATSBRIDGE.>", "{user}.>"],
     "permissions": [True, "function", Permissions(), [print]],
     "permissions_timeout": NOT_SECONDS,
     "allowed_origins": [
@@ -130,6 +132,29 @@ WRONG: dict[str, list[Any]] = {
     "flush_interval": [*NOT_SECONDS[1:], 1.01],
     "ready_needs_nats": NOT_FLAGS,
     "metrics": NOT_FLAGS,
+    "streams": [
+        5,
+        True,
+        "ORDERS",
+        "{",
+        "[" * 100_000,
+        "null",
+        '["ORDERS"]',
+        '{"A": null, "A": ["a"]}',
+        ["ORDERS"],
+        [("ORDERS", None)],
+        {f"S{number}": None for number in range(9)},
+        *({name: None} for name in NOT_STREAMS),
+        *({"ORDERS": patterns} for patterns in ("", [], 5, True, {}, {"a": 1}, [5], [None], "a, b", '["a"', b"a")),
+        *({"ORDERS": [pattern]} for pattern in ("", "a..b", "a.>.b", "a b", "größe", "_NATSBRIDGE", "_NATSBRIDGE.>")),
+    ],
+    "resume_window": [*NOT_SECONDS[1:], 86_401],
+    "max_replays": NOT_COUNTS,
+    "max_replay_messages": NOT_COUNTS,
+    "max_replay_bytes": [*NOT_COUNTS, 1023],
+    "max_snapshot_subjects": NOT_COUNTS,
+    "history_buffer_bytes": [*NOT_COUNTS, 65_535],
+    "jetstream_domain": [*NOT_TEXTS, "a.b", "a b", "*", ">", "größe"],
     "ignore_discovered_servers": NOT_FLAGS,
     "name": NOT_TEXTS,
     "user": NOT_TEXTS,
@@ -227,6 +252,10 @@ RIGHT: list[tuple[str, Any, Any]] = [
     ("tls_handshake_first", True, True),
     ("metrics", 1, True),
     ("metrics", 0, False),
+    ("resume_window", 0, 0.0),
+    ("max_replays", 1, 1),
+    ("max_replay_bytes", 1024, 1024),
+    ("history_buffer_bytes", 65_536, 65_536),
 ]
 
 
@@ -506,19 +535,21 @@ def test_invalid_keyword_is_rejected_by_constructor() -> None:
         NatsBridge(heartbeat=-1)
 
 
-@pytest.mark.parametrize("name", ["subscribe", "deny"])
-def test_permissions_function_excludes_subscribe_and_deny(name: str) -> None:
+@pytest.mark.parametrize("name", ["subscribe", "deny", "history"])
+def test_permissions_function_excludes_patterns_for_every_client(name: str) -> None:
     async def permissions(_: Any) -> None: ...
 
     keywords: dict[str, Any] = {"permissions": permissions, name: ["a"]}
-    assert settings_error(**keywords) == (
-        "NatsBridge setting 'permissions' excludes 'subscribe' and 'deny': return them from the function"
+    assert settings_error(streams={"S": None}, **keywords) == (
+        "NatsBridge setting 'permissions' excludes 'subscribe', 'deny' and 'history': return them from the function"
     )
     assert resolve(permissions=permissions).permissions is permissions
 
 
-def test_default_permissions_are_subscribe_and_deny_settings() -> None:
+def test_default_permissions_are_subscribe_deny_and_history_settings() -> None:
     assert resolve(subscribe=["a.>"], deny="a.b").default_permissions == Permissions(["a.>"], ["a.b"])
+    settings = resolve(subscribe=["a.>"], history="a.c", streams={"A": None})
+    assert settings.default_permissions == Permissions(["a.>"], history=["a.c"])
 
 
 @pytest.mark.parametrize(
