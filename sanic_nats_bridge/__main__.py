@@ -1,7 +1,7 @@
 """Command line: ``python -m sanic_nats_bridge explain PERMISSIONS PATTERN ...``.
 
-It prints whether each pattern is allowed, and by which rule. ``PERMISSIONS`` are the arguments of `Permissions` as a
-JSON object, the path of a file with it, or ``-`` for standard input.
+It prints whether each pattern and its history are allowed, and by which rule. ``PERMISSIONS`` are the arguments of
+`Permissions` as a JSON object, the path of a file with it, or ``-`` for standard input.
 """
 
 import argparse
@@ -12,7 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from .auth.permissions import Permissions
+from .auth.permissions import Explanation, Permissions
+from .settings import Settings
 
 __all__ = ["main"]
 
@@ -32,11 +33,19 @@ def main() -> int:
     explanations = {pattern: permissions.explain(pattern) for pattern in options.pattern}
     for pattern, explained in explanations.items():
         real = f" (in NATS: {explained.real_pattern})" if explained.real_pattern != pattern else ""
-        print(f"{'allowed' if explained.allowed else 'denied'}  {pattern}{real}: {explained.rule}")  # noqa: T201
+        rules = f"{explained.rule}; {_history_of(explained)}" if explained.allowed else explained.rule
+        print(f"{'allowed' if explained.allowed else 'denied'}  {pattern}{real}: {rules}")  # noqa: T201
     expired = permissions.expires_at <= time.time()
     if expired:
         print("expired  the permissions: every command is answered with auth.expired")  # noqa: T201
     return 0 if not expired and all(explained.allowed for explained in explanations.values()) else 1
+
+
+def _history_of(explained: Explanation) -> str:
+    if explained.history:
+        return explained.history_rule
+    # The command doesn't know the settings of the app.
+    return f"history: resume_window only (default: {Settings.resume_window:g} s)"
 
 
 def read_permissions(source: str) -> Permissions:
@@ -65,7 +74,9 @@ def read_permissions(source: str) -> Permissions:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m sanic_nats_bridge", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="explain")
-    explain = commands.add_parser("explain", help="print whether patterns are allowed, and by which rule")
+    explain = commands.add_parser(
+        "explain", help="print whether patterns and their history are allowed, and by which rule"
+    )
     explain.add_argument("permissions", help="the arguments of Permissions: a JSON object, a file with it, or -")
     explain.add_argument("pattern", nargs="+", help="a pattern as a client would request it")
     return parser.parse_args()

@@ -11,6 +11,7 @@ RULES = (
     '{"subscribe": ["users.{user}.>"], "deny": ["users.*.secret"], '
     '"variables": {"user": "7"}, "aliases": {"me.": "users.7."}}'
 )
+RECENT = "history: resume_window only (default: 120 s)"
 
 
 Explained = tuple[int, str, str]
@@ -35,8 +36,8 @@ def explain(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 def test_each_pattern_is_explained_on_its_own_line(explain: Explain) -> None:
     lines = (
-        "allowed  me.orders (in NATS: users.7.orders): subscribe users.7.>\n"
-        "allowed  me.> (in NATS: users.7.>): subscribe users.7.>; except users.*.secret\n"
+        f"allowed  me.orders (in NATS: users.7.orders): subscribe users.7.>; {RECENT}\n"
+        f"allowed  me.> (in NATS: users.7.>): subscribe users.7.>; except users.*.secret; {RECENT}\n"
         "denied  users.7.orders: aliases: users.7.> has an alias\n"
         "denied  users.8.x: no pattern in subscribe includes users.8.x\n"
         "denied  me.secret (in NATS: users.7.secret): deny users.*.secret\n"
@@ -44,9 +45,21 @@ def test_each_pattern_is_explained_on_its_own_line(explain: Explain) -> None:
     assert explain(RULES, "me.orders", "me.>", "users.7.orders", "users.8.x", "me.secret") == (1, lines, "")
 
 
+def test_pattern_that_allows_history_is_printed(explain: Explain) -> None:
+    rules = RULES.removesuffix("}") + ', "history": ["users.{user}.inbox", "users.{user}.orders.>"]}'
+    lines = (
+        "allowed  me.orders.> (in NATS: users.7.orders.>): subscribe users.7.>; history users.7.orders.>\n"
+        f"allowed  me.> (in NATS: users.7.>): subscribe users.7.>; except users.*.secret; {RECENT}\n"
+        "allowed  me.inbox (in NATS: users.7.inbox): subscribe users.7.>; history users.7.inbox\n"
+        "denied  me.secret (in NATS: users.7.secret): deny users.*.secret\n"
+    )
+    assert explain(rules, "me.orders.>", "me.>", "me.inbox", "me.secret") == (1, lines, "")
+    assert explain(rules, "me.orders.>", "me.>")[0] == 0
+
+
 def test_permissions_are_read_from_file_or_standard_input(explain: Explain, tmp_path: Path) -> None:
     (tmp_path / "rules.json").write_text(RULES)
-    expected = (0, "allowed  me.x (in NATS: users.7.x): subscribe users.7.>\n", "")
+    expected = (0, f"allowed  me.x (in NATS: users.7.x): subscribe users.7.>; {RECENT}\n", "")
     assert explain(str(tmp_path / "rules.json"), "me.x") == expected
     assert explain("-", "me.x", stdin=RULES) == expected
 
@@ -58,7 +71,7 @@ def test_expires_accepts_iso_string_and_timestamp(explain: Explain, expires: str
 
 def test_expired_permissions_allow_nothing(explain: Explain) -> None:
     lines = (
-        "allowed  a: subscribe >\n"
+        f"allowed  a: subscribe >; {RECENT}\n"
         "expired  the permissions: every command is answered with auth.expired\n"
     )  # fmt: skip
     assert explain('{"subscribe": [">"], "expires": 1767225600}', "a") == (1, lines, "")
