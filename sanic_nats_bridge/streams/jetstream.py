@@ -1,0 +1,285 @@
+"""The JetStream API as history and resume use it: streams, consumers, and stored messages.
+
+Stored messages are read in batches (ADR-31), which every replica of a stream may answer. A replica may lag, so only the
+leader is believed when it says that there are no more messages.
+"""
+
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from .answers import (
+    Batch,
+    ConsumerMissing,
+    JetStreamError,
+    JetStreamUnavailable,
+    MessageMissing,
+    StoredMessage,
+    StreamInfo,
+    StreamMissing,
+    batch_of,
+    check,
+    direct_message,
+    feed_metadata,
+    message_of_json,
+    pending_of_consumer,
+    status_of,
+    stream_info,
+)
+from .inbox import Inbox, Link
+from .last_messages import find_first_of_last
+
+__all__ = [
+    "Batch",
+    "ConsumerMissing",
+    "JetStream",
+    "JetStreamError",
+    "JetStreamUnavailable",
+    "Link",
+    "StoredMessage",
+    "StreamInfo",
+    "StreamMissing",
+    "feed_metadata",
+    "status_of",
+]
+
+_TIMEOUT_SECONDS = 5.0
+_BATCH = 256
+_BATCH_BYTES = 262_144
+_MAX_ANSWER_BYTES = 1024 * 1024
+"""The largest answer that describes a stream or a consumer."""
+_HEARTBEAT_NS = 5_000_000_000
+_INACTIVE_NS = 30_000_000_000
+_COUNTER_INACTIVE_NS = 5_000_000_000
+_NO_RESPONDERS = 503
+_MAX_READ = 256
+_MAX_SINGLE_READ = 32
+
+
+class JetStream:
+    """The JetStream API over a supervised connection.
+
+    All methods raise JetStreamUnavailable if there is no answer, and JetStreamError for any other failure.
+
+    Args:
+        link: The connection to NATS. Call `established` for each new one, and `closed` when it has ended.
+        inbox: The first tokens of the reply subjects.
+        domain: The JetStream domain, or ``None`` for that of the server.
+        timeout: The time for one request, in seconds. A search in a stream with many millions of messages takes the
+            server seconds.
+    """
+
+    def __init__(self, link: Link, inbox: str, *, domain: str | None = None, timeout: float = _TIMEOUT_SECONDS) -> None:
+        self._inbox = Inbox(link, inbox, timeout)
+        self._api = "$JS.API." if domain is None else f"$JS.{domain}.API."
+
+    def established(self) -> None:
+        """Subscribe to the replies on a new connection."""
+        self._inbox.established()
+
+    def closed(self) -> None:
+        """Let the requests in progress fail, because the connection has ended."""
+        self._inbox.closed()
+
+    async def _ask(self, operation: str, request: dict[str, Any] | None = None, *, is_message: bool = False) -> bytes:
+        payload = b"" if request is None else msgspec.json.encode(request)
+        headers, answer = await self._inbox.ask(self._api + operation, payload)
+        if status_of(headers) == _NO_RESPONDERS:
+            raise JetStreamUnavailable(f"JetStream doesn't listen to {self._api}{operation}")
+        if len(answer) > _MAX_ANSWER_BYTES and not is_message:
+            raise JetStreamError(f"an answer of {len(answer)} bytes to {self._api}{operation}")
+        return answer
+
+    # Streams and consumers
+
+    async def stream_info(self, stream: str) -> StreamInfo:
+        """Return the configuration and the state of a stream.
+
+        Raises:
+            StreamMissing: The stream doesn't exist.
+        """
+        return stream_info(await self._ask(f"STREAM.INFO.{stream}"))
+
+    async def create_feed(self, stream: str, name: str, deliver_subject: str, start_seq: int) -> None:
+        """Create an ordered push consumer for a whole stream, from a sequence on.
+
+        Subscribe to the subject first. A consumer without a subscriber for 30 s is deleted by NATS.
+        """
+        options = {"deliver_policy": "by_start_sequence", "opt_start_seq": max(1, start_seq)}
+        await self._create_push_consumer(stream, name, deliver_subject, options)
+
+    async def create_snapshot(self, stream: str, name: str, deliver_subject: str, patterns: Sequence[str]) -> int:
+        """Create a push consumer for the last message of each subject; return their number.
+
+        The messages come in stream order, and those that are stored later follow. A message that is deleted or
+        replaced before it was sent doesn't come. So the snapshot ends with the message after which none is pending,
+        or with the first one whose sequence is above the last one at the time of the creation. The patterns must not
+        overlap so that one includes another.
+        """
+        filters = {"filter_subject": patterns[0]} if len(patterns) == 1 else {"filter_subjects": list(patterns)}
+        options = {"deliver_policy": "last_per_subject", **filters}
+        return await self._create_push_consumer(stream, name, deliver_subject, options)
+
+    async def _create_push_consumer(self, stream: str, name: str, deliver_subject: str, options: dict[str, Any]) -> int:
+        push = {
+            "deliver_subject": deliver_subject,
+            "max_deliver": 1,
+            "flow_control": True,
+            "idle_heartbeat": _HEARTBEAT_NS,
+            "inactive_threshold": _INACTIVE_NS,
+        }
+        return await self._create_consumer(stream, name, push | options)
+
+    async def _create_consumer(self, stream: str, name: str, options: dict[str, Any]) -> int:
+        """Create a consumer in memory; return the number of messages that it will deliver."""
+        config = {"name": name, "ack_policy": "none", "mem_storage": True, "num_replicas": 1, **options}
+        request = {"stream_name": stream, "config": config}
+        return pending_of_consumer(await self._ask(f"CONSUMER.CREATE.{stream}.{name}", request), name)
+
+    async def delete_consumer(self, stream: str, name: str) -> None:
+        """Delete a consumer, unless it doesn't exist any more."""
+        try:
+            check(await self._ask(f"CONSUMER.DELETE.{stream}.{name}"))
+        except (ConsumerMissing, StreamMissing):
+            return
+
+    # Messages
+
+    async def next_message(self, stream: str, seq: int, pattern: str) -> StoredMessage | None:
+        """Return the first message of a pattern from a sequence on, by the word of the leader; ``None`` if none is.
+
+        Raises:
+            StreamMissing: The stream doesn't exist.
+        """
+        return await self._get(stream, {"seq": max(1, seq), "next_by_subj": pattern})
+
+    async def _get(self, stream: str, request: dict[str, Any]) -> StoredMessage | None:
+        try:
+            return message_of_json(await self._ask(f"STREAM.MSG.GET.{stream}", request, is_message=True))
+        except MessageMissing:
+            return None
+
+    async def fetch(
+        self,
+        stream: str,
+        seq: int,
+        pattern: str,
+        *,
+        batch: int = _BATCH,
+        max_bytes: int = _BATCH_BYTES,
+        allow_direct: bool = True,
+    ) -> Batch:
+        """Return the first messages of a pattern from a sequence on.
+
+        Any replica may answer, and an end is true for that replica only.
+
+        Args:
+            stream: The name of the stream.
+            seq: The first sequence.
+            pattern: The pattern.
+            batch: The largest number of messages.
+            max_bytes: The size beyond which no more messages are added. There is at least one, of any size.
+            allow_direct: Whether the stream answers batches. Otherwise the messages are read one by one.
+
+        Raises:
+            JetStreamUnavailable: A part of the batch is missing, too.
+        """
+        if not allow_direct:
+            return await self._fetch_singly(stream, seq, pattern, batch, max_bytes)
+        request = {"seq": max(1, seq), "next_by_subj": pattern, "batch": batch, "max_bytes": max_bytes}
+        subject = f"{self._api}DIRECT.GET.{stream}"
+        replies = await self._inbox.ask_many(subject, msgspec.json.encode(request), messages=batch, max_bytes=max_bytes)
+        return batch_of(replies, seq)
+
+    async def _fetch_singly(self, stream: str, seq: int, pattern: str, batch: int, max_bytes: int) -> Batch:
+        messages: list[StoredMessage] = []
+        size = 0
+        while len(messages) < batch and size < max_bytes:
+            message = await self.next_message(stream, seq, pattern)
+            if message is None:
+                return Batch(messages, is_end=True, pending=0)
+            if message.seq < seq:
+                raise JetStreamError("the answer has a message before the one that was asked for")
+            messages.append(message)
+            size += len(message.payload) + len(message.headers) + len(message.subject)
+            seq = message.seq + 1
+        return Batch(messages, is_end=False, pending=-1)
+
+    # The last messages
+
+    async def first_of_last(self, stream: str, pattern: str, count: int, info: StreamInfo) -> tuple[int, bool]:
+        """Return the sequence at which the last messages of a pattern begin, and whether there are older ones.
+
+        See `find_first_of_last`. Messages that are stored meanwhile, and those that a replica doesn't have yet, may
+        follow in addition to ``count``.
+
+        Args:
+            stream: The name of the stream.
+            pattern: The pattern.
+            count: The number of messages, at least 1.
+            info: The state of the stream.
+        """
+        return await find_first_of_last(_Messages(self, stream, pattern, info), count)
+
+    async def last_message(self, stream: str, pattern: str, *, allow_direct: bool = True) -> StoredMessage | None:
+        """Return the last message of a pattern; ``None`` if there is none."""
+        request = {"last_by_subj": pattern}
+        if not allow_direct:
+            return await self._get(stream, request)
+        reply = await self._inbox.ask(f"{self._api}DIRECT.GET.{stream}", msgspec.json.encode(request))
+        return direct_message(*reply)
+
+    async def count_from(self, stream: str, seq: int, pattern: str) -> int:
+        """Return the number of messages of a pattern from a sequence on, for a stream without Direct Get.
+
+        It is the number of messages that a consumer would deliver, which is created for that and deleted.
+        """
+        name = f"count-{secrets.token_hex(8)}"
+        options = {
+            "deliver_policy": "by_start_sequence",
+            "opt_start_seq": max(1, seq),
+            "filter_subject": pattern,
+            "headers_only": True,
+            "inactive_threshold": _COUNTER_INACTIVE_NS,
+        }
+        pending = await self._create_consumer(stream, name, options)
+        await self.delete_consumer(stream, name)
+        return pending
+
+
+class _Messages:
+    """The messages of a pattern in a stream, for the search of the last ones."""
+
+    def __init__(self, jetstream: JetStream, stream: str, pattern: str, info: StreamInfo) -> None:
+        self._jetstream = jetstream
+        self._stream = stream
+        self._pattern = pattern
+        self._allow_direct = info.allow_direct
+        self.first_seq = info.first_seq
+        self.last_seq = info.last_seq
+        self.max_read = _MAX_READ if info.allow_direct else _MAX_SINGLE_READ
+
+    async def last(self) -> int | None:
+        message = await self._jetstream.last_message(self._stream, self._pattern, allow_direct=self._allow_direct)
+        return None if message is None else message.seq
+
+    async def first_from(self, seq: int) -> int | None:
+        messages = await self.read(seq, 1)
+        return messages[0] if messages else None
+
+    async def count_from(self, seq: int) -> tuple[int, int]:
+        if self._allow_direct:
+            batch = await self._jetstream.fetch(self._stream, seq, self._pattern, batch=1)
+            return (batch.messages[0].seq, 1 + batch.pending) if batch.messages else (seq, 0)
+        first = await self.first_from(seq)
+        return (
+            (seq, 0) if first is None else (first, await self._jetstream.count_from(self._stream, first, self._pattern))
+        )
+
+    async def read(self, seq: int, count: int) -> list[int]:
+        batch = await self._jetstream.fetch(
+            self._stream, seq, self._pattern, batch=count, allow_direct=self._allow_direct
+        )
+        return [message.seq for message in batch.messages]
