@@ -1,4 +1,4 @@
-"""What JetStream answers: errors, the state of a stream, stored messages, and the metadata of delivered ones.
+"""The answers of JetStream: errors, the state of a stream, stored messages, and the metadata of delivered ones.
 
 A server may answer anything. What isn't valid raises `JetStreamError`, and nothing else.
 """
@@ -39,7 +39,10 @@ _ADDED = b"Nats-Stream: "
 _NO_HEADERS = b"NATS/1.0\r\n"
 _MAX_ADDED_LINES = 16
 _NANOSECONDS = 9
-_PER_MILLISECOND = 1_000_000
+_MILLISECOND_DIGITS = 6
+_MAX_TOKENS = 12
+_TOKENS = 9
+_TOKENS_WITH_DOMAIN = 11
 _MAX_DIGITS = 20  # of an unsigned 64-bit integer
 _MAX_DESCRIPTION = 300
 _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z", re.ASCII).fullmatch
@@ -103,8 +106,8 @@ class StoredMessage(NamedTuple):
 class Batch:
     """Messages of a stream that follow each other, under one pattern.
 
-    ``is_end`` is true if the server says that no more follow. ``pending`` is the number that follow, and -1 if that
-    isn't known.
+    ``is_end`` is true if no more follow, as far as the server that answered knows. ``pending`` is the number that
+    follow, and -1 if that isn't known.
     """
 
     messages: list[StoredMessage]
@@ -454,17 +457,17 @@ def feed_metadata(reply: bytes) -> tuple[int, int, int, int] | None:
     in milliseconds since 1970. The result is ``None`` if it isn't such a subject.
     """
     # Called for each live message.
-    tokens = reply.split(b".", 12)
+    tokens = reply.split(b".", _MAX_TOKENS)
     count = len(tokens)
     try:
-        if count == 9:
+        if count == _TOKENS:
             _, ack, _, _, _, seq, consumer_seq, time, pending = tokens
-        elif count >= 11:
+        elif count >= _TOKENS_WITH_DOMAIN:
             ack, seq, consumer_seq, time, pending = tokens[1], *tokens[7:11]
         else:
             return None
         if ack != b"ACK":
             return None
-        return int(seq), int(consumer_seq), int(time) // _PER_MILLISECOND, int(pending)
+        return int(seq), int(consumer_seq), int(time[:-_MILLISECOND_DIGITS]), int(pending)
     except ValueError:
         return None

@@ -151,7 +151,7 @@ class Inbox:
 
 
 class _Request:
-    """A request with one reply. Its end is a result of ``done``, because nobody may be there to see an exception."""
+    """A request with one reply. ``done`` never has an exception, which a cancelled task wouldn't retrieve."""
 
     def __init__(self) -> None:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -1,7 +1,7 @@
 """The JetStream API as history and resume use it: streams, consumers, and stored messages.
 
 Stored messages are read in batches (ADR-31), which every replica of a stream may answer. A replica may lag, so only the
-leader is believed when it says that there are no more messages.
+leader knows whether there are no more messages.
 """
 
 import secrets

@@ -1,7 +1,7 @@
 """The search for the sequence at which the last messages of a pattern begin.
 
-JetStream has no request for it. But it tells how many messages of a pattern follow one, and between two sequences that
-number changes at a more or less even rate.
+JetStream has no request for it. But a Direct Get returns the number of messages of a pattern from a sequence on, and
+between two sequences that number usually changes at a more or less even rate.
 """
 
 from dataclasses import dataclass

@@ -26,6 +26,7 @@ LEVELS = (
     {"validators", "hub"},
     {"settings"},
     {"nats", "transports"},
+    {"streams"},
     {"sessions"},
     {"cluster"},
     {"routes"},
@@ -45,11 +46,12 @@ NEVER = {"hub": {"nats", "transports", "sessions"}, "nats": {"hub", "sessions"},
 SANS_IO = {"errors", "token_bucket", "concurrency", "protocol", "auth.permissions", "auth.pattern_lists",
            "auth.exclusions", "auth.policy", "auth.origins", "auth.hosts", "metrics.counters", "metrics.definitions",
            "metrics.stats", "validators", "settings", "nats.parser", "nats.subscription_index", "nats.server_errors",
-           "nats.server_info", "nats.server_pool", "routes.log_redaction", "transports.input_limits"}  # fmt: skip
+           "nats.server_info", "nats.server_pool", "routes.log_redaction", "streams.answers",
+           "streams.last_messages", "streams.positions", "transports.input_limits"}  # fmt: skip
 """Modules, and packages as a whole, that know neither asyncio nor Sanic nor nats-py."""
 
 IMPORTED_BY = {
-    "nats": {"nats", "cluster.control_channel", "testing", "__main__"},
+    "nats": {"nats", "streams.inbox", "cluster.control_channel", "testing", "__main__"},
     "sanic": {"transports", "routes", "runtime", "extension"},
     "sanic_ext": {"routes", "runtime", "extension"},
     "sanic_routing": {"runtime"},
