@@ -114,9 +114,9 @@ class JetStream:
         """Create a push consumer for the last message of each subject; return their number.
 
         The messages come in stream order, and those that are stored later follow. A message that is deleted or
-        replaced before it was sent doesn't come. So the snapshot ends with the message after which none is pending,
-        or with the first one whose sequence is above the last one at the time of the creation. The patterns must not
-        overlap so that one includes another.
+        replaced before it was sent doesn't come, so there may be fewer. The snapshot has ended with a message after
+        which none is pending, with a message above the last sequence that `stream_info` returned before, or with an
+        idle heartbeat. NATS refuses patterns of which one includes another.
         """
         filters = {"filter_subject": patterns[0]} if len(patterns) == 1 else {"filter_subjects": list(patterns)}
         options = {"deliver_policy": "last_per_subject", **filters}
