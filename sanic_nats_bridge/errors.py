@@ -11,6 +11,8 @@
     ├── ForbiddenSubject             subject.forbidden
     ├── ForbiddenOrigin              origin.forbidden
     ├── ForbiddenHost                host.forbidden
+    ├── HistoryForbidden             history.forbidden
+    ├── HistoryUnavailable           history.unavailable
     ├── NotSubscribed                subject.not_subscribed
     ├── SizeLimitExceeded            limit.size
     ├── SubscriptionLimitExceeded    limit.subscriptions
@@ -37,6 +39,8 @@ __all__ = [
     "ForbiddenHost",
     "ForbiddenOrigin",
     "ForbiddenSubject",
+    "HistoryForbidden",
+    "HistoryUnavailable",
     "InternalError",
     "InvalidCommand",
     "InvalidSubject",
@@ -176,6 +180,20 @@ class ForbiddenHost(BridgeError):
     code = "host.forbidden"
     http_status = 403
     close_code = CloseCode.FORBIDDEN
+
+
+class HistoryForbidden(BridgeError):
+    """A ``from`` that the client's permissions don't allow."""
+
+    code = "history.forbidden"
+    http_status = 403
+
+
+class HistoryUnavailable(BridgeError):
+    """A ``from`` for a pattern that no configured stream holds as a whole, or a stream that no longer does."""
+
+    code = "history.unavailable"
+    http_status = 409
 
 
 class NotSubscribed(BridgeError):

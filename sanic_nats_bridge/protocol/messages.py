@@ -13,10 +13,12 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from ..errors import BridgeError, CloseCode, InvalidCommand, UnsupportedCommand, UnsupportedQuery
+from .start import From, Start, possible_id, read_after, read_from
 
 __all__ = [
     "PROTOCOL_VERSION",
     "Action",
+    "CaughtUp",
     "Close",
     "Command",
     "CommandId",
@@ -39,6 +41,7 @@ __all__ = [
     "failure_reply",
     "jittered_milliseconds",
     "query_command",
+    "query_has_start",
     "quoted",
     "success_reply",
 ]
@@ -51,31 +54,45 @@ NatsState: TypeAlias = Literal["connected", "disconnected"]
 
 _ACTIONS = ("subscribe", "unsubscribe", "ping")
 _RESERVED_ACTIONS = ("publish", "request", "authenticate")
-_RESERVED_FIELDS = ("from", "after")
+_START_FIELDS = ("from", "after")
 # Other spellings of `subjects`, and the conventions of other libraries for lists.
 _LIKE_SUBJECTS = re.compile(r"(?:subjects?|topics?)(?:\[\d{0,9}\])?", re.IGNORECASE | re.ASCII)
 
 
-class Command(Struct, kw_only=True, frozen=True):
+class Command(Struct, kw_only=True, frozen=True, rename={"from_": "from"}):
     """A command of a client. A command by POST names its ``session``.
 
-    `decode_command` ensures that ``action`` is an `Action`.
+    `decode_command` ensures that ``action`` is an `Action`, that only a subscribe has ``after`` and ``from_``, and that
+    ``after`` may be an id. It is empty if the client has sent anything else.
     """
 
     action: str | UnsetType = UNSET
     subjects: list[str] | UnsetType = UNSET
     id: CommandId | UnsetType = UNSET
     session: str | UnsetType = UNSET
+    after: str | UnsetType = UNSET
+    from_: From | UnsetType = UNSET
 
     @property
     def patterns(self) -> list[str]:
         """The patterns of the command; empty for a ping."""
         return [] if isinstance(self.subjects, UnsetType) else self.subjects
 
+    @property
+    def start(self) -> Start | None:
+        """The first message, if it isn't to follow ``after``, or can't; ``None`` for a subscription without history."""
+        if not isinstance(self.from_, UnsetType):
+            return Start.of(self.from_)
+        return None if self.after is UNSET else Start("new")
 
-class _Reserved(Struct, frozen=True, rename={"from_": "from"}):
-    from_: msgspec.Raw | UnsetType = UNSET
+
+class _Received(Struct, kw_only=True, frozen=True, rename={"from_": "from"}):
+    action: str | UnsetType = UNSET
+    subjects: list[str] | UnsetType = UNSET
+    id: CommandId | UnsetType = UNSET
+    session: str | UnsetType = UNSET
     after: msgspec.Raw | UnsetType = UNSET
+    from_: msgspec.Raw | UnsetType = UNSET
 
 
 class Welcome(Struct, kw_only=True, frozen=True, tag="welcome"):
@@ -91,7 +108,12 @@ class Welcome(Struct, kw_only=True, frozen=True, tag="welcome"):
 
 
 class Reply(Struct, kw_only=True, frozen=True, tag="reply"):
-    """The reply to one command. ``active`` is true if the bridge's NATS server has confirmed every subscription."""
+    """The reply to one command.
+
+    ``active`` is true if the bridge's NATS server has confirmed every subscription. ``resumable`` is true if a stream
+    holds every pattern; otherwise ``resumable_subjects`` has those that one holds. ``recovered`` is true if the client
+    gets all that it has missed.
+    """
 
     id: CommandId | UnsetType = UNSET
     action: Action | UnsetType = UNSET
@@ -100,6 +122,18 @@ class Reply(Struct, kw_only=True, frozen=True, tag="reply"):
     message: str
     subjects: Sequence[str] | UnsetType = UNSET
     active: bool | UnsetType = UNSET
+    resumable: bool | UnsetType = UNSET
+    resumable_subjects: Sequence[str] | UnsetType = UNSET
+    recovered: bool | UnsetType = UNSET
+
+
+class CaughtUp(Struct, kw_only=True, frozen=True, tag="caught_up"):
+    """The end of the old messages of one command. ``position`` is an id after all of them."""
+
+    subjects: Sequence[str]
+    replayed: int
+    recovered: bool
+    position: str
 
 
 class Gap(Struct, kw_only=True, frozen=True, tag="gap"):
@@ -107,7 +141,7 @@ class Gap(Struct, kw_only=True, frozen=True, tag="gap"):
 
     subjects: Sequence[str]
     lost: int | None
-    reason: Literal["nats_reconnect", "slow_consumer", "internal"]
+    reason: Literal["nats_reconnect", "slow_consumer", "internal", "unknown", "reset", "expired", "backlog"]
 
 
 class Unsubscribed(Struct, kw_only=True, frozen=True, tag="unsubscribed"):
@@ -125,7 +159,9 @@ class Status(Struct, kw_only=True, frozen=True, tag="status"):
 
 
 class Heartbeat(Struct, frozen=True, tag="heartbeat"):
-    """A frame sent if there was no other for one heartbeat interval."""
+    """A frame sent if there was no other for one heartbeat interval, or to give the client a newer ``id``."""
+
+    id: str | UnsetType = UNSET
 
 
 class Close(Struct, kw_only=True, frozen=True, tag="close"):
@@ -137,12 +173,11 @@ class Close(Struct, kw_only=True, frozen=True, tag="close"):
     retry: int | UnsetType = UNSET
 
 
-Frame: TypeAlias = Welcome | Reply | Gap | Unsubscribed | Status | Heartbeat | Close
+Frame: TypeAlias = Welcome | Reply | CaughtUp | Gap | Unsubscribed | Status | Heartbeat | Close
 
 encode = msgspec.json.Encoder().encode
 
-_command_decoder = msgspec.json.Decoder(Command)
-_reserved_decoder = msgspec.json.Decoder(_Reserved)
+_command_decoder = msgspec.json.Decoder(_Received)
 _any_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -151,12 +186,13 @@ def event_name(frame: Frame) -> str:
     return str(frame.__struct_config__.tag)
 
 
-def decode_command(data: bytes, action: Action | None = None) -> Command:
+def decode_command(data: bytes, action: Action | None = None, *, history: bool = False) -> Command:
     """Decode a command from JSON.
 
     Args:
         data: The JSON text.
         action: The action that the path of a POST implies.
+        history: True if this server has the feature, so that ``from`` and ``after`` are allowed.
 
     Raises:
         InvalidCommand: The data isn't a JSON object, a field has the wrong type, or the action is unknown or
@@ -164,8 +200,7 @@ def decode_command(data: bytes, action: Action | None = None) -> Command:
         UnsupportedCommand: The protocol reserves the action or a field.
     """
     try:
-        command = _command_decoder.decode(data)
-        reserved = _reserved_decoder.decode(data)
+        received = _command_decoder.decode(data)
     except msgspec.ValidationError as error:
         raise InvalidCommand(f"Not a valid command: {error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -173,25 +208,38 @@ def decode_command(data: bytes, action: Action | None = None) -> Command:
     except RecursionError:
         # msgspec raises it instead of a DecodeError at about 1,000 levels.
         raise InvalidCommand("Not a valid command: nested too deeply") from None
-    if reserved.from_ is not UNSET or reserved.after is not UNSET:
+    if not history and (received.from_ is not UNSET or received.after is not UNSET):
         raise UnsupportedCommand("Not supported here: 'from' and 'after'")
-    return _checked(command, action)
+    return _checked(received, action)
 
 
-def check_query(query: Mapping[str, Sequence[str]]) -> None:
+def check_query(query: Mapping[str, Sequence[str]], *, history: bool = False) -> None:
     """Check the query with which a session begins, on any transport.
 
+    Args:
+        query: The parameters.
+        history: True if ``from`` and ``after`` are allowed.
+
     Raises:
-        UnsupportedQuery: The protocol reserves a parameter, ``protocol`` isn't 1, or a parameter looks like a wrong
-            spelling of ``subjects``. Other unknown parameters are ignored.
+        UnsupportedQuery: The protocol reserves a parameter, ``protocol`` isn't 1, a parameter looks like a wrong
+            spelling of ``subjects``, or ``from`` or ``after`` is repeated. Other unknown parameters are ignored.
     """
     wrong = next((name for name in query if name != "subjects" and _LIKE_SUBJECTS.fullmatch(name)), None)
     if wrong is not None:
         raise UnsupportedQuery(f"The parameter is 'subjects', not {wrong!r}: one for each subject")
     if query.get("protocol", ["1"]) != [str(PROTOCOL_VERSION)]:
         raise UnsupportedQuery(f"protocol must be {PROTOCOL_VERSION}, the version that this server supports")
-    if any(field in query for field in _RESERVED_FIELDS):
+    if not query_has_start(query):
+        return
+    if not history:
         raise UnsupportedQuery("Not supported here: 'from' and 'after'")
+    if any(len(query[field]) > 1 for field in _START_FIELDS if field in query):
+        raise UnsupportedQuery("'from' and 'after' must not be repeated in the query")
+
+
+def query_has_start(query: Mapping[str, Sequence[str]]) -> bool:
+    """Return whether a query has ``from`` or ``after``, so that the events of the stream have an ``id:`` line."""
+    return any(field in query for field in _START_FIELDS)
 
 
 def check_websocket_query(query: Mapping[str, Sequence[str]]) -> None:
@@ -205,13 +253,21 @@ def check_websocket_query(query: Mapping[str, Sequence[str]]) -> None:
         raise UnsupportedQuery("'subjects' is a parameter of /events; on a WebSocket send a subscribe command")
 
 
-def query_command(query: Mapping[str, Sequence[str]]) -> Command | None:
+def query_command(
+    query: Mapping[str, Sequence[str]], last_event_id: str | None = None, *, history: bool = False
+) -> Command | None:
     """Return the subscribe command in the query of an event stream, or ``None`` if it has no subjects.
+
+    Args:
+        query: The parameters.
+        last_event_id: The header ``Last-Event-ID``, which replaces ``after`` if the query has that or ``from``.
+        history: True if ``from`` and ``after`` are allowed.
 
     Raises:
         UnsupportedQuery: As in `check_query`, or a subject has a comma.
+        InvalidCommand: The value of ``from`` is invalid.
     """
-    check_query(query)
+    check_query(query, history=history)
     patterns = query.get("subjects")
     if any("," in pattern for pattern in patterns or ()):
         # A subject may contain a comma, but this one most likely separates two subjects.
@@ -219,7 +275,8 @@ def query_command(query: Mapping[str, Sequence[str]]) -> Command | None:
             "A subject in the query must not have a comma: one parameter 'subjects' for each subject. "
             "Send a command to subscribe to a subject with a comma"
         )
-    return Command(action="subscribe", subjects=list(patterns)) if patterns else None
+    after, start = _query_start(query, last_event_id)
+    return Command(action="subscribe", subjects=list(patterns), after=after, from_=start) if patterns else None
 
 
 def command_id_of(data: bytes) -> CommandId | UnsetType:
@@ -251,12 +308,37 @@ def jittered_milliseconds(seconds: float) -> int:
     return int(random.uniform(1, 2) * seconds * 1000)
 
 
-def success_reply(command: Command, patterns: Sequence[str], active: bool | UnsetType = UNSET) -> Reply:
-    """Return the reply to a subscribe or an unsubscribe that was executed."""
+def success_reply(
+    command: Command,
+    patterns: Sequence[str],
+    active: bool | UnsetType = UNSET,
+    *,
+    resumable: Sequence[str] | UnsetType = UNSET,
+    recovered: bool | UnsetType = UNSET,
+) -> Reply:
+    """Return the reply to a subscribe or an unsubscribe that was executed.
+
+    Args:
+        command: The command.
+        patterns: Its patterns, each once.
+        active: True if the NATS server has confirmed every subscription.
+        resumable: The patterns that a stream holds, if the command has a start, and the streams are known.
+        recovered: True if the client gets all that it has missed.
+    """
     action: Any = command.action
     done = "connected to" if action == "subscribe" else "disconnected from"
-    message = f"Successfully {done} events: {quoted(patterns)}"
-    return Reply(id=command.id, action=action, success=True, message=message, subjects=patterns, active=active)
+    some = not isinstance(resumable, UnsetType) and 0 < len(resumable) < len(patterns)
+    return Reply(
+        id=command.id,
+        action=action,
+        success=True,
+        message=f"Successfully {done} events: {quoted(patterns)}",
+        subjects=patterns,
+        active=active,
+        resumable=UNSET if isinstance(resumable, UnsetType) else len(resumable) == len(patterns),
+        resumable_subjects=resumable if some else UNSET,
+        recovered=recovered,
+    )
 
 
 def quoted(patterns: Iterable[str]) -> str:
@@ -298,14 +380,35 @@ class Outcome(NamedTuple):
         return cls(failure_reply(error, action, id), error)
 
 
-def _checked(command: Command, path_action: Action | None) -> Command:
-    action = command.action if command.action is not UNSET else path_action or "subscribe"
+def _query_start(
+    query: Mapping[str, Sequence[str]], last_event_id: str | None
+) -> tuple[str | UnsetType, From | UnsetType]:
+    """Return the ``after`` and the ``from`` of a query that `check_query` allows."""
+    if not query_has_start(query):
+        return UNSET, UNSET
+    # An empty id is none (WHATWG HTML, section 9.2.5).
+    after = last_event_id or next(iter(query.get("after", ())), None)
+    return (
+        UNSET if after is None else possible_id(after),
+        read_from(query["from"][0]) if "from" in query else UNSET,
+    )
+
+
+def _checked(received: _Received, path_action: Action | None) -> Command:
+    action = received.action if received.action is not UNSET else path_action or "subscribe"
     if path_action is not None and action != path_action:
         raise InvalidCommand(f"Not a valid command: the action is not '{path_action}'")
     if action in _RESERVED_ACTIONS:
         raise UnsupportedCommand(f"Not supported here: the action '{action}'")
     if action not in _ACTIONS:
         raise InvalidCommand("Not a valid command: unknown action")
-    if action != "ping" and not command.subjects:
+    if action != "ping" and not received.subjects:
         raise InvalidCommand("Not a valid command: 'subjects' is missing or empty")
-    return msgspec.structs.replace(command, action=action)
+    after = UNSET if isinstance(received.after, UnsetType) else read_after(received.after)
+    start = UNSET if isinstance(received.from_, UnsetType) else read_from(received.from_)
+    if action != "subscribe":
+        # Like every field that an action doesn't have, they are checked and then ignored.
+        after = start = UNSET
+    return Command(
+        action=action, subjects=received.subjects, id=received.id, session=received.session, after=after, from_=start
+    )

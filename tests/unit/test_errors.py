@@ -17,6 +17,8 @@ TABLE = {
     "ForbiddenSubject": ("subject.forbidden", 403, None),
     "ForbiddenOrigin": ("origin.forbidden", 403, 4403),
     "ForbiddenHost": ("host.forbidden", 403, 4403),
+    "HistoryForbidden": ("history.forbidden", 403, None),
+    "HistoryUnavailable": ("history.unavailable", 409, None),
     "NatsRefused": ("nats.refused", 403, None),
     "UnknownSession": ("session.unknown", 404, None),
     "UnreachableSession": ("session.unreachable", 503, None),

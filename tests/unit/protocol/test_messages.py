@@ -2,6 +2,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from sanic_nats_bridge.protocol.messages import (
     command_id_of,
     decode_command,
     query_command,
+    success_reply,
 )
 
 DEEP = b"[" * 20_000 + b"]" * 20_000  # deeper than the decoder follows on any Python
@@ -229,7 +231,9 @@ json_like = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just("a"),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["action", "subjects", "id", "session", "from", "x"]), inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["action", "subjects", "id", "session", "from", "after", "last", "x"]), inner, max_size=4
+        )
     ),
     max_leaves=8,
 )
@@ -238,12 +242,25 @@ json_like = st.recursive(
 @given(st.binary(max_size=60) | json_like.map(dumped) | json_like.map(lambda v: dumped({"subjects": ["a"], "x": v})))
 def test_decoder_raises_only_command_errors_for_any_bytes(data: bytes) -> None:
     assert command_id_of(data) is UNSET or isinstance(command_id_of(data), str | int)
-    try:
-        command = decode_command(data)
-    except (InvalidCommand, UnsupportedCommand):
-        return
-    assert command.action in ("subscribe", "unsubscribe", "ping")
-    assert command.action == "ping" or command.subjects
+    for history in (False, True):
+        try:
+            command = decode_command(data, history=history)
+        except (InvalidCommand, UnsupportedCommand):
+            continue
+        assert command.action in ("subscribe", "unsubscribe", "ping")
+        assert command.action == "ping" or command.subjects
+        assert command.start is None or (history and command.action == "subscribe")
+
+
+@given(json_like.filter(lambda value: not isinstance(value, dict) or not {"from", "after"} & value.keys()).map(dumped))
+def test_command_without_start_is_decoded_alike_with_and_without_history(data: bytes) -> None:
+    results = []
+    for history in (False, True):
+        try:
+            results.append(repr(decode_command(data, history=history)))
+        except (InvalidCommand, UnsupportedCommand) as error:
+            results.append(repr(error))
+    assert results[0] == results[1]
 
 
 @pytest.mark.parametrize(
@@ -280,6 +297,25 @@ def test_sse_query_is_parsed_as_subscribe_command(query: dict[str, list[str]], c
 def test_reserved_query_parameter_or_protocol_is_unsupported(query: dict[str, list[str]]) -> None:
     with pytest.raises(UnsupportedCommand):
         query_command({"subjects": ["a"]} | query)
+
+
+@pytest.mark.parametrize(
+    ("resumable", "shown"),
+    [
+        (UNSET, {}),
+        (["a", "b"], {"resumable": True}),
+        (["b"], {"resumable": False, "resumable_subjects": ["b"]}),
+        ([], {"resumable": False}),
+    ],
+)
+def test_success_reply_names_resumable_subjects_only_if_some_are(
+    resumable: list[str] | UnsetType, shown: dict[str, Any]
+) -> None:
+    reply = success_reply(Command(action="subscribe"), ["a", "b"], True, resumable=resumable)
+    encoded = protocol.encode(reply)
+    assert {key: value for key, value in json.loads(encoded).items() if key.startswith("resumable")} == shown
+    # As the worker that relays the reply reads it.
+    assert protocol.encode(msgspec.json.decode(encoded, type=Reply)) == encoded
 
 
 FORBIDDEN = ForbiddenSubject("Not allowed: 'secret.>'", ["secret.>"])
@@ -344,6 +380,23 @@ FRAMES: Sequence[tuple[Frame, str]] = [
         Reply(id="3", action="ping", success=True, message="pong"),
         '{"type":"reply","id":"3","action":"ping","success":true,"message":"pong"}',
     ),
+    (
+        success_reply(Command(action="subscribe", id="7"), ["orders.>"], True, resumable=["orders.>"], recovered=True),
+        (
+            '{"type":"reply","id":"7","action":"subscribe","success":true,'
+            '"message":"Successfully connected to events: \'orders.>\'","subjects":["orders.>"],"active":true,'
+            '"resumable":true,"recovered":true}'
+        ),
+    ),
+    (
+        protocol.CaughtUp(subjects=["orders.>"], replayed=17, recovered=True, position="k3f9x2.m31.sz3k9q"),
+        '{"type":"caught_up","subjects":["orders.>"],"replayed":17,"recovered":true,"position":"k3f9x2.m31.sz3k9q"}',
+    ),
+    (
+        protocol.Gap(subjects=["orders.>"], lost=None, reason="expired"),
+        '{"type":"gap","subjects":["orders.>"],"lost":null,"reason":"expired"}',
+    ),
+    (protocol.Heartbeat(id="a.m2k.1x"), '{"type":"heartbeat","id":"a.m2k.1x"}'),
     (
         protocol.Gap(subjects=["orders.>"], lost=17, reason="nats_reconnect"),
         '{"type":"gap","subjects":["orders.>"],"lost":17,"reason":"nats_reconnect"}',
