@@ -125,16 +125,17 @@ class EncodedMessage(msgspec.Struct, eq=False, gc=False):
         if self.json is None:
             head = self.prefix.head(self.subject)
             first = self.first or self
-            self.json = head + first._as_shared() if first.shared else first._encode(head)
+            self.json = head + first.as_shared() if first.shared else first.encode_after(head)
         return self.json
 
-    def _as_shared(self) -> bytes:
+    def as_shared(self) -> bytes:
         """Return the JSON after the subject."""
         if self.rest is None:
-            self.rest = self._encode(b"")
+            self.rest = self.encode_after(b"")
         return self.rest
 
-    def _encode(self, head: bytes) -> bytes:
+    def encode_after(self, head: bytes) -> bytes:
+        """Return the JSON that begins with a head, which ends after the subject or later."""
         # Only bytes are kept, because the garbage collector would have to visit containers.
         data, encoding = encode_payload(self.payload)
         headers = b',"headers":' + self.headers if self.headers else b""
@@ -146,12 +147,21 @@ def join(messages: Iterable[EncodedMessage], wire_format: WireFormat) -> bytes:
     return b"".join([message.encoded(wire_format) for message in messages])
 
 
-def encode_frame(frame: Frame, wire_format: WireFormat, retry: int | None = None) -> bytes:
-    """Encode a frame that isn't a message. ``retry`` (milliseconds) precedes it on an event stream."""
+def encode_frame(
+    frame: Frame, wire_format: WireFormat, retry: int | None = None, *, event_id: str | None = None
+) -> bytes:
+    """Encode a frame that isn't a message.
+
+    Args:
+        frame: The frame.
+        wire_format: The wire format.
+        retry: The milliseconds in the ``retry:`` line of an event.
+        event_id: The id in the ``id:`` line of an event.
+    """
     document = encode(frame)
     if wire_format in _WITHOUT_EVENTS:
         return _FRAMED[wire_format](document)
-    written = event_text(document, event_name(frame), retry)
+    written = event_text(document, event_name(frame), retry, event_id)
     return chunk(written) if wire_format is WireFormat.EVENT_STREAM else written
 
 
@@ -220,12 +230,15 @@ def websocket_frame(payload: bytes) -> bytes:
     return _LONG(_FIN_TEXT, 127, size) + payload
 
 
-def event_text(data: bytes, event: str | None = None, retry: int | None = None) -> bytes:
+def event_text(data: bytes, event: str | None = None, retry: int | None = None, event_id: str | None = None) -> bytes:
     """Return one event (WHATWG HTML, server-sent events).
 
-    ``data`` must be JSON on one line, so that it can neither end the event nor begin a field.
+    ``data`` must be JSON on one line, so that it can neither end the event nor begin a field. ``event_id`` must be an
+    id of the protocol, for the same reason.
     """
     fields = b"" if retry is None else b"retry: %d\n" % retry
+    if event_id is not None:
+        fields += b"id: %b\n" % event_id.encode()
     if event is not None:
         fields += b"event: %b\n" % event.encode()
     return b"%bdata: %b\n\n" % (fields, data)
@@ -245,9 +258,14 @@ def _chunked_event(data: bytes) -> bytes:
     return b"%x\r\ndata: %b\n\n\r\n" % (len(data) + len(b"data: \n\n"), data)
 
 
+def _event(data: bytes) -> bytes:
+    # Equal to `event_text(data)`, in one step.
+    return b"data: %b\n\n" % data
+
+
 # By wire format: the field of a message that keeps its bytes, and the function that encodes them from JSON.
 _FIELDS = ("frame", "chunk", "line", "event")
-_FRAMED = (websocket_frame, _chunked_event, _line, event_text)
+_FRAMED = (websocket_frame, _chunked_event, _line, _event)
 
 
 def encode_string(text: str) -> bytes:

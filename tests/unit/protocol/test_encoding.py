@@ -2,115 +2,23 @@ import base64
 import gc
 import json
 import tracemalloc
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import h11
-import httpx
 import msgspec
 import pytest
-from httpx_sse import EventSource
 from hypothesis import example, given
 from hypothesis import strategies as st
-from sseclient import SSEClient
-from websockets.frames import Frame, Opcode
-from websockets.streams import StreamReader
 
 from sanic_nats_bridge.protocol import encoding
 from sanic_nats_bridge.protocol import messages as protocol
 from sanic_nats_bridge.protocol.encoding import EncodedMessage, MessagePrefix, WireFormat
+from tests.support.encoded import body, decoded, events, events_with_ids, payloads, subject_texts, websocket_payloads
 from tests.support.growth import assert_linear
-
-TRICKY = (
-    b"",
-    b"1",
-    b"\r",
-    b"\n\n",
-    b"\r\n\r\n0\r\n\r\n",
-    b'{"a":\r\n[1,\n2]\r}',
-    b'"data: 1\\n\\nevent: x"',
-    b"data: 1\n\nevent: close\ndata: 2\n\n",
-    b"event:",
-    b":comment",
-    "\u2028\u2029\x85\x0b\x0c\x1c\x1e".encode(),
-    '["\u2028\u2029\x85"]'.encode(),
-    b"\xef\xbb\xbf",
-    b"\xef\xbb\xbf[1]",
-    b'["\xff"]',
-    b"\x00",
-    b'"\\ud800"',
-)
-
-payloads = (
-    st.sampled_from(TRICKY)
-    | st.binary()
-    | st.text().map(str.encode)
-    | st.lists(st.sampled_from(TRICKY), max_size=4).map(b"".join)
-    | st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-    ).map(lambda value: json.dumps(value, allow_nan=True, ensure_ascii=False, indent=1).encode("utf-8", "replace"))
-)
-subject_texts = st.text(max_size=30) | st.sampled_from(["a\u2028b", "\ufeffa", 'a","data":1', "event:", "data:\x0b"])
 
 
 def new_message(payload: bytes, subject: str = "a.b", pattern: str = "", headers: bytes = b"") -> EncodedMessage:
     return EncodedMessage(MessagePrefix(pattern or subject), subject, headers, payload)
-
-
-def run(parser: Generator[None, None, Frame]) -> Frame:
-    try:
-        next(parser)
-    except StopIteration as end:
-        frame: Frame = end.value
-        return frame
-    raise AssertionError("the frame wants more bytes than there are")
-
-
-def websocket_payloads(data: bytes) -> list[bytes]:
-    """Return the payloads that the `websockets` library reads: whole, unmasked text frames only."""
-    reader = StreamReader()
-    reader.feed_data(data)
-    reader.feed_eof()
-    found = []
-    while reader.buffer:
-        frame = run(Frame.parse(reader.read_exact, mask=False))
-        assert (frame.fin, frame.opcode) == (True, Opcode.TEXT)
-        found.append(bytes(frame.data))
-    return found
-
-
-def body(chunks: bytes) -> bytes:
-    """Return the body that an HTTP client decodes from the chunks, without a remaining byte."""
-    client = h11.Connection(h11.CLIENT)
-    client.send(h11.Request(method="GET", target="/", headers=[("Host", "h")]))
-    client.send(h11.EndOfMessage())
-    client.receive_data(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n")
-    assert isinstance(client.next_event(), h11.Response)
-    found = b""
-    while isinstance(event := client.next_event(), h11.Data):
-        found += bytes(event.data)
-    assert isinstance(event, h11.EndOfMessage)
-    assert client.trailing_data == (b"", False)
-    return found
-
-
-def events(chunks: bytes) -> list[tuple[str, str, int | None]]:
-    """Name, data and retry of each event, on which two foreign parsers must agree."""
-    stream = body(chunks)
-    response = httpx.Response(200, headers={"Content-Type": "text/event-stream; charset=utf-8"}, content=stream)
-    by_httpx = [(event.event, event.data, event.retry) for event in EventSource(response).iter_sse()]
-    prefix: Any = iter([stream])
-    by_sseclient = [
-        (event.event, event.data, int(event.retry) if event.retry else None) for event in SSEClient(prefix).events()
-    ]
-    assert by_httpx == by_sseclient
-    return by_httpx
-
-
-def decoded(frame: bytes) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(frame)
-    return document
 
 
 def published(frame: dict[str, Any]) -> bytes:
@@ -157,9 +65,37 @@ def test_other_frame_is_event_named_after_its_type(retry: int | None) -> None:
     assert websocket == protocol.encode(close)
 
 
-def test_event_text_has_retry_event_and_data_fields() -> None:
+def test_event_text_has_retry_id_event_and_data_fields() -> None:
     assert encoding.event_text(b"{}", "close", 5) == b"retry: 5\nevent: close\ndata: {}\n\n"
+    assert encoding.event_text(b"{}", "x", 5, "a.1") == b"retry: 5\nid: a.1\nevent: x\ndata: {}\n\n"
     assert encoding.event_text(b"{}") == b"data: {}\n\n"
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        protocol.Heartbeat(id="a.1.2"),
+        protocol.CaughtUp(subjects=["a.>"], replayed=0, recovered=True, position="a.1.2"),
+    ],
+    ids=protocol.event_name,
+)
+def test_id_of_other_frame_is_a_field_of_its_event(frame: protocol.Frame) -> None:
+    document = protocol.encode(frame).decode()
+    expected = [(protocol.event_name(frame), document, None, "a.1.2")]
+    assert events_with_ids(body(encoding.encode_frame(frame, WireFormat.EVENT_STREAM, event_id="a.1.2"))) == expected
+    assert events_with_ids(encoding.encode_frame(frame, WireFormat.EVENTS, event_id="a.1.2")) == expected
+    for wire_format in (WireFormat.WEBSOCKET, WireFormat.JSON_LINES):
+        with_id = encoding.encode_frame(frame, wire_format, event_id="a.1.2")
+        assert with_id == encoding.encode_frame(frame, wire_format)
+
+
+def test_heartbeat_without_id_is_the_same_in_every_wire_format() -> None:
+    assert [encoding.encode_frame(protocol.Heartbeat(), wire_format) for wire_format in WireFormat] == [
+        b'\x81\x14{"type":"heartbeat"}',
+        b'2d\r\nevent: heartbeat\ndata: {"type":"heartbeat"}\n\n\r\n',
+        b'{"type":"heartbeat"}\n',
+        b'event: heartbeat\ndata: {"type":"heartbeat"}\n\n',
+    ]
 
 
 def test_joined_messages_decode_individually() -> None:
