@@ -6,7 +6,7 @@ sets ``OAS_IGNORE_HEAD`` to false.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, get_args
 
 import msgspec
 from sanic_ext import openapi
@@ -18,6 +18,8 @@ from ..errors import (
     ForbiddenHost,
     ForbiddenOrigin,
     ForbiddenSubject,
+    HistoryForbidden,
+    HistoryUnavailable,
     InternalError,
     InvalidCommand,
     InvalidSubject,
@@ -46,6 +48,7 @@ from ..protocol.messages import (
     failure_reply,
     success_reply,
 )
+from ..protocol.start import MAX_ID_CHARACTERS, StartName
 from ..protocol.subjects import GRAMMAR, MAX_SUBJECT_BYTES
 from ..settings import Settings
 
@@ -73,6 +76,8 @@ _MEANINGS: dict[type[BridgeError], str] = {
     ForbiddenSubject: "the client may not subscribe to one of the subjects",
     ForbiddenOrigin: "the origin of the page is not allowed",
     ForbiddenHost: "the host of the request is not allowed",
+    HistoryForbidden: "the client may not get these old messages",
+    HistoryUnavailable: "no stream of the server holds one of the subjects as a whole",
     NatsRefused: "NATS does not let the server subscribe to one of the subjects",
     UnknownSession: "the session does not exist, or belongs to another client",
     NotSubscribed: "the session is not subscribed to one of the subjects",
@@ -113,6 +118,26 @@ _ID: _Json = {
     "anyOf": [{"type": "string"}, {"type": "integer"}],
     "description": "An id of the client's choice, which the reply repeats",
 }
+_AFTER: _Json = {
+    "type": "string",
+    "maxLength": MAX_ID_CHARACTERS,
+    "description": "The id of the last message that the client has received. The messages since then come first, if "
+    "the server still has them",
+    "example": "k3f9x2.m2k.sz3k1x",
+}
+_FROM: _Json = {
+    "anyOf": [
+        {"type": "string", "enum": list(get_args(StartName))},
+        {
+            "type": "object",
+            "properties": {"last": {"type": "integer", "minimum": 1}},
+            "required": ["last"],
+            "additionalProperties": False,
+        },
+    ],
+    "description": "The messages that come first, without an id from which to continue: only new ones, all, the last "
+    "of each subject, or the last ones of each pattern",
+}
 _TRUE: _Json = {"type": "boolean", "enum": [True]}
 _FALSE: _Json = {"type": "boolean", "enum": [False]}
 _REPLY = {
@@ -122,6 +147,10 @@ _REPLY = {
     "message": "The result, for people",
     "active": "True if NATS has confirmed every subscription. Otherwise NATS is disconnected or slow, and the stream "
     "announces when the subscriptions are confirmed, or that they have ended",
+    "resumable": "True if a stream holds each of the subjects. Absent for a command without history, and as long as "
+    "the server does not know",
+    "resumable_subjects": "The subjects that a stream holds, if it does not hold all",
+    "recovered": "True if nothing is missing after the id that the client has sent",
 }
 _NATS: _Json = {"type": "string", "enum": ["connected", "disconnected"]}
 
@@ -133,8 +162,15 @@ natsbridge_sessions{transport="websocket",worker="Sanic-Server-0-0"} 12.0
 """
 
 
-def describe_command(action: Action, settings: Settings) -> Callable[[_Handler], _Handler]:
-    """Return a decorator that describes the route of a command by POST."""
+def describe_command(action: Action, settings: Settings, *, history: bool = False) -> Callable[[_Handler], _Handler]:
+    """Return a decorator that describes the route of a command by POST.
+
+    Args:
+        action: The command.
+        settings: The settings of the bridge.
+        history: True if a subscribe may ask for old messages.
+    """
+    history = history and action == "subscribe"
     patterns = _patterns(settings)
     command = Command(subjects=patterns, id="1", session=_SESSION)
     executed = msgspec.structs.replace(command, action=action)
@@ -143,16 +179,21 @@ def describe_command(action: Action, settings: Settings) -> Callable[[_Handler],
         summary=_SUMMARIES[action],
         description=_DESCRIPTIONS[action],
         tag=_TAG,
-        body=openapi.definitions.RequestBody(_json(_command_schema(action, settings), command), required=True),
+        body=openapi.definitions.RequestBody(_json(_command_schema(action, settings, history), command), required=True),
         response=[
-            _response(200, "The command was executed", _json(_success_schema(action), reply)),
-            *_command_errors(action, settings),
+            _response(200, "The command was executed", _json(_success_schema(action, history), reply)),
+            *_command_errors(action, settings, history),
         ],
     )
 
 
-def describe_events(settings: Settings) -> Callable[[_Handler], _Handler]:
-    """Return a decorator that describes the route of event streams."""
+def describe_events(settings: Settings, *, history: bool = False) -> Callable[[_Handler], _Handler]:
+    """Return a decorator that describes the route of event streams.
+
+    Args:
+        settings: The settings of the bridge.
+        history: True if the query may ask for old messages.
+    """
     patterns = _patterns(settings)
     subjects = _schemas.Array(
         _schemas.Schema(**_PATTERN),
@@ -166,6 +207,9 @@ def describe_events(settings: Settings) -> Callable[[_Handler], _Handler]:
         SubscriptionLimitExceeded(f"At most {settings.max_subscriptions} subjects for a session"),
     ]
     others = [UnsupportedQuery, InvalidCommand, AuthExpired, ForbiddenOrigin, ForbiddenHost, RateLimitExceeded]
+    if history:
+        examples.append(_unavailable_history(patterns))
+        others.append(HistoryForbidden)
     stream = {"text/event-stream": {"schema": {"type": "string"}, "example": _stream_example(patterns)}}
     return openapi.definition(
         summary="Open an event stream",
@@ -185,6 +229,7 @@ def describe_events(settings: Settings) -> Callable[[_Handler], _Handler]:
                 "schema": _schemas.Integer(enum=[PROTOCOL_VERSION], default=PROTOCOL_VERSION),
                 "description": "The version of the protocol",
             },
+            *(_start_parameters() if history else ()),
         ],
         response=[_response(200, "The stream is open", stream), *_error_responses(examples, others, "subscribe")],
     )
@@ -251,7 +296,24 @@ def describe_metrics() -> Callable[[_Handler], _Handler]:
     )
 
 
-def _command_errors(action: Action, settings: Settings) -> list[Any]:
+def _start_parameters() -> list[_Json]:
+    return [
+        {
+            "name": "after",
+            "location": "query",
+            "schema": _schemas.Schema(type="string", maxLength=MAX_ID_CHARACTERS, example=_AFTER["example"]),
+            "description": f"{_AFTER['description']}. The header Last-Event-ID replaces it",
+        },
+        {
+            "name": "from",
+            "location": "query",
+            "schema": _schemas.Schema(type="string", example="new"),
+            "description": f"As in a subscribe by POST: a name, or the object as JSON. {_FROM['description']}",
+        },
+    ]
+
+
+def _command_errors(action: Action, settings: Settings, history: bool) -> list[Any]:
     """Return the responses of the errors of a command."""
     patterns = _patterns(settings)
     examples: list[BridgeError] = [
@@ -274,6 +336,9 @@ def _command_errors(action: Action, settings: Settings) -> list[Any]:
     if action == "subscribe":
         examples.append(_forbidden_subject(patterns))
         others += [NatsRefused, ForbiddenOrigin]
+        if history:
+            examples.append(_unavailable_history(patterns))
+            others.append(HistoryForbidden)
     else:
         examples.append(ForbiddenOrigin("This origin is not allowed to use this server"))
         examples.append(NotSubscribed(f"Not subscribed to: '{patterns[-1]}'", patterns[-1:]))
@@ -289,6 +354,10 @@ def _forbidden_subject(patterns: Sequence[str]) -> BridgeError:
     return ForbiddenSubject(f"Not allowed: '{patterns[-1]}'", patterns[-1:])
 
 
+def _unavailable_history(patterns: Sequence[str]) -> BridgeError:
+    return HistoryUnavailable(f"No configured stream holds: '{patterns[-1]}'", patterns[-1:])
+
+
 def _stream_example(patterns: list[str]) -> str:
     welcome = Welcome(session=_SESSION, heartbeat=15, nats="connected")
     reply = success_reply(Command(action="subscribe", subjects=patterns), patterns, active=True)
@@ -300,7 +369,7 @@ def _stream_example(patterns: list[str]) -> str:
 # Schemas
 
 
-def _command_schema(action: Action, settings: Settings) -> _Json:
+def _command_schema(action: Action, settings: Settings, history: bool) -> _Json:
     return {
         "type": "object",
         "properties": {
@@ -322,19 +391,27 @@ def _command_schema(action: Action, settings: Settings) -> _Json:
                 "description": "The id of the session, from the first frame of its stream, the welcome",
                 "example": _SESSION,
             },
+            **({"after": _AFTER, "from": _FROM} if history else {}),
         },
         "required": ["session", "subjects"],
     }
 
 
-def _success_schema(action: Action) -> _Json:
+def _success_schema(action: Action, history: bool) -> _Json:
     properties: _Json = {
         "success": _TRUE,
         "subjects": _subjects("The subjects of the command, each once"),
     }
     if action == "subscribe":
         properties["active"] = {"type": "boolean", "description": _REPLY["active"]}
-    return _reply_schema(action, properties)
+    schema = _reply_schema(action, properties)
+    if history:
+        schema["properties"] |= {
+            "resumable": {"type": "boolean", "description": _REPLY["resumable"]},
+            "resumable_subjects": _subjects(_REPLY["resumable_subjects"]),
+            "recovered": {"type": "boolean", "description": _REPLY["recovered"]},
+        }
+    return schema
 
 
 def _failure_schema(action: Action, errors: Iterable[type[BridgeError]]) -> _Json:
