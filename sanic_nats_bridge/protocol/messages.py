@@ -327,12 +327,13 @@ def success_reply(
     """
     action: Any = command.action
     done = "connected to" if action == "subscribe" else "disconnected from"
+    message = f"Successfully {done} events: {quoted(patterns)}"
     some = not isinstance(resumable, UnsetType) and 0 < len(resumable) < len(patterns)
     return Reply(
         id=command.id,
         action=action,
         success=True,
-        message=f"Successfully {done} events: {quoted(patterns)}",
+        message=message,
         subjects=patterns,
         active=active,
         resumable=UNSET if isinstance(resumable, UnsetType) else len(resumable) == len(patterns),

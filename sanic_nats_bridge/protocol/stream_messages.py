@@ -7,7 +7,7 @@ from .encoding import EncodedMessage, MessagePrefix, WireFormat
 __all__ = ["Operation", "StreamMessage", "operation_of"]
 
 Operation: TypeAlias = Literal["", "delete", "purge"]
-"""What a stored message does to the key of a bucket, unless it sets the value."""
+"""The effect of a stored message on the key of a bucket, if it doesn't set the value."""
 
 # In Python 3.11, a member of an enum takes longer to look up than several calls.
 _CHUNKS = WireFormat.EVENT_STREAM
@@ -75,7 +75,7 @@ class StreamMessage(EncodedMessage, eq=False, gc=False):
 
 
 def operation_of(headers: bytes) -> Operation:
-    """Return what a stored message does to a key, by its NATS header block.
+    """Return the effect of a stored message on its key, by its NATS header block.
 
     A header of the client counts before the one by which the server marks an expiry or a deletion.
     """

@@ -80,6 +80,7 @@ _GIVEN = """(functions) => {
 Frame = (
     messages.Welcome
     | messages.Reply
+    | messages.CaughtUp
     | messages.Gap
     | messages.Unsubscribed
     | messages.Status
@@ -517,7 +518,7 @@ def _check_json(block: Block) -> None:
     for line in block.text.splitlines():
         value = json.loads(line)
         if "type" not in value:
-            messages.decode_command(line.encode())
+            messages.decode_command(line.encode(), history=True)
         elif value["type"] != "message":
             frame = msgspec.json.decode(line, type=Frame)
             assert json.loads(msgspec.json.encode(frame)) == value

@@ -5,13 +5,16 @@ import time
 from dataclasses import fields
 from math import inf
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 import sanic_nats_bridge
 from sanic_nats_bridge import CloseCode, Permissions, errors, testing
 from sanic_nats_bridge.metrics.definitions import METRICS
+from sanic_nats_bridge.protocol import messages as protocol
+from sanic_nats_bridge.protocol.start import MAX_ID_CHARACTERS, StartName
+from sanic_nats_bridge.protocol.stream_messages import Operation
 from sanic_nats_bridge.protocol.subjects import MAX_SUBJECT_BYTES, MAX_TOKENS
 from sanic_nats_bridge.settings import Settings
 from sanic_nats_bridge.testing import NatsServer
@@ -99,9 +102,20 @@ def test_close_code_table_matches_code() -> None:
 
 def test_protocol_page_shows_every_frame_and_command() -> None:
     shown = "".join(block.text for block in blocks("docs/reference/protocol.md", "json"))
-    kinds = {"welcome", "reply", "message", "gap", "unsubscribed", "status", "heartbeat", "close"}
+    kinds = {"welcome", "reply", "message", "caught_up", "gap", "unsubscribed", "status", "heartbeat", "close"}
     assert set(re.findall(r'"type": "(\w+)"', shown)) == kinds
     assert {"subscribe", "unsubscribe", "ping"} <= set(re.findall(r'"action": "(\w+)"', shown))
+
+
+def test_protocol_page_shows_start_fields_reasons_and_operations() -> None:
+    page = (ROOT / "docs/reference/protocol.md").read_text()
+    section = page.partition("\n## History\n")[2].partition("\n## ")[0]
+    assert all(f'`"{name}"`' in section for name in get_args(StartName))
+    assert all(f"`{operation}`" in section for operation in get_args(Operation) if operation)
+    reasons = get_args(get_type_hints(protocol.Gap)["reason"])
+    rows = [row[0] for heading in ("gap", "Gaps in the past") for row in table("docs/reference/protocol.md", heading)]
+    assert {name for row in rows for name in names_in(row)} == set(reasons)
+    assert f"at most {MAX_ID_CHARACTERS} characters" in section
 
 
 def test_client_page_lists_every_option_and_event() -> None:

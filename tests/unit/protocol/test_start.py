@@ -106,7 +106,7 @@ def test_other_start_is_rejected_with_one_line_of_help(document: bytes, in_query
     [b"null", b"true", b"1", b"{}", b"[]", b'["a"]', b'"a', b'"\xff"', b'"\\ud800"', b"", DEEP],
     ids=lambda document: ascii(document[:20]),
 )
-def test_after_that_is_no_string_is_rejected(document: bytes) -> None:
+def test_after_other_than_string_is_rejected(document: bytes) -> None:
     with pytest.raises(InvalidCommand, match=r"^Not a valid command: 'after' must be a string$"):
         read_after(document)
 

@@ -86,7 +86,7 @@ def test_reply_with_history_is_valid_in_schema() -> None:
     assert {"resumable", "recovered"} & set(schema["required"]) == set()
 
 
-def test_query_has_start_parameters_whose_examples_are_valid() -> None:
+def test_start_parameters_of_query_have_valid_examples() -> None:
     parameters = {parameter["name"]: parameter for parameter in events(history=True)["parameters"]}
     assert list(parameters) == ["subjects", "protocol", "after", "from"]
     query = {name: [parameters[name]["schema"]["example"]] for name in ("after", "from")}
