@@ -70,10 +70,10 @@ class MessageListener(Protocol):
 
 
 class ControlListener(Protocol):
-    """Callbacks for one subscription of the control channel. They must not raise."""
+    """Callbacks for one subscription with reply subjects. They must not raise."""
 
-    def on_message(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
-        """Process a message."""
+    def on_message(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes, /) -> bool | None:
+        """Process a message; return true if the next one must wait until there is room."""
 
     def confirmed(self) -> None:
         """Note that the server has the subscription."""
@@ -129,8 +129,8 @@ class Connection(Client):
         self.on_message = listener.on_message
         self.sinks: dict[bytes, Any] = {}
         """The bridge's own subscriptions. The keys are their numbers as the server writes them."""
-        self._controls: dict[int, ControlListener] = {}
-        """The subscriptions of the control channel, apart from `sinks`, whose messages must cost no distinction."""
+        self.controls: dict[bytes, ControlListener] = {}
+        """Subscriptions with reply subjects, apart from `sinks`, whose messages must cost no distinction."""
         self._patterns = SubscriptionIndex()
         # No other connection may be in the groups of this one, not even the one before, which NATS may not miss yet.
         self._queue_prefix = f"{QUEUE_PREFIX}.{secrets.token_hex(8)}."
@@ -142,6 +142,8 @@ class Connection(Client):
         """The numbers of subscriptions to refuse because the server would refuse their length."""
         self._error_lines = error_lines or LineFilter()
         self._ignore_discovered = ignore_discovered
+        self.on_denied: Callable[[str], bool] = lambda subject: False
+        """Called with the subject of a message that the server hasn't accepted. A true result is not logged."""
         self._slow_sids: set[int] = set()
         """The app's own subscriptions that were logged as slow consumers."""
         self.accepted_length = 0
@@ -247,7 +249,7 @@ class Connection(Client):
     def add_control_subscription(self, subject: str, listener: ControlListener) -> int:
         """Subscribe to a control subject as `add_subscription` does, and return the subscription's number."""
         self._sid += 1
-        self._controls[self._sid] = listener
+        self.controls[b"%d" % self._sid] = listener
         self._subscribe(subject, self._sid)
         return self._sid
 
@@ -276,7 +278,7 @@ class Connection(Client):
             self._send(b"UNSUB %d\r\nPING\r\n" % sid)
             return
         self.sinks.pop(b"%d" % sid, None)
-        self._controls.pop(sid, None)
+        self.controls.pop(b"%d" % sid, None)
         self._send(b"UNSUB %d\r\n" % sid)
 
     def _send(self, line: bytes) -> None:
@@ -300,11 +302,7 @@ class Connection(Client):
         self.stats["in_bytes"] += size
 
     async def foreign_message(self, sid: int, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
-        """Pass a message to the control channel, or to nats-py if the subscription is the app's own. Never raises."""
-        control = self._controls.get(sid)
-        if control is not None:
-            control.on_message(subject, reply, headers, payload)
-            return
+        """Pass a message of one of the app's own subscriptions to nats-py. Never raises."""
         try:
             await self._process_msg(sid, subject, reply, payload, headers)
         except Exception:
@@ -394,8 +392,8 @@ class Connection(Client):
             waiter.set_result(True)
 
     def _confirm(self, sid: int) -> None:
-        if sid in self._controls:
-            self._controls[sid].confirmed()
+        if (control := self.controls.get(b"%d" % sid)) is not None:
+            control.confirmed()
         elif sid in self._patterns:
             self._listener.confirmed(self.sinks[b"%d" % sid])
 
@@ -415,7 +413,7 @@ class Connection(Client):
         if self._failed:
             # nats-py compares in lower case.
             await self._process_err(message.lower())
-        elif not effect.refused and self._error_lines.allows(message):
+        elif not (effect.refused or self.on_denied(effect.denied_publish)) and self._error_lines.allows(message):
             logger.warning("The NATS server reported an error: %s", message)
 
     def _refuse_too_long(self) -> None:
@@ -426,7 +424,7 @@ class Connection(Client):
             asyncio.get_running_loop().call_soon(self._refuse_too_long)
 
     def _refuse(self, sid: int) -> None:
-        control, sink = self._controls.get(sid), self.sinks.get(b"%d" % sid)
+        control, sink = self.controls.get(b"%d" % sid), self.sinks.get(b"%d" % sid)
         self.remove_subscription(sid)
         if control is not None:
             control.refused()
@@ -462,7 +460,7 @@ class Connection(Client):
         self._end()
         # Messages that remain in the read buffer must not be delivered any more.
         self.sinks.clear()
-        self._controls.clear()
+        self.controls.clear()
         self._patterns.clear()
         try:
             await super()._close(status, do_cbs)

@@ -8,7 +8,7 @@ only for input that no server sends.
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from typing import Any, Protocol
 
-__all__ = ["MAX_MESSAGE_BYTES", "MalformedLineError", "Operations", "Parser"]
+__all__ = ["MAX_MESSAGE_BYTES", "Control", "MalformedLineError", "Operations", "Parser"]
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """The largest ``max_payload`` that NATS supports."""
@@ -34,6 +34,13 @@ class MalformedLineError(ValueError):
     """Input that isn't the NATS protocol. The bytes after it can't be parsed."""
 
 
+class Control(Protocol):
+    """A subscription whose messages are processed with their reply subjects."""
+
+    def on_message(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes, /) -> bool | None:
+        """Process a message; return true if the next one must wait for `Operations.next_turn`. Must not raise."""
+
+
 class Operations(Protocol):
     """Callbacks for the parsed operations, implemented by Connection."""
 
@@ -48,11 +55,15 @@ class Operations(Protocol):
         The next message is processed after `next_turn` if it returns true.
         """
 
+    @property
+    def controls(self) -> Mapping[bytes, "Control"]:
+        """The subscriptions, in one object, whose messages are processed with their reply subjects."""
+
     def delivery_failed(self, sink: Any, error: Exception) -> None:
         """Process an exception of `on_message`. Must not raise."""
 
     async def foreign_message(self, sid: int, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
-        """Process a message of a subscription that isn't in `sinks`. Must not raise."""
+        """Process a message of any other subscription. Must not raise."""
 
     async def control(self, line: bytes) -> None:
         """Process a line without a payload: PING, PONG, +OK, -ERR or INFO."""
@@ -179,7 +190,7 @@ class Parser:
             payload = data[start + header_size : stop]
             sink = get_sink(sid)
             if sink is None:
-                await self._process_foreign(words, headers, payload)
+                await self._process_other(words, headers, payload)
                 continue
             try:
                 is_full = on_message(sink, subject, headers, payload)
@@ -209,8 +220,18 @@ class Parser:
         if self._cost >= _COST_PER_TURN:
             await self._next_turn()
 
-    async def _process_foreign(self, words: list[bytes], headers: bytes, payload: bytes) -> None:
+    def _process_other(self, words: list[bytes], headers: bytes, payload: bytes) -> Awaitable[None]:
+        """Process a message with its reply subject. The result must be awaited before the next one."""
         reply = words[3] if len(words) == 5 else b""
+        control = self._operations.controls.get(words[2])
+        if control is None:
+            return self._process_foreign(words, reply, headers, payload)
+        self._cost += 1
+        if control.on_message(words[1], reply, headers, payload) or self._cost >= _COST_PER_TURN:
+            return self._next_turn()
+        return _DONE
+
+    async def _process_foreign(self, words: list[bytes], reply: bytes, headers: bytes, payload: bytes) -> None:
         await self._operations.foreign_message(_parse_number(words[2]), words[1], reply, headers, payload)
         self._cost += 1
         if self._cost >= _COST_PER_TURN:

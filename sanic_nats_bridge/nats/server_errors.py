@@ -16,6 +16,7 @@ _DENIAL = re.compile(
     r"""-ERR 'Permissions Violation for Subscription to (?P<pattern>"(?:[^"\\]|\\.)*")"""
     r"""(?: using queue (?P<queue>"(?:[^"\\]|\\.)*"))?(?: \(sid "(?P<sid>[0-9]{1,19})"\))?'"""
 )
+_DENIED_PUBLISH = re.compile(r"""-ERR 'Permissions Violation for Publish to ("(?:[^"\\]|\\.)*")'""")
 _ESCAPED = re.compile(r"\\(.)")
 _VIOLATION = "permissions violation"
 _TOO_MANY = "maximum subscriptions exceeded"
@@ -35,6 +36,9 @@ class ErrorEffect(NamedTuple):
     refused_length: float = math.inf
     """The smallest `sub_length` that the server is known to refuse."""
 
+    denied_publish: str = ""
+    """The subject of a message that the server hasn't accepted."""
+
 
 def classify_error(line: str, patterns: SubscriptionIndex, unconfirmed: int | None) -> ErrorEffect:
     """Return the effect of a ``-ERR`` line.
@@ -50,7 +54,8 @@ def classify_error(line: str, patterns: SubscriptionIndex, unconfirmed: int | No
     lowered = line.lower()
     if _VIOLATION in lowered:
         # A denied publish, or a denied subscription of the app's own.
-        return ErrorEffect([], connection_survives=True)
+        publish = _DENIED_PUBLISH.fullmatch(line)
+        return ErrorEffect([], True, denied_publish="" if publish is None else _unquoted(publish[1]))
     suspects = [] if unconfirmed is None or unconfirmed not in patterns else [unconfirmed]
     if _TOO_MANY in lowered:
         # nats-py would close the connection, but the server has only refused this SUB.

@@ -53,6 +53,9 @@ class ConnectionSupervisor:
         on_established: Called for each new connection, before the listener subscribes.
         on_connected: Called for each new connection, after the listener has subscribed.
         on_closed: Called when a connection has ended.
+        accepted_length: The length of messages that is accepted even if the server's ``max_payload`` is smaller.
+        on_denied: Called with the subject of a message that the server hasn't accepted. A true result is not logged.
+        purpose: The use of a further connection of the worker, for its name in the monitoring of NATS and in the log.
     """
 
     def __init__(
@@ -62,10 +65,16 @@ class ConnectionSupervisor:
         on_established: Callable[[], None] = lambda: None,
         on_closed: Callable[[], None] = lambda: None,
         on_connected: Callable[[], None],
+        accepted_length: int = 0,
+        on_denied: Callable[[str], bool] = lambda subject: False,
+        purpose: str = "",
     ) -> None:
         self._on_established = on_established
         self._on_closed = on_closed
         self._on_connected = on_connected
+        self._on_denied = on_denied
+        self._name = f"{settings.name}-{purpose}" if purpose else settings.name
+        self._suffix = f" ({purpose})" if purpose else ""
         self._settings = settings
         self._connection: Connection | None = None
         self._successor: Connection | None = None
@@ -75,7 +84,7 @@ class ConnectionSupervisor:
         self._addresses = Addresses()
         self._refused_length = math.inf
         """The smallest `Connection.refused_length` of all connections so far."""
-        self._accepted_length = 0
+        self._accepted_length = accepted_length
         """The length of messages that is accepted although the server's ``max_payload`` is smaller."""
         self._failure_lines = LineFilter()
         self._error_lines = LineFilter()
@@ -138,7 +147,7 @@ class ConnectionSupervisor:
             _notify(self._on_connected)
             await self._wait_for_end(connection, listener)
             self._connection = None
-            logger.warning("Disconnected from NATS at %s: %s", connection.address, connection.end_reason)
+            logger.warning("Disconnected from NATS at %s: %s", self._shown(connection), connection.end_reason)
             self._remember_refused_length(connection)
             self._remember_refused_message(connection)
             _notify(self._on_closed)
@@ -205,7 +214,7 @@ class ConnectionSupervisor:
             try:
                 return await self._open(server, listener)
             except ConnectionError as error:
-                logger.info("Cannot move to NATS at %s: %s", server.address, error)
+                logger.info("Cannot move to NATS at %s: %s", self._shown(server), error)
         return None
 
     async def _connect(self, listener: ConnectionListener) -> Connection:
@@ -215,7 +224,7 @@ class ConnectionSupervisor:
             except ConnectionError as error:
                 # Every reason, not only the first, because a rejected login may appear as a reset first.
                 if self._failure_lines.allows(f"{server.address}: {error}"):
-                    logger.warning("Cannot connect to NATS at %s: %s; retrying", server.address, error)
+                    logger.warning("Cannot connect to NATS at %s: %s; retrying", self._shown(server), error)
                 await asyncio.sleep(pause)
         raise AssertionError("attempts() never ends")
 
@@ -231,6 +240,7 @@ class ConnectionSupervisor:
         )
         connection.refused_length = self._refused_length
         connection.accepted_length = self._accepted_length
+        connection.on_denied = self._on_denied
         try:
             async with asyncio.timeout(seconds):
                 await connection.open(**self._options(server))
@@ -241,8 +251,11 @@ class ConnectionSupervisor:
                 raise
             reason = printable(describe(connection.reported_error or error, seconds, encrypted=connection.encrypted))
             raise ConnectionError(reason) from error
-        logger.info("Connected to NATS at %s", server.address)
+        logger.info("Connected to NATS at %s", self._shown(server))
         return connection
+
+    def _shown(self, end: Connection | Server) -> str:
+        return f"{end.address}{self._suffix}"
 
     def _options(self, server: Server) -> dict[str, Any]:
         settings = self._settings
@@ -265,7 +278,7 @@ class ConnectionSupervisor:
             optional["nkeys_seed_str"] = read_nkey_seed(settings.nkeys_seed)
         return {name: value for name, value in optional.items() if value is not None} | {
             "servers": url,
-            "name": settings.name,
+            "name": self._name,
             "inbox_prefix": settings.inbox_prefix,
             "tls_handshake_first": settings.tls_handshake_first,
             "connect_timeout": settings.connect_timeout,

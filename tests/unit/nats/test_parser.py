@@ -9,10 +9,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sanic_nats_bridge.nats.parser import MAX_MESSAGE_BYTES, MalformedLineError, Parser
+from sanic_nats_bridge.nats.parser import MAX_MESSAGE_BYTES, Control, MalformedLineError, Parser
 from tests.support.growth import assert_linear
 
 OWN_SIDS = range(1, 5)
+CONTROL_SID = 7
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,10 @@ class Recorder:
         self.seen.append(Message(sink, subject, b"", headers, payload))
         return len(self.own) in self.full_after
 
+    @property
+    def controls(self) -> Mapping[bytes, Control]:
+        return {b"%d" % CONTROL_SID: _ControlRecorder(self)}
+
     def delivery_failed(self, sink: Any, error: Exception) -> None:
         raise error
 
@@ -93,6 +98,15 @@ class Recorder:
 
     async def next_turn(self) -> None:
         self.turns += 1
+
+
+@dataclass
+class _ControlRecorder:
+    recorder: Recorder
+
+    def on_message(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes, /) -> bool:
+        self.recorder.seen.append(Message(CONTROL_SID, subject, reply, headers, payload))
+        return len(self.recorder.seen) in self.recorder.full_after
 
 
 async def parsed(reads: Iterable[bytes]) -> list[Message | Line]:
@@ -346,8 +360,13 @@ async def test_message_in_small_reads_takes_little_more_memory_than_its_length(s
 
 @pytest.mark.parametrize(
     ("flood", "count", "per_turn"),
-    [(b"PONG\r\n", 1_000, 16), (b"-ERR 'x'\r\n", 1_000, 16), (b"MSG a 9 1\r\n1\r\n", 1_000, 128)],
-    ids=["PONG", "error", "unknown subscription"],
+    [
+        (b"PONG\r\n", 1_000, 16),
+        (b"-ERR 'x'\r\n", 1_000, 16),
+        (b"MSG a 9 1\r\n1\r\n", 1_000, 128),
+        (b"MSG a 7 r 1\r\n1\r\n", 1_000, 128),
+    ],
+    ids=["PONG", "error", "unknown subscription", "control subscription"],
 )
 @pytest.mark.parametrize("size", [1_000_000, 512, 1])
 async def test_flood_is_processed_in_many_turns_of_the_loop(flood: bytes, count: int, per_turn: int, size: int) -> None:
@@ -398,3 +417,14 @@ async def test_next_turn_is_due_before_next_message_if_listener_is_full() -> Non
     await parser.parse(own[3:])
     assert turns == [(2, 0), (3, 0)]
     assert recorder.counted == (6, 12)
+
+
+async def test_messages_of_control_subscriptions_keep_their_reply_subjects() -> None:
+    messages = [Message(CONTROL_SID, b"a", reply, headers, b"1") for reply in (b"r", b"") for headers in (b"", b"h")]
+    assert await parsed([b"".join(message.encoded() for message in messages)]) == messages
+
+
+async def test_next_turn_is_due_after_a_control_message_that_fills_the_listener() -> None:
+    recorder = Recorder(full_after=(2,))
+    await Parser(recorder).parse(Message(CONTROL_SID, b"a", b"r", b"", b"1").encoded() * 3)
+    assert (len(recorder.seen), recorder.turns) == (3, 1)

@@ -39,6 +39,20 @@ def test_denial_of_app_operations_refuses_no_bridge_subscription(line: str) -> N
     assert classify_error(f"-ERR '{line}'", PATTERNS, unconfirmed=1)[:2] == ([], True)
 
 
+@pytest.mark.parametrize(
+    ("line", "subject"),
+    [
+        ('Permissions Violation for Publish to "orders.new"', "orders.new"),
+        (r'Permissions Violation for Publish to "odd.\"quoted\""', 'odd."quoted"'),
+        ('Permissions Violation for Subscription to "never.asked"', ""),
+        ("Permissions Violation for Publish to orders.new", ""),
+        ("Invalid Subject", ""),
+    ],
+)
+def test_subject_of_denied_publish_is_found(line: str, subject: str) -> None:
+    assert classify_error(f"-ERR '{line}'", PATTERNS, unconfirmed=None).denied_publish == subject
+
+
 @pytest.mark.parametrize(("unconfirmed", "refused"), [(4, [4]), (None, []), (99, [])])
 def test_too_many_subscriptions_error_refuses_unconfirmed_one(unconfirmed: int | None, refused: list[int]) -> None:
     assert classify_error("-ERR 'maximum subscriptions exceeded'", PATTERNS, unconfirmed)[:2] == (refused, True)
@@ -53,8 +67,8 @@ def test_subject_error_refuses_unconfirmed_subscription(words: str) -> None:
 def test_line_length_error_refuses_all_subscriptions_as_long() -> None:
     patterns = SubscriptionIndex({1: "short", 2: "x" * 20, 3: "y" * 19, 4: "z" * 30, 15: "w" * 19}.items())
     line = "-ERR 'Maximum Control Line Exceeded'"
-    assert classify_error(line, patterns, unconfirmed=2) == ([2, 4, 15], False, len("x" * 20 + " 2"))
-    assert classify_error(line, patterns, unconfirmed=None) == ([], False, math.inf)
+    assert classify_error(line, patterns, unconfirmed=2)[:3] == ([2, 4, 15], False, len("x" * 20 + " 2"))
+    assert classify_error(line, patterns, unconfirmed=None)[:3] == ([], False, math.inf)
 
 
 @pytest.mark.parametrize(
