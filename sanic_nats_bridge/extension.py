@@ -125,6 +125,24 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         """
         return self._on_app.stats()
 
+    async def position(self, *patterns: str) -> str:
+        """Return the present position of the streams that hold these patterns, for a page that the app renders.
+
+        Read it first, then load the state that the page shows, and let the page subscribe with ``after`` this position.
+        It gets every message that was published after the call, and none that was acknowledged before it. The position
+        has the form of the ``id`` of a message. Clients can see from it how many messages the streams have had.
+
+        Args:
+            patterns: The patterns as NATS knows them, without aliases.
+
+        Raises:
+            LookupError: No stream of the setting ``streams`` holds one of the patterns.
+            ValueError: A pattern is invalid, or none is given, or they are on more than four streams.
+            ConnectionError: NATS is disconnected, or doesn't answer.
+            RuntimeError: The bridge is on no app yet.
+        """
+        return await self._on_app.position(patterns)
+
     async def revoke(self, *, identity: str | None = None, session: str | Session | None = None) -> UpdateResult:
         """End the sessions of an identity, or one session, with close code 4403.
 

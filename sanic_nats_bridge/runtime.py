@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import os
+import secrets
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,7 @@ from .metrics.loop_lag import LoopLag
 from .metrics.stats import Stats
 from .nats.compatibility import check_nats_py
 from .nats.supervisor import ConnectionSupervisor
+from .protocol import subjects
 from .routes.client import add_client_routes
 from .routes.commands import add_command_routes
 from .routes.cors import CrossOrigin
@@ -86,10 +89,14 @@ class BridgeRuntime:
             on_connected=lambda: self._signal("natsbridge.nats.connected"),
             on_closed=lambda: self.control.closed(),
         )
-        self.sessions = SessionRegistry(
-            settings, self.connection, on_opened=self._session_opened, on_closed=self._session_closed
-        )
         control_prefix = settings.control_prefix or f"{CONTROL_TOKEN}.{app.name}"
+        self.sessions = SessionRegistry(
+            settings,
+            self.connection,
+            on_opened=self._session_opened,
+            on_closed=self._session_closed,
+            streams_prefix=f"{control_prefix}.streams.{secrets.token_hex(8)}",
+        )
         counters, known = self.sessions.counters, KnownWorkers()
         self.control = ControlChannel(
             self.connection,
@@ -129,6 +136,17 @@ class BridgeRuntime:
     def stats(self) -> Stats:
         """Return the stats of this worker as of now. Must be called in its event loop."""
         return self.sessions.stats(self._lag.seconds, self.control.state)
+
+    async def position(self, patterns: Sequence[str]) -> str:
+        """Return the present position of the streams that hold these patterns, as `NatsBridge.position` does."""
+        if not patterns:
+            raise ValueError("position must be called with at least one pattern")
+        for pattern in patterns:
+            if not isinstance(pattern, str) or not subjects.is_valid(pattern):
+                raise ValueError(f"patterns must be valid, got {pattern!r}")
+        if self.sessions.streams is None:
+            raise LookupError("no stream has history: the setting 'streams' is empty")
+        return await self.sessions.streams.position(patterns)
 
     # Routes
 
@@ -223,6 +241,8 @@ class BridgeRuntime:
         self.sessions.start(reconnect_spread=0 if developing else self.settings.reconnect_spread)
         self.control.start(self.sessions.worker)
         self.connection.start(self.sessions.hub)
+        if self.sessions.streams is not None:
+            self.sessions.streams.start()
         self._lag.start()
         if self._aggregator is not None:
             await self._aggregator.start()
@@ -241,6 +261,8 @@ class BridgeRuntime:
 
     async def _stopped(self, app: Sanic[Any, Any]) -> None:
         # Now, so that every listener of the app for "before_server_stop" can use the client and revoke sessions.
+        if self.sessions.streams is not None:
+            await self.sessions.streams.stop()
         await self.control.stop()
         await self.connection.stop()
         self.sessions.hub.close()

@@ -36,6 +36,11 @@ class TokenBucket:
             self._tokens -= 1
         return available
 
+    def owe(self, now: float, tokens: float) -> None:
+        """Take tokens, into debt if there aren't enough, but no further than half of ``burst``."""
+        self._fill(now)
+        self._tokens = max(self._tokens - tokens, min(self._tokens, -self._burst / 2))
+
     def refund(self) -> None:
         """Give a token back that was taken."""
         self._tokens = min(self._burst, self._tokens + 1)

@@ -32,7 +32,9 @@ class SubscriptionPolicy:
             raise SubscriptionLimitExceeded(f"At most {self._max} subjects for a session", patterns)
         return [subjects.validate(pattern) for pattern in dict.fromkeys(patterns)]
 
-    def authorize(self, permissions: Permissions, patterns: Sequence[str], held: Collection[str] = ()) -> list[Grant]:
+    def authorize(
+        self, permissions: Permissions, patterns: Sequence[str], held: Collection[str] = (), others: int = 0
+    ) -> list[Grant]:
         """Authorize those of the patterns that the session doesn't hold yet.
 
         Those that it holds need no decision: `Subscriptions.update_permissions` ends what isn't allowed any more.
@@ -41,6 +43,7 @@ class SubscriptionPolicy:
             permissions: The permissions of the session.
             patterns: The patterns of the command, as `validate` has returned them.
             held: The patterns to which the session is subscribed.
+            others: The number of patterns that it holds in another way.
 
         Raises:
             InvalidSubject: The real pattern behind an alias is too long or has too many tokens.
@@ -48,7 +51,7 @@ class SubscriptionPolicy:
             SubscriptionLimitExceeded: Together with those held they are more than a session may hold.
         """
         grants = [self.grant(permissions, pattern) for pattern in patterns if pattern not in held]
-        if len(grants) + len(held) > self._max:
+        if len(grants) + len(held) + others > self._max:
             raise SubscriptionLimitExceeded(f"At most {self._max} subjects for a session", patterns)
         return grants
 

@@ -180,7 +180,9 @@ class Relay:
         command = bytes(request.command)
         if len(command) > self._max_bytes:
             raise SizeLimitExceeded(f"A command must be at most {self._max_bytes} bytes")
-        return await self._sessions.execute(request.session, request.identity, decode_command(command))
+        return await self._sessions.execute(
+            request.session, request.identity, decode_command(command, history=bool(self._sessions.settings.streams))
+        )
 
 
 def _refusal(error: BridgeError) -> _Refusal:

@@ -185,6 +185,41 @@ class Broadcaster:
                 view.batch.append(message)
         return first
 
+    def next_number(self) -> int:
+        """Return the number of a message that is added by `add`."""
+        self._numbered += 1
+        return self._numbered
+
+    def add_alone(self, view: View, message: EncodedMessage, size: int) -> bool:
+        """Add a message of this size that doesn't come from a subscription of the hub, and that one view shows.
+
+        Returns:
+            True if no more messages may be added in this turn of the event loop, nor while `is_full` is true.
+        """
+        self._numbered += 1
+        message.number = self._numbered
+        if not view.batch:
+            self._hit.append(view)
+        view.batch.append(message)
+        return self._flush_soon(size) if self._timer is None or self._interval else False
+
+    def add(self, view: View, message: EncodedMessage) -> None:
+        """Add a message that doesn't come from a subscription of the hub to one view. `added` must follow."""
+        if not view.batch:
+            self._hit.append(view)
+        view.batch.append(message)
+
+    def added(self, size: int, copies: int) -> bool:
+        """Schedule the writes of a message of this size that was added to some views.
+
+        Returns:
+            True if no more messages may be added in this turn of the event loop, nor while `is_full` is true.
+        """
+        self._copies += copies
+        if copies > 1:
+            self._counts_copies = True
+        return self._flush_soon(size)
+
     def _matched(self, interest: Interest, subject: bytes) -> str:
         """Return the subject of a message as a string, and remember it; empty if the pattern must not match it."""
         if not interest.matches(subject):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 from ..protocol.encoding import EncodedMessage
+from ..protocol.stream_messages import StreamMessage
 
 __all__ = ["SkippedMessages"]
 
@@ -20,6 +21,22 @@ class SkippedMessages:
 
     def __init__(self, messages: Sequence[EncodedMessage]) -> None:
         self.messages = messages
+
+    @cached_property
+    def stored(self) -> list[StreamMessage]:
+        """The first message of each stream, which can be read again from there."""
+        first: dict[object, StreamMessage] = {}
+        for message in self.messages:
+            if isinstance(message, StreamMessage):
+                first.setdefault(message.stream, message)
+        return list(first.values())
+
+    @cached_property
+    def others(self) -> "SkippedMessages":
+        """The messages that no stream holds."""
+        if not self.stored:
+            return self
+        return SkippedMessages([message for message in self.messages if not isinstance(message, StreamMessage)])
 
     @cached_property
     def newest(self) -> list[tuple[EncodedMessage, int]]:

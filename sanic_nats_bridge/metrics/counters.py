@@ -17,19 +17,22 @@ class Counters:
 
     __slots__ = (
         "closes", "control_dropped", "deliveries", "ended_bytes", "gaps", "lost", "messages", "nats_connections",
-        "refused", "slow_consumers", "status_messages",
+        "refused", "replay_results", "replayed", "replays", "replays_running", "replays_waiting", "slow_consumers",
+        "status_messages",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.messages = 0
         """Messages from NATS that have a subscriber."""
         self.deliveries = 0
-        """Messages written to clients: a message to ten clients counts ten times."""
+        """Messages written to clients, replayed ones included: a message to ten clients counts ten times."""
         self.ended_bytes = 0
         """Bytes written to sessions that have ended."""
         self.lost: Counter[str] = Counter(slow_consumer=0, subject_mismatch=0, unreadable_subject=0)
         """Messages that were skipped for one client, or for all, by reason."""
-        self.gaps: Counter[str] = Counter(slow_consumer=0, nats_reconnect=0, internal=0)
+        self.gaps: Counter[str] = Counter(
+            slow_consumer=0, nats_reconnect=0, internal=0, unknown=0, reset=0, expired=0, backlog=0
+        )
         """Subscriptions for which a gap was sent, by reason."""
         self.slow_consumers = 0
         """Times that a client became a slow consumer."""
@@ -43,6 +46,17 @@ class Counters:
         """Messages between the workers that were dropped, by reason."""
         self.nats_connections = 0
         """Connections established to NATS."""
+
+        self.replays: Counter[str] = Counter(after=0, new=0, all=0, last=0, last_per_subject=0, slow_consumer=0)
+        """Replays that have begun, by their start."""
+        self.replay_results: Counter[str] = Counter(recovered=0, unknown=0, reset=0, expired=0, backlog=0)
+        """Replays that have reached the present: recovered, or else each reason for which messages are missing."""
+        self.replayed = 0
+        """Messages written to clients by replays."""
+        self.replays_running = 0
+        """Replays that have begun, and neither reached the present nor ended with their subscriptions."""
+        self.replays_waiting = 0
+        """Those of them that wait for a turn to read from NATS."""
 
     def count_close(self, code: int) -> None:
         """Count the end of a session."""

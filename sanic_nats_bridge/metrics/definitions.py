@@ -120,6 +120,60 @@ METRICS = (
         read=lambda stats: stats.nats_reconnects,
     ),
     Metric(
+        name="natsbridge_replays_total",
+        help="Replays of stored messages that have begun",
+        read=lambda stats: stats.replays,
+        label="start",
+    ),
+    Metric(
+        name="natsbridge_replay_results_total",
+        help="Replays that have reached the present: recovered, or the reason for which messages are missing",
+        read=lambda stats: stats.replay_results,
+        label="result",
+    ),
+    Metric(
+        name="natsbridge_replayed_messages_total",
+        help="Messages written to clients by replays",
+        read=lambda stats: stats.replayed,
+    ),
+    Metric(
+        name="natsbridge_current_replays",
+        help="Replays in progress",
+        read=lambda stats: stats.current_replays,
+        label="state",
+    ),
+    Metric(
+        name="natsbridge_feed_reading",
+        help="1 while the worker reads the stream, which it does while a client follows it, 0 if not",
+        read=lambda stats: stats.feeds_reading,
+        label="stream",
+        combine=max,
+    ),
+    Metric(
+        name="natsbridge_stream_available",
+        help="1 if clients can get the history of the stream, 0 if not, or if that is unknown yet",
+        read=lambda stats: stats.streams_available,
+        label="stream",
+        combine=min,
+    ),
+    Metric(
+        name="natsbridge_feed_lag_messages",
+        help="Messages of the stream that the worker has not read yet, as far as NATS has reported",
+        read=lambda stats: stats.feed_lag,
+        label="stream",
+        combine=max,
+    ),
+    Metric(
+        name="natsbridge_history_buffer_bytes",
+        help="Bytes of messages that are kept for clients that return",
+        read=lambda stats: stats.history_bytes,
+    ),
+    Metric(
+        name="natsbridge_jetstream_requests_total",
+        help="Requests to JetStream",
+        read=lambda stats: stats.jetstream_requests,
+    ),
+    Metric(
         name="natsbridge_loop_lag_seconds",
         help="Largest delay of the event loop within the last 15 to 30 seconds",
         read=lambda stats: stats.loop_lag,
@@ -133,7 +187,8 @@ def readings(stats: Stats) -> Readings:
     found: Readings = {}
     for metric in METRICS:
         value = metric.read(stats)
-        found[metric.name] = dict(value) if isinstance(value, Mapping) else {"": float(value)}
+        values = value if isinstance(value, Mapping) else {"": value}
+        found[metric.name] = {label: float(number) for label, number in values.items()}
     return found
 
 

@@ -19,7 +19,7 @@ class Stats:
     messages: int
     """Messages from NATS that have a subscriber."""
     deliveries: int
-    """Messages written to clients: a message to ten clients counts ten times."""
+    """Messages written to clients, replayed ones included: a message to ten clients counts ten times."""
     sent_bytes: int
     """Bytes written to clients, in frames of all kinds except the last ``close``."""
     lost: Mapping[str, int]
@@ -27,7 +27,8 @@ class Stats:
     subscribed pattern) and ``unreadable_subject`` (not UTF-8) for all.
     Messages that NATS delivered while it was disconnected can't be counted; see `gaps`."""
     gaps: Mapping[str, int]
-    """Subscriptions for which a gap was sent, by reason: ``slow_consumer``, ``nats_reconnect`` and ``internal``."""
+    """Subscriptions for which a gap was sent, by reason: ``slow_consumer``, ``nats_reconnect`` and ``internal``; with
+    history also ``unknown``, ``reset``, ``expired`` and ``backlog``."""
     slow_consumers: int
     """Times that a client exceeded ``max_pending_bytes``."""
     status_messages: int
@@ -46,5 +47,25 @@ class Stats:
     no worker of this app has sent just now, ``busy`` for requests beyond ``max_relays``."""
     nats_reconnects: int
     """Connections to NATS after the first."""
+    replays: Mapping[str, int]
+    """Replays that have begun: ``after`` a position, by the ``from`` of a client (``new``, ``all``, ``last`` and
+    ``last_per_subject``), and ``slow_consumer`` for clients that have caught up."""
+    replay_results: Mapping[str, int]
+    """Replays that have reached the present: ``recovered``, or one for each reason (``unknown``, ``reset``,
+    ``expired`` and ``backlog``) for which messages are missing."""
+    replayed: int
+    """Messages written to clients by replays. `deliveries` includes them."""
+    current_replays: Mapping[str, int]
+    """Replays in progress: ``running``, and ``waiting`` for others to have read from NATS."""
+    feeds_reading: Mapping[str, bool]
+    """For each stream whether this worker reads it now. It does so while a client follows it."""
+    streams_available: Mapping[str, bool]
+    """For each stream whether clients can get its history, as far as is known. The log has the reason if not."""
+    feed_lag: Mapping[str, int]
+    """For each stream the number of its messages that this worker hasn't read yet, as far as NATS has reported."""
+    history_bytes: int
+    """Bytes of messages that are kept for clients that return, at most ``history_buffer_bytes``."""
+    jetstream_requests: int
+    """Requests to JetStream."""
     loop_lag: float
     """The largest delay of the event loop within the last 15 to 30 seconds, in seconds."""

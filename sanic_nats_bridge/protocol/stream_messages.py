@@ -2,7 +2,7 @@
 
 from typing import Literal, TypeAlias
 
-from .encoding import EncodedMessage, MessagePrefix, WireFormat
+from .encoding import EncodedMessage, MessagePrefix, WireFormat, websocket_frame
 
 __all__ = ["Operation", "StreamMessage", "operation_of"]
 
@@ -10,6 +10,7 @@ Operation: TypeAlias = Literal["", "delete", "purge"]
 """The effect of a stored message on the key of a bucket, if it doesn't set the value."""
 
 # In Python 3.11, a member of an enum takes longer to look up than several calls.
+_WEBSOCKET = WireFormat.WEBSOCKET
 _CHUNKS = WireFormat.EVENT_STREAM
 _EVENTS = WireFormat.EVENTS
 # The values of KV-Operation (ADR-8), and of Nats-Marker-Reason (ADR-48).
@@ -20,7 +21,8 @@ _MARKERS: dict[bytes, Operation] = {b"MaxAge": "purge", b"Purge": "purge", b"Rem
 class StreamMessage(EncodedMessage, eq=False, gc=False):
     """One message of a stream, with the id of its position in the streams that a session follows.
 
-    ``seq`` is its sequence number in the stream. ``position`` is the ``id`` in the JSON. ``event_id`` is the id in the
+    ``seq`` is its sequence number in ``stream``, and ``time`` the time at which it was stored, in Unix milliseconds.
+    ``position`` is the ``id`` in the JSON. ``event_id`` is the id in the
     ``id:`` line of an event, which other wire formats don't have; empty for none. Both must be ids of the protocol,
     which need no escapes.
     """
@@ -29,6 +31,8 @@ class StreamMessage(EncodedMessage, eq=False, gc=False):
     position: str = ""
     event_id: str = ""
     operation: Operation = ""
+    stream: object = None
+    time: int = 0
 
     def under(self, prefix: MessagePrefix, position: str | None = None, event_id: str | None = None) -> "StreamMessage":
         """Return the same message under another pattern, or with other ids. All share the encoded payload."""
@@ -45,6 +49,8 @@ class StreamMessage(EncodedMessage, eq=False, gc=False):
             position=self.position if position is None else position,
             event_id=self.event_id if event_id is None else event_id,
             operation=self.operation,
+            stream=self.stream,
+            time=self.time,
         )
 
     def at(self, position: str, event_id: str) -> "StreamMessage":
@@ -53,6 +59,10 @@ class StreamMessage(EncodedMessage, eq=False, gc=False):
 
     def encoded(self, wire_format: WireFormat) -> bytes:
         """Return the bytes for clients with this wire format."""
+        if wire_format == _WEBSOCKET:
+            if self.frame is None:
+                self.frame = websocket_frame(self._as_json())
+            return self.frame
         if self.event_id:
             if wire_format == _CHUNKS:
                 if self.chunk is None:

@@ -54,13 +54,13 @@ def add_command_routes(blueprint: Blueprint, relay: Relay, sessions: SessionRegi
         return outcome_response(Outcome.rejected(rejection, action, command_id_of(body)))
 
     async def execute(request: Request, body: bytes, action: Action) -> Outcome:
-        command = decode_command(body, action)
+        command = decode_command(body, action, history=bool(settings.streams))
         if not isinstance(command.session, str):
             raise InvalidCommand("Not a valid command: 'session' is missing")
         identity = await identify_client(request, sessions)
         return await relay.execute(command.session, identity, command, client_address(request))
 
-    @describe_command("subscribe", settings)
+    @describe_command("subscribe", settings, history=bool(settings.streams))
     async def subscribe(request: Request) -> HTTPResponse:
         return await serve(request, "subscribe")
 

@@ -11,6 +11,7 @@ from ..errors import BridgeError, InternalError, RateLimitExceeded, UnreachableS
 from ..protocol.messages import Close, Command, query_command
 from ..sessions.pending import PendingConnection
 from ..sessions.registry import SessionRegistry
+from ..sessions.starts import check_start
 from ..transports.auto import SseTransport, begin_stream, is_misdirected, sse_transport
 from ..transports.base import CLOSE_SECONDS
 from .authorization import get_permissions
@@ -31,7 +32,7 @@ _HEADERS = {"cache-control": "no-store, no-transform", "x-accel-buffering": "no"
 def add_event_route(blueprint: Blueprint, sessions: SessionRegistry, cross_origin: CrossOrigin) -> None:
     """Serve event streams on the blueprint."""
 
-    @describe_events(sessions.settings)
+    @describe_events(sessions.settings, history=bool(sessions.settings.streams))
     async def events(request: Request) -> HTTPResponse | None:
         if is_misdirected(request):
             return misdirected("subscribe")
@@ -80,7 +81,8 @@ async def _decide(request: Request, sessions: SessionRegistry) -> tuple[Permissi
 
 
 async def _authorize(request: Request, sessions: SessionRegistry) -> tuple[Permissions, Command | None] | Close:
-    command = query_command(dict(request.get_args(keep_blank_values=True)))
+    query, has_history = dict(request.get_args(keep_blank_values=True)), bool(sessions.settings.streams)
+    command = query_command(query, request.headers.get("last-event-id"), history=has_history)
     patterns = [] if command is None else sessions.policy.validate(command.patterns)
     # Before the app is asked for permissions, so that a full worker doesn't load it.
     rejection = sessions.rejection_reason()
@@ -90,7 +92,9 @@ async def _authorize(request: Request, sessions: SessionRegistry) -> tuple[Permi
         permissions = await get_permissions(request, sessions)
     except (InternalError, UnreachableSession) as error:
         return sessions.close_frame_for(error)
-    sessions.policy.authorize(permissions, patterns)
+    grants = sessions.policy.authorize(permissions, patterns)
+    if command is not None and sessions.streams is not None:
+        check_start(command, grants, permissions.allows_history, sessions.streams)
     return permissions, command
 
 
@@ -111,6 +115,8 @@ async def _stream(
         await transport.wait_finished()
         return
     try:
+        if command is not None and command.start is not None:
+            session.history.begin_query()
         if command is not None:
             outcome = await session.execute(command)
             session.send(outcome.reply)

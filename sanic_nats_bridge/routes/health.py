@@ -32,7 +32,11 @@ def add_health_routes(blueprint: Blueprint, sessions: SessionRegistry, control: 
         stopping = sessions.stop_reason is not None
         is_ready = not stopping and (sessions.nats == "connected" or not sessions.settings.ready_needs_nats)
         status = 200 if is_ready else 503
-        return _response(status, ready=is_ready, stopping=stopping, nats=sessions.nats, control=control())
+        streams: dict[str, Any] = {}
+        if sessions.streams is not None:
+            # They don't decide: everything but history works without them.
+            streams["streams"] = {feed.name: feed.state for feed in sessions.streams.feeds}
+        return _response(status, ready=is_ready, stopping=stopping, nats=sessions.nats, control=control(), **streams)
 
     for handler in (live, ready):
         name = handler.__name__

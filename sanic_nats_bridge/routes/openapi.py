@@ -51,6 +51,7 @@ from ..protocol.messages import (
 from ..protocol.start import MAX_ID_CHARACTERS, StartName
 from ..protocol.subjects import GRAMMAR, MAX_SUBJECT_BYTES
 from ..settings import Settings
+from ..streams.interfaces import FeedState
 
 __all__ = ["describe_command", "describe_events", "describe_live", "describe_metrics", "describe_ready"]
 
@@ -256,6 +257,11 @@ def describe_ready() -> Callable[[_Handler], _Handler]:
             nats=_NATS | {"description": "The connection of the worker to NATS"},
             control=_NATS | {"description": "The connection of the worker to the other workers, over NATS"},
         )
+        schema["properties"]["streams"] = {
+            "type": "object",
+            "additionalProperties": {"type": "string", "enum": list(get_args(FeedState))},
+            "description": "The state of each stream, if the app has any",
+        }
         return _json(schema, example)
 
     connected = {"nats": "connected", "control": "connected"}

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections.abc import Callable
 
 from ..protocol import encoding
 from ..protocol.encoding import WireFormat
@@ -13,6 +14,7 @@ __all__ = ["Keepalive"]
 
 _HEARTBEATS = {wire_format: encoding.encode_frame(Heartbeat(), wire_format) for wire_format in WireFormat}
 _CHECKS_IN_WRITE_TIMEOUT = 4
+_INTERVALS_OF_POSITION = 3
 _NOTHING_PENDING = -1  # less than any number of accepted bytes
 
 
@@ -23,8 +25,10 @@ class Keepalive:
         "_accepted",
         "_idle_ticks",
         "_period",
+        "_position",
         "_settings",
         "_stalled_ticks",
+        "_ticks",
         "_timer",
         "_transport",
         "_written",
@@ -32,6 +36,8 @@ class Keepalive:
 
     def __init__(self, transport: Transport, settings: Settings) -> None:
         self._transport = transport
+        self._position: Callable[[], str] | None = None
+        self._ticks = 0
         self._settings = settings
         self._period = min(settings.heartbeat / 2, settings.write_timeout / _CHECKS_IN_WRITE_TIMEOUT)
         self._written = transport.written
@@ -68,8 +74,18 @@ class Keepalive:
             self._accepted = accepted if pending else _NOTHING_PENDING
         return self._stalled_ticks >= math.ceil(self._settings.write_timeout / self._period)
 
+    def announce_position(self, position: Callable[[], str]) -> None:
+        """Send heartbeats with the position of the client in its streams, one in each fourth interval at least.
+
+        Args:
+            position: Returns the position, after all messages up to it were written; empty if there is none now.
+        """
+        self._position = position
+
     def _send_heartbeat_if_idle(self, pending: int) -> None:
         """Write a heartbeat if the interval could otherwise pass without a frame."""
+        if self._position is not None:
+            self._send_position(self._position)
         if pending or self._transport.written != self._written:
             self._idle_ticks = 0
         else:
@@ -78,3 +94,14 @@ class Keepalive:
             self._transport.write(_HEARTBEATS[self._transport.wire_format])
             self._idle_ticks = 0
         self._written = self._transport.written
+
+    def _send_position(self, position: Callable[[], str]) -> None:
+        self._ticks += 1
+        interval = max(1, self._settings.heartbeat // self._period - 1)
+        is_idle = self._transport.written == self._written and self._idle_ticks + 1 >= interval
+        if is_idle or self._ticks >= _INTERVALS_OF_POSITION * interval:
+            current = position()
+            if current:
+                frame = encoding.encode_frame(Heartbeat(current), self._transport.wire_format, event_id=current)
+                self._transport.write(frame)
+                self._ticks = 0

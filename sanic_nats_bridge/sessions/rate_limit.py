@@ -14,18 +14,21 @@ __all__ = ["CommandRateLimiter", "units_of"]
 _MINUTE_SECONDS = 60.0
 _PATTERNS_PER_UNIT = 16
 """The patterns for which one command counts as one. A full budget suffices for the default of ``max_subscriptions``."""
+_REPLAYED_PER_UNIT = 512
 _BAD_REQUEST = 400
 
 
 class CommandRateLimiter:
     """The settings ``command_rate``, ``command_burst`` and ``max_bad_commands``, applied to one session."""
 
-    __slots__ = ("_bad", "_commands", "_settings", "close_reason")
+    __slots__ = ("_bad", "_commands", "_replayed", "_settings", "close_reason")
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._commands: TokenBucket | None = None
         self._bad: deque[float] | None = None
+        self._replayed = 0
+        """The number of old messages that are not counted yet."""
         self.close_reason: str | None = None
         """The reason for which the session must be closed; ``None`` while it is within the limits."""
 
@@ -60,6 +63,16 @@ class CommandRateLimiter:
         if not self._commands.take_more(now, units):
             message = f"At most {self._settings.command_rate * _PATTERNS_PER_UNIT:g} new subjects per second"
             raise RateLimitExceeded(message, retry_after=self._commands.wait(now, units))
+
+    def count_replayed(self, messages: int) -> None:
+        """Count old messages that the session gets: 512 as one command.
+
+        They are never refused, but the next commands may be.
+        """
+        if self._commands is not None:
+            self._replayed += messages
+            self._commands.owe(asyncio.get_running_loop().time(), self._replayed // _REPLAYED_PER_UNIT)
+            self._replayed %= _REPLAYED_PER_UNIT
 
     def count_control_frame(self) -> None:
         """Count a frame that cannot be answered with an error, such as a ping."""

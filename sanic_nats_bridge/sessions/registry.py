@@ -14,18 +14,18 @@ from ..hub.hub import Hub
 from ..hub.interfaces import Link
 from ..metrics.counters import Counters
 from ..metrics.stats import Stats
-from ..protocol import encoding
-from ..protocol.encoding import WireFormat
-from ..protocol.messages import Close, Command, NatsState, Outcome, Status, close_frame
+from ..protocol.messages import Close, Command, NatsState, Outcome, close_frame
 from ..protocol.session_ids import key_of, new_worker_id
 from ..settings import Settings
+from ..streams.hub import StreamHub
 from ..transports.base import CLOSE_SECONDS, Transport
 from .command_turns import CommandTurns
+from .context import SessionContext
 from .deadlines import Deadlines
 from .pattern_shares import PatternShares
 from .pending import PendingConnection, PendingConnections, limit_permissions_calls
 from .request_limit import RequestLimiter
-from .session import Session, SessionContext
+from .session import Session
 from .spread import Spread
 
 __all__ = ["SessionRegistry", "SessionsView"]
@@ -46,6 +46,7 @@ class SessionRegistry:
         link: The connection to NATS.
         on_opened: Called with each new session, after its ``welcome`` frame was written.
         on_closed: Called with each session that has ended, and its WebSocket close code.
+        streams_prefix: The first tokens of the subjects on which JetStream delivers to this worker.
     """
 
     def __init__(
@@ -55,20 +56,28 @@ class SessionRegistry:
         *,
         on_opened: Callable[[Session], None],
         on_closed: Callable[[Session, int], None],
+        streams_prefix: str = f"{CONTROL_TOKEN}.streams",
     ) -> None:
         self.settings = settings
         self.counters = Counters()
         self.expirations = ExpirationQueue(self._expire)
         self._stream_ages = ExpirationQueue(self._end_old_streams, _loop_time)
+        broadcaster = Broadcaster(
+            self.counters,
+            self.expirations,
+            settings.expose_headers,
+            settings.flush_interval,
+            settings.max_overlap,
+        )
+        self.streams: StreamHub | None = None
+        """The streams whose messages clients can get later, if there are any."""
+        if settings.streams:
+            self.streams = StreamHub(
+                settings, broadcaster, self.counters, prefix=streams_prefix, on_changed=self._streams_changed
+            )
         self.hub = Hub(
             link,
-            Broadcaster(
-                self.counters,
-                self.expirations,
-                settings.expose_headers,
-                settings.flush_interval,
-                settings.max_overlap,
-            ),
+            broadcaster,
             self.counters,
             on_disconnected=self._nats_disconnected,
             on_established=self._nats_established,
@@ -95,6 +104,7 @@ class SessionRegistry:
             on_closed=self._remove,
             worker=new_worker_id(),
             reconnect_spread=settings.reconnect_spread,
+            streams=self.streams,
         )
         self._on_opened = on_opened
         self._on_closed = on_closed
@@ -109,6 +119,8 @@ class SessionRegistry:
         self._old_streams = Spread[Session]([], Session.end_old_stream, _CLOSED_PER_TURN)
         self._statuses: Spread[Session] | None = None
         """The sessions that are still to be notified of the last change of the connection to NATS."""
+        self._stream_statuses: Spread[Session] | None = None
+        """The same for the connection for streams."""
 
     @property
     def worker(self) -> str:
@@ -247,7 +259,8 @@ class SessionRegistry:
             loop_lag: The delay of the event loop, in seconds.
             control: Whether this worker and the others can reach each other.
         """
-        counters = self.counters
+        counters, streams = self.counters, self.streams
+        feeds = () if streams is None else streams.feeds
         return Stats(
             sessions=self._by_transport.copy(),
             patterns=len(self.hub.patterns),
@@ -264,6 +277,18 @@ class SessionRegistry:
             control=control,
             control_dropped=counters.control_dropped.copy(),
             nats_reconnects=max(0, counters.nats_connections - 1),
+            replays=counters.replays.copy(),
+            replay_results=counters.replay_results.copy(),
+            replayed=counters.replayed,
+            current_replays={
+                "running": counters.replays_running - counters.replays_waiting,
+                "waiting": counters.replays_waiting,
+            },
+            feeds_reading={feed.name: feed.is_standing for feed in feeds},
+            streams_available={feed.name: feed.is_known and not feed.is_unavailable for feed in feeds},
+            feed_lag={feed.name: feed.lag for feed in feeds},
+            history_bytes=0 if streams is None else streams.memory.bytes,
+            jetstream_requests=0 if streams is None else streams.jetstream.requests,
             loop_lag=loop_lag,
         )
 
@@ -357,8 +382,7 @@ class SessionRegistry:
         self.expirations.expire_due()
         if self.nats == "connected":
             self._context.nats = "disconnected"
-            statuses = _statuses(self.nats)
-            self._notify_all(lambda session: session.send_status(statuses[session.wire_format]))
+            self._notify_all()
 
     def _nats_established(self, subscribe: Callable[[], None]) -> None:
         """Send the gaps, and then subscribe, so that no message of the new connection precedes the gap of a session."""
@@ -382,14 +406,22 @@ class SessionRegistry:
     def _nats_connected(self) -> None:
         self.expirations.expire_due()
         self._context.nats = "connected"
-        statuses = _statuses(self.nats)
-        self._notify_all(lambda session: session.send_connected(statuses[session.wire_format]))
+        self._notify_all()
 
-    def _notify_all(self, notify: Callable[[Session], None]) -> None:
-        """Notify every session of a change, in place of the change before."""
+    def _streams_changed(self) -> None:
+        """Notify the sessions that have history of a change of the connection for streams."""
+        assert self.streams is not None
+        self.expirations.expire_due()
+        self._context.streams_nats = "connected" if self.streams.connected else "disconnected"
+        if self._stream_statuses is not None:
+            self._stream_statuses.cancel()
+        self._stream_statuses = Spread(self, Session.nats_changed, _NOTIFIED_PER_TURN)
+
+    def _notify_all(self) -> None:
+        """Notify every session of a change of the first connection, in place of the change before."""
         if self._statuses is not None:
             self._statuses.cancel()
-        self._statuses = Spread(self, notify, _NOTIFIED_PER_TURN)
+        self._statuses = Spread(self, lambda session: session.nats_changed(core=True), _NOTIFIED_PER_TURN)
 
 
 class SessionsView(Collection[Session]):
@@ -406,10 +438,6 @@ class SessionsView(Collection[Session]):
 
     def __contains__(self, session: object) -> bool:
         return session in tuple(self._sessions)
-
-
-def _statuses(nats: NatsState) -> dict[WireFormat, bytes]:
-    return {wire_format: encoding.encode_frame(Status(nats=nats), wire_format) for wire_format in WireFormat}
 
 
 def _loop_time() -> float:

@@ -1,28 +1,18 @@
 """One browser connection with its subscriptions, on either transport."""
 
-import asyncio
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Collection
 from typing import Literal
 
-from ..auth.expirations import ExpirationQueue
-from ..auth.permissions import Permissions
-from ..auth.policy import SubscriptionPolicy
+from ..auth.permissions import Grant, Permissions
 from ..errors import (
     BridgeError,
     CloseCode,
     ForbiddenSubject,
-    InternalError,
     OverlapLimitExceeded,
-    SizeLimitExceeded,
-    UnknownSession,
-    UnsupportedCommand,
 )
-from ..hub.hub import Hub
 from ..hub.interest import View
 from ..hub.skipped import SkippedMessages
 from ..log_limits import limited_logger
-from ..metrics.counters import Counters
 from ..protocol.encoding import WireFormat
 from ..protocol.messages import (
     Command,
@@ -35,22 +25,19 @@ from ..protocol.messages import (
     Unsubscribed,
     Welcome,
     close_frame,
-    command_id_of,
-    decode_command,
     jittered_milliseconds,
     success_reply,
 )
 from ..protocol.session_ids import digest, new_session_id
-from ..settings import Settings
 from ..transports.base import CLOSE_SECONDS, Transport
-from .command_turns import CommandTurns
+from .commands import SessionCommands
+from .context import SessionContext, encoded_status
+from .history import SessionHistory
 from .keepalive import Keepalive
-from .pattern_shares import PatternShares
-from .rate_limit import CommandRateLimiter, units_of
 from .slow_consumer import SlowConsumer
 from .subscriptions import Subscriptions
 
-__all__ = ["Session", "SessionContext"]
+__all__ = ["Session"]
 
 logger = limited_logger()
 
@@ -60,36 +47,17 @@ _TOO_OLD = "The event stream has reached its maximum age"
 _TOO_SLOW = "Slow consumer: the client does not read its messages fast enough"
 
 
-@dataclass(kw_only=True, slots=True)
-class SessionContext:
-    """The parts of a worker that its sessions share."""
-
-    settings: Settings
-    hub: Hub
-    policy: SubscriptionPolicy
-    shares: PatternShares
-    turns: CommandTurns
-    counters: Counters
-    expirations: ExpirationQueue
-    on_closed: Callable[["Session", int], None]
-    """Called with each session that has ended, and its WebSocket close code."""
-    worker: str
-    """The id of the worker, which is the first part of the ids of its sessions."""
-    reconnect_spread: float
-    """Seconds over which the clients of the worker reconnect when it stops."""
-    nats: NatsState = "disconnected"
-
-
 class Session:
     """One browser connection. The app gets it from signals and `NatsBridge.sessions`, and must only read it."""
 
     __slots__ = (
         "__weakref__",
+        "_commands",
         "_context",
         "_expiring",
+        "_history",
         "_keepalive",
-        "_lock",
-        "_rate_limiter",
+        "_last_status",
         "_secret",
         "_slow_consumer",
         "_subscriptions",
@@ -116,8 +84,7 @@ class Session:
         self.write = transport.write
         self._context = context
         self._transport = transport
-        self._lock = asyncio.Lock()
-        self._rate_limiter = CommandRateLimiter(context.settings)
+        self._commands = SessionCommands(self, context)
         client = f"address {address}" if self.identity is None else f"identity {self.identity}"
         self._subscriptions = Subscriptions(self, context.hub, context.policy, permissions, context.shares, client)
         # Changed in the event loop only.
@@ -125,17 +92,24 @@ class Session:
         self._expiring = False
         self.is_writable = True
         self._keepalive: Keepalive | None = None
+        self._history: SessionHistory | None = None
+        self._last_status: NatsState = context.nats
+        """The state of NATS in the last status that was sent."""
         self._slow_consumer: SlowConsumer | None = None
         transport.set_listener(self)
 
     @property
     def subscriptions(self) -> tuple[str, ...]:
         """The patterns to which the session is subscribed, as its client names them."""
+        if self._history is not None:
+            return (*self._subscriptions.patterns, *self._history.patterns)
         return self._subscriptions.patterns
 
     @property
     def views(self) -> Collection[View]:
         """The views of the hub in which the session sees messages."""
+        if self._history is not None:
+            return [*self._subscriptions.views, *self._history.views]
         return self._subscriptions.views
 
     @property
@@ -149,9 +123,26 @@ class Session:
         return "websocket" if self.wire_format in (WireFormat.WEBSOCKET, WireFormat.JSON_LINES) else "sse"
 
     @property
+    def client(self) -> str:
+        """The client of the session: its identity, or else its address."""
+        return self._subscriptions.client
+
+    @property
+    def pending(self) -> int:
+        """The number of bytes that wait for the client."""
+        return self._transport.pending
+
+    @property
     def sent_bytes(self) -> int:
         """The number of bytes written to the client's transport."""
         return self._transport.written
+
+    @property
+    def nats(self) -> NatsState:
+        """The state of the connections to NATS that the subscriptions use; without any, that of the first."""
+        if self._history is None or not self._history.patterns:
+            return self._context.nats
+        return self._context.nats_of_streams(also_core=bool(self._subscriptions.views))
 
     def send(self, frame: Frame) -> None:
         """Write a frame to the client, after all messages received so far; do nothing if the session has ended."""
@@ -170,7 +161,8 @@ class Session:
         heartbeat = int(settings.heartbeat) if settings.heartbeat.is_integer() else settings.heartbeat
         secret, self._secret = self._secret, None
         assert secret is not None
-        welcome = Welcome(session=secret, heartbeat=heartbeat, nats=self._context.nats)
+        features = () if self._context.streams is None else ("history",)
+        welcome = Welcome(session=secret, features=features, heartbeat=heartbeat, nats=self._context.nats)
         self._transport.send(welcome, jittered_milliseconds(settings.retry))
         self._keepalive = Keepalive(self._transport, settings)
 
@@ -185,85 +177,61 @@ class Session:
         Args:
             received: A text frame, the payload of a binary frame, or a decoded command.
         """
-        command: Command | None = None
-        data = b""
-        if isinstance(received, Command):
-            command = received
-        else:
-            data = received.encode() if isinstance(received, str) else received
-        try:
-            self._check_size(data)
-            self._count_command()
-            if command is None:
-                command = self._decode(received, data)
-            return Outcome(await self._dispatch(command))
-        except BridgeError as error:
-            rejection = error
-        except Exception:
-            logger.exception("Internal error in a command; the client was notified. Please report this traceback")
-            rejection = InternalError("Internal error")
-        self._context.counters.refused[rejection.code] += 1
-        self._rate_limiter.count_rejection(rejection)
-        self._close_if_over_limit()
-        if command is None:
-            return Outcome.rejected(rejection, id=command_id_of(data))
-        return Outcome.rejected(rejection, command.action, command.id)
+        return await self._commands.execute(received)
 
     def reject(self, error: BridgeError) -> None:
         """Count a command that was rejected before it was received in full, and end the session."""
-        if not self.closed:
-            self._context.counters.refused[error.code] += 1
-            self.close_with_error(error)
-
-    def _check_size(self, data: bytes) -> None:
-        max_bytes = self._context.settings.max_command_bytes
-        if len(data) > max_bytes:
-            error = SizeLimitExceeded(f"A command must be at most {max_bytes} bytes")
-            self.close_with_error(error)
-            raise error
-
-    def _count_command(self) -> None:
-        try:
-            self._rate_limiter.count()
-        finally:
-            self._close_if_over_limit()
-
-    def _decode(self, received: object, data: bytes) -> Command:
-        if not isinstance(received, str):
-            raise UnsupportedCommand("Binary frames are not supported")
-        return decode_command(data)
+        self._commands.reject(error)
 
     def control_frame_received(self) -> None:
         """Count a ping, or another frame without a command, as a command, because it costs as much."""
-        self._rate_limiter.count_control_frame()
-        self._close_if_over_limit()
+        self._commands.count_control_frame()
 
-    def _close_if_over_limit(self) -> None:
-        if self._rate_limiter.close_reason is not None:
-            self.close(CloseCode.TOO_MANY_COMMANDS, self._rate_limiter.close_reason)
-
-    async def _dispatch(self, command: Command) -> Reply:
-        async with self._lock:
-            await self.wait_until_writable()
-            await self._context.turns.take(self._subscriptions.client, units_of(len(command.patterns)))
-            self._context.expirations.expire_due()
-            if self.closed:
-                raise UnknownSession("No such session")
-            if command.action == "subscribe":
-                return await self._subscribe(command)
-            if command.action == "unsubscribe":
-                return self._unsubscribe(command)
-            return Reply(id=command.id, action="ping", success=True, message="pong")
+    async def execute_next(self, command: Command) -> Reply:
+        """Execute a command that is within the limits, while no other is executed."""
+        if command.action == "subscribe":
+            return await self._subscribe(command)
+        if command.action == "unsubscribe":
+            return self._unsubscribe(command)
+        return Reply(id=command.id, action="ping", success=True, message="pong")
 
     async def _subscribe(self, command: Command) -> Reply:
+        if self._context.streams is not None and (self._history is not None or command.start is not None):
+            return await self.history.execute_subscribe(
+                command, self._subscriptions, self._commands.rate_limiter.count_patterns
+            )
         seconds = self._context.settings.confirm_timeout
         patterns, active = await self._subscriptions.subscribe(
-            command.patterns, seconds, self._rate_limiter.count_patterns
+            command.patterns, seconds, self._commands.rate_limiter.count_patterns
         )
         return success_reply(command, patterns, active)
 
+    @property
+    def history(self) -> SessionHistory:
+        """The resumable subscriptions. The worker must have streams."""
+        if self._history is None:
+            assert self._context.streams is not None
+            self._history = SessionHistory(self, self._context.streams, self._context.settings, self._context.shares)
+            if self._keepalive is not None:
+                self._keepalive.announce_position(self._position)
+        return self._history
+
+    def _position(self) -> str:
+        """Return the position up to which the client has everything, or an empty string."""
+        # The position includes the messages that were gathered, but aren't written yet. It may end the session.
+        self._context.hub.flush_to(self)
+        return "" if self.closed or self._history is None or not self.is_writable else self._history.position()
+
+    def allows_history(self, grant: Grant) -> bool:
+        """Return whether the client may read the past of a pattern."""
+        return self.permissions.allows_history(grant)
+
     def _unsubscribe(self, command: Command) -> Reply:
-        patterns = self._subscriptions.unsubscribe(command.patterns)
+        held = () if self._history is None else self._history.patterns
+        patterns = self._subscriptions.unsubscribe(command.patterns, held)
+        if self._history is not None:
+            self._history.remove_all(patterns)
+            self._history.note_change()
         for pattern in patterns:
             self.subscription_active(pattern)
         return success_reply(command, patterns)
@@ -280,6 +248,11 @@ class Session:
 
     def skip(self, skipped: SkippedMessages) -> None:
         """Skip messages that arrive while the client is too slow, or close the session if ``overflow`` is "close"."""
+        if self._history is not None and skipped.stored:
+            self._history.skip(skipped.stored)
+            skipped = skipped.others
+            if not skipped.messages:
+                return
         if self._context.settings.overflow == "close":
             self.close(CloseCode.TRY_AGAIN_LATER, _TOO_SLOW, self._context.settings.write_timeout)
         elif self._slow_consumer is not None:
@@ -288,6 +261,9 @@ class Session:
     def resume_writing(self) -> None:
         """Send the gaps and the kept messages to a client that has caught up, and stop skipping."""
         self._context.expirations.expire_due()
+        if self._history is not None and self._slow_consumer is not None and not self.closed:
+            # The messages that were gathered, but not skipped yet. Otherwise they would precede the skipped ones.
+            self._context.hub.flush_to(self)
         if self._slow_consumer is None or self.closed:
             return
         slow_consumer, self._slow_consumer = self._slow_consumer, None
@@ -295,6 +271,8 @@ class Session:
         slow_consumer.ended.set()
         if backlog := slow_consumer.encode_backlog():
             self.write(backlog)
+        if self._history is not None:
+            self._history.catch_up()
 
     async def wait_until_writable(self) -> None:
         """Wait until the client has caught up or the session has ended.
@@ -308,7 +286,8 @@ class Session:
 
     def subscription_active(self, pattern: str) -> None:
         """Mark a subscription as confirmed or ended, and send the status "connected" once none is unconfirmed."""
-        if self._subscriptions.confirm(pattern) and self._context.nats == "connected":
+        if self._subscriptions.confirm(pattern) and self.nats == "connected":
+            self._last_status = "connected"
             self.send(Status(nats="connected"))
 
     def subscription_ended(self, pattern: str, error: BridgeError) -> None:
@@ -327,15 +306,35 @@ class Session:
         for pattern in patterns:
             self.subscription_active(pattern)
 
+    def expire_due(self) -> None:
+        """End the session if its permissions have expired, and all others whose permissions have."""
+        self._context.expirations.expire_due()
+
+    def charge_replay(self, messages: int) -> None:
+        """Count messages of a replay as commands, because a client causes them."""
+        self._commands.rate_limiter.count_replayed(messages)
+
+    def patterns_ended(self, patterns: list[str], error: BridgeError) -> None:
+        """Report subscriptions to the client that its history has ended."""
+        self._subscriptions_ended(patterns, error)
+
     def limit_overlap(self, subject: str) -> None:
         """End the newest subscriptions that match a subject, beyond ``max_overlap``."""
+        if not self.closed:
+            stored = [] if self._history is None else self._history.matching(subject)
+            self.end_overlap([*self._subscriptions.matching(subject), *stored][self._context.settings.max_overlap :])
+
+    def end_overlap(self, patterns: list[str]) -> None:
+        """End subscriptions to patterns of which too many match one message."""
+        if not patterns:
+            return
+        self._subscriptions.detach(patterns)
+        if self._history is not None:
+            self._history.remove_all(patterns, cut=True)
+        self._context.counters.refused[OverlapLimitExceeded.code] += len(patterns)
         limit = self._context.settings.max_overlap
-        ended = [] if self.closed else self._subscriptions.matching(subject)[limit:]
-        if ended:
-            self._subscriptions.detach(ended)
-            self._context.counters.refused[OverlapLimitExceeded.code] += len(ended)
-            message = f"More than {limit} subjects of this session match the same message; the newest have ended"
-            self._subscriptions_ended(ended, OverlapLimitExceeded(message, ended))
+        message = f"More than {limit} subjects of this session match the same message; the newest have ended"
+        self._subscriptions_ended(patterns, OverlapLimitExceeded(message, patterns))
 
     def messages_lost(self, pattern: str) -> None:
         """Send a gap for messages that an internal error may have lost."""
@@ -349,24 +348,31 @@ class Session:
             self._context.counters.gaps["nats_reconnect"] += len(patterns)
             self.send(Gap(subjects=patterns, lost=None, reason="nats_reconnect"))
 
-    def send_connected(self, status: bytes) -> None:
-        """Write the status "connected" if every subscription is active; otherwise `subscription_active` sends it later.
+    def nats_changed(self, *, core: bool = False) -> None:
+        """Write the status of NATS if it isn't the last one that was written.
+
+        The status "connected" waits until every subscription is active; `subscription_active` sends it then.
 
         Args:
-            status: The encoded status frame, which all sessions of one wire format share.
+            core: Whether the first connection has changed, and not that for streams, or the subscriptions.
         """
-        if self._subscriptions.confirm_active():
-            self.send_status(status)
-
-    def send_status(self, status: bytes) -> None:
-        """Write an encoded status frame; do nothing if the session has ended."""
-        self._catch_up()
-        if not self.closed:
-            self.write(status)
+        nats = self.nats
+        if self._history is None and not core:
+            return
+        if nats == "connected" and not self._subscriptions.confirm_active():
+            return
+        if self._history is None or nats != self._last_status:
+            self._last_status = nats
+            self._catch_up()
+            if not self.closed:
+                self.write(encoded_status(nats, self.wire_format))
 
     def update_permissions(self, permissions: Permissions) -> None:
         """Replace the permissions, and end the subscriptions that they don't allow."""
-        for pattern in self._subscriptions.update_permissions(permissions):
+        ended = self._subscriptions.update_permissions(permissions)
+        if self._history is not None:
+            ended += self._history.update_grants(self._subscriptions.grant_if_allowed)
+        for pattern in ended:
             self.subscription_ended(pattern, ForbiddenSubject(f"No longer allowed: '{pattern}'", [pattern]))
         if self._slow_consumer is not None:
             self._slow_consumer.drop_excluded(self._subscriptions.excludes)
@@ -449,4 +455,6 @@ class Session:
             self._slow_consumer.ended.set()
             self._slow_consumer = None
         self._subscriptions.close(cut=cut)
+        if self._history is not None:
+            self._history.close(cut=cut)
         self._context.on_closed(self, code)

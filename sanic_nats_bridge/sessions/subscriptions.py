@@ -34,14 +34,14 @@ class Subscriptions:
         "_hub",
         "_losses",
         "_open",
-        "_permission_updates",
-        "_policy",
         "_shares",
         "_subscriber",
         "_unconfirmed",
         "_views",
         "client",
+        "permission_updates",
         "permissions",
+        "policy",
     )
 
     def __init__(
@@ -55,12 +55,13 @@ class Subscriptions:
     ) -> None:
         self._subscriber = subscriber
         self._hub = hub
-        self._policy = policy
+        self.policy = policy
         self.permissions = permissions
         self._shares = shares
         self.client = client
         self._open = True
-        self._permission_updates = 0
+        self.permission_updates = 0
+        """The number of times that the permissions were replaced."""
         self._views: dict[str, View] = {}
         self._unconfirmed: set[str] = set()
         """The patterns that were reported to the client as not yet active."""
@@ -80,7 +81,11 @@ class Subscriptions:
         return self._views.values()
 
     async def subscribe(
-        self, requested: Sequence[str], seconds: float, count: Callable[[int], None] | None = None
+        self,
+        requested: Sequence[str],
+        seconds: float,
+        count: Callable[[int], None] | None = None,
+        others: int = 0,
     ) -> tuple[list[str], bool]:
         """Subscribe to all patterns of a command, or to none.
 
@@ -88,6 +93,7 @@ class Subscriptions:
             requested: The patterns, not yet validated.
             seconds: The time that NATS has to confirm them.
             count: Called with the number of new patterns before they are authorized. May raise a `BridgeError`.
+            others: The number of patterns that the session holds beside these subscriptions.
 
         Returns:
             The patterns without duplicates, and whether NATS has confirmed all of them.
@@ -95,16 +101,16 @@ class Subscriptions:
         Raises:
             BridgeError: A pattern was rejected. No subscription has changed.
         """
-        patterns = self._policy.validate(requested)
+        patterns = self.policy.validate(requested)
         if count is not None:
             count(sum(pattern not in self._views for pattern in patterns))
         while True:
-            updates = self._permission_updates
-            grants = self._policy.authorize(self.permissions, patterns, self._views)
+            updates = self.permission_updates
+            grants = self.policy.authorize(self.permissions, patterns, self._views, others)
             acquired = await self._acquire(patterns, grants, seconds)
             names = {grant.pattern for grant in acquired}
             held = all(pattern in self._views or pattern in names for pattern in patterns)
-            if held and self._permission_updates == updates:
+            if held and self.permission_updates == updates:
                 break
             # Meanwhile the permissions were replaced, so the grants may be out of date, or a pattern that was held has
             # been ended.
@@ -148,29 +154,34 @@ class Subscriptions:
         self._hub.release(interests)
         self._shares.remove(self.client, [interest.pattern for interest in interests])
 
-    def unsubscribe(self, requested: Sequence[str]) -> list[str]:
+    def unsubscribe(self, requested: Sequence[str], others: Collection[str] = ()) -> list[str]:
         """Unsubscribe from all patterns of a command, or from none; return them without duplicates.
+
+        Args:
+            requested: The patterns, not yet validated.
+            others: Patterns that the session holds beside these subscriptions. They are left alone.
 
         Raises:
             BridgeError: A pattern is invalid or not subscribed. No subscription has changed.
         """
-        patterns = self._policy.validate(requested)
+        validated = self.policy.validate(requested)
+        patterns = [pattern for pattern in validated if pattern not in others]
         missing = [pattern for pattern in patterns if pattern not in self._views]
         if missing:
             raise NotSubscribed(f"Not subscribed to: {quoted(missing)}", missing)
         self._hub.detach(self._subscriber, [self._views[pattern] for pattern in patterns])
         for pattern in patterns:
             self.remove(pattern)
-        return patterns
+        return validated
 
     def update_permissions(self, permissions: Permissions) -> list[str]:
         """Replace the permissions; return the patterns whose subscriptions they have ended."""
         self._hub.flush_to(self._subscriber)
         self.permissions = permissions
-        self._permission_updates += 1
+        self.permission_updates += 1
         ended = []
         for pattern, view in tuple(self._views.items()):
-            grant = self._grant_if_allowed(pattern)
+            grant = self.grant_if_allowed(pattern)
             if grant is None or grant.real != view.grant.real:
                 ended.append(pattern)
             elif grant != view.grant:
@@ -186,8 +197,9 @@ class Subscriptions:
         return [pattern for pattern, view in self._views.items() if view.shows(encoded, subject)]
 
     def detach(self, patterns: Sequence[str]) -> None:
-        """End the delivery of these patterns, at once. `remove` must follow for each of them."""
-        self._hub.detach(self._subscriber, [self._views[pattern] for pattern in patterns], cut=True)
+        """End the delivery of those of these patterns that are held, at once. `remove` must follow for each of them."""
+        held = [self._views[pattern] for pattern in patterns if pattern in self._views]
+        self._hub.detach(self._subscriber, held, cut=True)
 
     def excludes(self, pattern: str, subject: str) -> bool:
         """Return whether the client must not receive a message of this pattern and subject."""
@@ -252,8 +264,9 @@ class Subscriptions:
         self._shares.remove(self.client, [view.grant.real for view in self._views.values()])
         self._views.clear()
 
-    def _grant_if_allowed(self, pattern: str) -> Grant | None:
+    def grant_if_allowed(self, pattern: str) -> Grant | None:
+        """Return the grant of a valid pattern, or ``None`` if the permissions don't allow it."""
         try:
-            return self._policy.grant(self.permissions, pattern)
+            return self.policy.grant(self.permissions, pattern)
         except (ForbiddenSubject, InvalidSubject):
             return None

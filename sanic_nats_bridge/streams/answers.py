@@ -19,6 +19,7 @@ __all__ = [
     "JetStreamError",
     "JetStreamUnavailable",
     "MessageMissing",
+    "PermissionMissing",
     "StoredMessage",
     "StreamInfo",
     "StreamMissing",
@@ -74,6 +75,10 @@ class JetStreamError(Exception):
 
 class JetStreamUnavailable(JetStreamError):
     """No answer, or an incomplete one. The same request may succeed later."""
+
+
+class PermissionMissing(JetStreamError):
+    """The NATS user may not send a request."""
 
 
 class StreamMissing(JetStreamError):

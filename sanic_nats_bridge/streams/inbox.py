@@ -5,12 +5,13 @@ Python 3.12 they lose cancellations.
 """
 
 import asyncio
+from collections.abc import Iterable
 from typing import Protocol
 
 import nats.errors
 
 from ..nats.connection import ControlListener, NatsClient
-from .answers import JetStreamError, JetStreamUnavailable, ends_batch
+from .answers import JetStreamError, JetStreamUnavailable, PermissionMissing, ends_batch
 
 __all__ = ["Inbox", "Link", "Reply"]
 
@@ -81,6 +82,32 @@ class Inbox:
         self._refused = True
         self._fail(self._refusal)
 
+    def denied(self, subject: str) -> None:
+        """Let the requests to a subject fail, because NATS has refused them."""
+        for request in self._requests.values():
+            if request.subject == subject:
+                request.finish(PermissionMissing(f"the NATS user may not publish to {subject}"))
+
+    async def send(self, subjects: Iterable[str]) -> None:
+        """Send an empty message to each subject, before the requests that follow.
+
+        Raises:
+            JetStreamUnavailable: NATS is disconnected.
+        """
+        client = self._link.client
+        if client is None:
+            raise JetStreamUnavailable(_DISCONNECTED)
+        try:
+            for subject in subjects:
+                await client.publish(subject)
+        except nats.errors.Error as error:
+            raise JetStreamUnavailable(str(error)) from error
+
+    @property
+    def sent(self) -> int:
+        """The number of requests that were sent so far."""
+        return self._last
+
     @property
     def _refusal(self) -> str:
         return f"the NATS user may not subscribe to {self._prefix}.*"
@@ -94,9 +121,9 @@ class Inbox:
 
         Raises:
             JetStreamUnavailable: NATS is disconnected, or there is no reply.
-            JetStreamError: The request is too large for NATS.
+            JetStreamError: The request is too large for NATS, or not allowed.
         """
-        request = _Request()
+        request = _Request(subject)
         await self._send(subject, payload, request)
         return request.replies[0]
 
@@ -111,9 +138,9 @@ class Inbox:
 
         Raises:
             JetStreamUnavailable: NATS is disconnected, or the batch is incomplete.
-            JetStreamError: The request is too large for NATS, or there are more messages than it allows.
+            JetStreamError: The request is too large for NATS, or not allowed, or the answer has more messages than it.
         """
-        request = _BatchRequest(messages, max_bytes)
+        request = _BatchRequest(subject, messages, max_bytes)
         await self._send(subject, payload, request)
         return request.replies
 
@@ -153,7 +180,8 @@ class Inbox:
 class _Request:
     """A request with one reply. ``done`` never has an exception, which a cancelled task wouldn't retrieve."""
 
-    def __init__(self) -> None:
+    def __init__(self, subject: str) -> None:
+        self.subject = subject
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.replies: list[Reply] = []
         self.error: JetStreamError | None = None
@@ -174,8 +202,8 @@ class _Request:
 class _BatchRequest(_Request):
     """A request with many replies, of which the last one ends the batch."""
 
-    def __init__(self, messages: int, max_bytes: int) -> None:
-        super().__init__()
+    def __init__(self, subject: str, messages: int, max_bytes: int) -> None:
+        super().__init__(subject)
         self._messages = messages
         self._bytes = max_bytes
 

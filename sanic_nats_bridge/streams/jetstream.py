@@ -5,7 +5,7 @@ leader knows whether there are no more messages.
 """
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -16,6 +16,7 @@ from .answers import (
     JetStreamError,
     JetStreamUnavailable,
     MessageMissing,
+    PermissionMissing,
     StoredMessage,
     StreamInfo,
     StreamMissing,
@@ -30,6 +31,7 @@ from .answers import (
 )
 from .inbox import Inbox, Link
 from .last_messages import find_first_of_last
+from .requirements import Permission, permissions_for
 
 __all__ = [
     "Batch",
@@ -38,6 +40,7 @@ __all__ = [
     "JetStreamError",
     "JetStreamUnavailable",
     "Link",
+    "PermissionMissing",
     "StoredMessage",
     "StreamInfo",
     "StreamMissing",
@@ -74,6 +77,11 @@ class JetStream:
     def __init__(self, link: Link, inbox: str, *, domain: str | None = None, timeout: float = _TIMEOUT_SECONDS) -> None:
         self._inbox = Inbox(link, inbox, timeout)
         self._api = "$JS.API." if domain is None else f"$JS.{domain}.API."
+        self._tried: set[str] = set()
+        self._denied: set[str] = set()
+        """The subjects on which NATS accepts no messages, of those that were tried."""
+        self.on_denied: Callable[[str], None] = lambda subject: None
+        """Called with the subject of a message for JetStream that NATS has refused."""
 
     def established(self) -> None:
         """Subscribe to the replies on a new connection."""
@@ -82,6 +90,35 @@ class JetStream:
     def closed(self) -> None:
         """Let the requests in progress fail, because the connection has ended."""
         self._inbox.closed()
+
+    @property
+    def requests(self) -> int:
+        """The number of requests so far."""
+        return self._inbox.sent
+
+    # Permissions
+
+    def denied(self, subject: str) -> bool:
+        """Note that NATS hasn't accepted a message on a subject; return whether it is one of JetStream's."""
+        self._inbox.denied(subject)
+        if subject in self._tried:
+            self._denied.add(subject)
+        if subject.startswith("$JS."):
+            self.on_denied(subject)
+            return True
+        return False
+
+    async def try_permissions(self, stream: str) -> None:
+        """Try every permission that a stream needs. The result is known with the answer to the next request."""
+        probes = {each.probe for each in permissions_for(self._api, stream, allow_direct=True)}
+        self._tried |= probes
+        self._denied -= probes
+        await self._inbox.send(probes - {f"{self._api}STREAM.INFO.{stream}"})
+
+    def denied_permissions(self, stream: str, *, allow_direct: bool) -> tuple[Permission, ...]:
+        """Return the permissions for a stream that NATS has denied since they were tried."""
+        needed = permissions_for(self._api, stream, allow_direct=allow_direct)
+        return tuple(each for each in needed if each.probe in self._denied)
 
     async def _ask(self, operation: str, request: dict[str, Any] | None = None, *, is_message: bool = False) -> bytes:
         payload = b"" if request is None else msgspec.json.encode(request)
@@ -223,6 +260,14 @@ class JetStream:
         """
         return await find_first_of_last(_Messages(self, stream, pattern, info), count)
 
+    async def first_of_last_of_all(self, stream: str, patterns: Sequence[str], count: int, info: StreamInfo) -> int:
+        """Return the sequence at which the last messages of several patterns begin, ``count`` of all together.
+
+        A message counts once for each pattern that matches it. So there may be a few more or less than ``count``.
+        """
+        sources = [_Messages(self, stream, pattern, info) for pattern in patterns]
+        return (await find_first_of_last(_MergedMessages(sources), count))[0]
+
     async def last_message(self, stream: str, pattern: str, *, allow_direct: bool = True) -> StoredMessage | None:
         """Return the last message of a pattern; ``None`` if there is none."""
         request = {"last_by_subj": pattern}
@@ -279,7 +324,37 @@ class _Messages:
         )
 
     async def read(self, seq: int, count: int) -> list[int]:
-        batch = await self._jetstream.fetch(
+        return [message.seq for message in (await self.batch(seq, count)).messages]
+
+    async def batch(self, seq: int, count: int) -> Batch:
+        return await self._jetstream.fetch(
             self._stream, seq, self._pattern, batch=count, allow_direct=self._allow_direct
         )
-        return [message.seq for message in batch.messages]
+
+
+class _MergedMessages:
+    """The messages of several patterns in a stream, each once for each pattern that matches it."""
+
+    def __init__(self, sources: Sequence[_Messages]) -> None:
+        self._sources = sources
+        self.first_seq = sources[0].first_seq
+        self.last_seq = sources[0].last_seq
+        self.max_read = sources[0].max_read // len(sources)
+
+    async def last(self) -> int | None:
+        return max([seq for each in self._sources if (seq := await each.last()) is not None], default=None)
+
+    async def first_from(self, seq: int) -> int | None:
+        return min([first for each in self._sources if (first := await each.first_from(seq)) is not None], default=None)
+
+    async def count_from(self, seq: int) -> tuple[int, int]:
+        counts = [await each.count_from(seq) for each in self._sources]
+        return min([first for first, count in counts if count], default=seq), sum(count for _, count in counts)
+
+    async def read(self, seq: int, count: int) -> list[int]:
+        batches = [await each.batch(seq, count) for each in self._sources]
+        # Beyond the end of a batch, a message of its pattern may be next.
+        end = min(
+            [each.messages[-1].seq for each in batches if each.messages and not each.is_end], default=self.last_seq
+        )
+        return sorted(message.seq for each in batches for message in each.messages if message.seq <= end)[:count]

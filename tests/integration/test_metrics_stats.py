@@ -81,7 +81,7 @@ async def test_nats_reconnect_counts_one_gap_per_subscription(nats_server: NatsS
         await until(lambda: bridge.extension.stats().nats == "connected")
         after = bridge.extension.stats()
         assert after.nats_reconnects == 1
-        assert after.gaps == {"slow_consumer": 0, "nats_reconnect": 2, "internal": 0}
+        assert {reason: count for reason, count in after.gaps.items() if count} == {"nats_reconnect": 2}
 
 
 async def test_lost_and_delivered_messages_of_slow_client_are_counted(shared_nats: NatsServer) -> None:

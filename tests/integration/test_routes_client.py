@@ -94,7 +94,9 @@ async def test_head_returns_headers_of_get_without_body(bridge: Bridge) -> None:
 
 
 async def test_compressed_modules_fit_size_budget(bridge: Bridge) -> None:
-    for name, budget in {"client.js": 9216, "share.js": 3072}.items():
+    # History is 1,430 B of the client. In a module of its own, a page without history would have 400 B less at most,
+    # and one with history would wait for one more request.
+    for name, budget in {"client.js": 9856, "share.js": 3072}.items():
         _, headers, body = await ask(bridge, "GET", f"{bridge.url}/{name}", Accept_Encoding="gzip")
         assert headers["Content-Encoding"] == "gzip"
         assert len(body) <= budget
@@ -239,7 +241,7 @@ def test_versioned_client_imports_share_module_of_same_version(source: Path) -> 
     versioned = client._modules().versioned
     (share,) = (name for name in versioned if name.startswith("share-"))
     assert f'import("./{share}")'.encode() in versioned[client.versioned_name()].select(()).body
-    assert versioned[share].select(()).body == b"export const changed = true;\n"
+    assert versioned[share].select(()).body == b"export const changed=true;\n"
     assert b'import("./share.js")' in client._modules().fixed["client.js"].select(()).body
 
 
@@ -247,19 +249,21 @@ def test_versioned_client_imports_share_module_of_same_version(source: Path) -> 
     ("written", "served"),
     [
         ("/** A. */\nlet a;\n", "let a;\n"),
-        ("  /**\n   * A.\n   */\n  a() {}\n", "a() {}\n"),
+        ("  /**\n   * A.\n   */\n  a() {}\n", "a(){}\n"),
         ("/** A. */\n\nlet a;\n", "let a;\n"),
-        ("let a; /** A. */\n", "let a; \n"),
+        ("let a; /** A. */\n", "let a;\n"),
         ("/** A. */ (a)\n/** B. */\nlet b;\n", "(a)\nlet b;\n"),
-        ("/* A. */\nlet a;\n", "/* A. */\nlet a;\n"),
+        ("/* A. */\nlet a;\n", "/*A.*/\nlet a;\n"),
         ("/** A * / ** b **/\nlet a;\n", "let a;\n"),
         ("/** A. */\n/** B. */\nlet a;\n", "let a;\n"),
         ("// A.\nlet a;\n  // B.\n", "let a;\n"),
         ("let a; // A\n", "let a;\n"),
         ("{\n  let a;\n\n    // A.\n\n\tlet b;\n}\n", "{\nlet a;\nlet b;\n}\n"),
-        ("let a = '//a'; // 'A'\nlet b = `http://b`;\n", "let a = '//a';\nlet b = `http://b`;\n"),
+        ("let a = '//a'; // 'A'\nlet b = `http://b`;\n", "let a='//a';\nlet b=`http://b`;\n"),
+        ("let a = b ? 'c , d' : / (e)/;\n", "let a=b?'c , d':/ (e)/;\n"),
+        ("class A {\n  #b = 1;\n  c = this.#long + this.#long;\n}\n", "class A{\n#b=1;\nc=this.#a+this.#a;\n}\n"),
     ],
 )
-def test_comments_and_indentation_are_stripped(source: Path, written: str, served: str) -> None:
+def test_comments_and_spaces_are_stripped(source: Path, written: str, served: str) -> None:
     (source / "share.js").write_text(written)
     assert client._modules().fixed["share.js"].select(()).body.decode() == served

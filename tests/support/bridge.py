@@ -135,8 +135,8 @@ class Bridge:
     async def unwelcome_websocket(self, query: str = "", **options: Any) -> AsyncIterator["WebSocketClient"]:
         """Connect a client of ``/stream`` with the `websockets` library, and read nothing."""
         url = f"ws://127.0.0.1:{self.port}{self.prefix}/stream" + (query and f"?{query}")
-        patient = {"open_timeout": WAIT_SECONDS, "close_timeout": WAIT_SECONDS} | options
-        async with connect(url, max_size=None, compression=None, max_queue=None, **patient) as connection:
+        patient = {"open_timeout": WAIT_SECONDS, "close_timeout": WAIT_SECONDS, "max_queue": None} | options
+        async with connect(url, max_size=None, compression=None, **patient) as connection:
             yield WebSocketClient(connection)
 
     @contextlib.asynccontextmanager

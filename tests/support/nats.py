@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,59 @@ class Proxy:
                 for part in () if swallowed else (changed.forward(data) if changed else (data,)):
                     target.write(part)
                     await target.drain()
+
+
+class NamedConnections:
+    """A proxy that knows the connections of a bridge by the names that NATS shows, and cuts some of them."""
+
+    def __init__(self, server: NatsServer) -> None:
+        self._server = server
+        self._cut: set[str] = set()
+        self._writers: dict[str, set[asyncio.StreamWriter]] = {}
+        self.port = 0
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def before(cls, server: NatsServer) -> AsyncIterator["NamedConnections"]:
+        proxy = cls(server)
+        async with _serving(proxy._accept) as proxy.port:
+            yield proxy
+
+    @property
+    def url(self) -> str:
+        return f"nats://127.0.0.1:{self.port}"
+
+    def cut(self, name: str) -> None:
+        """Close the connections of a name, and let no other one through until it is restored."""
+        self._cut.add(name)
+        for writer in self._writers.get(name, ()):
+            writer.close()
+
+    def restore(self, name: str) -> None:
+        self._cut.discard(name)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        from_server, to_server = await asyncio.open_connection("127.0.0.1", self._server.port)
+        try:
+            writer.write(await from_server.readline())
+            line = await reader.readline()
+            name = json.loads(line.removeprefix(b"CONNECT ") or b"{}").get("name", "")
+            if name in self._cut:
+                return
+            self._writers.setdefault(name, set()).update([writer, to_server])
+            to_server.write(line)
+            pumps = (_pump(reader, to_server), _pump(from_server, writer))
+            await asyncio.wait([asyncio.create_task(pump) for pump in pumps], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            to_server.close()
+            writer.close()
+
+
+async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(ConnectionError):
+        while data := await source.read(65_536):
+            target.write(data)
+            await target.drain()
 
 
 class Peer:

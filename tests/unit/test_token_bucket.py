@@ -88,3 +88,15 @@ def test_refund_gives_a_token_back_up_to_burst() -> None:
     assert bucket.spend(0.0)
     bucket.refund()
     assert [bucket.spend(0.0) for _ in range(2)] == [True, False]
+
+
+def test_debt_ends_at_half_of_the_burst() -> None:
+    bucket = TokenBucket(1, 10, 0)
+    bucket.owe(0, 3)
+    assert bucket.wait(0, 7) == 0
+    bucket.owe(0, 100)
+    assert bucket.wait(0) == 6
+    for _ in range(3):
+        bucket.take(0)
+    bucket.owe(0, 1)
+    assert bucket.wait(0) == 9

@@ -23,6 +23,15 @@ STATS = Stats(
     control="connected",
     control_dropped={"stale": 14},
     nats_reconnects=12,
+    replays={"after": 15},
+    replay_results={"recovered": 16},
+    replayed=17,
+    current_replays={"running": 18, "waiting": 19},
+    feeds_reading={"ORDERS": True},
+    streams_available={"ORDERS": True},
+    feed_lag={"ORDERS": 20},
+    history_bytes=21,
+    jetstream_requests=22,
     loop_lag=0.5,
 )
 
@@ -43,7 +52,7 @@ def test_every_stats_field_has_metric() -> None:
 def test_metric_names_and_labels_follow_prometheus_conventions(metric: Any) -> None:
     assert re.fullmatch(r"natsbridge(_[a-z]+)+", metric.name)
     assert not re.search(r"_(ms|milliseconds|kb|count|gauge|counter)(_|$)", metric.name)
-    assert metric.label in (None, "transport", "reason", "code")
+    assert metric.label in (None, "transport", "reason", "code", "start", "result", "state", "stream")
     assert metric.help
     assert not metric.help.endswith(".")
 
@@ -55,13 +64,23 @@ def test_only_counters_of_dead_process_are_kept() -> None:
 
 
 def test_readings_of_two_live_processes_are_combined() -> None:
-    other = dataclasses.replace(STATS, nats="disconnected", loop_lag=0.1, closes={"1000": 1})
+    other = dataclasses.replace(
+        STATS,
+        nats="disconnected",
+        loop_lag=0.1,
+        closes={"1000": 1},
+        feed_lag={"ORDERS": 1},
+        streams_available={"ORDERS": False},
+    )
     whole = combined([(readings(STATS), True), (readings(other), True)])
     assert whole["natsbridge_sessions"] == {"websocket": 4, "sse": 2}
     assert whole["natsbridge_messages_total"] == {"": 8}
     assert whole["natsbridge_closed_sessions_total"] == {"1000": 1, "1001": 11}
     assert whole["natsbridge_nats_connected"] == {"": 0}
     assert whole["natsbridge_loop_lag_seconds"] == {"": 0.5}
+    assert whole["natsbridge_current_replays"] == {"running": 36, "waiting": 38}
+    assert whole["natsbridge_feed_lag_messages"] == {"ORDERS": 20}
+    assert whole["natsbridge_stream_available"] == {"ORDERS": 0}
 
 
 def test_unknown_metrics_of_other_version_are_ignored() -> None:

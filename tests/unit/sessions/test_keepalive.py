@@ -31,6 +31,7 @@ class Clocked(FakeTransport):
     kept_at: list[float] = field(default_factory=list)
     stalled_at: float = 0
     aborted_at: float | None = None
+    _all_at: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -39,6 +40,7 @@ class Clocked(FakeTransport):
         if not self.pending:
             self.stalled_at = self.loop.now
         super().write(data)
+        self._all_at.append(self.loop.now)
         (self.beaten_at if data == HEARTBEAT else self.written_at).append(self.loop.now)
 
     def take(self, size: int | None = None) -> None:
@@ -51,6 +53,10 @@ class Clocked(FakeTransport):
     def abort(self) -> None:
         super().abort()
         self.aborted_at = self.loop.now
+
+    @property
+    def all_at(self) -> list[float]:
+        return self._all_at
 
     @property
     def frames_at(self) -> list[float]:
@@ -254,3 +260,51 @@ def test_client_is_not_disconnected_if_pending_size_is_unknown() -> None:
 
     run_scenario(transport.loop, scene())
     assert not transport.aborted
+
+
+def test_position_is_announced_at_least_every_fourth_interval() -> None:
+    loop = LeapingLoop()
+    transport = Clocked(loop)
+
+    async def scene() -> None:
+        settings = Settings.resolve({"heartbeat": 10, "write_timeout": 20}, {})
+        keepalive = Keepalive(transport, settings)
+        keepalive.announce_position(lambda: "key.1.2")
+        for _ in range(200):
+            await asyncio.sleep(1)
+            transport.write(FRAME)
+        keepalive.stop()
+
+    run_scenario(loop, scene())
+    positions = [at for at, frame in zip(transport.all_at, transport.writes, strict=True) if b"key.1.2" in frame]
+    assert positions
+    assert all(later - earlier <= 4 * 10 + ROUNDING for earlier, later in pairwise([0, *positions, 200]))
+
+
+def test_idle_client_gets_its_position_in_place_of_the_heartbeat() -> None:
+    loop = LeapingLoop()
+    transport = Clocked(loop)
+
+    async def scene() -> None:
+        keepalive = Keepalive(transport, Settings.resolve({"heartbeat": 10}, {}))
+        keepalive.announce_position(lambda: "key.1.2")
+        await asyncio.sleep(100)
+        keepalive.stop()
+
+    run_scenario(loop, scene())
+    assert transport.writes
+    assert set(transport.writes) == {b'\x81\x23{"type":"heartbeat","id":"key.1.2"}'}
+
+
+def test_client_that_is_behind_gets_heartbeats_without_position() -> None:
+    loop = LeapingLoop()
+    transport = Clocked(loop)
+
+    async def scene() -> None:
+        keepalive = Keepalive(transport, Settings.resolve({"heartbeat": 10}, {}))
+        keepalive.announce_position(str)
+        await asyncio.sleep(100)
+        keepalive.stop()
+
+    run_scenario(loop, scene())
+    assert set(transport.writes) == {HEARTBEAT}

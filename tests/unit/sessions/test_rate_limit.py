@@ -97,3 +97,15 @@ async def test_only_invalid_commands_count_as_bad(error: BridgeError, counts: bo
     one.count_rejection(error)
     one.count_rejection(error)
     assert (one.close_reason is not None) == counts
+
+
+async def test_replayed_messages_count_as_commands_but_never_close() -> None:
+    limiter = rate_limiter(command_rate=0.001, command_burst=10)
+    limiter.count()
+    limiter.count_replayed(511)
+    assert retry_delays(limiter, 1) == [None]
+    limiter.count_replayed(1 + 3 * 512)
+    assert retry_delays(limiter, 4) == [None] * 4
+    limiter.count_replayed(10**9)
+    assert retry_delays(limiter, 4).count(None) == 0
+    assert limiter.close_reason is None

@@ -147,7 +147,7 @@ async def test_exception_in_command_is_logged_counted_and_not_exposed(
 ) -> None:
     worker = Worker()
     session, _ = worker.open()
-    monkeypatch.setattr(session._subscriptions, "_policy", None)
+    monkeypatch.setattr(session._subscriptions, "policy", None)
     reply, error = await session.execute('{"subjects": ["a"], "id": "x"}')
     assert isinstance(error, InternalError)
     assert (reply.code, reply.id, reply.action) == ("internal", "x", "subscribe")

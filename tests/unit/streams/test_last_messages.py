@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sanic_nats_bridge.streams.last_messages import find_first_of_last
+from tests.support.fake_stream import FakeJetStream, FakeLink, FakeStream
 
 
 class Stored:
@@ -113,3 +114,24 @@ async def test_all_messages_are_exactly_the_last_ones() -> None:
 async def test_large_messages_are_not_read_again_and_again() -> None:
     stored = Stored(list(range(1, 10_001)), 1, 10_000, most_read=1)
     await check_exact(stored, 300)
+
+
+PATTERNS = st.lists(st.sampled_from([">", "a.*", "a.1", "b", "none"]), min_size=1, max_size=4, unique=True)
+
+
+@given(st.lists(st.sampled_from(["a.1", "a.2", "b", "c"]), max_size=300), PATTERNS, st.integers(1, 300), st.booleans())
+async def test_last_messages_of_several_patterns(
+    subjects: list[str], patterns: list[str], count: int, direct: bool
+) -> None:
+    stream = FakeStream()
+    stream.configure(allow_direct=direct)
+    stream.publish(*subjects)
+    jetstream = FakeJetStream(stream, FakeLink())
+    first = await jetstream.first_of_last_of_all("S", patterns, count, stream.info)
+
+    def following(seq: int) -> int:
+        return sum(len(stream.matching(pattern, seq)) for pattern in patterns)
+
+    # A message counts for each of its patterns, so the number can't always be met.
+    assert following(first) < count + len(patterns)
+    assert following(first) > min(count, following(0)) - len(patterns)

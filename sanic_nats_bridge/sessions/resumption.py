@@ -1,0 +1,369 @@
+"""One replay for a session: the messages that it has missed, or asks for, and then its live subscriptions."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Protocol
+
+from ..auth.permissions import Grant
+from ..hub.interest import View
+from ..log_limits import limited_logger
+from ..metrics.counters import Counters
+from ..protocol import encoding
+from ..protocol.encoding import MessagePrefix, WireFormat
+from ..protocol.messages import CaughtUp, Frame, Gap
+from ..protocol.start import Start
+from ..protocol.stream_messages import StreamMessage
+from ..streams.feed import Feed, position_of
+from ..streams.followed import Followed, IdLine
+from ..streams.hub import encode_record
+from ..streams.jetstream import JetStreamError
+from ..streams.positions import Point
+from ..streams.replay import Replay, Step
+from ..streams.slices import EncodedSlices
+from ..streams.snapshot import SnapshotTooLarge
+from ..streams.window import Record
+
+__all__ = ["Entry", "ReplayTarget", "Resumption"]
+
+logger = limited_logger()
+
+_MESSAGES_PER_TURN = 256
+"""The number of messages that one replay writes in one turn of the event loop: less than 2 ms."""
+_MAX_PENDING = 262_144
+"""The pending bytes of a client with which its replay waits."""
+_PENDING_SECONDS = 0.02
+_FIRST_BACKOFF = 0.1
+_MAX_BACKOFF = 5.0
+
+
+class Entry:
+    """A subscription that goes on after an absence.
+
+    Args:
+        grant: The grant of the pattern.
+        feed: The feed of its stream.
+        followed: The pattern on that stream, claimed.
+        line: The ``id:`` lines of its messages.
+    """
+
+    def __init__(self, grant: Grant, feed: Feed, followed: Followed, line: IdLine) -> None:
+        self.feed = feed
+        self.followed = followed
+        self.is_bound = feed.is_known
+        """True if it is known that the stream holds the pattern."""
+        self.line = line
+        self.view: View | None = None
+        """The view in which the session sees live messages; ``None`` while it is behind."""
+        self.set_grant(grant)
+
+    def set_grant(self, grant: Grant) -> None:
+        """Set or replace the grant."""
+        self.grant = grant
+        self.prefix = MessagePrefix(grant.pattern, grant.alias, grant.target)
+        self.excludes = grant.excluded.matcher() if grant.excluded else None
+
+    def shows(self, subject: str) -> bool:
+        """Return whether the client may see a message of the pattern that has this subject."""
+        return self.excludes is None or not self.excludes(subject)
+
+
+class ReplayTarget(Protocol):
+    """A session, as a resumption uses it."""
+
+    closed: bool
+
+    @property
+    def wire_format(self) -> WireFormat:
+        """The encoding that the client's transport takes."""
+        ...
+
+    @property
+    def pending(self) -> int:
+        """The number of bytes that wait for the client."""
+        ...
+
+    def write(self, data: bytes) -> None:
+        """Write bytes to the client's transport."""
+
+    def send(self, frame: Frame) -> None:
+        """Write a frame after all messages received so far."""
+
+    async def wait_until_writable(self) -> None:
+        """Wait until the client has caught up or the session has ended."""
+
+    def messages_lost(self, pattern: str) -> None:
+        """Send a gap for messages that an internal error may have lost."""
+
+    def expire_due(self) -> None:
+        """End the session if its permissions have expired."""
+
+    def charge_replay(self, messages: int) -> None:
+        """Count messages of a replay as commands, because a client causes them."""
+
+    def end_overlap(self, patterns: list[str]) -> None:
+        """End subscriptions to patterns of which too many match one message."""
+
+
+class Resumption:
+    """A replay for some entries of a session, in the background.
+
+    Args:
+        target: The session.
+        entries: The entries, which are attached at the end.
+        replay: The messages.
+        points: The positions of the client by the keys of the streams, or ``None`` if it names none.
+        start: The point from which streams without a position are read.
+        attach: Called in the turn of the event loop in which the last old message was written.
+        bind: Called until it returns true. It moves entries to other streams, if it wasn't known which ones hold them.
+        others: Returns the positions of the session in streams that its other subscriptions follow live.
+        announces: Whether a ``caught_up`` follows the messages. It doesn't for a slow consumer.
+        slices: The encoded messages that clients share.
+        max_overlap: The largest number of patterns that match one message.
+        reads_past: Whether the client needs a permission for what it reads.
+        counters: Count the replay and its messages.
+        has_lines: Whether the messages, and the ``caught_up``, have ``id:`` lines on an event stream.
+    """
+
+    def __init__(
+        self,
+        target: ReplayTarget,
+        entries: Sequence[Entry],
+        replay: Replay,
+        points: Mapping[str, Point] | None,
+        start: Start,
+        *,
+        attach: Callable[["Resumption"], None],
+        bind: Callable[["Resumption"], Awaitable[bool]],
+        others: Callable[[], dict[Feed, Point]],
+        counters: Counters,
+        announces: bool = True,
+        has_lines: bool = False,
+        slices: EncodedSlices,
+        max_overlap: int,
+        reads_past: bool,
+    ) -> None:
+        self.entries = list(entries)
+        self.replay = replay
+        self.replayed = 0
+        """The number of messages that were written."""
+        self.prepared = asyncio.Event()
+        """Set when `recovered` is known, or `error`, or when the session has ended."""
+        self.error: SnapshotTooLarge | None = None
+        self.ordered = asyncio.Event()
+        """Set when the reply to the command is written, so that messages may follow."""
+        self._target = target
+        self._points = points
+        self._start = start
+        self._attach = attach
+        self._bind = bind
+        self._others = others
+        self._counters = counters
+        self._announces = announces
+        self._slices = slices
+        self._max_overlap = max_overlap
+        self.reads_past = reads_past
+        """True if the client needs a permission for what it reads."""
+        self._has_lines = has_lines
+        self._has_failed = False
+        self._needs_reading = False
+        self._last_position = ""
+        """The position of the client after the last message that was written."""
+        self._is_logged = False
+        """True if a problem of this replay was logged."""
+        self._backoff = _FIRST_BACKOFF
+
+    @property
+    def recovered(self) -> bool:
+        """True if nothing is missing so far."""
+        return self.replay.recovered and not self._has_failed
+
+    def position(self) -> dict[Feed, Point]:
+        """Return the positions of the client in the streams of this resumption."""
+        return self.replay.positions
+
+    async def run(self, turn: asyncio.Lock) -> None:
+        """Bring the entries to the present.
+
+        Args:
+            turn: Held while messages are written, so that a session has one replay at a time.
+        """
+        self._counters.replays_running += 1
+        try:
+            await self._run(turn)
+        except Exception:
+            logger.exception("A replay has failed; the client gets a gap. Please report this traceback")
+            self._has_failed = True
+            self.prepared.set()
+            await self.ordered.wait()
+            for entry in self.entries:
+                self._target.messages_lost(entry.grant.pattern)
+            if not self._target.closed and self.entries:
+                self._finish()
+        finally:
+            self._counters.replays_running -= 1
+            self.prepared.set()
+
+    async def _run(self, turn: asyncio.Lock) -> None:
+        while not await self._prepare():
+            await self._pause()
+        self.prepared.set()
+        await self.ordered.wait()
+        if self.error is not None:
+            return
+        async with turn:
+            while not self._target.closed and self.entries:
+                await self._wait_for_client()
+                if self._target.closed or not self.entries or self._continue():
+                    return
+                await asyncio.sleep(0)
+                if self._needs_reading:
+                    await self._read()
+
+    async def _prepare(self) -> bool:
+        try:
+            if not await self._bind(self):
+                return False
+            await self.replay.prepare(self._points, self._start)
+        except SnapshotTooLarge as error:
+            if self._points is None and not self.ordered.is_set():
+                self.error = error
+            else:
+                self._start = Start("new")
+                return False
+        except JetStreamError as error:
+            if not self._is_logged:
+                self._is_logged = True
+                logger.warning("Cannot begin a replay: %s; retrying", error)
+            return False
+        return True
+
+    async def _wait_for_client(self) -> None:
+        await self._target.wait_until_writable()
+        # The transport reports other marks: those for messages that nothing could write later.
+        while self._target.pending > _MAX_PENDING and not self._target.closed:  # noqa: ASYNC110
+            await asyncio.sleep(_PENDING_SECONDS)
+        # No message may be written after the permissions have expired.
+        self._target.expire_due()
+
+    def _continue(self) -> bool:
+        """Write some messages; return whether the entries are live now."""
+        records = self.replay.take_window(_MESSAGES_PER_TURN)
+        steps = [] if records else self.replay.take_present(_MESSAGES_PER_TURN)
+        self._report_missed()
+        self._needs_reading = steps is None
+        if records:
+            self._write_records(records)
+            return False
+        if steps:
+            self._write(steps)
+        if steps is None or steps:
+            return False
+        self._finish()
+        return True
+
+    async def _read(self) -> None:
+        try:
+            await self.replay.read()
+            self._backoff = _FIRST_BACKOFF
+        except JetStreamError as error:
+            if not self._is_logged:
+                self._is_logged = True
+                logger.warning("Cannot go on with a replay: %s; retrying", error)
+            await self._pause()
+
+    async def _pause(self) -> None:
+        await asyncio.sleep(self._backoff * random.uniform(0.5, 1))
+        self._backoff = min(self._backoff * 2, _MAX_BACKOFF)
+
+    def _report_missed(self) -> None:
+        """Write a gap for each reason."""
+        for missed in self.replay.take_missed():
+            entries = [each for each in self.entries if each.followed.pattern in missed.patterns]
+            is_visible = len(entries) == 1 and not entries[0].grant.excluded and not entries[0].grant.alias
+            names = [each.grant.pattern for each in entries]
+            if not names:
+                continue
+            self._counters.gaps[missed.reason] += len(names)
+            self._target.send(Gap(subjects=names, lost=missed.lost if is_visible else None, reason=missed.reason))
+
+    def _write_records(self, records: Sequence[Record]) -> None:
+        """Write messages of one pattern, from its window."""
+        (reader,) = self.replay.readers
+        feed, followed = reader.feed, reader.followed
+        others = self._others()
+        others.pop(feed, None)
+        if others or len(self.entries) > 1 or self.entries[0].line is IdLine.BEFORE:
+            self._write([Step(each, followed, feed, Point(each.seq, each.time)) for each in records])
+            return
+        (entry,) = self.entries
+        has_lines = self._has_lines and entry.line is not IdLine.NONE
+        shown = [each for each in records if entry.shows(each.subject)] if entry.excludes else records
+
+        def encode() -> bytes:
+            messages = []
+            for each in shown:
+                position = feed.encode(each.seq, each.time)
+                line = position if has_lines else ""
+                messages.append(encode_record(each, entry.prefix, 0, position, line, feed=feed))
+            return encoding.join(messages, self._target.wire_format)
+
+        self._count(len(shown))
+        key = (feed.key, entry.grant, has_lines, self._target.wire_format, records[0].seq, records[-1].seq)
+        self._target.charge_replay(len(shown))
+        self._target.write(self._slices.get(key, encode))
+
+    def _write(self, steps: Sequence[Step]) -> None:
+        by_followed: dict[Followed, list[Entry]] = {}
+        for each in self.entries:
+            by_followed.setdefault(each.followed, []).append(each)
+        # Streams of this replay whose messages follow later are part of the position too.
+        others = self._others() | self.replay.positions
+        messages: list[StreamMessage] = []
+        crowded: dict[Entry, None] = {}
+        before = self._last_position
+        for record, followed, feed, point in steps:
+            others[feed] = point
+            position = feed.part(point) if len(others) == 1 else position_of(others)
+            first: StreamMessage | None = None
+            matching = [
+                entry for each in followed for entry in by_followed.get(each, ()) if entry.shows(record.subject)
+            ]
+            if len(matching) > self._max_overlap:
+                crowded |= dict.fromkeys(matching[self._max_overlap :])
+            for entry in matching[: self._max_overlap]:
+                line = self._line_of(entry, position, before)
+                message = encode_record(record, entry.prefix, 0, position, line, first, feed=feed)
+                first = first or message
+                messages.append(message)
+            before = self._last_position = position
+        self._count(len(messages))
+        if messages:
+            self._target.charge_replay(len(messages))
+            self._target.write(encoding.join(messages, self._target.wire_format))
+        if crowded:
+            self._target.end_overlap([entry.grant.pattern for entry in crowded])
+
+    def _count(self, messages: int) -> None:
+        self.replayed += messages
+        self._counters.replayed += messages
+        self._counters.deliveries += messages
+
+    def _line_of(self, entry: Entry, position: str, before: str) -> str:
+        if not self._has_lines or entry.line is IdLine.NONE:
+            return ""
+        return position if entry.line is IdLine.OWN else before
+
+    def _finish(self) -> None:
+        names = [each.grant.pattern for each in self.entries]
+        if self.recovered:
+            self._counters.replay_results["recovered"] += 1
+        for reason in self.replay.reasons:
+            self._counters.replay_results[reason] += 1
+        self._attach(self)
+        if not self._announces or self._target.closed:
+            return
+        position = position_of(self._others())
+        frame = CaughtUp(subjects=names, replayed=self.replayed, recovered=self.recovered, position=position)
+        line = position if self._has_lines else None
+        self._target.write(encoding.encode_frame(frame, self._target.wire_format, event_id=line))

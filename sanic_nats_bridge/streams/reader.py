@@ -1,0 +1,277 @@
+"""Reading the messages of several patterns of one stream after a position, in order, from the windows or from NATS."""
+
+import asyncio
+import heapq
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import TypeAlias
+
+from ..protocol import encoding
+from ..protocol.stream_messages import operation_of
+from .feed import Feed
+from .followed import Followed
+from .jetstream import StoredMessage
+from .positions import Point
+from .window import Record
+
+__all__ = ["Hit", "StreamReader", "record_of"]
+
+Hit: TypeAlias = tuple[Record, tuple[Followed, ...]]
+"""A message, and the patterns that match it."""
+
+_BATCH = 256
+_BATCH_BYTES = 262_144
+_LEAST_BATCH = 16
+
+
+class StreamReader:
+    """The messages of some patterns of one stream, from a position to the position of the feed.
+
+    Args:
+        feed: The feed of the stream, whose position is known.
+        followed: The patterns, claimed by the caller.
+        point: The position after which to read.
+        turns: The requests that the worker may make at once.
+        headers: The NATS headers that clients get.
+    """
+
+    def __init__(
+        self,
+        feed: Feed,
+        followed: Sequence[Followed],
+        point: Point,
+        turns: asyncio.Semaphore,
+        headers: frozenset[str] = frozenset(),
+    ) -> None:
+        self.feed = feed
+        self.followed = tuple(followed)
+        self.seq = point.seq
+        """The sequence up to which every message was returned."""
+        self.read_bytes = 0
+        """The size of the messages that were read from NATS."""
+        self.end = 0
+        """A sequence that reading must reach at least."""
+        self.unchecked: int | None = None
+        """The sequence after which messages were read from NATS, if the owner hasn't checked that all were still there.
+
+        It sets it to ``None`` then.
+        """
+        self._firsts: dict[Followed, int] = {}
+        """The sequences before which messages of a pattern are skipped."""
+        self.turns = turns
+        self.headers = headers
+        self._sources: list[_Source] = []
+
+    def move_to(self, point: Point) -> None:
+        """Go on after another position."""
+        self.seq = point.seq
+        self.end = 0
+        self.unchecked = None
+        self._sources = []
+        self._firsts = {}
+
+    def begin_each_at(self, firsts: Sequence[int]) -> None:
+        """Skip messages before a sequence, for each pattern its own."""
+        self._firsts = dict(zip(self.followed, firsts, strict=True))
+
+    @property
+    def has_firsts(self) -> bool:
+        """True if `begin_each_at` was called."""
+        return bool(self._firsts)
+
+    @property
+    def awaited(self) -> int:
+        """The sequence that the feed must have reached before reading ends."""
+        return max(self.seq, self.end)
+
+    @property
+    def is_in_windows(self) -> bool:
+        """True if the windows of all patterns have every message that is left."""
+        return all(each.window.floor <= self.seq for each in self.followed)
+
+    def count_in_windows(self) -> list[int]:
+        """Return the number of messages of each pattern that are left, if `is_in_windows`."""
+        return [each.window.count_after(self.seq) for each in self.followed]
+
+    def newest_in_windows(self, most: int) -> Point:
+        """Return the position after which the windows have at most so many messages, if `is_in_windows`."""
+        low, high = self.seq, max(self.seq, self.feed.seq)
+        while low < high:
+            middle = (low + high) // 2
+            if sum(each.window.count_after(middle) for each in self.followed) > most:
+                low = middle + 1
+            else:
+                high = middle
+        last = [record for each in self.followed for record in each.window.after(low - 1, 1) if record.seq == low]
+        return Point(low, last[0].time if last else self.feed.time)
+
+    def has_older_in_windows(self, cutoff: int) -> bool:
+        """Return whether a message of the windows that is left is older than a time in Unix milliseconds."""
+        firsts = [each.window.after(self.seq, 1) for each in self.followed]
+        return any(records[0].time < cutoff for records in firsts if records)
+
+    def take_from_windows(self, most: int) -> list[Hit]:
+        """Return some messages of the windows. If `seq` has not changed, reading is at the end."""
+        self._sources = []
+        if len(self.followed) == 1:
+            (only,) = self.followed
+            hits: list[Hit] = [(record, (only,)) for record in only.window.after(self.seq, most)]
+        else:
+            hits = list(_merged([_window_hits(each, self.seq, most) for each in self.followed], most))
+        if not hits:
+            self.seq = max(self.seq, self.feed.seq)
+        return self._returned(hits)
+
+    async def fetch(self) -> list[Hit]:
+        """Read some messages from NATS that may be older than the windows.
+
+        An empty list doesn't mean that reading is at the end.
+
+        Raises:
+            JetStreamError: The stream can't be read now.
+        """
+        if not self._sources:
+            share = max(_LEAST_BATCH, _BATCH // len(self.followed))
+            begins = {each: max(self.seq, self._firsts.get(each, 0) - 1) for each in self.followed}
+            self._sources = [_Source(self.feed, each, begins[each], share) for each in self.followed]
+        for source in self._sources:
+            if not source.buffer:
+                async with self.turns:
+                    await self._fill(source)
+        complete = min(source.through for source in self._sources)
+        hits = list(_merged([source.take(complete) for source in self._sources], None))
+        hits = self._returned(hits)
+        self.seq = max(self.seq, complete)
+        return hits
+
+    async def _fill(self, source: "_Source") -> None:
+        if source.is_in_window:
+            source.fill_from_window()
+            return
+        unchecked = source.through
+        self.read_bytes += await source.fill(self.headers)
+        self.unchecked = unchecked if self.unchecked is None else min(self.unchecked, unchecked)
+
+    async def count_pending(self) -> list[int]:
+        """Return the number of messages of each pattern that are left after `fetch`.
+
+        Raises:
+            JetStreamError: The stream can't be read now.
+        """
+        counts = []
+        for source in self._sources:
+            if source.pending < 0:
+                counted = self.feed.jetstream.count_from(self.feed.name, source.through + 1, source.followed.pattern)
+                source.pending = await counted
+            counts.append(source.pending + len(source.buffer))
+        return counts
+
+    def _returned(self, hits: list[Hit]) -> list[Hit]:
+        if hits:
+            self.seq = max(self.seq, hits[-1][0].seq)
+        if not self._firsts:
+            return hits
+        due = ((hit[0], tuple(each for each in hit[1] if hit[0].seq >= self._firsts[each])) for hit in hits)
+        return [hit for hit in due if hit[1]]
+
+
+class _Source:
+    """The messages of one pattern that were read from NATS and not returned yet."""
+
+    def __init__(self, feed: Feed, followed: Followed, seq: int, batch: int) -> None:
+        self.followed = followed
+        self.through = seq
+        """The sequence up to which every message of the pattern was read."""
+        self.pending = 0
+        self.buffer: deque[Record] = deque()
+        self._feed = feed
+        self._batch = batch
+
+    @property
+    def is_in_window(self) -> bool:
+        """True if the window of the pattern has every message that is left."""
+        return self.followed.window.floor <= self.through
+
+    def fill_from_window(self) -> None:
+        """Read the next messages from the window."""
+        window = self.followed.window
+        self.buffer.extend(window.after(self.through, self._batch))
+        self.through = max(self.through, self.buffer[-1].seq if self.buffer else self._feed.seq)
+        self.pending = window.count_after(self.through)
+
+    async def fill(self, headers: frozenset[str]) -> int:
+        """Read the next messages from NATS; return their size."""
+        feed, pattern, jetstream = self._feed, self.followed.pattern, self._feed.jetstream
+        info = feed.info
+        assert info is not None
+        batch = await jetstream.fetch(
+            feed.name,
+            self.through + 1,
+            pattern,
+            batch=self._batch,
+            max_bytes=_BATCH_BYTES,
+            allow_direct=info.allow_direct,
+        )
+        self.pending = batch.pending
+        size = 0
+        floor = self.followed.window.floor
+        for message in batch.messages:
+            if message.seq > floor:
+                # The window has this one and all that follow. The copy that answered knows of it, so it is new enough.
+                self._move_to_window()
+                return size
+            record = record_of(message, headers)
+            self.buffer.append(record)
+            self.through = message.seq
+            size += record.size
+        if batch.is_end:
+            # The copy that answered may lag behind. The leader has the last word.
+            position = feed.seq
+            message_or_none = await jetstream.next_message(feed.name, self.through + 1, pattern)
+            if message_or_none is None:
+                self.through = max(self.through, position)
+            elif message_or_none.seq <= self.followed.window.floor:
+                record = record_of(message_or_none, headers)
+                self.buffer.append(record)
+                self.through = record.seq
+                self.pending = -1
+                size += record.size
+            else:
+                self._move_to_window()
+        return size
+
+    def _move_to_window(self) -> None:
+        window = self.followed.window
+        self.through = max(self.through, window.floor)
+        self.pending = window.count_after(self.through)
+
+    def take(self, complete: int) -> Iterator[Hit]:
+        """Yield the messages up to a sequence."""
+        while self.buffer and self.buffer[0].seq <= complete:
+            yield self.buffer.popleft(), (self.followed,)
+
+
+def record_of(message: StoredMessage, headers: frozenset[str]) -> Record:
+    """Return a stored message as clients see it, with these headers."""
+    block = message.headers
+    shown = encoding.header_fields(block, headers) if block and headers else b""
+    operation = operation_of(block) if block else ""
+    return Record(message.seq, message.time, message.subject, shown, message.payload, operation)
+
+
+def _window_hits(followed: Followed, seq: int, most: int) -> Iterator[Hit]:
+    return ((record, (followed,)) for record in followed.window.after(seq, most))
+
+
+def _merged(sources: Sequence[Iterator[Hit]], most: int | None) -> Iterator[Hit]:
+    """Yield the messages in order, each once with all patterns that match it."""
+    if len(sources) == 1:
+        yield from sources[0]
+        return
+    merged = heapq.merge(*sources, key=lambda hit: hit[0].seq)
+    for count, (_, group) in enumerate(groupby(merged, key=lambda hit: hit[0].seq)):
+        if count == most:
+            return
+        hits = list(group)
+        yield hits[0][0], tuple(followed for hit in hits for followed in hit[1])

@@ -1,0 +1,194 @@
+"""Replays that something interrupts, with a real nats-server."""
+
+import asyncio
+from collections.abc import Iterator
+from itertools import combinations
+from typing import Any
+
+import pytest
+
+from sanic_nats_bridge import Permissions
+from sanic_nats_bridge.sessions import resumption as resumption_module
+from sanic_nats_bridge.sessions.resumption import Resumption
+from sanic_nats_bridge.streams.replay import Replay
+from sanic_nats_bridge.testing import NatsServer
+from tests.support.bridge import Bridge, running, until
+from tests.support.raw import session_of
+from tests.support.streams import Stream, read_to
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[NatsServer]:
+    with NatsServer(jetstream=True) as nats_server:
+        yield nats_server
+
+
+@pytest.fixture
+def halted(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Let each replay write two messages, and wait for this event before the next ones."""
+    event = asyncio.Event()
+    original = Resumption._wait_for_client
+    begun: dict[Resumption, None] = {}
+
+    async def wait(self: Resumption) -> None:
+        await original(self)
+        if self in begun:
+            await event.wait()
+        begun[self] = None
+
+    monkeypatch.setattr(resumption_module, "_MESSAGES_PER_TURN", 2)
+    monkeypatch.setattr(Resumption, "_wait_for_client", wait)
+    return event
+
+
+def settings(stream: Stream, **options: Any) -> dict[str, Any]:
+    return {"subscribe": [">"], "history": [">"], "streams": {stream.name: None}} | options
+
+
+def followers(bridge: Bridge) -> int:
+    streams = bridge.runtime.sessions.streams
+    assert streams is not None
+    return sum(each.claims for feed in streams.feeds for each in feed.followed)
+
+
+async def test_live_messages_wait_for_the_replay(server: NatsServer, halted: asyncio.Event) -> None:
+    async with Stream.made(server) as stream, running(servers=server.url, **settings(stream)) as bridge:
+        await stream.store("a", *range(6))
+        async with bridge.websocket() as client:
+            await client.send({"subjects": [stream.all], "from": "all"})
+            await read_to(client, "message")
+            await stream.store("a", 6, 7)
+            halted.set()
+            *frames, caught_up = await read_to(client, "caught_up")
+            assert [frame["data"] for frame in frames] == [1, 2, 3, 4, 5, 6, 7]
+            assert caught_up["replayed"] == 8
+            await stream.store("a", 8)
+            assert await client.data(1) == [8]
+
+
+async def test_unsubscribe_ends_the_replay(server: NatsServer, halted: asyncio.Event) -> None:
+    async with Stream.made(server) as stream, running(servers=server.url, **settings(stream)) as bridge:
+        await stream.store("a", *range(6))
+        async with bridge.websocket() as client:
+            await client.send({"subjects": [stream.all], "from": "all"})
+            await read_to(client, "message")
+            await client.send({"action": "unsubscribe", "subjects": [stream.all]})
+            frames = await read_to(client, "reply")
+            assert frames[-1]["action"] == "unsubscribe"
+            halted.set()
+            assert (await client.ask({"action": "ping"}))["message"] == "pong"
+            assert followers(bridge) == 0
+
+
+async def test_two_replays_of_one_session_follow_each_other(server: NatsServer, halted: asyncio.Event) -> None:
+    async with Stream.made(server) as stream, running(servers=server.url, **settings(stream)) as bridge:
+        await stream.store("a", *range(4))
+        await stream.store("b", *range(4))
+        async with bridge.websocket() as client:
+            await client.send({"subjects": [stream.subject("a")], "from": "all", "id": 1})
+            await client.send({"subjects": [stream.subject("b")], "from": "all", "id": 2})
+            halted.set()
+            frames = await read_to(client, "caught_up")
+            frames += await read_to(client, "caught_up")
+            subjects = [frame["subject"] for frame in frames if frame["type"] == "message"]
+            assert subjects == [stream.subject("a")] * 4 + [stream.subject("b")] * 4
+
+
+async def test_session_that_ends_leaves_no_replay(server: NatsServer, halted: asyncio.Event) -> None:
+    async with Stream.made(server) as stream, running(servers=server.url, **settings(stream)) as bridge:
+        await stream.store("a", *range(6))
+        async with bridge.websocket() as client:
+            await client.send({"subjects": [stream.all], "from": "all"})
+            await read_to(client, "message")
+        await until(lambda: not bridge.runtime.sessions and not followers(bridge))
+        assert not [task for task in asyncio.all_tasks() if task.get_name() == "natsbridge-replay"]
+
+
+async def test_subjects_that_new_permissions_deny_are_not_shown(server: NatsServer, halted: asyncio.Event) -> None:
+    async with Stream.made(server) as stream:
+
+        async def permissions(_: object) -> Permissions:
+            return Permissions([stream.all], identity="u", history=[stream.all])
+
+        for number in range(6):
+            await stream.store("secret" if number % 2 else "open", number)
+        options = {"permissions": permissions, "streams": {stream.name: None}}
+        async with running(servers=server.url, **options) as bridge, bridge.websocket() as client:  # type: ignore[arg-type]
+            await client.send({"subjects": [stream.all], "from": "all"})
+            *_, message = await read_to(client, "message")
+            assert (await client.data(1), message["data"]) == ([1], 0)
+            denying = Permissions([stream.all], deny=[stream.subject("secret")], identity="u", history=[stream.all])
+            await bridge.extension.update_permissions(denying, identity="u")
+            halted.set()
+            *frames, _ = await read_to(client, "caught_up")
+            assert [frame["data"] for frame in frames] == [2, 4]
+
+
+async def test_history_that_is_not_allowed_any_more_is_skipped(server: NatsServer, halted: asyncio.Event) -> None:
+    async with Stream.made(server) as stream:
+
+        async def permissions(_: object) -> Permissions:
+            return Permissions([stream.all], identity="u", history=[stream.all])
+
+        await stream.store("a", *range(6))
+        options = {"permissions": permissions, "streams": {stream.name: None}}
+        async with running(servers=server.url, **options) as bridge, bridge.websocket() as client:  # type: ignore[arg-type]
+            await client.send({"subjects": [stream.all], "from": "all"})
+            await read_to(client, "message")
+            await client.data(1)
+            await bridge.extension.update_permissions(Permissions([stream.all], identity="u"), identity="u")
+            halted.set()
+            gap, caught_up = await client.frames(2)
+            assert (gap["type"], gap["reason"], caught_up["recovered"]) == ("gap", "expired", False)
+            await stream.store("a", "live")
+            assert await client.data(1) == ["live"]
+
+
+async def test_too_many_overlapping_patterns_end_in_a_replay(server: NatsServer) -> None:
+    async with Stream.made(server) as stream:
+        tokens = ["a", "b", "c", "d", "e", "f"]
+        patterns = [
+            stream.subject(".".join("*" if place in wild else token for place, token in enumerate(tokens)))
+            for wild in combinations(range(6), 3)
+        ]
+        await stream.store("a.b.c.d.e.f", 1, 2)
+        async with (
+            running(servers=server.url, **settings(stream, max_overlap=5)) as bridge,
+            bridge.websocket() as client,
+        ):
+            await client.send({"subjects": patterns, "from": "all"})
+            frames = await read_to(client, "caught_up")
+            messages = [frame for frame in frames if frame["type"] == "message"]
+            assert len(messages) == 10
+            (ended,) = [frame for frame in frames if frame["type"] == "unsubscribed"]
+            assert (ended["code"], ended["subjects"]) == ("limit.overlap", patterns[5:])
+            assert session_of(bridge, client.session).subscriptions == tuple(patterns[:5])
+
+
+async def test_replayed_messages_count_as_commands(server: NatsServer) -> None:
+    async with Stream.made(server) as stream:
+        for number in range(5000):
+            await stream.client.publish(stream.subject("a"), b"%d" % number)
+        await stream.store("a", "end")
+        options = settings(stream, command_rate=0.001, command_burst=20)
+        async with running(servers=server.url, **options) as bridge, bridge.websocket() as client:
+            await client.send({"subjects": [stream.all], "from": "all"})
+            await read_to(client, "caught_up")
+            for _ in range(3):
+                reply = await client.ask({"action": "ping"})
+            assert reply["code"] == "limit.rate"
+
+
+async def test_fault_in_a_replay_is_a_gap(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Stream.made(server) as stream, running(servers=server.url, **settings(stream)) as bridge:
+        await stream.store("a", 1)
+        monkeypatch.setattr(Replay, "take_window", lambda self, most: 1 / 0)
+        async with bridge.websocket() as client:
+            await client.send({"subjects": [stream.all], "from": "all"})
+            _, gap, caught_up = await read_to(client, "caught_up")
+            assert (gap["reason"], caught_up["recovered"]) == ("internal", False)
+            assert "A replay has failed" in caplog.text
+            await stream.store("a", 2)
+            assert await client.data(1) == [2]

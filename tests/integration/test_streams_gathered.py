@@ -1,0 +1,58 @@
+"""Messages of streams that are gathered, but not written yet, when something else is written to their clients."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from sanic_nats_bridge import Session
+from sanic_nats_bridge.streams.feed import Feed
+from sanic_nats_bridge.streams.positions import decode_position
+from sanic_nats_bridge.testing import NatsServer
+from tests.support.bridge import WebSocketClient, running, until
+from tests.support.raw import session_of
+from tests.support.streams import Stream, read_to
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[NatsServer]:
+    with NatsServer(jetstream=True) as nats_server:
+        yield nats_server
+
+
+@asynccontextmanager
+async def follower(server: NatsServer, stream: Stream) -> AsyncIterator[tuple[WebSocketClient, Session, Feed]]:
+    """Let a client follow a stream whose messages are gathered for a second."""
+    settings: dict[str, Any] = {"subscribe": [">"], "streams": {stream.name: None}, "flush_interval": 1.0}
+    async with running(servers=server.url, **settings) as bridge, bridge.websocket() as client:
+        await client.send({"subjects": [stream.all], "from": "new"})
+        await read_to(client, "caught_up")
+        streams = bridge.runtime.sessions.streams
+        assert streams is not None
+        yield client, session_of(bridge, client.session), streams.feeds[0]
+
+
+async def test_position_of_a_heartbeat_passes_no_message(server: NatsServer) -> None:
+    async with Stream.made(server) as stream, follower(server, stream) as (client, session, feed):
+        await stream.store("a", 1)
+        await until(lambda: feed.seq == 1)
+        written = session.sent_bytes
+        points = decode_position(session._position())
+        assert points is not None
+        assert [point.seq for point in points.values()] == [1]
+        assert session.sent_bytes > written
+        assert await client.data(1) == [1]
+
+
+async def test_skipped_messages_precede_those_that_are_gathered(server: NatsServer) -> None:
+    async with Stream.made(server) as stream, follower(server, stream) as (client, session, feed):
+        session.pause_writing()
+        await stream.store("a", 1)
+        await until(lambda: feed.seq == 1)
+        session._context.hub.flush_to(session)
+        await stream.store("a", 2)
+        await until(lambda: feed.seq == 2)
+        session.resume_writing()
+        await stream.store("a", 3)
+        assert await client.data(3) == [1, 2, 3]

@@ -1,0 +1,54 @@
+"""Reading several patterns of one stream, of which each has its own window."""
+
+import pytest
+
+from sanic_nats_bridge.streams.positions import Point
+from sanic_nats_bridge.streams.reader import Hit, StreamReader
+from tests.support.stored import FollowedStream
+
+
+async def read_all(reader: StreamReader) -> list[tuple[int, list[str]]]:
+    """Return the sequences and the patterns of all messages up to the present."""
+    hits: list[Hit] = []
+    for _ in range(100):
+        if reader.is_in_windows:
+            before = reader.seq
+            found = reader.take_from_windows(10)
+            if not found and reader.seq == before:
+                return [(record.seq, [each.pattern for each in followed]) for record, followed in hits]
+        else:
+            found = await reader.fetch()
+        hits += found
+    raise AssertionError(f"reading doesn't get beyond {reader.seq}")
+
+
+@pytest.mark.parametrize("begins", [(3, 7), (7, 3), (5, 5)])
+@pytest.mark.parametrize("after", [0, 4, 9])
+async def test_windows_that_begin_at_different_messages(begins: tuple[int, int], after: int) -> None:
+    stream = FollowedStream([f"a.{seq % 3}" for seq in range(1, 13)], seq=0)
+    for pattern, begin in sorted(zip(("a.>", "a.1"), begins, strict=True), key=lambda pair: pair[1]):
+        stream.arrive(begin)
+        stream.hub.follow(stream.feed, pattern)
+    stream.arrive(12)
+    reader = stream.reader("a.>", "a.1")
+    reader.move_to(Point(after, 0))
+    hits = await read_all(reader)
+    assert hits == [(seq, ["a.>", "a.1"] if seq % 3 == 1 else ["a.>"]) for seq in range(after + 1, 13)]
+
+
+async def test_messages_of_the_window_count_as_left() -> None:
+    stream = FollowedStream(["a.1"] * 12, seq=5)
+    reader = stream.reader("a.1")
+    stream.arrive(12)
+    reader.move_to(Point(2, 0))
+    hits = await reader.fetch()
+    assert len(hits) + sum(await reader.count_pending()) == 10
+
+
+async def test_windows_are_merged_in_full() -> None:
+    subjects = ["a.0"] * 12 + ["a.1"] * 20
+    stream = FollowedStream(subjects, seq=0)
+    reader = stream.reader("a.>", "a.1")
+    stream.arrive(len(subjects))
+    reader.move_to(Point(11, 0))
+    assert await read_all(reader) == [(12, ["a.>"]), *((seq, ["a.>", "a.1"]) for seq in range(13, 33))]

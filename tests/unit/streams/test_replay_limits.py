@@ -1,0 +1,106 @@
+import pytest
+
+from sanic_nats_bridge.streams.jetstream import JetStreamUnavailable
+from sanic_nats_bridge.streams.positions import Point
+from sanic_nats_bridge.streams.replay import Missed
+from tests.support.replays import ALL, NEW, Client, worker_of
+
+
+@pytest.mark.parametrize("in_windows", [True, False])
+async def test_newest_messages_are_sent_if_there_are_too_many(in_windows: bool) -> None:
+    subjects = ["a.1"] * 100
+    worker = worker_of(later=subjects) if in_windows else worker_of(*subjects)
+    for points in (None, {worker.feed.key: Point(0, 1_000_001)}):
+        client = Client(worker, patterns=["a.1"], messages=30)
+        await client.prepare(ALL, points)
+        await client.run()
+        assert client.missed == [Missed("backlog", ["a.1"], 70)]
+        assert client.seqs() == list(range(71, 101))
+    client = Client(worker, patterns=["a.1"], messages=100)
+    await client.prepare(ALL)
+    await client.run()
+    assert client.missed == []
+
+
+async def test_limit_counts_the_messages_of_the_windows_too() -> None:
+    worker = worker_of(*["a.1"] * 10, later=["a.1"] * 90)
+    client = Client(worker, patterns=["a.1"], messages=30)
+    await client.prepare(ALL)
+    await client.run()
+    assert client.missed == [Missed("backlog", ["a.1"], 70)]
+    assert client.seqs() == list(range(71, 101))
+
+
+@pytest.mark.parametrize("in_windows", [True, False])
+async def test_overlapping_patterns_share_the_limit(in_windows: bool) -> None:
+    subjects = ["a.1"] * 100
+    worker = worker_of(later=subjects) if in_windows else worker_of(*subjects)
+    client = Client(worker, patterns=["a.*", "a.1"], messages=30)
+    await client.prepare(ALL)
+    await client.run()
+    assert client.reasons == ["backlog"]
+    assert client.seqs() == list(range(86, 101))
+
+
+@pytest.mark.parametrize("in_windows", [True, False])
+@pytest.mark.parametrize("rare", [0, 1, 5])
+async def test_rare_and_missing_patterns_do_not_empty_a_replay(rare: int, in_windows: bool) -> None:
+    subjects = ["b.1"] * rare + ["a.1"] * 100
+    worker = worker_of(later=subjects) if in_windows else worker_of(*subjects)
+    client = Client(worker, patterns=["a.1", "b.>"], messages=30)
+    await client.prepare(ALL)
+    await client.run()
+    assert client.reasons == ["backlog"]
+    assert 25 <= len(client.steps) <= 30
+    assert client.seqs()[-1] == 100 + rare
+
+
+async def test_streams_share_the_limit_by_their_need() -> None:
+    first, second = worker_of(*["a.1"] * 80, name="S"), worker_of(*["a.1"] * 10, name="T")
+    client = Client(first, second, patterns=["a.1"], messages=100)
+    await client.prepare(ALL)
+    await client.run()
+    assert client.missed == []
+    client = Client(first, second, patterns=["a.1"], messages=50)
+    await client.prepare(ALL)
+    await client.run()
+    assert client.missed == [Missed("backlog", ["a.1"], 40)]
+    assert len(client.got(first)) == 40
+    assert len(client.got(second)) == 10
+
+
+async def test_bytes_bound_the_reading_of_all_streams() -> None:
+    workers = [worker_of(name=name) for name in ("S", "T")]
+    for worker in workers:
+        worker.stream.publish(*["a.1"] * 1_000, payload=b"x" * 1_000)
+        worker.receive()
+        worker.evict(10_000)
+    client = Client(*workers, patterns=["a.1"], size=600_000)
+    await client.prepare(ALL)
+    await client.run()
+    assert set(client.reasons) == {"backlog"}
+    # The gaps are where the reading stops, also the second one with the same reason.
+    assert len(client.missed) == 2
+    assert 400 <= len(client.steps) <= 1_100
+    assert client.replay.positions == {worker.feed: worker.feed.point for worker in workers}
+
+
+async def test_old_messages_are_not_sent_after_the_cutoff() -> None:
+    worker = worker_of(*["a.1"] * 10)
+    time = worker.stream.messages[8].time
+    client = Client(worker, cutoff=time)
+    await client.prepare(NEW, {worker.feed.key: Point(2, 10**13)})
+    await client.run()
+    assert (client.reasons, client.seqs()) == (["expired"], [])
+    client = Client(worker, cutoff=time)
+    await client.prepare(NEW, {worker.feed.key: Point(7, 10**13)})
+    await client.run()
+    assert (client.reasons, set(client.seqs())) == ([], {8, 9, 10})
+
+
+async def test_state_of_the_stream_must_be_known() -> None:
+    worker = worker_of("a.1")
+    worker.feed._current.clear()
+    client = Client(worker)
+    with pytest.raises(JetStreamUnavailable, match="the state of stream 'S' is not known yet"):
+        await client.replay.prepare(None, ALL)

@@ -1,0 +1,215 @@
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sanic_nats_bridge.streams.window import Record, Window, WindowMemory
+from tests.support.growth import assert_linear
+
+
+def record(seq: int, size: int = 0) -> Record:
+    return Record(seq, seq * 10, "s", b"", b"x" * size)
+
+
+def seqs(window: Window, after: int, most: int | None = None) -> list[int]:
+    return [each.seq for each in window.after(after, most)]
+
+
+SMALLEST = record(1).size
+
+
+def test_records_after_a_sequence() -> None:
+    window = Window(WindowMemory(1_000_000), 5)
+    for seq in (7, 9, 12):
+        window.add(record(seq))
+    assert seqs(window, 5) == [7, 9, 12]
+    assert seqs(window, 7) == seqs(window, 8) == [9, 12]
+    assert seqs(window, 7, 1) == [9]
+    assert seqs(window, 12) == []
+    assert [window.count_after(seq) for seq in (5, 7, 11, 12, 99)] == [3, 2, 1, 0, 0]
+    assert len(window) == 3
+
+
+def test_oldest_records_of_all_windows_are_removed_first() -> None:
+    memory = WindowMemory(3 * SMALLEST)
+    first, second = Window(memory, 0), Window(memory, 0)
+    first.add(record(1))
+    second.add(record(2))
+    first.add(record(3))
+    second.add(record(4))
+    assert (seqs(first, first.floor), first.floor) == ([3], 1)
+    assert (seqs(second, second.floor), second.floor) == ([2, 4], 0)
+    assert memory.bytes == 3 * SMALLEST
+
+
+def test_slices_end_at_the_same_records_for_all() -> None:
+    memory = WindowMemory(10**9)
+    window = Window(memory, 0)
+    for seq in range(1, 4_001):
+        window.add(record(seq))
+    for removed in (0, 2_500):
+        memory.max_bytes = memory.bytes - removed * SMALLEST
+        memory.make_room()
+        memory.max_bytes = 10**9
+        for start in (window.floor, window.floor + 3, 3_990, 3_999):
+            read: list[int] = []
+            while found := window.slice_after(read[-1] if read else start, 10):
+                read += [each.seq for each in found]
+                assert len(found) <= 10
+                assert read[-1] % 10 == 0
+            assert read == list(range(start + 1, 4_001))
+
+
+def test_record_larger_than_the_memory_is_not_kept() -> None:
+    memory = WindowMemory(1_000)
+    window = Window(memory, 0)
+    window.add(record(1))
+    window.add(record(2, 1_000))
+    assert (len(window), window.floor, memory.bytes) == (0, 2, 0)
+    window.add(record(3))
+    assert seqs(window, window.floor) == [3]
+
+
+def test_size_counts_payload_headers_and_overhead() -> None:
+    memory = WindowMemory(1_000_000)
+    Window(memory, 0).add(Record(1, 1, "s", b"h" * 30, b"p" * 100))
+    assert memory.bytes == 130 + SMALLEST == Record(1, 1, "s", b"h" * 30, b"p" * 100).size
+
+
+def test_closed_window_frees_its_memory() -> None:
+    memory = WindowMemory(1_000_000)
+    closed, other = Window(memory, 0), Window(memory, 0)
+    for seq in range(1, 5_001):
+        closed.add(record(seq))
+    other.add(record(5_001))
+    closed.close()
+    assert closed.is_closed
+    assert (len(closed), seqs(other, 0), memory.bytes) == (0, [5_001], SMALLEST)
+    # Not even the entries are left.
+    assert len(memory.order) == 1
+
+
+def test_entries_of_closed_windows_are_bounded() -> None:
+    memory = WindowMemory(1_000_000_000)
+    for number in range(5_000):
+        window = Window(memory, 0)
+        window.add(record(number))
+        window.close()
+        window.close()
+        assert len(memory.order) <= 2_100
+    assert memory.bytes == 0
+
+
+Step = tuple[str, int, int]
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("add"), st.integers(0, 3), st.integers(0, 2_000)),
+        st.tuples(st.just("close"), st.integers(0, 3), st.just(0)),
+    ),
+    max_size=80,
+)
+
+
+@given(STEPS, st.integers(SMALLEST, 8_000))
+@pytest.mark.parametrize("spare", [0, 1024])
+def test_windows_agree_with_model(spare: int, steps: list[Step], max_bytes: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sanic_nats_bridge.streams.window._SPARE", spare)
+        check_model(steps, max_bytes)
+
+
+def check_model(steps: list[Step], max_bytes: int) -> None:
+    memory = WindowMemory(max_bytes)
+    windows = [Window(memory, 0) for _ in range(4)]
+    kept: list[tuple[Window, Record]] = []
+    for seq, (kind, number, size) in enumerate(steps, 1):
+        window = windows[number]
+        if kind == "add":
+            window.add(record(seq, size))
+            kept.append((window, record(seq, size)))
+            while sum(each.size for _, each in kept) > max_bytes:
+                removed, oldest = kept.pop(0)
+                assert removed.floor >= oldest.seq
+        else:
+            window.close()
+            kept = [each for each in kept if each[0] is not window]
+            windows[number] = Window(memory, seq)
+        assert memory.bytes == sum(each.size for _, each in kept) <= max_bytes
+        for each in windows:
+            own = [one for owner, one in kept if owner is each]
+            assert list(each.after(each.floor)) == own
+            assert (len(each), each.count_after(each.floor)) == (len(own), len(own))
+            assert all(one.seq > each.floor for one in own)
+            for start in range(each.floor, seq + 1):
+                assert seqs(each, start) == [one.seq for one in own if one.seq > start]
+    for window in windows:
+        window.close()
+    assert memory.bytes == 0
+    assert all(each.is_closed for each in memory.order)
+
+
+def filled(count: int, memory: WindowMemory) -> Window:
+    window = Window(memory, 0)
+    for seq in range(1, count + 1):
+        window.add(record(seq))
+    return window
+
+
+def test_adding_is_linear() -> None:
+    def make(n: int) -> Callable[[], object]:
+        return lambda: filled(n, WindowMemory(10**12))
+
+    assert_linear(make, 5_000)
+
+
+def test_removing_is_linear() -> None:
+    def make(n: int) -> Callable[[], object]:
+        memory = WindowMemory(10**12)
+        filled(n, memory)
+
+        def work() -> None:
+            memory.max_bytes = 0
+            memory.make_room()
+
+        return work
+
+    assert_linear(make, 10_000)
+
+
+def test_adding_to_full_memory_is_linear() -> None:
+    def make(n: int) -> Callable[[], object]:
+        memory = WindowMemory(n * SMALLEST)
+        filled(n, memory)
+        return lambda: filled(n, memory)
+
+    assert_linear(make, 5_000)
+
+
+def test_reading_in_steps_is_linear() -> None:
+    def make(n: int) -> Callable[[], object]:
+        window = filled(n, WindowMemory(10**12))
+
+        def work() -> None:
+            seq = 0
+            while found := window.after(seq, 10):
+                seq = found[-1].seq
+                window.count_after(seq)
+
+        return work
+
+    assert_linear(make, 10_000)
+
+
+def test_closing_many_windows_is_linear() -> None:
+    def make(n: int) -> Callable[[], object]:
+        memory = WindowMemory(10**12)
+        windows = [filled(3, memory) for _ in range(n)]
+
+        def work() -> None:
+            for window in windows:
+                window.close()
+
+        return work
+
+    assert_linear(make, 3_000)
