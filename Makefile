@@ -3,6 +3,7 @@
 # make test-fast   run the unit tests, which need no system packages, npm, browser or root
 # make test-tools  run the tests of the benchmarks, of the faults, of the attacks, of the proxies and of several workers in full
 # make long    run the fuzzers, the random walk and the tests of properties for long
+# make walks   walk randomly with streams: clients, servers and workers (ARGS="-k cluster")
 # make test-versions   run the tests of private parts on the lowest and newest packages (ARGS="3.12-lowest")
 # make check   formatting, lint, types and prose
 # make docs    build the docs site into build/site
@@ -32,7 +33,7 @@ PARALLEL := -n 4 --dist loadfile --no-loadscope-reorder
 TEST_PACKAGES := chromium:chromium libatomic.so.1:libatomic1 firefox-esr:firefox-esr nginx:nginx-light \
 	haproxy:haproxy ip:iproute2 node:nodejs npm:npm curl:curl
 
-.PHONY: run test test-fast test-tools test-versions long check docs format faults abuse proxies bench bench-panini clean
+.PHONY: run test test-fast test-tools test-versions long walks check docs format faults abuse proxies bench bench-panini clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.run
@@ -61,6 +62,10 @@ long: $(VENV)/.dev
 	RANDOM_STEPS=100000 FUZZED_CONNECTIONS=5000 SHARED_WALKS=50000 $(BIN)/python -m pytest -n 2 --timeout 7200 \
 		tests/integration/test_random_walk.py tests/integration/test_frame_fuzz.py tests/browser/test_client_share.py $(ARGS)
 	$(BIN)/python -m pytest -n 2 --timeout 7200 -m hypothesis $(ARGS)
+
+# Random walks of clients, servers and workers with streams (ARGS="-k cluster"; STREAM_MESSAGES=1000000, STREAM_SEED=7).
+walks: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --timeout 7200 tests/walks $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -1,0 +1,468 @@
+"""Check what clients of streams received. Knows the protocol and the streams' content, but nothing of the bridge.
+
+From the start that a client has asked for, each stored message that it may see must be in its log, once and in order,
+under each pattern. Otherwise a ``gap`` for the pattern must be at that place. ``recovered`` must agree. An
+``id`` must not pass a message that the client hasn't received.
+"""
+
+from bisect import bisect_right
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from .profiles import Profile, matches
+
+__all__ = ["Asked", "Barrier", "Cut", "Denied", "Ended", "Log", "Received", "Stored", "Verdict", "check"]
+
+_MAX_NOTES = 20
+_MAX_ID = 128
+_GOING_AWAY = 1001
+
+
+class Stored(NamedTuple):
+    """A message in a stream. Its payload has a number that no other message has."""
+
+    seq: int
+    subject: str
+    number: int
+
+
+class Asked(NamedTuple):
+    """A subscribe of a client that was sent, as a command or in the query of an event stream."""
+
+    patterns: Sequence[str]
+    start: Any
+    after: str | None
+
+
+class Received(NamedTuple):
+    """A frame. ``pattern``, ``subject`` and ``number`` are those of a message."""
+
+    kind: str
+    pattern: str
+    subject: str
+    number: int
+    id: str
+    frame: Mapping[str, Any]
+
+
+class Ended(NamedTuple):
+    """The client has unsubscribed, and has got the reply."""
+
+    patterns: Sequence[str]
+
+
+class Cut(NamedTuple):
+    """The connection was cut."""
+
+
+class Denied(NamedTuple):
+    """The app has begun to change what it hides from the client."""
+
+
+class Barrier(NamedTuple):
+    """A point from which on the client must not receive what these patterns hide."""
+
+    deny: Sequence[str]
+
+
+Entry = Asked | Received | Ended | Cut | Denied | Barrier
+
+
+@dataclass
+class Log:
+    """The log of one client over all its sessions.
+
+    Attributes:
+        complete: The client was connected until it had received everything, or had enough time for it.
+        repeats: It is an event stream with overlapping patterns, so a message may come again after a reconnect.
+    """
+
+    name: str
+    profile: Profile
+    entries: list[Entry] = field(default_factory=list)
+    complete: bool = True
+    repeats: bool = False
+
+
+@dataclass
+class Verdict:
+    """The result of a check. ``violations`` counts by kind."""
+
+    delivered: int = 0
+    announced: int = 0
+    gaps: Counter[str] = field(default_factory=Counter)
+    resumed: int = 0
+    violations: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, kind: str, text: str) -> None:
+        """Count a violation, and describe it unless there are many already."""
+        self.violations[kind] += 1
+        if len(self.notes) < _MAX_NOTES:
+            self.notes.append(f"{kind}: {text}")
+
+
+def check(truth: Mapping[str, Sequence[Stored]], logs: Iterable[Log], reasons: Iterable[str] = ()) -> Verdict:
+    """Check the logs of all clients.
+
+    Args:
+        truth: The messages of each stream, in order.
+        logs: The logs.
+        reasons: The reasons of gaps that are allowed.
+    """
+    verdict = Verdict()
+    logs = list(logs)
+    messages = {each.number: (stream, each) for stream, stored in truth.items() for each in stored}
+    keys = _keys(messages, logs)
+    seen: dict[tuple[Profile, str], _Visible] = {}
+    for log in logs:
+        _Reader(log, truth, messages, keys, frozenset(reasons), seen, verdict).read()
+    return verdict
+
+
+def _keys(messages: Mapping[int, tuple[str, Stored]], logs: Iterable[Log]) -> dict[str, str]:
+    """Return the key of each stream in ids: the one whose sequence is that of the stream's messages."""
+    votes: dict[str, Counter[str]] = defaultdict(Counter)
+    for log in logs:
+        for entry in log.entries:
+            if isinstance(entry, Received) and entry.number in messages:
+                stream, stored = messages[entry.number]
+                for key, seq in _parts(entry.id).items():
+                    if seq == stored.seq:
+                        votes[stream][key] += 1
+    return {stream: count.most_common(1)[0][0] for stream, count in votes.items()}
+
+
+def _parts(position: str) -> dict[str, int]:
+    parts = [part.split(".") for part in position.split("~") if part]
+    return {key: int(seq, 36) for key, seq, _ in parts}
+
+
+class _Visible:
+    """The stored messages that one pattern of one profile shows, in order."""
+
+    def __init__(self, profile: Profile, pattern: str, truth: Mapping[str, Sequence[Stored]]) -> None:
+        self.stream, real = profile.real(pattern)
+        shown = [each for each in truth[self.stream] if matches(real, each.subject)]
+        self.all_seqs = [each.seq for each in shown]
+        """Also of those that are hidden."""
+        shown = [each for each in shown if not profile.hides(each.subject)]
+        self.optional = {each.number for each in shown if profile.may_hide(each.subject)}
+        self.stored = [each for each in shown if each.number not in self.optional]
+        self.seqs = [each.seq for each in self.stored]
+        self.index = {each.number: index for index, each in enumerate(self.stored)}
+
+    def after(self, seq: int) -> int:
+        """Return the index of the first message after a sequence."""
+        return bisect_right(self.seqs, seq)
+
+    def place_of_last(self, count: int, seq: int) -> int:
+        """Return the index of the first one of the last messages up to a sequence. Hidden ones count."""
+        end = bisect_right(self.all_seqs, seq)
+        return self.after(self.all_seqs[max(0, end - count)] - 1) if end else 0
+
+
+@dataclass
+class _Follow:
+    """One pattern of a client, from its first subscribe on."""
+
+    pattern: str
+    visible: _Visible
+    start: Any = "new"
+    place: int | None = None
+    """The index of the next message; ``None`` until it is known."""
+    group: frozenset[str] = frozenset()
+    """The patterns of its command."""
+    live: bool = False
+    """The client has got ``caught_up``."""
+    jump: bool = False
+    """A gap allows that messages are missing here."""
+    lost: int | None = None
+    gapped: bool = False
+    state: list[int] | None = None
+    """The messages of a state so far, while one is read."""
+    first: int | None = None
+    """The index of the first message of a start with the last messages."""
+    repeats: set[int] = field(default_factory=set)
+    optional_at: int = 0
+
+    def begin(self, start: Any) -> None:
+        """Expect what a start brings."""
+        self.start, self.first, self.state, self.jump = start, None, None, False
+        self.place = 0 if start == "all" else None
+        self.optional_at = 0
+        if start == "last_per_subject":
+            self.state = []
+
+
+class _Reader:
+    """The reader of one log."""
+
+    def __init__(
+        self,
+        log: Log,
+        truth: Mapping[str, Sequence[Stored]],
+        messages: Mapping[int, tuple[str, Stored]],
+        keys: Mapping[str, str],
+        reasons: frozenset[str],
+        seen: dict[tuple[Profile, str], _Visible],
+        verdict: Verdict,
+    ) -> None:
+        self._log = log
+        self._truth = truth
+        self._messages = messages
+        self._keys = keys
+        self._reasons = reasons
+        self._seen = seen
+        self._verdict = verdict
+        self._follows: dict[str, _Follow] = {}
+        self._denied: Sequence[str] = ()
+        self._counts: Counter[str] = Counter()
+        self._at = 0
+
+    def read(self) -> None:
+        """Read the whole log."""
+        for at, entry in enumerate(self._log.entries):
+            self._at = at
+            self._read(entry)
+        if self._log.complete:
+            for follow in self._follows.values():
+                self._check_end(follow)
+
+    def _read(self, entry: Entry) -> None:
+        match entry:
+            case Received():
+                self._frame(entry)
+            case Asked():
+                self._asked(entry)
+            case Ended():
+                for pattern in entry.patterns:
+                    self._follows.pop(pattern, None)
+            case Cut():
+                for follow in self._follows.values():
+                    follow.live = False
+                self._denied = ()
+            case Denied():
+                self._denied = ()
+            case Barrier():
+                self._denied = entry.deny
+
+    def _check_end(self, follow: _Follow) -> None:
+        if not follow.live:
+            self._violation("unfinished", f"'{follow.pattern}' has never caught up")
+        elif follow.place is not None and follow.place < len(follow.visible.stored):
+            missing = follow.visible.stored[follow.place :]
+            self._violation("lost", f"{len(missing)} at the end of '{follow.pattern}', from {missing[0]}")
+
+    # Commands
+
+    def _asked(self, asked: Asked) -> None:
+        for pattern in asked.patterns:
+            if pattern not in self._follows:
+                self._follows[pattern] = _Follow(pattern, self._view(pattern))
+            follow = self._follows[pattern]
+            follow.live = follow.gapped = False
+            follow.group = frozenset(asked.patterns)
+            follow.repeats = set()
+            self._counts[pattern] = 0
+            if asked.after is None:
+                follow.begin(asked.start)
+            else:
+                self._verdict.resumed += 1
+                self._resume(follow, asked)
+
+    def _view(self, pattern: str) -> _Visible:
+        key = (self._log.profile, pattern)
+        if key not in self._seen:
+            self._seen[key] = _Visible(*key, self._truth)
+        return self._seen[key]
+
+    def _resume(self, follow: _Follow, asked: Asked) -> None:
+        assert asked.after is not None
+        seq = _parts(asked.after).get(self._keys.get(follow.visible.stream, ""), 0)
+        if not seq and asked.start != "new" and (follow.place is None or follow.state is not None):
+            # It has a part of a state, and gets all of it again.
+            follow.begin(asked.start)
+            return
+        place = follow.visible.after(seq)
+        if follow.place is None or follow.state is not None:
+            # It has received no message, or a part of a state.
+            follow.begin(asked.start)
+            follow.place, follow.state = place, None
+        elif place < follow.place:
+            repeated = follow.visible.stored[place : follow.place]
+            if self._log.repeats and len(repeated) == 1:
+                follow.repeats = {repeated[0].number}
+            else:
+                self._violation("late id", f"'{follow.pattern}' would get {len(repeated)} again, from {repeated[0]}")
+                follow.place = place
+        elif place > follow.place:
+            self._violation("early id", f"{asked.after} passes {follow.visible.stored[follow.place]}")
+        follow.start = asked.start
+
+    # Frames
+
+    def _frame(self, entry: Received) -> None:
+        if entry.kind == "message":
+            self._message(entry)
+        elif entry.kind == "gap":
+            self._gap(entry.frame)
+        elif entry.kind == "caught_up":
+            self._caught_up(entry.frame)
+        elif entry.kind == "unsubscribed" or (entry.kind == "close" and entry.frame["code"] != _GOING_AWAY):
+            self._violation("ended", str(entry.frame))
+        elif entry.kind == "reply" and not entry.frame["success"]:
+            self._violation("refused", str(entry.frame))
+        if entry.id:
+            self._check_id(entry)
+
+    def _check_id(self, entry: Received) -> None:
+        if len(entry.id) > _MAX_ID:
+            self._violation("long id", entry.id)
+        if entry.kind == "message" and not (entry.pattern in self._follows and self._follows[entry.pattern].live):
+            # It counts for the patterns of that replay only.
+            return
+        parts = _parts(entry.id)
+        for follow in self._follows.values():
+            key = self._keys.get(follow.visible.stream, "")
+            if not follow.live or follow.place is None or follow.jump:
+                continue
+            if key not in parts:
+                self._violation("partial id", f"{entry.id} doesn't name the stream of '{follow.pattern}'")
+                continue
+            place = follow.visible.after(parts[key])
+            if place > follow.place and not (
+                # The copy for another pattern came first.
+                place == follow.place + 1 and follow.visible.stored[follow.place].number == entry.number
+            ):
+                self._violation(
+                    "early id",
+                    f"{entry.kind} {entry.id} passes {follow.visible.stored[follow.place]} of '{follow.pattern}'",
+                )
+
+    def _gap(self, frame: Mapping[str, Any]) -> None:
+        reason = frame["reason"]
+        for pattern in frame["subjects"]:
+            follow = self._follows.get(pattern)
+            if follow is None:
+                self._violation("stray gap", str(frame))
+                continue
+            self._verdict.gaps[reason] += 1
+            if reason not in self._reasons:
+                self._violation("false gap", f"{reason} for '{pattern}' (start {follow.start}, place {follow.place})")
+            follow.gapped = True
+            if reason == "backlog" or follow.live:
+                follow.jump = True
+                follow.lost = frame["lost"]
+            else:
+                follow.begin(follow.start)
+
+    def _caught_up(self, frame: Mapping[str, Any]) -> None:
+        parts = _parts(frame["position"])
+        follows = [self._follows[pattern] for pattern in frame["subjects"] if pattern in self._follows]
+        if len(follows) != len(frame["subjects"]):
+            return self._violation("stray caught_up", str(frame))
+        count = sum(self._counts[each.pattern] for each in follows)
+        # A pattern that was unsubscribed meanwhile isn't named.
+        if count != frame["replayed"] and all(each.group == frozenset(frame["subjects"]) for each in follows):
+            self._violation("count", f"{frame['replayed']} replayed, {count} received for {frame['subjects']}")
+        for follow in follows:
+            if not follow.gapped and not frame["recovered"] and not any(each.gapped for each in follows):
+                self._violation("recovered", f"false without a gap for '{follow.pattern}'")
+            if follow.gapped and frame["recovered"]:
+                self._violation("recovered", f"true after a gap for '{follow.pattern}'")
+            follow.live = True
+            key = self._keys.get(follow.visible.stream)
+            if key is not None and key in parts:
+                self._arrive(follow, parts[key])
+            elif key is not None:
+                self._violation("partial id", f"{frame['position']} lacks the stream of '{follow.pattern}'")
+        return None
+
+    def _arrive(self, follow: _Follow, seq: int) -> None:
+        """Check that a client has everything up to a sequence."""
+        visible, place = follow.visible, follow.visible.after(seq)
+        if follow.state is not None:
+            last: dict[str, int] = {each.subject: index for index, each in enumerate(visible.stored[:place])}
+            missing = set(last.values()).difference(follow.state)
+            if missing:
+                self._violation("state", f"'{follow.pattern}' lacks the last messages of {len(missing)} subjects")
+            follow.state = None
+        elif isinstance(follow.start, dict) and (follow.place is None or follow.first is not None):
+            first = place if follow.first is None else follow.first
+            due = visible.place_of_last(follow.start["last"], seq)
+            if first > due and not follow.jump:
+                self._violation(
+                    "last", f"'{follow.pattern}' got {place - first} of {follow.start}, {place - due} are due"
+                )
+            if follow.place is not None and place > follow.place:
+                self._violation("lost", f"{place - follow.place} of '{follow.pattern}' before caught_up")
+        elif follow.place is not None and place > follow.place and not self._skips(follow, place):
+            missing_ = visible.stored[follow.place : place]
+            self._violation("lost", f"{len(missing_)} of '{follow.pattern}' before caught_up, from {missing_[0]}")
+        if follow.place is not None and place < follow.place:
+            self._violation("late id", f"caught_up of '{follow.pattern}' is at {seq}")
+            place = follow.place
+        follow.place, follow.first = place, None
+
+    def _skips(self, follow: _Follow, place: int) -> bool:
+        """Return whether a gap allows to go on at a place. It counts once."""
+        if not follow.jump:
+            return False
+        assert follow.place is not None
+        missing = place - follow.place
+        if follow.lost is not None and follow.lost != missing:
+            self._violation("wrong number", f"{follow.lost} lost of '{follow.pattern}', {missing} are missing")
+        self._verdict.announced += missing
+        follow.jump, follow.lost = False, None
+        return True
+
+    def _message(self, entry: Received) -> None:
+        follow = self._follows.get(entry.pattern)
+        known = self._messages.get(entry.number)
+        if follow is None or known is None:
+            return self._violation("stray", f"{entry.number} on {entry.subject} for '{entry.pattern}'")
+        stored = known[1]
+        self._counts[entry.pattern] += 1
+        if self._log.profile.shown(entry.pattern, stored.subject) != entry.subject:
+            return self._violation("forbidden", f"{stored} as {entry.subject}")
+        if any(matches(pattern, stored.subject) for pattern in self._denied):
+            return self._violation("forbidden", f"{stored} is denied now")
+        self._verdict.delivered += 1
+        if stored.number in follow.visible.optional:
+            return self._optional(follow, stored)
+        index = follow.visible.index.get(entry.number)
+        if index is None:
+            return self._violation("forbidden", f"{stored} for '{entry.pattern}'")
+        self._advance(follow, stored, index)
+        return None
+
+    def _optional(self, follow: _Follow, stored: Stored) -> None:
+        is_again = stored.seq == follow.optional_at and self._log.repeats
+        if stored.seq <= follow.optional_at and follow.state is None and not is_again:
+            self._violation("order", f"{stored} after {follow.optional_at} for '{follow.pattern}'")
+        follow.optional_at = stored.seq
+
+    def _advance(self, follow: _Follow, stored: Stored, index: int) -> None:
+        if follow.state is not None:
+            if follow.state and index <= follow.state[-1]:
+                self._violation("order", f"{stored} in a state of '{follow.pattern}'")
+            follow.state.append(index)
+            return
+        if follow.place is None:
+            follow.first = index
+        elif index < follow.place:
+            if stored.number in follow.repeats:
+                follow.repeats.discard(stored.number)
+            else:
+                self._violation("duplicate", f"{stored} for '{follow.pattern}', expected index {follow.place}")
+            return
+        elif index > follow.place and not self._skips(follow, index):
+            missing = follow.visible.stored[follow.place : index]
+            self._violation("lost", f"{len(missing)} of '{follow.pattern}' before {stored}, from {missing[0]}")
+        follow.place = index + 1
+
+    def _violation(self, kind: str, text: str) -> None:
+        self._verdict.add(kind, f"{self._log.name} at {self._at}: {text}")
