@@ -3,11 +3,19 @@
 export type NatsState = "connected" | "disconnected";
 export type Action = "subscribe" | "unsubscribe" | "ping";
 
+/**
+ * The stored messages that come before the live ones: none, all, the last one of each subject, or the last ones of the
+ * pattern.
+ */
+export type From = "new" | "all" | "last_per_subject" | { last: number };
+
 export interface Command {
   action?: Action;
   subjects?: string[];
   id?: string | number;
   session?: string;
+  after?: string;
+  from?: From;
 }
 
 export interface Welcome {
@@ -33,6 +41,27 @@ export interface Reply {
   subjects?: string[];
   /** True if the bridge's NATS server has the subscription already. */
   active?: boolean;
+  /** True if a stream has the messages, so that the subscriptions go on after an absence. */
+  resumable?: boolean;
+  /** The subjects for which it does, if it doesn't for all. */
+  resumable_subjects?: string[];
+  /** True if nothing is missing. */
+  recovered?: boolean;
+}
+
+/** The stored messages of a subscription, before its live ones. */
+export interface Recovery {
+  /** The number of stored messages. */
+  replayed: number;
+  /** True if nothing is missing. */
+  recovered: boolean;
+}
+
+export interface CaughtUp extends Recovery {
+  type: "caught_up";
+  subjects: string[];
+  /** An id, as messages have. */
+  position: string;
 }
 
 export interface Message<Data = any> {
@@ -44,6 +73,10 @@ export interface Message<Data = any> {
   /** Missing if the payload is JSON. */
   encoding?: "text" | "base64";
   headers?: Record<string, string[]>;
+  /** The position in the stream, for `after`. Missing if no stream has the message. */
+  id?: string;
+  /** Present if the message marks a key as deleted. */
+  operation?: "delete" | "purge";
 }
 
 export interface Gap {
@@ -51,7 +84,7 @@ export interface Gap {
   subjects: string[];
   /** The number of messages; `null` if it isn't known. */
   lost: number | null;
-  reason: "nats_reconnect" | "slow_consumer" | "internal";
+  reason: "nats_reconnect" | "slow_consumer" | "internal" | "unknown" | "reset" | "expired" | "backlog";
 }
 
 export interface Unsubscribed {
@@ -68,6 +101,7 @@ export interface Status {
 
 export interface Heartbeat {
   type: "heartbeat";
+  id?: string;
 }
 
 export interface Close {
@@ -79,7 +113,7 @@ export interface Close {
   retry?: number;
 }
 
-export type Frame = Welcome | Reply | Message | Gap | Unsubscribed | Status | Heartbeat | Close;
+export type Frame = Welcome | Reply | Message | CaughtUp | Gap | Unsubscribed | Status | Heartbeat | Close;
 
 export type Transport = "websocket" | "sse";
 
@@ -127,6 +161,13 @@ export interface ClientStatus {
   code?: number;
 }
 
+export interface SubscribeOptions {
+  /** The messages to begin with; `new` by default. The bridge must have history for anything else. */
+  from?: From;
+  /** Begin behind the message with this id. If that can't be had, there is a `gap`, and `from` counts. */
+  after?: string;
+}
+
 /** An error with the `code` of a failed reply, or with `closed` or `disconnected`. */
 export interface NatsError extends Error {
   code: string;
@@ -137,6 +178,8 @@ export interface Subscription<Data = any> extends AsyncIterable<Message<Data>> {
   readonly pattern: string;
   /** Resolves with the bridge's reply, or rejects with a `NatsError`. You may ignore it. */
   readonly ready: Promise<Reply>;
+  /** Resolves when the live messages begin, or rejects as `ready` does. You may ignore it. */
+  readonly caughtUp: Promise<Recovery>;
   /** Iterate over the messages from now on. Leaving the loop unsubscribes, unless a callback or another loop remains. */
   [Symbol.asyncIterator](): AsyncGenerator<Message<Data>, void, void>;
   /** End this subscription. Others with the same pattern remain. */
@@ -147,6 +190,8 @@ export interface ClientEvents {
   status: ClientStatus;
   /** Messages were missed, or may have been. The reason is `reconnect` if the client itself was disconnected. */
   gap: Gap | (Omit<Gap, "reason" | "lost"> & { lost: null; reason: "reconnect" });
+  /** Stored messages were received, for instance those of an absence, and the live ones begin. */
+  caught_up: CaughtUp;
   /** The bridge has refused or ended these subscriptions. */
   unsubscribed: Unsubscribed;
   /** The connection has ended, and the client doesn't reconnect. */
@@ -168,6 +213,13 @@ export interface Client extends Omit<EventTarget, "addEventListener" | "removeEv
    */
   subscribe<Data = any>(
     pattern: string,
+    callback?: ((data: Data, message: Message<Data>) => void) | null,
+    onended?: ((error?: NatsError) => void) | null,
+  ): Subscription<Data>;
+  /** Follow a pattern from a place in the stream that has its messages. */
+  subscribe<Data = any>(
+    pattern: string,
+    options: SubscribeOptions,
     callback?: ((data: Data, message: Message<Data>) => void) | null,
     onended?: ((error?: NatsError) => void) | null,
   ): Subscription<Data>;

@@ -26,7 +26,16 @@
  * @property {Set<Subscription>} subscriptions
  * @property {Api.Reply | null} reply The bridge's reply, while the session holds the pattern.
  * @property {boolean} missed An earlier session held it, and messages may have been missed since.
+ * @property {Api.From} [from] The `from` of its next command; missing if that is to be without history.
+ * @property {string} [after] The id after which it goes on: that of its last message, at least.
+ * @property {string} key What the page has asked for, until the bridge has answered.
+ * @property {boolean} isLive It has caught up in this session, so that every id of the session moves it.
+ * @property {boolean} isCovered The bridge itself reports what is missing.
+ * @property {boolean} isStale The session holds it from another place than the page has asked for since.
+ * @property {Api.Recovery | null} caughtUp
  */
+
+/** @typedef {{ from?: Api.From, after?: string }} Start The place in a stream from which subscriptions start. */
 
 /**
  * @typedef {object} TransportRecord How the connections of a transport have ended.
@@ -47,6 +56,7 @@
  * @typedef {object} Batch What one command is for.
  * @property {"subscribe" | "unsubscribe"} action
  * @property {Interest[]} interests
+ * @property {Start} start
  */
 
 /**
@@ -67,6 +77,8 @@ const MODULE_URL = "";
 
 const UNAUTHENTICATED = 4401;
 const FORBIDDEN = 4403;
+const UNSUPPORTED = "command.unsupported";
+const UNAVAILABLE = "history.unavailable";
 /** The header of the bridge's own answers. Others come from something between it and the page. */
 const OWN_HEADER = "sanic-nats-bridge";
 
@@ -75,13 +87,18 @@ const TRANSIENT_CODES = /disconnected|internal|limit.rate|nats.unavailable|sessi
 /** Codes of failed replies to a POST that something on the way has refused or damaged. */
 const BLOCKED_CODES = /^(blocked|origin.forbidden|command)/;
 /** Codes of failed replies that concern some of the subjects. */
-const SUBJECT_CODES = /^(subject|limit.subscriptions|nats.refused)/;
+const SUBJECT_CODES = /^(subject|history|limit.subscriptions|nats.refused)/;
 /** The characters of a pattern. The bridge checks the rest. */
 const PATTERN = /^[!-~]+$/;
+/** A valid `from`, as JSON. */
+const FROM = /^("(new|all|last_per_subject)"|{"last":[1-9]\d*})$/;
 /** Statuses with which a proxy, in place of the bridge, may ask for a login. */
 const LOGIN_STATUSES = [200, 401, 403, 407, 511];
 
-const FRAME_TYPES = ["welcome", "reply", "message", "gap", "unsubscribed", "status", "heartbeat", "close"];
+/** An interest that is followed without history from now on. */
+const UNSTORED = { from: undefined, after: undefined, isLive: false, reply: null, missed: true, caughtUp: null };
+
+const FRAME_TYPES = ["welcome", "reply", "message", "caught_up", "gap", "unsubscribed", "status", "heartbeat", "close"];
 const MAX_PATTERNS = 64; // in one command
 const MAX_QUERY_LENGTH = 2000; // of the patterns; proxies and servers limit a URL, often with the cookies beside it
 const MAX_SILENCE = 1.75; // in heartbeats: a timer finds it within 2
@@ -114,6 +131,13 @@ const backoff = (failures) => 500 + Math.random() * Math.min(19_500, 1500 * 2 **
  * @param {string[]} [subjects]
  */
 const createError = (code, message, subjects) => Object.assign(new Error(message), { code, subjects });
+
+/**
+ * Return whether stored messages are wanted, without an id.
+ *
+ * @param {Start} start
+ */
+const wantsPast = ({ from = "new" }) => from !== "new";
 
 /** Wait while the page is prerendered: browsers hold its WebSockets and locks back until it is shown. */
 async function shown() {
@@ -247,6 +271,8 @@ class Subscription {
   #release;
   /** @type {Resolvers<Api.Reply>} */
   #ready = withResolvers();
+  /** @type {Resolvers<Api.Recovery>} */
+  #caughtUp = withResolvers();
   #confirmed = false;
   #ended = false;
   /** @type {Api.NatsError | undefined} */
@@ -263,7 +289,9 @@ class Subscription {
     this.pattern = pattern;
     /** Resolves with the bridge's reply, or rejects with a `NatsError`. */
     this.ready = this.#ready.promise;
-    this.ready.catch(() => {}); // a page may ignore the promise
+    /** Resolves when the live messages begin, or rejects with a `NatsError`. */
+    this.caughtUp = this.#caughtUp.promise;
+    for (const promise of [this.ready, this.caughtUp]) promise.catch(() => {}); // a page may ignore them
     this.#callback = callback;
     this.#onended = onended;
     this.#release = release;
@@ -333,6 +361,15 @@ class Subscription {
   }
 
   /**
+   * Resolve `caughtUp`: the live messages begin.
+   *
+   * @param {Api.Recovery} recovery
+   */
+  catchUp({ replayed, recovered }) {
+    this.#caughtUp.resolve({ replayed, recovered });
+  }
+
+  /**
    * Deliver nothing more.
    *
    * @param {Api.NatsError} [error] Missing if the page has ended the subscription.
@@ -341,7 +378,7 @@ class Subscription {
     if (this.#ended) return;
     this.#ended = true;
     if (!this.#confirmed) this.#refusal = error;
-    this.#ready.reject(error ?? createError("closed", "Closed"));
+    for (const { reject } of [this.#ready, this.#caughtUp]) reject(error ?? createError("closed", "Closed"));
     for (const { wake } of this.#readers) wake();
     const onended = this.#onended;
     // Later, because it may throw.
@@ -374,6 +411,10 @@ class Connection {
   proofTimer;
   /** The patterns of its query. @type {Interest[]} */
   queried = [];
+  /** The rest of its query. @type {Start} */
+  queryStart = {};
+  /** True if the bridge was known to have history when the connection was opened. */
+  knewHistory = false;
   /** The reply to the query. @type {Promise<any> | null} */
   queryReply = null;
   /** Called with each frame. @type {(frame: Api.Frame) => void} */
@@ -390,7 +431,8 @@ class Connection {
 
   /**
    * @param {Settings} options
-   * @param {(path: string, patterns?: Interest[]) => string} address Returns the URL of a path of the bridge.
+   * @param {(path: string, patterns?: Interest[], start?: Start) => string} address Returns the URL of a path of the
+   *   bridge.
    */
   constructor(options, address) {
     this.options = options;
@@ -545,25 +587,30 @@ class EventStreamConnection extends Connection {
   /** @type {EventSource | undefined} */
   #source;
 
+  get #streamUrl() {
+    return this.address("events", this.queried, this.queryStart);
+  }
+
   start() {
-    const source = new this.options.EventSource(this.address("events", this.queried), { withCredentials: true });
+    const source = new this.options.EventSource(this.#streamUrl, { withCredentials: true });
     this.#source = source;
     if (this.queried.length) this.queryReply = this.reply(undefined, this.welcomeTimeout + COMMAND_TIMEOUT);
     for (const type of FRAME_TYPES) source.addEventListener(type, ({ data }) => this.receive(JSON.parse(data)));
-    // After a refusal the source is closed (2). Else it would reconnect by itself, without the client's backoff.
+    // After a refusal the source is closed (2). Else it would reconnect by itself, without the client's backoff, and with
+    // its own `Last-Event-ID` in place of the positions of the subscriptions.
     source.onerror = () => (source.readyState === 2 ? this.#endByAnswer() : this.end({ reason: "ended" }));
   }
 
   /** End the connection by the answer to the same request, which an EventSource hides. */
   async #endByAnswer() {
     try {
-      this.end(await this.#explain(await this.#request("events", { redirect: "manual" }, this.queried)));
+      this.end(await this.#explain(await this.#request(this.#streamUrl, { redirect: "manual" })));
     } catch (error) {
       const { location } = globalThis;
       const url = this.address("");
       // A TypeError is all that a script gets to see if an answer doesn't allow its origin.
       const isForeign = error instanceof TypeError && location && new URL(url).origin !== location.origin;
-      const answers = isForeign && this.#request("health/live", { mode: "no-cors" }).then(() => true, () => false);
+      const answers = isForeign && this.#request(this.address("health/live"), { mode: "no-cors" }).then(() => true, () => false);
       this.end({ reason: `${error}`, mayBeOrigin: await answers });
     }
   }
@@ -581,7 +628,9 @@ class EventStreamConnection extends Connection {
       return { reason: "ended", retry: void body?.cancel() };
     }
     const refusal = await readReply(response);
-    if (SUBJECT_CODES.test(refusal?.code)) return { reason: refusal.message, refusal };
+    // Another worker of the bridge may have no history yet.
+    const isUnsupported = refusal?.code === UNSUPPORTED && this.queryStart.from;
+    if (isUnsupported || SUBJECT_CODES.test(refusal?.code)) return { reason: refusal.message, refusal };
     if (!isOwn || !refusal) {
       return { reason: describeForeign(response), asks: type === "opaqueredirect" || LOGIN_STATUSES.includes(status) };
     }
@@ -596,7 +645,7 @@ class EventStreamConnection extends Connection {
    * @param {() => boolean} isMissing
    */
   async giveUp(limit, isMissing) {
-    const hint = await this.#request("events", { method: "HEAD" }).then(
+    const hint = await this.#request(this.address("events"), { method: "HEAD" }).then(
       ({ headers }) => (headers.has(OWN_HEADER) ? "; a proxy may hold the event stream back" : ""),
       () => connectionsHint(this.address("")),
     );
@@ -611,7 +660,7 @@ class EventStreamConnection extends Connection {
     let reply = { code: "disconnected" };
     try {
       const body = JSON.stringify({ ...command, session: this.welcome?.session });
-      const response = await this.#request(path, { method: "POST", headers, body });
+      const response = await this.#request(this.address(path), { method: "POST", headers, body });
       const frame = await readReply(response);
       if (frame) {
         if (this.open) this.onframe(frame);
@@ -628,14 +677,13 @@ class EventStreamConnection extends Connection {
   }
 
   /**
-   * @param {string} path
+   * @param {string} url
    * @param {RequestInit} init
-   * @param {Interest[]} [patterns]
    */
-  #request(path, init, patterns) {
+  #request(url, init) {
     const signal = AbortSignal.timeout(COMMAND_TIMEOUT);
     // Browsers want their `fetch` called without an object.
-    return this.options.fetch.call(null, this.address(path, patterns), { credentials: "include", signal, ...init });
+    return this.options.fetch.call(null, url, { credentials: "include", signal, ...init });
   }
 
   close() {
@@ -646,6 +694,8 @@ class EventStreamConnection extends Connection {
 /** An event stream that several tabs share. */
 class SharedConnection extends Connection {
   shared = true;
+  /** True until the first welcome of a leader: a later one is of the same client, which reports its gaps itself. */
+  hasNewLeader = true;
   /** Called with the status of the stream. @type {(status: Api.ClientStatus) => void} */
   onstatus = () => {};
   /** Called if the stream can't be shared, or not any more. @type {(error: DOMException) => void} */
@@ -669,6 +719,7 @@ class SharedConnection extends Connection {
   /** End the session, because another tab leads now. */
   endSession() {
     this.welcome = null;
+    this.hasNewLeader = true;
     this.failCommands();
   }
 
@@ -762,6 +813,13 @@ class Client extends ClientEventTarget {
   #batchSize = MAX_PATTERNS;
   #commandFailures = 0;
 
+  /** True if the session, or the one before, has history. */
+  #hasHistory = false;
+  /** The last id of the session. */
+  #lastId = "";
+  /** The id before it. Another subscription may have a message with the last one, which comes next. */
+  #idBefore = "";
+
   /**
    * @param {Api.Options} [options]
    * @param {URLSearchParams | null} [query]
@@ -804,20 +862,42 @@ class Client extends ClientEventTarget {
    * Follow a pattern, connected or not.
    *
    * @param {string} pattern
-   * @param {((data: any, message: Api.Message) => void) | null} [callback] Called with each message.
+   * @param {Api.SubscribeOptions | ((data: any, message: Api.Message) => void) | null} [options] Optional.
+   * @param {((...all: any) => void) | null} [callback] Called with each message.
    * @param {((error?: Api.NatsError) => void) | null} [onended] Called once, without an error if the page unsubscribes.
    * @returns {Subscription}
    */
-  subscribe(pattern, callback, onended) {
+  subscribe(pattern, options, callback, onended) {
+    if (typeof options !== "object" || !options) return this.subscribe(pattern, {}, options, callback);
+    const { from = "new", after } = options;
+    const isPast = wantsPast({ from }) || after !== undefined;
+    const key = JSON.stringify([from, after]);
     /** @type {Interest} */
-    const interest = this.#interests.get(pattern) ?? { pattern, subscriptions: new Set(), reply: null, missed: false };
+    const interest = this.#interests.get(pattern) ?? /** @type {any} */ ({ pattern, subscriptions: new Set(), reply: null });
+    const { subscriptions } = interest;
+    /** @type {Subscription} */
     const subscription = new Subscription(pattern, callback, onended, () => {
-      if (interest.subscriptions.delete(subscription)) this.#sync();
+      if (subscriptions.delete(subscription)) this.#sync();
     });
+    if (isPast) {
+      const isTaken = subscriptions.size && key !== interest.key;
+      const error = isTaken ? `${pattern} is already followed from another place` : `Not a valid "from": ${JSON.stringify(from)}`;
+      if (isTaken || !FROM.test(JSON.stringify(from))) {
+        subscription.finish(createError("command.invalid", error, [pattern]));
+        return subscription;
+      }
+      this.#stopSharing();
+    }
+    if (!subscriptions.size && (isPast || !interest.reply)) {
+      // What the session still holds is for another place.
+      const start = { from, after, key, isStale: isPast, missed: !!after };
+      Object.assign(interest, start, { isLive: false, isCovered: false, caughtUp: null });
+    }
     if (this.#closing.signal.aborted) subscription.finish(createError("closed", "Closed"));
     else this.#interests.set(pattern, interest);
-    interest.subscriptions.add(subscription);
-    if (interest.reply) subscription.confirm(interest.reply);
+    subscriptions.add(subscription);
+    if (interest.reply && !interest.isStale) subscription.confirm(interest.reply);
+    if (interest.caughtUp) subscription.catchUp({ replayed: 0, recovered: true });
     if (typeof pattern !== "string" || !PATTERN.test(pattern)) {
       this.#refuse(pattern, "subject.invalid", `Not a valid subject: ${JSON.stringify(pattern)}`);
     }
@@ -869,12 +949,24 @@ class Client extends ClientEventTarget {
     switch (frame.type) {
       case "message": {
         const interest = this.#interests.get(frame.pattern ?? frame.subject);
-        // Messages of a shared stream may come before the reply.
-        if (interest?.missed) this.#reportMissed([interest]);
+        if (!interest || interest.isStale) break;
+        this.#move(interest, frame.id);
+        // Messages of an event stream may come before the reply.
+        if (interest.missed) this.#reportMissed([interest]);
         // A copy, because callbacks may subscribe and unsubscribe.
-        for (const subscription of [...(interest?.subscriptions ?? [])]) subscription.deliver(frame);
+        for (const subscription of [...interest.subscriptions]) subscription.deliver(frame);
         break;
       }
+      case "caught_up":
+        for (const pattern of this.#hasHistory ? frame.subjects : []) {
+          const interest = this.#interests.get(pattern);
+          if (interest && !interest.isStale) this.#catchUp(interest, frame, frame.position);
+        }
+        this.#dispatch("caught_up", frame);
+        break;
+      case "heartbeat":
+        if (frame.id) this.#lastId = this.#idBefore = frame.id;
+        break;
       case "welcome":
         this.#beginSession(connection);
         break;
@@ -885,8 +977,83 @@ class Client extends ClientEventTarget {
         this.#dispatch("gap", frame);
         break;
       case "unsubscribed":
-        for (const pattern of frame.subjects) this.#refuse(pattern, frame.code, frame.message);
+        for (const pattern of frame.subjects) {
+          const interest = frame.code === UNAVAILABLE && this.#interests.get(pattern);
+          if (!interest) this.#refuse(pattern, frame.code, frame.message);
+          // The stream is gone. A new object, because the command for the old one may still wait for its reply.
+          else this.#interests.set(pattern, { ...interest, ...UNSTORED });
+        }
+        this.#sync();
     }
+  }
+
+  /**
+   * Note the id of a message, from which its subscription goes on in the next session.
+   *
+   * Two patterns may match one message, which then comes twice with one id. So it moves the other subscriptions only to
+   * the id before. One that hasn't caught up is behind the others, or ahead of them.
+   *
+   * @param {Interest} interest
+   * @param {string} [id]
+   */
+  #move(interest, id) {
+    interest.key = "";
+    if (!id || !this.#hasHistory) return interest.caughtUp || this.#catchUp(interest);
+    if (interest.isLive && id !== this.#lastId) {
+      this.#idBefore = this.#lastId;
+      this.#lastId = id;
+    }
+    interest.after = id;
+  }
+
+  /**
+   * Note that the live messages of a subscription begin.
+   *
+   * @param {Interest} interest
+   * @param {Api.Recovery} [recovery]
+   * @param {string} [position] The id of the session; missing if no stream has the messages.
+   */
+  #catchUp(interest, recovery = { replayed: 0, recovered: !interest.missed }, position) {
+    if (position) this.#lastId = this.#idBefore = position;
+    else interest.from = "new";
+    Object.assign(interest, { after: position, isLive: !!position, caughtUp: recovery });
+    for (const subscription of interest.subscriptions) subscription.catchUp(recovery);
+  }
+
+  /**
+   * Return the id after which a subscription goes on.
+   *
+   * @param {Interest} interest
+   */
+  #positionOf({ isLive, after }) {
+    return isLive && after !== this.#lastId ? this.#idBefore : after;
+  }
+
+  /**
+   * Return the place from which a subscription starts, or goes on.
+   *
+   * @param {Interest} interest
+   * @returns {Start}
+   */
+  #startOf(interest) {
+    return this.#hasHistory && interest.from ? { after: this.#positionOf(interest), from: interest.from } : {};
+  }
+
+  /**
+   * Note what is asked for.
+   *
+   * @param {Interest[]} interests
+   * @param {Start} start
+   */
+  #cover(interests, start) {
+    const isCovered = !!start.after || wantsPast(start);
+    for (const interest of interests) Object.assign(interest, { isCovered, isStale: false });
+  }
+
+  /** Leave the stream that tabs share: no other tab has the old messages that this page asks for. */
+  #stopSharing() {
+    this.#canShare = false;
+    if (this.#connection?.shared) this.#connection.end({ reason: "history", retry: 0, chosen: true });
   }
 
   // Connecting
@@ -913,7 +1080,8 @@ class Client extends ClientEventTarget {
         return;
       } else if (ending.refusal && connection?.queried.length) {
         const { code, message, subjects = [] } = ending.refusal;
-        this.#narrow(connection.queried.map(({ pattern }) => pattern), subjects, code, message);
+        if (code === UNSUPPORTED) this.#hasHistory = false;
+        else this.#narrow(connection.queried.map(({ pattern }) => pattern), subjects, code, message);
         continue;
       }
       // A bridge that has welcomed the page before doesn't refuse its origin.
@@ -1028,21 +1196,24 @@ class Client extends ClientEventTarget {
     /**
      * @param {string} path
      * @param {Interest[]} [patterns]
+     * @param {Start} [start]
      */
-    const address = (path, patterns = []) => {
+    const address = (path, patterns = [], { from, after } = {}) => {
       const url = new URL(path, this.#url);
       url.search = this.#url.search;
       for (const [name, value] of this.#query ?? []) url.searchParams.set(name, value);
       url.searchParams.delete("subjects"); // they are the client's own
       for (const { pattern } of patterns) url.searchParams.append("subjects", pattern);
+      if (from) url.searchParams.set("from", typeof from === "string" ? from : JSON.stringify(from));
+      if (after) url.searchParams.set("after", after);
       return url.href;
     };
     if (transport === "websocket") return new WebSocketConnection(options, address);
     const Stream = this.#canShare && this.#SharedStream;
     if (!Stream) {
       const connection = new EventStreamConnection(options, address);
-      connection.queried = this.#queryable();
-      return connection;
+      connection.knewHistory = this.#hasHistory;
+      return Object.assign(connection, this.#createQuery());
     }
 
     const { share, ...unshared } = options;
@@ -1065,21 +1236,28 @@ class Client extends ClientEventTarget {
     return connection;
   }
 
-  /** Return the patterns that a new event stream has in its query: those that fit. */
-  #queryable() {
-    let length = 0;
-    /** @type {Interest[]} */
-    const patterns = [];
-    for (const interest of this.#interests.values()) {
-      const { pattern, subscriptions } = interest;
+  /** Return the query of a new event stream: patterns that fit, and the one place from which they all start. */
+  #createQuery() {
+    const followed = [...this.#interests.values()].filter(
       // The bridge takes a comma in the query for a mistake.
-      if (!subscriptions.size || pattern.includes(",") || patterns.length === this.#batchSize) continue;
-      const more = encodeURIComponent(pattern).length + 10;
-      if (length + more > MAX_QUERY_LENGTH) continue;
-      length += more;
-      patterns.push(interest);
-    }
-    return patterns;
+      (interest) => interest.subscriptions.size && !interest.pattern.includes(",") && (this.#hasHistory || !wantsPast(interest)),
+    );
+    const keys = followed.map((interest) => JSON.stringify(this.#startOf(interest)));
+    let queryStart = followed.length ? this.#startOf(followed[0]) : {};
+    // Without POSTs all need one place. Those that can't have theirs get a `gap`.
+    const isMerged = this.#hasHistory && now() < this.#postsBlockedUntil && new Set(keys).size > 1;
+    if (isMerged) queryStart = { from: "new" };
+    const queried = followed.filter((interest, index) => (isMerged ? !wantsPast(interest) : keys[index] === keys[0]));
+    let length = 0;
+    return {
+      queryStart,
+      queried: queried.slice(0, this.#batchSize).filter(({ pattern }) => {
+        const more = encodeURIComponent(pattern).length + 10;
+        const fits = length + more <= MAX_QUERY_LENGTH;
+        if (fits) length += more;
+        return fits;
+      }),
+    };
   }
 
   /**
@@ -1193,11 +1371,25 @@ class Client extends ClientEventTarget {
    *
    * @param {Connection} connection
    */
-  #beginSession({ index, shared, welcome }) {
-    for (const interest of this.#interests.values()) {
-      interest.missed ||= !!interest.reply;
-      interest.reply = null;
+  #beginSession(connection) {
+    const { index, shared, welcome, queried, queryStart, knewHistory } = connection;
+    const hasHistory = !shared && !!welcome?.features?.includes("history");
+    if (hasHistory && !knewHistory && queried.length) {
+      // Its query has no history.
+      this.#hasHistory = true;
+      return connection.end({ reason: "history", retry: 0, chosen: true });
     }
+    const mayMiss = !(connection instanceof SharedConnection) || connection.hasNewLeader;
+    if (connection instanceof SharedConnection) connection.hasNewLeader = false;
+    for (const interest of this.#interests.values()) {
+      const after = this.#positionOf(interest);
+      interest.missed ||= mayMiss && !!(interest.reply || after);
+      Object.assign(interest, { after, isLive: false, reply: null, caughtUp: null });
+      interest.from ??= "new";
+    }
+    this.#hasHistory = hasHistory;
+    this.#cover([...this.#interests.values()], {});
+    this.#cover(queried, queryStart);
     this.#batchSize = MAX_PATTERNS;
     this.#commandFailures = 0;
     this.#silentAt = Infinity;
@@ -1301,8 +1493,9 @@ class Client extends ClientEventTarget {
       const connection = this.#connection;
       const { queryReply } = connection;
       connection.queryReply = null;
+      const query = { action: /** @type {const} */ ("subscribe"), interests: connection.queried, start: connection.queryStart };
       /** @type {Batch} */
-      const batch = queryReply ? { action: "subscribe", interests: connection.queried } : this.#nextBatch();
+      const batch = queryReply ? query : this.#nextBatch();
       if (!batch.interests.length) break;
       if (queryReply || this.#canPost(connection, batch)) await this.#update(connection, batch, queryReply);
       else await this.#reopen(connection, batch);
@@ -1322,12 +1515,18 @@ class Client extends ClientEventTarget {
     /** @type {Interest[]} */
     const missing = [];
     for (const interest of this.#interests.values()) {
-      if (interest.subscriptions.size) interest.reply || missing.push(interest);
-      else if (interest.reply) unused.push(interest);
-      else this.#interests.delete(interest.pattern);
+      const { pattern, subscriptions, reply, isStale, missed } = interest;
+      if (reply && (isStale || !subscriptions.size)) unused.push(interest);
+      else if (!subscriptions.size) this.#interests.delete(pattern);
+      else if (!reply && wantsPast(interest) && !this.#hasHistory && !missed) {
+        this.#refuse(pattern, UNAVAILABLE, "The bridge has no history");
+      } else if (!reply) missing.push(interest);
     }
-    const action = unused.length ? "unsubscribe" : "subscribe";
-    return { action, interests: (unused.length ? unused : missing).slice(0, this.#batchSize) };
+    if (unused.length) return { action: "unsubscribe", interests: unused.slice(0, this.#batchSize), start: {} };
+    const start = missing.length ? this.#startOf(missing[0]) : {};
+    const key = JSON.stringify(start);
+    const alike = missing.filter((interest) => JSON.stringify(this.#startOf(interest)) === key);
+    return { action: "subscribe", interests: alike.slice(0, this.#batchSize), start };
   }
 
   /**
@@ -1338,8 +1537,8 @@ class Client extends ClientEventTarget {
    */
   #canPost(connection, { action, interests }) {
     if (!(connection instanceof EventStreamConnection) || now() > this.#postsBlockedUntil) return true;
-    const queryable = this.#queryable();
-    return action === "subscribe" && !interests.some((interest) => queryable.includes(interest));
+    const { queried } = this.#createQuery();
+    return action === "subscribe" && !interests.some((interest) => queried.includes(interest));
   }
 
   /**
@@ -1367,22 +1566,23 @@ class Client extends ClientEventTarget {
    */
   async #update(connection, batch, queryReply) {
     const { welcome } = connection;
-    const { action, interests } = batch;
+    const { action, interests, start } = batch;
     const held = action === "unsubscribe" && interests[0].reply;
     for (const interest of interests) interest.reply = null;
+    if (!held) this.#cover(interests, start);
     const subjects = interests.map(({ pattern }) => pattern);
     const timer = startTimer(() => held || this.#setStatus({ state: "subscribing" }), SLOW_COMMAND);
-    const reply = await (queryReply ?? connection.send({ action, subjects }));
+    const reply = await (queryReply ?? connection.send({ action, subjects, ...start }));
     clearTimeout(timer);
     const { success, code = "internal", message = "no reply" } = reply; // a proxy's answer has no code
     if (this.welcome !== welcome) return;
     if (success) {
       this.#commandFailures = 0;
       this.#batchSize = MAX_PATTERNS;
-      if (!held) this.#hold(interests, reply);
+      if (!held) this.#hold(interests, reply, start);
     } else if (code.startsWith("auth.")) {
       connection.end({ code: UNAUTHENTICATED, reason: message, final: true });
-    } else if (BLOCKED_CODES.test(code)) {
+    } else if (BLOCKED_CODES.test(code) && !(code === "command.invalid" && typeof start.from === "object")) {
       const reason = code === "origin.forbidden" ? reportOrigin(this.#url.href) : `POST: ${message}`;
       if (!held) this.#setStatus({ state: "subscribing", reason });
       await this.#retryBlocked(connection, batch);
@@ -1437,13 +1637,19 @@ class Client extends ClientEventTarget {
    *
    * @param {Interest[]} interests
    * @param {Api.Reply} reply
+   * @param {Start} [start]
    */
-  #hold(interests, reply) {
+  #hold(interests, reply, start) {
+    const { resumable = !!start?.from, resumable_subjects: some = [] } = reply;
     for (const interest of interests) {
+      const { pattern, subscriptions } = interest;
       interest.reply = reply;
-      for (const subscription of interest.subscriptions) subscription.confirm(reply);
+      interest.key = "";
+      for (const subscription of subscriptions) subscription.confirm(reply);
+      if (start && !resumable && !some.includes(pattern)) this.#catchUp(interest);
     }
     this.#reportMissed(interests);
+    for (const interest of interests) interest.missed = false;
   }
 
   /**
@@ -1452,7 +1658,7 @@ class Client extends ClientEventTarget {
    * @param {Interest[]} interests
    */
   #reportMissed(interests) {
-    const missed = interests.filter((interest) => interest.missed);
+    const missed = interests.filter(({ missed, isCovered }) => missed && !isCovered);
     const subjects = missed.map(({ pattern }) => pattern);
     for (const interest of missed) interest.missed = false;
     if (subjects.length) this.#dispatch("gap", { type: "gap", subjects, lost: null, reason: "reconnect" });

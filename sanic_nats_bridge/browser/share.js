@@ -5,7 +5,7 @@
 /** @import * as Api from "./client.d.ts" */
 
 /** Part of the names of channel and locks: tabs with other messages have a stream of their own. */
-const VERSION = 2;
+const VERSION = 3;
 /** Milliseconds that a tab waits for an answer of the leader, twice. */
 const GREETING_INTERVAL = 5000;
 /** Milliseconds for which a leader has no successor after it has sent something. */
@@ -251,9 +251,10 @@ class Leader {
     this.#check = check;
     this.#channel.onmessage = ({ data }) => data.from && this.#receive(data);
     client.addEventListener("frame", ({ detail }) => {
-      // Replies go to one tab. The other two types are events of the client, with more details.
-      if (!["reply", "unsubscribed", "close"].includes(detail.type)) this.#post({ frame: detail });
+      // Replies go to one tab. The other types are events of the client, with more details, and with its own gaps.
+      if (!["reply", "gap", "unsubscribed", "close"].includes(detail.type)) this.#post({ frame: detail });
     });
+    client.addEventListener("gap", ({ detail }) => this.#post({ frame: /** @type {Api.Gap} */ (detail) }));
     client.addEventListener("unsubscribed", ({ detail }) => this.#post({ frame: detail }));
     client.addEventListener("status", ({ detail }) => this.#post({ status: detail }));
     client.addEventListener("close", ({ detail }) => this.#post({ end: detail }));

@@ -5,6 +5,7 @@ While a release is rolled out, a page of one release asks the servers of another
 
 import hashlib
 import re
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +36,12 @@ _COMMENTS = re.compile(
     re.MULTILINE,
 )
 _INDENTATION = re.compile(rb"^\s+", re.MULTILINE)  # and empty lines; no string of the sources has several lines
+_SPACES = re.compile(
+    rb"""("[^"\n]*"|'[^'\n]*'|`[^`\n]*`|(?<=[( ])/(?:[^/\\\n]|\\.)+/)"""  # strings and regular expressions stay
+    rb"|[ ]?([=<>!?:&|+*(){}\[\],;])[ ]?"
+)
+_PRIVATE_NAME = re.compile(rb"#[A-Za-z]\w*")  # no string of the sources looks like one
+_LETTERS = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 class _Modules(NamedTuple):
@@ -123,8 +130,8 @@ def _matches(conditions: list[str], etag: str) -> bool:
 
 @cache
 def _modules() -> _Modules:
-    client, share = (_shortened((_FOLDER / name).read_bytes()) for name in ("client.js", "share.js"))
-    client = client.replace(b'MODULE_URL = ""', b"MODULE_URL = import.meta.url")
+    source = (_FOLDER / "client.js").read_bytes().replace(b'MODULE_URL = ""', b"MODULE_URL = import.meta.url")
+    client, share = _shortened(source), _shortened((_FOLDER / "share.js").read_bytes())
     share_name = f"share-{_version(share)}.js"
     # A client imports the share.js of its own version, and so its name changes with either text.
     versioned_client = client.replace(b'import("./share.js")', f'import("./{share_name}")'.encode())
@@ -143,5 +150,13 @@ def _version(text: bytes) -> str:
 
 
 def _shortened(source: bytes) -> bytes:
-    """Remove the comments, which are half of the compressed source, and the indentation."""
-    return _INDENTATION.sub(b"", _COMMENTS.sub(b"", source))
+    """Remove comments, indentation and spaces, and shorten private names. The lines remain for debuggers."""
+    text = _SPACES.sub(rb"\1\2", _INDENTATION.sub(b"", _COMMENTS.sub(b"", source)))
+    counted = Counter(_PRIVATE_NAME.findall(text)).most_common()
+    names = {name: _private_name(number) for number, (name, _) in enumerate(counted)}
+    return _PRIVATE_NAME.sub(lambda match: names[match[0]], text)
+
+
+def _private_name(number: int) -> bytes:
+    high, low = divmod(number, len(_LETTERS))
+    return b"#" + _LETTERS[high - 1 : high] * (high > 0) + _LETTERS[low : low + 1]

@@ -203,6 +203,8 @@ export class Tab {
   #commands = 0;
   #receivedAt = 0;
   #suspectsSilence = false;
+  /** True if it has missed messages by the next welcome. A leader that stays reports its own gaps. */
+  #hasNewLeader = true;
 
   constructor(world, source = world.source) {
     this.world = world;
@@ -373,6 +375,7 @@ export class Tab {
 
   #endSession() {
     this.welcome = null;
+    this.#hasNewLeader = true;
     for (const id of this.pending) this.#answer(id, "disconnected");
   }
 
@@ -381,9 +384,11 @@ export class Tab {
     this.#suspectsSilence = false;
     if (frame.type === "welcome") {
       this.welcome = frame;
-      this.log.push("gap");
+      if (this.#hasNewLeader) this.log.push("gap");
+      this.#hasNewLeader = false;
       this.send();
     }
+    if (frame.type === "gap") this.log.push("gap");
     if (frame.type === "message") this.log.push(frame.data);
     if (frame.type === "reply") this.#answer(frame.id, frame.success);
   }
@@ -443,6 +448,7 @@ class Client extends EventTarget {
   welcome = null;
   #stream;
   #isClosed = false;
+  #wasWelcome = false;
 
   constructor(tab) {
     super();
@@ -488,7 +494,10 @@ class Client extends EventTarget {
     if (this.#isClosed) return;
     if (frame.type === "welcome") this.welcome = frame;
     this.#dispatch("frame", frame);
-    if (frame.type === "welcome") this.#setStatus("connected");
+    if (frame.type !== "welcome") return;
+    if (this.#wasWelcome) this.#dispatch("gap", { type: "gap" });
+    this.#wasWelcome = true;
+    this.#setStatus("connected");
   }
 
   #setStatus(state) {
