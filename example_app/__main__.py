@@ -1,6 +1,7 @@
-"""Serve the example page (``python -m example_app``). Without ``--nats`` it starts its own nats-server."""
+"""Serve the example page (``python -m example_app``). Without ``--nats`` it starts a nats-server with streams."""
 
 import argparse
+import asyncio
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from sanic.worker.loader import AppLoader
 from sanic_nats_bridge.testing import NatsServer
 
 from .app import create_app
+from .streams import create_streams
 
 # With Sanic's default of 100, browsers wait for seconds if many connect at once, such as after a restart.
 BACKLOG = 4096
@@ -23,6 +25,7 @@ def main() -> None:
         # Workers are separate processes, which inherit the environment.
         os.environ["NATS_URL"] = url
         os.environ["EXAMPLE_APP_HOSTS"] = " ".join(options.allow_host)
+        os.environ["EXAMPLE_APP_STREAMS"] = "" if options.nats else "1"
         loader = AppLoader(factory=create_app)
         app = loader.load()
         single = options.workers == 1
@@ -62,6 +65,7 @@ def _nats(url: str | None) -> Iterator[str]:
         yield url
         return
     with NatsServer(jetstream=True) as server:
+        asyncio.run(create_streams(server.url))
         yield server.url
 
 

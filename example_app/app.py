@@ -11,6 +11,7 @@ from sanic_nats_bridge.auth.hosts import LOCAL_HOSTS
 
 from .publisher import publish_forever
 from .security import add_security_headers, check_host
+from .streams import BUCKET_SUBJECTS, HISTORY, STREAMS
 
 _STATIC = Path(__file__).parent / "static"
 
@@ -18,13 +19,16 @@ _STATIC = Path(__file__).parent / "static"
 def create_app() -> Sanic[Any, Any]:
     """Create the app. Sanic calls it once in each process."""
     app: Sanic[Any, Any] = Sanic("example_app")
+    has_streams = bool(os.environ.get("EXAMPLE_APP_STREAMS"))
     bridge = NatsBridge(
         app,
         servers=os.environ.get("NATS_URL", "nats://127.0.0.1:4222"),
         prefix="",
         # Allows every subject, for experiments. Don't copy this: every client that reaches the app could read
         # all messages that your services exchange over NATS.
-        subscribe=[">"],
+        subscribe=[">", BUCKET_SUBJECTS] if has_streams else [">"],
+        streams=STREAMS if has_streams else {},
+        history=HISTORY if has_streams else [],
         # The app has no login. So no website may reach it by a name of its own that resolves to this machine.
         allowed_hosts=[*LOCAL_HOSTS, *os.environ.get("EXAMPLE_APP_HOSTS", "").split()],
     )
@@ -33,7 +37,7 @@ def create_app() -> Sanic[Any, Any]:
     app.add_route(index, "/")
     app.register_middleware(add_security_headers, "response")
     if _is_first_worker():
-        app.add_task(publish_forever(bridge))
+        app.add_task(publish_forever(bridge, has_streams=has_streams))
     return app
 
 

@@ -1,17 +1,23 @@
-"""A test publisher that sends one message per second."""
+"""A test publisher that sends one message per second, and writes into the streams of the app's own nats-server."""
 
 import asyncio
+import itertools
 import json
 import random
 from contextlib import suppress
 from typing import Any, NoReturn
 
+from nats.aio.client import Client
 from nats.errors import Error
 
 from sanic_nats_bridge import NatsBridge
 
 SUBJECT = "test.subject"
 _SECONDS = 1.0
+_CITIES = ("berlin", "lagos", "lima")
+_USERS = ("ada", "bob", "eve", "mallory")
+_THEMES = ("dark", "light", "system")
+_DELETE = {"KV-Operation": "DEL"}
 
 
 def message() -> dict[str, Any]:
@@ -27,11 +33,31 @@ def message() -> dict[str, Any]:
     }
 
 
-async def publish_forever(bridge: NatsBridge) -> NoReturn:
-    """Publish one message per second; skip messages while NATS is disconnected."""
-    while True:
+async def publish_forever(bridge: NatsBridge, *, has_streams: bool = False) -> NoReturn:
+    """Publish one message per second; skip messages while NATS is disconnected.
+
+    Args:
+        bridge: The bridge.
+        has_streams: Whether an order is published too, and a preference written or deleted.
+    """
+    for number in itertools.count(1):
         client = bridge.client
         if client is not None:
             with suppress(Error):
                 await client.publish(SUBJECT, json.dumps(message()).encode())
+                if has_streams:
+                    await _write(client, number)
         await asyncio.sleep(_SECONDS)
+    raise AssertionError  # counting doesn't end
+
+
+async def _write(client: Client, number: int) -> None:
+    order = {"number": number, "total": round(random.uniform(1, 99), 2)}
+    await client.publish(f"orders.{random.choice(_CITIES)}", json.dumps(order).encode())
+    # A bucket is a stream: a value is a message, and so is a deletion.
+    key = f"$KV.prefs.{_USERS[number % len(_USERS)]}"
+    if number % 5 == 0:
+        await client.publish(key, b"", headers=_DELETE)
+    else:
+        preferences = {"theme": random.choice(_THEMES), "size": random.randrange(10, 20)}
+        await client.publish(key, json.dumps(preferences).encode())

@@ -14,7 +14,7 @@ export class Chips {
     this.#form.onsubmit = (event) => {
       event.preventDefault();
       this.showError("");
-      subscribe(this.#input.value.trim());
+      subscribe(this.#input.value.trim(), JSON.parse(byId("from").value));
     };
   }
 
@@ -26,6 +26,12 @@ export class Chips {
       chips.delete(pattern);
     }
     for (const chip of chips.values()) this.#remove(chip);
+  }
+
+  /** Show or hide the selection of the first messages. */
+  showHistory(visible) {
+    byId("history").hidden = !visible;
+    if (!visible) byId("from").selectedIndex = 0;
   }
 
   showError(text) {

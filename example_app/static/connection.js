@@ -7,8 +7,12 @@ export class Connection {
   #on;
   #subscriptions = new Map();
   #commands = 0;
+  #state;
 
-  /** Take an object `on` with a function for each event of the client, and `message`, `subscriptions` and `ended`. */
+  /**
+   * Take an object `on` with a function for each event of the client, and `message`, `caughtUp`, `history`,
+   * `subscriptions` and `ended`.
+   */
   constructor(on) {
     this.#on = on;
   }
@@ -16,25 +20,48 @@ export class Connection {
   /** Reconnect by `websocket`, `sse` or `auto`, and restore the subscriptions. */
   use(transport) {
     const previous = this.#client;
-    const patterns = [...this.#subscriptions.keys()];
+    const entries = [...this.#subscriptions.values()];
     this.#subscriptions.clear();
     const client = (this.#client = connect(transport === "auto" ? {} : { transports: [transport] }));
     previous?.close();
     for (const type of ["status", "frame", "gap"]) {
       client.addEventListener(type, ({ detail }) => client === this.#client && this.#on[type](detail));
     }
+    client.addEventListener("caught_up", ({ detail }) => client === this.#client && this.#caughtUp(detail));
+    client.addEventListener("frame", ({ detail: { type, features } }) => {
+      if (type === "welcome" && client === this.#client) this.#on.history(features.includes("history"));
+    });
     this.#on.status(client.status);
-    if (patterns.length) this.#on.gap({ subjects: patterns, lost: null, reason: "switch" });
-    for (const pattern of patterns) this.subscribe(pattern);
+    // The new client resumes after the last messages of the one before, if a stream has them.
+    const missed = entries.filter(({ after }) => !after).map(({ pattern }) => pattern);
+    if (missed.length) this.#on.gap({ subjects: missed, lost: null, reason: "switch" });
+    for (const { pattern, after } of entries) this.subscribe(pattern, { after });
+    this.#followState(client);
   }
 
-  subscribe(pattern) {
+  /** Show a bucket: its keys, and then their changes, if the bridge has history. */
+  follow(state) {
+    this.#state = state;
+  }
+
+  #followState(client) {
+    const state = this.#state;
+    state.clear();
+    const show = (_, message) => client === this.#client && state.message(message);
+    client.subscribe(state.pattern, { from: "last_per_subject" }, show, () => {});
+  }
+
+  subscribe(pattern, { from, after } = {}) {
     if (this.#subscriptions.has(pattern)) return;
-    const entry = { pattern, ready: false };
+    const entry = { pattern, ready: false, after, resumes: Boolean(after) };
     this.#subscriptions.set(pattern, entry);
     entry.subscription = this.#client.subscribe(
       pattern,
-      (_, message) => this.#on.message(message),
+      { from, after },
+      (_, message) => {
+        entry.after = message.id;
+        this.#on.message(message);
+      },
       (error) => this.#ended(entry, error),
     );
     entry.subscription.ready.then(
@@ -61,6 +88,13 @@ export class Connection {
       }
     }
     return reply;
+  }
+
+  #caughtUp({ subjects, replayed, position }) {
+    const entries = subjects.map((pattern) => this.#subscriptions.get(pattern)).filter(Boolean);
+    const resumed = entries.some(({ resumes }) => resumes);
+    for (const entry of entries) Object.assign(entry, { after: position, resumes: true });
+    if (entries.length) this.#on.caughtUp(entries.map(({ pattern }) => pattern), replayed, resumed);
   }
 
   #ended(entry, error) {

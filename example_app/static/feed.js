@@ -17,9 +17,9 @@ export class Feed {
     this.#add({ subject, pattern, encoding, message });
   }
 
-  /** Add a note about the stream itself, such as a gap. */
-  note(title, text) {
-    this.#add({ title, text });
+  /** Add a note about the stream itself, such as a gap; `isGood` if it is about no loss. */
+  note(title, text, isGood = false) {
+    this.#add({ title, text, isGood });
   }
 
   clear() {

@@ -7,6 +7,7 @@ import { Console } from "./console.js";
 import { byId, counted } from "./dom.js";
 import { Feed } from "./feed.js";
 import { Rates } from "./rates.js";
+import { State } from "./state.js";
 import { Status } from "./status.js";
 import { Table } from "./table.js";
 
@@ -16,11 +17,16 @@ const REASONS = {
   internal: "the bridge had an internal error",
   reconnect: "this browser was disconnected",
   switch: "the transport was switched",
+  unknown: "the last position is unknown",
+  reset: "the stream was created again",
+  expired: "the stream has removed them",
+  backlog: "there were too many of them",
 };
 
 const feed = new Feed();
 const table = new Table(feed);
 const rates = new Rates();
+const bucket = new State();
 const announcer = new Announcer(byId("announcement"));
 
 const connection = new Connection({
@@ -31,8 +37,18 @@ const connection = new Connection({
     if (!table.paused) announcer.countMessage();
   },
   gap({ subjects, lost, reason }) {
+    if (subjects.includes(bucket.pattern)) bucket.clear();
     const extent = lost === null ? "Messages may have been lost" : `${counted(lost, "message")} lost`;
     note("Gap", `${extent} on ${subjects.join(", ")}: ${REASONS[reason] ?? reason}.`);
+  },
+  caughtUp(patterns, replayed, resumed) {
+    if (!resumed && !replayed) return;
+    const text = `${counted(replayed, "message")} caught up on ${patterns.join(", ")}.`;
+    note(resumed ? "Resumed" : "History", text, true);
+  },
+  history(available) {
+    chips.showHistory(available);
+    bucket.show(available);
   },
   ended({ pattern, ready }, { code, message }) {
     chips.showError(`${message} (${code})`);
@@ -46,19 +62,20 @@ const connection = new Connection({
   },
 });
 
-function note(title, text) {
-  feed.note(title, text);
+function note(title, text, isGood = false) {
+  feed.note(title, text, isGood);
   table.draw();
   announcer.announce(`${title}: ${text}`);
 }
 
 const chips = new Chips({
-  subscribe: (pattern) => connection.subscribe(pattern),
+  subscribe: (pattern, from) => connection.subscribe(pattern, { from }),
   unsubscribe: (pattern) => connection.unsubscribe(pattern),
 });
 const frames = new Console({
   send: (command) => connection.send(command),
   announce: (text) => announcer.announce(text),
 });
+connection.follow(bucket);
 const state = new Status((transport) => connection.use(transport));
 state.start();

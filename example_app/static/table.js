@@ -68,6 +68,7 @@ function row(entry) {
   const cells = entry.title ? [note(entry)] : [subject(entry), data(entry)];
   const created = element("tr", { role: "row" }, time, ...cells);
   created.classList.toggle("note", Boolean(entry.title));
+  created.classList.toggle("good", Boolean(entry.isGood));
   created.sequence = entry.sequence;
   return created;
 }
