@@ -16,21 +16,26 @@ from typing import Any
 
 import pytest
 
+from sanic_nats_bridge.streams.positions import decode_position
 from tests.support.bridge import alive, wait_until
 from tests.support.process import APP_ENVIRONMENT
 from tools.benchmarks import __main__ as command_line
 from tools.benchmarks import load as load_module
+from tools.benchmarks.history import store
 from tools.benchmarks.load import Load, Outcome
 from tools.benchmarks.measure import measure
 from tools.benchmarks.payloads import SMALLEST_BYTES, document
 from tools.benchmarks.plots import draw
 from tools.benchmarks.posts import Posts
+from tools.benchmarks.publisher import Publication, Publisher
 from tools.benchmarks.report import tables
 from tools.benchmarks.results import Results, Run, RunKey, Spread
+from tools.benchmarks.returning import ReturningClients
 from tools.benchmarks.sampling import Counter, Sample
 from tools.benchmarks.scenarios import SCENARIOS, Scenario
 from tools.benchmarks.subscribers import Subscribers, own_subjects, random_subjects, shared_patterns, single_subject
 from tools.benchmarks.targets import DEFAULT_TARGETS, TARGETS, Target, applicable_targets
+from tools.benchmarks.targets import STREAM as HISTORY_STREAM
 from tools.benchmarks.thresholds import THRESHOLDS, Threshold
 from tools.harness.processes import cpu_ns, descendants, free_port, server
 from tools.harness.remote import Remote, RemoteError, remote
@@ -195,6 +200,36 @@ def test_run_reports_server_that_fails_to_start() -> None:
     scenario = SCENARIOS["connect"]
     run = measure(scenario, scenario.cases(small=True)[0], target, 0)
     assert "did not start" in run.errors[0]
+
+
+def test_returning_clients_report_missing_messages() -> None:
+    subscribers = single_subject(2, subject="history.test")
+    with (
+        TARGETS["bridge-ws-streams"].start("uvloop", {}) as running,
+        remote(Publisher, running.broker.port, subscribers.subjects) as publisher,
+        remote(ReturningClients, running.server.port, subscribers) as clients,
+    ):
+        store(running, publisher, Publication(0, 4, 128), HISTORY_STREAM)
+        clients.call(ReturningClients.connect, {"from": "all"}, 2)
+        assert clients.call(ReturningClients.errors, 0, 4) == []
+        assert clients.call(ReturningClients.errors, 0, 5) == [
+            f"client {client}: 1 missing, 0 too many" for client in range(2)
+        ]
+        (point,) = (decode_position(clients.call(ReturningClients.position)) or {}).values()
+        assert point.seq == 4
+
+
+def test_command_line_accepts_groups_of_scenarios(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[str] = []
+
+    def record(scenario: Scenario, *_: Any) -> Run:
+        measured.append(scenario.name)
+        return Run(*ONE, round=0)
+
+    monkeypatch.setattr(command_line, "measure", record)
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "history", "own", "--small", "--rounds", "1"])
+    assert command_line.main() == 0
+    assert set(measured) == {name for name in SCENARIOS if name.startswith("history-")} | {"own"}
 
 
 def test_settings_reach_the_bridge() -> None:

@@ -48,7 +48,7 @@ def main() -> int:
 def _plan(options: argparse.Namespace) -> Iterator[tuple[Scenario, Case, str, int]]:
     """Yield each target once per round, in a different order each round."""
     for number in range(options.rounds):
-        for name in options.scenarios or SCENARIOS:
+        for name in options.scenarios:
             scenario = SCENARIOS[name]
             targets = applicable_targets(scenario, options.targets)
             first = number % max(len(targets), 1)
@@ -91,7 +91,9 @@ def _list() -> int:
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tools.benchmarks", description=__doc__)
-    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="scenarios to measure (default: all)")
+    parser.add_argument(
+        "scenarios", nargs="*", metavar="SCENARIO", help="scenarios, or groups such as history (default: all)"
+    )
     parser.add_argument("--list", action="store_true", help="list the scenarios and the targets")
     parser.add_argument(
         "--targets",
@@ -112,11 +114,17 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all results as JSON")
     _add_output(parser)
     options = parser.parse_args(arguments)
-    unknown = set(options.scenarios) - SCENARIOS.keys()
+    unknown = {name for name in options.scenarios if not _scenarios(name)}
     if unknown:
         parser.error(f"no such scenario: {', '.join(sorted(unknown))}")
+    options.scenarios = [each for name in options.scenarios for each in _scenarios(name)] or list(SCENARIOS)
     options.targets = [*options.targets, *(name for name in options.more if name not in options.targets)]
     return options
+
+
+def _scenarios(name: str) -> list[str]:
+    """Return the scenario of this name, or all of a group, such as ``history`` for ``history-herd`` and others."""
+    return [each for each in SCENARIOS if name in (each, each.partition("-")[0])]
 
 
 def _report_options(arguments: Sequence[str]) -> argparse.Namespace:

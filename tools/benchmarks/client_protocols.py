@@ -1,12 +1,12 @@
 """The protocols that clients speak to each kind of server until their subscriptions are confirmed."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import quote
 
-__all__ = ["CLIENT_PROTOCOLS", "ClientProtocol", "Step", "binary_frame", "text_frame"]
+__all__ = ["CLIENT_PROTOCOLS", "BridgeHistory", "ClientProtocol", "Step", "binary_frame", "text_frame"]
 
 _COMMAND_BYTES = 60_000  # the bridge accepts 65,536
 _QUERY_BYTES = 7_000  # Sanic accepts a request head of 8 KiB
@@ -44,6 +44,26 @@ class BridgeWebSocket:
         commands = [_command(part) for part in _parts(subjects, _COMMAND_BYTES)]
         frames = b"".join(text_frame(command) for command in commands)
         return [Step(_UPGRADE % b"/nats/stream", _HEAD_END), Step(frames, b'"active":true', len(commands))]
+
+    def posts(self, subjects: Sequence[str], received: bytes) -> list[bytes]:
+        """Return no requests."""
+        return []
+
+
+class BridgeHistory:
+    """The bridge's ``/stream``, with subscriptions that begin at a point in a stream.
+
+    Args:
+        start: The fields of the command that name the point, such as ``{"from": "new"}``.
+    """
+
+    def __init__(self, start: Mapping[str, Any]) -> None:
+        self._start = start
+
+    def steps(self, subjects: Sequence[str]) -> list[Step]:
+        """Return the handshake and one command. The client has caught up when it is answered."""
+        frame = text_frame(_command(subjects, **self._start))
+        return [Step(_UPGRADE % b"/nats/stream", _HEAD_END), Step(frame, b'"type":"caught_up"')]
 
     def posts(self, subjects: Sequence[str], received: bytes) -> list[bytes]:
         """Return no requests."""
@@ -101,6 +121,7 @@ class PlainWebSocket:
 
 CLIENT_PROTOCOLS: dict[str, ClientProtocol] = {
     "bridge-ws": BridgeWebSocket(),
+    "bridge-ws-stored": BridgeHistory({"from": "new"}),
     "bridge-sse": BridgeEvents(),
     "nats-ws": NatsWebSocket(),
     "plain": PlainWebSocket(),
@@ -128,7 +149,7 @@ def _frame(opcode: int, payload: bytes) -> bytes:
     return bytes([0x80 | opcode]) + length + bytes(4) + payload
 
 
-def _command(subjects: Sequence[str], **fields: str) -> bytes:
+def _command(subjects: Sequence[str], **fields: Any) -> bytes:
     return json.dumps({"action": "subscribe", "subjects": list(subjects)} | fields).encode()
 
 

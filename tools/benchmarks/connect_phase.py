@@ -6,17 +6,25 @@ import select
 import socket
 import struct
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from .client_protocols import ClientProtocol, Step
 from .subscribers import Subscribers
 
-__all__ = ["connect_clients"]
+__all__ = ["ConnectedClient", "connect_clients"]
 
 _READ_BYTES = 2**16
 _EVENTS = 8192
 _TIMEOUT_SECONDS = 15.0
 _STALLED_BUFFER_BYTES = 4096
 _STALLED_SEGMENT_BYTES = 1024
+
+
+class ConnectedClient(NamedTuple):
+    """A client whose subscriptions are confirmed, and the bytes that it has received until then."""
+
+    socket: socket.socket
+    received: bytes
 
 
 class _ConnectingClient:
@@ -66,7 +74,7 @@ class _ConnectingClient:
 
 def connect_clients(
     port: int, protocol: ClientProtocol, subscribers: Subscribers, indexes: Sequence[int], concurrency: int
-) -> dict[int, socket.socket]:
+) -> dict[int, ConnectedClient]:
     """Connect and subscribe the clients with these indexes.
 
     Args:
@@ -77,7 +85,7 @@ def connect_clients(
         concurrency: The largest number of clients that connect at the same time.
 
     Returns:
-        The connections by the index of their client.
+        The clients by their indexes.
 
     Raises:
         RuntimeError: The server rejected a client or did not answer.
@@ -109,7 +117,7 @@ def connect_clients(
         post for index in indexes for post in protocol.posts(subscribers.subjects_of(index), ready[index].received)
     ]
     _post(port, requests)
-    return {index: ready[index].socket for index in indexes}
+    return {index: ConnectedClient(ready[index].socket, ready[index].received) for index in indexes}
 
 
 def _post(port: int, requests: Sequence[bytes]) -> None:

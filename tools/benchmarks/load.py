@@ -163,8 +163,8 @@ class Load:
         return self._total - before
 
     def _connect(self, indexes: Sequence[int], concurrency: int) -> list[socket.socket]:
-        connections = connect_clients(self._port, self._protocol, self._subscribers, indexes, concurrency)
-        return list(connections.values())
+        clients = connect_clients(self._port, self._protocol, self._subscribers, indexes, concurrency)
+        return [client.socket for client in clients.values()]
 
     def _register(self, index: int, connection: socket.socket) -> None:
         fd = connection.fileno()

@@ -8,10 +8,12 @@ from typing import Any
 
 from ..harness.processes import busy_ticks, open_files, settled_bytes
 from ..harness.remote import Remote, remote
+from .history import measure_history
 from .load import Load, Outcome
 from .posts import Posts, Times
 from .publisher import Publication, Publisher
 from .results import Run
+from .round_trips import busy_percent, quantile, round_trip
 from .scenarios import Case, Scenario
 from .targets import RunningTarget, Target
 
@@ -47,6 +49,9 @@ def measure(
             running = stack.enter_context(target.start(loop, {**case.settings, **(settings or {})}))
             if case.command:
                 _post(run, case, running)
+                return run
+            if case.history:
+                measure_history(run, case, running)
                 return run
             publisher = stack.enter_context(remote(Publisher, running.broker.port, case.subscribers.subjects))
             load = stack.enter_context(
@@ -84,13 +89,13 @@ def _post(run: Run, case: Case, running: RunningTarget) -> None:
         machine = busy_ticks()
         times: Times = posts.call(Posts.measure, case.command, case.messages)
     local, relayed = (statistics.median(each) / 1e6 for each in times)
-    run.metrics |= {"local": local, "relayed": relayed, "relay": relayed - local, "busy": _busy_percent(machine)}
+    run.metrics |= {"local": local, "relayed": relayed, "relay": relayed - local, "busy": busy_percent(machine)}
 
 
 def _publish(run: Run, case: Case, running: RunningTarget, load: Remote[Load], publisher: Remote[Publisher]) -> Outcome:
     warmup = Publication(0, case.warmup, case.size)
     load.call(Load.start, 0)
-    _round_trip(warmup, load, publisher)
+    round_trip(warmup, load, publisher)
     load.call(Load.start, warmup.end)
     resident = settled_bytes(running.server.pid, case.settle) if case.memory else 0
     server, broker, machine = running.server.cpu_ns, running.broker.cpu_ns, busy_ticks()
@@ -103,7 +108,7 @@ def _publish(run: Run, case: Case, running: RunningTarget, load: Remote[Load], p
         "cpu": used[0] / deliveries / 1e3,
         "broker_cpu": used[1] / deliveries / 1e3,
         "rate": statistics.median(rates),
-        "busy": _busy_percent(machine),
+        "busy": busy_percent(machine),
     }
     outcome: Outcome = load.call(Load.outcome, end)
     return outcome
@@ -121,20 +126,12 @@ def _bursts(case: Case, first: int, load: Remote[Load], publisher: Remote[Publis
         if index:
             time.sleep(case.pause)
         publication = Publication(first, case.messages, case.size, case.rate)
-        seconds = _round_trip(publication, load, publisher)
+        seconds = round_trip(publication, load, publisher)
         rates.append(case.subscribers.deliveries(first, publication.end) / seconds)
         first = publication.end
         if time.monotonic() > deadline:
             break
     return first, rates
-
-
-def _round_trip(publication: Publication, load: Remote[Load], publisher: Remote[Publisher]) -> float:
-    """Publish, read until all messages have arrived, and return the seconds from the first to the last."""
-    load.begin(Load.read, publication.end)
-    first: int = publisher.call(Publisher.publish, publication)
-    last: int = load.result()
-    return (last - first) / 1e9
 
 
 def _record(run: Run, outcome: Outcome, *, may_disorder: bool) -> None:
@@ -145,17 +142,7 @@ def _record(run: Run, outcome: Outcome, *, may_disorder: bool) -> None:
     if outcome.latencies:
         ordered = sorted(outcome.latencies)
         run.metrics |= {
-            "p50": _quantile(ordered, 0.50),
-            "p99": _quantile(ordered, 0.99),
+            "p50": quantile(ordered, 0.50),
+            "p99": quantile(ordered, 0.99),
             "max": ordered[-1] / 1e6,
         }
-
-
-def _busy_percent(since: tuple[int, int]) -> float:
-    busy, total = (now - before for now, before in zip(busy_ticks(), since, strict=True))
-    return 100 * busy / max(total, 1)
-
-
-def _quantile(ordered: Sequence[int], share: float) -> float:
-    """Return a quantile of times in nanoseconds, in milliseconds."""
-    return ordered[min(int(len(ordered) * share), len(ordered) - 1)] / 1e6

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 __all__ = ["draw"]
 
-_PALETTE = ("#0b6e4f", "#6bbf59", "#8fb339", "#b0c7a1", "#27476e", "#c8553d", "#7a7a7a", "#8e6c8a")
+_PALETTE = (
+    *("#0b6e4f", "#3c9d7a", "#86c5ae", "#6bbf59", "#8fb339", "#b0c7a1"),
+    *("#27476e", "#c8553d", "#7a7a7a", "#8e6c8a"),
+)
 _COLORS = dict(zip(TARGETS, _PALETTE, strict=True))
 _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "sanic-nats-bridge",
@@ -23,7 +26,11 @@ _STYLE: dict[Any, Any] = {
     "axes.titlesize": 11,
 }
 _WIDTH_INCHES = 7.5
-_BAR_METRICS = ("cpu", "rate", "p50", "p99", "memory", "connect", "local", "relayed")
+_BAR_METRICS = (
+    *("cpu", "rate", "p50", "p99", "memory", "connect", "local", "relayed"),
+    *("plain_cpu", "resume_cpu", "message_cpu", "harm", "core_cpu", "stored_cpu", "p50_ratio", "state_cpu"),
+    "buffer_share",
+)
 _LINE_METRICS = ("cpu", "p99")
 
 

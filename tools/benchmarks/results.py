@@ -46,12 +46,32 @@ METRICS = {
     "growth": Metric("growth of memory", "MiB", "{:.1f}", 1 / 1024**2, compared=False),
     "connect": Metric("until all are subscribed", "s"),
     "connect_cpu": Metric("server CPU per client", "µs", "{:.0f}"),
+    "plain_cpu": Metric("server CPU, nothing missed", "s", "{:.3f}"),
+    "resume_cpu": Metric("server CPU, messages missed", "s", "{:.3f}"),
+    "extra_cpu": Metric("difference of the two", "s", "{:.3f}"),
+    "requests": Metric("requests to NATS", "number", "{:,.0f}"),
+    "message_cpu": Metric("server CPU per replayed message", "µs", "{:.1f}"),
+    "p99_alone": Metric("live latency p99 without replays", "ms"),
+    "p99_beside": Metric("live latency p99 beside replays", "ms"),
+    "harm": Metric("ratio of the two", "beside to without"),
+    "core_cpu": Metric("server CPU per core message", "µs", "{:.1f}"),
+    "stored_cpu": Metric("server CPU per stored message", "µs", "{:.1f}"),
+    "added_cpu": Metric("difference of the two", "µs"),
+    "core_p50": Metric("core latency p50", "ms"),
+    "stored_p50": Metric("stored latency p50", "ms"),
+    "p50_ratio": Metric("ratio of the two", "stored to core"),
+    "state_cpu": Metric("server CPU until caught up", "s", "{:.3f}"),
+    "buffer_share": Metric("growth of memory", "of history_buffer_bytes"),
     "in_order": Metric("in order", "1: yes, 0: no", "{:.0f}", compared=False),
     "fullest": Metric("clients of the fullest worker", "%", "{:.0f}", compared=False),
     "busy": Metric("machine busy", "%", "{:.0f}", compared=False),
     "load": Metric("one core for the clients", "%", "{:.0f}", compared=False),
 }
-LATENCIES = ("p50", "p99", "max", "local", "relayed", "relay")
+LATENCIES = (
+    *("p50", "p99", "max", "local", "relayed", "relay"),
+    *("p99_alone", "p99_beside", "core_p50", "stored_p50"),
+)
+"""Metrics that mean nothing on a busy machine. Ratios of latencies in turns mean something all the same."""
 
 
 class RunKey(NamedTuple):

@@ -29,6 +29,8 @@ class Case:
         settle: Seconds for which resident memory must stay the same to count as settled.
         settings: Further settings of the bridge.
         command: The command to send by POST, instead of publishing messages.
+        history: The measurement of history to make, see `tools.benchmarks.history`. Then ``messages`` are those that
+            clients miss, ``bursts`` the repetitions, and ``pause`` the seconds of each turn with live messages.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Case:
     settle: float = 1.0
     settings: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
+    history: str = ""
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,83 @@ def _relay(posts: int = 400, concurrencies: Sequence[int] = (1, 20)) -> Sequence
     ]
 
 
+def _herd(clients: int = 1_000, missed: int = 300, pairs: int = 3) -> Sequence[Case]:
+    # What each client names is one position, so every client with a subject of its own has missed few messages.
+    shared, own = single_subject(clients, subject="history.all"), own_subjects(clients, "history.own")
+    # By default no history is allowed, and no permission is needed.
+    settings = {"history": [], "command_burst": 1_000}
+    return [
+        Case(name, subscribers, missed, bursts=pairs, settings=settings, history=kind)
+        for name, subscribers, kind in (
+            ("one pattern", shared, "herd"),
+            ("own patterns", own, "herd"),
+            ("one pattern, other worker", shared, "herd-elsewhere"),
+            ("own patterns, other worker", own, "herd-elsewhere"),
+        )
+    ]
+
+
+def _replay(
+    messages: int = 10_000, clients: int = 20, rate: float = 200, seconds: float = 2, turns: int = 4
+) -> Sequence[Case]:
+    return [
+        Case(name, single_subject(clients), messages, rate, bursts=turns, pause=seconds, samples=clients, history=kind)
+        for name, kind in (
+            ("from NATS", "replay-stored"),
+            ("from memory", "replay-window"),
+            ("from memory, again", "replay-again"),
+        )
+    ]
+
+
+def _stored(
+    clients: Sequence[int] = (1, 100),
+    rates: Sequence[float] = (1_000, 200),
+    seconds: float = 1,
+    burst: int = 2_000,
+    turns: int = 15,
+) -> Sequence[Case]:
+    # Messages that arrive one by one cost many system calls, beside which the difference is small.
+    return [
+        Case(
+            f"{count:,} {'clients' if count > 1 else 'client'}, {name}",
+            single_subject(count, subject="history.live"),
+            messages,
+            each_rate,
+            bursts=turns,
+            history="stored",
+        )
+        for count, rate in zip(clients, rates, strict=True)
+        for name, messages, each_rate in (("steady", round(rate * seconds), rate), ("bursts", burst, 0))
+    ]
+
+
+def _bucket(keys: int = 10_000, repetitions: int = 4) -> Sequence[Case]:
+    return [Case(f"{keys:,} keys", single_subject(1), keys, bursts=repetitions, history="bucket")]
+
+
+def _memory(
+    sizes: Sequence[int] = (64, 1_024), buffer_bytes: int = 32 * 1024 * 1024, settle: float = 1.0
+) -> Sequence[Case]:
+    # Enough messages that the windows, and the encoded messages beside them, are full.
+    return [
+        Case(
+            f"{size:,} bytes",
+            single_subject(1, subject="history.memory"),
+            2 * buffer_bytes // (size + 200),
+            size=size,
+            settings={
+                "history_buffer_bytes": buffer_bytes,
+                "max_replay_messages": buffer_bytes // (size + 200) // 2,
+                "max_replay_bytes": 4 * buffer_bytes,
+            },
+            settle=settle,
+            history="memory",
+        )
+        for size in sizes
+    ]
+
+
 _CPU = ("cpu", "broker_cpu")
 _LATENCY = ("p50", "p99", "max")
 
@@ -279,6 +359,46 @@ SCENARIOS = {
             {"posts": 9, "concurrencies": (3,)},
             ("local", "relayed", "relay", "busy"),
             targets=("bridge-sse-2",),
+        ),
+        Scenario(
+            "history-herd",
+            "Clients that all reconnect at once, with and without missed messages",
+            _herd,
+            {"clients": 6, "missed": 20, "pairs": 2},
+            ("plain_cpu", "resume_cpu", "extra_cpu", "requests", "busy"),
+            targets=("bridge-ws-streams-2",),
+        ),
+        Scenario(
+            "history-replay",
+            "Replays of many messages, and live messages of other clients meanwhile",
+            _replay,
+            {"messages": 600, "clients": 2, "rate": 50, "seconds": 0.2, "turns": 2},
+            ("message_cpu", "p99_alone", "p99_beside", "harm", "busy"),
+            targets=("bridge-ws-streams",),
+        ),
+        Scenario(
+            "history-stored",
+            "Live messages that a stream stores, next to others",
+            _stored,
+            {"clients": (1, 3), "rates": (50, 50), "seconds": 0.2, "burst": 100, "turns": 2},
+            ("core_cpu", "stored_cpu", "added_cpu", "core_p50", "stored_p50", "p50_ratio", "busy"),
+            targets=("bridge-ws-streams",),
+        ),
+        Scenario(
+            "history-bucket",
+            "The state of a key-value bucket",
+            _bucket,
+            {"keys": 600, "repetitions": 2},
+            ("state_cpu", "busy"),
+            targets=("bridge-ws-streams",),
+        ),
+        Scenario(
+            "history-memory",
+            "Memory of full windows",
+            _memory,
+            {"sizes": (64,), "buffer_bytes": 1024 * 1024, "settle": 0.05},
+            ("growth", "buffer_share"),
+            targets=("bridge-ws-streams",),
         ),
     )
 }

@@ -29,11 +29,13 @@ class Subscribers:
         subjects: The subjects of the published messages.
         subscriptions: The indexes of the subjects of each client.
         stalled: The number of clients, evenly spaced, that stop reading after they have subscribed.
+        pattern: The pattern that every client subscribes to, if it isn't its subjects. It must match all of them.
     """
 
     subjects: tuple[str, ...]
     subscriptions: tuple[tuple[int, ...], ...]
     stalled: int = 0
+    pattern: str = ""
 
     @property
     def size(self) -> int:
@@ -47,6 +49,8 @@ class Subscribers:
 
     def subjects_of(self, client: int) -> list[str]:
         """Return the subjects of a client; a subject without messages if it has none."""
+        if self.pattern:
+            return [self.pattern]
         return [self.subjects[index] for index in self.subscriptions[client]] or ["bench.silence"]
 
     def expected(self, client: int, first: int, end: int) -> list[int]:
@@ -65,15 +69,15 @@ class Subscribers:
         return range(first + (index - first) % step, end, step)
 
 
-def single_subject(clients: int, stalled: int = 0) -> Subscribers:
+def single_subject(clients: int, stalled: int = 0, subject: str = "bench.all") -> Subscribers:
     """Return clients that all subscribe to the same subject."""
-    return Subscribers(("bench.all",), ((0,),) * clients, stalled)
+    return Subscribers((subject,), ((0,),) * clients, stalled)
 
 
-def own_subjects(clients: int) -> Subscribers:
+def own_subjects(clients: int, prefix: str = "bench.own") -> Subscribers:
     """Return clients that each subscribe to a subject of their own."""
     return Subscribers(
-        tuple(f"bench.own.{index}" for index in range(clients)), tuple((index,) for index in range(clients))
+        tuple(f"{prefix}.{index}" for index in range(clients)), tuple((index,) for index in range(clients))
     )
 
 

@@ -1,5 +1,6 @@
 """The servers that are compared: how each one is started, and the protocol that its clients speak."""
 
+import asyncio
 import contextlib
 import functools
 import json
@@ -8,14 +9,25 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import nats
+from nats.js.api import KeyValueConfig, StorageType, StreamConfig
+
 from sanic_nats_bridge.testing import NatsServer
 
 from ..harness.processes import PROJECT, Server, free_port, python_server, server
 from .scenarios import Scenario
 
-__all__ = ["DEFAULT_TARGETS", "TARGETS", "RunningTarget", "Target", "applicable_targets"]
+__all__ = ["BUCKET", "DEFAULT_TARGETS", "STREAM", "TARGETS", "RunningTarget", "Target", "applicable_targets"]
+
+STREAM, BUCKET = "HISTORY", "KV_history"
+"""The streams of the servers that have some. No subject of the scenarios without history is in them."""
 
 _SERVERS = "tools.benchmarks.servers"
+_STREAMS = {
+    "streams": {STREAM: None, BUCKET: None},
+    "subscribe": [">", "$KV.history.>"],
+    "history": [">", "$KV.history.>"],
+}
 _PANINI = PROJECT / ".bench/panini/bin/python"
 """The Python of an environment of its own, because Panini needs another version of nats-py."""
 
@@ -25,11 +37,13 @@ class RunningTarget(NamedTuple):
 
     Attributes:
         other_worker: Another worker of the same app, with a port of its own.
+        monitor: Returns the JSON object of a monitoring endpoint of nats-server.
     """
 
     server: Server
     broker: Server
     other_worker: Server | None = None
+    monitor: Callable[[str], dict[str, Any]] = lambda path: {}
 
 
 @dataclass(frozen=True)
@@ -66,6 +80,26 @@ def _two_bridges(loop: str, settings: Mapping[str, Any]) -> Iterator[RunningTarg
         _bridge_server(broker, loop, settings) as other,
     ):
         yield RunningTarget(bridge, _process(broker), other)
+
+
+@contextlib.contextmanager
+def _bridge_with_streams(loop: str, settings: Mapping[str, Any], workers: int = 1) -> Iterator[RunningTarget]:
+    """Start one or two workers with ports of their own, which serve a stream and a bucket."""
+    with contextlib.ExitStack() as stack:
+        broker = stack.enter_context(NatsServer(jetstream=True))
+        asyncio.run(_create_streams(broker.url))
+        all_settings = {**_STREAMS, **settings}
+        bridge, *others = [stack.enter_context(_bridge_server(broker, loop, all_settings)) for _ in range(workers)]
+        yield RunningTarget(bridge, _process(broker), others[0] if others else None, broker.monitor)
+
+
+async def _create_streams(url: str) -> None:
+    client = await nats.connect(url)
+    jetstream = client.jetstream()
+    config = StreamConfig(name=STREAM, subjects=["history.>"], storage=StorageType.MEMORY, allow_direct=True)
+    await jetstream.add_stream(config)
+    await jetstream.create_key_value(KeyValueConfig(BUCKET.removeprefix("KV_"), storage=StorageType.MEMORY))
+    await client.close()
 
 
 def _bridge_server(
@@ -121,6 +155,23 @@ TARGETS = {
     target.name: target
     for target in (
         Target("bridge-ws", "the bridge by WebSocket", "bridge-ws", _bridge),
+        Target(
+            "bridge-ws-streams",
+            "the bridge by WebSocket, with JetStream streams",
+            "bridge-ws",
+            _bridge_with_streams,
+            scenarios=(
+                *("steady", "burst", "own", "idle", "connect"),
+                *("history-replay", "history-stored", "history-bucket", "history-memory"),
+            ),
+        ),
+        Target(
+            "bridge-ws-streams-2",
+            "the bridge by WebSocket, with JetStream streams, in two workers with ports of their own",
+            "bridge-ws",
+            functools.partial(_bridge_with_streams, workers=2),
+            scenarios=("history-herd",),
+        ),
         Target("bridge-sse", "the bridge by Server-Sent Events", "bridge-sse", _bridge),
         Target(
             "bridge-ws-2",
@@ -149,7 +200,10 @@ TARGETS = {
     )
 }
 
-DEFAULT_TARGETS = ("bridge-ws", "bridge-sse", "bridge-ws-2", "bridge-sse-2", "nats-ws", "plain-sanic")
+DEFAULT_TARGETS = (
+    *("bridge-ws", "bridge-ws-streams", "bridge-ws-streams-2", "bridge-sse", "bridge-ws-2", "bridge-sse-2"),
+    *("nats-ws", "plain-sanic"),
+)
 
 
 def applicable_targets(scenario: Scenario, names: Sequence[str]) -> Sequence[str]:

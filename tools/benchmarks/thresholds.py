@@ -70,6 +70,11 @@ def _thresholds() -> Sequence[Threshold]:
     ) -> Threshold:
         return Threshold(metric, RunKey(scenario, case, target), RunKey(scenario, base, target), **bound)
 
+    def history(
+        metric: str, scenario: str, case: str, target: str = "bridge-ws-streams", *, at_most: float
+    ) -> Threshold:
+        return Threshold(metric, RunKey(f"history-{scenario}", case, target), at_most=at_most)
+
     overlap = RunKey("overlap", "100 clients", "bridge-ws")
     return (
         ratio("cpu", "steady", "100/s", "nats-ws", at_most=0.75),
@@ -93,6 +98,24 @@ def _thresholds() -> Sequence[Threshold]:
         growth("p99", "stalled", "100 stalled", "0 stalled", "bridge-sse", at_most=1.2),
         Threshold("relay", RunKey("relay", "subscribe, 1 at once", "bridge-sse-2"), at_most=3),
         Threshold("relay", RunKey("relay", "unsubscribe, 1 at once", "bridge-sse-2"), at_most=3),
+        ratio("cpu", "steady", "100/s", "bridge-ws", "bridge-ws-streams", at_most=1.10),
+        ratio("cpu", "burst", "300 messages", "bridge-ws", "bridge-ws-streams", at_most=1.10),
+        ratio("cpu", "own", "1,000 subjects", "bridge-ws", "bridge-ws-streams", at_most=1.10),
+        ratio("memory", "idle", "5,000 clients", "bridge-ws", "bridge-ws-streams", at_most=1.01),
+        history("extra_cpu", "herd", "one pattern", "bridge-ws-streams-2", at_most=0.15),
+        history("requests", "herd", "one pattern", "bridge-ws-streams-2", at_most=4),
+        history("extra_cpu", "herd", "own patterns", "bridge-ws-streams-2", at_most=0.4),
+        history("message_cpu", "replay", "from NATS", at_most=20),
+        history("message_cpu", "replay", "from memory", at_most=20),
+        history("harm", "replay", "from NATS", at_most=3),
+        history("harm", "replay", "from memory", at_most=3),
+        history("added_cpu", "stored", "1 client, bursts", at_most=2),
+        history("p50_ratio", "stored", "1 client, steady", at_most=1.6),
+        history("added_cpu", "stored", "100 clients, bursts", at_most=2),
+        history("p50_ratio", "stored", "100 clients, steady", at_most=1.6),
+        history("state_cpu", "bucket", "10,000 keys", at_most=0.3),
+        history("buffer_share", "memory", "64 bytes", at_most=1.1),
+        history("buffer_share", "memory", "1,024 bytes", at_most=1.1),
     )
 
 
