@@ -16,7 +16,8 @@ A comment ``<!-- test: … -->`` before a block sets how it is run:
 Elsewhere it is a step between the blocks, which the reader takes or sees:
 
 - ``take FILE, FILE from PAGE`` (files of another page)
-- ``start nats-server`` (at port 4222), ``serve MODULE:APP`` (at port 8000, with a nats-server)
+- ``start nats-server`` (at port 4222; ``with stream NAME SUBJECTS`` if the page needs JetStream)
+- ``serve MODULE:APP`` (at port 8000, with a nats-server)
 - ``stop the last command``
 - ``import MODULE``
 - ``no path of this machine in FOLDER``
@@ -341,7 +342,8 @@ class Story:
     def _step(self, text: str) -> None:
         for expression, do in (
             (_TAKE, self._take),
-            (r"start (nats-server)", self._start_nats),
+            (r"start nats-server", self._start_nats),
+            (r"start nats-server with stream (\S+) (\S+)", self._start_jetstream),
             (r"serve (\w+:\w+)", self._serve),
             (r"stop the (last) command", self._stop),
             (r"import (\w+)", self._import),
@@ -365,13 +367,19 @@ class Story:
         for name in files.split(", "):
             self._write(name, file_of(source, name))
 
-    def _start_nats(self, name: str) -> None:
-        process = self._start([name, "-a", "127.0.0.1", "-p", self._ports["4222"]], self._folder, self._environment())
-        self._await_port("4222", process)
+    def _start_nats(self, *options: str) -> None:
+        command = ["nats-server", "-a", "127.0.0.1", "-p", self._ports["4222"], *options]
+        self._await_port("4222", self._start(command, self._folder, self._environment()))
+
+    def _start_jetstream(self, name: str, subject: str) -> None:
+        self._start_nats("-js", "-sd", "jetstream")
+        config = json.dumps({"name": name, "subjects": [subject], "storage": "memory", "allow_direct": True})
+        answer = _publish(int(self._ports["4222"]), f"$JS.API.STREAM.CREATE.{name}", config.encode(), b"stream_create")
+        assert b'"error"' not in answer, answer
 
     def _serve(self, app: str) -> None:
         if not _listens(int(self._ports["4222"])):
-            self._start_nats("nats-server")
+            self._start_nats()
         if self._served is not None:
             self._close_tab()
             _end(self._served)
@@ -485,14 +493,17 @@ def _is_disconnected(port: int) -> bool:
         return False
 
 
-def _publish(port: int, subject: str, payload: bytes) -> None:
+def _publish(port: int, subject: str, payload: bytes, answered_by: bytes = b"PONG") -> bytes:
+    """Publish a message as a request; return what the server has sent up to these bytes."""
     with socket.create_connection(("127.0.0.1", port), WAIT_SECONDS) as connection:
-        connection.sendall(b"CONNECT {}\r\nPUB %b %d\r\n%b\r\nPING\r\n" % (subject.encode(), len(payload), payload))
+        lines = b"CONNECT {}\r\nSUB reply 1\r\nPUB %b reply %d\r\n%b\r\nPING\r\n"
+        connection.sendall(lines % (subject.encode(), len(payload), payload))
         answer = b""
-        while b"PONG" not in answer:
+        while answered_by not in answer:
             part = connection.recv(4096)
             assert part, answer
             answer += part
+        return answer
 
 
 def _check_make(text: str) -> None:

@@ -41,12 +41,13 @@ async def test_only_one_worker_publishes(example: ExampleApp) -> None:
     before = {each["cid"]: each["in_msgs"] for each in await asyncio.to_thread(example.connections)}
     received = await messages(example.url.replace("http", "ws") + "stream", 20)
     after = {each["cid"]: each["in_msgs"] for each in await asyncio.to_thread(example.connections)}
-    assert len(before) == 2
+    # Each worker has a connection for messages, and one for streams.
+    assert len(before) == 4
     assert before.keys() == after.keys()
-    # The workers also exchange a few messages with each other.
-    idle, publishing = sorted(after[each] - before[each] for each in before)
-    assert idle < 10
-    assert publishing >= 20 - 1
+    # The workers also exchange a few messages with each other. The publisher sends three each second.
+    *idle, publishing = sorted(after[each] - before[each] for each in before)
+    assert all(count < 20 for count in idle)
+    assert publishing >= 3 * (20 - 1)
     first, second, third = received[:3]
     for message in (first, second, third):
         kinds = {key: type(value) for key, value in message.items()}

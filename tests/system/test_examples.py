@@ -11,12 +11,12 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, WebSocket, expect
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, WebSocket, expect
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
@@ -33,10 +33,14 @@ SOURCES = {
     "event_source.py": EXAMPLES / "event_source.py",
     "orders.py": EXAMPLES / "orders.py",
     "login": EXAMPLES / "login" / "server.py",
+    "state.py": EXAMPLES / "state.py",
+    "settings_table.py": EXAMPLES / "settings_table.py",
+    "resume.py": EXAMPLES / "resume.py",
     "workers.py": EXAMPLES / "workers.py",
     "node": EXAMPLES / "node" / "follow.js",
     "react": EXAMPLES / "react" / "src" / "main.tsx",
     "publish.py": EXAMPLES / "publish.py",
+    "streams.py": EXAMPLES / "streams.py",
 }
 START_SECONDS = 60
 PASSWORDS = {"ada": "correct horse", "bob": "battery staple"}
@@ -73,9 +77,7 @@ class Example:
         wait_until(lambda: subject in self.nats.subscriptions(), self.log.read_text)
 
     def publish(self, subject: str, payload: str) -> None:
-        run = ["python", "examples/publish.py", subject, payload]
-        environment = os.environ | {"NATS_URL": self.nats.url}
-        subprocess.run(command(run), cwd=ROOT, env=environment, check=True, timeout=START_SECONDS)
+        run_script(["python", "examples/publish.py", subject, payload], self.nats)
 
     def publish_as_in(self, source: Path) -> None:
         """Publish with the command from the header of the example."""
@@ -92,6 +94,11 @@ class Example:
         except urllib.error.HTTPError as error:
             with error:
                 return error.code
+
+
+def run_script(words: list[str], nats: NatsServer) -> None:
+    environment = os.environ | {"NATS_URL": nats.url}
+    subprocess.run(command(words), cwd=ROOT, env=environment, check=True, timeout=START_SECONDS)
 
 
 def command(arguments: list[str]) -> list[str]:
@@ -146,10 +153,25 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
     assert errors == []
 
 
+@pytest.fixture
+def jetstream_server() -> Iterator[NatsServer]:
+    """Start a nats-server with the streams of the examples, made by the command in the header of theirs."""
+    with NatsServer(jetstream=True) as server:
+        for _ in range(2):  # what exists stays as it is
+            run_script(shlex.split(header(SOURCES["streams.py"])["run"]), server)
+        yield server
+
+
 def open_page(context: BrowserContext, url: str) -> Page:
     page = context.new_page()
     page.goto(url)
     return page
+
+
+def wait_for(page: Page, fact: Callable[[], object]) -> None:
+    """Wait for a fact that the events of a page bring about."""
+    # The events are handled meanwhile.
+    wait_until(fact, pause=lambda: page.evaluate("new Promise(requestAnimationFrame)"))
 
 
 def shows(shown: Locator, text: str | list[str]) -> None:
@@ -236,6 +258,90 @@ def test_orders_example_validates_and_shows_orders(
             assert example.post("orders", wrong, Content_Type="application/json") == 400
         nats_server.stop()
         wait_until(lambda: example.post("orders", order, Content_Type="application/json") == 503, example.log.read_text)
+
+
+def test_state_example_misses_no_change_between_rendering_and_connecting(
+    jetstream_server: NatsServer, context: BrowserContext, tmp_path: Path
+) -> None:
+    with running("state.py", jetstream_server, tmp_path) as example:
+        held: list[Route] = []
+        page = context.new_page()
+        page.route("**/nats/client.js", lambda route: held.append(route))
+        page.goto(example.url, wait_until="commit")
+        wait_for(page, lambda: held)
+        tea, output = page.locator("#stock\\.tea"), page.locator("output")
+        shows(tea, "30")
+        # Changes that the page could only have missed.
+        assert [example.post("stock/tea") for _ in range(2)] == [204, 204]
+        shows(tea, "30")
+        held[0].continue_()
+        shows(output, "Live")
+        shows(tea, "28")
+
+        other = open_page(context, example.url)
+        shows(other.locator("#stock\\.tea"), "28")
+        shows(other.locator("output"), "Live")
+        other.click("[name=milk]")
+        for each in (page, other):
+            shows(each.locator("#stock\\.milk"), "49")
+            shows(each.locator("output"), "Live")
+        assert example.post("stock/gold") == 404
+
+
+def test_state_example_asks_for_a_reload_if_changes_are_missing(
+    jetstream_server: NatsServer, context: BrowserContext, tmp_path: Path
+) -> None:
+    with running("state.py", jetstream_server, tmp_path, SANIC_NATS_BRIDGE_RESUME_WINDOW="0") as example:
+        held: list[Route] = []
+        page = context.new_page()
+        page.route("**/nats/client.js", lambda route: held.append(route))
+        page.goto(example.url, wait_until="commit")
+        wait_for(page, lambda: held)
+        assert example.post("stock/tea") == 204
+        held[0].continue_()
+        shows(page.locator("output"), "Reload the page: some changes are missing")
+
+
+def test_settings_table_example_shows_keys_and_their_changes(
+    jetstream_server: NatsServer, context: BrowserContext, tmp_path: Path
+) -> None:
+    with running("settings_table.py", jetstream_server, tmp_path) as example:
+        example.publish("$KV.settings.language", '"en"')
+        example.publish("$KV.settings.theme", '"light"')
+        pages = [open_page(context, example.url) for _ in range(2)]
+        for page in pages:
+            shows(page.locator("output"), "Live")
+            shows(page.locator("tr"), ["languageenDelete", "themelightDelete"])
+        example.publish_as_in(SOURCES["settings_table.py"])
+        for page in pages:
+            shows(page.locator("tr"), ["languageenDelete", "themedarkDelete"])
+        pages[0].click("tr:has-text('language') button")
+        for page in pages:
+            shows(page.locator("tr"), ["themedarkDelete"])
+        late = open_page(context, example.url)
+        shows(late.locator("output"), "Live")
+        shows(late.locator("tr"), ["themedarkDelete"])
+
+
+def test_resume_example_misses_no_line_while_its_stream_ends_again_and_again(
+    jetstream_server: NatsServer, context: BrowserContext, tmp_path: Path
+) -> None:
+    # With the shortest age, each event stream ends within a second of its start.
+    with running("resume.py", jetstream_server, tmp_path, SANIC_NATS_BRIDGE_MAX_STREAM_AGE="1") as example:
+        for number in range(12):
+            example.publish("log.web", f"old {number}")
+        streams: list[str] = []
+        context.on("request", lambda request: streams.append(request.url) if "/nats/events" in request.url else None)
+        page = open_page(context, example.url)
+        shows(page.locator("#state"), "Live")
+        lines = [f"old {number}" for number in range(2, 12)]
+        shows(page.locator("li"), lines)
+        while len(streams) < 5:
+            lines.append(f"line {len(lines)}")
+            example.publish("log.web", lines[-1])
+            page.wait_for_timeout(20)  # the events of the page are handled meanwhile
+        example.publish_as_in(SOURCES["resume.py"])
+        shows(page.locator("li"), [*lines, "Started"])
 
 
 def test_login_example_limits_users_to_their_subjects(
