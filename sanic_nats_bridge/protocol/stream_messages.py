@@ -53,10 +53,6 @@ class StreamMessage(EncodedMessage, eq=False, gc=False):
             time=self.time,
         )
 
-    def at(self, position: str, event_id: str) -> "StreamMessage":
-        """Return the same message for sessions that follow other streams, or whose events have other ids."""
-        return self.under(self.prefix, position, event_id)
-
     def encoded(self, wire_format: WireFormat) -> bytes:
         """Return the bytes for clients with this wire format."""
         if wire_format == _WEBSOCKET:

@@ -95,9 +95,6 @@ class SessionHistory:
         """The ``id:`` lines of live messages on an event stream: none, unless the query has a start."""
         streams.add_subscriber(self)
 
-    def __contains__(self, pattern: object) -> bool:
-        return pattern in self._entries
-
     @property
     def patterns(self) -> tuple[str, ...]:
         """The patterns, as the client names them."""

@@ -178,10 +178,6 @@ class Resumption:
         """True if nothing is missing so far."""
         return self.replay.recovered and not self._has_failed
 
-    def position(self) -> dict[Feed, Point]:
-        """Return the positions of the client in the streams of this resumption."""
-        return self.replay.positions
-
     async def run(self, turn: asyncio.Lock) -> None:
         """Bring the entries to the present.
 

@@ -5,7 +5,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from sanic_nats_bridge.testing import NatsServer
 
@@ -40,7 +40,7 @@ class Proxy:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def before(cls, server: NatsServer) -> AsyncIterator["Proxy"]:
+    async def before(cls, server: NatsServer) -> AsyncIterator[Self]:
         proxy = cls(server)
         async with _serving(proxy._accept) as proxy.port:
             yield proxy
@@ -69,25 +69,13 @@ class Proxy:
                     await target.drain()
 
 
-class NamedConnections:
+class NamedConnections(Proxy):
     """A proxy that knows the connections of a bridge by the names that NATS shows, and cuts some of them."""
 
     def __init__(self, server: NatsServer) -> None:
-        self._server = server
+        super().__init__(server)
         self._cut: set[str] = set()
         self._writers: dict[str, set[asyncio.StreamWriter]] = {}
-        self.port = 0
-
-    @classmethod
-    @contextlib.asynccontextmanager
-    async def before(cls, server: NatsServer) -> AsyncIterator["NamedConnections"]:
-        proxy = cls(server)
-        async with _serving(proxy._accept) as proxy.port:
-            yield proxy
-
-    @property
-    def url(self) -> str:
-        return f"nats://127.0.0.1:{self.port}"
 
     def cut(self, name: str) -> None:
         """Close the connections of a name, and let no other one through until it is restored."""
@@ -108,18 +96,11 @@ class NamedConnections:
                 return
             self._writers.setdefault(name, set()).update([writer, to_server])
             to_server.write(line)
-            pumps = (_pump(reader, to_server), _pump(from_server, writer))
+            pumps = (self._pump(reader, to_server, None), self._pump(from_server, writer, self))
             await asyncio.wait([asyncio.create_task(pump) for pump in pumps], return_when=asyncio.FIRST_COMPLETED)
         finally:
             to_server.close()
             writer.close()
-
-
-async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(ConnectionError):
-        while data := await source.read(65_536):
-            target.write(data)
-            await target.drain()
 
 
 class Peer:

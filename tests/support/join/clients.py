@@ -5,12 +5,14 @@ import contextlib
 import json
 import random
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 from urllib.parse import quote
 
+from sanic_nats_bridge.protocol.subjects import overlaps
 from tests.support.raw import client_frame, reset
 
 from .checker import Asked, Barrier, Cut, Denied, Ended, Log, Received
@@ -24,7 +26,7 @@ _TEXT, _PING, _PONG = 1, 9, 10
 _LONG = 126
 
 
-class StreamClient:
+class StreamClient(ABC):
     """A client of one bridge at a time. Its log and its ids outlive its connections.
 
     Args:
@@ -128,27 +130,28 @@ class StreamClient:
 
     # What the transports do differently
 
-    def _open(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _open(self) -> None: ...
 
-    def _parse(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _parse(self) -> None: ...
 
-    def _note(self, entry: Received, line: str | None) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _note(self, entry: Received, line: str | None) -> None: ...
 
+    @abstractmethod
     def _lost(self) -> None:
         """Forget what belongs to a connection."""
 
     @property
+    @abstractmethod
     def is_live(self) -> bool:
         """True if all of its patterns have caught up."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def followed(self) -> tuple[str, ...]:
         """The patterns that it follows."""
-        raise NotImplementedError
 
 
 class EventsClient(StreamClient):
@@ -157,7 +160,7 @@ class EventsClient(StreamClient):
     def __init__(self, user: str, profile: Profile, rng: random.Random, patterns: list[str], start: Any) -> None:
         self.patterns = patterns
         self.start = start
-        self.repeats = any(_overlap(*pair, profile) for pair in combinations(patterns, 2))
+        self.repeats = any(overlaps(*pair) for pair in combinations([profile.real(each)[1] for each in patterns], 2))
         super().__init__(user, profile, rng)
         self.last_id = ""
         self._live = False
@@ -210,16 +213,6 @@ class EventsClient(StreamClient):
 
     def _lost(self) -> None:
         self._live = False
-
-
-def _overlap(one: str, other: str, profile: Profile) -> bool:
-    first, second = (profile.real(each)[1].split(".") for each in (one, other))
-    for a, b in zip(first, second, strict=False):
-        if ">" in (a, b):
-            return True
-        if a != b and "*" not in (a, b):
-            return False
-    return len(first) == len(second)
 
 
 class SocketClient(StreamClient):

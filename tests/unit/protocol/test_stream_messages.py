@@ -56,7 +56,7 @@ def stream_message(
 @pytest.mark.parametrize("shared", [False, True])
 def test_stream_message_has_its_id_after_the_subject(message: StreamMessage, text: bytes, shared: bool) -> None:
     if shared:
-        message = message.at(message.position, message.event_id)
+        message = message.under(message.prefix, message.position, message.event_id)
     assert websocket_payloads(message.encoded(WireFormat.WEBSOCKET)) == [text % POSITION.encode()]
     assert message.encoded(WireFormat.JSON_LINES) == text % POSITION.encode() + b"\n"
 
@@ -77,7 +77,7 @@ def test_joined_stream_messages_are_events_with_their_ids(payload: bytes, positi
     first = stream_message(payload, position=positions[0], event_id=positions[0])
     messages = [
         first,
-        *(first.at(position, position) for position in positions[1:]),
+        *(first.under(first.prefix, position, position) for position in positions[1:]),
         EncodedMessage(MessagePrefix("a"), "a", b"", payload),
     ]
     joined = join(messages, WireFormat.EVENT_STREAM)
@@ -106,9 +106,9 @@ def test_variants_of_a_stream_message_share_the_encoded_payload(monkeypatch: pyt
     variants = [
         first,
         first.under(alias),
-        first.at(OTHER_POSITION, ""),
-        first.at(OTHER_POSITION, "").under(alias),
-        first.under(alias).at(OTHER_POSITION, OTHER_POSITION),
+        first.under(first.prefix, OTHER_POSITION, ""),
+        first.under(first.prefix, OTHER_POSITION, "").under(alias),
+        first.under(alias).under(alias, OTHER_POSITION, OTHER_POSITION),
         first.under(alias, OTHER_POSITION, ""),
     ]
     documents = []
@@ -205,7 +205,7 @@ def test_work_for_operation_grows_with_length_of_headers(line: bytes) -> None:
 @pytest.mark.parametrize("shared", [False, True])
 def test_stream_message_is_untracked_by_garbage_collector(shared: bool) -> None:
     message = stream_message(headers=b'{"h":["1"]}', event_id=POSITION)
-    messages = [message, *([message.at(OTHER_POSITION, POSITION)] if shared else [])]
+    messages = [message, *([message.under(message.prefix, OTHER_POSITION, POSITION)] if shared else [])]
     for each in messages:
         for wire_format in WireFormat:
             each.encoded(wire_format)
