@@ -1,5 +1,6 @@
 """One pattern that sessions follow on a stream, with the window of its newest messages."""
 
+import asyncio
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -73,6 +74,8 @@ class Followed:
         self.claims = 0
         self.is_ended = False
         """True once no stream has the pattern any more."""
+        self.reading = asyncio.Lock()
+        """Held while a client's absence is read from NATS, which others then find in the window."""
         self._memory = memory
         self.window = Window(memory, floor)
 

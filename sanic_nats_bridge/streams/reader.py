@@ -1,6 +1,7 @@
 """Reading the messages of several patterns of one stream after a position, in order, from the windows or from NATS."""
 
 import asyncio
+import contextlib
 import heapq
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,9 @@ Hit: TypeAlias = tuple[Record, tuple[Followed, ...]]
 _BATCH = 256
 _BATCH_BYTES = 262_144
 _LEAST_BATCH = 16
+_MAX_KEPT = 1024
+"""The number of messages before a window that are added to it when a client has read them."""
+_MAX_KEPT_BYTES = 1024 * 1024
 
 
 class StreamReader:
@@ -123,6 +127,46 @@ class StreamReader:
             self.seq = max(self.seq, self.feed.seq)
         return self._returned(hits)
 
+    def knows(self, point: Point) -> bool:
+        """Return whether a position is known to be of the same life of the stream, by the windows of all patterns."""
+        return all(each.window.knows(point.seq, point.time) for each in self.followed)
+
+    def note_known(self, point: Point) -> None:
+        """Note that a position is of the same life of the stream."""
+        for each in self.followed:
+            each.window.note_known(point.seq, point.time)
+
+    def turn_after(self, point: Point) -> contextlib.AbstractAsyncContextManager[object]:
+        """Return the context of a client that is at a position: if the window begins later, one client at a time.
+
+        After a restart of the worker many clients miss the same messages. The first one reads them for the others.
+        """
+        if len(self.followed) == 1 and self.followed[0].window.floor > point.seq:
+            return self.followed[0].reading
+        return contextlib.nullcontext()
+
+    async def fetch_to_window(self, count: int) -> list[Hit]:
+        """Read the messages that are left before the window, as `fetch` does, if they are few.
+
+        Raises:
+            JetStreamError: The stream can't be read now.
+        """
+        hits: list[Hit] = []
+        while count <= _MAX_KEPT and self.read_bytes <= _MAX_KEPT_BYTES and not self.is_in_windows:
+            before = self.seq
+            hits += await self.fetch()
+            if self.seq == before:
+                break
+        return hits
+
+    def keep(self) -> None:
+        """Add the messages that were read from NATS to the windows, if they reach up to them and are few.
+
+        Call it if all of them were still there.
+        """
+        for source in self._sources:
+            source.keep()
+
     async def fetch(self) -> list[Hit]:
         """Read some messages from NATS that may be older than the windows.
 
@@ -187,6 +231,10 @@ class _Source:
         self.buffer: deque[Record] = deque()
         self._feed = feed
         self._batch = batch
+        self._begin = seq
+        self._window = followed.window
+        self._read: list[Record] = []
+        """The messages that were read from NATS, unless they are many."""
 
     @property
     def is_in_window(self) -> bool:
@@ -222,7 +270,7 @@ class _Source:
                 self._move_to_window()
                 return size
             record = record_of(message, headers)
-            self.buffer.append(record)
+            self._add(record)
             self.through = message.seq
             size += record.size
         if batch.is_end:
@@ -233,13 +281,24 @@ class _Source:
                 self.through = max(self.through, position)
             elif message_or_none.seq <= self.followed.window.floor:
                 record = record_of(message_or_none, headers)
-                self.buffer.append(record)
+                self._add(record)
                 self.through = record.seq
                 self.pending = -1
                 size += record.size
             else:
                 self._move_to_window()
         return size
+
+    def _add(self, record: Record) -> None:
+        self.buffer.append(record)
+        if len(self._read) <= _MAX_KEPT:
+            self._read.append(record)
+
+    def keep(self) -> None:
+        """Add what was read to the window, for other clients."""
+        window = self.followed.window
+        if window is self._window and self._begin < window.floor <= self.through and len(self._read) <= _MAX_KEPT:
+            window.prepend([each for each in self._read if each.seq <= window.floor], self._begin)
 
     def _move_to_window(self) -> None:
         window = self.followed.window

@@ -143,13 +143,10 @@ class Replay:
             return
         reason: GapReason | None
         if point is not None:
-            reason = await judge(feed, point, reader, self._cutoff)
+            async with reader.turn_after(point):
+                reason = await self._resume(reader, point)
             if reason is None:
-                self._begin(reader, point)
-                await self._count(reader)
-                if not await self._is_expired(reader):
-                    return
-                reason = "expired"
+                return
         elif any(same_name(key, feed.key) for key in points):
             await self._check_age(feed, points)
             reason = "reset"
@@ -157,6 +154,23 @@ class Replay:
             reason = "unknown"
         self._miss(reason, reader)
         await self._start(reader, start)
+
+    async def _resume(self, reader: StreamReader, point: Point) -> GapReason | None:
+        """Move a reader to the position of the client; return the reason for which that can't be done."""
+        reason = await judge(reader.feed, point, reader, self._cutoff)
+        if reason is not None:
+            return reason
+        self._begin(reader, point)
+        await self._count(reader)
+        if await self._is_expired(reader):
+            return "expired"
+        # The other clients find the rest in the window then.
+        self._ready[reader] += await reader.fetch_to_window(sum(self._counts[reader]))
+        if await self._is_expired(reader):
+            self._miss("expired", reader)
+        else:
+            reader.keep()
+        return None
 
     async def _check_age(self, feed: Feed, points: Mapping[str, Point]) -> None:
         """Check that the position of a client is of an earlier stream of this name.

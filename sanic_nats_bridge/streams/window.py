@@ -1,6 +1,6 @@
 """The newest messages of the patterns that sessions follow on streams, kept in memory for clients that resume."""
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Sequence
 from operator import attrgetter
@@ -13,6 +13,7 @@ __all__ = ["Record", "Window", "WindowMemory"]
 
 _OVERHEAD_BYTES = 256
 """The approximate memory of a record beside its payload."""
+_MAX_KNOWN = 64
 _SPARE = 1024
 """The number of removed records, or of entries of closed windows, that may be left in a list."""
 
@@ -90,6 +91,7 @@ class Window:
         self._bytes = 0
         self._deleted = 0
         """The number of records that the list has had before its present start."""
+        self._known: set[tuple[int, int]] = set()
 
     def __len__(self) -> int:
         return len(self._records) - self._removed
@@ -105,6 +107,34 @@ class Window:
         memory.bytes += size
         if memory.bytes > memory.max_bytes:
             memory.make_room()
+
+    def prepend(self, records: Sequence[Record], floor: int) -> None:
+        """Add older messages if there is room: all that the pattern has between a sequence and the present `floor`."""
+        size = sum(record.size for record in records)
+        memory = self._memory
+        if self.is_closed or memory.bytes + size > memory.max_bytes:
+            return
+        self._records[: self._removed] = records
+        # The slices still end at the same records.
+        self._deleted += self._removed - len(records)
+        self._removed = 0
+        self._bytes += size
+        memory.bytes += size
+        memory.order.extendleft([self] * len(records))
+        self.floor = floor
+
+    def note_known(self, seq: int, time: int) -> None:
+        """Note that a position is of the same life of the stream as the window."""
+        if len(self._known) >= _MAX_KNOWN:
+            self._known.clear()
+        self._known.add((seq, time))
+
+    def knows(self, seq: int, time: int) -> bool:
+        """Return whether a position was noted, or is that of a message of the window."""
+        if (seq, time) in self._known:
+            return True
+        begin = bisect_left(self._records, seq, self._removed, key=_seq)
+        return begin < len(self._records) and self._records[begin].seq == seq and self._records[begin].time == time
 
     def after(self, seq: int, most: int | None = None) -> Sequence[Record]:
         """Return the records above a sequence that isn't below `floor`; the first ones if ``most`` is given."""

@@ -213,3 +213,64 @@ def test_closing_many_windows_is_linear() -> None:
         return work
 
     assert_linear(make, 3_000)
+
+
+def window_from(memory: WindowMemory, first: int, end: int) -> Window:
+    """Return a window with these messages."""
+    window = Window(memory, first - 1)
+    for seq in range(first, end):
+        window.add(record(seq))
+    return window
+
+
+@pytest.mark.parametrize("removed", [0, 3])
+def test_older_messages_are_added_in_front(removed: int) -> None:
+    memory = WindowMemory((10 - removed) * SMALLEST)
+    window = window_from(memory, 11, 21)
+    memory.max_bytes = 100 * SMALLEST
+    window.prepend([record(seq) for seq in range(5, 11 + removed)], 4)
+    assert seqs(window, 4) == list(range(5, 21))
+    assert (window.floor, memory.bytes, len(memory.order), len(window)) == (4, 16 * SMALLEST, 16, 16)
+
+
+def test_slices_end_at_the_same_records_after_older_ones_were_added() -> None:
+    window = window_from(WindowMemory(10**9), 101, 201)
+    ends = [window.slice_after(seq, 8)[-1].seq for seq in range(100, 200)]
+    window.prepend([record(seq) for seq in range(50, 101)], 49)
+    assert [window.slice_after(seq, 8)[-1].seq for seq in range(100, 200)] == ends
+
+
+def test_older_messages_that_were_added_are_removed_first() -> None:
+    memory = WindowMemory(20 * SMALLEST)
+    window = window_from(memory, 11, 21)
+    window.prepend([record(seq) for seq in range(1, 11)], 0)
+    for seq in range(21, 26):
+        window.add(record(seq))
+    assert (seqs(window, window.floor), window.floor) == (list(range(6, 26)), 5)
+
+
+def test_older_messages_need_room() -> None:
+    memory = WindowMemory(15 * SMALLEST)
+    window = window_from(memory, 11, 21)
+    window.prepend([record(seq) for seq in range(1, 11)], 0)
+    assert (window.floor, len(window), memory.bytes) == (10, 10, 10 * SMALLEST)
+
+
+def test_closed_window_takes_no_older_messages() -> None:
+    memory = WindowMemory(10**9)
+    window = window_from(memory, 11, 21)
+    window.close()
+    window.prepend([record(10)], 9)
+    assert memory.bytes == 0
+
+
+def test_position_is_known_by_its_message() -> None:
+    window = window_from(WindowMemory(10**9), 11, 21)
+    assert [window.knows(seq, time) for seq, time in ((15, 150), (15, 149), (10, 100), (21, 210))] == [
+        True,
+        False,
+        False,
+        False,
+    ]
+    window.note_known(10, 100)
+    assert window.knows(10, 100)
