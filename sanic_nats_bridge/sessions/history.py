@@ -4,19 +4,12 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from itertools import combinations
-from typing import Protocol
 
 from msgspec import UNSET
 
 from ..auth.permissions import Grant
-from ..errors import (
-    BridgeError,
-    InvalidCommand,
-    SubscriptionLimitExceeded,
-    UnknownSession,
-)
+from ..errors import InvalidCommand, SubscriptionLimitExceeded, UnknownSession
 from ..hub.interest import View
-from ..hub.interfaces import Subscriber
 from ..protocol import subjects
 from ..protocol.messages import Command, Gap, Reply, success_reply
 from ..protocol.start import Start
@@ -29,11 +22,11 @@ from ..streams.judgement import cutoff_of
 from ..streams.positions import Point, decode_position
 from ..streams.replay import Replay, ReplayLimits
 from .pattern_shares import PatternShares
-from .resumption import Entry, ReplayTarget, Resumption
+from .resumption import Entry, HistoryOwner, Resumption
 from .starts import Subscribed, check_start, unavailable
-from .subscriptions import Subscriptions
+from .subscriptions import Subscriptions, no_longer_allowed
 
-__all__ = ["HistoryOwner", "SessionHistory"]
+__all__ = ["SessionHistory"]
 
 _PATTERNS_OF_REPLAY = 128
 """The number of patterns that a command with a ``from`` other than "new" counts as in addition."""
@@ -41,30 +34,6 @@ _KNOWN_SECONDS = 5.0
 """The time that the streams have to become known before a replay tries again."""
 _MAX_STREAMS = 4
 """The most streams that one session follows at once, so that an id has at most 128 characters."""
-
-
-class HistoryOwner(ReplayTarget, Subscriber, Protocol):
-    """A session, as its history uses it."""
-
-    @property
-    def client(self) -> str:
-        """The client of the session: its identity, or else its address."""
-        ...
-
-    @property
-    def transport(self) -> str:
-        """The client's transport."""
-        ...
-
-    def patterns_ended(self, patterns: list[str], error: BridgeError) -> None:
-        """Report subscriptions to the client that were ended."""
-
-    def nats_changed(self) -> None:
-        """Report the status of NATS to the client if it isn't known to it."""
-
-    def allows_history(self, grant: Grant) -> bool:
-        """Return whether the client may read the past of a pattern."""
-        ...
 
 
 class SessionHistory:
@@ -91,6 +60,8 @@ class SessionHistory:
         self._is_closed = False
         self._is_query = False
         """True if the next command is that of the query of an event stream."""
+        self._unanswered: set[str] = set()
+        """The patterns of the command in progress. The client isn't told that they have ended."""
         self._line = IdLine.NONE if owner.transport == "sse" else IdLine.OWN
         """The ``id:`` lines of live messages on an event stream: none, unless the query has a start."""
         streams.add_subscriber(self)
@@ -139,18 +110,31 @@ class SessionHistory:
         Raises:
             BridgeError: A pattern, or its past, was rejected. No subscription has changed.
         """
-        seconds, policy = self._settings.confirm_timeout, subscriptions.policy
-        patterns = policy.validate(command.patterns)
+        patterns = subscriptions.policy.validate(command.patterns)
+        held = {*self._entries, *subscriptions.patterns}
+        new = [pattern for pattern in patterns if pattern not in held]
+        self._unanswered = set(new)
+        try:
+            return await self._execute_subscribe(command, patterns, new, subscriptions, count)
+        finally:
+            self._unanswered = set()
+
+    async def _execute_subscribe(
+        self,
+        command: Command,
+        patterns: Sequence[str],
+        new: Sequence[str],
+        subscriptions: Subscriptions,
+        count: Callable[[int], None],
+    ) -> Reply:
+        seconds = self._settings.confirm_timeout
         subscribed, resumption = _NONE, None
         if command.start is not None:
             self._check_start(command.start)
-            held = {*self._entries, *subscriptions.patterns}
-            new = [pattern for pattern in patterns if pattern not in held]
             count(len(new) + (_PATTERNS_OF_REPLAY if command.start.kind != "new" else 0))
-            grants = await self._authorize(command, new, subscriptions, seconds)
-            subscribed, resumption = await self._subscribe(command, command.start, grants, seconds)
+            subscribed, resumption = await self._subscribe_all(command, command.start, new, subscriptions, seconds)
         resumable = [pattern for pattern in patterns if pattern in self._entries]
-        others = [pattern for pattern in patterns if pattern not in self._entries]
+        others = [pattern for pattern in patterns if pattern not in resumable]
         active = subscribed.active and (self._streams.connected or not resumable)
         if others:
             try:
@@ -162,6 +146,9 @@ class SessionHistory:
             active = active and confirmed
         if resumption is not None:
             resumption.ordered.set()
+        if ended := [pattern for pattern in subscribed.resumable if pattern not in self._entries]:
+            # While the others were subscribed.
+            asyncio.get_running_loop().call_soon(self._owner.patterns_ended, ended, no_longer_allowed(ended))
         if command.start is None:
             return success_reply(command, patterns, active)
         recovered = UNSET if subscribed.recovered is None else subscribed.recovered
@@ -178,6 +165,21 @@ class SessionHistory:
         """Let the session report the status of NATS after the reply, because its subscriptions have changed."""
         asyncio.get_running_loop().call_soon(self._owner.nats_changed)
 
+    async def _subscribe_all(
+        self, command: Command, start: Start, new: Sequence[str], subscriptions: Subscriptions, seconds: float
+    ) -> tuple[Subscribed, Resumption | None]:
+        """Subscribe as `_subscribe` does, again if the permissions change meanwhile so that they end a pattern."""
+        is_query, self._is_query = self._is_query, False
+        while True:
+            grants = await self._authorize(command, new, subscriptions, seconds)
+            updates = subscriptions.permission_updates
+            subscribed, resumption = await self._subscribe(command, start, grants, seconds, is_query=is_query)
+            names = {*subscribed.resumable, *subscribed.others}
+            if updates == subscriptions.permission_updates or names.issuperset(new):
+                return subscribed, resumption
+            if resumption is not None:
+                self._give_up(resumption)
+
     async def _authorize(
         self, command: Command, patterns: Sequence[str], subscriptions: Subscriptions, seconds: float
     ) -> list[Grant]:
@@ -192,7 +194,7 @@ class SessionHistory:
             grants = subscriptions.policy.authorize(subscriptions.permissions, patterns, held)
             check_start(command, grants, self._owner.allows_history, None)
             await self._know_streams(grants, seconds)
-            if self._is_closed:
+            if self._owner.closed:
                 raise UnknownSession("No such session")
             if subscriptions.permission_updates == updates:
                 check_start(command, grants, self._owner.allows_history, self._streams)
@@ -203,7 +205,7 @@ class SessionHistory:
             raise InvalidCommand(f"'last' must be at most {self._settings.max_replay_messages}")
 
     async def _subscribe(
-        self, command: Command, start: Start, grants: Sequence[Grant], seconds: float
+        self, command: Command, start: Start, grants: Sequence[Grant], seconds: float, *, is_query: bool
     ) -> tuple[Subscribed, Resumption | None]:
         """Subscribe to the patterns that a stream holds, from the point that the command names.
 
@@ -221,9 +223,8 @@ class SessionHistory:
         held = {grant: feed for grant, feed in feeds.items() if feed is not None}
         if not held:
             return Subscribed([], missing, True, None), None
-        entries = self._claim(held)
+        entries = self._claim(held, is_query=is_query)
         points = None if after is None else decode_position(after) or {}
-        is_query, self._is_query = self._is_query, False
         resumption = self._resume(entries, points, start, is_allowed=is_allowed, has_lines=is_query)
         try:
             async with asyncio.timeout(seconds):
@@ -233,7 +234,7 @@ class SessionHistory:
         except BaseException:
             self._give_up(resumption)
             raise
-        if self._is_closed:
+        if self._owner.closed:
             raise UnknownSession("No such session")
         if resumption.error is not None:
             self._give_up(resumption)
@@ -250,12 +251,12 @@ class SessionHistory:
                 if not feed.is_known and feed.may_hold(grant.real):
                     await feed.until_known(deadline - asyncio.get_running_loop().time())
 
-    def _claim(self, held: Mapping[Grant, Feed]) -> list[Entry]:
+    def _claim(self, held: Mapping[Grant, Feed], *, is_query: bool) -> list[Entry]:
         if len({*self._feeds(), *held.values()}) > _MAX_STREAMS:
             names = [grant.pattern for grant in held]
             raise SubscriptionLimitExceeded(f"At most {_MAX_STREAMS} streams for a session", names)
         real = [grant.real for grant in held]
-        if self._is_query:
+        if is_query:
             # The client has one position for all of these patterns, which may match one message twice.
             overlap = any(subjects.overlaps(*pair) for pair in combinations(real, 2))
             self._line = IdLine.BEFORE if overlap else IdLine.OWN
@@ -342,9 +343,9 @@ class SessionHistory:
                 followed = self._streams.follow(feed, entry.grant.real)
                 self._streams.release(entry.feed, entry.followed)
                 entry.feed, entry.followed = feed, followed
-        resumption.replay = self._replay(resumption.entries, cutoff)
+        self.remove_all(missing)
+        resumption.set_replay(self._replay(resumption.entries, cutoff))
         if missing:
-            self.remove_all(missing)
             self._owner.patterns_ended(missing, unavailable(missing))
         return True
 
@@ -389,10 +390,11 @@ class SessionHistory:
         self._shares.remove(self._owner.client, [entry.grant.real])
         for resumption, task in tuple(self._running.items()):
             if entry in resumption.entries:
-                resumption.entries.remove(entry)
+                resumption.remove(entry)
                 if not resumption.entries:
                     task.cancel()
-        feeds = self._live_feeds()
+        # A session that ends gets nothing more.
+        feeds = {} if self._is_closed else self._live_feeds()
         if entry.view is not None and entry.feed not in feeds and feeds:
             self._move_live(feeds)
 
@@ -413,8 +415,9 @@ class SessionHistory:
         for pattern, entry in tuple(self._entries.items()):
             grant = grant_of(pattern)
             if grant is None or grant.real != entry.grant.real:
-                ended.append(pattern)
                 self.remove(pattern)
+                if pattern not in self._unanswered:
+                    ended.append(pattern)
             elif grant != entry.grant:
                 view = entry.view
                 entry.set_grant(grant)
@@ -426,8 +429,7 @@ class SessionHistory:
         for resumption in self._running:
             # It may show the last seconds all the same, but not any more what the client has asked for.
             if resumption.reads_past and not all(self._owner.allows_history(each.grant) for each in resumption.entries):
-                resumption.reads_past = False
-                resumption.replay.skip_to_present("expired")
+                resumption.forbid_past()
         return ended
 
     def close(self, *, cut: bool = False) -> None:

@@ -6,7 +6,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 from ..auth.permissions import Grant
+from ..errors import BridgeError
 from ..hub.interest import View
+from ..hub.interfaces import Subscriber
 from ..log_limits import limited_logger
 from ..metrics.counters import Counters
 from ..protocol import encoding
@@ -24,7 +26,7 @@ from ..streams.slices import EncodedSlices
 from ..streams.snapshot import SnapshotTooLarge
 from ..streams.window import Record
 
-__all__ = ["Entry", "ReplayTarget", "Resumption"]
+__all__ = ["Entry", "HistoryOwner", "ReplayTarget", "Resumption"]
 
 logger = limited_logger()
 
@@ -105,6 +107,30 @@ class ReplayTarget(Protocol):
         """End subscriptions to patterns of which too many match one message."""
 
 
+class HistoryOwner(ReplayTarget, Subscriber, Protocol):
+    """A session, as its history uses it."""
+
+    @property
+    def client(self) -> str:
+        """The client of the session: its identity, or else its address."""
+        ...
+
+    @property
+    def transport(self) -> str:
+        """The client's transport."""
+        ...
+
+    def patterns_ended(self, patterns: list[str], error: BridgeError) -> None:
+        """Report subscriptions to the client that were ended."""
+
+    def nats_changed(self) -> None:
+        """Report the status of NATS to the client if it isn't known to it."""
+
+    def allows_history(self, grant: Grant) -> bool:
+        """Return whether the client may read the past of a pattern."""
+        ...
+
+
 class Resumption:
     """A replay for some entries of a session, in the background.
 
@@ -164,6 +190,7 @@ class Resumption:
         self._max_overlap = max_overlap
         self.reads_past = reads_past
         """True if the client needs a permission for what it reads."""
+        self._is_past_forbidden = False
         self._has_lines = has_lines
         self._has_failed = False
         self._needs_reading = False
@@ -177,6 +204,23 @@ class Resumption:
     def recovered(self) -> bool:
         """True if nothing is missing so far."""
         return self.replay.recovered and not self._has_failed
+
+    def remove(self, entry: Entry) -> None:
+        """Leave out an entry, because its subscription has ended."""
+        self.entries.remove(entry)
+        self.replay.leave({each.followed for each in self.entries})
+
+    def set_replay(self, replay: Replay) -> None:
+        """Replay other streams, because it wasn't known before which ones hold the patterns."""
+        self.replay = replay
+        if self._is_past_forbidden:
+            replay.skip_to_present("expired")
+
+    def forbid_past(self) -> None:
+        """Skip what is left of the past, because the client may not read it any more."""
+        self.reads_past = False
+        self._is_past_forbidden = True
+        self.replay.skip_to_present("expired")
 
     async def run(self, turn: asyncio.Lock) -> None:
         """Bring the entries to the present.
@@ -276,7 +320,8 @@ class Resumption:
         """Write a gap for each reason."""
         for missed in self.replay.take_missed():
             entries = [each for each in self.entries if each.followed.pattern in missed.patterns]
-            is_visible = len(entries) == 1 and not entries[0].grant.excluded and not entries[0].grant.alias
+            is_alone = len(entries) == len(missed.patterns) == 1
+            is_visible = is_alone and not entries[0].grant.excluded and not entries[0].grant.alias
             names = [each.grant.pattern for each in entries]
             if not names:
                 continue

@@ -7,7 +7,6 @@ from ..auth.permissions import Grant, Permissions
 from ..errors import (
     BridgeError,
     CloseCode,
-    ForbiddenSubject,
     OverlapLimitExceeded,
 )
 from ..hub.interest import View
@@ -35,7 +34,7 @@ from .context import SessionContext, encoded_status
 from .history import SessionHistory
 from .keepalive import Keepalive
 from .slow_consumer import SlowConsumer
-from .subscriptions import Subscriptions
+from .subscriptions import Subscriptions, no_longer_allowed
 
 __all__ = ["Session"]
 
@@ -373,7 +372,7 @@ class Session:
         if self._history is not None:
             ended += self._history.update_grants(self._subscriptions.grant_if_allowed)
         for pattern in ended:
-            self.subscription_ended(pattern, ForbiddenSubject(f"No longer allowed: '{pattern}'", [pattern]))
+            self.subscription_ended(pattern, no_longer_allowed([pattern]))
         if self._slow_consumer is not None:
             self._slow_consumer.drop_excluded(self._subscriptions.excludes)
 

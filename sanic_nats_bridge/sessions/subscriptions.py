@@ -11,7 +11,7 @@ from ..hub.interfaces import Subscriber
 from ..protocol.messages import quoted
 from .pattern_shares import PatternShares
 
-__all__ = ["Subscriptions"]
+__all__ = ["Subscriptions", "no_longer_allowed"]
 
 # In Python 3.11, a member of an enum takes longer to look up than several calls.
 _ACTIVE, _REFUSED = State.ACTIVE, State.REFUSED
@@ -270,3 +270,8 @@ class Subscriptions:
             return self.policy.grant(self.permissions, pattern)
         except (ForbiddenSubject, InvalidSubject):
             return None
+
+
+def no_longer_allowed(patterns: Sequence[str]) -> ForbiddenSubject:
+    """Return the error for patterns, as a client names them, that new permissions don't allow."""
+    return ForbiddenSubject(f"No longer allowed: {quoted(patterns)}", patterns)

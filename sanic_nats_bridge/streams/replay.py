@@ -1,6 +1,7 @@
 """One replay: from the positions of a client, or from a point that it names, to the present of its streams."""
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -65,8 +66,7 @@ class Replay:
         self.readers = tuple(readers)
         self._limits = limits
         self._cutoff = cutoff
-        self.positions: dict[Feed, Point] = {}
-        """The position in each stream up to which the client has everything."""
+        self._positions: dict[Feed, Point] = {}
         self._missed: list[tuple[GapReason, StreamReader, int | None]] = []
         """The gaps that weren't taken yet: the reason, the reader, and the number of messages if it is known."""
         self.reasons: set[GapReason] = set()
@@ -91,6 +91,17 @@ class Replay:
     def recovered(self) -> bool:
         """True if nothing is missing so far."""
         return not self._missed and not self.reasons
+
+    @property
+    def positions(self) -> dict[Feed, Point]:
+        """The position in each stream up to which the client has everything."""
+        feeds = [reader.feed for reader in self.readers]
+        return {feed: self._positions[feed] for feed in feeds if feed in self._positions}
+
+    def leave(self, followed: AbstractSet[Followed]) -> None:
+        """Stop reading streams on which none of these patterns is left. `positions` doesn't hold them any more."""
+        self.readers = tuple(reader for reader in self.readers if not followed.isdisjoint(reader.followed))
+        self._missed = [each for each in self._missed if each[1] in self.readers]
 
     def take_missed(self) -> list[Missed]:
         """Return what is missing since the last call, by reason."""
@@ -121,7 +132,7 @@ class Replay:
             SnapshotTooLarge: The last messages of all subjects are too many.
         """
         for reader in self.readers:
-            if reader not in self._prepared:
+            if reader not in self._prepared and reader in self.readers:
                 known = len(self._missed)
                 try:
                     await self._prepare(reader, points, start)
@@ -185,7 +196,7 @@ class Replay:
 
     def _begin(self, reader: StreamReader, point: Point) -> None:
         reader.move_to(point)
-        self.positions[reader.feed] = point
+        self._positions[reader.feed] = point
         self._ready[reader] = []
         self._counts.pop(reader, None)
 
@@ -221,10 +232,10 @@ class Replay:
         self._ready[reader] = hits
         if hits:
             # A client that is cut off in the middle of a state must get all of it again.
-            self.positions[reader.feed] = NOWHERE
+            self._positions[reader.feed] = NOWHERE
             self._state_of[reader] = point
         else:
-            self.positions[reader.feed] = point if point.seq >= settled else NOWHERE
+            self._positions[reader.feed] = point if point.seq >= settled else NOWHERE
 
     async def _begin_last(self, reader: StreamReader, count: int, info: StreamInfo) -> None:
         """Move a reader to the beginning of the last messages of its patterns, so many of each."""
@@ -263,7 +274,7 @@ class Replay:
 
     async def _cut(self, reader: StreamReader, most: int) -> None:
         """Move a reader to its newest messages."""
-        counts, before, end = self._counts[reader], self.positions[reader.feed], reader.end
+        counts, before, end = self._counts[reader], self._positions[reader.feed], reader.end
         if reader.is_in_windows and sum(reader.count_in_windows()) >= most:
             self._begin(reader, reader.newest_in_windows(most))
         else:
@@ -310,7 +321,7 @@ class Replay:
         if not all(reader.is_in_windows and reader.awaited <= reader.feed.seq for reader in self.readers):
             return None
         for reader in self.readers:
-            self.positions[reader.feed] = reader.feed.point
+            self._positions[reader.feed] = reader.feed.point
         return []
 
     def take_window(self, most: int) -> Sequence[Record]:
@@ -328,11 +339,14 @@ class Replay:
         if records:
             last = records[-1]
             reader.seq = last.seq
-            self.positions[reader.feed] = Point(last.seq, last.time)
+            self._positions[reader.feed] = Point(last.seq, last.time)
         return records
 
     def _notice_changes(self) -> None:
         """Go on at the present end of each stream that isn't the same any more, or must not be read."""
+        if self._skips is not None:
+            # The client may not know any more how many messages there were.
+            self._missed = [(reason, reader, None) for reason, reader, _ in self._missed]
         for reader in self.readers:
             is_reset = self._lives[reader] != reader.feed.life
             if is_reset or self._skips is not None:
@@ -356,7 +370,7 @@ class Replay:
                 point = self._state_of.pop(reader)
                 if point.seq >= self._settled[reader]:
                     steps[-1] = steps[-1]._replace(point=point)
-        self.positions[feed] = steps[-1].point
+        self._positions[feed] = steps[-1].point
         return steps
 
     async def read(self) -> None:

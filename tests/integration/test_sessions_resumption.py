@@ -8,13 +8,11 @@ from typing import Any
 import pytest
 
 from sanic_nats_bridge import Permissions
-from sanic_nats_bridge.sessions import resumption as resumption_module
-from sanic_nats_bridge.sessions.resumption import Resumption
 from sanic_nats_bridge.streams.replay import Replay
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import Bridge, running, until
 from tests.support.raw import session_of
-from tests.support.streams import Stream, read_to
+from tests.support.streams import Stream, halting, read_to
 
 
 @pytest.fixture(scope="module")
@@ -25,20 +23,7 @@ def server() -> Iterator[NatsServer]:
 
 @pytest.fixture
 def halted(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
-    """Let each replay write two messages, and wait for this event before the next ones."""
-    event = asyncio.Event()
-    original = Resumption._wait_for_client
-    begun: dict[Resumption, None] = {}
-
-    async def wait(self: Resumption) -> None:
-        await original(self)
-        if self in begun:
-            await event.wait()
-        begun[self] = None
-
-    monkeypatch.setattr(resumption_module, "_MESSAGES_PER_TURN", 2)
-    monkeypatch.setattr(Resumption, "_wait_for_client", wait)
-    return event
+    return halting(monkeypatch)
 
 
 def settings(stream: Stream, **options: Any) -> dict[str, Any]:

@@ -8,15 +8,18 @@ from typing import Any, Self
 from uuid import uuid4
 
 import nats
+import pytest
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.api import StreamConfig
 
+from sanic_nats_bridge.sessions import resumption as resumption_module
+from sanic_nats_bridge.sessions.resumption import Resumption
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import WAIT_SECONDS, EventClient, WebSocketClient
 from tests.support.clock import moment
 
-__all__ = ["Stream", "read_to"]
+__all__ = ["Stream", "halting", "read_to"]
 
 
 class Stream:
@@ -83,3 +86,20 @@ async def read_to(client: WebSocketClient | EventClient, kind: str) -> list[dict
     while frames[-1]["type"] != kind:
         frames.append(await client.frame())
     return frames
+
+
+def halting(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Let each replay write two messages, and wait for the returned event before the next ones."""
+    event = asyncio.Event()
+    original = Resumption._wait_for_client
+    begun: dict[Resumption, None] = {}
+
+    async def wait(self: Resumption) -> None:
+        await original(self)
+        if self in begun:
+            await event.wait()
+        begun[self] = None
+
+    monkeypatch.setattr(resumption_module, "_MESSAGES_PER_TURN", 2)
+    monkeypatch.setattr(Resumption, "_wait_for_client", wait)
+    return event
