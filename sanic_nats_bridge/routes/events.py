@@ -38,7 +38,7 @@ def add_event_route(blueprint: Blueprint, sessions: SessionRegistry, cross_origi
             return misdirected("subscribe")
         with sessions.pending_connections.connecting(client_address(request)) as pending:
             try:
-                decision = await _decide(request, sessions)
+                decision = await _decide(request, sessions, pending)
             except BridgeError as error:
                 sessions.count_rejected(error)
                 return rejection_response(error, "subscribe")
@@ -64,7 +64,9 @@ def add_event_route(blueprint: Blueprint, sessions: SessionRegistry, cross_origi
     blueprint.add_route(events, "/events", methods=["GET", "HEAD"], name="events")
 
 
-async def _decide(request: Request, sessions: SessionRegistry) -> tuple[Permissions, Command | None] | Close:
+async def _decide(
+    request: Request, sessions: SessionRegistry, pending: PendingConnection
+) -> tuple[Permissions, Command | None] | Close:
     """Return the permissions and the first command of a new session, or a ``close`` frame for a temporary error.
 
     Raises:
@@ -72,7 +74,7 @@ async def _decide(request: Request, sessions: SessionRegistry) -> tuple[Permissi
     """
     try:
         sessions.request_limiter.count(client_address(request))
-        return await _authorize(request, sessions)
+        return await _authorize(request, sessions, pending)
     except RateLimitExceeded as error:
         if not _is_event_source(request):
             raise
@@ -80,7 +82,9 @@ async def _decide(request: Request, sessions: SessionRegistry) -> tuple[Permissi
         return sessions.close_frame_for(error)
 
 
-async def _authorize(request: Request, sessions: SessionRegistry) -> tuple[Permissions, Command | None] | Close:
+async def _authorize(
+    request: Request, sessions: SessionRegistry, pending: PendingConnection
+) -> tuple[Permissions, Command | None] | Close:
     query, has_history = dict(request.get_args(keep_blank_values=True)), bool(sessions.settings.streams)
     command = query_command(query, request.headers.get("last-event-id"), history=has_history)
     patterns = [] if command is None else sessions.policy.validate(command.patterns)
@@ -92,6 +96,8 @@ async def _authorize(request: Request, sessions: SessionRegistry) -> tuple[Permi
         permissions = await get_permissions(request, sessions)
     except (InternalError, UnreachableSession) as error:
         return sessions.close_frame_for(error)
+    # Updates that came while the app was asked. A revoked client gets a `close` frame later.
+    permissions = pending.current_permissions(permissions) or permissions
     grants = sessions.policy.authorize(permissions, patterns)
     if command is not None and sessions.streams is not None:
         check_start(command, grants, permissions.allows_history, sessions.streams)

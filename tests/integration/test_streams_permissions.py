@@ -127,6 +127,49 @@ async def test_history_that_is_taken_away_before_the_stream_is_known(server: Nat
             assert [frame["type"] for frame in frames if frame["type"] != "status"] == ["gap", "caught_up"]
 
 
+async def test_event_stream_has_the_permissions_that_came_while_the_app_was_asked(server: NatsServer) -> None:
+    async with Stream.made(server) as stream:
+        await stream.store("a", 1)
+        asked, answering = asyncio.Event(), asyncio.Event()
+
+        async def permissions(_: object) -> Permissions:
+            asked.set()
+            await answering.wait()
+            return permitting("other.>")
+
+        options: dict[str, Any] = {"streams": {stream.name: None}, "permissions": permissions}
+        async with running(servers=server.url, **options) as bridge:
+            url = f"{bridge.url}/events?subjects={stream.all}&from=all"
+            opening = asyncio.create_task(bridge.http.get(url).__aenter__())
+            await asked.wait()
+            await bridge.extension.update_permissions(permitting(stream.all), identity="u")
+            answering.set()
+            response = await opening
+            status = response.status
+            response.close()
+            assert status == 200
+
+
+async def test_event_stream_is_refused_what_was_forbidden_while_the_app_was_asked(server: NatsServer) -> None:
+    async with Stream.made(server) as stream:
+        asked, answering = asyncio.Event(), asyncio.Event()
+
+        async def permissions(_: object) -> Permissions:
+            asked.set()
+            await answering.wait()
+            return permitting(stream.all)
+
+        options: dict[str, Any] = {"streams": {stream.name: None}, "permissions": permissions}
+        async with running(servers=server.url, **options) as bridge:
+            url = f"{bridge.url}/events?subjects={stream.all}&from=all"
+            opening = asyncio.create_task(bridge.http.get(url).__aenter__())
+            await asked.wait()
+            await bridge.extension.update_permissions(permitting(stream.all, history=False), identity="u")
+            answering.set()
+            response = await opening
+            assert (response.status, (await response.json())["code"]) == (403, "history.forbidden")
+
+
 async def test_pattern_that_changes_its_meaning_while_it_is_subscribed_is_resumed_anew(
     server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
