@@ -20,7 +20,7 @@ from ..streams.followed import Channel, Followed, IdLine
 from ..streams.hub import StreamHub
 from ..streams.judgement import cutoff_of
 from ..streams.positions import Point, decode_position
-from ..streams.replay import Replay, ReplayLimits
+from ..streams.replay import Replay
 from .pattern_shares import PatternShares
 from .resumption import Entry, HistoryOwner, Resumption
 from .starts import Subscribed, check_start, unavailable
@@ -54,6 +54,8 @@ class SessionHistory:
         self._entries: dict[str, Entry] = {}
         self._running: dict[Resumption, asyncio.Task[None]] = {}
         """The replays in progress."""
+        self._query: Resumption | None = None
+        """The replay of the query, until it is live. No ``id:`` line of others may pass its position."""
         self._turn = asyncio.Lock()
         self._skipped: dict[Feed, Point] = {}
         """For each stream of which the slow client has skipped messages, the position before the first of them."""
@@ -61,7 +63,7 @@ class SessionHistory:
         self._is_query = False
         """True if the next command is that of the query of an event stream."""
         self._unanswered: set[str] = set()
-        """The patterns of the command in progress. The client isn't told that they have ended."""
+        """The patterns of the command in progress. The client isn't notified when they end."""
         self._line = IdLine.NONE if owner.transport == "sse" else IdLine.OWN
         """The ``id:`` lines of live messages on an event stream: none, unless the query has a start."""
         streams.add_subscriber(self)
@@ -91,6 +93,20 @@ class SessionHistory:
 
     def _live_points(self) -> dict[Feed, Point]:
         return {feed: feed.point for feed in self._live_feeds()}
+
+    def _points(self) -> dict[Feed, Point]:
+        """Return the positions in streams whose messages the client gets, or would get if it weren't slow."""
+        points = self._live_points()
+        for resumption in self._running:
+            if not resumption.announces:
+                points |= resumption.positions
+        return points
+
+    def _catching_up(self, resumption: Resumption) -> list[asyncio.Task[None]]:
+        """Return the other replays that send what the slow client has skipped, for subscriptions that were live."""
+        if not resumption.announces:
+            return []
+        return [task for each, task in self._running.items() if not each.announces]
 
     def _live_feeds(self) -> dict[Feed, None]:
         return {each.feed: None for each in self._entries.values() if each.view is not None}
@@ -130,7 +146,8 @@ class SessionHistory:
         seconds = self._settings.confirm_timeout
         subscribed, resumption = _NONE, None
         if command.start is not None:
-            self._check_start(command.start)
+            if command.start.count > self._settings.max_replay_messages:
+                raise InvalidCommand(f"'last' must be at most {self._settings.max_replay_messages}")
             count(len(new) + (_PATTERNS_OF_REPLAY if command.start.kind != "new" else 0))
             subscribed, resumption = await self._subscribe_all(command, command.start, new, subscriptions, seconds)
         resumable = [pattern for pattern in patterns if pattern in self._entries]
@@ -193,16 +210,12 @@ class SessionHistory:
             held = {*self._entries, *subscriptions.patterns}
             grants = subscriptions.policy.authorize(subscriptions.permissions, patterns, held)
             check_start(command, grants, self._owner.allows_history, None)
-            await self._know_streams(grants, seconds)
+            await self._streams.until_known([grant.real for grant in grants], seconds)
             if self._owner.closed:
                 raise UnknownSession("No such session")
             if subscriptions.permission_updates == updates:
                 check_start(command, grants, self._owner.allows_history, self._streams)
                 return grants
-
-    def _check_start(self, start: Start) -> None:
-        if start.count > self._settings.max_replay_messages:
-            raise InvalidCommand(f"'last' must be at most {self._settings.max_replay_messages}")
 
     async def _subscribe(
         self, command: Command, start: Start, grants: Sequence[Grant], seconds: float, *, is_query: bool
@@ -226,6 +239,8 @@ class SessionHistory:
         entries = self._claim(held, is_query=is_query)
         points = None if after is None else decode_position(after) or {}
         resumption = self._resume(entries, points, start, is_allowed=is_allowed, has_lines=is_query)
+        if is_query:
+            self._query = resumption
         try:
             async with asyncio.timeout(seconds):
                 await resumption.prepared.wait()
@@ -242,14 +257,6 @@ class SessionHistory:
         is_known = resumption.prepared.is_set()
         patterns = [entry.grant.pattern for entry in resumption.entries]
         return Subscribed(patterns, missing, is_known, resumption.recovered if is_known else None), resumption
-
-    async def _know_streams(self, grants: Sequence[Grant], seconds: float) -> None:
-        """Wait until it is known which streams hold these patterns, or the seconds have passed."""
-        deadline = asyncio.get_running_loop().time() + seconds
-        for grant in grants:
-            for feed in self._streams.feeds:
-                if not feed.is_known and feed.may_hold(grant.real):
-                    await feed.until_known(deadline - asyncio.get_running_loop().time())
 
     def _claim(self, held: Mapping[Grant, Feed], *, is_query: bool) -> list[Entry]:
         if len({*self._feeds(), *held.values()}) > _MAX_STREAMS:
@@ -296,7 +303,8 @@ class SessionHistory:
             start,
             attach=self._attach,
             bind=partial(self._bind, cutoff=cutoff),
-            others=self._live_points,
+            others=self._points,
+            awaited=self._catching_up,
             announces=announces,
             has_lines=has_lines,
             slices=self._streams.slices,
@@ -308,19 +316,16 @@ class SessionHistory:
         self._streams.counters.replays[begin] += 1
         task = asyncio.create_task(resumption.run(self._turn), name="natsbridge-replay")
         self._running[resumption] = task
-        task.add_done_callback(lambda _: self._running.pop(resumption, None))
+        task.add_done_callback(lambda _: self._ended(resumption))
         return resumption
 
+    def _ended(self, resumption: Resumption) -> None:
+        self._running.pop(resumption, None)
+        if self._query is resumption:
+            self._query = None
+
     def _replay(self, entries: Sequence[Entry], cutoff: int | None) -> Replay:
-        settings = self._settings
-        limits = ReplayLimits(settings.max_replay_messages, settings.max_replay_bytes, settings.max_snapshot_subjects)
-        by_feed: dict[Feed, list[Followed]] = {}
-        for entry in entries:
-            followed = by_feed.setdefault(entry.feed, [])
-            if entry.followed not in followed:
-                followed.append(entry.followed)
-        readers = [self._streams.reader(feed, followed, feed.point) for feed, followed in by_feed.items()]
-        return Replay(readers, limits, cutoff)
+        return self._streams.replay([(entry.feed, entry.followed) for entry in entries], cutoff)
 
     async def _bind(self, resumption: Resumption, cutoff: int | None) -> bool:
         """Move subscriptions to the streams that hold them, if that was not known before; return whether it is now.
@@ -330,7 +335,7 @@ class SessionHistory:
         unknown = [entry for entry in resumption.entries if not entry.is_bound]
         if not unknown:
             return True
-        await self._know_streams([entry.grant for entry in unknown], _KNOWN_SECONDS)
+        await self._streams.until_known([entry.grant.real for entry in unknown], _KNOWN_SECONDS)
         feeds = {entry: self._streams.find(entry.grant.real) for entry in unknown if entry in resumption.entries}
         if any(feed is not None and not feed.is_known for feed in feeds.values()):
             return False
@@ -355,29 +360,31 @@ class SessionHistory:
 
     def _attach(self, resumption: Resumption) -> None:
         """Make the entries of a resumption live, in the turn in which all of their old messages were written."""
-        self._running.pop(resumption, None)
+        was_query = self._query is resumption
+        self._ended(resumption)
         # It may end this session, which must not be attached then.
         self._streams.flush()
         if self._is_closed:
             return
         before = self._live_feeds()
         scope_feeds = {**before, **dict.fromkeys(entry.feed for entry in resumption.entries)}
-        if scope_feeds.keys() != before.keys():
+        if was_query or scope_feeds.keys() != before.keys():
             self._move_live(scope_feeds)
         for entry in resumption.entries:
-            entry.view = self._streams.attach(
-                self._owner, entry.followed, entry.grant, self._streams.scope(scope_feeds, entry.line)
-            )
+            self._attach_entry(entry, scope_feeds)
         resumption.entries = []
+
+    def _attach_entry(self, entry: Entry, feeds: Collection[Feed]) -> None:
+        line = entry.line if self._query is None else IdLine.NONE
+        scope = self._streams.scope(feeds, line)
+        entry.view = self._streams.attach(self._owner, entry.followed, entry.grant, scope)
 
     def _move_live(self, feeds: Collection[Feed]) -> None:
         """Give the live messages ids that hold these streams."""
         for entry in self._entries.values():
             if entry.view is not None:
                 self._streams.detach(self._owner, entry.view)
-                entry.view = self._streams.attach(
-                    self._owner, entry.followed, entry.grant, self._streams.scope(feeds, entry.line)
-                )
+                self._attach_entry(entry, feeds)
 
     def remove(self, pattern: str, *, cut: bool = False) -> None:
         """End a subscription. With ``cut``, messages that aren't written yet are dropped."""
@@ -462,7 +469,8 @@ class SessionHistory:
             self._streams.detach(self._owner, entry.view)
             entry.view = None
         by_key = {feed.key: point for feed, point in points.items()}
-        resumption = self._resume(entries, by_key, Start("new"), is_allowed=True, has_lines=True, announces=False)
+        has_lines = self._query is None
+        resumption = self._resume(entries, by_key, Start("new"), is_allowed=True, has_lines=has_lines, announces=False)
         resumption.ordered.set()
 
     # Called by the streams

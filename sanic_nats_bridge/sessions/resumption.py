@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 from ..auth.permissions import Grant
@@ -74,6 +74,7 @@ class ReplayTarget(Protocol):
     """A session, as a resumption uses it."""
 
     closed: bool
+    is_writable: bool
 
     @property
     def wire_format(self) -> WireFormat:
@@ -90,6 +91,9 @@ class ReplayTarget(Protocol):
 
     def send(self, frame: Frame) -> None:
         """Write a frame after all messages received so far."""
+
+    def flush(self) -> None:
+        """Write all live messages received so far. It may end the session, or make the client a slow one."""
 
     async def wait_until_writable(self) -> None:
         """Wait until the client has caught up or the session has ended."""
@@ -142,7 +146,10 @@ class Resumption:
         start: The point from which streams without a position are read.
         attach: Called in the turn of the event loop in which the last old message was written.
         bind: Called until it returns true. It moves entries to other streams, if it wasn't known which ones hold them.
-        others: Returns the positions of the session in streams that its other subscriptions follow live.
+        others: Returns the positions of the session in streams that its other subscriptions follow live, or did until
+            they were skipped.
+        awaited: Returns the replays that must end before these entries are live. Otherwise their ids would pass
+            messages that the slow client has skipped.
         announces: Whether a ``caught_up`` follows the messages. It doesn't for a slow consumer.
         slices: The encoded messages that clients share.
         max_overlap: The largest number of patterns that match one message.
@@ -162,6 +169,7 @@ class Resumption:
         attach: Callable[["Resumption"], None],
         bind: Callable[["Resumption"], Awaitable[bool]],
         others: Callable[[], dict[Feed, Point]],
+        awaited: Callable[["Resumption"], Collection[asyncio.Task[None]]],
         counters: Counters,
         announces: bool = True,
         has_lines: bool = False,
@@ -184,8 +192,11 @@ class Resumption:
         self._attach = attach
         self._bind = bind
         self._others = others
+        self._awaited = awaited
+        self._waits = False
+        """True if everything was written, but another replay must end first."""
         self._counters = counters
-        self._announces = announces
+        self.announces = announces
         self._slices = slices
         self._max_overlap = max_overlap
         self.reads_past = reads_past
@@ -201,12 +212,21 @@ class Resumption:
         self._backoff = _FIRST_BACKOFF
 
     @property
+    def positions(self) -> dict[Feed, Point]:
+        """The position in each stream up to which the client has everything, as far as is known."""
+        found = self.replay.positions
+        for feed in {entry.feed: None for entry in self.entries}:
+            if feed not in found and self._points is not None and feed.key in self._points:
+                found[feed] = self._points[feed.key]
+        return found
+
+    @property
     def recovered(self) -> bool:
         """True if nothing is missing so far."""
         return self.replay.recovered and not self._has_failed
 
     def remove(self, entry: Entry) -> None:
-        """Leave out an entry, because its subscription has ended."""
+        """Drop an entry, because its subscription has ended."""
         self.entries.remove(entry)
         self.replay.leave({each.followed for each in self.entries})
 
@@ -251,14 +271,32 @@ class Resumption:
         await self.ordered.wait()
         if self.error is not None:
             return
-        async with turn:
-            while not self._target.closed and self.entries:
-                await self._wait_for_client()
-                if self._target.closed or not self.entries or self._continue():
-                    return
-                await asyncio.sleep(0)
-                if self._needs_reading:
-                    await self._read()
+        while True:
+            async with turn:
+                await self._write_all()
+            if not self._waits:
+                return
+            self._waits = False
+            if tasks := self._awaited(self):
+                await asyncio.wait(tasks)
+
+    async def _write_all(self) -> None:
+        """Write all messages. Then the entries are live, or the session has ended, or they wait for another replay."""
+        while not self._target.closed and self.entries:
+            await self._wait_for_client()
+            if not self._is_up_to_date() or not self.entries:
+                continue
+            if self._continue():
+                return
+            await asyncio.sleep(0)
+            if self._needs_reading:
+                await self._read()
+
+    def _is_up_to_date(self) -> bool:
+        """Write the live messages received so far, whose positions are in the ids; return whether more may follow."""
+        if self._others() and not self._target.closed:
+            self._target.flush()
+        return self._target.is_writable and not self._target.closed
 
     async def _prepare(self) -> bool:
         try:
@@ -287,7 +325,7 @@ class Resumption:
         self._target.expire_due()
 
     def _continue(self) -> bool:
-        """Write some messages; return whether the entries are live now."""
+        """Write some messages; return whether none is left. Then the entries are live, or wait."""
         records = self.replay.take_window(_MESSAGES_PER_TURN)
         steps = [] if records else self.replay.take_present(_MESSAGES_PER_TURN)
         self._report_missed()
@@ -299,7 +337,9 @@ class Resumption:
             self._write(steps)
         if steps is None or steps:
             return False
-        self._finish()
+        self._waits = bool(self._awaited(self))
+        if not self._waits:
+            self._finish()
         return True
 
     async def _read(self) -> None:
@@ -402,7 +442,7 @@ class Resumption:
         for reason in self.replay.reasons:
             self._counters.replay_results[reason] += 1
         self._attach(self)
-        if not self._announces or self._target.closed:
+        if not self.announces or self._target.closed:
             return
         position = position_of(self._others())
         frame = CaughtUp(subjects=names, replayed=self.replayed, recovered=self.recovered, position=position)

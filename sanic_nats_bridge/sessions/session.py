@@ -149,6 +149,10 @@ class Session:
         if not self.closed:
             self._transport.send(frame)
 
+    def flush(self) -> None:
+        """Write all messages received so far. It may end the session."""
+        self._context.hub.flush_to(self)
+
     def _catch_up(self) -> None:
         """Write the messages that are left of the last flush. It may end the session."""
         if self._context.hub.is_behind and not self.closed:
@@ -217,8 +221,8 @@ class Session:
 
     def _position(self) -> str:
         """Return the position up to which the client has everything, or an empty string."""
-        # The position includes the messages that were gathered, but aren't written yet. It may end the session.
-        self._context.hub.flush_to(self)
+        # The position includes the messages that were gathered, but aren't written yet.
+        self.flush()
         return "" if self.closed or self._history is None or not self.is_writable else self._history.position()
 
     def allows_history(self, grant: Grant) -> bool:

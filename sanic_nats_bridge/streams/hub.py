@@ -6,7 +6,7 @@ path of messages without history stays as it is.
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Protocol
 
 from ..auth.permissions import Grant
@@ -26,6 +26,7 @@ from .followed import Channel, Followed, IdLine, Scope
 from .jetstream import JetStream, JetStreamError, PermissionMissing, StreamInfo, StreamMissing
 from .positions import MAX_PARTS, Point, PointEncoder, join_parts, stream_key
 from .reader import StreamReader
+from .replay import Replay, ReplayLimits
 from .requirements import holds, problem_of
 from .slices import EncodedSlices
 from .turns import Turns
@@ -114,6 +115,14 @@ class StreamHub:
                 return feed
         return None
 
+    async def until_known(self, patterns: Sequence[str], seconds: float) -> None:
+        """Wait until it is known which streams hold these real patterns, or the seconds have passed."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        for pattern in patterns:
+            for feed in self.feeds:
+                if not feed.is_known and feed.may_hold(pattern):
+                    await feed.until_known(deadline - asyncio.get_running_loop().time())
+
     def follow(self, feed: Feed, pattern: str) -> Followed:
         """Claim a pattern of a stream. The caller must release it.
 
@@ -153,6 +162,21 @@ class StreamHub:
     def reader(self, feed: Feed, followed: list[Followed], point: Point) -> StreamReader:
         """Return a reader of these patterns of one stream."""
         return StreamReader(feed, followed, point, self.turns, self.headers)
+
+    def replay(self, patterns: Iterable[tuple[Feed, Followed]], cutoff: int | None) -> Replay:
+        """Return a replay of claimed patterns, each on one stream.
+
+        Args:
+            patterns: The patterns.
+            cutoff: The time before which no message may be sent to the client, in Unix milliseconds, or ``None``.
+        """
+        settings = self._settings
+        limits = ReplayLimits(settings.max_replay_messages, settings.max_replay_bytes, settings.max_snapshot_subjects)
+        by_feed: dict[Feed, dict[Followed, None]] = {}
+        for feed, followed in patterns:
+            by_feed.setdefault(feed, {})[followed] = None
+        readers = [self.reader(feed, list(followed), feed.point) for feed, followed in by_feed.items()]
+        return Replay(readers, limits, cutoff)
 
     async def position(self, patterns: Sequence[str]) -> str:
         """Return the present position in the streams that hold these real patterns, by the word of their leaders.

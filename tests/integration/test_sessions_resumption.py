@@ -1,6 +1,7 @@
 """Replays that something interrupts, with a real nats-server."""
 
 import asyncio
+import json
 from collections.abc import Iterator
 from itertools import combinations
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from sanic_nats_bridge import Permissions
+from sanic_nats_bridge.sessions.resumption import Resumption
 from sanic_nats_bridge.streams.replay import Replay
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import Bridge, running, until
@@ -177,3 +179,78 @@ async def test_fault_in_a_replay_is_a_gap(
             assert "A replay has failed" in caplog.text
             await stream.store("a", 2)
             assert await client.data(1) == [2]
+
+
+async def test_subscription_waits_for_messages_that_the_slow_client_has_skipped(
+    server: NatsServer, halted: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, catching_up = Resumption._prepare, asyncio.Event()
+
+    async def prepare(self: Resumption) -> bool:
+        if not self.announces:
+            await catching_up.wait()
+        return await original(self)
+
+    monkeypatch.setattr(Resumption, "_prepare", prepare)
+    async with Stream.made(server) as stream, running(servers=server.url, **settings(stream)) as bridge:
+        await stream.store("old", *range(6))
+        async with bridge.websocket() as client:
+            await client.send({"subjects": [stream.subject("live")], "from": "new"})
+            await read_to(client, "caught_up")
+            await client.send({"subjects": [stream.subject("old")], "from": "all"})
+            await read_to(client, "message")
+            await client.data(1)
+            session = session_of(bridge, client.session)
+            session.pause_writing()
+            last = await stream.store("live", "skipped")
+            hub = bridge.runtime.sessions.streams
+            assert hub is not None
+            await until(lambda: hub.feeds[0].seq == last)
+            session._context.hub.flush_to(session)
+            session.resume_writing()
+            halted.set()
+            assert await client.data(4) == [2, 3, 4, 5]
+            # The next messages of the other subscription would have ids that pass the skipped one.
+            await stream.store("old", 6)
+            catching_up.set()
+            frames = await read_to(client, "caught_up")
+            assert "skipped" in [frame.get("data") for frame in frames]
+
+
+async def test_events_have_no_ids_while_the_patterns_of_the_query_are_behind(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, caught_up = Resumption._prepare, asyncio.Event()
+
+    async def prepare(self: Resumption) -> bool:
+        if self._has_lines:
+            await caught_up.wait()
+        return await original(self)
+
+    monkeypatch.setattr(Resumption, "_prepare", prepare)
+    async with Stream.made(server) as stream:
+        await stream.store("query", 1)
+        options = settings(stream) | {"confirm_timeout": 0.1}
+        async with running(servers=server.url, **options) as bridge:
+            url = f"{bridge.url}/events?subjects={stream.subject('query')}&from=all"
+            async with bridge.http.get(url) as response:
+
+                async def event() -> dict[str, str]:
+                    block = (await response.content.readuntil(b"\n\n")).decode()
+                    return dict(line.split(": ", 1) for line in block.splitlines() if line)
+
+                session = json.loads((await event())["data"])["session"]
+                await event()
+                body = {"session": session, "subjects": [stream.subject("post")], "from": "new"}
+                assert (await bridge.post("/subscribe", body))[0] == 200
+                while "caught_up" not in (await event())["data"]:
+                    pass
+                await stream.store("post", 2)
+                message = await event()
+                assert (json.loads(message["data"])["data"], "id" in message) == (2, False)
+                caught_up.set()
+                while "caught_up" not in (await event())["data"]:
+                    pass
+                await stream.store("post", 3)
+                message = await event()
+                assert (json.loads(message["data"])["data"], "id" in message) == (3, True)

@@ -56,3 +56,24 @@ async def test_skipped_messages_precede_those_that_are_gathered(server: NatsServ
         session.resume_writing()
         await stream.store("a", 3)
         assert await client.data(3) == [1, 2, 3]
+
+
+async def test_ids_of_old_messages_pass_no_message_that_is_gathered(server: NatsServer) -> None:
+    async with Stream.made(server) as old, Stream.made(server) as live:
+        settings: dict[str, Any] = {"subscribe": [">"], "history": [">"], "flush_interval": 1.0}
+        await old.store("a", "old", "older")
+        streams = {old.name: None, live.name: None}
+        async with running(servers=server.url, streams=streams, **settings) as bridge, bridge.websocket() as client:
+            await client.send({"subjects": [live.all], "from": "new"})
+            await read_to(client, "caught_up")
+            hub = bridge.runtime.sessions.streams
+            assert hub is not None
+            feed = hub.feeds[1]
+            await live.store("a", "live")
+            await until(lambda: feed.seq == 1)
+            await client.send({"subjects": [old.all], "from": "all"})
+            received = 0
+            for frame in await read_to(client, "caught_up"):
+                received += frame.get("data") == "live"
+                points = decode_position(frame.get("id", frame.get("position", ""))) or {}
+                assert feed.key not in points or points[feed.key].seq <= received

@@ -72,7 +72,7 @@ async def test_ids_hold_no_stream_that_is_not_allowed_any_more(server: NatsServe
             assert keys(frames) == [[feed.key]] * 5
 
 
-async def test_ids_hold_no_stream_whose_pattern_was_unsubscribed(server: NatsServer, halted: asyncio.Event) -> None:
+async def test_ids_hold_no_stream_of_a_pattern_that_was_unsubscribed(server: NatsServer, halted: asyncio.Event) -> None:
     async with Stream.made(server) as one, Stream.made(server) as two:
         await one.store("a", *range(6))
         await two.store("a", *range(6))
@@ -150,7 +150,7 @@ async def test_event_stream_has_the_permissions_that_came_while_the_app_was_aske
             assert status == 200
 
 
-async def test_event_stream_is_refused_what_was_forbidden_while_the_app_was_asked(server: NatsServer) -> None:
+async def test_event_stream_fails_if_its_past_was_forbidden_while_the_app_was_asked(server: NatsServer) -> None:
     async with Stream.made(server) as stream:
         asked, answering = asyncio.Event(), asyncio.Event()
 
@@ -170,7 +170,7 @@ async def test_event_stream_is_refused_what_was_forbidden_while_the_app_was_aske
             assert (response.status, (await response.json())["code"]) == (403, "history.forbidden")
 
 
-async def test_pattern_that_changes_its_meaning_while_it_is_subscribed_is_resumed_anew(
+async def test_pattern_that_changes_its_meaning_while_it_is_subscribed_is_replayed_again(
     server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with Stream.made(server) as stream:
@@ -238,7 +238,9 @@ async def test_revoked_session_gets_no_message_that_was_gathered(server: NatsSer
             assert (await client.frame())["type"] == "close"
 
 
-async def test_replay_of_an_expired_session_is_no_success(server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_subscribe_of_a_session_that_expires_meanwhile_fails(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with Stream.made(server) as stream:
         preparing, going_on = asyncio.Event(), asyncio.Event()
         prepare = Resumption._prepare
