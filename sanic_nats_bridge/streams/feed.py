@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from ..log_limits import limited_logger
 from ..protocol import encoding
 from ..protocol.stream_messages import Operation, operation_of
+from .awaited import AwaitedSequences
 from .followed import Followed
 from .heartbeats import flow_control_reply, last_of_consumer
 from .interfaces import FeedLink, FeedListener, FeedState
@@ -96,8 +97,7 @@ class Feed:
         self._known = asyncio.Event()
         self._pending: bytes | int = 0
         """The value of `lag`, which isn't decoded for each message."""
-        self._moved = asyncio.Event()
-        self._waiters = 0
+        self._awaited = AwaitedSequences()
         self._wake = asyncio.Event()
         self._broken = asyncio.Event()
         """Set when the present consumer can't go on."""
@@ -201,15 +201,9 @@ class Feed:
 
     async def until_at(self, seq: int, seconds: float) -> bool:
         """Wait until the feed has reached a sequence, or the seconds have passed; return whether it has."""
-        deadline = asyncio.get_running_loop().time() + seconds
-        self._waiters += 1
-        try:
-            while self.seq < seq:
-                self._moved.clear()
-                if not await _wait(self._moved, deadline - asyncio.get_running_loop().time()):
-                    break
-        finally:
-            self._waiters -= 1
+        if self.seq < seq:
+            with self._awaited.waiting(seq) as arrived:
+                await _wait(arrived, seconds)
         return self.seq >= seq
 
     # Running
@@ -217,7 +211,7 @@ class Feed:
     def start(self) -> None:
         """Run in the background."""
         # New ones, because an event belongs to the event loop in which it was first waited for.
-        self._current, self._moved, self._wake, self._broken, self._known = (asyncio.Event() for _ in range(5))
+        self._current, self._wake, self._broken, self._known = (asyncio.Event() for _ in range(4))
         self.is_current = False
         self._task = asyncio.create_task(self._run(), name=f"natsbridge-feed-{self.name}")
 
@@ -435,8 +429,8 @@ class Feed:
         if not self.time:
             self.anchor = Point(seq, time)
         self.seq, self.time, self._pending = seq, time, pending
-        if self._waiters:
-            self._moved.set()
+        if seq >= self._awaited.next:
+            self._awaited.arrived(seq)
         return must_wait
 
     def _lose(self, seq: int, followed: tuple[Followed, ...]) -> None:

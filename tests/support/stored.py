@@ -111,7 +111,7 @@ class FollowedStream:
             if followed:
                 self.hub.deliver(self.feed, record, followed)
             self.feed.seq, self.feed.time = record.seq, record.time
-            self.feed._moved.set()
+            self.feed._awaited.arrived(record.seq)
 
     def reader(self, *patterns: str) -> StreamReader:
         """Return a reader of patterns that are followed from now on, if they aren't already."""
