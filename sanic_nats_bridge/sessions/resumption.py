@@ -265,14 +265,16 @@ class Resumption:
             self.prepared.set()
 
     async def _run(self, turn: asyncio.Lock) -> None:
-        while not await self._prepare():
-            await self._pause()
-        self.prepared.set()
-        await self.ordered.wait()
-        if self.error is not None:
-            return
+        # The messages of a state are all read at once. A session has the memory for one at a time.
+        waits = self._start.kind == "last_per_subject"
+        if not waits:
+            await self._begin()
         while True:
             async with turn:
+                if not self.prepared.is_set():
+                    await self._begin()
+                if self.error is not None:
+                    return
                 await self._write_all()
             if not self._waits:
                 return
@@ -297,6 +299,13 @@ class Resumption:
         if self._others() and not self._target.closed:
             self._target.flush()
         return self._target.is_writable and not self._target.closed
+
+    async def _begin(self) -> None:
+        """Find the first messages, and wait until the reply is written."""
+        while not await self._prepare():
+            await self._pause()
+        self.prepared.set()
+        await self.ordered.wait()
 
     async def _prepare(self) -> bool:
         try:

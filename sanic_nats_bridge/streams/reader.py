@@ -16,11 +16,13 @@ from .jetstream import StoredMessage
 from .positions import Point
 from .window import Record
 
-__all__ = ["Hit", "StreamReader", "record_of"]
+__all__ = ["MAX_TURN_BYTES", "Hit", "StreamReader", "first_hits", "record_of"]
 
 Hit: TypeAlias = tuple[Record, tuple[Followed, ...]]
 """A message, and the patterns that match it."""
 
+MAX_TURN_BYTES = 262_144
+"""The size of payloads beyond which a replay writes no more messages in one turn of the event loop."""
 _BATCH = 256
 _BATCH_BYTES = 262_144
 _LEAST_BATCH = 16
@@ -125,7 +127,7 @@ class StreamReader:
             hits = list(_merged([_window_hits(each, self.seq, most) for each in self.followed], most))
         if not hits:
             self.seq = max(self.seq, self.feed.seq)
-        return self._returned(hits)
+        return self._returned(first_hits(hits, most))
 
     def knows(self, point: Point) -> bool:
         """Return whether a position is known to be of the same life of the stream, by the windows of all patterns."""
@@ -309,6 +311,16 @@ class _Source:
         """Yield the messages up to a sequence."""
         while self.buffer and self.buffer[0].seq <= complete:
             yield self.buffer.popleft(), (self.followed,)
+
+
+def first_hits(hits: list[Hit], most: int) -> list[Hit]:
+    """Return the first messages, at most so many, which are written in one turn of the event loop."""
+    size = 0
+    for count, (record, followed) in enumerate(hits[:most]):
+        size += len(record.payload) * len(followed)
+        if size > MAX_TURN_BYTES and count:
+            return hits[:count]
+    return hits[:most]
 
 
 def record_of(message: StoredMessage, headers: frozenset[str]) -> Record:

@@ -11,7 +11,7 @@ from .followed import Followed
 from .jetstream import JetStreamUnavailable, StreamInfo
 from .judgement import NOWHERE, GapReason, has_expired, judge
 from .positions import Point, same_name, stream_key
-from .reader import Hit, StreamReader
+from .reader import MAX_TURN_BYTES, Hit, StreamReader, first_hits
 from .snapshot import read_snapshot
 from .window import Record
 
@@ -307,10 +307,9 @@ class Replay:
         if any(reader.unchecked is not None for reader in self.readers):
             return None
         for reader in self.readers:
-            hits = self._ready[reader]
-            if hits:
-                self._ready[reader] = hits[most:]
-                return self._taken(reader, hits[:most])
+            if hits := first_hits(self._ready[reader], most):
+                self._ready[reader] = self._ready[reader][len(hits) :]
+                return self._taken(reader, hits)
         for reader in self.readers:
             while reader.is_in_windows:
                 before = reader.seq
@@ -336,6 +335,10 @@ class Replay:
         if not reader.is_in_windows or reader.has_firsts:
             return ()
         records = reader.followed[0].window.slice_after(reader.seq, most)
+        while len(records) > 1 and sum([len(each.payload) for each in records]) > MAX_TURN_BYTES:
+            # Fewer, which end at the same records for every client.
+            most //= 2
+            records = reader.followed[0].window.slice_after(reader.seq, most)
         if records:
             last = records[-1]
             reader.seq = last.seq

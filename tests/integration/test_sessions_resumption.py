@@ -254,3 +254,31 @@ async def test_events_have_no_ids_while_the_patterns_of_the_query_are_behind(
                 await stream.store("post", 3)
                 message = await event()
                 assert (json.loads(message["data"])["data"], "id" in message) == (3, True)
+
+
+async def test_session_reads_one_state_at_a_time(
+    server: NatsServer, halted: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Resumption._prepare
+    prepared: list[str] = []
+
+    async def prepare(self: Resumption) -> bool:
+        prepared.extend(entry.grant.pattern for entry in self.entries)
+        return await original(self)
+
+    monkeypatch.setattr(Resumption, "_prepare", prepare)
+    async with Stream.made(server) as stream:
+        for number in range(6):
+            await stream.store(f"a.{number}", number)
+        options = settings(stream) | {"confirm_timeout": 0.1}
+        patterns = [stream.all, stream.subject("a.*")]
+        async with running(servers=server.url, **options) as bridge, bridge.websocket() as client:
+            await client.send({"subjects": patterns[:1], "from": "last_per_subject"})
+            await read_to(client, "message")
+            await client.data(1)
+            reply = await client.ask({"subjects": patterns[1:], "from": "last_per_subject"})
+            assert (reply["success"], reply["active"], prepared) == (True, False, patterns[:1])
+            halted.set()
+            await read_to(client, "caught_up")
+            frames = await read_to(client, "caught_up")
+            assert (len(frames), prepared) == (7, patterns)

@@ -2,7 +2,9 @@ import pytest
 
 from sanic_nats_bridge.streams.jetstream import JetStreamUnavailable
 from sanic_nats_bridge.streams.positions import Point
+from sanic_nats_bridge.streams.reader import MAX_TURN_BYTES
 from sanic_nats_bridge.streams.replay import Missed
+from tests.support.fake_stream import FakeStream, FakeWorker
 from tests.support.replays import ALL, NEW, Client, worker_of
 
 
@@ -104,3 +106,43 @@ async def test_state_of_the_stream_must_be_known() -> None:
     client = Client(worker)
     with pytest.raises(JetStreamUnavailable, match="the state of stream 'S' is not known yet"):
         await client.replay.prepare(None, ALL)
+
+
+@pytest.mark.parametrize("patterns", [["a.1"], ["a.*", "a.1"]])
+@pytest.mark.parametrize("in_windows", [True, False])
+async def test_large_messages_are_written_in_several_turns(in_windows: bool, patterns: list[str]) -> None:
+    stream = FakeStream()
+    worker = FakeWorker(stream)
+    if in_windows:
+        worker.follow(*patterns)
+    stream.publish(*["a.1"] * 20, payload=b"x" * (MAX_TURN_BYTES // 3))
+    if in_windows:
+        worker.receive()
+    else:
+        worker = FakeWorker(stream)
+        worker.follow(*patterns)
+    client = Client(worker, patterns=patterns)
+    await client.prepare(ALL, {worker.feed.key: Point(0, 1_000_001)})
+    turns: list[int] = []
+    while len(client.steps) + sum(turns) < 20:
+        steps = client.replay.take_present(256)
+        if steps is None:
+            await client.replay.read()
+        else:
+            turns.append(len(steps))
+            assert 1 <= sum(len(step.followed) for step in steps) <= 3
+
+
+async def test_large_messages_of_a_window_end_at_the_same_ones_for_all_clients() -> None:
+    worker = worker_of()
+    worker.stream.publish(*["a.1"] * 40, payload=b"x" * (MAX_TURN_BYTES // 10))
+    worker.receive()
+    ends: list[set[int]] = []
+    for after in (0, 3, 9):
+        client = Client(worker, patterns=["a.1"])
+        await client.prepare(NEW, {worker.feed.key: Point(after, 1_000_000 + after)})
+        ends.append(set())
+        while records := client.replay.take_window(256):
+            assert sum(len(record.payload) for record in records) <= MAX_TURN_BYTES
+            ends[-1].add(records[-1].seq)
+    assert ends[2] <= ends[1] <= ends[0]
