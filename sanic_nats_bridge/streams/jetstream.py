@@ -4,6 +4,9 @@ Stored messages are read in batches (ADR-31), which every replica of a stream ma
 leader knows whether there are no more messages.
 """
 
+import asyncio
+import contextlib
+import copy
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -77,11 +80,18 @@ class JetStream:
     def __init__(self, link: Link, inbox: str, *, domain: str | None = None, timeout: float = _TIMEOUT_SECONDS) -> None:
         self._inbox = Inbox(link, inbox, timeout)
         self._api = "$JS.API." if domain is None else f"$JS.{domain}.API."
+        self._turns: contextlib.AbstractAsyncContextManager[object] = contextlib.nullcontext()
         self._tried: set[str] = set()
         self._denied: set[str] = set()
         """The subjects on which NATS accepts no messages, of those that were tried."""
         self.on_denied: Callable[[str], None] = lambda subject: None
         """Called with the subject of a message for JetStream that NATS has refused."""
+
+    def within(self, turns: asyncio.Semaphore) -> "JetStream":
+        """Return the same API, of which each request takes one of these turns."""
+        limited = copy.copy(self)
+        limited._turns = turns
+        return limited
 
     def established(self) -> None:
         """Subscribe to the replies on a new connection."""
@@ -122,7 +132,8 @@ class JetStream:
 
     async def _ask(self, operation: str, request: dict[str, Any] | None = None, *, is_message: bool = False) -> bytes:
         payload = b"" if request is None else msgspec.json.encode(request)
-        headers, answer = await self._inbox.ask(self._api + operation, payload)
+        async with self._turns:
+            headers, answer = await self._inbox.ask(self._api + operation, payload)
         if status_of(headers) == _NO_RESPONDERS:
             raise JetStreamUnavailable(f"JetStream doesn't listen to {self._api}{operation}")
         if len(answer) > _MAX_ANSWER_BYTES and not is_message:
@@ -227,7 +238,9 @@ class JetStream:
             return await self._fetch_singly(stream, seq, pattern, batch, max_bytes)
         request = {"seq": max(1, seq), "next_by_subj": pattern, "batch": batch, "max_bytes": max_bytes}
         subject = f"{self._api}DIRECT.GET.{stream}"
-        replies = await self._inbox.ask_many(subject, msgspec.json.encode(request), messages=batch, max_bytes=max_bytes)
+        payload = msgspec.json.encode(request)
+        async with self._turns:
+            replies = await self._inbox.ask_many(subject, payload, messages=batch, max_bytes=max_bytes)
         return batch_of(replies, seq)
 
     async def _fetch_singly(self, stream: str, seq: int, pattern: str, batch: int, max_bytes: int) -> Batch:
@@ -273,7 +286,8 @@ class JetStream:
         request = {"last_by_subj": pattern}
         if not allow_direct:
             return await self._get(stream, request)
-        reply = await self._inbox.ask(f"{self._api}DIRECT.GET.{stream}", msgspec.json.encode(request))
+        async with self._turns:
+            reply = await self._inbox.ask(f"{self._api}DIRECT.GET.{stream}", msgspec.json.encode(request))
         return direct_message(*reply)
 
     async def count_from(self, stream: str, seq: int, pattern: str) -> int:

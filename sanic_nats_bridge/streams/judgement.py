@@ -46,7 +46,7 @@ async def judge(feed: Feed, point: Point, reader: StreamReader, cutoff: int | No
         return "unknown"
     if feed.seq < point.seq and not await feed.until_at(point.seq, _LAG_SECONDS):
         # The leader has the last word.
-        info = await feed.jetstream.stream_info(feed.name)
+        info = await reader.jetstream.stream_info(feed.name)
         if info.last_seq < point.seq:
             return "unknown" if point.time > time.time() * 1000 + _CLOCK_MS else "reset"
         raise JetStreamUnavailable(
@@ -57,8 +57,8 @@ async def judge(feed: Feed, point: Point, reader: StreamReader, cutoff: int | No
     # has no message of the stream yet can go on in any life.
     is_same = point.seq == 0 or (feed.anchor.seq <= point.seq and 0 < feed.anchor.time <= point.time)
     if not is_same and not reader.knows(point):
-        info = await feed.jetstream.stream_info(feed.name)
-        first = await feed.jetstream.next_message(feed.name, max(point.seq, 1), ">")
+        info = await reader.jetstream.stream_info(feed.name)
+        first = await reader.jetstream.next_message(feed.name, max(point.seq, 1), ">")
         if _is_reset(info, point, first, feed.anchor):
             return "reset"
         reader.note_known(point)
@@ -96,11 +96,11 @@ async def _has_older(reader: StreamReader, cutoff: int) -> bool:
     """Return whether a message that is to be read is older than a time."""
     if len(reader.followed) > 1:
         # The times of a stream rise with its sequences.
-        message = await reader.feed.jetstream.next_message(reader.feed.name, reader.seq + 1, ">")
+        message = await reader.jetstream.next_message(reader.feed.name, reader.seq + 1, ">")
         if message is None or message.time >= cutoff:
             return False
     for each in reader.followed:
-        message = await reader.feed.jetstream.next_message(reader.feed.name, reader.seq + 1, each.pattern)
+        message = await reader.jetstream.next_message(reader.feed.name, reader.seq + 1, each.pattern)
         if message is not None and message.time < cutoff:
             return True
     return False

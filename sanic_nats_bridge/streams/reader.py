@@ -12,7 +12,7 @@ from ..protocol import encoding
 from ..protocol.stream_messages import operation_of
 from .feed import Feed
 from .followed import Followed
-from .jetstream import StoredMessage
+from .jetstream import JetStream, StoredMessage
 from .positions import Point
 from .window import Record
 
@@ -38,7 +38,7 @@ class StreamReader:
         feed: The feed of the stream, whose position is known.
         followed: The patterns, claimed by the caller.
         point: The position after which to read.
-        turns: The requests that the worker may make at once.
+        turns: The requests that the replays of the worker may make at once.
         headers: The NATS headers that clients get.
     """
 
@@ -66,6 +66,8 @@ class StreamReader:
         self._firsts: dict[Followed, int] = {}
         """The sequences before which messages of a pattern are skipped."""
         self.turns = turns
+        self.jetstream = feed.jetstream.within(turns)
+        """The JetStream API for replays, which takes a turn for each request."""
         self.headers = headers
         self._sources: list[_Source] = []
 
@@ -180,11 +182,10 @@ class StreamReader:
         if not self._sources:
             share = max(_LEAST_BATCH, _BATCH // len(self.followed))
             begins = {each: max(self.seq, self._firsts.get(each, 0) - 1) for each in self.followed}
-            self._sources = [_Source(self.feed, each, begins[each], share) for each in self.followed]
+            self._sources = [_Source(self.feed, self.jetstream, each, begins[each], share) for each in self.followed]
         for source in self._sources:
             if not source.buffer:
-                async with self.turns:
-                    await self._fill(source)
+                await self._fill(source)
         complete = min(source.through for source in self._sources)
         hits = list(_merged([source.take(complete) for source in self._sources], None))
         hits = self._returned(hits)
@@ -208,7 +209,7 @@ class StreamReader:
         counts = []
         for source in self._sources:
             if source.pending < 0:
-                counted = self.feed.jetstream.count_from(self.feed.name, source.through + 1, source.followed.pattern)
+                counted = self.jetstream.count_from(self.feed.name, source.through + 1, source.followed.pattern)
                 source.pending = await counted
             counts.append(source.pending + len(source.buffer))
         return counts
@@ -225,13 +226,14 @@ class StreamReader:
 class _Source:
     """The messages of one pattern that were read from NATS and not returned yet."""
 
-    def __init__(self, feed: Feed, followed: Followed, seq: int, batch: int) -> None:
+    def __init__(self, feed: Feed, jetstream: JetStream, followed: Followed, seq: int, batch: int) -> None:
         self.followed = followed
         self.through = seq
         """The sequence up to which every message of the pattern was read."""
         self.pending = 0
         self.buffer: deque[Record] = deque()
         self._feed = feed
+        self._jetstream = jetstream
         self._batch = batch
         self._begin = seq
         self._window = followed.window
@@ -252,7 +254,7 @@ class _Source:
 
     async def fill(self, headers: frozenset[str]) -> int:
         """Read the next messages from NATS; return their size."""
-        feed, pattern, jetstream = self._feed, self.followed.pattern, self._feed.jetstream
+        feed, pattern, jetstream = self._feed, self.followed.pattern, self._jetstream
         info = feed.info
         assert info is not None
         batch = await jetstream.fetch(

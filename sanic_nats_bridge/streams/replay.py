@@ -159,7 +159,7 @@ class Replay:
             if reason is None:
                 return
         elif any(same_name(key, feed.key) for key in points):
-            await self._check_age(feed, points)
+            await self._check_age(reader, points)
             reason = "reset"
         else:
             reason = "unknown"
@@ -183,13 +183,14 @@ class Replay:
             reader.keep()
         return None
 
-    async def _check_age(self, feed: Feed, points: Mapping[str, Point]) -> None:
+    async def _check_age(self, reader: StreamReader, points: Mapping[str, Point]) -> None:
         """Check that the position of a client is of an earlier stream of this name.
 
         Raises:
             JetStreamUnavailable: It is of the present one, and the feed hasn't noticed yet that it was created again.
         """
-        info = await feed.jetstream.stream_info(feed.name)
+        feed = reader.feed
+        info = await reader.jetstream.stream_info(feed.name)
         if stream_key(feed.name, info.created) in points:
             feed.look_again()
             raise JetStreamUnavailable(f"stream '{feed.name}' was created again")
@@ -208,7 +209,7 @@ class Replay:
         elif start.kind == "last_per_subject":
             await self._begin_state(reader)
         else:
-            info = await feed.jetstream.stream_info(feed.name)
+            info = await reader.jetstream.stream_info(feed.name)
             if start.kind == "all":
                 self._begin(reader, Point(max(info.first_seq - 1, 0), info.first_time))
                 await self._count(reader)
@@ -220,7 +221,7 @@ class Replay:
                 await self._begin_last(reader, count, info)
                 self._from_start.add(reader)
                 # The search has counted later messages too.
-                info = await feed.jetstream.stream_info(feed.name)
+                info = await reader.jetstream.stream_info(feed.name)
             # What was stored before the client has asked comes before it is live.
             reader.end = info.last_seq
 
@@ -241,7 +242,7 @@ class Replay:
         """Move a reader to the beginning of the last messages of its patterns, so many of each."""
         feed = reader.feed
         firsts = [
-            (await feed.jetstream.first_of_last(feed.name, each.pattern, count, info))[0] for each in reader.followed
+            (await reader.jetstream.first_of_last(feed.name, each.pattern, count, info))[0] for each in reader.followed
         ]
         # Patterns with rarer messages reach back further. What the others have before is skipped.
         self._begin(reader, Point(min(firsts) - 1, feed.time))
@@ -279,9 +280,9 @@ class Replay:
             self._begin(reader, reader.newest_in_windows(most))
         else:
             feed = reader.feed
-            info = await feed.jetstream.stream_info(feed.name)
+            info = await reader.jetstream.stream_info(feed.name)
             patterns = [each.pattern for each, count in zip(reader.followed, counts, strict=True) if count]
-            first = await feed.jetstream.first_of_last_of_all(feed.name, patterns, most, info)
+            first = await reader.jetstream.first_of_last_of_all(feed.name, patterns, most, info)
             self._begin(reader, max(before, Point(first - 1, feed.time)))
         reader.end = end
         self._counts[reader] = [most]
@@ -412,6 +413,6 @@ class Replay:
         """Return whether messages were removed from the stream before they were read."""
         if reader.unchecked is None:
             return False
-        info = await reader.feed.jetstream.stream_info(reader.feed.name)
+        info = await reader.jetstream.stream_info(reader.feed.name)
         unchecked, reader.unchecked = reader.unchecked, None
         return has_expired(info, unchecked)

@@ -38,7 +38,7 @@ async def read_snapshot(reader: StreamReader, max_subjects: int, max_bytes: int)
     hits: list[Hit] = []
     newest: dict[Followed, Point] = {}
     # What is stored until now is in the snapshots, or was replaced.
-    info = await feed.jetstream.stream_info(feed.name)
+    info = await reader.jetstream.stream_info(feed.name)
     was_replaced = False
     # One after another, because NATS refuses a consumer of patterns that overlap.
     for each in reader.followed:
@@ -54,7 +54,7 @@ async def read_snapshot(reader: StreamReader, max_subjects: int, max_bytes: int)
         newest[each] = max([known, *(Point(record.seq, record.time) for record in snapshot.records[-1:])])
     if was_replaced:
         # A message that has replaced another one belongs to the state too.
-        info = await feed.jetstream.stream_info(feed.name)
+        info = await reader.jetstream.stream_info(feed.name)
     point = min(newest.values())
     reader.move_to(point)
     reader.end = info.last_seq

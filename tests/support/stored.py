@@ -28,6 +28,9 @@ class FakeJetStream:
         self.deleting = asyncio.Event()
         """Set to let the deletion of a consumer fail."""
 
+    def within(self, turns: asyncio.Semaphore) -> "FakeJetStream":
+        return self
+
     async def delete_consumer(self, stream: str, name: str) -> None:
         await self.deleting.wait()
         raise JetStreamUnavailable("no answer")

@@ -8,6 +8,7 @@ import pytest
 from sanic_nats_bridge.nats.connection import ControlListener
 from sanic_nats_bridge.streams.answers import stream_info
 from sanic_nats_bridge.streams.jetstream import Batch, JetStream, JetStreamError, JetStreamUnavailable
+from tests.support.clock import turns
 from tests.unit.streams.test_answers import INFO, MESSAGE, NOT_FOUND, block, encoded, end
 
 Replies = list[tuple[bytes, bytes]]
@@ -143,3 +144,25 @@ async def test_last_message() -> None:
     assert last is not None
     assert last.seq == 9
     assert link.client.published[0][1] == {"last_by_subj": "o.1"}
+
+
+async def test_requests_within_turns_wait_for_one_another() -> None:
+    jetstream, link = answered()
+    limited = jetstream.within(asyncio.Semaphore(2))
+    calls: list[Callable[[], Any]] = [
+        lambda: limited.stream_info("S"),
+        lambda: limited.next_message("S", 1, ">"),
+        lambda: limited.fetch("S", 1, ">"),
+        lambda: limited.last_message("S", ">"),
+    ]
+    tasks = [asyncio.create_task(call()) for call in calls]
+    # Another one waits for none of them.
+    other = asyncio.create_task(jetstream.stream_info("S"))
+    for expected in (3, 4, 5):
+        await turns()
+        assert len(link.client.published) == expected
+        _, _, reply = link.client.published[expected - 3]
+        link.deliver(reply, b"", b"{}")
+    for task in (*tasks, other):
+        task.cancel()
+    await asyncio.gather(*tasks, other, return_exceptions=True)
