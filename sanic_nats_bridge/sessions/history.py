@@ -143,20 +143,24 @@ class SessionHistory:
         subscriptions: Subscriptions,
         count: Callable[[int], None],
     ) -> Reply:
-        seconds = self._settings.confirm_timeout
-        subscribed, resumption = _NONE, None
+        # One for all waits, because a POST by way of another worker waits no longer.
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._settings.confirm_timeout
+        subscribed, resumption = Subscribed([], [], active=True, recovered=None), None
         if command.start is not None:
             if command.start.count > self._settings.max_replay_messages:
                 raise InvalidCommand(f"'last' must be at most {self._settings.max_replay_messages}")
             count(len(new) + (_PATTERNS_OF_REPLAY if command.start.kind != "new" else 0))
-            subscribed, resumption = await self._subscribe_all(command, command.start, new, subscriptions, seconds)
+            subscribed, resumption = await self._subscribe_all(command, command.start, new, subscriptions, deadline)
         resumable = [pattern for pattern in patterns if pattern in self._entries]
         others = [pattern for pattern in patterns if pattern not in resumable]
         active = subscribed.active and (self._streams.connected or not resumable)
         if others:
             try:
                 counted = count if command.start is None else None
-                _, confirmed = await subscriptions.subscribe(others, seconds, counted, len(self._entries))
+                _, confirmed = await subscriptions.subscribe(
+                    others, deadline - loop.time(), counted, len(self._entries)
+                )
             except BaseException:
                 self.remove_all(subscribed.resumable)
                 raise
@@ -165,15 +169,14 @@ class SessionHistory:
             resumption.ordered.set()
         if ended := [pattern for pattern in subscribed.resumable if pattern not in self._entries]:
             # While the others were subscribed.
-            asyncio.get_running_loop().call_soon(self._owner.patterns_ended, ended, no_longer_allowed(ended))
+            loop.call_soon(self._owner.patterns_ended, ended, no_longer_allowed(ended))
         if command.start is None:
             return success_reply(command, patterns, active)
         recovered = UNSET if subscribed.recovered is None else subscribed.recovered
         if subscribed.others and command.after is not UNSET:
             # After the reply, which the caller writes in this turn.
-            gap = Gap(subjects=subscribed.others, lost=None, reason="unknown")
             self._streams.counters.gaps["unknown"] += len(subscribed.others)
-            asyncio.get_running_loop().call_soon(self._owner.send, gap)
+            loop.call_soon(self._owner.send, Gap(subjects=subscribed.others, lost=None, reason="unknown"))
             recovered = False
         self.note_change()
         return success_reply(command, patterns, active, resumable=resumable, recovered=recovered)
@@ -183,14 +186,14 @@ class SessionHistory:
         asyncio.get_running_loop().call_soon(self._owner.nats_changed)
 
     async def _subscribe_all(
-        self, command: Command, start: Start, new: Sequence[str], subscriptions: Subscriptions, seconds: float
+        self, command: Command, start: Start, new: Sequence[str], subscriptions: Subscriptions, deadline: float
     ) -> tuple[Subscribed, Resumption | None]:
         """Subscribe as `_subscribe` does, again if the permissions change meanwhile so that they end a pattern."""
         is_query, self._is_query = self._is_query, False
         while True:
-            grants = await self._authorize(command, new, subscriptions, seconds)
+            grants = await self._authorize(command, new, subscriptions, deadline)
             updates = subscriptions.permission_updates
-            subscribed, resumption = await self._subscribe(command, start, grants, seconds, is_query=is_query)
+            subscribed, resumption = await self._subscribe(command, start, grants, deadline, is_query=is_query)
             names = {*subscribed.resumable, *subscribed.others}
             if updates == subscriptions.permission_updates or names.issuperset(new):
                 return subscribed, resumption
@@ -198,9 +201,9 @@ class SessionHistory:
                 self._give_up(resumption)
 
     async def _authorize(
-        self, command: Command, patterns: Sequence[str], subscriptions: Subscriptions, seconds: float
+        self, command: Command, patterns: Sequence[str], subscriptions: Subscriptions, deadline: float
     ) -> list[Grant]:
-        """Return the grants of new patterns, when it is known which streams hold them, or the seconds have passed.
+        """Return the grants of new patterns, when it is known which streams hold them, or the deadline has passed.
 
         Raises:
             BridgeError: A pattern, or its past, isn't allowed, or can't be had.
@@ -210,7 +213,7 @@ class SessionHistory:
             held = {*self._entries, *subscriptions.patterns}
             grants = subscriptions.policy.authorize(subscriptions.permissions, patterns, held)
             check_start(command, grants, self._owner.allows_history, None)
-            await self._streams.until_known([grant.real for grant in grants], seconds)
+            await self._streams.until_known([grant.real for grant in grants], deadline)
             if self._owner.closed:
                 raise UnknownSession("No such session")
             if subscriptions.permission_updates == updates:
@@ -218,7 +221,7 @@ class SessionHistory:
                 return grants
 
     async def _subscribe(
-        self, command: Command, start: Start, grants: Sequence[Grant], seconds: float, *, is_query: bool
+        self, command: Command, start: Start, grants: Sequence[Grant], deadline: float, *, is_query: bool
     ) -> tuple[Subscribed, Resumption | None]:
         """Subscribe to the patterns that a stream holds, from the point that the command names.
 
@@ -239,10 +242,9 @@ class SessionHistory:
         entries = self._claim(held, is_query=is_query)
         points = None if after is None else decode_position(after) or {}
         resumption = self._resume(entries, points, start, is_allowed=is_allowed, has_lines=is_query)
-        if is_query:
-            self._query = resumption
+        self._query = resumption if is_query else self._query
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout_at(deadline):
                 await resumption.prepared.wait()
         except TimeoutError:
             pass
@@ -335,7 +337,8 @@ class SessionHistory:
         unknown = [entry for entry in resumption.entries if not entry.is_bound]
         if not unknown:
             return True
-        await self._streams.until_known([entry.grant.real for entry in unknown], _KNOWN_SECONDS)
+        deadline = asyncio.get_running_loop().time() + _KNOWN_SECONDS
+        await self._streams.until_known([entry.grant.real for entry in unknown], deadline)
         feeds = {entry: self._streams.find(entry.grant.real) for entry in unknown if entry in resumption.entries}
         if any(feed is not None and not feed.is_known for feed in feeds.values()):
             return False
@@ -493,6 +496,3 @@ class SessionHistory:
             for name in names:
                 self.remove(name)
             self._owner.patterns_ended(names, unavailable(names))
-
-
-_NONE = Subscribed([], [], active=True, recovered=None)

@@ -115,9 +115,8 @@ class StreamHub:
                 return feed
         return None
 
-    async def until_known(self, patterns: Sequence[str], seconds: float) -> None:
-        """Wait until it is known which streams hold these real patterns, or the seconds have passed."""
-        deadline = asyncio.get_running_loop().time() + seconds
+    async def until_known(self, patterns: Sequence[str], deadline: float) -> None:
+        """Wait until it is known which streams hold these real patterns, or a time of the event loop has passed."""
         for pattern in patterns:
             for feed in self.feeds:
                 if not feed.is_known and feed.may_hold(pattern):
