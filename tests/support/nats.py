@@ -7,9 +7,41 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Any, Self
 
+from nats.aio.client import Client
+from nats.aio.transport import TcpTransport
+
 from sanic_nats_bridge.testing import NatsServer
 
 INFO = b'INFO {"max_payload":1048576}\r\n'
+
+
+class _ClosingTransport(TcpTransport):
+    """A transport that closes the socket of an attempt to connect before the next one, which nats-py doesn't."""
+
+    async def connect(self, *arguments: Any, **named: Any) -> None:
+        if self:
+            self.close()  # type: ignore[no-untyped-call]
+        await super().connect(*arguments, **named)
+
+
+async def reconnecting_client(servers: list[str]) -> Client:
+    """Return a client of nats-py that reconnects for ever, to servers that are killed and paused."""
+
+    async def ignore(_: Exception) -> None:
+        pass
+
+    client = Client()
+    client._transport = _ClosingTransport()  # type: ignore[no-untyped-call]
+    await client.connect(
+        servers,
+        max_reconnect_attempts=-1,
+        reconnect_time_wait=0.05,  # type: ignore[arg-type]
+        ping_interval=1,
+        connect_timeout=1,
+        error_cb=ignore,
+        pending_size=64 * 1024 * 1024,
+    )
+    return client
 
 
 def sockets() -> int:

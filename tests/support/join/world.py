@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-import nats
 import nats.errors
 from nats.aio.client import Client
 from nats.js.api import StreamConfig
@@ -20,6 +19,7 @@ from sanic_nats_bridge import Permissions
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import Bridge, flush, free_port, running, until
 from tests.support.clock import moment
+from tests.support.nats import reconnecting_client
 from tools.harness.tcp_proxy import Proxy
 
 from .checker import Log, Stored
@@ -102,15 +102,7 @@ class World:
         async with contextlib.AsyncExitStack() as stack:
             for proxy in world._proxies:
                 await stack.enter_async_context(proxy.running())
-            world._client = await nats.connect(
-                servers.urls,
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=0.05,
-                ping_interval=1,
-                connect_timeout=1,
-                error_cb=_ignore,
-                pending_size=64 * 1024 * 1024,
-            )
+            world._client = await reconnecting_client(servers.urls)
             stack.push_async_callback(world._client.close)
             await world._make_streams()
             stack.push_async_callback(world._stop)
@@ -448,10 +440,6 @@ async def _repeat(attempt: Callable[[], Coroutine[Any, Any, bool]]) -> None:
             return
         await moment()
     raise AssertionError("NATS doesn't answer")
-
-
-async def _ignore(_: Exception) -> None:
-    pass
 
 
 def _permissions_of(profile: Profile, user: str, *, denied: bool) -> Permissions:
