@@ -258,8 +258,7 @@ class Resumption:
             await self.ordered.wait()
             for entry in self.entries:
                 self._target.messages_lost(entry.grant.pattern)
-            if not self._target.closed and self.entries:
-                self._finish()
+            await self._go_live()
         finally:
             self._counters.replays_running -= 1
             self.prepared.set()
@@ -293,6 +292,16 @@ class Resumption:
             await asyncio.sleep(0)
             if self._needs_reading:
                 await self._read()
+
+    async def _go_live(self) -> None:
+        """Make the entries live without their old messages."""
+        while not self._target.closed and self.entries:
+            await self._wait_for_client()
+            if tasks := self._awaited(self):
+                await asyncio.wait(tasks)
+            elif self._is_up_to_date() and self.entries:
+                self._finish()
+                return
 
     def _is_up_to_date(self) -> bool:
         """Write the live messages received so far, whose positions are in the ids; return whether more may follow."""

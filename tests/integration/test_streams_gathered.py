@@ -1,5 +1,6 @@
 """Messages of streams that are gathered, but not written yet, when something else is written to their clients."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -77,3 +78,49 @@ async def test_ids_of_old_messages_pass_no_message_that_is_gathered(server: Nats
                 received += frame.get("data") == "live"
                 points = decode_position(frame.get("id", frame.get("position", ""))) or {}
                 assert feed.key not in points or points[feed.key].seq <= received
+
+
+async def frames_to_caught_up(client: WebSocketClient) -> list[tuple[str, int]]:
+    """Return the pattern and the content of each message up to ``caught_up``."""
+    frames = await read_to(client, "caught_up")
+    return [(frame.get("pattern", frame["subject"]), frame["data"]) for frame in frames if frame["type"] == "message"]
+
+
+async def test_skipped_messages_precede_the_position_of_a_later_replay(server: NatsServer) -> None:
+    async with Stream.made(server) as stream, follower(server, stream) as (client, session, feed):
+        async with session.history._turn:
+            await client.send({"subjects": [stream.subject("a")], "from": "new"})
+            await read_to(client, "reply")
+            session.pause_writing()
+            await stream.store("a", 1)
+            await until(lambda: feed.seq == 1)
+            session._context.hub.flush_to(session)
+        session.resume_writing()
+        assert await frames_to_caught_up(client) == [(stream.subject("a"), 1), (stream.all, 1)]
+
+
+async def test_messages_skipped_at_the_end_of_a_replay_are_not_repeated(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Stream.made(server) as stream, follower(server, stream) as (client, session, feed):
+        flushed = asyncio.Event()
+        hub = session._context.hub
+
+        def flush_to_slow_client(_: object) -> None:
+            monkeypatch.undo()
+            session.pause_writing()
+            hub.flush_to(session)
+            flushed.set()
+
+        async with session.history._turn:
+            await client.send({"subjects": [stream.subject("a")], "from": "new"})
+            await read_to(client, "reply")
+            await stream.store("a", 1)
+            await until(lambda: feed.seq == 1)
+            monkeypatch.setattr(hub, "flush_to", flush_to_slow_client)
+        await flushed.wait()
+        session.resume_writing()
+        first = await frames_to_caught_up(client)
+        await stream.store("a", 2)
+        live = await client.data(2)
+        assert (sorted(first), live) == (sorted([(stream.all, 1), (stream.subject("a"), 1)]), [2, 2])

@@ -25,7 +25,7 @@ class _ClosingTransport(TcpTransport):
 
 
 async def reconnecting_client(servers: list[str]) -> Client:
-    """Return a client of nats-py that reconnects for ever, to servers that are killed and paused."""
+    """Return a client of nats-py that reconnects indefinitely, to servers that are killed and paused."""
 
     async def ignore(_: Exception) -> None:
         pass

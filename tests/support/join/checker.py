@@ -16,6 +16,8 @@ from .profiles import Profile, matches
 __all__ = ["Asked", "Barrier", "Cut", "Denied", "Ended", "Log", "Received", "Stored", "Verdict", "check"]
 
 _MAX_NOTES = 20
+_TRAIL = 30
+"""The entries of a log that are shown before the first violation."""
 _MAX_ID = 128
 _GOING_AWAY = 1001
 
@@ -465,4 +467,7 @@ class _Reader:
         follow.place = index + 1
 
     def _violation(self, kind: str, text: str) -> None:
+        if not self._verdict.violations:
+            trail = self._log.entries[max(0, self._at - _TRAIL) : self._at + 1]
+            self._verdict.notes.append("\n".join(map(str, trail)))
         self._verdict.add(kind, f"{self._log.name} at {self._at}: {text}")
