@@ -18,8 +18,12 @@ INFO = b'INFO {"max_payload":1048576}\r\n'
 class _ClosingTransport(TcpTransport):
     """A transport that closes the socket of an attempt to connect before the next one, which nats-py doesn't."""
 
+    def __bool__(self) -> bool:
+        # The client replaces a transport that is false, as one is before it has connected.
+        return True
+
     async def connect(self, *arguments: Any, **named: Any) -> None:
-        if self:
+        if self._io_writer is not None:
             self.close()  # type: ignore[no-untyped-call]
         await super().connect(*arguments, **named)
 
