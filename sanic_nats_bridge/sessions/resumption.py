@@ -206,7 +206,7 @@ class Resumption:
         self._has_failed = False
         self._needs_reading = False
         self._last_position = ""
-        """The position of the client after the last message that was written."""
+        """The position of the client after the last message that was written, or before the first one."""
         self._is_logged = False
         """True if a problem of this replay was logged."""
         self._backoff = _FIRST_BACKOFF
@@ -344,6 +344,9 @@ class Resumption:
 
     def _continue(self) -> bool:
         """Write some messages; return whether none is left. Then the entries are live, or wait."""
+        if not self.replayed and any(each.line is IdLine.BEFORE for each in self.entries):
+            # A client with overlapping patterns that gets the first message alone goes on before it.
+            self._last_position = position_of(self._others() | self.replay.positions)
         records = self.replay.take_window(_MESSAGES_PER_TURN)
         steps = [] if records else self.replay.take_present(_MESSAGES_PER_TURN)
         self._report_missed()

@@ -131,6 +131,34 @@ async def test_history_that_is_not_allowed_any_more_is_skipped(server: NatsServe
             assert await client.data(1) == ["live"]
 
 
+@pytest.mark.parametrize("start", ['"all"', '{"last":3}'])
+async def test_first_message_of_overlapping_patterns_has_the_position_before_it(
+    server: NatsServer, start: str
+) -> None:
+    async with Stream.made(server) as stream, running(servers=server.url, **settings(stream)) as bridge:
+        await stream.store("a", *range(5))
+        query = [("subjects", stream.all), ("subjects", stream.subject("a")), ("from", start)]
+
+        async def read(headers: dict[str, str]) -> tuple[list[int], str, dict[str, Any]]:
+            """Return the data of the old messages, the first id, and ``caught_up``."""
+            ids: list[str] = []
+            frames: list[dict[str, Any]] = [{"type": ""}]
+            async with bridge.http.get(f"{bridge.url}/events", params=query, headers=headers) as response:
+                while frames[-1]["type"] != "caught_up":
+                    name, _, value = (await response.content.readuntil(b"\n")).decode().rstrip("\n").partition(": ")
+                    if name == "data":
+                        frames.append(json.loads(value))
+                    elif name == "id":
+                        ids.append(value)
+            return [each["data"] for each in frames if each["type"] == "message"], ids[0], frames[-1]
+
+        first, line, _ = await read({})
+        await stream.store("a", 5, 6)
+        second, _, caught_up = await read({"Last-Event-ID": line})
+        assert second == [*first, 5, 5, 6, 6]
+        assert caught_up["recovered"] is True
+
+
 async def test_too_many_overlapping_patterns_end_in_a_replay(server: NatsServer) -> None:
     async with Stream.made(server) as stream:
         tokens = ["a", "b", "c", "d", "e", "f"]
