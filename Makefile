@@ -2,7 +2,7 @@
 # make test    run all tests, browsers included (ARGS="-k session")
 # make test-fast   run the unit tests, which need no system packages, npm, browser or root
 # make test-tools  run the tests of the benchmarks, of the faults, of the attacks, of the proxies and of several workers in full
-# make long    run the fuzzers, the random walk and the tests of properties for long
+# make long    run the fuzzers, the random walk, the cut event streams and the tests of properties for long
 # make walks   walk randomly with streams: clients, servers and workers (ARGS="-k cluster")
 # make test-versions   run the tests of private parts on the lowest and newest packages (ARGS="3.12-lowest")
 # make check   formatting, lint, types and prose
@@ -59,8 +59,9 @@ test-versions: $(VENV)/.dev
 # The marker is hypothesis's own: it is on each test of a property.
 long: export HYPOTHESIS_PROFILE := long
 long: $(VENV)/.dev
-	RANDOM_STEPS=100000 FUZZED_CONNECTIONS=5000 SHARED_WALKS=50000 $(BIN)/python -m pytest -n 2 --timeout 7200 \
-		tests/integration/test_random_walk.py tests/integration/test_frame_fuzz.py tests/browser/test_client_share.py $(ARGS)
+	RANDOM_STEPS=100000 FUZZED_CONNECTIONS=5000 SHARED_WALKS=50000 EVENT_STREAM_CUTS=1000 $(BIN)/python -m pytest -n 2 \
+		--timeout 7200 tests/integration/test_random_walk.py tests/integration/test_frame_fuzz.py \
+		tests/browser/test_client_share.py tests/browser/test_event_source_cuts.py $(ARGS)
 	$(BIN)/python -m pytest -n 2 --timeout 7200 -m hypothesis $(ARGS)
 
 # Random walks of clients, servers and workers with streams (ARGS="-k cluster"; STREAM_MESSAGES=1000000, STREAM_SEED=7).

@@ -132,9 +132,7 @@ async def test_history_that_is_not_allowed_any_more_is_skipped(server: NatsServe
 
 
 @pytest.mark.parametrize("start", ['"all"', '{"last":3}'])
-async def test_first_message_of_overlapping_patterns_has_the_position_before_it(
-    server: NatsServer, start: str
-) -> None:
+async def test_first_message_of_overlapping_patterns_has_the_position_before_it(server: NatsServer, start: str) -> None:
     async with Stream.made(server) as stream, running(servers=server.url, **settings(stream)) as bridge:
         await stream.store("a", *range(5))
         query = [("subjects", stream.all), ("subjects", stream.subject("a")), ("from", start)]

@@ -95,10 +95,10 @@ class Numbers:
         async def publish() -> None:
             while not over.is_set():
                 for _ in range(self.choose.randrange(1, 20)):
-                    await self._send(self.choose.choice(subjects))
+                    await self.send(self.choose.choice(subjects))
                 await asyncio.sleep(self.choose.random() / 50)
             for subject in subjects:
-                await self._send(subject)
+                await self.send(subject)
 
         task = asyncio.create_task(publish())
         try:
@@ -107,7 +107,8 @@ class Numbers:
             over.set()
             await task
 
-    async def _send(self, subject: str) -> None:
+    async def send(self, subject: str) -> None:
+        """Publish the next number, and return when the stream has it."""
         self._sent.append(self._stream.subject(subject))
         await self._stream.send(subject, b"%d" % len(self._sent))
 
@@ -115,7 +116,8 @@ class Numbers:
         """Note a number that the client has got."""
         self._got[pattern].append(number)
 
-    def _expected(self, pattern: str) -> list[int]:
+    def expected(self, pattern: str) -> list[int]:
+        """Return the numbers that a client of this pattern gets."""
         start, wildcard, _ = pattern.partition(">")
         return [
             number
@@ -126,9 +128,9 @@ class Numbers:
     @property
     def are_complete(self) -> bool:
         """True if the client has the last number of each pattern."""
-        return all(got[-1:] == self._expected(pattern)[-1:] for pattern, got in self._got.items())
+        return all(got[-1:] == self.expected(pattern)[-1:] for pattern, got in self._got.items())
 
     def check(self) -> None:
         """Fail if a number is missing, or came twice or out of order."""
         for pattern, got in self._got.items():
-            assert got == self._expected(pattern), (self.seed, pattern)
+            assert got == self.expected(pattern), (self.seed, pattern)

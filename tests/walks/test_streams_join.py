@@ -1,8 +1,8 @@
 """Clients of streams that are cut off and reconnect, while NATS and the workers are harmed, lose and repeat nothing.
 
-``STREAM_MESSAGES=1000000 python -m pytest tests/integration/test_streams_join.py`` lets clients receive so many
-messages. ``STREAM_SEED=7`` begins with another seed. Each walk is a test of its own, whose name has its seed. The same
-seed takes the same steps, but not at the same moments.
+``make walks STREAM_MESSAGES=1000000`` lets clients receive so many messages. ``STREAM_SEED=7`` begins with
+another seed. Each walk is a test of its own, whose name has its seed. The same seed takes the same steps, but not at
+the same moments.
 """
 
 import os
