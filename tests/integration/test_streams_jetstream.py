@@ -446,6 +446,8 @@ async def test_requests_in_progress_fail_when_the_server_is_killed() -> None:
         async with connected(server) as harness:
             await harness.add_stream(storage="file")
             await harness.publish(*["o.1"] * 20, payload=b"x" * 100_000)
+            # nats-py can't always close a client that reconnects.
+            await harness.client.close()
             server.pause()
             asked = [
                 asyncio.ensure_future(each)
@@ -465,7 +467,6 @@ async def test_requests_in_progress_fail_when_the_server_is_killed() -> None:
             server.start()
             await until(lambda: harness.supervisor.client is not None)
             assert (await harness.api.fetch("S", 1, ">", batch=1)).messages[0].seq == 1
-            await harness.client.close()
 
 
 async def test_reads_during_kills_are_complete_or_fail() -> None:
@@ -475,6 +476,7 @@ async def test_reads_during_kills_are_complete_or_fail() -> None:
         async with connected(server) as harness:
             await harness.add_stream(storage="file")
             await harness.publish(*["o.1"] * 500, payload=b"x" * 500)
+            await harness.client.close()
             for _ in range(3):
                 reads = [asyncio.ensure_future(harness.api.fetch("S", seq, ">", batch=100)) for seq in starts[:-1]]
                 for _ in range(generator.randrange(20)):
@@ -492,4 +494,3 @@ async def test_reads_during_kills_are_complete_or_fail() -> None:
                 assert isinstance(results[-1], JetStreamUnavailable)
                 server.start()
                 await until(lambda: harness.supervisor.client is not None)
-            await harness.client.close()
