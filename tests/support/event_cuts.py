@@ -189,7 +189,7 @@ class CuttingProxy(Proxy):
 
 
 class Receiver:
-    """What one event stream of a page has got of the numbers that were published, which are sequences of the stream."""
+    """The events that one event stream of a page has received. The published numbers are sequences of the stream."""
 
     def __init__(self, patterns: Sequence[str], start: EventStart) -> None:
         self.patterns = patterns
@@ -231,7 +231,7 @@ class Receiver:
             self._first = number
         got = self._got[pattern]
         if got and number == got[-1]:
-            # The last one before the cut may come again, and its id tells.
+            # The last one before the cut may come again, with the same id.
             assert self._overlap
             assert number == self._last_before, number
             self.repeats += 1
