@@ -82,10 +82,10 @@ def _line(run: Run) -> str:
 def _list() -> int:
     for name, scenario in SCENARIOS.items():
         unit = f" {scenario.unit}" if scenario.unit else ""
-        print_line(f"{name:16}{scenario.title} ({'; '.join(case.name + unit for case in scenario.cases())})")
+        print_line(f"{name:20}{scenario.title} ({'; '.join(case.name + unit for case in scenario.cases())})")
     print_line("")
     for name, target in TARGETS.items():
-        print_line(f"{name:16}{target.title}")
+        print_line(f"{name:20}{target.title}")
     return 0
 
 
