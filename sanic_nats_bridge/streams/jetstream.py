@@ -277,7 +277,7 @@ class JetStream:
         return direct_message(*reply)
 
     async def count_from(self, stream: str, seq: int, pattern: str) -> int:
-        """Return the number of messages of a pattern from a sequence on, for a stream without Direct Get.
+        """Return the number of messages of a pattern from a sequence on, without Direct Get.
 
         It is the number of messages that a consumer would deliver, which is created for that and deleted.
         """
@@ -292,6 +292,25 @@ class JetStream:
         pending = await self._create_consumer(stream, name, options)
         await self.delete_consumer(stream, name)
         return pending
+
+    async def count_between(self, stream: str, pattern: str, begin: int, end: int) -> int | None:
+        """Return the exact number of messages of a pattern from a sequence on, before another one.
+
+        It is ``None`` if one of the counts may be of another state of the stream: if the stream has changed meanwhile,
+        or has several copies, of which one may lag. Direct Get isn't used, because mirrors may answer it too.
+        """
+        info = await self.stream_info(stream)
+        if info.num_replicas > 1 or info.is_mirror:
+            return None
+        count = await self.count_from(stream, begin, pattern) - await self.count_from(stream, end, pattern)
+        later = await self.stream_info(stream)
+        is_same = (info.created, info.first_seq, info.last_seq, info.messages) == (
+            later.created,
+            later.first_seq,
+            later.last_seq,
+            later.messages,
+        )
+        return count if is_same else None
 
 
 class _Messages:
