@@ -114,6 +114,14 @@ class StreamHub:
                 return feed
         return None
 
+    async def until_known(self, patterns: Sequence[str], seconds: float) -> None:
+        """Wait until it is known which streams hold these real patterns, or the seconds have passed."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        for pattern in patterns:
+            for feed in self.feeds:
+                if not feed.is_known and feed.may_hold(pattern):
+                    await feed.until_known(deadline - asyncio.get_running_loop().time())
+
     def follow(self, feed: Feed, pattern: str) -> Followed:
         """Claim a pattern of a stream. The caller must release it.
 
@@ -357,7 +365,7 @@ class StreamHub:
     def connection_established(self) -> None:
         """Let the feeds go on."""
         self.connected = True
-        self.jetstream.established()
+        self.jetstream.established(self.connection.jetstream_domain)
         for feed in self.feeds:
             feed.wake()
         self._on_changed()

@@ -76,20 +76,37 @@ class JetStream:
 
     def __init__(self, link: Link, inbox: str, *, domain: str | None = None, timeout: float = _TIMEOUT_SECONDS) -> None:
         self._inbox = Inbox(link, inbox, timeout)
-        self._api = "$JS.API." if domain is None else f"$JS.{domain}.API."
+        self._domain = domain or ""
+        self._api = _api_of(self._domain)
         self._tried: set[str] = set()
         self._denied: set[str] = set()
         """The subjects on which NATS accepts no messages, of those that were tried."""
         self.on_denied: Callable[[str], None] = lambda subject: None
         """Called with the subject of a message for JetStream that NATS has refused."""
 
-    def established(self) -> None:
-        """Subscribe to the replies on a new connection."""
+    def established(self, domain_of_server: str = "") -> None:
+        """Subscribe to the replies on a new connection.
+
+        Args:
+            domain_of_server: The JetStream domain of the server that is connected.
+        """
+        # NATS translates the subjects of its own domain before it judges permissions, so it refuses only the others.
+        self._api = _api_of("" if self._domain == domain_of_server else self._domain)
         self._inbox.established()
 
     def closed(self) -> None:
         """Let the requests in progress fail, because the connection has ended."""
         self._inbox.closed()
+
+    @property
+    def is_refused(self) -> bool:
+        """True if NATS has refused the subscription to the replies."""
+        return self._inbox.is_refused
+
+    def subscribe_again(self) -> None:
+        """Try again to subscribe to the replies, if NATS has refused it."""
+        if self._inbox.is_refused:
+            self._inbox.established()
 
     @property
     def requests(self) -> int:
@@ -311,6 +328,10 @@ class JetStream:
             later.messages,
         )
         return count if is_same else None
+
+
+def _api_of(domain: str) -> str:
+    return f"$JS.{domain}.API." if domain else "$JS.API."
 
 
 class _Messages:
