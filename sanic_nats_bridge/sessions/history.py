@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from itertools import combinations
-from typing import Protocol
 
 from msgspec import UNSET
 
@@ -12,11 +11,9 @@ from ..auth.permissions import Grant
 from ..errors import (
     BridgeError,
     InvalidCommand,
-    SubscriptionLimitExceeded,
     UnknownSession,
 )
 from ..hub.interest import View
-from ..hub.interfaces import Subscriber
 from ..protocol import subjects
 from ..protocol.messages import Command, Gap, Reply, success_reply
 from ..protocol.start import Start
@@ -27,44 +24,19 @@ from ..streams.followed import Channel, Followed, IdLine
 from ..streams.hub import StreamHub
 from ..streams.judgement import cutoff_of
 from ..streams.positions import Point, decode_position
-from ..streams.replay import Replay, ReplayLimits
+from .binding import MAX_STREAMS, bind, too_many_streams
+from .interfaces import HistoryOwner
 from .pattern_shares import PatternShares
-from .resumption import Entry, ReplayTarget, Resumption
+from .resumption import Entry, Resumption, replay_of
 from .starts import Subscribed, check_start, unavailable
 from .subscriptions import Subscriptions
 
-__all__ = ["HistoryOwner", "SessionHistory"]
+__all__ = ["SessionHistory"]
 
 _PATTERNS_OF_REPLAY = 128
 """The number of patterns that a command with a ``from`` other than "new" counts as in addition."""
 _KNOWN_SECONDS = 5.0
 """The time that the streams have to become known before a replay tries again."""
-_MAX_STREAMS = 4
-"""The most streams that one session follows at once, so that an id has at most 128 characters."""
-
-
-class HistoryOwner(ReplayTarget, Subscriber, Protocol):
-    """A session, as its history uses it."""
-
-    @property
-    def client(self) -> str:
-        """The client of the session: its identity, or else its address."""
-        ...
-
-    @property
-    def transport(self) -> str:
-        """The client's transport."""
-        ...
-
-    def patterns_ended(self, patterns: list[str], error: BridgeError) -> None:
-        """Report subscriptions to the client that were ended."""
-
-    def nats_changed(self) -> None:
-        """Report the status of NATS to the client if it isn't known to it."""
-
-    def allows_history(self, grant: Grant) -> bool:
-        """Return whether the client may read the past of a pattern."""
-        ...
 
 
 class SessionHistory:
@@ -85,6 +57,8 @@ class SessionHistory:
         self._entries: dict[str, Entry] = {}
         self._running: dict[Resumption, asyncio.Task[None]] = {}
         """The replays in progress."""
+        self._becoming_live: set[asyncio.Task[None]] = set()
+        """The changes into subscriptions without history in progress."""
         self._turn = asyncio.Lock()
         self._skipped: dict[Feed, Point] = {}
         """For each stream of which the slow client has skipped messages, the position before the first of them."""
@@ -164,15 +138,22 @@ class SessionHistory:
             resumption.ordered.set()
         if command.start is None:
             return success_reply(command, patterns, active)
-        recovered = UNSET if subscribed.recovered is None else subscribed.recovered
+        is_known = all(self._entries[pattern].is_bound for pattern in resumable)
+        recovered = UNSET if subscribed.recovered is None or not is_known else subscribed.recovered
         if subscribed.others and command.after is not UNSET:
             # After the reply, which the caller writes in this turn.
             gap = Gap(subjects=subscribed.others, lost=None, reason="unknown")
             self._streams.counters.gaps["unknown"] += len(subscribed.others)
             asyncio.get_running_loop().call_soon(self._owner.send, gap)
-            recovered = False
+            recovered = False if is_known else UNSET
         self.note_change()
-        return success_reply(command, patterns, active, resumable=resumable, recovered=recovered)
+        return success_reply(
+            command,
+            patterns,
+            active and is_known,
+            resumable=resumable if is_known else UNSET,
+            recovered=recovered,
+        )
 
     def note_change(self) -> None:
         """Let the session report the status of NATS after the reply, because its subscriptions have changed."""
@@ -231,29 +212,24 @@ class SessionHistory:
         except TimeoutError:
             pass
         except BaseException:
-            self._give_up(resumption)
+            self._give_up(entries)
             raise
         if self._is_closed:
             raise UnknownSession("No such session")
         if resumption.error is not None:
-            self._give_up(resumption)
-            raise unavailable([entry.grant.pattern for entry in entries])
+            self._give_up(entries)
+            raise resumption.error
         is_known = resumption.prepared.is_set()
-        patterns = [entry.grant.pattern for entry in resumption.entries]
+        patterns = [entry.grant.pattern for entry in entries]
         return Subscribed(patterns, missing, is_known, resumption.recovered if is_known else None), resumption
 
     async def _know_streams(self, grants: Sequence[Grant], seconds: float) -> None:
         """Wait until it is known which streams hold these patterns, or the seconds have passed."""
-        deadline = asyncio.get_running_loop().time() + seconds
-        for grant in grants:
-            for feed in self._streams.feeds:
-                if not feed.is_known and feed.may_hold(grant.real):
-                    await feed.until_known(deadline - asyncio.get_running_loop().time())
+        await self._streams.until_known([grant.real for grant in grants], seconds)
 
     def _claim(self, held: Mapping[Grant, Feed]) -> list[Entry]:
-        if len({*self._feeds(), *held.values()}) > _MAX_STREAMS:
-            names = [grant.pattern for grant in held]
-            raise SubscriptionLimitExceeded(f"At most {_MAX_STREAMS} streams for a session", names)
+        if len({*self._feeds(), *held.values()}) > MAX_STREAMS:
+            raise too_many_streams([grant.pattern for grant in held])
         real = [grant.real for grant in held]
         if self._is_query:
             # The client has one position for all of these patterns, which may match one message twice.
@@ -290,11 +266,12 @@ class SessionHistory:
         resumption = Resumption(
             self._owner,
             entries,
-            self._replay(entries, cutoff),
+            replay_of(entries, self._streams, settings, cutoff),
             points,
             start,
             attach=self._attach,
-            bind=partial(self._bind, cutoff=cutoff),
+            bind=partial(self._bind, cutoff=cutoff, start=start, is_resumed=points is not None),
+            refuse=self._refuse,
             others=self._live_points,
             announces=announces,
             has_lines=has_lines,
@@ -310,47 +287,72 @@ class SessionHistory:
         task.add_done_callback(lambda _: self._running.pop(resumption, None))
         return resumption
 
-    def _replay(self, entries: Sequence[Entry], cutoff: int | None) -> Replay:
-        settings = self._settings
-        limits = ReplayLimits(settings.max_replay_messages, settings.max_replay_bytes, settings.max_snapshot_subjects)
-        by_feed: dict[Feed, list[Followed]] = {}
-        for entry in entries:
-            followed = by_feed.setdefault(entry.feed, [])
-            if entry.followed not in followed:
-                followed.append(entry.followed)
-        readers = [self._streams.reader(feed, followed, feed.point) for feed, followed in by_feed.items()]
-        return Replay(readers, limits, cutoff)
-
-    async def _bind(self, resumption: Resumption, cutoff: int | None) -> bool:
+    async def _bind(self, resumption: Resumption, cutoff: int | None, start: Start, *, is_resumed: bool) -> bool:
         """Move subscriptions to the streams that hold them, if that was not known before; return whether it is now.
 
-        Those that no stream holds end.
+        Those that no stream holds go on without history, unless the client has asked for the past only.
         """
         unknown = [entry for entry in resumption.entries if not entry.is_bound]
         if not unknown:
             return True
         await self._know_streams([entry.grant for entry in unknown], _KNOWN_SECONDS)
-        feeds = {entry: self._streams.find(entry.grant.real) for entry in unknown if entry in resumption.entries}
-        if any(feed is not None and not feed.is_known for feed in feeds.values()):
+        unknown = [entry for entry in unknown if entry in resumption.entries]
+        binding = bind(unknown, {each.feed for each in self._entries.values() if each.is_bound}, self._streams)
+        if binding is None:
             return False
-        missing: list[str] = []
-        for entry, feed in feeds.items():
-            entry.is_bound = True
-            if feed is None or len({*self._feeds(), feed}) > _MAX_STREAMS:
-                missing.append(entry.grant.pattern)
-            elif feed is not entry.feed:
-                followed = self._streams.follow(feed, entry.grant.real)
-                self._streams.release(entry.feed, entry.followed)
-                entry.feed, entry.followed = feed, followed
-        resumption.replay = self._replay(resumption.entries, cutoff)
-        if missing:
-            self.remove_all(missing)
-            self._owner.patterns_ended(missing, unavailable(missing))
+        refused = list(binding.refused)
+        if binding.unheld and not is_resumed and start.kind != "new":
+            refused.append((binding.unheld, unavailable([entry.grant.pattern for entry in binding.unheld])))
+        if refused and not resumption.ordered.is_set():
+            resumption.error = refused[0][1]
+            return True
+        for entries, error in refused:
+            self._end(entries, error)
+        if binding.unheld and (is_resumed or start.kind == "new"):
+            for entry in binding.unheld:
+                resumption.entries.remove(entry)
+            task = asyncio.create_task(self._go_on_live(binding.unheld, is_resumed=is_resumed), name="natsbridge-live")
+            self._becoming_live.add(task)
+            task.add_done_callback(self._becoming_live.discard)
+        resumption.replay = replay_of(resumption.entries, self._streams, self._settings, cutoff)
         return True
 
-    def _give_up(self, resumption: Resumption) -> None:
+    async def _go_on_live(self, entries: Sequence[Entry], *, is_resumed: bool) -> None:
+        """Make subscriptions that no stream holds ones without history."""
+        # No command may subscribe to the same patterns meanwhile, and the reply comes before.
+        async with self._owner.command_lock:
+            patterns = [name for entry in entries if self._entries.get(name := entry.grant.pattern) is entry]
+            self.remove_all(patterns)
+            while patterns:
+                try:
+                    await self._owner.follow_live(patterns, len(self._entries))
+                    break
+                except UnknownSession:
+                    return
+                except BridgeError as error:
+                    ended = [pattern for pattern in patterns if pattern in error.subjects] or patterns
+                    self._owner.patterns_ended(ended, error)
+                    patterns = [pattern for pattern in patterns if pattern not in ended]
+            if patterns and is_resumed:
+                self._streams.counters.gaps["unknown"] += len(patterns)
+                self._owner.send(Gap(subjects=patterns, lost=None, reason="unknown"))
+        self.note_change()
+
+    def _end(self, entries: Sequence[Entry], error: BridgeError) -> None:
+        """End subscriptions, and report it to the client."""
+        names = [name for entry in entries if self._entries.get(name := entry.grant.pattern) is entry]
+        if names:
+            self.remove_all(names)
+            self._owner.patterns_ended(names, error)
+
+    def _give_up(self, entries: Sequence[Entry]) -> None:
         """End the subscriptions of a command that has failed."""
-        self.remove_all([entry.grant.pattern for entry in resumption.entries])
+        self.remove_all([entry.grant.pattern for entry in entries])
+
+    def _refuse(self, resumption: Resumption) -> None:
+        """End the subscriptions of a replay that can't begin, after the reply to its command."""
+        assert resumption.error is not None
+        self._end(tuple(resumption.entries), resumption.error)
 
     def _attach(self, resumption: Resumption) -> None:
         """Make the entries of a resumption live, in the turn in which all of their old messages were written."""
@@ -434,7 +436,7 @@ class SessionHistory:
         """End all subscriptions and replays."""
         self._is_closed = True
         self._streams.remove_subscriber(self)
-        for task in tuple(self._running.values()):
+        for task in (*self._running.values(), *self._becoming_live):
             task.cancel()
         for pattern in tuple(self._entries):
             self.remove(pattern, cut=cut)
@@ -478,11 +480,8 @@ class SessionHistory:
 
     def patterns_ended(self, followed: list[Followed]) -> None:
         """End the subscriptions to patterns that no stream holds any more."""
-        names = [name for name, each in self._entries.items() if each.followed in followed]
-        if names:
-            for name in names:
-                self.remove(name)
-            self._owner.patterns_ended(names, unavailable(names))
+        entries = [each for each in self._entries.values() if each.is_bound and each.followed in followed]
+        self._end(entries, unavailable([entry.grant.pattern for entry in entries]))
 
 
 _NONE = Subscribed([], [], active=True, recovered=None)

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 from ..auth.permissions import Grant
+from ..errors import BridgeError
 from ..hub.interest import View
 from ..log_limits import limited_logger
 from ..metrics.counters import Counters
@@ -14,17 +15,19 @@ from ..protocol.encoding import MessagePrefix, WireFormat
 from ..protocol.messages import CaughtUp, Frame, Gap
 from ..protocol.start import Start
 from ..protocol.stream_messages import StreamMessage
+from ..settings import Settings
 from ..streams.feed import Feed, position_of
 from ..streams.followed import Followed, IdLine
-from ..streams.hub import encode_record
+from ..streams.hub import StreamHub, encode_record
 from ..streams.jetstream import JetStreamError
 from ..streams.positions import Point
-from ..streams.replay import Replay, Step
+from ..streams.replay import Replay, ReplayLimits, Step
 from ..streams.slices import EncodedSlices
 from ..streams.snapshot import SnapshotTooLarge
 from ..streams.window import Record
+from .starts import too_large
 
-__all__ = ["Entry", "ReplayTarget", "Resumption"]
+__all__ = ["Entry", "ReplayTarget", "Resumption", "replay_of"]
 
 logger = limited_logger()
 
@@ -116,6 +119,7 @@ class Resumption:
         start: The point from which streams without a position are read.
         attach: Called in the turn of the event loop in which the last old message was written.
         bind: Called until it returns true. It moves entries to other streams, if it wasn't known which ones hold them.
+        refuse: Called if there is an `error` after the reply. It ends the entries.
         others: Returns the positions of the session in streams that its other subscriptions follow live.
         announces: Whether a ``caught_up`` follows the messages. It doesn't for a slow consumer.
         slices: The encoded messages that clients share.
@@ -135,6 +139,7 @@ class Resumption:
         *,
         attach: Callable[["Resumption"], None],
         bind: Callable[["Resumption"], Awaitable[bool]],
+        refuse: Callable[["Resumption"], None],
         others: Callable[[], dict[Feed, Point]],
         counters: Counters,
         announces: bool = True,
@@ -149,7 +154,8 @@ class Resumption:
         """The number of messages that were written."""
         self.prepared = asyncio.Event()
         """Set when `recovered` is known, or `error`, or when the session has ended."""
-        self.error: SnapshotTooLarge | None = None
+        self.error: BridgeError | None = None
+        """The error with which the command fails if its reply isn't written yet."""
         self.ordered = asyncio.Event()
         """Set when the reply to the command is written, so that messages may follow."""
         self._target = target
@@ -157,6 +163,7 @@ class Resumption:
         self._start = start
         self._attach = attach
         self._bind = bind
+        self._refuse = refuse
         self._others = others
         self._counters = counters
         self._announces = announces
@@ -201,12 +208,16 @@ class Resumption:
             self.prepared.set()
 
     async def _run(self, turn: asyncio.Lock) -> None:
-        while not await self._prepare():
-            await self._pause()
+        await self._prepare()
         self.prepared.set()
         await self.ordered.wait()
         if self.error is not None:
-            return
+            # The command had not waited for it, or it would have ended the replay.
+            self.error = None
+            await self._prepare()
+            if self.error is not None:
+                self._refuse(self)
+                return
         async with turn:
             while not self._target.closed and self.entries:
                 await self._wait_for_client()
@@ -216,14 +227,19 @@ class Resumption:
                 if self._needs_reading:
                     await self._read()
 
-    async def _prepare(self) -> bool:
+    async def _prepare(self) -> None:
+        while not await self._try_to_prepare():
+            await self._pause()
+
+    async def _try_to_prepare(self) -> bool:
         try:
             if not await self._bind(self):
                 return False
-            await self.replay.prepare(self._points, self._start)
+            if self.error is None:
+                await self.replay.prepare(self._points, self._start)
         except SnapshotTooLarge as error:
-            if self._points is None and not self.ordered.is_set():
-                self.error = error
+            if self._points is None:
+                self.error = too_large(error, [entry.grant.pattern for entry in self.entries])
             else:
                 self._start = Start("new")
                 return False
@@ -363,3 +379,22 @@ class Resumption:
         frame = CaughtUp(subjects=names, replayed=self.replayed, recovered=self.recovered, position=position)
         line = position if self._has_lines else None
         self._target.write(encoding.encode_frame(frame, self._target.wire_format, event_id=line))
+
+
+def replay_of(entries: Sequence[Entry], streams: StreamHub, settings: Settings, cutoff: int | None) -> Replay:
+    """Return the replay of subscriptions.
+
+    Args:
+        entries: The subscriptions.
+        streams: The streams of the worker.
+        settings: The options of the bridge.
+        cutoff: The time before which no message may be sent, in Unix milliseconds, or ``None``.
+    """
+    limits = ReplayLimits(settings.max_replay_messages, settings.max_replay_bytes, settings.max_snapshot_subjects)
+    by_feed: dict[Feed, list[Followed]] = {}
+    for entry in entries:
+        followed = by_feed.setdefault(entry.feed, [])
+        if entry.followed not in followed:
+            followed.append(entry.followed)
+    readers = [streams.reader(feed, followed, feed.point) for feed, followed in by_feed.items()]
+    return Replay(readers, limits, cutoff)

@@ -10,7 +10,9 @@ import pytest
 from sanic_nats_bridge import Permissions
 from sanic_nats_bridge.sessions import resumption as resumption_module
 from sanic_nats_bridge.sessions.resumption import Resumption
+from sanic_nats_bridge.sessions.subscriptions import Subscriptions
 from sanic_nats_bridge.streams.replay import Replay
+from sanic_nats_bridge.streams.snapshot import SnapshotTooLarge
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import Bridge, running, until
 from tests.support.raw import session_of
@@ -142,6 +144,45 @@ async def test_history_that_is_not_allowed_any_more_is_skipped(server: NatsServe
             assert (gap["type"], gap["reason"], caught_up["recovered"]) == ("gap", "expired", False)
             await stream.store("a", "live")
             assert await client.data(1) == ["live"]
+
+
+async def test_too_large_state_that_is_noticed_just_before_the_reply(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare, subscribe = Replay.prepare, Subscriptions.subscribe
+    may_prepare, has_failed = asyncio.Event(), asyncio.Event()
+
+    async def wait_and_prepare(self: Replay, *arguments: Any) -> None:
+        await may_prepare.wait()
+        try:
+            await prepare(self, *arguments)
+        except SnapshotTooLarge:
+            has_failed.set()
+            raise
+
+    async def wait_and_subscribe(self: Subscriptions, *arguments: Any) -> tuple[list[str], bool]:
+        may_prepare.set()
+        await has_failed.wait()
+        return await subscribe(self, *arguments)
+
+    async with Stream.made(server) as stream:
+        await stream.store("a", 1)
+        await stream.store("b", 2)
+        options = settings(stream, max_snapshot_subjects=1, confirm_timeout=0.1)
+        async with running(servers=server.url, **options) as bridge, bridge.websocket() as client:
+            await client.ask({"subjects": ["core.x"]})
+            monkeypatch.setattr(Replay, "prepare", wait_and_prepare)
+            # The pattern that is held already is confirmed after the wait for the replay.
+            monkeypatch.setattr(Subscriptions, "subscribe", wait_and_subscribe)
+            reply = await client.ask({"subjects": [stream.all, "core.x"], "from": "last_per_subject"})
+            assert (reply["success"], reply["active"]) == (True, False)
+            ended = await client.frame()
+            assert (ended["type"], ended["subjects"], ended["code"]) == (
+                "unsubscribed",
+                [stream.all],
+                "history.unavailable",
+            )
+            assert session_of(bridge, client.session).subscriptions == ("core.x",)
 
 
 async def test_too_many_overlapping_patterns_end_in_a_replay(server: NatsServer) -> None:
