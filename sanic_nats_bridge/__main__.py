@@ -69,7 +69,7 @@ def _ask_nats(options: argparse.Namespace, patterns: list[str]) -> dict[str, Ser
         ConnectionError: NATS cannot be reached.
     """
     keywords = {"streams": options.streams, "servers": options.nats, "credentials": options.credentials,
-                "jetstream_domain": options.jetstream_domain}  # fmt: skip
+                "jetstream_domain": options.jetstream_domain, "control_prefix": options.control_prefix}  # fmt: skip
     settings = Settings.resolve(keywords, {})
     lines: list[str] = []
     handler = logging.Handler()
@@ -128,6 +128,11 @@ def _options() -> argparse.Namespace:
     explain.add_argument("--nats", metavar="URL", help="the NATS server, with user and password if it needs them")
     explain.add_argument("--credentials", metavar="FILE", help="the credentials for NATS")
     explain.add_argument("--jetstream-domain", metavar="NAME", help="the JetStream domain")
+    explain.add_argument(
+        "--control-prefix",
+        metavar="PREFIX",
+        help="the setting, or _NATSBRIDGE.APP with the app's name: print whether the NATS user may subscribe there",
+    )
     explain.add_argument("pattern", nargs="+", help="a pattern as a client would request it")
     return parser.parse_args()
 

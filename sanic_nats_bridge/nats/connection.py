@@ -25,7 +25,7 @@ from .awaited_pongs import AwaitedPongs, Confirmation, HealthPing, Removal
 from .line_filter import LineFilter, printable
 from .parser import MAX_MESSAGE_BYTES, MalformedLineError, Parser
 from .server_errors import classify_error
-from .server_info import decode_info, max_payload_of, usable_addresses
+from .server_info import decode_info, domain_of, max_payload_of, usable_addresses
 from .subscription_index import SubscriptionIndex, sub_length
 from .transport import TcpSocket, WebSocket, transport_for, within
 
@@ -116,6 +116,8 @@ class Connection(Client):
         """True once the server had answered everything that it was asked: every subscription, and a PING."""
         self.requires_login = True
         """True if the server requires credentials, or a client certificate."""
+        self.jetstream_domain = ""
+        """The JetStream domain of the server; empty if it has none."""
         self.unanswered_pings = 0
         self.reported_error: Exception | None = None
         """The last error that nats-py has reported to its error callback."""
@@ -350,6 +352,7 @@ class Connection(Client):
         # A later INFO has the limit for what the bridge's user publishes, which may be smaller than the server's.
         self.accepted_length = max(self.accepted_length, max_payload_of(info))
         self.parser.max_payload = min(self.accepted_length, MAX_MESSAGE_BYTES)
+        self.jetstream_domain = domain_of(info)
         self._announce(info.pop("connect_urls", None))
         self.requires_login = bool(info.get("auth_required") or info.get("tls_verify"))
         if self.tls_only and info.get("tls_available"):

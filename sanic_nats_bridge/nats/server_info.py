@@ -7,7 +7,7 @@ from typing import Any
 from .parser import MalformedLineError
 from .server_pool import MAX_DISCOVERED, is_usable
 
-__all__ = ["decode_info", "max_payload_of", "usable_addresses"]
+__all__ = ["decode_info", "domain_of", "max_payload_of", "usable_addresses"]
 
 _DEFAULT_MAX_PAYLOAD = 1024 * 1024
 
@@ -33,6 +33,12 @@ def max_payload_of(info: dict[str, Any]) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
         return _DEFAULT_MAX_PAYLOAD
     return value
+
+
+def domain_of(info: dict[str, Any]) -> str:
+    """Return the JetStream domain of the server; empty if it names none."""
+    value = info.get("domain")
+    return value if isinstance(value, str) else ""
 
 
 def usable_addresses(announced: object) -> list[str]:

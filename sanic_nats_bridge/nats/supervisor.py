@@ -99,6 +99,11 @@ class ConnectionSupervisor:
         """The address of the connected server if it requires no login."""
         return None if self._connection is None or self._connection.requires_login else self._connection.address
 
+    @property
+    def jetstream_domain(self) -> str:
+        """The JetStream domain of the connected server; empty if it has none."""
+        return "" if self._connection is None else self._connection.jetstream_domain
+
     def start(self, listener: ConnectionListener) -> None:
         """Start to connect, in the background."""
         self._task = asyncio.create_task(self._supervise(listener), name="natsbridge-nats")

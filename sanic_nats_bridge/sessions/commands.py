@@ -45,12 +45,13 @@ class SessionCommands:
         context: The parts of the worker that its sessions share.
     """
 
-    __slots__ = ("_context", "_lock", "_owner", "rate_limiter")
+    __slots__ = ("_context", "_owner", "lock", "rate_limiter")
 
     def __init__(self, owner: CommandOwner, context: SessionContext) -> None:
         self._owner = owner
         self._context = context
-        self._lock = asyncio.Lock()
+        self.lock = asyncio.Lock()
+        """Held while a command is executed."""
         self.rate_limiter = CommandRateLimiter(context.settings)
 
     async def execute(self, received: str | bytes | Command) -> Outcome:
@@ -113,7 +114,7 @@ class SessionCommands:
             self._owner.close(CloseCode.TOO_MANY_COMMANDS, self.rate_limiter.close_reason)
 
     async def _dispatch(self, command: Command) -> Reply:
-        async with self._lock:
+        async with self.lock:
             await self._owner.wait_until_writable()
             await self._context.turns.take(self._owner.client, units_of(len(command.patterns)))
             self._context.expirations.expire_due()

@@ -2,13 +2,12 @@
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
 from itertools import combinations
 
 from msgspec import UNSET
 
 from ..auth.permissions import Grant
-from ..errors import InvalidCommand, SubscriptionLimitExceeded, UnknownSession
+from ..errors import InvalidCommand, UnknownSession
 from ..hub.interest import View
 from ..protocol import subjects
 from ..protocol.messages import Command, Gap, Reply, success_reply
@@ -20,9 +19,10 @@ from ..streams.followed import Channel, Followed, IdLine
 from ..streams.hub import StreamHub
 from ..streams.judgement import cutoff_of
 from ..streams.positions import Point, decode_position
-from ..streams.replay import Replay
+from .binding import MAX_STREAMS, Binder, too_many_streams
+from .interfaces import HistoryOwner
 from .pattern_shares import PatternShares
-from .resumption import Entry, HistoryOwner, Resumption
+from .resumption import Entry, Resumption
 from .starts import Subscribed, check_start, unavailable
 from .subscriptions import Subscriptions, no_longer_allowed
 
@@ -30,10 +30,6 @@ __all__ = ["SessionHistory"]
 
 _PATTERNS_OF_REPLAY = 128
 """The number of patterns that a command with a ``from`` other than "new" counts as in addition."""
-_KNOWN_SECONDS = 5.0
-"""The time that the streams have to become known before a replay tries again."""
-_MAX_STREAMS = 4
-"""The most streams that one session follows at once, so that an id has at most 128 characters."""
 
 
 class SessionHistory:
@@ -56,6 +52,7 @@ class SessionHistory:
         """The replays in progress."""
         self._query: Resumption | None = None
         """The replay of the query, until it is live. No ``id:`` line of others may pass its position."""
+        self._binder = Binder(owner, streams, self._entries, self.remove_all)
         self._turn = asyncio.Lock()
         self._skipped: dict[Feed, Point] = {}
         """For each stream of which the slow client has skipped messages, the position before the first of them."""
@@ -172,14 +169,21 @@ class SessionHistory:
             loop.call_soon(self._owner.patterns_ended, ended, no_longer_allowed(ended))
         if command.start is None:
             return success_reply(command, patterns, active)
-        recovered = UNSET if subscribed.recovered is None else subscribed.recovered
+        is_known = all(entry.is_bound for pattern in resumable if (entry := self._entries.get(pattern)) is not None)
+        recovered = UNSET if subscribed.recovered is None or not is_known else subscribed.recovered
         if subscribed.others and command.after is not UNSET:
             # After the reply, which the caller writes in this turn.
             self._streams.counters.gaps["unknown"] += len(subscribed.others)
             loop.call_soon(self._owner.send, Gap(subjects=subscribed.others, lost=None, reason="unknown"))
-            recovered = False
+            recovered = False if is_known else UNSET
         self.note_change()
-        return success_reply(command, patterns, active, resumable=resumable, recovered=recovered)
+        return success_reply(
+            command,
+            patterns,
+            active and is_known,
+            resumable=resumable if is_known else UNSET,
+            recovered=recovered,
+        )
 
     def note_change(self) -> None:
         """Let the session report the status of NATS after the reply, because its subscriptions have changed."""
@@ -197,8 +201,7 @@ class SessionHistory:
             names = {*subscribed.resumable, *subscribed.others}
             if updates == subscriptions.permission_updates or names.issuperset(new):
                 return subscribed, resumption
-            if resumption is not None:
-                self._give_up(resumption)
+            self.remove_all(subscribed.resumable)
 
     async def _authorize(
         self, command: Command, patterns: Sequence[str], subscriptions: Subscriptions, deadline: float
@@ -249,21 +252,20 @@ class SessionHistory:
         except TimeoutError:
             pass
         except BaseException:
-            self._give_up(resumption)
+            self._give_up(entries)
             raise
         if self._owner.closed:
             raise UnknownSession("No such session")
         if resumption.error is not None:
-            self._give_up(resumption)
-            raise unavailable([entry.grant.pattern for entry in entries])
+            self._give_up(entries)
+            raise resumption.error
         is_known = resumption.prepared.is_set()
-        patterns = [entry.grant.pattern for entry in resumption.entries]
+        patterns = [name for entry in entries if self._entries.get(name := entry.grant.pattern) is entry]
         return Subscribed(patterns, missing, is_known, resumption.recovered if is_known else None), resumption
 
     def _claim(self, held: Mapping[Grant, Feed], *, is_query: bool) -> list[Entry]:
-        if len({*self._feeds(), *held.values()}) > _MAX_STREAMS:
-            names = [grant.pattern for grant in held]
-            raise SubscriptionLimitExceeded(f"At most {_MAX_STREAMS} streams for a session", names)
+        if len({*self._feeds(), *held.values()}) > MAX_STREAMS:
+            raise too_many_streams([grant.pattern for grant in held])
         real = [grant.real for grant in held]
         if is_query:
             # The client has one position for all of these patterns, which may match one message twice.
@@ -279,7 +281,7 @@ class SessionHistory:
                 self._streams.release(entry.feed, entry.followed)
             self._shares.remove(self._owner.client, real)
             raise
-        self._entries |= {entry.grant.pattern: entry for entry in entries}
+        self._entries.update({entry.grant.pattern: entry for entry in entries})
         return entries
 
     def _feeds(self) -> set[Feed]:
@@ -300,11 +302,11 @@ class SessionHistory:
         resumption = Resumption(
             self._owner,
             entries,
-            self._replay(entries, cutoff),
+            self._streams.replay([(entry.feed, entry.followed) for entry in entries], cutoff),
             points,
             start,
             attach=self._attach,
-            bind=partial(self._bind, cutoff=cutoff),
+            binder=self._binder,
             others=self._points,
             awaited=self._catching_up,
             announces=announces,
@@ -326,40 +328,9 @@ class SessionHistory:
         if self._query is resumption:
             self._query = None
 
-    def _replay(self, entries: Sequence[Entry], cutoff: int | None) -> Replay:
-        return self._streams.replay([(entry.feed, entry.followed) for entry in entries], cutoff)
-
-    async def _bind(self, resumption: Resumption, cutoff: int | None) -> bool:
-        """Move subscriptions to the streams that hold them, if that was not known before; return whether it is now.
-
-        Those that no stream holds end.
-        """
-        unknown = [entry for entry in resumption.entries if not entry.is_bound]
-        if not unknown:
-            return True
-        deadline = asyncio.get_running_loop().time() + _KNOWN_SECONDS
-        await self._streams.until_known([entry.grant.real for entry in unknown], deadline)
-        feeds = {entry: self._streams.find(entry.grant.real) for entry in unknown if entry in resumption.entries}
-        if any(feed is not None and not feed.is_known for feed in feeds.values()):
-            return False
-        missing: list[str] = []
-        for entry, feed in feeds.items():
-            entry.is_bound = True
-            if feed is None or len({*self._feeds(), feed}) > _MAX_STREAMS:
-                missing.append(entry.grant.pattern)
-            elif feed is not entry.feed:
-                followed = self._streams.follow(feed, entry.grant.real)
-                self._streams.release(entry.feed, entry.followed)
-                entry.feed, entry.followed = feed, followed
-        self.remove_all(missing)
-        resumption.set_replay(self._replay(resumption.entries, cutoff))
-        if missing:
-            self._owner.patterns_ended(missing, unavailable(missing))
-        return True
-
-    def _give_up(self, resumption: Resumption) -> None:
+    def _give_up(self, entries: Sequence[Entry]) -> None:
         """End the subscriptions of a command that has failed."""
-        self.remove_all([entry.grant.pattern for entry in resumption.entries])
+        self.remove_all([entry.grant.pattern for entry in entries])
 
     def _attach(self, resumption: Resumption) -> None:
         """Make the entries of a resumption live, in the turn in which all of their old messages were written."""
@@ -446,6 +417,7 @@ class SessionHistory:
         """End all subscriptions and replays."""
         self._is_closed = True
         self._streams.remove_subscriber(self)
+        self._binder.close()
         for task in tuple(self._running.values()):
             task.cancel()
         for pattern in tuple(self._entries):
@@ -491,8 +463,5 @@ class SessionHistory:
 
     def patterns_ended(self, followed: list[Followed]) -> None:
         """End the subscriptions to patterns that no stream holds any more."""
-        names = [name for name, each in self._entries.items() if each.followed in followed]
-        if names:
-            for name in names:
-                self.remove(name)
-            self._owner.patterns_ended(names, unavailable(names))
+        entries = [each for each in self._entries.values() if each.is_bound and each.followed in followed]
+        self._binder.end(entries, unavailable([entry.grant.pattern for entry in entries]))

@@ -2,18 +2,17 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 from ..auth.permissions import Grant
 from ..errors import BridgeError
 from ..hub.interest import View
-from ..hub.interfaces import Subscriber
 from ..log_limits import limited_logger
 from ..metrics.counters import Counters
 from ..protocol import encoding
-from ..protocol.encoding import MessagePrefix, WireFormat
-from ..protocol.messages import CaughtUp, Frame, Gap
+from ..protocol.encoding import MessagePrefix
+from ..protocol.messages import CaughtUp, Gap
 from ..protocol.start import Start
 from ..protocol.stream_messages import StreamMessage
 from ..streams.feed import Feed, position_of
@@ -25,8 +24,10 @@ from ..streams.replay import Replay, Step
 from ..streams.slices import EncodedSlices
 from ..streams.snapshot import SnapshotTooLarge
 from ..streams.window import Record
+from .interfaces import ReplayTarget
+from .starts import too_large
 
-__all__ = ["Entry", "HistoryOwner", "ReplayTarget", "Resumption"]
+__all__ = ["Entry", "Resumption"]
 
 logger = limited_logger()
 
@@ -70,69 +71,15 @@ class Entry:
         return self.excludes is None or not self.excludes(subject)
 
 
-class ReplayTarget(Protocol):
-    """A session, as a resumption uses it."""
+class ReplayBinder(Protocol):
+    """The part of a session that knows which streams hold its patterns."""
 
-    closed: bool
-    is_writable: bool
-
-    @property
-    def wire_format(self) -> WireFormat:
-        """The encoding that the client's transport takes."""
+    async def bind(self, resumption: "Resumption") -> bool:
+        """Move entries to the streams that hold them; return whether that is known of all."""
         ...
 
-    @property
-    def pending(self) -> int:
-        """The number of bytes that wait for the client."""
-        ...
-
-    def write(self, data: bytes) -> None:
-        """Write bytes to the client's transport."""
-
-    def send(self, frame: Frame) -> None:
-        """Write a frame after all messages received so far."""
-
-    def flush(self) -> None:
-        """Write all live messages received so far. It may end the session, or make the client a slow one."""
-
-    async def wait_until_writable(self) -> None:
-        """Wait until the client has caught up or the session has ended."""
-
-    def messages_lost(self, pattern: str) -> None:
-        """Send a gap for messages that an internal error may have lost."""
-
-    def expire_due(self) -> None:
-        """End the session if its permissions have expired."""
-
-    def charge_replay(self, messages: int) -> None:
-        """Count messages of a replay as commands, because a client causes them."""
-
-    def end_overlap(self, patterns: list[str]) -> None:
-        """End subscriptions to patterns of which too many match one message."""
-
-
-class HistoryOwner(ReplayTarget, Subscriber, Protocol):
-    """A session, as its history uses it."""
-
-    @property
-    def client(self) -> str:
-        """The client of the session: its identity, or else its address."""
-        ...
-
-    @property
-    def transport(self) -> str:
-        """The client's transport."""
-        ...
-
-    def patterns_ended(self, patterns: list[str], error: BridgeError) -> None:
-        """Report subscriptions to the client that were ended."""
-
-    def nats_changed(self) -> None:
-        """Report the status of NATS to the client if it isn't known to it."""
-
-    def allows_history(self, grant: Grant) -> bool:
-        """Return whether the client may read the past of a pattern."""
-        ...
+    def refuse(self, resumption: "Resumption") -> None:
+        """End the entries because of the `error`, which came after the reply."""
 
 
 class Resumption:
@@ -145,7 +92,7 @@ class Resumption:
         points: The positions of the client by the keys of the streams, or ``None`` if it names none.
         start: The point from which streams without a position are read.
         attach: Called in the turn of the event loop in which the last old message was written.
-        bind: Called until it returns true. It moves entries to other streams, if it wasn't known which ones hold them.
+        binder: Moves entries to other streams, if it wasn't known which ones hold them.
         others: Returns the positions of the session in streams that its other subscriptions follow live, or did until
             they were skipped.
         awaited: Returns the replays that must end before these entries are live. Otherwise their ids would pass
@@ -167,7 +114,7 @@ class Resumption:
         start: Start,
         *,
         attach: Callable[["Resumption"], None],
-        bind: Callable[["Resumption"], Awaitable[bool]],
+        binder: ReplayBinder,
         others: Callable[[], dict[Feed, Point]],
         awaited: Callable[["Resumption"], Collection[asyncio.Task[None]]],
         counters: Counters,
@@ -183,14 +130,15 @@ class Resumption:
         """The number of messages that were written."""
         self.prepared = asyncio.Event()
         """Set when `recovered` is known, or `error`, or when the session has ended."""
-        self.error: SnapshotTooLarge | None = None
+        self.error: BridgeError | None = None
+        """The error with which the command fails if its reply isn't written yet."""
         self.ordered = asyncio.Event()
         """Set when the reply to the command is written, so that messages may follow."""
         self._target = target
         self._points = points
         self._start = start
         self._attach = attach
-        self._bind = bind
+        self._binder = binder
         self._others = others
         self._awaited = awaited
         self._waits = False
@@ -210,6 +158,16 @@ class Resumption:
         self._is_logged = False
         """True if a problem of this replay was logged."""
         self._backoff = _FIRST_BACKOFF
+
+    @property
+    def is_resumed(self) -> bool:
+        """True if the client goes on after a position."""
+        return self._points is not None
+
+    @property
+    def needs_history(self) -> bool:
+        """True if only a stream has what the client asks for."""
+        return self._points is None and self._start.kind != "new"
 
     @property
     def positions(self) -> dict[Feed, Point]:
@@ -311,19 +269,29 @@ class Resumption:
 
     async def _begin(self) -> None:
         """Find the first messages, and wait until the reply is written."""
-        while not await self._prepare():
-            await self._pause()
+        await self._prepare()
         self.prepared.set()
         await self.ordered.wait()
+        if self.error is not None:
+            # The command had not waited for it, or it would have ended the replay.
+            self.error = None
+            await self._prepare()
+            if self.error is not None:
+                self._binder.refuse(self)
 
-    async def _prepare(self) -> bool:
+    async def _prepare(self) -> None:
+        while not await self._try_to_prepare():
+            await self._pause()
+
+    async def _try_to_prepare(self) -> bool:
         try:
-            if not await self._bind(self):
+            if not await self._binder.bind(self):
                 return False
-            await self.replay.prepare(self._points, self._start)
+            if self.error is None:
+                await self.replay.prepare(self._points, self._start)
         except SnapshotTooLarge as error:
-            if self._points is None and not self.ordered.is_set():
-                self.error = error
+            if self._points is None:
+                self.error = too_large(error, [entry.grant.pattern for entry in self.entries])
             else:
                 self._start = Start("new")
                 return False

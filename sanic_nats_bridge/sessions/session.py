@@ -1,6 +1,7 @@
 """One browser connection with its subscriptions, on either transport."""
 
-from collections.abc import Collection
+import asyncio
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 from ..auth.permissions import Grant, Permissions
@@ -316,6 +317,23 @@ class Session:
     def charge_replay(self, messages: int) -> None:
         """Count messages of a replay as commands, because a client causes them."""
         self._commands.rate_limiter.count_replayed(messages)
+
+    @property
+    def command_lock(self) -> asyncio.Lock:
+        """The lock that is held while a command is executed."""
+        return self._commands.lock
+
+    async def follow_live(self, patterns: Sequence[str], others: int) -> None:
+        """Subscribe to patterns without history, because no stream turned out to hold them.
+
+        Args:
+            patterns: The patterns, as the client names them.
+            others: The number of patterns with history that the session holds.
+
+        Raises:
+            BridgeError: A pattern was rejected. No subscription has changed.
+        """
+        await self._subscriptions.subscribe(patterns, self._context.settings.confirm_timeout, others=others)
 
     def patterns_ended(self, patterns: list[str], error: BridgeError) -> None:
         """Report subscriptions to the client that its history has ended."""

@@ -9,8 +9,9 @@ from ..auth.permissions import Grant
 from ..errors import HistoryForbidden, HistoryUnavailable
 from ..protocol.messages import Command, quoted
 from ..streams.hub import StreamHub
+from ..streams.snapshot import SnapshotTooLarge
 
-__all__ = ["Subscribed", "check_start", "unavailable"]
+__all__ = ["Subscribed", "check_start", "too_large", "unavailable"]
 
 
 @dataclass(frozen=True)
@@ -54,3 +55,8 @@ def check_start(
 def unavailable(patterns: Sequence[str]) -> HistoryUnavailable:
     """Return the error for patterns, as a client names them, that no stream holds."""
     return HistoryUnavailable(f"No configured stream holds: {quoted(patterns)}", patterns)
+
+
+def too_large(error: SnapshotTooLarge, patterns: Sequence[str]) -> HistoryUnavailable:
+    """Return the error for patterns, as a client names them, whose state is larger than one replay may be."""
+    return HistoryUnavailable(f"The state exceeds {error.setting} of this server: {quoted(patterns)}", patterns)

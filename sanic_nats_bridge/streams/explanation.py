@@ -34,8 +34,9 @@ async def explain_streams(settings: Settings, patterns: Sequence[str]) -> dict[s
     """
     counters = Counters()
     broadcaster = Broadcaster(counters, ExpirationQueue(lambda keys: None))
-    # Below the inbox prefix, because every NATS user of a bridge may subscribe there.
-    hub = StreamHub(settings, broadcaster, counters, prefix=f"{settings.inbox_prefix}.{secrets.token_hex(8)}")
+    # Every NATS user of a bridge may subscribe below the inbox prefix.
+    prefix = f"{settings.control_prefix}.streams" if settings.control_prefix else settings.inbox_prefix
+    hub = StreamHub(settings, broadcaster, counters, prefix=f"{prefix}.{secrets.token_hex(8)}")
     hub.start()
     try:
         deadline = asyncio.get_running_loop().time() + 2 * settings.connect_timeout

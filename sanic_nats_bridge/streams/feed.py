@@ -110,7 +110,7 @@ class Feed:
         self._heard_at = 0.0
         self._gone_since: dict[str, float] = {}
         self._shorter_since = 0.0
-        self._check = StreamCheck(name, jetstream)
+        self._check = StreamCheck(name, jetstream, link, deliver_prefix)
 
     # What it holds
 
@@ -241,7 +241,7 @@ class Feed:
                 self.is_current = False
                 self._current.clear()
             # Each try of a permission is an error in the log of NATS.
-            seconds = backoff if self._is_needed and not self._check.denied else INFO_SECONDS
+            seconds = backoff if self._is_needed and not self._check.is_denied else INFO_SECONDS
             await _wait(self._wake, seconds * random.uniform(0.5, 1))
 
     @property
@@ -392,6 +392,7 @@ class Feed:
     def refused(self) -> None:
         """Note that NATS doesn't let the bridge subscribe."""
         self.problem = f"NATS does not allow this server to subscribe below '{self.prefix}'"
+        self._check.try_again()
         self._broken.set()
 
     def on_message(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> bool:

@@ -380,7 +380,7 @@ class StreamHub:
     def connection_established(self) -> None:
         """Let the feeds go on."""
         self.connected = True
-        self.jetstream.established()
+        self.jetstream.established(self.connection.jetstream_domain)
         for feed in self.feeds:
             feed.wake()
         self._on_changed()

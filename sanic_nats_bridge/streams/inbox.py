@@ -104,6 +104,11 @@ class Inbox:
             raise JetStreamUnavailable(str(error)) from error
 
     @property
+    def is_refused(self) -> bool:
+        """True if NATS has refused the subscription to the replies. `established` tries again."""
+        return self._refused
+
+    @property
     def sent(self) -> int:
         """The number of requests that were sent so far."""
         return self._last

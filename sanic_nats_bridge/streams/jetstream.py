@@ -79,7 +79,8 @@ class JetStream:
 
     def __init__(self, link: Link, inbox: str, *, domain: str | None = None, timeout: float = _TIMEOUT_SECONDS) -> None:
         self._inbox = Inbox(link, inbox, timeout)
-        self._api = "$JS.API." if domain is None else f"$JS.{domain}.API."
+        self._domain = domain or ""
+        self._api = _api_of(self._domain)
         self._turns: contextlib.AbstractAsyncContextManager[object] = contextlib.nullcontext()
         self._tried: set[str] = set()
         self._denied: set[str] = set()
@@ -93,13 +94,29 @@ class JetStream:
         limited._turns = turns
         return limited
 
-    def established(self) -> None:
-        """Subscribe to the replies on a new connection."""
+    def established(self, domain_of_server: str = "") -> None:
+        """Subscribe to the replies on a new connection.
+
+        Args:
+            domain_of_server: The JetStream domain of the server that is connected.
+        """
+        # NATS translates the subjects of its own domain before it judges permissions, so it refuses only the others.
+        self._api = _api_of("" if self._domain == domain_of_server else self._domain)
         self._inbox.established()
 
     def closed(self) -> None:
         """Let the requests in progress fail, because the connection has ended."""
         self._inbox.closed()
+
+    @property
+    def is_refused(self) -> bool:
+        """True if NATS has refused the subscription to the replies."""
+        return self._inbox.is_refused
+
+    def subscribe_again(self) -> None:
+        """Try again to subscribe to the replies, if NATS has refused it."""
+        if self._inbox.is_refused:
+            self._inbox.established()
 
     @property
     def requests(self) -> int:
@@ -291,7 +308,7 @@ class JetStream:
         return direct_message(*reply)
 
     async def count_from(self, stream: str, seq: int, pattern: str) -> int:
-        """Return the number of messages of a pattern from a sequence on, for a stream without Direct Get.
+        """Return the number of messages of a pattern from a sequence on, without Direct Get.
 
         It is the number of messages that a consumer would deliver, which is created for that and deleted.
         """
@@ -306,6 +323,29 @@ class JetStream:
         pending = await self._create_consumer(stream, name, options)
         await self.delete_consumer(stream, name)
         return pending
+
+    async def count_between(self, stream: str, pattern: str, begin: int, end: int) -> int | None:
+        """Return the exact number of messages of a pattern from a sequence on, before another one.
+
+        It is ``None`` if one of the counts may be of another state of the stream: if the stream has changed meanwhile,
+        or has several copies, of which one may lag. Direct Get isn't used, because mirrors may answer it too.
+        """
+        info = await self.stream_info(stream)
+        if info.num_replicas > 1 or info.is_mirror:
+            return None
+        count = await self.count_from(stream, begin, pattern) - await self.count_from(stream, end, pattern)
+        later = await self.stream_info(stream)
+        is_same = (info.created, info.first_seq, info.last_seq, info.messages) == (
+            later.created,
+            later.first_seq,
+            later.last_seq,
+            later.messages,
+        )
+        return count if is_same else None
+
+
+def _api_of(domain: str) -> str:
+    return f"$JS.{domain}.API." if domain else "$JS.API."
 
 
 class _Messages:

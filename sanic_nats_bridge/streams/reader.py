@@ -100,7 +100,7 @@ class StreamReader:
 
     def count_in_windows(self) -> list[int]:
         """Return the number of messages of each pattern that are left, if `is_in_windows`."""
-        return [each.window.count_after(self.seq) for each in self.followed]
+        return [each.window.count_after(max(self.seq, self._firsts.get(each, 0) - 1)) for each in self.followed]
 
     def newest_in_windows(self, most: int) -> Point:
         """Return the position after which the windows have at most so many messages, if `is_in_windows`."""
@@ -276,7 +276,7 @@ class _Source:
             record = record_of(message, headers)
             self._add(record)
             self.through = message.seq
-            size += record.size
+            size += record.length
         if batch.is_end:
             # The copy that answered may lag behind. The leader has the last word.
             position = feed.seq
@@ -288,7 +288,7 @@ class _Source:
                 self._add(record)
                 self.through = record.seq
                 self.pending = -1
-                size += record.size
+                size += record.length
             else:
                 self._move_to_window()
         return size

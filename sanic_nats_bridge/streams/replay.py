@@ -12,10 +12,10 @@ from .jetstream import JetStreamUnavailable, StreamInfo
 from .judgement import NOWHERE, GapReason, has_expired, judge
 from .positions import Point, same_name, stream_key
 from .reader import MAX_TURN_BYTES, Hit, StreamReader, first_hits
-from .snapshot import read_snapshot
+from .snapshot import SnapshotTooLarge, read_snapshot
 from .window import Record
 
-__all__ = ["Missed", "Replay", "ReplayLimits", "Step"]
+__all__ = ["Missed", "Replay", "ReplayLimits", "Step", "shared"]
 
 
 _CURRENT_SECONDS = 5.0
@@ -65,7 +65,7 @@ class Replay:
     def __init__(self, readers: Sequence[StreamReader], limits: ReplayLimits, cutoff: int | None) -> None:
         self.readers = tuple(readers)
         self._limits = limits
-        self._cutoff = cutoff
+        self.cutoff = cutoff
         self._positions: dict[Feed, Point] = {}
         self._missed: list[tuple[GapReason, StreamReader, int | None]] = []
         """The gaps that weren't taken yet: the reason, the reader, and the number of messages if it is known."""
@@ -129,13 +129,17 @@ class Replay:
 
         Raises:
             JetStreamError: A stream can't be asked now.
-            SnapshotTooLarge: The last messages of all subjects are too many.
+            SnapshotTooLarge: The last messages of all subjects are too many. No stream is prepared any more.
         """
         for reader in self.readers:
             if reader not in self._prepared and reader in self.readers:
                 known = len(self._missed)
                 try:
                     await self._prepare(reader, points, start)
+                except SnapshotTooLarge:
+                    # The state of the other streams would be half of what the client has asked for.
+                    self._begin_again()
+                    raise
                 except BaseException:
                     del self._missed[known:]
                     raise
@@ -168,7 +172,7 @@ class Replay:
 
     async def _resume(self, reader: StreamReader, point: Point) -> GapReason | None:
         """Move a reader to the position of the client; return the reason for which that can't be done."""
-        reason = await judge(reader.feed, point, reader, self._cutoff)
+        reason = await judge(reader.feed, point, reader, self.cutoff)
         if reason is not None:
             return reason
         self._begin(reader, point)
@@ -195,6 +199,15 @@ class Replay:
             feed.look_again()
             raise JetStreamUnavailable(f"stream '{feed.name}' was created again")
 
+    def _begin_again(self) -> None:
+        """Forget what is prepared."""
+        for of_reader in (self._counts, self._ready, self._settled, self._state_of, self._lives):
+            of_reader.clear()
+        self._prepared.clear()
+        self._from_start.clear()
+        self._missed.clear()
+        self.positions.clear()
+
     def _begin(self, reader: StreamReader, point: Point) -> None:
         reader.move_to(point)
         self._positions[reader.feed] = point
@@ -215,10 +228,12 @@ class Replay:
                 await self._count(reader)
                 reader.unchecked = None
             else:
-                # Never more than the limit for all patterns, and the newest ones of each.
-                patterns = sum(len(each.followed) for each in self.readers)
-                count = min(start.count, max(1, self._limits.messages // patterns))
-                await self._begin_last(reader, count, info)
+                firsts = await self._find_last(reader, [start.count] * len(reader.followed), info)
+                self._begin_each(reader, firsts)
+                # One pattern alone has no more messages than the command may have.
+                if len(self.readers) > 1 or start.count * len(reader.followed) > self._limits.messages:
+                    await self._count(reader)
+                    reader.unchecked = None
                 self._from_start.add(reader)
                 # The search has counted later messages too.
                 info = await reader.jetstream.stream_info(feed.name)
@@ -227,7 +242,7 @@ class Replay:
 
     async def _begin_state(self, reader: StreamReader) -> None:
         others = [hit for other in self._state_of for hit in self._ready[other]]
-        size = self._limits.size - sum(record.size for record, _ in others)
+        size = self._limits.size - sum(record.length for record, _ in others)
         hits, point, settled = await read_snapshot(reader, self._limits.subjects - len(others), size)
         self._settled[reader] = settled
         self._ready[reader] = hits
@@ -238,14 +253,20 @@ class Replay:
         else:
             self._positions[reader.feed] = point if point.seq >= settled else NOWHERE
 
-    async def _begin_last(self, reader: StreamReader, count: int, info: StreamInfo) -> None:
-        """Move a reader to the beginning of the last messages of its patterns, so many of each."""
+    async def _find_last(self, reader: StreamReader, counts: Sequence[int], info: StreamInfo) -> list[int]:
+        """Return the sequences at which the last messages of the patterns begin, for each pattern so many."""
         feed = reader.feed
-        firsts = [
-            (await reader.jetstream.first_of_last(feed.name, each.pattern, count, info))[0] for each in reader.followed
+        return [
+            (await reader.jetstream.first_of_last(feed.name, each.pattern, count, info))[0]
+            if count
+            else info.last_seq + 1
+            for each, count in zip(reader.followed, counts, strict=True)
         ]
+
+    def _begin_each(self, reader: StreamReader, firsts: Sequence[int]) -> None:
+        """Move a reader to a sequence for each of its patterns."""
         # Patterns with rarer messages reach back further. What the others have before is skipped.
-        self._begin(reader, Point(min(firsts) - 1, feed.time))
+        self._begin(reader, Point(min(firsts) - 1, reader.feed.time))
         reader.begin_each_at(firsts)
 
     async def _count(self, reader: StreamReader) -> None:
@@ -268,24 +289,45 @@ class Replay:
             share = left // (len(readers) - number)
             total = sum(self._counts[reader])
             if total > share:
-                await self._cut(reader, share)
-                self._miss("backlog", reader, total - share)
+                lost = await self._cut(reader, share)
+                if lost != 0:
+                    self._miss("backlog", reader, lost)
             left -= min(total, share)
         self._counts = {}
 
-    async def _cut(self, reader: StreamReader, most: int) -> None:
-        """Move a reader to its newest messages."""
+    async def _cut(self, reader: StreamReader, most: int) -> int | None:
+        """Move a reader to its newest messages; return the number of those that it skips, if that is known exactly."""
         counts, before, end = self._counts[reader], self._positions[reader.feed], reader.end
-        if reader.is_in_windows and sum(reader.count_in_windows()) >= most:
+        feed, lost = reader.feed, None
+        if reader.has_firsts:
+            # The client has asked for the last messages of each pattern.
+            info = await reader.jetstream.stream_info(feed.name)
+            firsts = await self._find_last(reader, shared(counts, most), info)
+            if len(firsts) == 1:
+                lost = await self._count_skipped(reader, before.seq, firsts[0])
+            self._begin_each(reader, firsts)
+        elif reader.is_in_windows and (total := sum(reader.count_in_windows())) >= most:
+            read = sum(len(followed) for _, followed in self._ready[reader])
             self._begin(reader, reader.newest_in_windows(most))
+            lost = read + total - sum(reader.count_in_windows())
         else:
-            feed = reader.feed
             info = await reader.jetstream.stream_info(feed.name)
             patterns = [each.pattern for each, count in zip(reader.followed, counts, strict=True) if count]
             first = await reader.jetstream.first_of_last_of_all(feed.name, patterns, most, info)
+            lost = await self._count_skipped(reader, before.seq, first)
             self._begin(reader, max(before, Point(first - 1, feed.time)))
         reader.end = end
         self._counts[reader] = [most]
+        return lost
+
+    async def _count_skipped(self, reader: StreamReader, seq: int, first: int) -> int | None:
+        """Return the number of messages above a sequence and before another one, if that is known exactly."""
+        if first <= seq + 1:
+            return 0
+        if len(reader.followed) > 1:
+            return None
+        feed = reader.feed
+        return await reader.jetstream.count_between(feed.name, reader.followed[0].pattern, seq + 1, first)
 
     def skip_to_present(self, reason: GapReason) -> None:
         """Skip all messages that are left.
@@ -416,3 +458,12 @@ class Replay:
         info = await reader.jetstream.stream_info(reader.feed.name)
         unchecked, reader.unchecked = reader.unchecked, None
         return has_expired(info, unchecked)
+
+
+def shared(counts: Sequence[int], most: int) -> list[int]:
+    """Return how many of its messages each pattern gets, ``most`` of all together. Those with few get all of them."""
+    shares, left = [0] * len(counts), most
+    for rank, index in enumerate(sorted(range(len(counts)), key=counts.__getitem__)):
+        shares[index] = min(counts[index], left // (len(counts) - rank))
+        left -= shares[index]
+    return shares

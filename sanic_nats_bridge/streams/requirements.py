@@ -6,8 +6,8 @@ from typing import NamedTuple
 from ..protocol import subjects
 from .answers import JetStreamError, StreamInfo
 
-__all__ = ["Permission", "StreamUnusable", "advice_for", "denied_permissions", "holds", "may_hold", "missing_stream",
-           "permissions_for", "problem_of"]  # fmt: skip
+__all__ = ["Permission", "StreamUnusable", "advice_for", "denied_permissions", "denied_subscription", "holds",
+           "may_hold", "missing_stream", "permissions_for", "problem_of"]  # fmt: skip
 
 _PROBE = "natsbridge-probe"
 
@@ -81,6 +81,15 @@ def denied_permissions(denied: tuple[Permission, ...]) -> StreamUnusable | None:
     if not any(each.is_essential for each in denied):
         return None
     return StreamUnusable(f"the NATS user may not publish to {_names(denied)}. Allow these subjects in NATS")
+
+
+def denied_subscription(prefix: str) -> StreamUnusable:
+    """Return the error for a NATS user that may not receive what the bridge asks for.
+
+    Args:
+        prefix: The prefix of the subjects on which messages and replies arrive.
+    """
+    return StreamUnusable(f"the NATS user may not subscribe to {prefix}.>. Allow this subject in NATS")
 
 
 def missing_stream() -> StreamUnusable:

@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+from typing import Literal
 
 from ..protocol import encoding
 from ..protocol.stream_messages import operation_of
@@ -20,7 +21,15 @@ _IDLE_HEARTBEAT = 100
 
 
 class SnapshotTooLarge(Exception):
-    """The subjects are more, or their messages larger, than one replay may have."""
+    """The subjects are more, or their messages larger, than one replay may have.
+
+    Args:
+        setting: The setting that is exceeded.
+    """
+
+    def __init__(self, setting: Literal["max_snapshot_subjects", "max_replay_bytes"]) -> None:
+        super().__init__(setting)
+        self.setting = setting
 
 
 async def read_snapshot(reader: StreamReader, max_subjects: int, max_bytes: int) -> tuple[list[Hit], Point, int]:
@@ -111,7 +120,7 @@ class _Snapshot:
     def _expect(self, count: int) -> None:
         self._expected = count
         if count > self._max_subjects:
-            raise SnapshotTooLarge
+            raise SnapshotTooLarge("max_snapshot_subjects")
 
     @property
     def _is_complete(self) -> bool:
@@ -164,9 +173,9 @@ class _Snapshot:
         shown = encoding.header_fields(headers, self._headers) if headers and self._headers else b""
         operation = operation_of(headers) if headers else ""
         record = Record(seq, time, text, shown, payload, operation)
-        self.size += record.size
+        self.size += record.length
         if self.size > self._max_bytes:
-            self._fail(SnapshotTooLarge())
+            self._fail(SnapshotTooLarge("max_replay_bytes"))
         else:
             self.records.append(record)
 

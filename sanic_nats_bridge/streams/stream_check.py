@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 from ..log_limits import limited_logger
 from ..protocol import subjects
-from .jetstream import JetStream, PermissionMissing, StreamInfo, StreamMissing
+from .interfaces import FeedLink
+from .jetstream import JetStream, JetStreamUnavailable, PermissionMissing, StreamInfo, StreamMissing
 from .requirements import (
     Permission,
     StreamUnusable,
     advice_for,
     denied_permissions,
+    denied_subscription,
     missing_stream,
     problem_of,
 )
@@ -33,9 +35,11 @@ class StreamCheck:
     Args:
         name: The name of the stream.
         jetstream: The JetStream API.
+        link: The connection.
+        prefix: The prefix of the subjects on which the consumers of this worker deliver.
     """
 
-    def __init__(self, name: str, jetstream: JetStream) -> None:
+    def __init__(self, name: str, jetstream: JetStream, link: FeedLink, prefix: str) -> None:
         self.is_unavailable = False
         """True if the stream can't serve clients until the operator has changed something."""
         self._name = name
@@ -44,12 +48,20 @@ class StreamCheck:
         self._tried_on: object | None = None
         """The connection on which the permissions were tried last."""
         self.denied: tuple[Permission, ...] = ()
-        """The permissions that NATS has denied."""
+        """The permissions to publish that NATS has denied."""
+        self._probe = _SubscriptionProbe(link, f"{prefix}.probe")
+        # Without the tokens that differ for each worker.
+        self._shared_prefix = prefix.rsplit(".", 2)[0]
         self._is_looking = False
         self._unusable_since = math.inf
         self._problem = ""
         """The problem that was logged last; empty if the stream can be read."""
         self._advice: Sequence[str] = ()
+
+    @property
+    def is_denied(self) -> bool:
+        """True if the NATS user lacks a permission."""
+        return bool(self.denied) or self._probe.is_refused or self._jetstream.is_refused
 
     @property
     def is_due(self) -> bool:
@@ -71,10 +83,16 @@ class StreamCheck:
 
     async def _look(self, connection: object) -> StreamInfo:
         jetstream = self._jetstream
-        if self._tried_on is not connection or self.denied:
-            await jetstream.try_permissions(self._name)
         try:
+            if self._tried_on is not connection or self.is_denied:
+                jetstream.subscribe_again()
+                self._probe.begin()
+                await jetstream.try_permissions(self._name)
             info = await jetstream.stream_info(self._name)
+        except JetStreamUnavailable:
+            if jetstream.is_refused:
+                raise denied_subscription(self._shared_prefix) from None
+            raise
         except PermissionMissing:
             self.denied = jetstream.denied_permissions(self._name, allow_direct=True)
             problem = denied_permissions(self.denied)
@@ -82,6 +100,10 @@ class StreamCheck:
             raise problem from None
         except StreamMissing:
             raise missing_stream() from None
+        finally:
+            self._probe.end()
+        if self._probe.is_refused:
+            raise denied_subscription(self._shared_prefix)
         self.denied = jetstream.denied_permissions(self._name, allow_direct=info.allow_direct)
         self._tried_on = connection
         self._looked_at = asyncio.get_running_loop().time()
@@ -89,6 +111,10 @@ class StreamCheck:
         if problem is not None:
             raise problem
         return info
+
+    def try_again(self) -> None:
+        """Try the permissions with the next look, because NATS has refused a subscription."""
+        self._tried_on = None
 
     def note_denied(self, subject: str) -> bool:
         """Return whether a refused request concerns the stream, and no permission that is known to be missing."""
@@ -132,3 +158,42 @@ class StreamCheck:
             if each not in self._advice:
                 logger.info("Stream '%s' is served, but %s", self._name, each)
         self._advice = advice
+
+
+class _SubscriptionProbe:
+    """A subscription that shows whether NATS lets the bridge receive messages.
+
+    Args:
+        link: The connection.
+        subject: A subject on which nothing is published.
+    """
+
+    def __init__(self, link: FeedLink, subject: str) -> None:
+        self.is_refused = False
+        """True if NATS has refused it. This is known with the answer to the next request."""
+        self._link = link
+        self._subject = subject
+        self._client: object | None = None
+        self._sid: int | None = None
+
+    def begin(self) -> None:
+        """Subscribe."""
+        self.is_refused = False
+        self._client, self._sid = self._link.client, self._link.subscribe_control(self._subject, self)
+
+    def end(self) -> None:
+        """Unsubscribe, if it is subscribed."""
+        sid, self._sid = self._sid, None
+        # Another connection uses the same numbers again.
+        if sid is not None and not self.is_refused and self._link.client is self._client:
+            self._link.unsubscribe(sid)
+
+    def on_message(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
+        """Do nothing: there are no messages on its subject."""
+
+    def confirmed(self) -> None:
+        """Do nothing: a refusal comes before the answer to the next request."""
+
+    def refused(self) -> None:
+        """Note that NATS has refused the subscription."""
+        self.is_refused = True

@@ -38,6 +38,11 @@ class Record(Struct, frozen=True, gc=False):
         """The memory that it takes, in bytes."""
         return len(self.payload) + len(self.headers) + _OVERHEAD_BYTES
 
+    @property
+    def length(self) -> int:
+        """The bytes that were read from the stream, without what the worker adds."""
+        return len(self.payload) + len(self.headers) + len(self.subject)
+
 
 class WindowMemory:
     """The memory of all windows of a worker. The oldest records are removed first.

@@ -368,7 +368,7 @@ async def test_relayed_command_times_out_on_session_worker() -> None:
     worker = Worker()
     session, _ = worker.open()
     async with held() as clock:
-        async with session._commands._lock:
+        async with session._commands.lock:
             answer = asyncio.create_task(relay(worker).answer(request(session=session.key)))
             await clock.forward_until(answer.done)
         assert json.loads(answer.result())["refusal"]["code"] == "session.unreachable"

@@ -227,7 +227,7 @@ async def test_requests_of_other_workers_in_progress_are_limited(shared_nats: Na
         request = {"session": digest(client.session), "identity": None, "command": {"subjects": ["a.open"]}}
         replies = f"{control_prefix(home)}.reply.{new_worker_id()}"
         received = await stranger.subscribe(f"{replies}.*")
-        async with session._commands._lock:
+        async with session._commands.lock:
             for number in range(5):
                 await stranger.publish(address(home), json.dumps(request).encode(), f"{replies}.1-{number}")
             await flush(stranger)

@@ -10,7 +10,9 @@ import pytest
 
 from sanic_nats_bridge import Permissions
 from sanic_nats_bridge.sessions.resumption import Resumption
+from sanic_nats_bridge.sessions.subscriptions import Subscriptions
 from sanic_nats_bridge.streams.replay import Replay
+from sanic_nats_bridge.streams.snapshot import SnapshotTooLarge
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import Bridge, running, until
 from tests.support.raw import session_of
@@ -157,6 +159,45 @@ async def test_first_message_of_overlapping_patterns_has_the_position_before_it(
         assert caught_up["recovered"] is True
 
 
+async def test_too_large_state_that_is_noticed_just_before_the_reply(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare, subscribe = Replay.prepare, Subscriptions.subscribe
+    may_prepare, has_failed = asyncio.Event(), asyncio.Event()
+
+    async def wait_and_prepare(self: Replay, *arguments: Any) -> None:
+        await may_prepare.wait()
+        try:
+            await prepare(self, *arguments)
+        except SnapshotTooLarge:
+            has_failed.set()
+            raise
+
+    async def wait_and_subscribe(self: Subscriptions, *arguments: Any) -> tuple[list[str], bool]:
+        may_prepare.set()
+        await has_failed.wait()
+        return await subscribe(self, *arguments)
+
+    async with Stream.made(server) as stream:
+        await stream.store("a", 1)
+        await stream.store("b", 2)
+        options = settings(stream, max_snapshot_subjects=1, confirm_timeout=0.1)
+        async with running(servers=server.url, **options) as bridge, bridge.websocket() as client:
+            await client.ask({"subjects": ["core.x"]})
+            monkeypatch.setattr(Replay, "prepare", wait_and_prepare)
+            # The pattern that is held already is confirmed after the wait for the replay.
+            monkeypatch.setattr(Subscriptions, "subscribe", wait_and_subscribe)
+            reply = await client.ask({"subjects": [stream.all, "core.x"], "from": "last_per_subject"})
+            assert (reply["success"], reply["active"]) == (True, False)
+            ended = await client.frame()
+            assert (ended["type"], ended["subjects"], ended["code"]) == (
+                "unsubscribed",
+                [stream.all],
+                "history.unavailable",
+            )
+            assert session_of(bridge, client.session).subscriptions == ("core.x",)
+
+
 async def test_too_many_overlapping_patterns_end_in_a_replay(server: NatsServer) -> None:
     async with Stream.made(server) as stream:
         tokens = ["a", "b", "c", "d", "e", "f"]
@@ -210,14 +251,14 @@ async def test_fault_in_a_replay_is_a_gap(
 async def test_subscription_waits_for_messages_that_the_slow_client_has_skipped(
     server: NatsServer, halted: asyncio.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, catching_up = Resumption._prepare, asyncio.Event()
+    original, catching_up = Resumption._try_to_prepare, asyncio.Event()
 
     async def prepare(self: Resumption) -> bool:
         if not self.announces:
             await catching_up.wait()
         return await original(self)
 
-    monkeypatch.setattr(Resumption, "_prepare", prepare)
+    monkeypatch.setattr(Resumption, "_try_to_prepare", prepare)
     async with Stream.made(server) as stream, running(servers=server.url, **settings(stream)) as bridge:
         await stream.store("old", *range(6))
         async with bridge.websocket() as client:
@@ -246,14 +287,14 @@ async def test_subscription_waits_for_messages_that_the_slow_client_has_skipped(
 async def test_events_have_no_ids_while_the_patterns_of_the_query_are_behind(
     server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, caught_up = Resumption._prepare, asyncio.Event()
+    original, caught_up = Resumption._try_to_prepare, asyncio.Event()
 
     async def prepare(self: Resumption) -> bool:
         if self._has_lines:
             await caught_up.wait()
         return await original(self)
 
-    monkeypatch.setattr(Resumption, "_prepare", prepare)
+    monkeypatch.setattr(Resumption, "_try_to_prepare", prepare)
     async with Stream.made(server) as stream:
         await stream.store("query", 1)
         options = settings(stream) | {"confirm_timeout": 0.1}
@@ -285,14 +326,14 @@ async def test_events_have_no_ids_while_the_patterns_of_the_query_are_behind(
 async def test_session_reads_one_state_at_a_time(
     server: NatsServer, halted: asyncio.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Resumption._prepare
+    original = Resumption._try_to_prepare
     prepared: list[str] = []
 
     async def prepare(self: Resumption) -> bool:
         prepared.extend(entry.grant.pattern for entry in self.entries)
         return await original(self)
 
-    monkeypatch.setattr(Resumption, "_prepare", prepare)
+    monkeypatch.setattr(Resumption, "_try_to_prepare", prepare)
     async with Stream.made(server) as stream:
         for number in range(6):
             await stream.store(f"a.{number}", number)

@@ -4,6 +4,7 @@ import asyncio
 import sys
 
 import nats
+import pytest
 from nats.js.api import RetentionPolicy, StreamConfig
 
 from sanic_nats_bridge.testing import NatsServer
@@ -64,6 +65,35 @@ async def test_missing_permissions_are_named() -> None:
         status, lines, _ = await explain("--streams", '{"ORDERS": null}', "--nats", url, PERMISSIONS, "orders.>")
         assert status == 1
         assert "ORDERS: the NATS user may not publish to $JS.FC.ORDERS.>. Allow these subjects in NATS" in lines[1]
+
+
+async def test_missing_permission_to_subscribe_is_named_if_the_prefix_is_given() -> None:
+    config = restricted(subscribe=["orders.>", "_INBOX.>", "_NATSBRIDGE.other.>"])
+    with NatsServer(jetstream=True, config=config) as server:
+        async with administrator(server) as stream:
+            await stream.add_stream(StreamConfig(name="ORDERS", subjects=["orders.>"], allow_direct=True))
+        url = f"nats://bridge:bridge@127.0.0.1:{server.port}"
+        options = ("--streams", '{"ORDERS": null}', "--nats", url)
+        status, lines, _ = await explain(*options, "--control-prefix", "_NATSBRIDGE.shop", PERMISSIONS, "orders.>")
+        assert status == 1
+        problem = "ORDERS: the NATS user may not subscribe to _NATSBRIDGE.shop.streams.>. Allow this subject in NATS"
+        assert lines[1] == f"  no stream has its history: {problem}"
+        for other in (("--control-prefix", "_NATSBRIDGE.other"), ()):
+            status, lines, _ = await explain(*options, *other, PERMISSIONS, "orders.>")
+            assert (status, lines[1]) == (0, "  stream ORDERS")
+
+
+@pytest.mark.parametrize("domain", [None, "hub"])
+async def test_domain_of_the_server_itself_needs_no_other_permissions(domain: str | None) -> None:
+    with NatsServer(jetstream=True, config=restricted(domain="hub")) as server:
+        async with administrator(server) as stream:
+            await stream.add_stream(name="ORDERS", subjects=["orders.>"], storage="memory", allow_direct=True)
+        url = f"nats://bridge:bridge@127.0.0.1:{server.port}"
+        options = () if domain is None else ("--jetstream-domain", domain)
+        status, lines, _ = await explain(
+            "--streams", '{"ORDERS": null}', "--nats", url, *options, PERMISSIONS, "orders.>"
+        )
+        assert (status, lines[1]) == (0, "  stream ORDERS")
 
 
 async def test_failure_to_connect_is_an_error() -> None:

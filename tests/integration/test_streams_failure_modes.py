@@ -318,11 +318,48 @@ async def test_too_large_state_is_refused_or_skipped(server: NatsServer) -> None
             request = {"action": "subscribe", "subjects": [stream.all], "from": "last_per_subject"}
             reply = await client.ask(request)
             assert (reply["success"], reply["code"]) == (False, "history.unavailable")
+            assert reply["message"] == f"The state exceeds max_snapshot_subjects of this server: '{stream.all}'"
             frames = await subscribe(client, stream.all, after="garbage", start="last_per_subject")
             assert check(frames, "unknown") == []
             await stream.store("k.1", "live")
             assert await client.data(1) == ["live"]
         assert await stream.consumers() == []
+
+
+@pytest.mark.parametrize("direct", [True, False])
+async def test_last_messages_of_several_patterns_share_the_limit(server: NatsServer, direct: bool) -> None:
+    async with Stream.made(server, allow_direct=direct) as stream, Stream.made(server) as other:
+        await stream.store("rare", *range(3))
+        await stream.store("a", *range(10, 60))
+        await stream.store("b", *range(100, 150))
+        await other.store("a", *range(200, 250))
+        options = settings(stream, other, max_replay_messages=20)
+        async with running(servers=server.url, **options) as bridge:
+            patterns = [stream.subject(name) for name in ("rare", "a", "b", "none")]
+            async with bridge.websocket() as client:
+                frames = await subscribe(client, *patterns, start={"last": 20})
+                assert check(frames, "backlog") == [*range(3), *range(52, 60), *range(141, 150)]
+                assert gaps(frames) == [("backlog", None)]
+                assert next(each["subjects"] for each in frames if each["type"] == "gap") == patterns
+            async with bridge.websocket() as client:
+                assert check(await subscribe(client, *patterns, start={"last": 5})) == [
+                    *range(3), *range(55, 60), *range(145, 150)
+                ]  # fmt: skip
+            async with bridge.websocket() as client:
+                frames = await subscribe(client, stream.subject("a"), other.all, start={"last": 20})
+                assert sorted(check(frames, "backlog")) == [*range(50, 60), *range(240, 250)]
+                assert frames[-1]["recovered"] is False
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+async def test_number_of_lost_messages_is_exact_or_null(server: NatsServer, hidden: bool) -> None:
+    async with Stream.made(server) as stream:
+        await stream.store("a", *range(30))
+        for seq in (3, 4, 9):
+            await stream.jetstream.delete_msg(stream.name, seq)
+        options: dict[str, Any] = {"max_replay_messages": 20, "deny": [stream.subject("secret")] if hidden else []}
+        lost = None if hidden else 7
+        assert gaps(await with_new_worker(server, stream, start="all", options=options)) == [("backlog", lost)]
 
 
 # Disconnected

@@ -206,6 +206,23 @@ PERMISSIONS = """authorization {{ users: [
 no_auth_user: u"""
 
 
+@pytest.mark.parametrize("direct", [True, False])
+async def test_messages_between_two_sequences_are_counted(jetstream: NatsServer, direct: bool) -> None:
+    async with connected(jetstream) as harness:
+        await harness.add_stream(allow_direct=direct)
+        await harness.publish(*["o.1", "o.2", "o.1"] * 5)
+        await harness.ask("STREAM.MSG.DELETE.S", seq=3)
+        for pattern, begin, end, count in (
+            ("o.1", 1, 7, 3),
+            ("o.1", 1, 16, 9),
+            ("o.2", 3, 5, 0),
+            (">", 1, 15, 13),
+            ("x", 1, 9, 0),
+        ):
+            assert await harness.api.count_between("S", pattern, begin, end) == count
+        assert not (await harness.ask("CONSUMER.NAMES.S"))["consumers"]
+
+
 async def test_missing_publish_permission_is_named() -> None:
     denied = PERMISSIONS.format(publish='["$JS.API.STREAM.INFO.S", "$JS.API.DIRECT.>"]', subscribe="[never]")
     with NatsServer(jetstream=True, config=denied) as server:

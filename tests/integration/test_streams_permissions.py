@@ -182,14 +182,14 @@ async def test_pattern_that_changes_its_meaning_while_it_is_subscribed_is_replay
             return permitting(stream.all, aliases=aliases)
 
         preparing, going_on = asyncio.Event(), asyncio.Event()
-        original = Resumption._prepare
+        original = Resumption._try_to_prepare
 
         async def prepare(self: Resumption) -> bool:
             preparing.set()
             await going_on.wait()
             return await original(self)
 
-        monkeypatch.setattr(Resumption, "_prepare", prepare)
+        monkeypatch.setattr(Resumption, "_try_to_prepare", prepare)
         async with bridge_of(server, aliased("one"), stream) as bridge, bridge.websocket() as client:
             await client.send({"subjects": ["me.>"], "from": "all"})
             await preparing.wait()
@@ -211,7 +211,7 @@ async def test_pattern_that_is_forbidden_while_it_is_subscribed_fails_once(
             await asyncio.Event().wait()
             return True
 
-        monkeypatch.setattr(Resumption, "_prepare", prepare)
+        monkeypatch.setattr(Resumption, "_try_to_prepare", prepare)
         async with bridge_of(server, permitting(stream.all), stream) as bridge, bridge.websocket() as client:
             await client.send({"subjects": [stream.all], "from": "all"})
             await preparing.wait()
@@ -243,14 +243,14 @@ async def test_subscribe_of_a_session_that_expires_meanwhile_fails(
 ) -> None:
     async with Stream.made(server) as stream:
         preparing, going_on = asyncio.Event(), asyncio.Event()
-        prepare = Resumption._prepare
+        prepare = Resumption._try_to_prepare
 
         async def waiting(self: Resumption) -> bool:
             preparing.set()
             await going_on.wait()
             return await prepare(self)
 
-        monkeypatch.setattr(Resumption, "_prepare", waiting)
+        monkeypatch.setattr(Resumption, "_try_to_prepare", waiting)
         async with bridge_of(server, permitting(stream.all), stream) as bridge, bridge.events() as client:
             body = {"session": client.session, "subjects": [stream.all], "from": "all"}
             posting = asyncio.create_task(bridge.post("/subscribe", body))

@@ -100,6 +100,35 @@ async def test_bucket_of_many_keys(server: NatsServer) -> None:
         assert "gap" not in {frame["type"] for frame in again}
 
 
+async def test_largest_state_of_the_default_settings(server: NatsServer) -> None:
+    async with (
+        Stream.made(server, max_msgs_per_subject=1) as stream,
+        running(servers=server.url, **settings(stream)) as bridge,
+    ):
+        most = bridge.runtime.settings.max_snapshot_subjects
+        for first in range(0, most, 10_000):
+            await publish_keys(stream, range(first, first + 10_000))
+        query = {"subjects": stream.all, "from": '"last_per_subject"'}
+
+        async def read_up_to(end: bytes) -> bytes:
+            async with bridge.http.get(f"{bridge.url}/events", params=query) as response:
+                assert response.status == 200
+                events = bytearray()
+                while end not in events[-2_000:]:
+                    part = await response.content.readany()
+                    assert part, events[-2_000:]
+                    events += part
+                return bytes(events)
+
+        events = await read_up_to(b"event: caught_up")
+        assert events.count(b'"type":"message"') == most
+        assert f'"replayed":{most},"recovered":true'.encode() in events
+        await stream.store("k.more", 1)
+        events = await read_up_to(b"event: reply")
+        assert b'"success":false,"code":"history.unavailable"' in events
+        assert b"The state exceeds max_snapshot_subjects of this server" in events
+
+
 async def publish_keys(stream: Stream, keys: range, add: int = 0) -> None:
     for key in keys[:-1]:
         await stream.client.publish(stream.subject(f"k.{key}"), b"%d" % (key + add))

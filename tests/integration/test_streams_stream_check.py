@@ -8,6 +8,7 @@ import pytest
 from nats.js import JetStreamContext
 from nats.js.api import RetentionPolicy, StreamConfig
 
+from sanic_nats_bridge.streams import feed as feed_module
 from sanic_nats_bridge.streams.feed import Feed
 from sanic_nats_bridge.streams.jetstream import PermissionMissing
 from sanic_nats_bridge.testing import NatsServer
@@ -141,6 +142,79 @@ async def test_all_missing_permissions_are_in_one_line(server: NatsServer, caplo
         (line,) = lines(caplog)
         names = line.partition("publish to ")[2].partition(". Allow")[0]
         assert set(names.split(", ")) == set(ALLOWED)
+
+
+MESSAGES = "_NATSBRIDGE.*.streams.*.feed.>"
+
+
+@pytest.mark.parametrize("refused", ["_NATSBRIDGE.*.streams.>", MESSAGES, "_NATSBRIDGE.*.streams.*.reply.>"])
+async def test_missing_permission_to_subscribe_is_named_once(
+    server: NatsServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    monkeypatch.setattr(feed_module, "INFO_SECONDS", 0.2)
+    server.config = restricted(denied=[refused])
+    server.restart()
+    async with administrator(server) as stream:
+        await stream.add_stream(StreamConfig(name="ORDERS", subjects=["orders.>"], allow_direct=True))
+        async with bridge_on(server) as bridge:
+            feed = feed_of(bridge)
+            await until(lambda: feed.is_unavailable)
+            await has_no_history(bridge, stream)
+            tries = 0
+            begin = feed._check._probe.begin
+
+            def count() -> None:
+                nonlocal tries
+                tries += 1
+                begin()
+
+            monkeypatch.setattr(feed._check._probe, "begin", count)
+            await until(lambda: tries > 2)
+            (line,) = lines(caplog)
+            allow = f"_NATSBRIDGE.{bridge.app.name}.streams.>"
+            problem = f"the NATS user may not subscribe to {allow}. Allow this subject in NATS"
+            assert line == f"Clients get no history from stream 'ORDERS': {problem}"
+            # No consumer was made in vain.
+            assert (await stream.stream_info("ORDERS")).state.consumer_count == 0
+            server.config = restricted()
+            server.reload()
+            await until(lambda: not feed.is_unavailable)
+            assert lines(caplog)[1:] == ["Stream 'ORDERS' can be read again"]
+            await has_history(bridge)
+
+
+async def test_permission_to_subscribe_taken_from_a_followed_stream_is_logged(
+    server: NatsServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with administrator(server) as stream:
+        await stream.add_stream(StreamConfig(name="ORDERS", subjects=["orders.>"], allow_direct=True))
+        async with bridge_on(server) as bridge, bridge.websocket() as client:
+            await subscribe(client, "new")
+            feed = feed_of(bridge)
+            await until(lambda: feed.is_standing)
+            server.config = restricted(denied=[MESSAGES])
+            server.reload()
+            await until(lambda: lines(caplog))
+            assert "may not subscribe to _NATSBRIDGE." in lines(caplog)[0]
+            await until(lambda: not feed.is_standing)
+
+
+@pytest.mark.parametrize("missing", [(), ("$JS.API.STREAM.MSG.GET.ORDERS",)], ids=str)
+async def test_domain_of_the_server_itself(
+    server: NatsServer, caplog: pytest.LogCaptureFixture, missing: tuple[str, ...]
+) -> None:
+    server.config = restricted(*missing, domain="hub")
+    server.restart()
+    async with administrator(server) as stream:
+        await stream.add_stream(name="ORDERS", subjects=["orders.>"], storage="memory", allow_direct=True)
+        async with bridge_on(server, jetstream_domain="hub") as bridge:
+            if not missing:
+                await has_history(bridge)
+                return
+            await until(lambda: feed_of(bridge).is_unavailable)
+            # NATS judges the subject without its own domain, also for requests with it.
+            problem = f"the NATS user may not publish to {missing[0]}. Allow these subjects in NATS"
+            assert lines(caplog) == [f"Clients get no history from stream 'ORDERS': {problem}"]
 
 
 async def test_stream_is_served_without_the_permission_to_delete_consumers(

@@ -1,6 +1,7 @@
 """A server on which the user of the bridge has no more permissions than history needs."""
 
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import nats
@@ -19,13 +20,23 @@ ALLOWED = (
 OWN = ("orders.>", "_NATSBRIDGE.>", "_INBOX.>")
 
 
-def restricted(*missing: str) -> str:
-    """Return the configuration of a server with a user that has all permissions but these."""
+def restricted(*missing: str, subscribe: Sequence[str] = (">",), denied: Sequence[str] = (), domain: str = "") -> str:
+    """Return the configuration of a server with a user that has all permissions but these.
+
+    Args:
+        missing: The subjects on which the user may not publish.
+        subscribe: The subjects that it may subscribe to.
+        denied: Those of them that it may not subscribe to.
+        domain: The JetStream domain of the server.
+    """
     publish = [each for each in (*ALLOWED, *OWN) if each not in missing]
-    allow = ", ".join(f'"{each}"' for each in publish)
-    return f"""authorization {{ users: [
+    allow, received, refused = (json.dumps(list(each)) for each in (publish, subscribe, denied))
+    jetstream = f"jetstream: {{domain: {domain}, max_mem: 100M}}\n" if domain else ""
+    return f"""{jetstream}authorization {{ users: [
         {{user: admin, password: admin}}
-        {{user: bridge, password: bridge, permissions: {{publish: {{allow: [{allow}]}}, subscribe: ">"}}}}
+        {{user: bridge, password: bridge, permissions: {{
+            publish: {{allow: {allow}}}, subscribe: {{allow: {received}, deny: {refused}}}
+        }}}}
     ] }}"""
 
 

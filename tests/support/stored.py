@@ -56,6 +56,9 @@ class FakeJetStream:
         found = sorted(each.seq for each in self.messages for name in patterns if includes(name, each.subject))
         return found[-count:][0] if found else info.last_seq + 1
 
+    async def count_between(self, stream: str, pattern: str, begin: int, end: int) -> int | None:
+        return sum(begin <= each.seq < end and includes(pattern, each.subject) for each in self.messages)
+
 
 def info_of(last_seq: int) -> StreamInfo:
     """Return the state of a stream with so many messages."""

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from sanic_nats_bridge.nats.parser import MalformedLineError
-from sanic_nats_bridge.nats.server_info import decode_info, max_payload_of, usable_addresses
+from sanic_nats_bridge.nats.server_info import decode_info, domain_of, max_payload_of, usable_addresses
 from sanic_nats_bridge.nats.server_pool import MAX_DISCOVERED
 
 
@@ -28,6 +28,12 @@ def test_nonsense_in_max_payload_counts_as_default(value: Any) -> None:
 
 def test_max_payload_is_that_of_server() -> None:
     assert max_payload_of({"max_payload": 8_388_608}) == 8_388_608
+
+
+@pytest.mark.parametrize("value", [None, 1, True, [], {}])
+def test_domain_is_a_string(value: Any) -> None:
+    assert domain_of({"domain": value}) == domain_of({}) == ""
+    assert domain_of({"domain": "hub"}) == "hub"
 
 
 def test_only_usable_addresses_are_announced() -> None:

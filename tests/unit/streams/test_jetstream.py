@@ -69,6 +69,26 @@ async def started(asked: Any) -> "asyncio.Task[Any]":
     return task
 
 
+@pytest.mark.parametrize(
+    ("setting", "of_server", "api"),
+    [
+        (None, "", "$JS.API."),
+        (None, "hub", "$JS.API."),
+        ("hub", "", "$JS.hub.API."),
+        ("hub", "leaf", "$JS.hub.API."),
+        ("hub", "hub", "$JS.API."),
+    ],
+)
+async def test_domain_of_the_server_is_not_named(setting: str | None, of_server: str, api: str) -> None:
+    link = FakeLink(lambda _: [(b"", encoded(INFO))])
+    jetstream = JetStream(link, "_BRIDGE.streams.w.reply", domain=setting)
+    jetstream.established("leaf")
+    # Each connection may be to another server.
+    jetstream.established(of_server)
+    await jetstream.stream_info("S")
+    assert link.client.published[-1][0] == f"{api}STREAM.INFO.S"
+
+
 async def test_no_responders_are_unavailable() -> None:
     jetstream, _ = answered((b"NATS/1.0 503\r\n\r\n", b""))
     with pytest.raises(JetStreamUnavailable, match=r"JetStream doesn't listen to \$JS.API.STREAM.INFO.S"):

@@ -24,6 +24,45 @@ async def test_newest_messages_are_sent_if_there_are_too_many(in_windows: bool) 
     assert client.missed == []
 
 
+@pytest.mark.parametrize("change", ["publish", "delete", "replicas", "nothing"])
+async def test_number_of_skipped_messages_is_exact_or_not_known(change: str) -> None:
+    worker = worker_of(*["a.1", "c"] * 100)
+    counts = 0
+
+    def interrupt(request: str) -> None:
+        nonlocal counts
+        counts += request == "count"
+        if request == "count" and change == "publish":
+            worker.stream.publish("a.1")
+        if request == "count" and change == "delete":
+            worker.stream.delete(next(iter(worker.stream.messages)))
+
+    worker.stream.interrupt = interrupt
+    if change == "replicas":
+        worker.stream.configure(num_replicas=3)
+    client = Client(worker, patterns=["a.1"], messages=30)
+    await client.prepare(ALL)
+    assert client.replay.take_missed() == [Missed("backlog", ["a.1"], 70 if change == "nothing" else None)]
+    assert counts == (0 if change == "replicas" else 2)
+
+
+async def test_messages_that_arrive_during_the_search_are_not_counted_as_lost() -> None:
+    worker = worker_of(*["a.1"] * 100)
+
+    def publish(request: str) -> None:
+        if request == "last":
+            worker.stream.publish(*["a.1"] * 5)
+
+    worker.stream.interrupt = publish
+    client = Client(worker, patterns=["a.1"], messages=30)
+    await client.prepare(ALL)
+    ((lost,),) = [[each.lost] for each in client.replay.take_missed()]
+    assert lost is not None
+    worker.receive()
+    await client.run()
+    assert client.seqs() == list(range(lost + 1, worker.stream.last_seq + 1))
+
+
 async def test_limit_counts_the_messages_of_the_windows_too() -> None:
     worker = worker_of(*["a.1"] * 10, later=["a.1"] * 90)
     client = Client(worker, patterns=["a.1"], messages=30)

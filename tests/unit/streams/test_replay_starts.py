@@ -9,7 +9,7 @@ from sanic_nats_bridge.protocol.start import Start
 from sanic_nats_bridge.streams.jetstream import JetStreamUnavailable
 from sanic_nats_bridge.streams.judgement import NOWHERE
 from sanic_nats_bridge.streams.positions import Point
-from sanic_nats_bridge.streams.replay import Missed
+from sanic_nats_bridge.streams.replay import Missed, shared
 from sanic_nats_bridge.streams.snapshot import SnapshotTooLarge
 from tests.support.fake_stream import FakeWorker, failing, point_of
 from tests.support.replays import ALL, NEW, PATTERNS, STATE, Client, last, worker_of
@@ -120,14 +120,63 @@ async def test_positions_follow_the_messages() -> None:
     assert [step.point for step in client.steps] == [point_of(worker.stream.messages[seq]) for seq in (1, 2, 4)]
 
 
-async def test_last_messages_are_bounded_for_all_patterns_and_streams() -> None:
-    workers = [worker_of(*["a.1", "b.1"] * 50, name=name) for name in ("S", "T")]
+@pytest.mark.parametrize("in_windows", [True, False])
+async def test_last_messages_are_bounded_for_all_patterns_and_streams(in_windows: bool) -> None:
+    subjects = ["a.1", "b.1"] * 50
+    names = ("S", "T")
+    workers = [worker_of(later=subjects, name=name) if in_windows else worker_of(*subjects, name=name)
+               for name in names]  # fmt: skip
     client = Client(*workers, patterns=["a.*", "b.>"], messages=20)
     await client.prepare(last(20))
     await client.run()
-    assert len(client.steps) == 20
     assert client.seqs() == list(range(91, 101)) * 2
-    assert client.missed == []
+    assert client.missed == [Missed("backlog", ["a.*", "b.>"], None)]
+    assert not client.replay.recovered
+
+
+@pytest.mark.parametrize("in_windows", [True, False])
+async def test_last_messages_of_frequent_patterns_make_room_for_rare_ones(in_windows: bool) -> None:
+    subjects = ["b.1"] * 4 + ["a.1"] * 100
+    worker = worker_of(later=subjects) if in_windows else worker_of(*subjects)
+    client = Client(worker, patterns=["a.1", "b.>", "c"], messages=20)
+    await client.prepare(last(20))
+    await client.run()
+    assert client.seqs() == [1, 2, 3, 4, *range(89, 105)]
+    assert client.reasons == ["backlog"]
+    # Nothing is missing if all of them fit.
+    for count, messages in ((10, 20), (16, 20), (20, 24)):
+        client = Client(worker, patterns=["a.1", "b.>", "c"], messages=messages)
+        await client.prepare(last(count))
+        await client.run()
+        assert client.seqs() == [1, 2, 3, 4, *range(105 - count, 105)]
+        assert client.missed == []
+
+
+async def test_last_messages_share_the_limit_with_those_after_a_position() -> None:
+    workers = [worker_of(*["a.1"] * 50, name=name) for name in ("S", "T")]
+    after = point_of(workers[0].stream.messages[20])
+    client = Client(*workers, patterns=["a.1"], messages=40)
+    await client.prepare(last(30), {workers[0].feed.key: after})
+    await client.run()
+    assert client.got(workers[0]) == [(seq, "a.1") for seq in range(31, 51)]
+    assert client.got(workers[1]) == [(seq, "a.1") for seq in range(31, 51)]
+    assert set(client.reasons) == {"unknown", "backlog"}
+
+
+@pytest.mark.parametrize(
+    ("counts", "most", "shares"),
+    [
+        ([5, 5], 20, [5, 5]),
+        ([50, 50], 20, [10, 10]),
+        ([50, 3], 20, [17, 3]),
+        ([3, 50, 4, 50], 27, [3, 10, 4, 10]),
+        ([0, 9], 5, [0, 5]),
+        ([9, 9, 9], 2, [0, 1, 1]),
+        ([], 5, []),
+    ],
+)
+def test_rare_messages_leave_their_share_to_others(counts: list[int], most: int, shares: list[int]) -> None:
+    assert shared(counts, most) == shares
 
 
 # States
@@ -213,12 +262,14 @@ async def test_state_of_which_the_rest_is_deleted() -> None:
 
 async def test_too_many_subjects_or_bytes() -> None:
     worker = worker_of("a.1", "a.2", "b.1", "b.1")
-    for limits in ({"subjects": 2}, {"size": 600}):
+    # Only what the stream has counts: here three subjects of three characters.
+    for limits, setting in (({"subjects": 2}, "max_snapshot_subjects"), ({"size": 8}, "max_replay_bytes")):
         client = Client(worker, patterns=["a.*", "b.>"], **limits)
-        with pytest.raises(SnapshotTooLarge):
+        with pytest.raises(SnapshotTooLarge, match=f"^{setting}$") as raised:
             await client.replay.prepare(None, STATE)
+        assert raised.value.setting == setting
         assert client.replay.recovered
-    for limits in ({"subjects": 3}, {"size": 3 * 300}):
+    for limits in ({"subjects": 3}, {"size": 9}):
         client = Client(worker, patterns=["a.*", "b.>"], **limits)
         await client.prepare(STATE)
         await client.run()
@@ -230,6 +281,23 @@ async def test_states_of_several_streams_share_the_limit() -> None:
     with pytest.raises(SnapshotTooLarge):
         await Client(*workers, patterns=["a.*"], subjects=5).replay.prepare(None, STATE)
     await Client(*workers, patterns=["a.*"], subjects=6).replay.prepare(None, STATE)
+
+
+async def test_state_of_one_stream_is_not_shown_without_that_of_the_others() -> None:
+    first, second = worker_of("a.1", "a.2", name="S"), worker_of("a.1", "a.2", "a.3", name="T")
+    for points in (None, {}, {first.feed.key: NOWHERE}):
+        client = Client(first, second, patterns=["a.*"], subjects=4)
+        with pytest.raises(SnapshotTooLarge):
+            await client.replay.prepare(points, STATE)
+        assert client.replay.recovered
+        await client.prepare(NEW, {} if points is None else points)
+        first.stream.publish("a.9")
+        first.receive()
+        await client.run()
+        # Live messages only, and a gap for both streams.
+        assert client.got(first) == [(first.stream.last_seq, "a.*")]
+        assert client.got(second) == []
+        assert {(each.reason, *each.patterns) for each in client.missed} == {("unknown", "a.*")}
 
 
 async def test_state_that_is_too_large_after_an_absence() -> None:

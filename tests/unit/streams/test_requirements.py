@@ -8,6 +8,7 @@ from sanic_nats_bridge.streams.requirements import (
     Permission,
     advice_for,
     denied_permissions,
+    denied_subscription,
     holds,
     may_hold,
     permissions_for,
@@ -86,6 +87,11 @@ def test_missing_permissions_are_a_problem_except_that_to_delete() -> None:
     assert problem_of(INFO, delete) is None
     both = of("$JS.API.CONSUMER.DELETE.ORDERS.*", "$JS.FC.ORDERS.>")
     assert "$JS.API.CONSUMER.DELETE.ORDERS.*, $JS.FC.ORDERS.>" in str(problem_of(INFO, both))
+
+
+def test_subject_for_messages_and_answers_is_named() -> None:
+    problem = str(denied_subscription("_NATSBRIDGE.shop.streams"))
+    assert problem == "the NATS user may not subscribe to _NATSBRIDGE.shop.streams.>. Allow this subject in NATS"
 
 
 def test_advice_names_direct_get_and_the_permission_to_delete() -> None:
