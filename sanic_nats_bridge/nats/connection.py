@@ -73,7 +73,10 @@ class ControlListener(Protocol):
     """Callbacks for one subscription with reply subjects. They must not raise."""
 
     def on_message(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes, /) -> bool | None:
-        """Process a message; return true if the next one must wait until there is room."""
+        """Process a message; return true if the next one must wait until there is room.
+
+        ``None`` lets it wait if there were many in this turn of the event loop.
+        """
 
     def confirmed(self) -> None:
         """Note that the server has the subscription."""

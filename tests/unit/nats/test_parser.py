@@ -62,6 +62,8 @@ class Recorder:
     turns: int = 0
     full_after: Sequence[int] = ()
     """The numbers of own messages after which the next turn of the loop is due."""
+    gathers: bool = False
+    """True if the messages of control subscriptions are gathered for one flush."""
 
     @property
     def sinks(self) -> Mapping[bytes, int]:
@@ -104,9 +106,11 @@ class Recorder:
 class _ControlRecorder:
     recorder: Recorder
 
-    def on_message(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes, /) -> bool:
+    def on_message(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes, /) -> bool | None:
         self.recorder.seen.append(Message(CONTROL_SID, subject, reply, headers, payload))
-        return len(self.recorder.seen) in self.recorder.full_after
+        if len(self.recorder.seen) in self.recorder.full_after:
+            return True
+        return False if self.recorder.gathers else None
 
 
 async def parsed(reads: Iterable[bytes]) -> list[Message | Line]:
@@ -381,6 +385,12 @@ async def test_flood_is_processed_in_many_turns_of_the_loop(flood: bytes, count:
 async def test_own_messages_are_processed_in_one_turn() -> None:
     recorder = Recorder()
     await Parser(recorder).parse(Message(1, b"a", b"", b"", b"1").encoded() * 1_000)
+    assert (len(recorder.seen), recorder.turns) == (1_000, 0)
+
+
+async def test_messages_of_a_control_subscription_that_gathers_them_are_processed_in_one_turn() -> None:
+    recorder = Recorder(gathers=True)
+    await Parser(recorder).parse(Message(CONTROL_SID, b"a", b"r", b"", b"1").encoded() * 1_000)
     assert (len(recorder.seen), recorder.turns) == (1_000, 0)
 
 
