@@ -461,7 +461,6 @@ def feed_metadata(reply: bytes) -> tuple[int, int, int, int] | None:
     The reply subject has them (ADR-15): 9 tokens, or at least 11 with a domain and the hash of an account. The time is
     in milliseconds since 1970. The result is ``None`` if it isn't such a subject.
     """
-    # Called for each live message.
     tokens = reply.split(b".", _MAX_TOKENS)
     count = len(tokens)
     try:

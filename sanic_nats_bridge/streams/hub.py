@@ -271,9 +271,25 @@ class StreamHub:
             return self._share(feed, record, followed)
         # The usual case: one pattern, and all subscribers see the same.
         followed[0].window.add(record)
-        position, line = _ids(channel.scope, feed, record)
-        message = encode_record(record, view.prefix, 0, position, line, feed=feed)
-        return self._broadcaster.add_alone(view, message, len(record.payload))
+        scope = channel.scope
+        if scope.line is _OWN and len(scope.streams) == 1:
+            position = line = feed.encode(record.seq, record.time)
+        else:
+            position, line = _ids(scope, feed, record)
+        payload = record.payload
+        message = StreamMessage(
+            view.prefix,
+            record.subject,
+            record.headers,
+            payload,
+            seq=record.seq,
+            position=position,
+            event_id=line,
+            operation=record.operation,
+            stream=feed,
+            time=record.time,
+        )
+        return self._broadcaster.add_alone(view, message, len(payload))
 
     def _share(self, feed: Feed, record: Record, followed: tuple[Followed, ...]) -> bool:
         broadcaster = self._broadcaster

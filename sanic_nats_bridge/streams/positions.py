@@ -81,16 +81,28 @@ class PointEncoder:
     """The encoder for the points of one stream.
 
     Points that follow each other differ in their last digits only. The other digits are kept, and the last two are
-    looked up.
+    looked up. The more messages in a second, the more have the time of the one before.
 
     Args:
         key: The key of the stream.
     """
 
-    __slots__ = ("_key", "_seq_base", "_seq_digits", "_seq_head", "_time_base", "_time_digits", "_time_head")
+    __slots__ = (
+        "_key",
+        "_seq_base",
+        "_seq_digits",
+        "_seq_head",
+        "_time",
+        "_time_base",
+        "_time_digits",
+        "_time_head",
+        "_time_text",
+    )
 
     def __init__(self, key: str) -> None:
         self._key = key
+        self._time = -1
+        self._time_text = ""
         self._move_seq(0)
         self._move_time(0)
 
@@ -99,10 +111,13 @@ class PointEncoder:
         seq_rest = seq - self._seq_base
         if not 0 <= seq_rest < _TWO_DIGITS:
             seq_rest = self._move_seq(seq)
-        time_rest = time - self._time_base
-        if not 0 <= time_rest < _TWO_DIGITS:
-            time_rest = self._move_time(time)
-        return f"{self._seq_head}{self._seq_digits[seq_rest]}{self._time_head}{self._time_digits[time_rest]}"
+        if time != self._time:
+            time_rest = time - self._time_base
+            if not 0 <= time_rest < _TWO_DIGITS:
+                time_rest = self._move_time(time)
+            self._time = time
+            self._time_text = f"{self._time_head}{self._time_digits[time_rest]}"
+        return f"{self._seq_head}{self._seq_digits[seq_rest]}{self._time_text}"
 
     def _move_seq(self, seq: int) -> int:
         high, low = divmod(seq, _TWO_DIGITS)

@@ -61,3 +61,29 @@ async def test_deletion_of_a_consumer_may_fail_after_the_end(caplog: pytest.LogC
     gc.collect()
     assert task.cancelled()
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [
+        (b"$JS.ACK.S.c.1.", b""),
+        (b"$JS.ACK.hub.hash.S.c.1.", b""),
+        (b"$JS.ACK.hub.hash.S.c.1.", b".token"),
+        (b"$JS.ACK.hub.hash.S.c.1.", b".token.more"),
+    ],
+)
+async def test_messages_are_delivered_with_every_kind_of_reply_subject(start: bytes, end: bytes) -> None:
+    stream = FollowedStream([], seq=5)
+    feed = stream.feed
+    (followed,) = stream.reader("a.1").followed
+    feed._is_reading = True
+    for number in range(1, 4):
+        time = (1_000_000 + number) * 1_000_000 + 999_999
+        numbers = b"%d.%d.%d.%d" % (10 + number, number, time, 4 - number)
+        assert not feed.on_message(b"a.1", start + numbers + end, b"", b"x")
+        assert (feed.seq, feed.time, feed.lag) == (10 + number, 1_000_000 + number, 4 - number)
+    assert [(each.seq, each.time) for each in followed.window.after(5)] == [
+        (11, 1_000_001),
+        (12, 1_000_002),
+        (13, 1_000_003),
+    ]
