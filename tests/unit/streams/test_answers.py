@@ -277,6 +277,22 @@ def test_subject_may_have_a_carriage_return() -> None:
         assert message.subject.encode() == subject
 
 
+@pytest.mark.parametrize(
+    ("fraction", "milliseconds"), [(".783151891", 783), (".783", 783), (".78", 780), (".7", 700), ("", 0)]
+)
+def test_times_of_stored_messages_may_be_short(fraction: str, milliseconds: int) -> None:
+    message = direct_message(block(3, 0, Time_Stamp=TIME.replace(".783151891", fraction).encode()), b"a")
+    assert message == StoredMessage(3, MILLISECONDS // 1_000 * 1_000 + milliseconds, "o.1", b"", b"a")
+
+
+def test_lines_of_the_server_may_have_another_order_and_be_more() -> None:
+    first, *lines = block(3, 2).removesuffix(b"\r\n\r\n").removeprefix(b"NATS/1.0\r\n").split(b"\r\n")
+    for others in (lines[::-1], [*lines, b"Nats-New: 1"], [b"Nats-New: 1", *lines]):
+        headers = b"\r\n".join([b"NATS/1.0", b"A: 1", first, *others, b"", b""])
+        message = direct_message(headers, b"a")
+        assert message == StoredMessage(3, MILLISECONDS, "o.1", b"NATS/1.0\r\nA: 1\r\n\r\n", b"a")
+
+
 def test_message_asked_for_alone() -> None:
     lines = b"Nats-Stream: S\r\nNats-Subject: o.1\r\nNats-Sequence: 4\r\nNats-Time-Stamp: %b\r\n\r\n" % TIME.encode()
     assert direct_message(b"NATS/1.0\r\n" + lines, b"a") == StoredMessage(4, MILLISECONDS, "o.1", b"", b"a")
