@@ -42,6 +42,8 @@ _LINGER_SECONDS = 30.0
 
 _SLICES_SHARE = 8
 """The part of the memory that encoded messages have."""
+_BLOCKS = 64
+"""The number of parts of the memory for records, of which the oldest is removed as a whole."""
 _MAX_SCOPES = 256
 # In Python 3.11, a member of an enum takes longer to look up than several calls.
 _OWN = IdLine.OWN
@@ -75,7 +77,7 @@ class StreamHub:
         self.counters = counters
         self.headers = frozenset(settings.expose_headers)
         share = settings.history_buffer_bytes // _SLICES_SHARE
-        self.memory = WindowMemory(settings.history_buffer_bytes - share)
+        self.memory = WindowMemory(settings.history_buffer_bytes - share, settings.history_buffer_bytes // _BLOCKS)
         self.slices = EncodedSlices(share)
         self.connection = ConnectionSupervisor(
             settings,

@@ -5,6 +5,9 @@ from collections.abc import Callable, Hashable
 
 __all__ = ["EncodedSlices"]
 
+_OVERHEAD_BYTES = 320
+"""The approximate memory of a slice beside its bytes."""
+
 
 class EncodedSlices:
     """Encoded messages that follow each other, by what they depend on. Those used least recently are dropped first.
@@ -17,7 +20,7 @@ class EncodedSlices:
         self._max_bytes = max_bytes
         self._slices: OrderedDict[Hashable, bytes] = OrderedDict()
         self.bytes = 0
-        """The size of all slices."""
+        """The size of all slices, with their keys."""
 
     def get(self, key: Hashable, encode: Callable[[], bytes]) -> bytes:
         """Return the slice of a key. It is encoded if it isn't at hand."""
@@ -26,12 +29,13 @@ class EncodedSlices:
             self._slices.move_to_end(key)
             return data
         data = encode()
-        if len(data) <= self._max_bytes:
+        size = len(data) + _OVERHEAD_BYTES
+        if size <= self._max_bytes:
             self._slices[key] = data
-            self.bytes += len(data)
+            self.bytes += size
             while self.bytes > self._max_bytes:
                 _, oldest = self._slices.popitem(last=False)
-                self.bytes -= len(oldest)
+                self.bytes -= len(oldest) + _OVERHEAD_BYTES
         return data
 
     def clear(self) -> None:

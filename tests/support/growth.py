@@ -1,7 +1,8 @@
-"""A check that work grows in proportion to its size, by ratios of CPU time."""
+"""Checks of the growth of work by ratios of CPU time, and of memory."""
 
 import gc
 import time
+import tracemalloc
 from collections.abc import Callable
 
 _REPEATS = 7
@@ -40,3 +41,17 @@ def _ratio(make: Callable[[int], Callable[[], object]], n: int) -> float:
             finally:
                 gc.enable()
     return best[2 * n] / best[n]
+
+
+def memory_of(make: Callable[[], object]) -> int:
+    """Return the bytes that an object takes, and all that is reachable only from it."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        kept = make()
+        gc.collect()
+        size = tracemalloc.get_traced_memory()[0]
+        del kept
+    finally:
+        tracemalloc.stop()
+    return size

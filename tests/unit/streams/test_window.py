@@ -1,3 +1,4 @@
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -5,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sanic_nats_bridge.streams.window import Record, Window, WindowMemory
-from tests.support.growth import assert_linear
+from tests.support.growth import assert_linear, memory_of
 
 
 def record(seq: int, size: int = 0) -> Record:
@@ -16,7 +17,15 @@ def seqs(window: Window, after: int, most: int | None = None) -> list[int]:
     return [each.seq for each in window.after(after, most)]
 
 
-SMALLEST = record(1).size
+def smallest() -> int:
+    """Return the size of the smallest record in a block of its own."""
+    memory = WindowMemory(1_000_000)
+    Window(memory, 0).add(record(1))
+    return memory.bytes
+
+
+SMALLEST = smallest()
+BLOCK = SMALLEST - record(1).size
 
 
 def test_records_after_a_sequence() -> None:
@@ -71,10 +80,11 @@ def test_record_larger_than_the_memory_is_not_kept() -> None:
     assert seqs(window, window.floor) == [3]
 
 
-def test_size_counts_payload_headers_and_overhead() -> None:
+def test_size_counts_payload_headers_subject_and_overhead() -> None:
     memory = WindowMemory(1_000_000)
-    Window(memory, 0).add(Record(1, 1, "s", b"h" * 30, b"p" * 100))
-    assert memory.bytes == 130 + SMALLEST == Record(1, 1, "s", b"h" * 30, b"p" * 100).size
+    large = Record(1, 1, "s" * 20, b"h" * 30, b"p" * 100)
+    Window(memory, 0).add(large)
+    assert memory.bytes == SMALLEST + 149 == large.size + BLOCK
 
 
 def test_closed_window_frees_its_memory() -> None:
@@ -101,6 +111,71 @@ def test_entries_of_closed_windows_are_bounded() -> None:
     assert memory.bytes == 0
 
 
+def subject_of(kind: str, seq: int) -> str:
+    return {"one": "orders.1", "own": f"orders.{seq}", "long": f"{'x' * 240}.{seq}", "wide": f"{'é' * 120}.{seq}"}[kind]
+
+
+@pytest.mark.parametrize("kind", ["one", "own", "long", "wide"])
+@pytest.mark.parametrize(("payload", "headers"), [(0, 0), (0, 50), (100, 0), (10_000, 0)])
+@pytest.mark.parametrize("windows", [1, 300])
+def test_memory_of_windows_is_bounded(windows: int, payload: int, headers: int, kind: str) -> None:
+    limit = 1_000_000
+    # In mixed order, so that the records of each window are few at a time.
+    count = 2 * limit // (SMALLEST + payload)
+
+    def fill() -> tuple[WindowMemory, list[Window]]:
+        memory = WindowMemory(limit, limit // 64)
+        of_all = [Window(memory, 0) for _ in range(windows)]
+        for seq in range(1_000_000, 1_000_000 + count):
+            subject = sys.intern(subject_of(kind, seq)) if kind == "one" else subject_of(kind, seq)
+            of_all[seq * 7919 % windows].add(
+                Record(seq, 1_764_520_000_000 + seq, subject, bytes(headers), bytes(payload))
+            )
+        return memory, of_all
+
+    empty = memory_of(lambda: [Window(WindowMemory(limit), 0) for _ in range(windows)])
+    assert memory_of(fill) - empty < 1.1 * limit
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 400)), max_size=200),
+    st.integers(2_000, 20_000),
+    st.integers(0, 4_000),
+)
+def test_blocks_remove_few_records_too_early(steps: list[tuple[int, int]], max_bytes: int, span: int) -> None:
+    memory = WindowMemory(max_bytes, span)
+    windows = [Window(memory, 0) for _ in range(3)]
+    added: list[tuple[Window, Record]] = []
+    for seq, (number, size) in enumerate(steps, 1):
+        window = windows[number]
+        added.append((window, record(seq, size)))
+        window.add(added[-1][1])
+        assert memory.bytes <= max_bytes
+        # What every window must still have, because later messages leave room for it and for one block.
+        left = max_bytes - span
+        for index in range(len(added) - 1, -1, -1):
+            left -= added[index][1].size + BLOCK
+            if left < 0:
+                break
+            owner, each = added[index]
+            assert each.seq > owner.floor
+        for each_window in windows:
+            own = [each for owner, each in added if owner is each_window and each.seq > each_window.floor]
+            assert list(each_window.after(each_window.floor)) == own
+    for window in windows:
+        window.close()
+    assert memory.bytes == 0
+
+
+def test_blocks_of_busy_windows_are_few() -> None:
+    memory = WindowMemory(1_000 * SMALLEST, 1_000 * SMALLEST // 50)
+    windows = [Window(memory, 0), Window(memory, 0)]
+    for seq in range(1, 5_001):
+        windows[seq % 2].add(record(seq))
+        assert len(memory.order) <= 2 * 52
+    assert sum(map(len, windows)) > 950
+
+
 Step = tuple[str, int, int]
 STEPS = st.lists(
     st.one_of(
@@ -109,6 +184,10 @@ STEPS = st.lists(
     ),
     max_size=80,
 )
+
+
+def size_of(kept: list[tuple[Window, Record]]) -> int:
+    return sum(each.size + BLOCK for _, each in kept)
 
 
 @given(STEPS, st.integers(SMALLEST, 8_000))
@@ -128,14 +207,14 @@ def check_model(steps: list[Step], max_bytes: int) -> None:
         if kind == "add":
             window.add(record(seq, size))
             kept.append((window, record(seq, size)))
-            while sum(each.size for _, each in kept) > max_bytes:
+            while size_of(kept) > max_bytes:
                 removed, oldest = kept.pop(0)
                 assert removed.floor >= oldest.seq
         else:
             window.close()
             kept = [each for each in kept if each[0] is not window]
             windows[number] = Window(memory, seq)
-        assert memory.bytes == sum(each.size for _, each in kept) <= max_bytes
+        assert memory.bytes == size_of(kept) <= max_bytes
         for each in windows:
             own = [one for owner, one in kept if owner is each]
             assert list(each.after(each.floor)) == own
@@ -165,7 +244,7 @@ def test_adding_is_linear() -> None:
 
 def test_removing_is_linear() -> None:
     def make(n: int) -> Callable[[], object]:
-        memory = WindowMemory(10**12)
+        memory = WindowMemory(10**12, n * SMALLEST // 64)
         filled(n, memory)
 
         def work() -> None:
@@ -179,7 +258,7 @@ def test_removing_is_linear() -> None:
 
 def test_adding_to_full_memory_is_linear() -> None:
     def make(n: int) -> Callable[[], object]:
-        memory = WindowMemory(n * SMALLEST)
+        memory = WindowMemory(n * SMALLEST, n * SMALLEST // 64)
         filled(n, memory)
         return lambda: filled(n, memory)
 
