@@ -1,6 +1,7 @@
 import asyncio
 import gc
 import hashlib
+import tracemalloc
 import types
 import weakref
 from typing import Any
@@ -616,3 +617,32 @@ async def test_session_that_ends_before_its_notification_gets_no_status() -> Non
     session.close(CloseCode.INTERNAL, "test")
     await turns()
     assert transport.types == ["welcome", "close"]
+
+
+@pytest.mark.parametrize("pattern", [None, "a"])
+async def test_streams_that_no_client_uses_take_no_memory_for_each_session(pattern: str | None) -> None:
+    count = 300
+
+    async def size_of(**settings: Any) -> int:
+        worker = Worker(**settings)
+        sessions = []
+        gc.collect()
+        tracemalloc.start()
+        try:
+            for _ in range(count):
+                session, transport = worker.open()
+                if pattern is not None:
+                    await act(session, "subscribe", pattern)
+                # A transport keeps nothing that was written.
+                transport.writes.clear()
+                sessions.append(session)
+            gc.collect()
+            return tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+
+    await size_of()
+    without, unused = await size_of(), await size_of(streams={"ORDERS": ["a"]})
+    assert unused - without <= 100 * count
+    # At least the dictionary of the session's subscriptions.
+    assert without > 100 * count
