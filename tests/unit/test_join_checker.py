@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.join.checker import Asked, Barrier, Cut, Entry, Log, Received, Stored, check
-from tests.support.join.profiles import PROFILES, Profile
+from tools.faults.streams.checker import check
+from tools.faults.streams.logs import Asked, Barrier, Cut, Entry, Log, Received, Stored
+from tools.faults.streams.profiles import PROFILES, Profile
 
 OPEN = PROFILES[0]
 DENIED = PROFILES[1]

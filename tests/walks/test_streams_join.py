@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import pytest
 
-from tests.support.join.checker import check
 from tests.support.join.world import Nats, World, WorldSettings
+from tools.faults.streams.checker import check
 
 MESSAGES: Final = int(os.environ.get("STREAM_MESSAGES", "100000"))
 SEED: Final = int(os.environ.get("STREAM_SEED", "1"))

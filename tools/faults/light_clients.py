@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 
 from .clients import Client, EventClient
 
-__all__ = ["LightEventClient", "LightWebSocketClient"]
+__all__ = ["LightEventClient", "LightWebSocketClient", "client_frame"]
 
 _LIMIT_BYTES = 2**20
 _TEXT, _CLOSE, _PING, _PONG = 1, 8, 9, 10
@@ -27,15 +27,15 @@ class LightWebSocketClient(Client):
             )
             if not (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 "):
                 return
-            writer.write(_frame(_TEXT, json.dumps({"action": "subscribe", "subjects": self.patterns}).encode()))
+            writer.write(client_frame(json.dumps({"action": "subscribe", "subjects": self.patterns}).encode()))
             while True:
                 opcode, data = await _read_frame(reader)
                 if opcode == _TEXT:
                     yield data
                 elif opcode == _PING:
-                    writer.write(_frame(_PONG, data))
+                    writer.write(client_frame(data, _PONG))
                 elif opcode == _CLOSE:
-                    writer.write(_frame(_CLOSE, data[:2]))
+                    writer.write(client_frame(data[:2], _CLOSE))
                     return
         except asyncio.IncompleteReadError:
             return
@@ -80,7 +80,8 @@ async def _read_frame(reader: asyncio.StreamReader) -> tuple[int, bytes]:
     return head[0] & 15, await reader.readexactly(size)
 
 
-def _frame(opcode: int, data: bytes) -> bytes:
+def client_frame(data: bytes, opcode: int = _TEXT) -> bytes:
+    """Return a WebSocket frame of a client."""
     assert len(data) < 2**16
     size = bytes((128 | len(data),)) if len(data) < 126 else b"\xfe" + len(data).to_bytes(2)
     return bytes((128 | opcode,)) + size + _MASK + data

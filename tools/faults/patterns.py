@@ -1,6 +1,6 @@
 """The subjects that a pattern matches, implemented independently of the bridge."""
 
-__all__ = ["covers", "matches"]
+__all__ = ["covers", "matches", "overlaps"]
 
 
 def matches(pattern: str, subject: str) -> bool:
@@ -28,3 +28,14 @@ def covers(allowed: str, pattern: str) -> bool:
         if index == len(narrow) or narrow[index] == ">" or token not in ("*", narrow[index]):
             return False
     return len(wide) == len(narrow)
+
+
+def overlaps(one: str, other: str) -> bool:
+    """Return True if a subject exists that both patterns match. Reserved subjects aren't considered."""
+    first, second = one.split("."), other.split(".")
+    for left, right in zip(first, second, strict=False):
+        if ">" in (left, right):
+            return True
+        if left != right and "*" not in (left, right):
+            return False
+    return len(first) == len(second)

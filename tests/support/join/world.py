@@ -20,11 +20,12 @@ from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import Bridge, flush, free_port, running, until
 from tests.support.clock import moment
 from tests.support.nats import reconnecting_client
+from tools.faults.patterns import matches
+from tools.faults.streams.clients import EventsClient, SocketClient, StreamClient
+from tools.faults.streams.content import read_stream
+from tools.faults.streams.logs import Log, Stored
+from tools.faults.streams.profiles import PROFILES, STREAMS, Profile, profile_of
 from tools.harness.tcp_proxy import Proxy
-
-from .checker import Log, Stored
-from .clients import EventsClient, SocketClient, StreamClient
-from .profiles import PROFILES, STREAMS, Profile, matches
 
 __all__ = ["Nats", "World", "WorldSettings"]
 
@@ -150,8 +151,7 @@ class World:
 
     async def _permissions(self, request: Any) -> Permissions:
         user = request.headers["x-user"]
-        profile = next(each for each in PROFILES if user.startswith(each.name))
-        return _permissions_of(profile, user, denied=user in self.denied)
+        return Permissions(**profile_of(user).permissions(user, denied=user in self.denied))
 
     @property
     def client(self) -> Client:
@@ -287,7 +287,7 @@ class World:
         self.denied ^= {client.user}
         is_denied = client.user in self.denied
         client.begin_change()
-        permissions = _permissions_of(client.profile, client.user, denied=is_denied)
+        permissions = Permissions(**client.profile.permissions(client.user, denied=is_denied))
         for bridge in self.bridges:
             if bridge is not None:
                 updates = bridge.runtime.permission_updates
@@ -413,20 +413,11 @@ class World:
         return {name: await self._read_stream(name) for name in STREAMS}
 
     async def _read_stream(self, name: str) -> list[Stored]:
-        stream = self.client.jetstream(timeout=_PATIENCE)
         stored: list[Stored] = []
 
         async def read() -> bool:
             with contextlib.suppress(APIError, nats.errors.Error, TimeoutError):
-                subscription = await stream.subscribe(STREAMS[name], stream=name, ordered_consumer=True)
-                info = await stream.stream_info(name)
-                stored.clear()
-                while len(stored) < info.state.messages:
-                    message = await subscription.next_msg(timeout=_PATIENCE)
-                    stored.append(
-                        Stored(message.metadata.sequence.stream, message.subject, json.loads(message.data)["n"])
-                    )
-                await subscription.unsubscribe()
+                stored[:] = await read_stream(self.client, name, _PATIENCE)
                 return True
             return False
 
@@ -440,14 +431,3 @@ async def _repeat(attempt: Callable[[], Coroutine[Any, Any, bool]]) -> None:
             return
         await moment()
     raise AssertionError("NATS doesn't answer")
-
-
-def _permissions_of(profile: Profile, user: str, *, denied: bool) -> Permissions:
-    everything = list(STREAMS.values())
-    return Permissions(
-        everything,
-        deny=[*profile.deny, *(profile.toggled if denied else ())],
-        aliases={profile.alias: profile.target} if profile.alias else {},
-        history=everything if profile.history else (),
-        identity=user,
-    )

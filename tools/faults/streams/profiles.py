@@ -1,22 +1,14 @@
-"""The subjects that the clients of the join test may see, and the patterns that they follow."""
+"""The subjects that clients of streams may see, and the patterns that they follow."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-__all__ = ["PROFILES", "Profile", "matches"]
+from ..patterns import matches
+
+__all__ = ["PROFILES", "STREAMS", "Profile", "profile_of"]
 
 STREAMS: Mapping[str, str] = {"ORDERS": "orders.>", "TRADES": "trades.>"}
-
-
-def matches(pattern: str, subject: str) -> bool:
-    """Return whether a pattern of NATS matches a subject."""
-    tokens, parts = subject.split("."), pattern.split(".")
-    for index, part in enumerate(parts):
-        if part == ">":
-            return len(tokens) > index
-        if index >= len(tokens) or part not in ("*", tokens[index]):
-            return False
-    return len(parts) == len(tokens)
 
 
 @dataclass(frozen=True)
@@ -61,6 +53,22 @@ class Profile:
         """Return whether its clients don't see a subject at times."""
         return any(matches(pattern, subject) for pattern in self.toggled)
 
+    def permissions(self, user: str, *, denied: bool = False) -> dict[str, Any]:
+        """Return the keywords of the bridge's ``Permissions`` for a client.
+
+        Args:
+            user: The identity of the client.
+            denied: Whether what is hidden at times is hidden now.
+        """
+        everything = list(STREAMS.values())
+        return {
+            "subscribe": everything,
+            "deny": [*self.deny, *(self.toggled if denied else ())],
+            "aliases": {self.alias: self.target} if self.alias else {},
+            "history": everything if self.history else (),
+            "identity": user,
+        }
+
 
 PROFILES = (
     Profile(
@@ -77,3 +85,8 @@ PROFILES = (
     Profile("toggled", ("orders.>", "orders.4.*", "trades.>", "orders.*.1"), toggled=("orders.4.3", "orders.1.>")),
     Profile("recent", ("orders.>", "orders.2.*", "trades.1.*", "trades.*.3"), history=False),
 )
+
+
+def profile_of(user: str) -> Profile:
+    """Return the profile of a client by its identity."""
+    return next(each for each in PROFILES if user.startswith(each.name))

@@ -6,86 +6,23 @@ under each pattern. Otherwise a ``gap`` for the pattern must be at that place. `
 """
 
 from bisect import bisect_right
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
-from .profiles import Profile, matches
+from ..patterns import matches
+from .ids import StreamIds
+from .logs import Asked, Barrier, Cut, Denied, Ended, Entry, Log, Received, Stored, Truth
+from .profiles import Profile
 
-__all__ = ["Asked", "Barrier", "Cut", "Denied", "Ended", "Log", "Received", "Stored", "Verdict", "check"]
+__all__ = ["Verdict", "check"]
 
 _MAX_NOTES = 20
 _TRAIL = 30
 """The entries of a log that are shown before the first violation."""
 _MAX_ID = 128
 _GOING_AWAY = 1001
-
-
-class Stored(NamedTuple):
-    """A message in a stream. Its payload has a number that no other message has."""
-
-    seq: int
-    subject: str
-    number: int
-
-
-class Asked(NamedTuple):
-    """A subscribe of a client that was sent, as a command or in the query of an event stream."""
-
-    patterns: Sequence[str]
-    start: Any
-    after: str | None
-
-
-class Received(NamedTuple):
-    """A frame. ``pattern``, ``subject`` and ``number`` are those of a message."""
-
-    kind: str
-    pattern: str
-    subject: str
-    number: int
-    id: str
-    frame: Mapping[str, Any]
-
-
-class Ended(NamedTuple):
-    """The client has unsubscribed, and has got the reply."""
-
-    patterns: Sequence[str]
-
-
-class Cut(NamedTuple):
-    """The connection was cut."""
-
-
-class Denied(NamedTuple):
-    """The app has begun to change what it hides from the client."""
-
-
-class Barrier(NamedTuple):
-    """A point from which on the client must not receive what these patterns hide."""
-
-    deny: Sequence[str]
-
-
-Entry = Asked | Received | Ended | Cut | Denied | Barrier
-
-
-@dataclass
-class Log:
-    """The log of one client over all its sessions.
-
-    Attributes:
-        complete: The client was connected until it had received everything, or had enough time for it.
-        repeats: It is an event stream with overlapping patterns, so a message may come again after a reconnect.
-    """
-
-    name: str
-    profile: Profile
-    entries: list[Entry] = field(default_factory=list)
-    complete: bool = True
-    repeats: bool = False
 
 
 @dataclass
@@ -96,62 +33,53 @@ class Verdict:
     announced: int = 0
     gaps: Counter[str] = field(default_factory=Counter)
     resumed: int = 0
+    ended: int = 0
     violations: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
 
-    def add(self, kind: str, text: str) -> None:
-        """Count a violation, and describe it unless there are many already."""
-        self.violations[kind] += 1
+    def add(self, kind: str, text: str, count: int = 1) -> None:
+        """Count violations, and describe them unless there are many already."""
+        self.violations[kind] += count
         if len(self.notes) < _MAX_NOTES:
             self.notes.append(f"{kind}: {text}")
 
 
-def check(truth: Mapping[str, Sequence[Stored]], logs: Iterable[Log], reasons: Iterable[str] = ()) -> Verdict:
+def check(
+    truth: Truth | Mapping[str, Sequence[Stored]],
+    logs: Iterable[Log],
+    reasons: Iterable[str] = (),
+    codes: Iterable[str] = (),
+) -> Verdict:
     """Check the logs of all clients.
 
     Args:
-        truth: The messages of each stream, in order.
+        truth: What the streams have held, or the messages of each stream if nothing was lost there.
         logs: The logs.
         reasons: The reasons of gaps that are allowed.
+        codes: The codes with which subscriptions may end.
     """
     verdict = Verdict()
     logs = list(logs)
-    messages = {each.number: (stream, each) for stream, stored in truth.items() for each in stored}
-    keys = _keys(messages, logs)
+    if not isinstance(truth, Truth):
+        truth = Truth(truth)
+    messages = {each.number: (stream, each) for stream, stored in truth.stored.items() for each in stored}
+    ids = StreamIds(truth.lives, messages, logs)
     seen: dict[tuple[Profile, str], _Visible] = {}
     for log in logs:
-        _Reader(log, truth, messages, keys, frozenset(reasons), seen, verdict).read()
+        _Reader(log, truth, messages, ids, frozenset(reasons), frozenset(codes), seen, verdict).read()
     return verdict
-
-
-def _keys(messages: Mapping[int, tuple[str, Stored]], logs: Iterable[Log]) -> dict[str, str]:
-    """Return the key of each stream in ids: the one whose sequence is that of the stream's messages."""
-    votes: dict[str, Counter[str]] = defaultdict(Counter)
-    for log in logs:
-        for entry in log.entries:
-            if isinstance(entry, Received) and entry.number in messages:
-                stream, stored = messages[entry.number]
-                for key, seq in _parts(entry.id).items():
-                    if seq == stored.seq:
-                        votes[stream][key] += 1
-    return {stream: count.most_common(1)[0][0] for stream, count in votes.items()}
-
-
-def _parts(position: str) -> dict[str, int]:
-    parts = [part.split(".") for part in position.split("~") if part]
-    return {key: int(seq, 36) for key, seq, _ in parts}
 
 
 class _Visible:
     """The stored messages that one pattern of one profile shows, in order."""
 
-    def __init__(self, profile: Profile, pattern: str, truth: Mapping[str, Sequence[Stored]]) -> None:
+    def __init__(self, profile: Profile, pattern: str, truth: Truth) -> None:
         self.stream, real = profile.real(pattern)
-        shown = [each for each in truth[self.stream] if matches(real, each.subject)]
+        shown = [each for each in truth.stored[self.stream] if matches(real, each.subject)]
         self.all_seqs = [each.seq for each in shown]
         """Also of those that are hidden."""
         shown = [each for each in shown if not profile.hides(each.subject)]
-        self.optional = {each.number for each in shown if profile.may_hide(each.subject)}
+        self.optional = {each.number for each in shown if profile.may_hide(each.subject) or each.number in truth.unsure}
         self.stored = [each for each in shown if each.number not in self.optional]
         self.seqs = [each.seq for each in self.stored]
         self.index = {each.number: index for index, each in enumerate(self.stored)}
@@ -205,18 +133,20 @@ class _Reader:
     def __init__(
         self,
         log: Log,
-        truth: Mapping[str, Sequence[Stored]],
+        truth: Truth,
         messages: Mapping[int, tuple[str, Stored]],
-        keys: Mapping[str, str],
+        ids: StreamIds,
         reasons: frozenset[str],
+        codes: frozenset[str],
         seen: dict[tuple[Profile, str], _Visible],
         verdict: Verdict,
     ) -> None:
         self._log = log
         self._truth = truth
         self._messages = messages
-        self._keys = keys
+        self._ids = ids
         self._reasons = reasons
+        self._codes = codes
         self._seen = seen
         self._verdict = verdict
         self._follows: dict[str, _Follow] = {}
@@ -256,7 +186,7 @@ class _Reader:
             self._violation("unfinished", f"'{follow.pattern}' has never caught up")
         elif follow.place is not None and follow.place < len(follow.visible.stored):
             missing = follow.visible.stored[follow.place :]
-            self._violation("lost", f"{len(missing)} at the end of '{follow.pattern}', from {missing[0]}")
+            self._lost(missing, f"at the end of '{follow.pattern}'")
 
     # Commands
 
@@ -283,7 +213,7 @@ class _Reader:
 
     def _resume(self, follow: _Follow, asked: Asked) -> None:
         assert asked.after is not None
-        seq = _parts(asked.after).get(self._keys.get(follow.visible.stream, ""), 0)
+        seq = self._ids.seqs(asked.after).get(follow.visible.stream, 0)
         if not seq and asked.start != "new" and (follow.place is None or follow.state is not None):
             # It has a part of a state, and gets all of it again.
             follow.begin(asked.start)
@@ -300,6 +230,8 @@ class _Reader:
             else:
                 self._violation("late id", f"'{follow.pattern}' would get {len(repeated)} again, from {repeated[0]}")
                 follow.place = place
+        elif place > follow.place and self._skips(follow, place):
+            follow.place = place
         elif place > follow.place:
             self._violation("early id", f"{asked.after} passes {follow.visible.stored[follow.place]}")
         follow.start = asked.start
@@ -313,6 +245,9 @@ class _Reader:
             self._gap(entry.frame)
         elif entry.kind == "caught_up":
             self._caught_up(entry.frame)
+        elif entry.kind == "unsubscribed" and entry.frame.get("code") in self._codes:
+            for pattern in entry.frame["subjects"]:
+                self._verdict.ended += self._follows.pop(pattern, None) is not None
         elif entry.kind == "unsubscribed" or (entry.kind == "close" and entry.frame["code"] != _GOING_AWAY):
             self._violation("ended", str(entry.frame))
         elif entry.kind == "reply" and not entry.frame["success"]:
@@ -326,15 +261,15 @@ class _Reader:
         if entry.kind == "message" and not (entry.pattern in self._follows and self._follows[entry.pattern].live):
             # It counts for the patterns of that replay only.
             return
-        parts = _parts(entry.id)
+        seqs = self._ids.seqs(entry.id)
         for follow in self._follows.values():
-            key = self._keys.get(follow.visible.stream, "")
+            stream = follow.visible.stream
             if not follow.live or follow.place is None or follow.jump:
                 continue
-            if key not in parts:
+            if stream not in seqs:
                 self._violation("partial id", f"{entry.id} doesn't name the stream of '{follow.pattern}'")
                 continue
-            place = follow.visible.after(parts[key])
+            place = follow.visible.after(seqs[stream])
             if place > follow.place and not (
                 # The copy for another pattern came first.
                 place == follow.place + 1 and follow.visible.stored[follow.place].number == entry.number
@@ -362,7 +297,7 @@ class _Reader:
                 follow.begin(follow.start)
 
     def _caught_up(self, frame: Mapping[str, Any]) -> None:
-        parts = _parts(frame["position"])
+        seqs = self._ids.seqs(frame["position"])
         follows = [self._follows[pattern] for pattern in frame["subjects"] if pattern in self._follows]
         if len(follows) != len(frame["subjects"]):
             return self._violation("stray caught_up", str(frame))
@@ -376,10 +311,10 @@ class _Reader:
             if follow.gapped and frame["recovered"]:
                 self._violation("recovered", f"true after a gap for '{follow.pattern}'")
             follow.live = True
-            key = self._keys.get(follow.visible.stream)
-            if key is not None and key in parts:
-                self._arrive(follow, parts[key])
-            elif key is not None:
+            stream = follow.visible.stream
+            if stream in seqs:
+                self._arrive(follow, seqs[stream])
+            elif self._ids.knows(stream):
                 self._violation("partial id", f"{frame['position']} lacks the stream of '{follow.pattern}'")
         return None
 
@@ -390,7 +325,8 @@ class _Reader:
             last: dict[str, int] = {each.subject: index for index, each in enumerate(visible.stored[:place])}
             missing = set(last.values()).difference(follow.state)
             if missing:
-                self._violation("state", f"'{follow.pattern}' lacks the last messages of {len(missing)} subjects")
+                text = f"'{follow.pattern}' lacks the last messages of {len(missing)} subjects"
+                self._violation("state", text, len(missing))
             follow.state = None
         elif isinstance(follow.start, dict) and (follow.place is None or follow.first is not None):
             first = place if follow.first is None else follow.first
@@ -400,10 +336,9 @@ class _Reader:
                     "last", f"'{follow.pattern}' got {place - first} of {follow.start}, {place - due} are due"
                 )
             if follow.place is not None and place > follow.place:
-                self._violation("lost", f"{place - follow.place} of '{follow.pattern}' before caught_up")
+                self._lost(visible.stored[follow.place : place], f"of '{follow.pattern}' before caught_up")
         elif follow.place is not None and place > follow.place and not self._skips(follow, place):
-            missing_ = visible.stored[follow.place : place]
-            self._violation("lost", f"{len(missing_)} of '{follow.pattern}' before caught_up, from {missing_[0]}")
+            self._lost(visible.stored[follow.place : place], f"of '{follow.pattern}' before caught_up")
         if follow.place is not None and place < follow.place:
             self._violation("late id", f"caught_up of '{follow.pattern}' is at {seq}")
             place = follow.place
@@ -462,12 +397,14 @@ class _Reader:
                 self._violation("duplicate", f"{stored} for '{follow.pattern}', expected index {follow.place}")
             return
         elif index > follow.place and not self._skips(follow, index):
-            missing = follow.visible.stored[follow.place : index]
-            self._violation("lost", f"{len(missing)} of '{follow.pattern}' before {stored}, from {missing[0]}")
+            self._lost(follow.visible.stored[follow.place : index], f"of '{follow.pattern}' before {stored}")
         follow.place = index + 1
 
-    def _violation(self, kind: str, text: str) -> None:
+    def _lost(self, missing: Sequence[Stored], text: str) -> None:
+        self._violation("lost", f"{len(missing)} {text}, from {missing[0]}", len(missing))
+
+    def _violation(self, kind: str, text: str, count: int = 1) -> None:
         if not self._verdict.violations:
             trail = self._log.entries[max(0, self._at - _TRAIL) : self._at + 1]
             self._verdict.notes.append("\n".join(map(str, trail)))
-        self._verdict.add(kind, f"{self._log.name} at {self._at}: {text}")
+        self._verdict.add(kind, f"{self._log.name} at {self._at}: {text}", count)

@@ -12,10 +12,10 @@ from itertools import combinations
 from typing import Any
 from urllib.parse import quote
 
-from sanic_nats_bridge.protocol.subjects import overlaps
-from tests.support.raw import client_frame, reset
-
-from .checker import Asked, Barrier, Cut, Denied, Ended, Log, Received
+from ...harness.tcp_proxy import reset
+from ..light_clients import client_frame
+from ..patterns import overlaps
+from .logs import Asked, Barrier, Cut, Denied, Ended, Log, Received
 from .profiles import Profile
 
 __all__ = ["EventsClient", "SocketClient", "StreamClient"]
@@ -33,9 +33,14 @@ class StreamClient(ABC):
         user: The identity, which begins with the name of the profile.
         profile: What it may see.
         rng: Decides what it does.
+
+    Attributes:
+        forgets: It reconnects without the ids that it holds. Its log has them, so the check must find what it misses.
+        retry: Seconds after which it must reconnect, if the last session has ended with such a time.
     """
 
     repeats = False
+    forgets = False
 
     def __init__(self, user: str, profile: Profile, rng: random.Random) -> None:
         self.user = user
@@ -53,6 +58,9 @@ class StreamClient(ABC):
         self._left: int | None = None
         """The number of bytes after which the connection is cut."""
         self._buffer = b""
+        self.retry: float | None = None
+        self._ended = asyncio.Event()
+        self._ended.set()
 
     async def connect(self, port: int) -> bool:
         """Connect; return whether that went well."""
@@ -66,7 +74,9 @@ class StreamClient(ABC):
             raw.close()
             return False
         self._writer, self._left, self._buffer = writer, None, b""
+        self.retry = None
         self.connected = True
+        self._ended.clear()
         self._open()
         self._task = asyncio.create_task(self._read(reader))
         return True
@@ -83,6 +93,10 @@ class StreamClient(ABC):
             await asyncio.wait({task})
         self._end()
 
+    async def wait_ended(self) -> None:
+        """Wait until there is no connection."""
+        await self._ended.wait()
+
     async def close(self) -> None:
         """Cut the connection for good."""
         await self.cut()
@@ -93,6 +107,7 @@ class StreamClient(ABC):
             self.slow.set()
             self.log.entries.append(Cut())
             self._lost()
+            self._ended.set()
         if self._writer is not None:
             with contextlib.suppress(OSError):
                 reset(self._writer.transport)
@@ -125,8 +140,20 @@ class StreamClient(ABC):
             self.newest[pattern] = number
         else:
             entry = Received(kind, "", "", -1, position, frame)
+        if kind == "close" and "retry" in frame:
+            self.retry = frame["retry"] / 1000
         self.log.entries.append(entry)
         self._note(entry, line)
+
+    def _is_accepted(self, head: bytes, status: bytes) -> bool:
+        """Return whether a request was answered as it should be. If not, the connection ends."""
+        if status in head.partition(b"\r\n")[0]:
+            return True
+        if b" 503 " not in head.partition(b"\r\n")[0]:
+            refusal = {"success": False, "head": head.decode(errors="replace")}
+            self.log.entries.append(Received("reply", "", "", -1, "", refusal))
+        self._left = 0
+        return False
 
     # What the transports do differently
 
@@ -155,7 +182,15 @@ class StreamClient(ABC):
 
 
 class EventsClient(StreamClient):
-    """A client of ``/events`` that does what an EventSource does."""
+    """A client of ``/events`` that does what an EventSource does.
+
+    Args:
+        user: As for every client.
+        profile: As for every client.
+        rng: As for every client.
+        patterns: The patterns that it follows.
+        start: From where.
+    """
 
     def __init__(self, user: str, profile: Profile, rng: random.Random, patterns: list[str], start: Any) -> None:
         self.patterns = patterns
@@ -169,10 +204,12 @@ class EventsClient(StreamClient):
 
     @property
     def is_live(self) -> bool:
+        """True if all of its patterns have caught up."""
         return self.connected and self._live
 
     @property
     def followed(self) -> tuple[str, ...]:
+        """Patterns that it follows."""
         return tuple(self.patterns)
 
     def _open(self) -> None:
@@ -180,7 +217,7 @@ class EventsClient(StreamClient):
         self._body, self._header, self._live = b"", False, False
         start = self.start if isinstance(self.start, str) else json.dumps(self.start)
         query = "&".join([f"subjects={quote(each)}" for each in self.patterns] + [f"from={quote(start)}"])
-        last = f"Last-Event-ID: {self.last_id}\r\n" if self.last_id else ""
+        last = f"Last-Event-ID: {self.last_id}\r\n" if self.last_id and not self.forgets else ""
         request = f"GET /nats/events?{query} HTTP/1.1\r\nHost: localhost\r\nX-User: {self.user}\r\n{last}\r\n"
         self._writer.write(request.encode())
         self.log.entries.append(Asked(self.patterns, self.start, self.last_id or None))
@@ -190,7 +227,8 @@ class EventsClient(StreamClient):
             head, found, rest = self._buffer.partition(b"\r\n\r\n")
             if not found:
                 return
-            assert b" 200 " in head, head
+            if not self._is_accepted(head, b" 200 "):
+                return
             self._header, self._buffer = True, rest
         while True:
             size, found, rest = self._buffer.partition(b"\r\n")
@@ -210,6 +248,9 @@ class EventsClient(StreamClient):
     def _note(self, entry: Received, line: str | None) -> None:
         if entry.kind == "caught_up":
             self._live = True
+        elif entry.kind == "unsubscribed":
+            self.patterns = [each for each in self.patterns if each not in entry.frame["subjects"]]
+            self._live = self._live or not self.patterns
 
     def _lost(self) -> None:
         self._live = False
@@ -235,6 +276,7 @@ class SocketClient(StreamClient):
 
     @property
     def is_live(self) -> bool:
+        """True if all of its patterns have caught up."""
         return self.connected and not self._ending and self._live.patterns == self.starts.keys()
 
     @property
@@ -244,6 +286,7 @@ class SocketClient(StreamClient):
 
     @property
     def followed(self) -> tuple[str, ...]:
+        """Patterns that it follows."""
         return tuple(self.starts)
 
     def _send(self, command: Mapping[str, Any]) -> int:
@@ -279,7 +322,7 @@ class SocketClient(StreamClient):
     def _ask(self, patterns: list[str], start: Any, after: str | None) -> None:
         self.log.entries.append(Asked(patterns, start, after))
         command: dict[str, Any] = {"action": "subscribe", "subjects": patterns, "from": start}
-        if after is not None:
+        if after is not None and not self.forgets:
             command["after"] = after
         self._send(command)
         self._replays |= dict.fromkeys(patterns, _Group(set(patterns)))
@@ -323,7 +366,8 @@ class SocketClient(StreamClient):
             head, found, rest = self._buffer.partition(b"\r\n\r\n")
             if not found:
                 return
-            assert b" 101 " in head, head
+            if not self._is_accepted(head, b" 101 "):
+                return
             self._upgraded, self._buffer = True, rest
         buffer, at = self._buffer, 0
         while len(buffer) >= at + 2:
@@ -355,6 +399,8 @@ class SocketClient(StreamClient):
             self._resubscribe()
         elif entry.kind == "reply":
             self._reply(entry.frame)
+        elif entry.kind == "unsubscribed":
+            self._forget(entry.frame["subjects"])
 
     def _reply(self, frame: Mapping[str, Any]) -> None:
         if frame["id"] in self._ending:

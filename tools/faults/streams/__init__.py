@@ -1,0 +1,1 @@
+"""Faults under clients of streams, which resume with the ids that they hold."""
