@@ -13,8 +13,8 @@ from ..harness.output import print_line
 from ..harness.processes import PROJECT
 from ..harness.tables import machine_table, write_tables
 from .catalogue import CATALOGUE
-from .cluster_scenario import ClusterScenario
-from .report import counts_table, sessions_table, times_table
+from .fault import Fault
+from .report import counts_table, sessions_table, streams_table, times_table
 from .results import Results, Run
 from .run import run
 
@@ -35,6 +35,8 @@ def main() -> int:
     results = Results(machine())
     for number in range(options.rounds):
         for name in options.faults:
+            if number and CATALOGUE[name].once:
+                continue
             result = asyncio.run(_run(name, number, settings=options.settings, small=options.small))
             results.runs.append(result)
             print_line(_line(result))
@@ -43,11 +45,11 @@ def main() -> int:
 
 async def _run(name: str, number: int, **options: Any) -> Run:
     entry = CATALOGUE[name]
-    return await (entry.run(number, **options) if isinstance(entry, ClusterScenario) else run(entry, number, **options))
+    return await (run(entry, number, **options) if isinstance(entry, Fault) else entry.run(number, **options))
 
 
 def _report(results: Results, docs: Path | None) -> int:
-    tables = (times_table(results), counts_table(results), sessions_table(results))
+    tables = (times_table(results), counts_table(results), streams_table(results), sessions_table(results))
     for table in tables:
         print_line("\n" + table.as_text())
     if docs is not None:

@@ -1,6 +1,7 @@
 """The bridge in a process of its own: ``python -m tools.faults.bridge '{"servers": "nats://…"}' DROP_ONE_IN``."""
 
 import asyncio
+import importlib
 import json
 import os
 import socket
@@ -19,11 +20,15 @@ from sanic_nats_bridge.hub.interest import Interest
 
 from ..harness.serving import serve_app
 from .permission_profiles import PROFILES
+from .streams.profiles import profile_of
 
-__all__ = ["APP_NAME", "drop_one_in", "make_app", "permissions"]
+__all__ = ["APP_NAME", "CONSTANTS", "drop_one_in", "make_app", "permissions"]
 
 APP_NAME = "faults_bridge"
 """The name of the app, on which the control subjects depend."""
+
+CONSTANTS = "constants"
+"""Beside the settings: values for constants of the bridge's modules, by full name, so that small runs wait less."""
 
 dropped = 0
 """The number of copies of messages that were lost on purpose."""
@@ -45,6 +50,10 @@ def main() -> None:
 
 def make_app(settings: Mapping[str, Any]) -> Sanic[Any, Any]:
     """Create an app that contains only the bridge."""
+    settings = dict(settings)
+    for name, value in settings.pop(CONSTANTS, {}).items():
+        module, _, constant = name.rpartition(".")
+        vars(importlib.import_module(module))[constant] = value
     app: Sanic[Any, Any] = Sanic(APP_NAME, configure_logging=False)
     # All clients have one address, and some faults let them reconnect at once.
     options: Any = {"permissions": permissions, "request_rate": 0, **settings}
@@ -59,7 +68,9 @@ async def add_worker_header(_: Request, response: BaseHTTPResponse) -> None:
 
 
 async def permissions(request: Request) -> Permissions | None:
-    """Return the permissions of the profile that the client names."""
+    """Return the permissions of the profile that the client names. Clients of streams name themselves."""
+    if user := request.headers.get("x-user"):
+        return Permissions(**profile_of(user).permissions(user))
     access = PROFILES.get(request.args.get("profile"))
     return None if access is None else Permissions(**access.permissions)
 

@@ -11,11 +11,25 @@ from .limit_faults import LIMIT_FAULTS
 from .nats_faults import NATS_FAULTS
 from .peer_faults import PEER_FAULTS
 from .rolling import ROLLING
+from .streams.catalogue import STREAM_FAULTS
+from .streams.fault import StreamFault
 
-__all__ = ["CATALOGUE"]
+__all__ = ["CATALOGUE", "Entry"]
 
-CATALOGUE: Mapping[str, Fault | ClusterScenario] = {
+Entry = Fault | ClusterScenario | StreamFault
+
+CATALOGUE: Mapping[str, Entry] = {
     entry.name: entry
-    for entry in (*NATS_FAULTS, *LIMIT_FAULTS, *PEER_FAULTS, *BRIDGE_FAULTS, FLEET, ROLLING, DEPLOY, CONTROL)
+    for entry in (
+        *NATS_FAULTS,
+        *LIMIT_FAULTS,
+        *PEER_FAULTS,
+        *BRIDGE_FAULTS,
+        FLEET,
+        ROLLING,
+        DEPLOY,
+        *STREAM_FAULTS,
+        CONTROL,
+    )
 }
 """Faults by name. The last one is the control run."""

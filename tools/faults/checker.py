@@ -65,7 +65,9 @@ class Verdict:
         duplicate: Copies received again.
         out_of_order: Copies received after a later message of the same publisher.
         forbidden: Frames that the client must not receive.
-        overstated: Copies announced as lost beyond those that are missing.
+        overstated: Copies announced as lost beyond those that are missing; with streams, gaps without a reason.
+        false_recovered: With streams: replies that contradict what the client has received.
+        wrong_ids: With streams: ids that name another position than that of their client.
         notes: Descriptions of the first violations.
     """
 
@@ -76,12 +78,15 @@ class Verdict:
     out_of_order: int = 0
     forbidden: int = 0
     overstated: int = 0
+    false_recovered: int = 0
+    wrong_ids: int = 0
     notes: list[str] = field(default_factory=list)
 
     @property
     def broken(self) -> int:
         """Number of violations of the guarantee."""
-        return self.lost + self.duplicate + self.out_of_order + self.forbidden + self.overstated
+        delivery = self.lost + self.duplicate + self.out_of_order + self.forbidden + self.overstated
+        return delivery + self.false_recovered + self.wrong_ids
 
     def note(self, text: str) -> None:
         """Add a description of a violation, unless there are many already."""

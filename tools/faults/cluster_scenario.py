@@ -18,12 +18,17 @@ class Injection(Protocol):
 
 @dataclass(frozen=True)
 class ClusterScenario:
-    """A scenario, with its title for the report."""
+    """A scenario, with its title for the report.
+
+    Attributes:
+        once: It is run in the first round only.
+    """
 
     name: str
     title: str
     inject: Injection
     drop_one_in: int = 0
+    once: bool = False
 
     async def run(self, number: int, *, settings: Mapping[str, Any] | None = None, small: bool = False) -> Run:
         """Run the scenario once. The run that is returned contains the failures."""

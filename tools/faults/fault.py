@@ -26,6 +26,7 @@ class Fault:
         drop_one_in: The bridge loses one message in this number; 0 for none.
         notice_within: Seconds within which clients must be notified, or None if they need not be.
         silent: Nothing but the bridge's pings can reveal the fault.
+        once: It is injected in the first round only.
         harmless: Clients that don't take part in the fault must not miss a message, not even an announced one.
     """
 
@@ -42,4 +43,5 @@ class Fault:
     drop_one_in: int = 0
     notice_within: float | None = 10.0
     silent: bool = False
+    once: bool = False
     harmless: bool = False

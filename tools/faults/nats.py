@@ -16,8 +16,8 @@ __all__ = ["HostedServer", "cluster", "is_connected", "knows_subscriptions", "su
 class HostedServer(NatsServer):
     """A NATS server on a host of the network."""
 
-    def __init__(self, host: Host, config: str) -> None:
-        super().__init__(config=config, host=host.address)
+    def __init__(self, host: Host, config: str, *, jetstream: bool = False) -> None:
+        super().__init__(jetstream=jetstream, config=config, host=host.address)
         self._host = host
 
     def start(self) -> None:
@@ -27,13 +27,16 @@ class HostedServer(NatsServer):
 
 
 @contextlib.asynccontextmanager
-async def cluster(count: int, config: str, hosts: Sequence[Host] = (LOOPBACK,)) -> AsyncIterator[list[NatsServer]]:
+async def cluster(
+    count: int, config: str, hosts: Sequence[Host] = (LOOPBACK,), *, jetstream: bool = False
+) -> AsyncIterator[list[NatsServer]]:
     """Run NATS servers, which form a cluster if there are several.
 
     Args:
         count: The number of servers.
         config: The configuration of each server.
         hosts: The hosts on which the servers run, in turn.
+        jetstream: Whether they have JetStream.
     """
     hosts = [hosts[number % len(hosts)] for number in range(count)]
     listening = [f"{host.address}:{_free_port(host)}" for host in hosts]
@@ -42,7 +45,7 @@ async def cluster(count: int, config: str, hosts: Sequence[Host] = (LOOPBACK,)) 
         servers: list[NatsServer] = []
         for number, (host, listen) in enumerate(zip(hosts, listening, strict=True)):
             own = f"server_name: n{number}\ncluster {{ name: faults, listen: '{listen}', routes: [{routes}] }}\n"
-            server = HostedServer(host, (own if count > 1 else "") + config)
+            server = HostedServer(host, (own if count > 1 else "") + config, jetstream=jetstream)
             servers.append(stack.enter_context(server))
         if count > 1:
             await until(lambda: is_connected(servers), "the servers of the cluster are connected")

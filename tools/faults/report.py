@@ -1,15 +1,15 @@
 """The report: tables of all faults."""
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from ..harness.tables import Table
-from .catalogue import CATALOGUE
-from .cluster_scenario import ClusterScenario
-from .fault import Fault
+from .catalogue import CATALOGUE, Entry
 from .results import Results, Run
+from .streams.fault import StreamFault
 
-__all__ = ["counts_table", "sessions_table", "times_table"]
+__all__ = ["counts_table", "sessions_table", "streams_table", "times_table"]
 
 _COUNTS = {
     "delivered": "delivered",
@@ -19,6 +19,8 @@ _COUNTS = {
     "out_of_order": "out of order",
     "forbidden": "not allowed",
     "overstated": "announced, not lost",
+    "false_recovered": "false `recovered`",
+    "wrong_ids": "wrong ids",
 }
 
 
@@ -68,7 +70,19 @@ def sessions_table(results: Results) -> Table:
     return table
 
 
-def _measured(results: Results) -> Iterable[tuple[Fault | ClusterScenario, list[Run]]]:
+def streams_table(results: Results) -> Table:
+    """Return a table of the resumes with an id, and of the gaps and ends that followed."""
+    table = Table("Streams", ("fault", "patterns resumed", "gaps", "subscriptions that ended"))
+    for fault, runs in _measured(results):
+        if isinstance(fault, StreamFault):
+            gaps = sum((Counter(run.gaps) for run in runs), Counter[str]())
+            told = ", ".join(f"{reason}: {count:,}" for reason, count in sorted(gaps.items())) or "0"
+            resumes, ended = (sum(getattr(run, name) for run in runs) for name in ("resumes", "ended"))
+            table.rows.append((fault.name, f"{resumes:,}", told, f"{ended:,}"))
+    return table
+
+
+def _measured(results: Results) -> Iterable[tuple[Entry, list[Run]]]:
     return ((fault, runs) for fault in CATALOGUE.values() if (runs := results.of(fault.name)))
 
 

@@ -29,6 +29,9 @@ class Run:
         fullest_tenths: For each worker that stopped, the share of its clients that reconnected in the fullest tenth
             of the time over which they were spread.
         shutdown_times: Seconds from each request to a worker to stop until its process had ended.
+        resumes: With streams: the number of patterns that clients resumed.
+        gaps: With streams: the number of gaps with each reason.
+        ended: With streams: the number of subscriptions that the bridge ended.
         remarks: Further observations.
         failures: Broken guarantees, and faults that could not be injected.
     """
@@ -44,6 +47,9 @@ class Run:
     reconnect_times: list[float] = field(default_factory=list)
     fullest_tenths: list[float] = field(default_factory=list)
     shutdown_times: list[float] = field(default_factory=list)
+    resumes: int = 0
+    gaps: dict[str, int] = field(default_factory=dict)
+    ended: int = 0
     remarks: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 

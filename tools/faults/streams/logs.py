@@ -1,4 +1,4 @@
-"""What clients of streams have received and asked for, and what the streams have held."""
+"""Logs of clients of streams, and the messages that the streams have held."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,0 +1,13 @@
+"""Small runs of the faults of workers and connections under clients of streams. No test checks a time."""
+
+import pytest
+
+from tests.tools.test_faults_streams import call
+from tools.faults.streams.worker_drills import WORKER_DRILLS
+
+
+@pytest.mark.parametrize("name", [fault.name for fault in WORKER_DRILLS])
+def test_clients_resume_without_silent_loss(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, name, "--small", "--rounds", "1") == 0, capsys.readouterr().out
