@@ -31,6 +31,14 @@ async def _stay_away(env: StreamEnvironment) -> None:
     await env.sleep(5)
 
 
+async def _exceed_limit(env: StreamEnvironment) -> None:
+    away = await env.send_away(2)
+    await env.sleep(10, small=3)
+    async with env.fault():
+        env.bring_back(away)
+    await env.sleep(5)
+
+
 async def _cut(env: StreamEnvironment) -> None:
     for proxy in env.proxies:
         proxy.cuts = True
@@ -128,6 +136,13 @@ _QUICK_SHUTDOWN = {"reconnect_spread": 1, "config": {"GRACEFUL_SHUTDOWN_TIMEOUT"
 WORKER_DRILLS = (
     StreamFault(
         "streams_away", "all clients disconnected for 57 s", _stay_away, settings={"max_replay_messages": 30_000}
+    ),
+    StreamFault(
+        "streams_backlog",
+        "every second client disconnected for so long that it misses more than max_replay_messages",
+        _exceed_limit,
+        settings={"max_replay_messages": 100},
+        gaps=frozenset({"backlog"}),
     ),
     StreamFault(
         "streams_cut",
