@@ -81,8 +81,8 @@ class StreamClient(ABC):
         self._task = asyncio.create_task(self._read(reader))
         return True
 
-    def cut_after(self, count: int) -> None:
-        """Cut the connection when so many more bytes have arrived, which may be within a frame."""
+    def cut_after(self, count: int | None) -> None:
+        """Cut the connection when so many more bytes have arrived, which may be within a frame; ``None`` for never."""
         self._left = count
 
     async def cut(self) -> None:

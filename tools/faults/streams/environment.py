@@ -181,6 +181,8 @@ class StreamEnvironment:
             self._cutting.cancel()
             await asyncio.wait({self._cutting})
             self._cutting = None
+        for member in self.members:
+            member.client.cut_after(None)
 
     def start_cutting(self) -> None:
         """Cut clients off at random again."""
@@ -210,11 +212,13 @@ class StreamEnvironment:
             member.present.set()
 
     async def wait_complete(self) -> None:
-        """Wait until each client that isn't away has the newest acknowledged message of each of its patterns."""
+        """Wait until each client that isn't away is live, with the newest acknowledged message of each pattern."""
         latest = self.record.latest
-        with self.explained(lambda member: not member.has_all(latest)):
+        with self.explained(lambda member: not (member.client.is_live and member.has_all(latest))):
             await until(
-                lambda: all(each.has_all(latest) for each in self.members if each.present.is_set()),
+                lambda: all(
+                    each.client.is_live and each.has_all(latest) for each in self.members if each.present.is_set()
+                ),
                 "all clients have all messages",
                 _SETTLE_SECONDS,
             )

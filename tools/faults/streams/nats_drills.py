@@ -82,7 +82,7 @@ async def _until_whole(env: StreamEnvironment) -> None:
 
 
 async def _kill_leaders(env: StreamEnvironment) -> None:
-    for name in STREAMS:
+    for name in ["ORDERS"] if env.small else STREAMS:
         leader = await env.leader(name)
         away = await env.send_away(_AWAY_SHARE)
         async with env.fault():

@@ -86,18 +86,17 @@ async def _restart_often(env: StreamEnvironment) -> None:
     os.kill(victim, signal.SIGKILL)
     await until(lambda: has_ended(victim), "the worker has ended")
     killed = time.monotonic()
-    before = await env.consumers()
     await machine.restart(name, dead=True)
     await env.wait_live()
-    left = sum(map(len, before.values()))
+    left = sum(map(len, (await env.consumers()).values()))
     while sum(map(len, (await env.consumers()).values())) > len(workers) * len(STREAMS):
         env.require(time.monotonic() - killed < _INACTIVE_SECONDS, "the consumers of a killed worker stay")
         await asyncio.sleep(_POLL_SECONDS)
     gone = time.monotonic() - killed
     env.remarks.append(
         f"{count} restarts of {len(workers)} workers with {len(STREAMS)} streams: a stream had at most {max(most)} "
-        f"consumers beyond one for each process, and all {consumers} afterwards; {left} after a worker was killed, "
-        f"until {gone:.0f} s later"
+        f"consumers beyond one for each process, and all {consumers} afterwards; {left} after "
+        f"a worker was killed and replaced, until {gone:.0f} s after its end"
     )
 
 
