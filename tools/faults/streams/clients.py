@@ -88,10 +88,13 @@ class StreamClient(ABC):
     async def cut(self) -> None:
         """Cut the connection now."""
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait({task})
-        self._end()
+        try:
+            if task is not None:
+                task.cancel()
+                await asyncio.wait({task})
+        finally:
+            # Also if the caller is cancelled.
+            self._end()
 
     async def wait_ended(self) -> None:
         """Wait until there is no connection."""
@@ -124,7 +127,11 @@ class StreamClient(ABC):
                     data = data[: self._left]
                     self._left -= len(data)
                 self._buffer += data
-                self._parse()
+                try:
+                    self._parse()
+                except (LookupError, TypeError, ValueError) as error:
+                    self._refuse(f"{error!r} in {self._buffer!r}")
+                    break
         self._end()
 
     def _receive(self, text: bytes, line: str | None = None) -> None:
@@ -150,10 +157,12 @@ class StreamClient(ABC):
         if status in head.partition(b"\r\n")[0]:
             return True
         if b" 503 " not in head.partition(b"\r\n")[0]:
-            refusal = {"success": False, "head": head.decode(errors="replace")}
-            self.log.entries.append(Received("reply", "", "", -1, "", refusal))
+            self._refuse(head.decode(errors="replace"))
         self._left = 0
         return False
+
+    def _refuse(self, answer: str) -> None:
+        self.log.entries.append(Received("reply", "", "", -1, "", {"success": False, "answer": answer}))
 
     # What the transports do differently
 

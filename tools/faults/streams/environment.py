@@ -296,7 +296,9 @@ class StreamEnvironment:
         content: dict[str, list[Stored]] = {}
         for name in STREAMS:
             content[name] = await self.repeat(lambda name=name: read_stream(self.client, name, _PATIENCE))  # type: ignore[misc]
-        with contextlib.suppress(TimeoutError):
-            # The check of the logs reports what is missing.
+        try:
             await self.wait_complete()
+        except TimeoutError as error:
+            # The check of the logs reports what is missing.
+            self.failures.append(str(error))
         return self.record.truth(content)
