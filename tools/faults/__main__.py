@@ -30,7 +30,7 @@ def main() -> int:
     options = _options(sys.argv[1:])
     if options.list:
         for fault in CATALOGUE.values():
-            print_line(f"{fault.name:20}{fault.title}")
+            print_line(f"{fault.name:24}{fault.title}")
         return 0
     results = Results(machine())
     for number in range(options.rounds):
