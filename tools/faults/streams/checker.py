@@ -234,7 +234,8 @@ class _Reader:
             follow.place = place
         elif place > follow.place:
             self._violation("early id", f"{asked.after} passes {follow.visible.stored[follow.place]}")
-        follow.start = asked.start
+        # The stream may have been longer when the last messages were asked for than where the client catches up now.
+        follow.start, follow.first = asked.start, None
 
     # Frames
 
