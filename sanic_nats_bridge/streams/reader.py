@@ -239,6 +239,8 @@ class _Source:
         self._window = followed.window
         self._read: list[Record] = []
         """The messages that were read from NATS, unless they are many."""
+        self._read_through = seq
+        """The sequence up to which they are all of the pattern."""
 
     @property
     def is_in_window(self) -> bool:
@@ -254,6 +256,14 @@ class _Source:
 
     async def fill(self, headers: frozenset[str]) -> int:
         """Read the next messages from NATS; return their size."""
+        # Between them, messages of the window may have been taken, which it has removed since.
+        goes_on = self._read_through == self.through
+        size = await self._fill(headers)
+        if goes_on:
+            self._read_through = self.through
+        return size
+
+    async def _fill(self, headers: frozenset[str]) -> int:
         feed, pattern, jetstream = self._feed, self.followed.pattern, self._jetstream
         info = feed.info
         assert info is not None
@@ -301,7 +311,7 @@ class _Source:
     def keep(self) -> None:
         """Add what was read to the window, for other clients."""
         window = self.followed.window
-        if window is self._window and self._begin < window.floor <= self.through and len(self._read) <= _MAX_KEPT:
+        if window is self._window and self._begin < window.floor <= self._read_through and len(self._read) <= _MAX_KEPT:
             window.prepend([each for each in self._read if each.seq <= window.floor], self._begin)
 
     def _move_to_window(self) -> None:

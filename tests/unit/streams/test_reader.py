@@ -4,6 +4,7 @@ import pytest
 
 from sanic_nats_bridge.streams.positions import Point
 from sanic_nats_bridge.streams.reader import Hit, StreamReader
+from tests.support.replays import NEW, Client, worker_of
 from tests.support.stored import FollowedStream
 
 
@@ -52,3 +53,25 @@ async def test_windows_are_merged_in_full() -> None:
     stream.arrive(len(subjects))
     reader.move_to(Point(11, 0))
     assert await read_all(reader) == [(12, ["a.>"]), *((seq, ["a.>", "a.1"]) for seq in range(13, 33))]
+
+
+@pytest.mark.parametrize("evicts_at", range(6))
+async def test_what_was_read_is_added_to_a_window_only_up_to_its_floor(evicts_at: int) -> None:
+    worker = worker_of(*["a.1"] * 10, *["b.1"] * 400, later=["a.1"] * 20)
+    fetches = 0
+
+    def evict(request: str) -> None:
+        nonlocal fetches
+        if request == "fetch":
+            fetches += 1
+            if fetches == 2 * evicts_at + 1:
+                worker.evict(20)
+
+    worker.stream.interrupt = evict
+    point = Point(5, 1_000_006)
+    await Client(worker, patterns=["a.1", "b.>"]).prepare(NEW, {worker.feed.key: point})
+    worker.stream.interrupt = lambda request: None
+    other = Client(worker, patterns=["a.1"])
+    await other.prepare(NEW, {worker.feed.key: point})
+    await other.run()
+    assert other.got(worker) == other.expected(worker, 5)
