@@ -28,8 +28,10 @@ from .subscriptions import Subscriptions, no_longer_allowed
 
 __all__ = ["SessionHistory"]
 
-_PATTERNS_OF_REPLAY = 128
+_PATTERNS_OF_PAST = 128
 """The number of patterns that a command with a ``from`` other than "new" counts as in addition."""
+_PATTERNS_OF_ABSENCE = 16
+"""The same for a command with an ``after``, whose messages are usually in memory."""
 
 
 class SessionHistory:
@@ -147,7 +149,7 @@ class SessionHistory:
         if command.start is not None:
             if command.start.count > self._settings.max_replay_messages:
                 raise InvalidCommand(f"'last' must be at most {self._settings.max_replay_messages}")
-            count(len(new) + (_PATTERNS_OF_REPLAY if command.start.kind != "new" else 0))
+            count(len(new) + _cost_of(command))
             subscribed, resumption = await self._subscribe_all(command, command.start, new, subscriptions, deadline)
         resumable = [pattern for pattern in patterns if pattern in self._entries]
         others = [pattern for pattern in patterns if pattern not in resumable]
@@ -324,6 +326,8 @@ class SessionHistory:
         return resumption
 
     def _ended(self, resumption: Resumption) -> None:
+        # A task that is cancelled before it begins doesn't set it.
+        resumption.prepared.set()
         self._running.pop(resumption, None)
         if self._query is resumption:
             self._query = None
@@ -465,3 +469,9 @@ class SessionHistory:
         """End the subscriptions to patterns that no stream holds any more."""
         entries = [each for each in self._entries.values() if each.is_bound and each.followed in followed]
         self._binder.end(entries, unavailable([entry.grant.pattern for entry in entries]))
+
+
+def _cost_of(command: Command) -> int:
+    if command.start is not None and command.start.kind != "new":
+        return _PATTERNS_OF_PAST
+    return 0 if command.after is UNSET else _PATTERNS_OF_ABSENCE

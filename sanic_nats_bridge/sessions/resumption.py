@@ -379,8 +379,8 @@ class Resumption:
             return encoding.join(messages, self._target.wire_format)
 
         self._count(len(shown))
-        key = (feed.key, entry.grant, has_lines, self._target.wire_format, records[0].seq, records[-1].seq)
-        self._target.charge_replay(len(shown))
+        key = (feed.key, feed.life, entry.grant, has_lines, self._target.wire_format, records[0].seq, records[-1].seq)
+        self._target.charge_replay(len(records))
         self._target.write(self._slices.get(key, encode))
 
     def _write(self, steps: Sequence[Step]) -> None:
@@ -408,8 +408,9 @@ class Resumption:
                 messages.append(message)
             before = self._last_position = position
         self._count(len(messages))
+        # Those that are hidden from the client were read for it all the same.
+        self._target.charge_replay(max(len(steps), len(messages)))
         if messages:
-            self._target.charge_replay(len(messages))
             self._target.write(encoding.join(messages, self._target.wire_format))
         if crowded:
             self._target.end_overlap([entry.grant.pattern for entry in crowded])

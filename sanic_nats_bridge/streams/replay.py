@@ -151,6 +151,8 @@ class Replay:
         if not await feed.until_current(_CURRENT_SECONDS):
             raise JetStreamUnavailable(feed.problem or f"the state of stream '{feed.name}' is not known yet")
         self._lives[reader] = feed.life
+        # An attempt before may have failed.
+        reader.read_bytes = 0
         point = None if points is None else points.get(feed.key)
         # A client that was cut off in the middle of a state gets all of it again, and misses nothing.
         if points is None or (point == NOWHERE and start.kind != "new"):

@@ -185,3 +185,23 @@ async def test_large_messages_of_a_window_end_at_the_same_ones_for_all_clients()
             assert sum(len(record.payload) for record in records) <= MAX_TURN_BYTES
             ends[-1].add(records[-1].seq)
     assert ends[2] <= ends[1] <= ends[0]
+
+
+async def test_bytes_of_attempts_that_failed_do_not_count() -> None:
+    worker = worker_of(*["a.1"] * 2000)
+    failures = 0
+
+    def fail(request: str) -> None:
+        nonlocal failures
+        if request == "info" and "fetch" in worker.stream.requests and failures < 50:
+            failures += 1
+            worker.stream.requests.clear()
+            raise JetStreamUnavailable("timeout")
+
+    worker.stream.interrupt = fail
+    client = Client(worker, patterns=["a.1"], size=1_000_000)
+    await client.prepare(ALL, {worker.feed.key: Point(1, 1_000_001)})
+    await client.run()
+    assert failures == 50
+    assert client.missed == []
+    assert client.seqs() == list(range(2, 2001))
