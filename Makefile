@@ -64,9 +64,10 @@ long: $(VENV)/.dev
 		tests/browser/test_client_share.py tests/browser/test_event_source_cuts.py $(ARGS)
 	$(BIN)/python -m pytest -n 2 --timeout 7200 -m hypothesis $(ARGS)
 
-# Random walks of clients, servers and workers with streams (ARGS="-k cluster"; STREAM_MESSAGES=1000000, STREAM_SEED=7).
+# Random walks of clients, servers and workers with streams (ARGS="-k cluster"; STREAM_MESSAGES=300000, STREAM_SEED=7).
 walks: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --timeout 7200 tests/walks $(ARGS)
+	STREAM_MESSAGES=$${STREAM_MESSAGES:-1000000} $(BIN)/python -m pytest -n 2 --timeout 7200 \
+		tests/integration/test_streams_join.py tests/integration/test_streams_join_cluster.py $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

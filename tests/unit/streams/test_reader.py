@@ -56,7 +56,7 @@ async def test_windows_are_merged_in_full() -> None:
 
 
 @pytest.mark.parametrize("evicts_at", range(6))
-async def test_what_was_read_is_added_to_a_window_only_up_to_its_floor(evicts_at: int) -> None:
+async def test_messages_are_added_to_a_window_only_up_to_its_floor(evicts_at: int) -> None:
     worker = worker_of(*["a.1"] * 10, *["b.1"] * 400, later=["a.1"] * 20)
     fetches = 0
 

@@ -1,24 +1,18 @@
-"""Clients of streams that are cut off and reconnect, while NATS and the workers are harmed, lose and repeat nothing.
-
-``make walks STREAM_MESSAGES=1000000`` lets clients receive so many messages. ``STREAM_SEED=7`` begins with
-another seed. Each walk is a test of its own, whose name has its seed. The same seed takes the same steps, but not at
-the same moments.
-"""
+"""One random walk with streams, and the settings of its bridges."""
 
 import os
 from typing import Any, Final
 
 import pytest
 
-from tests.support.join.world import Nats, World, WorldSettings
 from tools.faults.streams.checker import check
+
+from .world import Nats, World, WorldSettings
+
+__all__ = ["MESSAGES", "SEED", "SETTINGS", "hasten", "walk"]
 
 MESSAGES: Final = int(os.environ.get("STREAM_MESSAGES", "100000"))
 SEED: Final = int(os.environ.get("STREAM_SEED", "1"))
-MESSAGES_OF_A_WALK: Final = 22_000
-WALKS: Final = max(1, round(MESSAGES / MESSAGES_OF_A_WALK) - 1)
-MESSAGES_OF_A_CLUSTER: Final = 12_000
-CLUSTERS: Final = max(1, WALKS // 4)
 
 SETTINGS: Final[list[dict[str, Any]]] = [
     {},
@@ -28,8 +22,7 @@ SETTINGS: Final[list[dict[str, Any]]] = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def hasten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the bridges wait less between two attempts, and notice sooner that NATS is silent."""
     monkeypatch.setattr("sanic_nats_bridge.nats.server_pool._MAX_BACKOFF_SECONDS", 0.1)
     monkeypatch.setattr("sanic_nats_bridge.streams.feed.HEARTBEAT_SECONDS", 0.5)
@@ -42,6 +35,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def walk(seed: str, settings: WorldSettings, messages: int) -> None:
+    """Walk until the clients have received so many messages, and check what each has received."""
     with Nats(settings.servers) as servers:
         async with World.made(servers, seed, settings) as world:
             while world.messages < messages:
@@ -51,17 +45,3 @@ async def walk(seed: str, settings: WorldSettings, messages: int) -> None:
     verdict = check(truth, logs)
     assert not verdict.violations, f"{verdict.violations} {settings} {world.steps}\n" + "\n".join(verdict.notes)
     assert verdict.resumed
-
-
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("seed", [f"{SEED}.{number}" for number in range(WALKS)])
-async def test_clients_of_streams_lose_and_repeat_nothing(seed: str) -> None:
-    settings = SETTINGS[int(seed.partition(".")[2]) % len(SETTINGS)]
-    await walk(seed, WorldSettings(settings), MESSAGES_OF_A_WALK)
-
-
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("seed", [f"{SEED}.{number}" for number in range(CLUSTERS)])
-async def test_clients_of_a_cluster_lose_and_repeat_nothing(seed: str) -> None:
-    settings = SETTINGS[(int(seed.partition(".")[2]) + 1) % len(SETTINGS)]
-    await walk(f"cluster {seed}", WorldSettings(settings, servers=3), MESSAGES_OF_A_CLUSTER)
