@@ -226,7 +226,7 @@ class Settings:
     resume_window: float = _option(120.0, validators.seconds(0))
     """Seconds of the past that a client may read without `Permissions.history`, to resume; 0 for none."""
     max_replays: int = _option(8, validators.integer(1))
-    """The largest number of replays in progress per worker; others wait."""
+    """The largest number of requests of replays to one stream at once, per worker; others wait."""
     max_replay_messages: int = _option(10_000, validators.integer(1))
     """The largest number of messages in one replay."""
     max_replay_bytes: int = _option(16_777_216, validators.integer(1024))

@@ -101,12 +101,17 @@ class StreamHub:
             )
             for name, patterns in settings.streams.items()
         )
-        self.turns = Turns(settings.max_replays, counters)
+        self.turns = self._new_turns()
+        """The turns of replays to read each stream. One that doesn't answer delays no others."""
         self._idle: dict[Followed, tuple[Feed, asyncio.TimerHandle]] = {}
         self._scopes: dict[tuple[frozenset[Feed], IdLine], Scope] = {}
         self._subscribers: dict[StreamSubscriber, None] = {}
         self.connected = False
         """True while the connection is established."""
+
+    def _new_turns(self) -> dict[Feed, Turns]:
+        # They belong to the event loop in which they are first waited for.
+        return {feed: Turns(self._settings.max_replays, self.counters) for feed in self.feeds}
 
     # Patterns
 
@@ -162,7 +167,7 @@ class StreamHub:
 
     def reader(self, feed: Feed, followed: list[Followed], point: Point) -> StreamReader:
         """Return a reader of these patterns of one stream."""
-        return StreamReader(feed, followed, point, self.turns, self.headers)
+        return StreamReader(feed, followed, point, self.turns[feed], self.headers)
 
     def replay(self, patterns: Iterable[tuple[Feed, Followed]], cutoff: int | None) -> Replay:
         """Return a replay of claimed patterns, each on one stream.
@@ -358,7 +363,7 @@ class StreamHub:
 
     def start(self) -> None:
         """Connect, and read the state of all streams."""
-        self.turns = Turns(self._settings.max_replays, self.counters)
+        self.turns = self._new_turns()
         for feed in self.feeds:
             feed.start()
         self.connection.start(self)

@@ -1,4 +1,4 @@
-"""The turns of replays to read from NATS."""
+"""The turns of replays to read a stream."""
 
 import asyncio
 from typing import Literal
@@ -9,7 +9,7 @@ __all__ = ["Turns"]
 
 
 class Turns(asyncio.Semaphore):
-    """The number of replays that may read from NATS at once. The others wait in the order of their arrival.
+    """The number of replays that may read one stream at once. The others wait in the order of their arrival.
 
     Args:
         limit: The number.

@@ -349,3 +349,21 @@ async def test_session_reads_one_state_at_a_time(
             await read_to(client, "caught_up")
             frames = await read_to(client, "caught_up")
             assert (len(frames), prepared) == (7, patterns)
+
+
+async def test_stream_that_does_not_answer_delays_no_others(server: NatsServer) -> None:
+    async with Stream.made(server) as silent, Stream.made(server) as other:
+        options = settings(other, streams={silent.name: None, other.name: None}, max_replays=1)
+        options |= {"subscribe": [">"], "history": [">"], "confirm_timeout": 0.2}
+        await silent.store("a", 1)
+        await other.store("a", 2)
+        async with running(servers=server.url, **options) as bridge, bridge.websocket() as client:
+            streams = bridge.runtime.sessions.streams
+            assert streams is not None
+            turns = next(turns for feed, turns in streams.turns.items() if feed.name == silent.name)
+            async with turns:
+                await client.send({"subjects": [silent.all], "from": "all"})
+                assert (await client.frame())["active"] is False
+                await client.send({"subjects": [other.all], "from": "all"})
+                assert [frame["data"] for frame in await read_to(client, "caught_up") if "data" in frame] == [2]
+            assert [frame["data"] for frame in await read_to(client, "caught_up") if "data" in frame] == [1]

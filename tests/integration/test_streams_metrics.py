@@ -11,7 +11,6 @@ import pytest
 from nats.js import JetStreamContext
 from nats.js.api import StreamConfig
 
-from sanic_nats_bridge.streams.turns import Turns
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import Bridge, WebSocketClient, running, until
 
@@ -134,16 +133,16 @@ async def test_replays_that_wait_are_counted_apart(server: NatsServer) -> None:
     async with stream_of(server, 1) as (name, _), bridge_on(server, name, max_replays=1) as bridge:
         streams = bridge.runtime.sessions.streams
         assert streams is not None
-        assert isinstance(streams.turns, Turns)
+        (turns,) = streams.turns.values()
         current = bridge.extension.stats
         async with bridge.websocket() as client:
-            async with streams.turns:
+            async with turns:
                 await client.send({"action": "subscribe", "subjects": [f"{name}.>"], "from": "all"})
                 await until(lambda: current().current_replays == {"running": 0, "waiting": 1})
             await client.frames(3)
             assert current().current_replays == {"running": 0, "waiting": 0}
         # One that waits when its session ends isn't counted any more.
-        async with streams.turns:
+        async with turns:
             async with bridge.websocket() as client:
                 await client.send({"action": "subscribe", "subjects": [f"{name}.>"], "from": "all"})
                 await until(lambda: current().current_replays["waiting"] == 1)
