@@ -226,7 +226,8 @@ async def test_messages_between_two_sequences_are_counted(jetstream: NatsServer,
 async def test_missing_publish_permission_is_named() -> None:
     denied = PERMISSIONS.format(publish='["$JS.API.STREAM.INFO.S", "$JS.API.DIRECT.>"]', subscribe="[never]")
     with NatsServer(jetstream=True, config=denied) as server:
-        async with connected(server) as harness:
+        # The clock passes the timeouts of the requests, but not the next PING.
+        async with connected(server, ping_interval=10 * WAIT_SECONDS) as harness:
             await harness.add_stream()
             async with held() as clock:
                 for asked in (harness.api.stream_info("S"), harness.api.fetch("S", 1, ">")):
