@@ -13,6 +13,7 @@ from tools.proxies.record import Received
 from tools.proxies.report import messages_table, quiet_table, setups_table, statuses_table, tabs_table
 from tools.proxies.results import LinkResult, Results, SetupResult
 from tools.proxies.setup import Program
+from tools.proxies.tabs import ranked
 from tools.proxies.verdict import Verdict
 
 DOCS = Path(__file__).parents[2] / "docs" / "internals"
@@ -136,3 +137,8 @@ def test_report_shows_stored_results(tmp_path: Path) -> None:
     shutil.copy(DOCS / "proxies.md", tmp_path)
     command_line._report(Results.load(DOCS / "proxies" / "results.json"), tmp_path)
     assert (tmp_path / "proxies.md").read_text() == (DOCS / "proxies.md").read_text()
+
+
+def test_tabs_are_compared_by_their_messages() -> None:
+    assert ranked([(9, 9), (8, 8), (0, 0)]) == [(0, 0), (1, 1), (2, 2)]
+    assert ranked([(0, 9), (8, 8), (7, 0)]) == [(0, 2), (1, 0), (2, 1)]

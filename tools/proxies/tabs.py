@@ -10,7 +10,7 @@ from .record import Record
 from .results import LinkResult, SetupResult
 from .verdict import Span, tolerance
 
-__all__ = ["measure_tabs"]
+__all__ = ["measure_tabs", "ranked"]
 
 _BETWEEN = 3
 """Messages between the starts of two tabs."""
@@ -37,10 +37,7 @@ async def measure_tabs(site: Site, env: Environment, length: Length, result: Set
             await publisher.wait_for(length.least)
             most = starts[0] + length.most
             while True:
-                result.links = {
-                    f"tab {number}": await _judged(pair, first, publisher, allowed)
-                    for number, (pair, first) in enumerate(zip(pairs, starts, strict=True), 1)
-                }
+                result.links = await _judged(pairs, starts, publisher, allowed)
                 if publisher.last >= most or not any(link.verdict.failures for link in result.links.values()):
                     break
                 await publisher.wait_for(_BETWEEN)
@@ -48,8 +45,29 @@ async def measure_tabs(site: Site, env: Environment, length: Length, result: Set
             publisher.subjects.discard(subject)
 
 
-async def _judged(pair: Sequence[MeasuredPage], first: int, publisher: Publisher, allowed: int) -> LinkResult:
-    await asyncio.gather(*(page.collect() for page in pair))
-    span = Span(first, publisher.last, publisher.last_before)
-    rows = [row for page in pair for row in page.records["tab"].rows]
-    return link_result(Record(sorted(rows, key=lambda row: row.time)), span, allowed)
+async def _judged(
+    pairs: Sequence[tuple[MeasuredPage, MeasuredPage]], starts: Sequence[int], publisher: Publisher, allowed: int
+) -> dict[str, LinkResult]:
+    await asyncio.gather(*(page.collect() for pair in pairs for page in pair))
+    records = [tuple(page.records["tab"] for page in pair) for pair in pairs]
+    counts = [(len(client.numbers("client")), len(source.numbers("eventsource"))) for client, source in records]
+    links: dict[str, LinkResult] = {}
+    for client, source in ranked(counts):
+        span = Span(max(starts[client], starts[source]), publisher.last, publisher.last_before)
+        rows = [*records[client][0].rows, *records[source][1].rows]
+        links[f"tab {client + 1}"] = link_result(Record(sorted(rows, key=lambda row: row.time)), span, allowed)
+    return links
+
+
+def ranked(counts: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the tabs of the client, each with the tab of the other profile that got messages as it did.
+
+    Which six tabs of a profile have a connection depends on the browser. So the tab with the most messages of one
+    profile is compared with that of the other, and so on.
+
+    Args:
+        counts: The messages of the client and of the EventSource in the tabs of each number.
+    """
+    tabs = range(len(counts))
+    clients, sources = (sorted(tabs, key=lambda tab: -counts[tab][of]) for of in (0, 1))
+    return sorted(zip(clients, sources, strict=True))
