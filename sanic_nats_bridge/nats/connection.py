@@ -73,10 +73,7 @@ class ControlListener(Protocol):
     """Callbacks for one subscription with reply subjects. They must not raise."""
 
     def on_message(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes, /) -> bool | None:
-        """Process a message; return true if the next one must wait until there is room.
-
-        ``None`` lets it wait if there were many in this turn of the event loop.
-        """
+        """Process a message; return true if the next one must wait until there is room, ``None`` if there were many."""
 
     def confirmed(self) -> None:
         """Note that the server has the subscription."""

@@ -131,6 +131,11 @@ class StreamReader:
             self.seq = max(self.seq, self.feed.seq)
         return self._returned(first_hits(hits, most))
 
+    def has_taken(self, seq: int) -> None:
+        """Note that every message of the windows up to a sequence was taken."""
+        self.seq = seq
+        self._sources = []
+
     def knows(self, point: Point) -> bool:
         """Return whether a position is known to be of the same life of the stream, by the windows of all patterns."""
         return all(each.window.knows(point.seq, point.time) for each in self.followed)
@@ -196,9 +201,9 @@ class StreamReader:
         if source.is_in_window:
             source.fill_from_window()
             return
-        unchecked = source.through
+        # Also if it fails, because it may have read some messages.
+        self.unchecked = source.through if self.unchecked is None else min(self.unchecked, source.through)
         self.read_bytes += await source.fill(self.headers)
-        self.unchecked = unchecked if self.unchecked is None else min(self.unchecked, unchecked)
 
     async def count_pending(self) -> list[int]:
         """Return the number of messages of each pattern that are left after `fetch`.

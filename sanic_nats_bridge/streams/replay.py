@@ -386,7 +386,7 @@ class Replay:
             records = reader.followed[0].window.slice_after(reader.seq, most)
         if records:
             last = records[-1]
-            reader.seq = last.seq
+            reader.has_taken(last.seq)
             self._positions[reader.feed] = Point(last.seq, last.time)
         return records
 

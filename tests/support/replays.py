@@ -46,7 +46,7 @@ class Client:
     async def run(self, most: int = 7, then: Callable[[], object] = lambda: None) -> None:
         """Read to the present, as a session does."""
         for _ in range(3_000):
-            steps = self.replay.take_present(most)
+            steps = self.take_window(most) or self.replay.take_present(most)
             self.missed += self.replay.take_missed()
             if steps is None:
                 try:
@@ -60,6 +60,11 @@ class Client:
                 return
             then()
         raise AssertionError("the replay has no end")
+
+    def take_window(self, most: int) -> list[Step]:
+        (reader, *_) = self.replay.readers
+        records = self.replay.take_window(most)
+        return [Step(each, reader.followed, reader.feed, Point(each.seq, each.time)) for each in records]
 
     def check_positions(self, steps: Sequence[Step]) -> None:
         assert len({each.feed for each in steps}) == 1

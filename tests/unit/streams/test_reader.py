@@ -1,5 +1,7 @@
 """Reading several patterns of one stream, of which each has its own window."""
 
+import itertools
+
 import pytest
 
 from sanic_nats_bridge.streams.positions import Point
@@ -75,3 +77,18 @@ async def test_messages_are_added_to_a_window_only_up_to_its_floor(evicts_at: in
     await other.prepare(NEW, {worker.feed.key: point})
     await other.run()
     assert other.got(worker) == other.expected(worker, 5)
+
+
+@pytest.mark.parametrize("takes_at", [1, 7, 9, 30])
+async def test_window_that_is_emptied_while_it_is_read_repeats_nothing(takes_at: int) -> None:
+    worker = worker_of(*["a.1"] * 40, later=["a.1"] * 20)
+    client = Client(worker, patterns=["a.1"])
+    await client.prepare(NEW, {worker.feed.key: Point(5, 1_000_006)})
+    turns = itertools.count(1)
+
+    def evict() -> None:
+        if next(turns) == takes_at:
+            worker.evict(100)
+
+    await client.run(most=5, then=evict)
+    assert client.got(worker) == client.expected(worker, 5)
