@@ -38,13 +38,10 @@ logger = limited_logger()
 
 _LINGER_SECONDS = 30.0
 """Seconds for which a pattern is followed after its last session has left, so that clients find it when they return."""
-
-
 _SLICES_SHARE = 8
 """The part of the memory that encoded messages have."""
 _BLOCKS = 64
 """The number of parts of the memory for records, of which the oldest is removed as a whole."""
-_MAX_SCOPES = 256
 # In Python 3.11, a member of an enum takes longer to look up than several calls.
 _OWN = IdLine.OWN
 _ACCEPTED_BYTES = 2 * 1024 * 1024
@@ -105,6 +102,7 @@ class StreamHub:
         """The turns of replays to read each stream. One that doesn't answer delays no others."""
         self._idle: dict[Followed, tuple[Feed, asyncio.TimerHandle]] = {}
         self._scopes: dict[tuple[frozenset[Feed], IdLine], Scope] = {}
+        """All scopes so far: at most 486, because an id has at most four of eight streams."""
         self._subscribers: dict[StreamSubscriber, None] = {}
         self.connected = False
         """True while the connection is established."""
@@ -257,9 +255,6 @@ class StreamHub:
         key = (frozenset(feeds), line)
         scope = self._scopes.get(key)
         if scope is None:
-            if len(self._scopes) >= _MAX_SCOPES:
-                # Only keys of old streams, or sets that no session has any more: those in use are objects of channels.
-                self._scopes.clear()
             scope = Scope(tuple(sorted(feeds, key=lambda feed: feed.key)), line)
             self._scopes[key] = scope
         return scope
