@@ -1,8 +1,10 @@
 """The counters of one worker."""
 
 from collections import Counter
+from typing import get_args
 
 from ..errors import CloseCode
+from ..protocol.messages import GapReason, ReplayGapReason
 
 __all__ = ["OTHER_CODES", "Counters"]
 
@@ -30,9 +32,7 @@ class Counters:
         """Bytes written to sessions that have ended."""
         self.lost: Counter[str] = Counter(slow_consumer=0, subject_mismatch=0, unreadable_subject=0)
         """Messages that were skipped for one client, or for all, by reason."""
-        self.gaps: Counter[str] = Counter(
-            slow_consumer=0, nats_reconnect=0, internal=0, unknown=0, reset=0, expired=0, backlog=0
-        )
+        self.gaps: Counter[str] = Counter(dict.fromkeys(get_args(GapReason), 0))
         """Subscriptions for which a gap was sent, by reason."""
         self.slow_consumers = 0
         """Times that a client became a slow consumer."""
@@ -49,7 +49,7 @@ class Counters:
 
         self.replays: Counter[str] = Counter(after=0, new=0, all=0, last=0, last_per_subject=0, slow_consumer=0)
         """Replays that have begun, by their start."""
-        self.replay_results: Counter[str] = Counter(recovered=0, unknown=0, reset=0, expired=0, backlog=0)
+        self.replay_results: Counter[str] = Counter(dict.fromkeys(("recovered", *get_args(ReplayGapReason)), 0))
         """Replays that have reached the present: recovered, or else each reason for which messages are missing."""
         self.replayed = 0
         """Messages written to clients by replays."""

@@ -24,9 +24,11 @@ __all__ = [
     "CommandId",
     "Frame",
     "Gap",
+    "GapReason",
     "Heartbeat",
     "NatsState",
     "Outcome",
+    "ReplayGapReason",
     "Reply",
     "Status",
     "Unsubscribed",
@@ -51,6 +53,9 @@ PROTOCOL_VERSION = 1
 Action: TypeAlias = Literal["subscribe", "unsubscribe", "ping"]
 CommandId: TypeAlias = str | int
 NatsState: TypeAlias = Literal["connected", "disconnected"]
+ReplayGapReason: TypeAlias = Literal["unknown", "reset", "expired", "backlog"]
+"""The reason for which a replay can't show all messages."""
+GapReason: TypeAlias = Literal["slow_consumer", "nats_reconnect", "internal", ReplayGapReason]
 
 _ACTIONS = ("subscribe", "unsubscribe", "ping")
 _RESERVED_ACTIONS = ("publish", "request", "authenticate")
@@ -141,7 +146,7 @@ class Gap(Struct, kw_only=True, frozen=True, tag="gap"):
 
     subjects: Sequence[str]
     lost: int | None
-    reason: Literal["nats_reconnect", "slow_consumer", "internal", "unknown", "reset", "expired", "backlog"]
+    reason: GapReason
 
 
 class Unsubscribed(Struct, kw_only=True, frozen=True, tag="unsubscribed"):

@@ -1,16 +1,14 @@
 """The judgement of a client's position: the stream must be the same, and nothing after the position may be missing."""
 
 import time
-from typing import Literal, TypeAlias
 
+from ..protocol.messages import ReplayGapReason
 from .feed import Feed
 from .jetstream import JetStreamUnavailable, StoredMessage, StreamInfo
 from .positions import Point
 from .reader import StreamReader
 
-__all__ = ["NOWHERE", "GapReason", "cutoff_of", "has_expired", "judge"]
-
-GapReason: TypeAlias = Literal["unknown", "reset", "expired", "backlog"]
+__all__ = ["NOWHERE", "cutoff_of", "has_expired", "judge"]
 
 NOWHERE = Point(0, 1)
 """The position of a client that has a part of a state. No other position has this time."""
@@ -25,7 +23,7 @@ def cutoff_of(resume_window: float) -> int:
     return int((time.time() - resume_window) * 1000)
 
 
-async def judge(feed: Feed, point: Point, reader: StreamReader, cutoff: int | None) -> GapReason | None:
+async def judge(feed: Feed, point: Point, reader: StreamReader, cutoff: int | None) -> ReplayGapReason | None:
     """Judge whether a stream can go on after the position of a client.
 
     Messages that have expired are noticed when the reader reads the first ones, if they aren't in the windows.

@@ -5,11 +5,12 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ..protocol.messages import ReplayGapReason
 from ..protocol.start import Start
 from .feed import Feed
 from .followed import Followed
 from .jetstream import JetStreamUnavailable, StreamInfo
-from .judgement import NOWHERE, GapReason, has_expired, judge
+from .judgement import NOWHERE, has_expired, judge
 from .positions import Point, same_name, stream_key
 from .reader import MAX_TURN_BYTES, Hit, StreamReader, first_hits
 from .snapshot import SnapshotTooLarge, read_snapshot
@@ -37,7 +38,7 @@ class ReplayLimits:
 class Missed:
     """Messages that a replay can't show."""
 
-    reason: GapReason
+    reason: ReplayGapReason
     patterns: list[str] = field(default_factory=list)
     """The real patterns."""
     lost: int | None = None
@@ -67,11 +68,11 @@ class Replay:
         self._limits = limits
         self.cutoff = cutoff
         self._positions: dict[Feed, Point] = {}
-        self._missed: list[tuple[GapReason, StreamReader, int | None]] = []
+        self._missed: list[tuple[ReplayGapReason, StreamReader, int | None]] = []
         """The gaps that weren't taken yet: the reason, the reader, and the number of messages if it is known."""
-        self.reasons: set[GapReason] = set()
+        self.reasons: set[ReplayGapReason] = set()
         """The reasons of all gaps that were taken."""
-        self._skips: GapReason | None = None
+        self._skips: ReplayGapReason | None = None
         """The reason for which the rest must be skipped."""
         self._lives: dict[StreamReader, int] = {}
         """The life of each feed to which the position of its reader belongs."""
@@ -107,7 +108,7 @@ class Replay:
         """Return what is missing since the last call, by reason."""
         taken, self._missed = self._missed, []
         self.reasons.update(reason for reason, _, _ in taken)
-        by_reason: dict[GapReason, Missed] = {}
+        by_reason: dict[ReplayGapReason, Missed] = {}
         for reason, reader, lost in taken:
             found = by_reason.get(reason)
             if found is None:
@@ -117,7 +118,7 @@ class Replay:
             found.patterns += [each.pattern for each in reader.followed if each.pattern not in found.patterns]
         return list(by_reason.values())
 
-    def _miss(self, reason: GapReason, reader: StreamReader, lost: int | None = None) -> None:
+    def _miss(self, reason: ReplayGapReason, reader: StreamReader, lost: int | None = None) -> None:
         self._missed.append((reason, reader, lost))
 
     async def prepare(self, points: Mapping[str, Point] | None, start: Start) -> None:
@@ -158,7 +159,7 @@ class Replay:
         if points is None or (point == NOWHERE and start.kind != "new"):
             await self._start(reader, start)
             return
-        reason: GapReason | None
+        reason: ReplayGapReason | None
         if point is not None:
             async with reader.turn_after(point):
                 reason = await self._resume(reader, point)
@@ -172,7 +173,7 @@ class Replay:
         self._miss(reason, reader)
         await self._start(reader, start)
 
-    async def _resume(self, reader: StreamReader, point: Point) -> GapReason | None:
+    async def _resume(self, reader: StreamReader, point: Point) -> ReplayGapReason | None:
         """Move a reader to the position of the client; return the reason for which that can't be done."""
         reason = await judge(reader.feed, point, reader, self.cutoff)
         if reason is not None:
@@ -331,7 +332,7 @@ class Replay:
         feed = reader.feed
         return await reader.jetstream.count_between(feed.name, reader.followed[0].pattern, seq + 1, first)
 
-    def skip_to_present(self, reason: GapReason) -> None:
+    def skip_to_present(self, reason: ReplayGapReason) -> None:
         """Skip all messages that are left.
 
         Args:

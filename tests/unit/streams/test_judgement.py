@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from sanic_nats_bridge.protocol.messages import ReplayGapReason
 from sanic_nats_bridge.streams.jetstream import JetStreamUnavailable
-from sanic_nats_bridge.streams.judgement import NOWHERE, GapReason, cutoff_of, has_expired, judge
+from sanic_nats_bridge.streams.judgement import NOWHERE, cutoff_of, has_expired, judge
 from sanic_nats_bridge.streams.positions import Point
 from sanic_nats_bridge.streams.reader import StreamReader
 from tests.support.clock import WallClock
@@ -28,7 +29,7 @@ class Scene:
     def point(self, seq: int) -> Point:
         return point_of(self.stream.messages[seq])
 
-    async def judge(self, point: Point, cutoff: int | None = None) -> GapReason | None:
+    async def judge(self, point: Point, cutoff: int | None = None) -> ReplayGapReason | None:
         self.reader = StreamReader(self.worker.feed, self.followed, Point(0, 0), asyncio.Semaphore(1))
         return await judge(self.worker.feed, point, self.reader, cutoff)
 
