@@ -249,6 +249,8 @@ class Replay:
         hits, point, settled = await read_snapshot(reader, self._limits.subjects - len(others), size)
         self._settled[reader] = settled
         self._ready[reader] = hits
+        # Those after a position that has expired don't count.
+        self._counts.pop(reader, None)
         if hits:
             # A client that is cut off in the middle of a state must get all of it again.
             self._positions[reader.feed] = NOWHERE

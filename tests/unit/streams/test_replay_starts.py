@@ -419,3 +419,16 @@ async def test_failed_requests_cause_no_gaps(request_name: str) -> None:
             await client.prepare(start, known)
             await client.run()
             assert client.missed == gaps
+
+
+@pytest.mark.parametrize("patterns", [["a.*"], ["a.*", "a.1"]])
+async def test_state_after_a_position_that_has_expired_is_shown_in_full(patterns: list[str]) -> None:
+    worker = worker_of(*[f"a.{number}" for number in range(20)] * 5)
+    worker.stream.configure(max_age_ns=10**9)
+    worker.stream.expire(40)
+    client = Client(worker, patterns=patterns, messages=30)
+    await client.prepare(STATE, {worker.feed.key: Point(10, 1_000_010)})
+    await client.run()
+    assert client.reasons == ["expired"]
+    state = [f"a.{number}" for number in range(20)] + ["a.1"] * (len(patterns) - 1)
+    assert [step.record.subject for step in client.steps] == state
