@@ -26,7 +26,8 @@ from .followed import Channel, Followed, IdLine, Scope
 from .jetstream import JetStream, JetStreamError, PermissionMissing, StreamInfo, StreamMissing
 from .positions import MAX_PARTS, Point, PointEncoder, join_parts, stream_key
 from .reader import StreamReader
-from .replay import Replay, ReplayLimits
+from .replay import Replay
+from .replay_limits import ReplayLimits
 from .requirements import holds, problem_of
 from .slices import EncodedSlices
 from .turns import Turns

@@ -79,13 +79,13 @@ class StreamReader:
         self._sources = []
         self._firsts = {}
 
-    def begin_each_at(self, firsts: Sequence[int]) -> None:
+    def skip_before(self, firsts: Sequence[int]) -> None:
         """Skip messages before a sequence, for each pattern its own."""
         self._firsts = dict(zip(self.followed, firsts, strict=True))
 
     @property
     def has_firsts(self) -> bool:
-        """True if `begin_each_at` was called."""
+        """True if `skip_before` was called."""
         return bool(self._firsts)
 
     @property
@@ -240,7 +240,8 @@ class _Source:
         self._feed = feed
         self._jetstream = jetstream
         self._batch = batch
-        self._begin = seq
+        self._after = seq
+        """The sequence after which reading has begun."""
         self._window = followed.window
         self._read: list[Record] = []
         """The messages that were read from NATS, unless they are many."""
@@ -316,8 +317,8 @@ class _Source:
     def keep(self) -> None:
         """Add what was read to the window, for other clients."""
         window = self.followed.window
-        if window is self._window and self._begin < window.floor <= self._read_through and len(self._read) <= _MAX_KEPT:
-            window.prepend([each for each in self._read if each.seq <= window.floor], self._begin)
+        if window is self._window and self._after < window.floor <= self._read_through and len(self._read) <= _MAX_KEPT:
+            window.prepend([each for each in self._read if each.seq <= window.floor], self._after)
 
     def _move_to_window(self) -> None:
         window = self.followed.window

@@ -9,29 +9,16 @@ from ..protocol.messages import ReplayGapReason
 from ..protocol.start import Start
 from .feed import Feed
 from .followed import Followed
-from .jetstream import JetStreamUnavailable, StreamInfo
-from .judgement import NOWHERE, has_expired, judge
-from .positions import Point, same_name, stream_key
+from .judgement import NOWHERE
+from .positions import Point
 from .reader import MAX_TURN_BYTES, Hit, StreamReader, first_hits
-from .snapshot import SnapshotTooLarge, read_snapshot
+from .replay_limits import ReplayLimits, bound
+from .replay_starts import CURRENT_SECONDS, StartFinder
+from .replayed_stream import ReplayedStream
+from .snapshot import SnapshotTooLarge
 from .window import Record
 
-__all__ = ["Missed", "Replay", "ReplayLimits", "Step", "shared"]
-
-
-_CURRENT_SECONDS = 5.0
-"""The time that a feed has to find its position before a replay tries again."""
-
-
-@dataclass(frozen=True)
-class ReplayLimits:
-    """The bounds of one replay."""
-
-    messages: int
-    size: int
-    """Bytes that may be read from NATS."""
-    subjects: int
-    """Subjects of a snapshot."""
+__all__ = ["Missed", "Replay", "Step"]
 
 
 @dataclass
@@ -57,6 +44,9 @@ class Step(NamedTuple):
 class Replay:
     """The messages of one command's patterns, on one or several streams, up to the present.
 
+    The caller prepares it. Then it takes messages, which it writes at once, until none is left. If some must be read
+    from NATS, it reads them and takes again.
+
     Args:
         readers: A reader for each stream.
         limits: The bounds.
@@ -64,62 +54,50 @@ class Replay:
     """
 
     def __init__(self, readers: Sequence[StreamReader], limits: ReplayLimits, cutoff: int | None) -> None:
-        self.readers = tuple(readers)
+        self._streams = [ReplayedStream(reader) for reader in readers]
         self._limits = limits
         self.cutoff = cutoff
-        self._positions: dict[Feed, Point] = {}
-        self._missed: list[tuple[ReplayGapReason, StreamReader, int | None]] = []
-        """The gaps that weren't taken yet: the reason, the reader, and the number of messages if it is known."""
         self.reasons: set[ReplayGapReason] = set()
         """The reasons of all gaps that were taken."""
         self._skips: ReplayGapReason | None = None
         """The reason for which the rest must be skipped."""
-        self._lives: dict[StreamReader, int] = {}
-        """The life of each feed to which the position of its reader belongs."""
-        self._prepared: set[StreamReader] = set()
-        self._counts: dict[StreamReader, list[int]] = {}
-        """The number of messages of each pattern of the readers that may have too many."""
-        self._from_start: set[StreamReader] = set()
-        """The readers that begin at what is left of the stream, and haven't read yet."""
-        self._ready: dict[StreamReader, list[Hit]] = {}
-        """Messages that were read already."""
-        self._settled: dict[StreamReader, int] = {}
-        """The sequences before which a position would repeat parts of a state."""
-        self._state_of: dict[StreamReader, Point] = {}
-        """The readers whose messages at hand are a state, and the position after the last one. None lies between."""
+
+    @property
+    def readers(self) -> tuple[StreamReader, ...]:
+        """The reader of each stream."""
+        return tuple(stream.reader for stream in self._streams)
 
     @property
     def recovered(self) -> bool:
         """True if nothing is missing so far."""
-        return not self._missed and not self.reasons
+        return not self.reasons and not any(stream.missed for stream in self._streams)
 
     @property
     def positions(self) -> dict[Feed, Point]:
         """The position in each stream up to which the client has everything."""
-        feeds = [reader.feed for reader in self.readers]
-        return {feed: self._positions[feed] for feed in feeds if feed in self._positions}
+        return {stream.feed: stream.point for stream in self._streams if stream.point is not None}
 
     def leave(self, followed: AbstractSet[Followed]) -> None:
         """Stop reading streams on which none of these patterns is left. `positions` doesn't hold them any more."""
-        self.readers = tuple(reader for reader in self.readers if not followed.isdisjoint(reader.followed))
-        self._missed = [each for each in self._missed if each[1] in self.readers]
+        self._streams = [stream for stream in self._streams if not followed.isdisjoint(stream.reader.followed)]
 
     def take_missed(self) -> list[Missed]:
         """Return what is missing since the last call, by reason."""
-        taken, self._missed = self._missed, []
-        self.reasons.update(reason for reason, _, _ in taken)
         by_reason: dict[ReplayGapReason, Missed] = {}
-        for reason, reader, lost in taken:
-            found = by_reason.get(reason)
-            if found is None:
-                found = by_reason[reason] = Missed(reason, lost=lost)
-            else:
-                found.lost = None
-            found.patterns += [each.pattern for each in reader.followed if each.pattern not in found.patterns]
+        for stream in self._streams:
+            taken, stream.missed = stream.missed, []
+            for reason, lost in taken:
+                found = by_reason.get(reason)
+                if found is None:
+                    found = by_reason[reason] = Missed(reason, lost=lost)
+                else:
+                    found.lost = None
+                patterns = [each.pattern for each in stream.reader.followed]
+                found.patterns += [pattern for pattern in patterns if pattern not in found.patterns]
+        self.reasons.update(by_reason)
         return list(by_reason.values())
 
-    def _miss(self, reason: ReplayGapReason, reader: StreamReader, lost: int | None = None) -> None:
-        self._missed.append((reason, reader, lost))
+    # Finding the beginning
 
     async def prepare(self, points: Mapping[str, Point] | None, start: Start) -> None:
         """Find the position in each stream at which reading begins. Call it again if it fails.
@@ -132,207 +110,24 @@ class Replay:
             JetStreamError: A stream can't be asked now.
             SnapshotTooLarge: The last messages of all subjects are too many. No stream is prepared any more.
         """
-        for reader in self.readers:
-            if reader not in self._prepared and reader in self.readers:
-                known = len(self._missed)
-                try:
-                    await self._prepare(reader, points, start)
-                except SnapshotTooLarge:
-                    # The state of the other streams would be half of what the client has asked for.
-                    self._begin_again()
-                    raise
-                except BaseException:
-                    del self._missed[known:]
-                    raise
-                self._prepared.add(reader)
-        await self._bound()
+        streams = tuple(self._streams)
+        finder = StartFinder(streams, self._limits, points, start, self.cutoff)
+        for stream in streams:
+            if stream.is_prepared or stream not in self._streams:
+                continue
+            try:
+                await finder.find(stream)
+            except SnapshotTooLarge:
+                # The state of the other streams would be half of what the client has asked for.
+                self._streams = [ReplayedStream(each.reader) for each in self._streams]
+                raise
+            except BaseException:
+                stream.missed = []
+                raise
+            stream.is_prepared = True
+        await bound(self._streams, self._limits.messages)
 
-    async def _prepare(self, reader: StreamReader, points: Mapping[str, Point] | None, start: Start) -> None:
-        feed = reader.feed
-        if not await feed.until_current(_CURRENT_SECONDS):
-            raise JetStreamUnavailable(feed.problem or f"the state of stream '{feed.name}' is not known yet")
-        self._lives[reader] = feed.life
-        # An attempt before may have failed.
-        reader.read_bytes = 0
-        point = None if points is None else points.get(feed.key)
-        # A client that was cut off in the middle of a state gets all of it again, and misses nothing.
-        if points is None or (point == NOWHERE and start.kind != "new"):
-            await self._start(reader, start)
-            return
-        reason: ReplayGapReason | None
-        if point is not None:
-            async with reader.turn_after(point):
-                reason = await self._resume(reader, point)
-            if reason is None:
-                return
-        elif any(same_name(key, feed.key) for key in points):
-            await self._check_age(reader, points)
-            reason = "reset"
-        else:
-            reason = "unknown"
-        self._miss(reason, reader)
-        await self._start(reader, start)
-
-    async def _resume(self, reader: StreamReader, point: Point) -> ReplayGapReason | None:
-        """Move a reader to the position of the client; return the reason for which that can't be done."""
-        reason = await judge(reader.feed, point, reader, self.cutoff)
-        if reason is not None:
-            return reason
-        self._begin(reader, point)
-        await self._count(reader)
-        if await self._is_expired(reader):
-            return "expired"
-        # The other clients find the rest in the window then.
-        self._ready[reader] += await reader.fetch_to_window(sum(self._counts[reader]))
-        if await self._is_expired(reader):
-            self._miss("expired", reader)
-        else:
-            reader.keep()
-        return None
-
-    async def _check_age(self, reader: StreamReader, points: Mapping[str, Point]) -> None:
-        """Check that the position of a client is of an earlier stream of this name.
-
-        Raises:
-            JetStreamUnavailable: It is of the present one, and the feed hasn't noticed yet that it was created again.
-        """
-        feed = reader.feed
-        info = await reader.jetstream.stream_info(feed.name)
-        if stream_key(feed.name, info.created) in points:
-            feed.look_again()
-            raise JetStreamUnavailable(f"stream '{feed.name}' was created again")
-
-    def _begin_again(self) -> None:
-        """Forget what is prepared."""
-        for of_reader in (self._counts, self._ready, self._settled, self._state_of, self._lives):
-            of_reader.clear()
-        self._prepared.clear()
-        self._from_start.clear()
-        self._missed.clear()
-        self.positions.clear()
-
-    def _begin(self, reader: StreamReader, point: Point) -> None:
-        reader.move_to(point)
-        self._positions[reader.feed] = point
-        self._ready[reader] = []
-        self._counts.pop(reader, None)
-
-    async def _start(self, reader: StreamReader, start: Start) -> None:
-        """Move a reader to the point at which a client that has no position begins."""
-        feed = reader.feed
-        if start.kind == "new":
-            self._begin(reader, feed.point)
-        elif start.kind == "last_per_subject":
-            await self._begin_state(reader)
-        else:
-            info = await reader.jetstream.stream_info(feed.name)
-            if start.kind == "all":
-                self._begin(reader, Point(max(info.first_seq - 1, 0), info.first_time))
-                await self._count(reader)
-                reader.unchecked = None
-            else:
-                firsts = await self._find_last(reader, [start.count] * len(reader.followed), info)
-                self._begin_each(reader, firsts)
-                # One pattern alone has no more messages than the command may have.
-                if len(self.readers) > 1 or start.count * len(reader.followed) > self._limits.messages:
-                    await self._count(reader)
-                    reader.unchecked = None
-                self._from_start.add(reader)
-                # The search has counted later messages too.
-                info = await reader.jetstream.stream_info(feed.name)
-            # What was stored before the client has asked comes before it is live.
-            reader.end = info.last_seq
-
-    async def _begin_state(self, reader: StreamReader) -> None:
-        others = [hit for other in self._state_of for hit in self._ready[other]]
-        size = self._limits.size - sum(record.length for record, _ in others)
-        hits, point, settled = await read_snapshot(reader, self._limits.subjects - len(others), size)
-        self._settled[reader] = settled
-        self._ready[reader] = hits
-        # Those after a position that has expired don't count.
-        self._counts.pop(reader, None)
-        if hits:
-            # A client that is cut off in the middle of a state must get all of it again.
-            self._positions[reader.feed] = NOWHERE
-            self._state_of[reader] = point
-        else:
-            self._positions[reader.feed] = point if point.seq >= settled else NOWHERE
-
-    async def _find_last(self, reader: StreamReader, counts: Sequence[int], info: StreamInfo) -> list[int]:
-        """Return the sequences at which the last messages of the patterns begin, for each pattern so many."""
-        feed = reader.feed
-        return [
-            (await reader.jetstream.first_of_last(feed.name, each.pattern, count, info))[0]
-            if count
-            else info.last_seq + 1
-            for each, count in zip(reader.followed, counts, strict=True)
-        ]
-
-    def _begin_each(self, reader: StreamReader, firsts: Sequence[int]) -> None:
-        """Move a reader to a sequence for each of its patterns."""
-        # Patterns with rarer messages reach back further. What the others have before is skipped.
-        self._begin(reader, Point(min(firsts) - 1, reader.feed.time))
-        reader.begin_each_at(firsts)
-
-    async def _count(self, reader: StreamReader) -> None:
-        """Count the messages that a reader has left."""
-        if reader.is_in_windows:
-            self._counts[reader] = reader.count_in_windows()
-            return
-        hits = self._ready[reader] = await reader.fetch()
-        counts = await reader.count_pending()
-        for _, followed in hits:
-            for each in followed:
-                counts[reader.followed.index(each)] += 1
-        self._counts[reader] = counts
-
-    async def _bound(self) -> None:
-        """Move the readers on that have more messages left than a replay may show."""
-        left = self._limits.messages
-        readers = sorted(self._counts, key=lambda reader: sum(self._counts[reader]))
-        for number, reader in enumerate(readers):
-            share = left // (len(readers) - number)
-            total = sum(self._counts[reader])
-            if total > share:
-                lost = await self._cut(reader, share)
-                if lost != 0:
-                    self._miss("backlog", reader, lost)
-            left -= min(total, share)
-        self._counts = {}
-
-    async def _cut(self, reader: StreamReader, most: int) -> int | None:
-        """Move a reader to its newest messages; return the number of those that it skips, if that is known exactly."""
-        counts, before, end = self._counts[reader], self._positions[reader.feed], reader.end
-        feed, lost = reader.feed, None
-        if reader.has_firsts:
-            # The client has asked for the last messages of each pattern.
-            info = await reader.jetstream.stream_info(feed.name)
-            firsts = await self._find_last(reader, shared(counts, most), info)
-            if len(firsts) == 1:
-                lost = await self._count_skipped(reader, before.seq, firsts[0])
-            self._begin_each(reader, firsts)
-        elif reader.is_in_windows and (total := sum(reader.count_in_windows())) >= most:
-            read = sum(len(followed) for _, followed in self._ready[reader])
-            self._begin(reader, reader.newest_in_windows(most))
-            lost = read + total - sum(reader.count_in_windows())
-        else:
-            info = await reader.jetstream.stream_info(feed.name)
-            patterns = [each.pattern for each, count in zip(reader.followed, counts, strict=True) if count]
-            first = await reader.jetstream.first_of_last_of_all(feed.name, patterns, most, info)
-            lost = await self._count_skipped(reader, before.seq, first)
-            self._begin(reader, max(before, Point(first - 1, feed.time)))
-        reader.end = end
-        self._counts[reader] = [most]
-        return lost
-
-    async def _count_skipped(self, reader: StreamReader, seq: int, first: int) -> int | None:
-        """Return the number of messages above a sequence and before another one, if that is known exactly."""
-        if first <= seq + 1:
-            return 0
-        if len(reader.followed) > 1:
-            return None
-        feed = reader.feed
-        return await reader.jetstream.count_between(feed.name, reader.followed[0].pattern, seq + 1, first)
+    # Reading on to the present
 
     def skip_to_present(self, reason: ReplayGapReason) -> None:
         """Skip all messages that are left.
@@ -343,42 +138,15 @@ class Replay:
         # Not at once, because a request to NATS may be in progress.
         self._skips = reason
 
-    # Reading
-
-    def take_present(self, most: int) -> list[Step] | None:
-        """Return messages that are at hand, from one stream at a time; ``None`` if some must be read from NATS.
-
-        An empty list means that every stream is at its present. The subscriptions must be attached in the same turn of
-        the event loop then. The caller must write the messages at once, because `positions` includes them.
-        """
-        self._notice_changes()
-        if any(reader.unchecked is not None for reader in self.readers):
-            return None
-        for reader in self.readers:
-            if hits := first_hits(self._ready[reader], most):
-                self._ready[reader] = self._ready[reader][len(hits) :]
-                return self._taken(reader, hits)
-        for reader in self.readers:
-            while reader.is_in_windows:
-                before = reader.seq
-                if hits := reader.take_from_windows(most):
-                    return self._taken(reader, hits)
-                if reader.seq == before:
-                    break
-        if not all(reader.is_in_windows and reader.awaited <= reader.feed.seq for reader in self.readers):
-            return None
-        for reader in self.readers:
-            self._positions[reader.feed] = reader.feed.point
-        return []
-
     def take_window(self, most: int) -> Sequence[Record]:
         """Return messages of the window, as `take_present` does, if there is only one pattern; empty if there is none.
 
         An empty result doesn't mean that the stream is at its present.
         """
         self._notice_changes()
-        reader = self.readers[0]
-        if len(self.readers) > 1 or len(reader.followed) > 1 or self._ready[reader] or reader.unchecked is not None:
+        stream = self._streams[0]
+        reader = stream.reader
+        if len(self._streams) > 1 or len(reader.followed) > 1 or stream.hits or reader.unchecked is not None:
             return ()
         if not reader.is_in_windows or reader.has_firsts:
             return ()
@@ -390,39 +158,48 @@ class Replay:
         if records:
             last = records[-1]
             reader.has_taken(last.seq)
-            self._positions[reader.feed] = Point(last.seq, last.time)
+            stream.point = Point(last.seq, last.time)
         return records
+
+    def take_present(self, most: int) -> list[Step] | None:
+        """Return messages that are at hand, from one stream at a time; ``None`` if some must be read from NATS.
+
+        An empty list means that every stream is at its present. The subscriptions must be attached in the same turn of
+        the event loop then. The caller must write the messages at once, because `positions` includes them.
+        """
+        self._notice_changes()
+        if any(stream.reader.unchecked is not None for stream in self._streams):
+            return None
+        for stream in self._streams:
+            if hits := first_hits(stream.hits, most):
+                stream.hits = stream.hits[len(hits) :]
+                return _taken(stream, hits)
+        for stream in self._streams:
+            reader = stream.reader
+            while reader.is_in_windows:
+                before = reader.seq
+                if hits := reader.take_from_windows(most):
+                    return _taken(stream, hits)
+                if reader.seq == before:
+                    break
+        if not all(reader.is_in_windows and reader.awaited <= reader.feed.seq for reader in self.readers):
+            return None
+        for stream in self._streams:
+            stream.point = stream.feed.point
+        return []
 
     def _notice_changes(self) -> None:
         """Go on at the present end of each stream that isn't the same any more, or must not be read."""
-        if self._skips is not None:
-            # The client may not know any more how many messages there were.
-            self._missed = [(reason, reader, None) for reason, reader, _ in self._missed]
-        for reader in self.readers:
-            is_reset = self._lives[reader] != reader.feed.life
-            if is_reset or self._skips is not None:
-                self._lives[reader] = reader.feed.life
-                self._state_of.pop(reader, None)
-                self._miss("reset" if is_reset else self._skips or "expired", reader)
-                self._begin(reader, reader.feed.point)
-        self._skips = None
-
-    def _taken(self, reader: StreamReader, hits: list[Hit]) -> list[Step]:
-        feed = reader.feed
-        if reader not in self._state_of:
-            settled = self._settled.get(reader, 0)
-            steps = [
-                Step(record, followed, feed, Point(record.seq, record.time) if record.seq >= settled else NOWHERE)
-                for record, followed in hits
-            ]
-        else:
-            steps = [Step(record, followed, feed, NOWHERE) for record, followed in hits]
-            if not self._ready[reader]:
-                point = self._state_of.pop(reader)
-                if point.seq >= self._settled[reader]:
-                    steps[-1] = steps[-1]._replace(point=point)
-        self._positions[feed] = steps[-1].point
-        return steps
+        skips, self._skips = self._skips, None
+        for stream in self._streams:
+            if skips is not None:
+                # The client may not know any more how many messages there were.
+                stream.missed = [(reason, None) for reason, _ in stream.missed]
+            is_reset = stream.life != stream.feed.life
+            if is_reset or skips is not None:
+                stream.life = stream.feed.life
+                stream.miss("reset" if is_reset else skips or "expired")
+                stream.move_to(stream.feed.point)
 
     async def read(self) -> None:
         """Read messages that aren't at hand, or wait for a feed that is behind.
@@ -430,45 +207,44 @@ class Replay:
         Raises:
             JetStreamError: A stream can't be read now.
         """
-        for reader in self.readers:
-            if reader.unchecked is not None:
-                await self._check(reader)
+        for stream in self._streams:
+            if stream.reader.unchecked is not None:
+                await _check(stream)
                 return
-        for reader in self.readers:
-            if not reader.is_in_windows:
-                if sum(each.read_bytes for each in self.readers) > self._limits.size:
-                    self._miss("backlog", reader)
-                    self._begin(reader, reader.feed.point)
+        for stream in self._streams:
+            if not stream.reader.is_in_windows:
+                if sum(reader.read_bytes for reader in self.readers) > self._limits.size:
+                    stream.miss("backlog")
+                    stream.move_to(stream.feed.point)
                 else:
-                    self._ready[reader] = await reader.fetch()
-                    await self._check(reader)
+                    stream.hits = await stream.reader.fetch()
+                    await _check(stream)
                 return
         for reader in self.readers:
             if reader.awaited > reader.feed.seq:
-                await reader.feed.until_at(reader.awaited, _CURRENT_SECONDS)
+                await reader.feed.until_at(reader.awaited, CURRENT_SECONDS)
                 return
 
-    async def _check(self, reader: StreamReader) -> None:
-        """Note messages that were removed from the stream before they were read."""
-        if reader in self._from_start:
-            self._from_start.discard(reader)
-            reader.unchecked = None
-        elif await self._is_expired(reader):
-            self._miss("expired", reader)
 
-    async def _is_expired(self, reader: StreamReader) -> bool:
-        """Return whether messages were removed from the stream before they were read."""
-        if reader.unchecked is None:
-            return False
-        info = await reader.jetstream.stream_info(reader.feed.name)
-        unchecked, reader.unchecked = reader.unchecked, None
-        return has_expired(info, unchecked)
+def _taken(stream: ReplayedStream, hits: list[Hit]) -> list[Step]:
+    """Return messages with the positions that the client has with them, and note the last one."""
+    feed, settled, state_end = stream.feed, stream.settled, stream.state_end
+    if state_end is None:
+        points = [Point(record.seq, record.time) if record.seq >= settled else NOWHERE for record, _ in hits]
+    else:
+        points = [NOWHERE] * len(hits)
+        if not stream.hits:
+            stream.state_end = None
+            if state_end.seq >= settled:
+                points[-1] = state_end
+    stream.point = points[-1]
+    return [Step(record, followed, feed, point) for (record, followed), point in zip(hits, points, strict=True)]
 
 
-def shared(counts: Sequence[int], most: int) -> list[int]:
-    """Return how many of its messages each pattern gets, ``most`` of all together. Those with few get all of them."""
-    shares, left = [0] * len(counts), most
-    for rank, index in enumerate(sorted(range(len(counts)), key=counts.__getitem__)):
-        shares[index] = min(counts[index], left // (len(counts) - rank))
-        left -= shares[index]
-    return shares
+async def _check(stream: ReplayedStream) -> None:
+    """Note messages that were removed from the stream before they were read."""
+    if stream.takes_what_is_left:
+        stream.takes_what_is_left = False
+        stream.reader.unchecked = None
+    elif await stream.has_expired():
+        stream.miss("expired")

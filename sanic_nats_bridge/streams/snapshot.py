@@ -68,7 +68,7 @@ async def read_snapshot(reader: StreamReader, max_subjects: int, max_bytes: int)
     reader.move_to(point)
     reader.end = info.last_seq
     if len(newest) > 1:
-        reader.begin_each_at([newest[each].seq + 1 for each in reader.followed])
+        reader.skip_before([newest[each].seq + 1 for each in reader.followed])
     return hits, point, max(newest.values()).seq
 
 

@@ -7,7 +7,8 @@ from sanic_nats_bridge.protocol.start import Start
 from sanic_nats_bridge.streams.jetstream import JetStreamUnavailable
 from sanic_nats_bridge.streams.positions import Point
 from sanic_nats_bridge.streams.reader import StreamReader
-from sanic_nats_bridge.streams.replay import Missed, Replay, ReplayLimits, Step
+from sanic_nats_bridge.streams.replay import Missed, Replay, Step
+from sanic_nats_bridge.streams.replay_limits import ReplayLimits
 from tests.support.fake_stream import FakeStream, FakeWorker, matches
 
 ALL, NEW, STATE = Start("all"), Start("new"), Start("last_per_subject")

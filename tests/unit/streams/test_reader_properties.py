@@ -202,7 +202,7 @@ async def test_messages_before_the_first_one_of_a_pattern_are_skipped() -> None:
                 for message in stream.matching(each.pattern):
                     each.window.add(record_of(message, frozenset()))
         reader = reader_of(worker, followed)
-        reader.begin_each_at([7, 4])
+        reader.skip_before([7, 4])
         assert await read(reader, 2) == [(4, ("b",)), (6, ("b",)), (7, ("a",)), (8, ("b",)), (9, ("a",)), (10, ("b",))]
 
 

@@ -6,7 +6,8 @@ import pytest
 
 from sanic_nats_bridge.protocol.start import Start
 from sanic_nats_bridge.streams.positions import Point
-from sanic_nats_bridge.streams.replay import Replay, ReplayLimits
+from sanic_nats_bridge.streams.replay import Replay
+from sanic_nats_bridge.streams.replay_limits import ReplayLimits
 from tests.support.clock import turns
 from tests.support.stored import FollowedStream
 

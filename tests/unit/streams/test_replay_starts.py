@@ -9,7 +9,8 @@ from sanic_nats_bridge.protocol.start import Start
 from sanic_nats_bridge.streams.jetstream import JetStreamUnavailable
 from sanic_nats_bridge.streams.judgement import NOWHERE
 from sanic_nats_bridge.streams.positions import Point
-from sanic_nats_bridge.streams.replay import Missed, shared
+from sanic_nats_bridge.streams.replay import Missed
+from sanic_nats_bridge.streams.replay_limits import shared
 from sanic_nats_bridge.streams.snapshot import SnapshotTooLarge
 from tests.support.fake_stream import FakeWorker, failing, point_of
 from tests.support.replays import ALL, NEW, PATTERNS, STATE, Client, last, worker_of
