@@ -124,11 +124,7 @@ class Binder:
             task = asyncio.create_task(change, name="natsbridge-live")
             self._becoming_live.add(task)
             task.add_done_callback(self._becoming_live.discard)
-        resumption.set_replay(
-            self._streams.replay(
-                [(entry.feed, entry.followed) for entry in resumption.entries], resumption.replay.cutoff
-            )
-        )
+        resumption.renew_replay()
         return True
 
     async def _go_on_live(self, entries: Sequence[Entry], *, is_resumed: bool) -> None:

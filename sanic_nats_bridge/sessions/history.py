@@ -22,7 +22,7 @@ from ..streams.positions import Point, decode_position
 from .binding import MAX_STREAMS, Binder, too_many_streams
 from .interfaces import HistoryOwner
 from .pattern_shares import PatternShares
-from .resumption import Entry, Resumption
+from .resumption import Entry, ReplayRequest, Resumption
 from .starts import Subscribed, check_start, unavailable
 from .subscriptions import Subscriptions, no_longer_allowed
 
@@ -92,20 +92,6 @@ class SessionHistory:
 
     def _live_points(self) -> dict[Feed, Point]:
         return {feed: feed.point for feed in self._live_feeds()}
-
-    def _points(self) -> dict[Feed, Point]:
-        """Return the positions in streams whose messages the client gets, or would get if it weren't slow."""
-        points = self._live_points()
-        for resumption in self._running:
-            if not resumption.announces:
-                points |= resumption.positions
-        return points
-
-    def _catching_up(self, resumption: Resumption) -> list[asyncio.Task[None]]:
-        """Return the other replays that send what the slow client has skipped, for subscriptions that were live."""
-        if not resumption.announces:
-            return []
-        return [task for each, task in self._running.items() if not each.announces]
 
     def _live_feeds(self) -> dict[Feed, None]:
         return {each.feed: None for each in self._entries.values() if each.view is not None}
@@ -246,7 +232,14 @@ class SessionHistory:
             return Subscribed([], missing, True, None), None
         entries = self._claim(held, is_query=is_query)
         points = None if after is None else decode_position(after) or {}
-        resumption = self._resume(entries, points, start, is_allowed=is_allowed, has_lines=is_query)
+        request = ReplayRequest(
+            points,
+            start,
+            cutoff=None if is_allowed or points is None else cutoff_of(self._settings.resume_window),
+            reads_past=is_allowed and (start.kind != "new" or points is not None),
+            has_lines=is_query,
+        )
+        resumption = self._start_replay(entries, request)
         self._query = resumption if is_query else self._query
         try:
             async with asyncio.timeout_at(deadline):
@@ -289,36 +282,12 @@ class SessionHistory:
     def _feeds(self) -> set[Feed]:
         return {entry.feed for entry in self._entries.values()}
 
-    def _resume(
-        self,
-        entries: Sequence[Entry],
-        points: Mapping[str, Point] | None,
-        start: Start,
-        *,
-        is_allowed: bool,
-        has_lines: bool,
-        announces: bool = True,
-    ) -> Resumption:
-        settings = self._settings
-        cutoff = None if is_allowed or points is None else cutoff_of(settings.resume_window)
-        resumption = Resumption(
-            self._owner,
-            entries,
-            self._streams.replay([(entry.feed, entry.followed) for entry in entries], cutoff),
-            points,
-            start,
-            attach=self._attach,
-            binder=self._binder,
-            others=self._points,
-            awaited=self._catching_up,
-            announces=announces,
-            has_lines=has_lines,
-            slices=self._streams.slices,
-            max_overlap=settings.max_overlap,
-            reads_past=announces and is_allowed and (start.kind != "new" or points is not None),
-            counters=self._streams.counters,
-        )
-        begin = "slow_consumer" if not announces else start.kind if points is None else "after"
+    def _start_replay(self, entries: Sequence[Entry], request: ReplayRequest) -> Resumption:
+        resumption = Resumption(self, self._owner, self._streams, entries, request)
+        if request.points is None:
+            begin: str = request.start.kind
+        else:
+            begin = "after" if request.announces else "slow_consumer"
         self._streams.counters.replays[begin] += 1
         task = asyncio.create_task(resumption.run(self._turn), name="natsbridge-replay")
         self._running[resumption] = task
@@ -335,22 +304,6 @@ class SessionHistory:
     def _give_up(self, entries: Sequence[Entry]) -> None:
         """End the subscriptions of a command that has failed."""
         self.remove_all([entry.grant.pattern for entry in entries])
-
-    def _attach(self, resumption: Resumption) -> None:
-        """Make the entries of a resumption live, in the turn in which all of their old messages were written."""
-        was_query = self._query is resumption
-        self._ended(resumption)
-        # It may end this session, which must not be attached then.
-        self._streams.flush()
-        if self._is_closed:
-            return
-        before = self._live_feeds()
-        scope_feeds = {**before, **dict.fromkeys(entry.feed for entry in resumption.entries)}
-        if was_query or scope_feeds.keys() != before.keys():
-            self._move_live(scope_feeds)
-        for entry in resumption.entries:
-            self._attach_entry(entry, scope_feeds)
-        resumption.entries = []
 
     def _attach_entry(self, entry: Entry, feeds: Collection[Feed]) -> None:
         line = entry.line if self._query is None else IdLine.NONE
@@ -448,9 +401,48 @@ class SessionHistory:
             self._streams.detach(self._owner, entry.view)
             entry.view = None
         by_key = {feed.key: point for feed, point in points.items()}
-        has_lines = self._query is None
-        resumption = self._resume(entries, by_key, Start("new"), is_allowed=True, has_lines=has_lines, announces=False)
-        resumption.ordered.set()
+        request = ReplayRequest(by_key, Start("new"), has_lines=self._query is None, announces=False)
+        self._start_replay(entries, request).ordered.set()
+
+    # Called by the replays, as their owner
+
+    async def bind(self, resumption: Resumption) -> bool:
+        """Move entries to the streams that hold them; return whether that is known of all."""
+        return await self._binder.bind(resumption)
+
+    def refuse(self, resumption: Resumption) -> None:
+        """End the entries because of the replay's error, which came after the reply."""
+        self._binder.refuse(resumption)
+
+    def known_positions(self) -> dict[Feed, Point]:
+        """Return the positions in streams whose messages the client gets, or would get if it weren't slow."""
+        points = self._live_points()
+        for resumption in self._running:
+            if not resumption.request.announces:
+                points |= resumption.positions
+        return points
+
+    def awaited_by(self, resumption: Resumption) -> list[asyncio.Task[None]]:
+        """Return the other replays that send what the slow client has skipped, for subscriptions that were live."""
+        if not resumption.request.announces:
+            return []
+        return [task for each, task in self._running.items() if not each.request.announces]
+
+    def attach(self, resumption: Resumption) -> None:
+        """Make the entries live, in the turn of the event loop in which the last old message was written."""
+        was_query = self._query is resumption
+        self._ended(resumption)
+        # It may end this session, which must not be attached then.
+        self._streams.flush()
+        if self._is_closed:
+            return
+        before = self._live_feeds()
+        scope_feeds = {**before, **dict.fromkeys(entry.feed for entry in resumption.entries)}
+        if was_query or scope_feeds.keys() != before.keys():
+            self._move_live(scope_feeds)
+        for entry in resumption.entries:
+            self._attach_entry(entry, scope_feeds)
+        resumption.entries = []
 
     # Called by the streams
 

@@ -2,14 +2,14 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from ..auth.permissions import Grant
 from ..errors import BridgeError
 from ..hub.interest import View
 from ..log_limits import limited_logger
-from ..metrics.counters import Counters
 from ..protocol import encoding
 from ..protocol.encoding import MessagePrefix
 from ..protocol.messages import CaughtUp, Gap
@@ -17,17 +17,16 @@ from ..protocol.start import Start
 from ..protocol.stream_messages import StreamMessage
 from ..streams.feed import Feed, position_of
 from ..streams.followed import Followed, IdLine
-from ..streams.hub import encode_record
+from ..streams.hub import StreamHub, encode_record
 from ..streams.jetstream import JetStreamError
 from ..streams.positions import Point
-from ..streams.replay import Replay, Step
-from ..streams.slices import EncodedSlices
+from ..streams.replay import Step
 from ..streams.snapshot import SnapshotTooLarge
 from ..streams.window import Record
 from .interfaces import ReplayTarget
 from .starts import too_large
 
-__all__ = ["Entry", "Resumption"]
+__all__ = ["Entry", "ReplayRequest", "Resumption"]
 
 logger = limited_logger()
 
@@ -71,8 +70,26 @@ class Entry:
         return self.excludes is None or not self.excludes(subject)
 
 
-class ReplayBinder(Protocol):
-    """The part of a session that knows which streams hold its patterns."""
+@dataclass(frozen=True)
+class ReplayRequest:
+    """The messages that a replay shows, and how."""
+
+    points: Mapping[str, Point] | None
+    """The positions of the client by the keys of the streams, or ``None`` if it names none."""
+    start: Start
+    """The point from which streams without a position are read."""
+    cutoff: int | None = None
+    """The time before which no message may be sent, in Unix milliseconds, or ``None``."""
+    reads_past: bool = False
+    """True if the client needs a permission for what it reads."""
+    has_lines: bool = False
+    """True if the messages, and the ``caught_up``, have ``id:`` lines on an event stream."""
+    announces: bool = True
+    """True if a ``caught_up`` follows the messages. None follows what a slow consumer has skipped."""
+
+
+class ReplayOwner(Protocol):
+    """The history of a session, as its replays use it."""
 
     async def bind(self, resumption: "Resumption") -> bool:
         """Move entries to the streams that hold them; return whether that is known of all."""
@@ -81,51 +98,44 @@ class ReplayBinder(Protocol):
     def refuse(self, resumption: "Resumption") -> None:
         """End the entries because of the `error`, which came after the reply."""
 
+    def known_positions(self) -> dict[Feed, Point]:
+        """Return the positions in streams whose messages the client gets, or would get if it weren't slow."""
+        ...
+
+    def awaited_by(self, resumption: "Resumption") -> Collection[asyncio.Task[None]]:
+        """Return the replays that must end before the entries are live.
+
+        Otherwise their ids would pass messages that the slow client has skipped.
+        """
+        ...
+
+    def attach(self, resumption: "Resumption") -> None:
+        """Make the entries live, in the turn of the event loop in which the last old message was written."""
+
 
 class Resumption:
     """A replay for some entries of a session, in the background.
 
     Args:
+        owner: The history of the session.
         target: The session.
+        streams: The streams of the worker.
         entries: The entries, which are attached at the end.
-        replay: The messages.
-        points: The positions of the client by the keys of the streams, or ``None`` if it names none.
-        start: The point from which streams without a position are read.
-        attach: Called in the turn of the event loop in which the last old message was written.
-        binder: Moves entries to other streams, if it wasn't known which ones hold them.
-        others: Returns the positions of the session in streams that its other subscriptions follow live, or did until
-            they were skipped.
-        awaited: Returns the replays that must end before these entries are live. Otherwise their ids would pass
-            messages that the slow client has skipped.
-        announces: Whether a ``caught_up`` follows the messages. It doesn't for a slow consumer.
-        slices: The encoded messages that clients share.
-        max_overlap: The largest number of patterns that match one message.
-        reads_past: Whether the client needs a permission for what it reads.
-        counters: Count the replay and its messages.
-        has_lines: Whether the messages, and the ``caught_up``, have ``id:`` lines on an event stream.
+        request: The messages that they get before.
     """
 
     def __init__(
         self,
+        owner: ReplayOwner,
         target: ReplayTarget,
+        streams: StreamHub,
         entries: Sequence[Entry],
-        replay: Replay,
-        points: Mapping[str, Point] | None,
-        start: Start,
-        *,
-        attach: Callable[["Resumption"], None],
-        binder: ReplayBinder,
-        others: Callable[[], dict[Feed, Point]],
-        awaited: Callable[["Resumption"], Collection[asyncio.Task[None]]],
-        counters: Counters,
-        announces: bool = True,
-        has_lines: bool = False,
-        slices: EncodedSlices,
-        max_overlap: int,
-        reads_past: bool,
+        request: ReplayRequest,
     ) -> None:
         self.entries = list(entries)
-        self.replay = replay
+        self.request = request
+        self.reads_past = request.reads_past
+        """True while the client needs a permission for what it reads."""
         self.replayed = 0
         """The number of messages that were written."""
         self.prepared = asyncio.Event()
@@ -134,23 +144,14 @@ class Resumption:
         """The error with which the command fails if its reply isn't written yet."""
         self.ordered = asyncio.Event()
         """Set when the reply to the command is written, so that messages may follow."""
+        self._owner = owner
         self._target = target
-        self._points = points
-        self._start = start
-        self._attach = attach
-        self._binder = binder
-        self._others = others
-        self._awaited = awaited
+        self._streams = streams
+        self._counters = streams.counters
+        self._start = request.start
         self._waits = False
         """True if everything was written, but another replay must end first."""
-        self._counters = counters
-        self.announces = announces
-        self._slices = slices
-        self._max_overlap = max_overlap
-        self.reads_past = reads_past
-        """True if the client needs a permission for what it reads."""
         self._is_past_forbidden = False
-        self._has_lines = has_lines
         self._has_failed = False
         self._needs_reading = False
         self._last_position = ""
@@ -158,24 +159,33 @@ class Resumption:
         self._is_logged = False
         """True if a problem of this replay was logged."""
         self._backoff = _FIRST_BACKOFF
+        self.renew_replay()
+
+    def renew_replay(self) -> None:
+        """Replay the streams that hold the entries. It wasn't known before which ones do."""
+        patterns = [(entry.feed, entry.followed) for entry in self.entries]
+        self.replay = self._streams.replay(patterns, self.request.cutoff)
+        if self._is_past_forbidden:
+            self.replay.skip_to_present("expired")
 
     @property
     def is_resumed(self) -> bool:
         """True if the client goes on after a position."""
-        return self._points is not None
+        return self.request.points is not None
 
     @property
     def needs_history(self) -> bool:
         """True if only a stream has what the client asks for."""
-        return self._points is None and self._start.kind != "new"
+        return self.request.points is None and self._start.kind != "new"
 
     @property
     def positions(self) -> dict[Feed, Point]:
         """The position in each stream up to which the client has everything, as far as is known."""
         found = self.replay.positions
+        points = self.request.points or {}
         for feed in {entry.feed: None for entry in self.entries}:
-            if feed not in found and self._points is not None and feed.key in self._points:
-                found[feed] = self._points[feed.key]
+            if feed not in found and feed.key in points:
+                found[feed] = points[feed.key]
         return found
 
     @property
@@ -187,12 +197,6 @@ class Resumption:
         """Drop an entry, because its subscription has ended."""
         self.entries.remove(entry)
         self.replay.leave({each.followed for each in self.entries})
-
-    def set_replay(self, replay: Replay) -> None:
-        """Replay other streams, because it wasn't known before which ones hold the patterns."""
-        self.replay = replay
-        if self._is_past_forbidden:
-            replay.skip_to_present("expired")
 
     def forbid_past(self) -> None:
         """Skip what is left of the past, because the client may not read it any more."""
@@ -225,18 +229,18 @@ class Resumption:
         # The messages of a state are all read at once. A session has the memory for one at a time.
         waits = self._start.kind == "last_per_subject"
         if not waits:
-            await self._begin()
+            await self._prepare_for_reply()
         while True:
             async with turn:
                 if not self.prepared.is_set():
-                    await self._begin()
+                    await self._prepare_for_reply()
                 if self.error is not None:
                     return
                 await self._write_all()
             if not self._waits:
                 return
             self._waits = False
-            if tasks := self._awaited(self):
+            if tasks := self._owner.awaited_by(self):
                 await asyncio.wait(tasks)
 
     async def _write_all(self) -> None:
@@ -245,7 +249,7 @@ class Resumption:
             await self._wait_for_client()
             if not self._is_up_to_date() or not self.entries:
                 continue
-            if self._continue():
+            if self._write_next():
                 return
             await asyncio.sleep(0)
             if self._needs_reading:
@@ -255,7 +259,7 @@ class Resumption:
         """Make the entries live without their old messages."""
         while not self._target.closed and self.entries:
             await self._wait_for_client()
-            if tasks := self._awaited(self):
+            if tasks := self._owner.awaited_by(self):
                 await asyncio.wait(tasks)
             elif self._is_up_to_date() and self.entries:
                 self._finish()
@@ -263,34 +267,34 @@ class Resumption:
 
     def _is_up_to_date(self) -> bool:
         """Write the live messages received so far, whose positions are in the ids; return whether more may follow."""
-        if self._others() and not self._target.closed:
+        if self._owner.known_positions() and not self._target.closed:
             self._target.flush()
         return self._target.is_writable and not self._target.closed
 
-    async def _begin(self) -> None:
+    async def _prepare_for_reply(self) -> None:
         """Find the first messages, and wait until the reply is written."""
-        await self._prepare()
+        await self._until_prepared()
         self.prepared.set()
         await self.ordered.wait()
         if self.error is not None:
             # The command had not waited for it, or it would have ended the replay.
             self.error = None
-            await self._prepare()
+            await self._until_prepared()
             if self.error is not None:
-                self._binder.refuse(self)
+                self._owner.refuse(self)
 
-    async def _prepare(self) -> None:
+    async def _until_prepared(self) -> None:
         while not await self._try_to_prepare():
             await self._pause()
 
     async def _try_to_prepare(self) -> bool:
         try:
-            if not await self._binder.bind(self):
+            if not await self._owner.bind(self):
                 return False
             if self.error is None:
-                await self.replay.prepare(self._points, self._start)
+                await self.replay.prepare(self.request.points, self._start)
         except SnapshotTooLarge as error:
-            if self._points is None:
+            if self.request.points is None:
                 self.error = too_large(error, [entry.grant.pattern for entry in self.entries])
             else:
                 self._start = Start("new")
@@ -310,11 +314,11 @@ class Resumption:
         # No message may be written after the permissions have expired.
         self._target.expire_due()
 
-    def _continue(self) -> bool:
+    def _write_next(self) -> bool:
         """Write some messages; return whether none is left. Then the entries are live, or wait."""
         if not self.replayed and any(each.line is IdLine.BEFORE for each in self.entries):
             # A client with overlapping patterns that gets the first message alone goes on before it.
-            self._last_position = position_of(self._others() | self.replay.positions)
+            self._last_position = position_of(self._owner.known_positions() | self.replay.positions)
         records = self.replay.take_window(_MESSAGES_PER_TURN)
         steps = [] if records else self.replay.take_present(_MESSAGES_PER_TURN)
         self._report_missed()
@@ -326,7 +330,7 @@ class Resumption:
             self._write(steps)
         if steps is None or steps:
             return False
-        self._waits = bool(self._awaited(self))
+        self._waits = bool(self._owner.awaited_by(self))
         if not self._waits:
             self._finish()
         return True
@@ -361,13 +365,13 @@ class Resumption:
         """Write messages of one pattern, from its window."""
         (reader,) = self.replay.readers
         feed, followed = reader.feed, reader.followed
-        others = self._others()
+        others = self._owner.known_positions()
         others.pop(feed, None)
         if others or len(self.entries) > 1 or self.entries[0].line is IdLine.BEFORE:
             self._write([Step(each, followed, feed, Point(each.seq, each.time)) for each in records])
             return
         (entry,) = self.entries
-        has_lines = self._has_lines and entry.line is not IdLine.NONE
+        has_lines = self.request.has_lines and entry.line is not IdLine.NONE
         shown = [each for each in records if entry.shows(each.subject)] if entry.excludes else records
 
         def encode() -> bytes:
@@ -381,15 +385,16 @@ class Resumption:
         self._count(len(shown))
         key = (feed.key, feed.life, entry.grant, has_lines, self._target.wire_format, records[0].seq, records[-1].seq)
         self._target.charge_replay(len(records))
-        self._target.write(self._slices.get(key, encode))
+        self._target.write(self._streams.slices.get(key, encode))
 
     def _write(self, steps: Sequence[Step]) -> None:
         by_followed: dict[Followed, list[Entry]] = {}
         for each in self.entries:
             by_followed.setdefault(each.followed, []).append(each)
         # Streams of this replay whose messages follow later are part of the position too.
-        others = self._others() | self.replay.positions
+        others = self._owner.known_positions() | self.replay.positions
         messages: list[StreamMessage] = []
+        most = self._streams.settings.max_overlap
         crowded: dict[Entry, None] = {}
         before = self._last_position
         for record, followed, feed, point in steps:
@@ -399,9 +404,9 @@ class Resumption:
             matching = [
                 entry for each in followed for entry in by_followed.get(each, ()) if entry.shows(record.subject)
             ]
-            if len(matching) > self._max_overlap:
-                crowded |= dict.fromkeys(matching[self._max_overlap :])
-            for entry in matching[: self._max_overlap]:
+            if len(matching) > most:
+                crowded |= dict.fromkeys(matching[most:])
+            for entry in matching[:most]:
                 line = self._line_of(entry, position, before)
                 message = encode_record(record, entry.prefix, 0, position, line, first, feed=feed)
                 first = first or message
@@ -421,7 +426,7 @@ class Resumption:
         self._counters.deliveries += messages
 
     def _line_of(self, entry: Entry, position: str, before: str) -> str:
-        if not self._has_lines or entry.line is IdLine.NONE:
+        if not self.request.has_lines or entry.line is IdLine.NONE:
             return ""
         return position if entry.line is IdLine.OWN else before
 
@@ -431,10 +436,10 @@ class Resumption:
             self._counters.replay_results["recovered"] += 1
         for reason in self.replay.reasons:
             self._counters.replay_results[reason] += 1
-        self._attach(self)
-        if not self.announces or self._target.closed:
+        self._owner.attach(self)
+        if not self.request.announces or self._target.closed:
             return
-        position = position_of(self._others())
+        position = position_of(self._owner.known_positions())
         frame = CaughtUp(subjects=names, replayed=self.replayed, recovered=self.recovered, position=position)
-        line = position if self._has_lines else None
+        line = position if self.request.has_lines else None
         self._target.write(encoding.encode_frame(frame, self._target.wire_format, event_id=line))

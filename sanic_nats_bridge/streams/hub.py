@@ -69,7 +69,7 @@ class StreamHub:
         prefix: str,
         on_changed: Callable[[], None] = lambda: None,
     ) -> None:
-        self._settings = settings
+        self.settings = settings
         self._broadcaster = broadcaster
         self._on_changed = on_changed
         self.counters = counters
@@ -110,7 +110,7 @@ class StreamHub:
 
     def _new_turns(self) -> dict[Feed, Turns]:
         # They belong to the event loop in which they are first waited for.
-        return {feed: Turns(self._settings.max_replays, self.counters) for feed in self.feeds}
+        return {feed: Turns(self.settings.max_replays, self.counters) for feed in self.feeds}
 
     # Patterns
 
@@ -136,7 +136,7 @@ class StreamHub:
         """
         followed = feed.get(pattern)
         if followed is None:
-            if sum(each.followed_count for each in self.feeds) >= self._settings.max_patterns:
+            if sum(each.followed_count for each in self.feeds) >= self.settings.max_patterns:
                 self._drop_idle()
             followed = Followed(pattern, self.memory, feed.seq)
             feed.add(followed)
@@ -175,7 +175,7 @@ class StreamHub:
             patterns: The patterns.
             cutoff: The time before which no message may be sent to the client, in Unix milliseconds, or ``None``.
         """
-        settings = self._settings
+        settings = self.settings
         limits = ReplayLimits(settings.max_replay_messages, settings.max_replay_bytes, settings.max_snapshot_subjects)
         by_feed: dict[Feed, dict[Followed, None]] = {}
         for feed, followed in patterns:

@@ -254,7 +254,7 @@ async def test_subscription_waits_for_messages_that_the_slow_client_has_skipped(
     original, catching_up = Resumption._try_to_prepare, asyncio.Event()
 
     async def prepare(self: Resumption) -> bool:
-        if not self.announces:
+        if not self.request.announces:
             await catching_up.wait()
         return await original(self)
 
@@ -290,7 +290,7 @@ async def test_events_have_no_ids_while_the_patterns_of_the_query_are_behind(
     original, caught_up = Resumption._try_to_prepare, asyncio.Event()
 
     async def prepare(self: Resumption) -> bool:
-        if self._has_lines:
+        if self.request.has_lines:
             await caught_up.wait()
         return await original(self)
 
