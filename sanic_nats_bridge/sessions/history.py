@@ -14,7 +14,8 @@ from ..protocol.messages import Command, Gap, Reply, success_reply
 from ..protocol.start import Start
 from ..protocol.stream_messages import StreamMessage
 from ..settings import Settings
-from ..streams.feed import Feed, position_of
+from ..streams.encoding import position_of
+from ..streams.feed import Feed
 from ..streams.followed import Channel, Followed, IdLine
 from ..streams.hub import StreamHub
 from ..streams.judgement import cutoff_of

@@ -15,9 +15,10 @@ from ..protocol.encoding import MessagePrefix
 from ..protocol.messages import CaughtUp, Gap
 from ..protocol.start import Start
 from ..protocol.stream_messages import StreamMessage
-from ..streams.feed import Feed, position_of
+from ..streams.encoding import encode_record, position_of
+from ..streams.feed import Feed
 from ..streams.followed import Followed, IdLine
-from ..streams.hub import StreamHub, encode_record
+from ..streams.hub import StreamHub
 from ..streams.jetstream import JetStreamError
 from ..streams.positions import Point
 from ..streams.replay import Step

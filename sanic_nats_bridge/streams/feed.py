@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import random
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import msgspec
 
@@ -20,13 +20,13 @@ from .followed import Followed
 from .heartbeats import flow_control_reply, last_of_consumer
 from .interfaces import FeedLink, FeedListener, FeedState
 from .jetstream import JetStream, JetStreamError, JetStreamUnavailable, StreamInfo, feed_metadata, status_of
-from .positions import Point, PointEncoder, join_parts, stream_key
+from .positions import Point, PointEncoder, stream_key
 from .requirements import Permission, StreamUnusable, holds, may_hold
 from .routes import Routes
 from .stream_check import GONE_SECONDS, INFO_SECONDS, StreamCheck
 from .window import Record
 
-__all__ = ["Feed", "position_of"]
+__all__ = ["Feed"]
 
 logger = limited_logger()
 
@@ -465,11 +465,6 @@ class Feed:
         self.problem = problem
         self._is_reading = False
         self._broken.set()
-
-
-def position_of(points: Mapping[Feed, Point]) -> str:
-    """Return the position of a client that has everything up to these points, as it is sent to the client."""
-    return join_parts([feed.part(points[feed]) for feed in sorted(points, key=lambda feed: feed.key)])
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> bool:

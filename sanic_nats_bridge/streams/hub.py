@@ -18,9 +18,9 @@ from ..log_limits import limited_logger
 from ..metrics.counters import Counters
 from ..nats.connection import ControlListener, NatsClient
 from ..nats.supervisor import ConnectionSupervisor
-from ..protocol.encoding import MessagePrefix
 from ..protocol.stream_messages import StreamMessage
 from ..settings import Settings
+from .encoding import encode_record, ids_of
 from .feed import Feed
 from .followed import Channel, Followed, IdLine, Scope
 from .jetstream import JetStream, JetStreamError, PermissionMissing, StreamInfo, StreamMissing
@@ -33,7 +33,7 @@ from .slices import EncodedSlices
 from .turns import Turns
 from .window import Record, WindowMemory
 
-__all__ = ["StreamHub", "StreamSubscriber", "encode_record"]
+__all__ = ["StreamHub", "StreamSubscriber"]
 
 logger = limited_logger()
 
@@ -278,7 +278,7 @@ class StreamHub:
         if scope.line is _OWN and len(scope.streams) == 1:
             position = line = feed.encode(record.seq, record.time)
         else:
-            position, line = _ids(scope, feed, record)
+            position, line = ids_of(scope, feed, record)
         payload = record.payload
         message = StreamMessage(
             view.prefix,
@@ -304,7 +304,7 @@ class StreamHub:
             each.window.add(record)
             for scope, channel in each.channels.items():
                 if scope not in ids:
-                    ids[scope] = _ids(scope, feed, record)
+                    ids[scope] = ids_of(scope, feed, record)
                 for alike in channel.views.values():
                     message: StreamMessage | None = None
                     for view in alike.values():
@@ -457,47 +457,3 @@ class _Link:
             # A lost answer only delays the consumer, whose feed is then silent and begins again.
             with contextlib.suppress(Exception):
                 await client.publish(subject)
-
-
-def encode_record(
-    record: Record,
-    prefix: MessagePrefix,
-    number: int,
-    position: str,
-    line: str,
-    first: StreamMessage | None = None,
-    *,
-    feed: Feed,
-) -> StreamMessage:
-    """Return a message of a stream under one pattern. It shares its payload with the first one of the same message."""
-    if first is None:
-        return StreamMessage(
-            prefix,
-            record.subject,
-            record.headers,
-            record.payload,
-            number,
-            seq=record.seq,
-            position=position,
-            event_id=line,
-            operation=record.operation,
-            stream=feed,
-            time=record.time,
-        )
-    return first.under(prefix, position, line)
-
-
-def _ids(scope: Scope, feed: Feed, record: Record) -> tuple[str, str]:
-    """Return the id of a message at which its feed has not arrived yet, and the one for its line on event streams."""
-    if len(scope.streams) == 1:
-        position = feed.encode(record.seq, record.time)
-        if scope.line is _OWN:
-            return position, position
-    else:
-        present = Point(record.seq, record.time)
-        position = join_parts([each.part(present if each is feed else each.point) for each in scope.streams])
-    if scope.line is IdLine.OWN:
-        return position, position
-    if scope.line is IdLine.NONE:
-        return position, ""
-    return position, join_parts([each.part(each.point) for each in scope.streams])
