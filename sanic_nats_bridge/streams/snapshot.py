@@ -4,14 +4,12 @@ import asyncio
 import secrets
 from typing import Literal
 
-from ..protocol import encoding
-from ..protocol.stream_messages import operation_of
 from .feed import HEARTBEAT_SECONDS, Feed
 from .followed import Followed
 from .heartbeats import last_of_consumer
-from .jetstream import JetStreamUnavailable, StreamInfo, feed_metadata, status_of
+from .jetstream import JetStreamUnavailable, StoredMessage, StreamInfo, feed_metadata, status_of
 from .positions import Point
-from .reader import Hit, StreamReader
+from .reader import Hit, StreamReader, record_of
 from .window import Record
 
 __all__ = ["SnapshotTooLarge", "read_snapshot"]
@@ -170,9 +168,7 @@ class _Snapshot:
             text = subject.decode()
         except UnicodeDecodeError:
             return
-        shown = encoding.header_fields(headers, self._headers) if headers and self._headers else b""
-        operation = operation_of(headers) if headers else ""
-        record = Record(seq, time, text, shown, payload, operation)
+        record = record_of(StoredMessage(seq, time, text, headers, payload), self._headers)
         self.size += record.length
         if self.size > self._max_bytes:
             self._fail(SnapshotTooLarge("max_replay_bytes"))
