@@ -1,10 +1,10 @@
 """Messages of JetStream streams, which have ids, and the headers by which a bucket deletes its keys."""
 
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from .encoding import EncodedMessage, MessagePrefix, WireFormat, websocket_frame
 
-__all__ = ["Operation", "StreamMessage", "operation_of"]
+__all__ = ["MessageStream", "Operation", "StreamMessage", "operation_of"]
 
 Operation: TypeAlias = Literal["", "delete", "purge"]
 """The effect of a stored message on the key of a bucket, if it doesn't set the value."""
@@ -18,7 +18,16 @@ _OPERATIONS: dict[bytes, Operation] = {b"DEL": "delete", b"PURGE": "purge"}
 _MARKERS: dict[bytes, Operation] = {b"MaxAge": "purge", b"Purge": "purge", b"Remove": "delete"}
 
 
-class StreamMessage(EncodedMessage, eq=False, gc=False):
+class MessageStream(Protocol):
+    """The stream of a message."""
+
+    @property
+    def key(self) -> str:
+        """The key of the stream in ids."""
+        ...
+
+
+class StreamMessage(EncodedMessage, eq=False, gc=False, kw_only=True):
     """One message of a stream, with the id of its position in the streams that a session follows.
 
     ``seq`` is its sequence number in ``stream``, and ``time`` the time at which it was stored, in Unix milliseconds.
@@ -27,12 +36,12 @@ class StreamMessage(EncodedMessage, eq=False, gc=False):
     which need no escapes.
     """
 
-    seq: int = 0
-    position: str = ""
+    stream: MessageStream
+    seq: int
+    time: int
+    position: str
     event_id: str = ""
     operation: Operation = ""
-    stream: object = None
-    time: int = 0
 
     def under(self, prefix: MessagePrefix, position: str | None = None, event_id: str | None = None) -> "StreamMessage":
         """Return the same message under another pattern, or with other ids. All share the encoded payload."""

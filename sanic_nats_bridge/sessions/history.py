@@ -12,7 +12,7 @@ from ..hub.interest import View
 from ..protocol import subjects
 from ..protocol.messages import Command, Gap, Reply, success_reply
 from ..protocol.start import Start
-from ..protocol.stream_messages import StreamMessage
+from ..protocol.stream_messages import MessageStream, StreamMessage
 from ..settings import Settings
 from ..streams.encoding import position_of
 from ..streams.feed import Feed
@@ -57,7 +57,7 @@ class SessionHistory:
         """The replay of the query, until it is live. No ``id:`` line of others may pass its position."""
         self._binder = Binder(owner, streams, self._entries, self.remove_all)
         self._turn = asyncio.Lock()
-        self._skipped: dict[Feed, Point] = {}
+        self._skipped: dict[MessageStream, Point] = {}
         """For each stream of which the slow client has skipped messages, the position before the first of them."""
         self._is_closed = False
         self._is_query = False
@@ -386,23 +386,22 @@ class SessionHistory:
     def skip(self, messages: Sequence[StreamMessage]) -> None:
         """Note messages that the slow client skips. They are read from the stream later."""
         for message in messages:
-            feed = message.stream
-            assert isinstance(feed, Feed)
-            if feed not in self._skipped:
-                self._skipped[feed] = Point(message.seq - 1, message.time)
+            if message.stream not in self._skipped:
+                self._skipped[message.stream] = Point(message.seq - 1, message.time)
 
     def catch_up(self) -> None:
         """Read the messages that the client has skipped while it was slow. All messages before were written."""
         if not self._skipped or self._is_closed:
             return
-        points, self._skipped = self._live_points() | self._skipped, {}
+        points = {feed.key: point for feed, point in self._live_points().items()}
+        points |= {stream.key: point for stream, point in self._skipped.items()}
+        self._skipped = {}
         entries = [entry for entry in self._entries.values() if entry.view is not None]
         for entry in entries:
             assert entry.view is not None
             self._streams.detach(self._owner, entry.view)
             entry.view = None
-        by_key = {feed.key: point for feed, point in points.items()}
-        request = ReplayRequest(by_key, Start("new"), has_lines=self._query is None, announces=False)
+        request = ReplayRequest(points, Start("new"), has_lines=self._query is None, announces=False)
         self._start_replay(entries, request).ordered.set()
 
     # Called by the replays, as their owner

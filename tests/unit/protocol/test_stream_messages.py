@@ -1,6 +1,7 @@
 import gc
 import json
 from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import example, given
@@ -13,6 +14,7 @@ from tests.support.growth import assert_linear
 
 POSITION = "k3f9x2.m2l.sz3k20"
 OTHER_POSITION = "k3f9x2.m2l.sz3k20~p2.1.sz3k1z"
+STREAM = SimpleNamespace(key="k3f9x2")
 ids = st.text("abcXYZ019._~-", min_size=1, max_size=128)
 
 
@@ -26,9 +28,18 @@ def stream_message(
     event_id: str = "",
     operation: Operation = "",
 ) -> StreamMessage:
-    prefix = MessagePrefix(pattern)
     return StreamMessage(
-        prefix, subject, headers, payload, 7, seq=42, position=position, event_id=event_id, operation=operation
+        MessagePrefix(pattern),
+        subject,
+        headers,
+        payload,
+        7,
+        stream=STREAM,
+        seq=42,
+        time=1_000,
+        position=position,
+        event_id=event_id,
+        operation=operation,
     )
 
 
@@ -210,5 +221,7 @@ def test_stream_message_is_untracked_by_garbage_collector(shared: bool) -> None:
         for wire_format in WireFormat:
             each.encoded(wire_format)
         assert not gc.is_tracked(each)
-        kept = {name: getattr(each, name) for name in each.__struct_fields__ if name not in ("prefix", "first")}
+        kept = {
+            name: getattr(each, name) for name in each.__struct_fields__ if name not in ("prefix", "first", "stream")
+        }
         assert [name for name, value in kept.items() if gc.is_tracked(value)] == []
