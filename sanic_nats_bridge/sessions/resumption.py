@@ -378,13 +378,13 @@ class Resumption:
         def encode() -> bytes:
             messages = []
             for each in shown:
-                position = feed.encode(each.seq, each.time)
+                position = feed.life.encode(each.seq, each.time)
                 line = position if has_lines else ""
                 messages.append(encode_record(each, entry.prefix, 0, position, line, feed=feed))
             return encoding.join(messages, self._target.wire_format)
 
         self._count(len(shown))
-        key = (feed.key, feed.life, entry.grant, has_lines, self._target.wire_format, records[0].seq, records[-1].seq)
+        key = (feed.life, entry.grant, has_lines, self._target.wire_format, records[0].seq, records[-1].seq)
         self._target.charge_replay(len(records))
         self._target.write(self._streams.slices.get(key, encode))
 

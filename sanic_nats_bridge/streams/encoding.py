@@ -46,7 +46,7 @@ def encode_record(
 def ids_of(scope: Scope, feed: Feed, record: Record) -> tuple[str, str]:
     """Return the id of a message at which its feed has not arrived yet, and the one for its line on event streams."""
     if len(scope.streams) == 1:
-        position = feed.encode(record.seq, record.time)
+        position = feed.life.encode(record.seq, record.time)
         if scope.line is _OWN:
             return position, position
     else:

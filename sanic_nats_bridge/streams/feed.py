@@ -26,7 +26,7 @@ from .routes import Routes
 from .stream_check import GONE_SECONDS, INFO_SECONDS, StreamCheck
 from .window import Record
 
-__all__ = ["Feed"]
+__all__ = ["Feed", "StreamLife"]
 
 logger = limited_logger()
 
@@ -43,6 +43,26 @@ _MILLISECOND = 1_000_000
 """In nanoseconds."""
 _numbers = msgspec.json.Decoder(tuple[int, int, int, int]).decode
 """Returns the four numbers of a JSON array."""
+
+
+class StreamLife:
+    """The time in which a stream is the same one for its feed. A position is valid in one life.
+
+    Another life begins when the stream was created again, or has begun again, or after the feed has lost its position.
+
+    Args:
+        key: The key of the stream in positions.
+        anchor: The position at which the feed begins.
+    """
+
+    __slots__ = ("anchor", "encode", "key")
+
+    def __init__(self, key: str, anchor: Point) -> None:
+        self.key = key
+        self.encode = PointEncoder(key).encode
+        """Returns the part of an id for a sequence and a time."""
+        self.anchor = anchor
+        """A position from which on the feed has seen every message. Its time is 0 until the feed has seen one."""
 
 
 class Feed:
@@ -73,19 +93,12 @@ class Feed:
         self.jetstream = jetstream
         self.info: StreamInfo | None = None
         """The newest state of the stream; ``None`` before it was known."""
-        self.key = ""
-        """The key of the stream in positions."""
+        self.life = StreamLife("", Point(0, 0))
+        """The key and the encoder of positions, and the anchor, until the stream isn't the same one any more."""
         self.seq = 0
         """The sequence of the last message that was delivered: all up to it were."""
         self.time = 0
         """The time of that message, in Unix milliseconds."""
-        self.anchor = Point(0, 0)
-        """A position from which on the feed has seen every message of the same life of the stream.
-
-        Its time is 0 until the feed has seen a message.
-        """
-        self.life = 0
-        """The number of times that the feed has begun at a position of which it knew nothing before."""
         self.is_standing = False
         """True while a consumer delivers."""
         self.problem = ""
@@ -98,8 +111,6 @@ class Feed:
         self.prefix = deliver_prefix
         self._headers = headers
         self._routes = Routes()
-        self.encode = PointEncoder("").encode
-        """Returns the part of an id for a sequence and a time."""
         self._current = asyncio.Event()
         self._known = asyncio.Event()
         self.lag = 0
@@ -154,13 +165,18 @@ class Feed:
         return "waiting" if self._is_needed or self.link.client is None else "idle"
 
     @property
+    def key(self) -> str:
+        """The key of the stream in positions."""
+        return self.life.key
+
+    @property
     def point(self) -> Point:
         """The position of the feed."""
         return Point(self.seq, self.time)
 
     def part(self, point: Point) -> str:
         """Return the part of a position that concerns this stream."""
-        return self.encode(point.seq, point.time)
+        return self.life.encode(point.seq, point.time)
 
     @property
     def followed(self) -> tuple[Followed, ...]:
@@ -357,13 +373,9 @@ class Feed:
             is_new = True
         self._shorter_since = 0.0
         was_known, self.info = self.info is not None, info
-        if is_new:
-            self.key = stream_key(self.name, info.created)
-            self.encode = PointEncoder(self.key).encode
         if is_new or not self.is_current:
             self.seq, self.time = info.last_seq, info.last_time
-            self.anchor = self.point
-            self.life += 1
+            self.life = StreamLife(stream_key(self.name, info.created), self.point)
             for followed in self._routes:
                 followed.restart_window(self.seq)
             if is_new and was_known and self._routes:
@@ -430,7 +442,7 @@ class Feed:
                 logger.exception("Cannot deliver a message of a stream; its subscribers get a gap")
                 self._lose(seq, followed)
         if not self.time:
-            self.anchor = Point(seq, time)
+            self.life.anchor = Point(seq, time)
         self.seq, self.time, self.lag = seq, time, pending
         if seq >= self._awaited.next:
             self._awaited.arrived(seq)

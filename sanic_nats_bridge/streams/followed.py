@@ -23,7 +23,10 @@ class IdLine(Enum):
 class Position(Protocol):
     """The position in one stream, as an id has it."""
 
-    key: str
+    @property
+    def key(self) -> str:
+        """The key of the stream."""
+        ...
 
     @property
     def point(self) -> Point:

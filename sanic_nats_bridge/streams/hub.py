@@ -276,7 +276,7 @@ class StreamHub:
         followed[0].window.add(record)
         scope = channel.scope
         if scope.line is _OWN and len(scope.streams) == 1:
-            position = line = feed.encode(record.seq, record.time)
+            position = line = feed.life.encode(record.seq, record.time)
         else:
             position, line = ids_of(scope, feed, record)
         payload = record.payload

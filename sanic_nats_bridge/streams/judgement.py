@@ -53,11 +53,11 @@ async def judge(feed: Feed, point: Point, reader: StreamReader, cutoff: int | No
     reader.move_to(point)
     # The feed has seen every message since its anchor. So the position is of the same life of the stream. A client that
     # has no message of the stream yet can go on in any life.
-    is_same = point.seq == 0 or (feed.anchor.seq <= point.seq and 0 < feed.anchor.time <= point.time)
+    is_same = point.seq == 0 or (feed.life.anchor.seq <= point.seq and 0 < feed.life.anchor.time <= point.time)
     if not is_same and not reader.knows(point):
         info = await reader.jetstream.stream_info(feed.name)
         first = await reader.jetstream.next_message(feed.name, max(point.seq, 1), ">")
-        if _is_reset(info, point, first, feed.anchor):
+        if _is_reset(info, point, first, feed.life.anchor):
             return "reset"
         reader.note_known(point)
     if cutoff is None:

@@ -195,7 +195,7 @@ class Replay:
             if skips is not None:
                 # The client may not know any more how many messages there were.
                 stream.missed = [(reason, None) for reason, _ in stream.missed]
-            is_reset = stream.life != stream.feed.life
+            is_reset = stream.life is not stream.feed.life
             if is_reset or skips is not None:
                 stream.life = stream.feed.life
                 stream.miss("reset" if is_reset else skips or "expired")

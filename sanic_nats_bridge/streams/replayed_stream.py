@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..protocol.messages import ReplayGapReason
-from .feed import Feed
+from .feed import Feed, StreamLife
 from .jetstream import StreamInfo
 from .judgement import NOWHERE, has_expired
 from .positions import Point
@@ -26,7 +26,7 @@ class ReplayedStream:
     """True once it is known where reading begins."""
     point: Point | None = None
     """The position up to which the client has everything; ``None`` before it is known."""
-    life: int = 0
+    life: StreamLife | None = None
     """The life of the feed to which `point` belongs."""
     counts: list[int] | None = None
     """The number of messages of each pattern that are left, if they may be more than a replay shows."""

@@ -10,9 +10,9 @@ from sanic_nats_bridge.metrics.counters import Counters
 from sanic_nats_bridge.protocol.subjects import includes
 from sanic_nats_bridge.settings import Settings
 from sanic_nats_bridge.streams.answers import Batch, JetStreamUnavailable, StoredMessage, StreamInfo
-from sanic_nats_bridge.streams.feed import Feed
+from sanic_nats_bridge.streams.feed import Feed, StreamLife
 from sanic_nats_bridge.streams.hub import StreamHub
-from sanic_nats_bridge.streams.positions import PointEncoder
+from sanic_nats_bridge.streams.positions import Point
 from sanic_nats_bridge.streams.reader import StreamReader
 from sanic_nats_bridge.streams.window import Record
 
@@ -101,8 +101,7 @@ class FollowedStream:
         (self.feed,) = self.hub.feeds
         self.jetstream = FakeJetStream(subjects)
         self.feed.jetstream = self.jetstream  # type: ignore[assignment]
-        self.feed.key = "stream000"
-        self.feed.encode = PointEncoder(self.feed.key).encode
+        self.feed.life = StreamLife("stream000", Point(0, 0))
         self.feed.info = info_of(seq)
         self.feed.seq, self.feed.time = seq, _TIME + seq
         self.feed.is_current = self.feed.is_standing = True

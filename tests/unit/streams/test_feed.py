@@ -35,7 +35,7 @@ async def test_stream_that_has_begun_again_and_is_longer_is_another_one(caplog: 
     stream.reader("a.1")
     first = stream.feed.time + 1
     stream.feed._update(replace(info_of(12), first_time=first, last_time=first + 12))
-    assert (stream.feed.seq, stream.feed.anchor) == (12, Point(12, first + 12))
+    assert (stream.feed.seq, stream.feed.life.anchor) == (12, Point(12, first + 12))
     assert "is not the one before" in caplog.text
 
 

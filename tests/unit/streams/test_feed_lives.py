@@ -10,14 +10,14 @@ async def test_anchor_is_the_first_message_of_which_the_time_is_known() -> None:
     stream = FakeStream()
     worker = FakeWorker(stream)
     worker.follow("a")
-    assert worker.feed.anchor == Point(0, 0)
+    assert worker.feed.life.anchor == Point(0, 0)
     stream.publish("b", "a")
     worker.receive()
-    assert worker.feed.anchor == point_of(stream.messages[1])
+    assert worker.feed.life.anchor == point_of(stream.messages[1])
     worker = FakeWorker(stream)
     stream.publish("a")
     worker.receive()
-    assert worker.feed.anchor == point_of(stream.messages[2])
+    assert worker.feed.life.anchor == point_of(stream.messages[2])
 
 
 async def test_feed_has_another_life_when_its_position_is_not_valid_any_more() -> None:
@@ -25,16 +25,19 @@ async def test_feed_has_another_life_when_its_position_is_not_valid_any_more() -
     stream.publish("a", "a")
     worker = FakeWorker(stream)
     (followed,) = worker.follow("a")
-    life = worker.feed.life
+    lives = [worker.feed.life]
     worker.look()
-    assert (worker.feed.life, worker.resets) == (life, 0)
+    assert (worker.feed.life, worker.resets) == (lives[0], 0)
     for number, created in enumerate((None, "2027-01-01T00:00:00Z"), 1):
         stream.begin_again(created)
         stream.publish(*["a"] * number)
         worker.look()
         assert worker.feed.point == point_of(stream.messages[number])
         assert followed.window.floor == number
-        assert (worker.feed.life, worker.resets) == (life + number, number)
+        assert worker.resets == number
+        lives.append(worker.feed.life)
+        assert len(set(lives)) == number + 1
+        assert (lives[-1].key == lives[0].key) is (created is None)
 
 
 async def test_window_is_complete_after_a_message_that_could_not_be_delivered(

@@ -11,10 +11,10 @@ from sanic_nats_bridge.hub.broadcast import Broadcaster
 from sanic_nats_bridge.metrics.counters import Counters
 from sanic_nats_bridge.protocol.encoding import WireFormat
 from sanic_nats_bridge.settings import Settings
-from sanic_nats_bridge.streams.feed import Feed
+from sanic_nats_bridge.streams.feed import Feed, StreamLife
 from sanic_nats_bridge.streams.followed import IdLine
 from sanic_nats_bridge.streams.hub import StreamHub
-from sanic_nats_bridge.streams.positions import PointEncoder, decode_position
+from sanic_nats_bridge.streams.positions import Point, decode_position
 from sanic_nats_bridge.streams.window import Record
 from tests.support.fakes import FakeSubscriber
 
@@ -26,8 +26,7 @@ def made(*names: str, **options: Any) -> tuple[StreamHub, Broadcaster]:
     broadcaster = Broadcaster(counters, ExpirationQueue(lambda keys: None))
     hub = StreamHub(settings, broadcaster, counters, prefix="_X")
     for number, feed in enumerate(hub.feeds):
-        feed.key = f"key{number:06}"
-        feed.encode = PointEncoder(feed.key).encode
+        feed.life = StreamLife(f"key{number:06}", Point(0, 0))
         feed.seq, feed.time = 10, 1000
     return hub, broadcaster
 

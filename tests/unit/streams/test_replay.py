@@ -60,7 +60,7 @@ async def resume(stream: FollowedStream, *patterns: str, after: int) -> tuple[Re
 
 async def test_one_client_reads_for_all_that_return_to_a_new_worker() -> None:
     stream = FollowedStream(["a.1"] * 400, seq=400)
-    stream.feed.anchor = stream.feed.point
+    stream.feed.life.anchor = stream.feed.point
     stream.hub.follow(stream.feed, "a.1")
     alone, count = await resume(stream, "a.1", after=100)
     requests, stream.jetstream.requests = stream.jetstream.requests, 0
@@ -77,7 +77,7 @@ async def test_clients_that_return_at_once_ask_nats_no_more_than_one() -> None:
     numbers = []
     for clients in (1, 50):
         stream = FollowedStream(["a.1", "a.2"] * 400, seq=800)
-        stream.feed.anchor = stream.feed.point
+        stream.feed.life.anchor = stream.feed.point
         stream.hub.follow(stream.feed, "a.1")
         replays = await asyncio.gather(*(resume(stream, "a.1", after=99) for _ in range(clients)))
         assert {count for _, count in replays} == {350}
@@ -87,7 +87,7 @@ async def test_clients_that_return_at_once_ask_nats_no_more_than_one() -> None:
 
 async def test_position_of_a_number_that_was_used_again_is_not_known_by_the_window() -> None:
     stream = FollowedStream(["a.1"] * 40, seq=40)
-    stream.feed.anchor = stream.feed.point
+    stream.feed.life.anchor = stream.feed.point
     await resume(stream, "a.1", after=10)
     replay = Replay([stream.reader("a.1")], LIMITS, None)
     await replay.prepare({stream.feed.key: Point(20, stream.jetstream.messages[19].time - 1)}, Start("new"))
