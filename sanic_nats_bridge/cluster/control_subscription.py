@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Protocol
 
-from ..nats.connection import ControlListener, NatsClient
+from ..nats.connection import NatsClient
+from ..nats.interfaces import ControlListener
 
 __all__ = ["ControlConnection", "ControlSubscription"]
 

@@ -13,7 +13,7 @@ import math
 import secrets
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 from urllib.parse import ParseResult, urlparse
 
 import nats.errors
@@ -22,6 +22,7 @@ from nats.aio.client import Client
 from ..log_limits import limited_logger
 from .addresses import Addresses
 from .awaited_pongs import AwaitedPongs, Confirmation, HealthPing, Removal
+from .interfaces import ControlListener, MessageListener
 from .line_filter import LineFilter, printable
 from .parser import MAX_MESSAGE_BYTES, MalformedLineError, Parser
 from .server_errors import classify_error
@@ -29,7 +30,7 @@ from .server_info import decode_info, domain_of, max_payload_of, usable_addresse
 from .subscription_index import SubscriptionIndex, sub_length
 from .transport import TcpSocket, WebSocket, transport_for, within
 
-__all__ = ["QUEUE_PREFIX", "Connection", "ControlListener", "MessageListener", "NatsClient"]
+__all__ = ["QUEUE_PREFIX", "Connection", "NatsClient"]
 
 NatsClient: TypeAlias = Client
 
@@ -40,46 +41,6 @@ QUEUE_PREFIX = "natsbridge"
 
 _MAX_ERROR_BYTES = 4096  # a subject of 255 bytes, quoted, takes about a thousand
 _REFUSALS_PER_TURN = 16
-
-
-class MessageListener(Protocol):
-    """Callbacks for the messages and the state of subscriptions.
-
-    ``sink`` is the object that was passed to `Connection.add_subscription`.
-    """
-
-    @property
-    def on_message(self) -> Callable[[Any, bytes, bytes, bytes], bool]:
-        """Callback for each message: sink, subject, headers, payload. It returns true if the next one must wait."""
-
-    @property
-    def is_full(self) -> bool:
-        """True while no message may be processed, because too many of those before aren't written yet."""
-
-    async def room(self) -> None:
-        """Wait until messages may be processed."""
-
-    def delivery_failed(self, sink: Any) -> None:
-        """Note that a message is lost, because `on_message` has raised."""
-
-    def confirmed(self, sink: Any) -> None:
-        """Note that the server has the subscription."""
-
-    def refused(self, sink: Any) -> None:
-        """Note that the server has refused or ended the subscription."""
-
-
-class ControlListener(Protocol):
-    """Callbacks for one subscription with reply subjects. They must not raise."""
-
-    def on_message(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes, /) -> bool | None:
-        """Process a message; return true if the next one must wait until there is room, ``None`` if there were many."""
-
-    def confirmed(self) -> None:
-        """Note that the server has the subscription."""
-
-    def refused(self) -> None:
-        """Note that the server has refused or ended the subscription."""
 
 
 class Connection(Client):

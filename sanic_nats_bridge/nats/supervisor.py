@@ -15,9 +15,10 @@ from ..log_limits import limited_logger
 from ..settings import Settings
 from .addresses import Addresses
 from .connect_errors import describe
-from .connection import Connection, ControlListener, MessageListener, NatsClient
+from .connection import Connection, NatsClient
 from .credentials import read_credentials, read_nkey_seed, split_user_info
 from .health import wait_until_stale
+from .interfaces import ControlListener, MessageListener
 from .line_filter import LineFilter, printable
 from .parser import MAX_MESSAGE_BYTES
 from .server_pool import Server, ServerPool

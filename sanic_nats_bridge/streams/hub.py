@@ -16,7 +16,8 @@ from ..hub.interest import View
 from ..hub.interfaces import Subscriber
 from ..log_limits import limited_logger
 from ..metrics.counters import Counters
-from ..nats.connection import ControlListener, NatsClient
+from ..nats.connection import NatsClient
+from ..nats.interfaces import ControlListener
 from ..nats.supervisor import ConnectionSupervisor
 from ..protocol.stream_messages import StreamMessage
 from ..settings import Settings

@@ -10,7 +10,8 @@ from typing import Protocol
 
 import nats.errors
 
-from ..nats.connection import ControlListener, NatsClient
+from ..nats.connection import NatsClient
+from ..nats.interfaces import ControlListener
 from .answers import JetStreamError, JetStreamUnavailable, PermissionMissing, ends_batch
 
 __all__ = ["Inbox", "Link", "Reply"]

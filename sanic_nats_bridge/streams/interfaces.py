@@ -2,7 +2,7 @@
 
 from typing import Literal, Protocol, TypeAlias, TypeVar
 
-from ..nats.connection import ControlListener
+from ..nats.interfaces import ControlListener
 from .followed import Followed
 from .window import Record
 

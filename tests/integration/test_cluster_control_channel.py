@@ -11,7 +11,8 @@ from nats.aio.client import DEFAULT_PENDING_SIZE
 from sanic_nats_bridge.cluster.control_channel import ControlChannel, RequestHandler, UnknownWorkerError
 from sanic_nats_bridge.cluster.known_workers import KnownWorkers
 from sanic_nats_bridge.cluster.signatures import Signatures
-from sanic_nats_bridge.nats.connection import Connection, ControlListener, NatsClient
+from sanic_nats_bridge.nats.connection import Connection, NatsClient
+from sanic_nats_bridge.nats.interfaces import ControlListener
 from sanic_nats_bridge.protocol.session_ids import new_worker_id
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import WAIT_SECONDS, until

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sanic_nats_bridge.nats.connection import ControlListener
+from sanic_nats_bridge.nats.interfaces import ControlListener
 from sanic_nats_bridge.protocol.pattern_index import PatternIndex
 from sanic_nats_bridge.streams.feed import Feed
 from sanic_nats_bridge.streams.followed import Followed

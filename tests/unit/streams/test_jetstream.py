@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sanic_nats_bridge.nats.connection import ControlListener
+from sanic_nats_bridge.nats.interfaces import ControlListener
 from sanic_nats_bridge.streams.answers import stream_info
 from sanic_nats_bridge.streams.jetstream import Batch, JetStream, JetStreamError, JetStreamUnavailable
 from tests.support.clock import turns
