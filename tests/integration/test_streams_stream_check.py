@@ -14,6 +14,7 @@ from sanic_nats_bridge.streams.jetstream import PermissionMissing
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import Bridge, WebSocketClient, running, until
 from tests.support.restricted import ALLOWED, administrator, restricted
+from tests.support.streams import read_to
 
 
 @pytest.fixture
@@ -46,7 +47,9 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 async def subscribe(client: WebSocketClient, start: object) -> dict[str, Any]:
-    return await client.ask({"action": "subscribe", "subjects": ["orders.>"], "from": start})
+    """Subscribe, and return the reply. A status may come before, if one of the connections is a new one."""
+    await client.send({"action": "subscribe", "subjects": ["orders.>"], "from": start})
+    return (await read_to(client, "reply"))[-1]
 
 
 async def has_no_history(bridge: Bridge, stream: JetStreamContext) -> None:
