@@ -112,8 +112,9 @@ def _disconnect(worker: Server, clients: Remote[ReturningClients], files: int) -
 def _warm_up(worker: Server) -> None:
     """Let the worker execute its code once, and its feed begin."""
     with remote(ReturningClients, worker.port, _WARMUP) as clients:
-        files = open_files(worker.pid)
         _connect(worker, clients, _NEW)
+        # Not before, because the connection for streams may not have been there yet.
+        files = open_files(worker.pid) - _WARMUP.size
         position = clients.call(ReturningClients.position)
         _disconnect(worker, clients, files)
         _connect(worker, clients, {"after": position})
