@@ -93,4 +93,5 @@ def test_changes_do_not_visit_the_other_patterns() -> None:
 
         return change
 
-    assert_linear(make, 10_000)
+    # A change copies sets of bits, of which a word has 64 patterns.
+    assert_linear(make, 10_000, most=3.2)
