@@ -150,8 +150,6 @@ class Resumption:
         self._streams = streams
         self._counters = streams.counters
         self._start = request.start
-        self._waits = False
-        """True if everything was written, but another replay must end first."""
         self._is_past_forbidden = False
         self._has_failed = False
         self._needs_reading = False
@@ -228,8 +226,7 @@ class Resumption:
 
     async def _run(self, turn: asyncio.Lock) -> None:
         # The messages of a state are all read at once. A session has the memory for one at a time.
-        waits = self._start.kind == "last_per_subject"
-        if not waits:
+        if self._start.kind != "last_per_subject":
             await self._prepare_for_reply()
         while True:
             async with turn:
@@ -238,9 +235,8 @@ class Resumption:
                 if self.error is not None:
                     return
                 await self._write_all()
-            if not self._waits:
+            if self._target.closed or not self.entries:
                 return
-            self._waits = False
             if tasks := self._owner.awaited_by(self):
                 await asyncio.wait(tasks)
 
@@ -331,8 +327,7 @@ class Resumption:
             self._write(steps)
         if steps is None or steps:
             return False
-        self._waits = bool(self._owner.awaited_by(self))
-        if not self._waits:
+        if not self._owner.awaited_by(self):
             self._finish()
         return True
 

@@ -273,7 +273,8 @@ class StreamHub:
         view = None if channel is None else channel.sole_view
         if channel is None or view is None:
             return self._share(feed, record, followed)
-        # The usual case: one pattern, and all subscribers see the same.
+        # The usual case: one pattern, and all subscribers see the same. Without `encode_record`, because a call here is
+        # a tenth of a microsecond for each message.
         followed[0].window.add(record)
         scope = channel.scope
         if scope.line is _OWN and len(scope.streams) == 1:

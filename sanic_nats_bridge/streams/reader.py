@@ -131,10 +131,20 @@ class StreamReader:
             self.seq = max(self.seq, self.feed.seq)
         return self._returned(first_hits(hits, most))
 
-    def has_taken(self, seq: int) -> None:
-        """Note that every message of the windows up to a sequence was taken."""
-        self.seq = seq
+    def take_slice(self, most: int) -> Sequence[Record]:
+        """Return some messages of the window of the only pattern, which end at the same records for every client.
+
+        An empty result doesn't mean that reading is at the end.
+        """
         self._sources = []
+        window = self.followed[0].window
+        records = window.slice_after(self.seq, most)
+        while len(records) > 1 and sum([len(each.payload) for each in records]) > MAX_TURN_BYTES:
+            most //= 2
+            records = window.slice_after(self.seq, most)
+        if records:
+            self.seq = records[-1].seq
+        return records
 
     def knows(self, point: Point) -> bool:
         """Return whether a position is known to be of the same life of the stream, by the windows of all patterns."""

@@ -11,7 +11,7 @@ from .feed import Feed
 from .followed import Followed
 from .judgement import NOWHERE
 from .positions import Point
-from .reader import MAX_TURN_BYTES, Hit, StreamReader, first_hits
+from .reader import Hit, StreamReader, first_hits
 from .replay_limits import ReplayLimits, bound
 from .replay_starts import CURRENT_SECONDS, StartFinder
 from .replayed_stream import ReplayedStream
@@ -150,15 +150,9 @@ class Replay:
             return ()
         if not reader.is_in_windows or reader.has_firsts:
             return ()
-        records = reader.followed[0].window.slice_after(reader.seq, most)
-        while len(records) > 1 and sum([len(each.payload) for each in records]) > MAX_TURN_BYTES:
-            # Fewer, which end at the same records for every client.
-            most //= 2
-            records = reader.followed[0].window.slice_after(reader.seq, most)
+        records = reader.take_slice(most)
         if records:
-            last = records[-1]
-            reader.has_taken(last.seq)
-            stream.point = Point(last.seq, last.time)
+            stream.point = Point(records[-1].seq, records[-1].time)
         return records
 
     def take_present(self, most: int) -> list[Step] | None:

@@ -24,16 +24,17 @@ _INACTIVE_SECONDS = 90.0
 
 
 async def _stay_away(env: StreamEnvironment) -> None:
-    away = await env.send_away(1)
-    await env.sleep(57, small=1)
-    async with env.fault():
-        env.bring_back(away)
-    await env.sleep(5)
+    await _return_after(env, 1, 57, small=1)
 
 
 async def _exceed_limit(env: StreamEnvironment) -> None:
-    away = await env.send_away(2)
-    await env.sleep(10, small=3)
+    await _return_after(env, 2, 10, small=3)
+
+
+async def _return_after(env: StreamEnvironment, share: int, seconds: float, *, small: float) -> None:
+    """Let every so many clients leave for some seconds."""
+    away = await env.send_away(share)
+    await env.sleep(seconds, small=small)
     async with env.fault():
         env.bring_back(away)
     await env.sleep(5)
