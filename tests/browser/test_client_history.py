@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -12,12 +12,9 @@ from tests.browser.test_client_node import CLIENT, both, evaluated
 from tests.support.bridge import running
 from tests.support.history import CUTS, Numbers, Stream, serving
 from tests.support.node_program import NODE, NodeProgram, running_node
+from tests.support.streams import jetstream_fixture
 
-
-@pytest.fixture(scope="module")
-def jetstream() -> Iterator[NatsServer]:
-    with NatsServer(jetstream=True) as server:
-        yield server
+jetstream = jetstream_fixture("module")
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """The browser client in Chromium and Firefox on a bridge with history, while its connections are cut."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from tests.browser.test_client import RUNNING
 from tests.support.browsers import BROWSERS, Browser, Profile, Tab
 from tests.support.client import BEGIN, begin, both, true
 from tests.support.history import CUTS, Numbers, Stream, serving
+from tests.support.streams import jetstream_fixture
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -26,10 +27,7 @@ COUNT = """
 """
 
 
-@pytest.fixture(scope="module")
-def jetstream() -> Iterator[NatsServer]:
-    with NatsServer(jetstream=True) as server:
-        yield server
+jetstream = jetstream_fixture("module")
 
 
 @pytest_asyncio.fixture(loop_scope="module", params=BROWSERS)

@@ -15,6 +15,7 @@ from tests.support.browsers import BROWSERS, Browser, Profile, Tab
 from tests.support.clock import moment
 from tests.support.event_cuts import CUTS, FOLLOW, Cuts, CuttingProxy, EventStart, Receiver
 from tests.support.history import Numbers, Stream, serving
+from tests.support.streams import jetstream_fixture
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -24,10 +25,7 @@ _PER_PAGE = 4
 _STORED = 500
 
 
-@pytest.fixture(scope="module")
-def jetstream() -> Iterator[NatsServer]:
-    with NatsServer(jetstream=True) as server:
-        yield server
+jetstream = jetstream_fixture("module")
 
 
 @pytest_asyncio.fixture(loop_scope="module", params=BROWSERS)

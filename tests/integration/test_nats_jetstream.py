@@ -1,6 +1,6 @@
 """JetStream beside the bridge: messages that it delivers under other subjects than those that were subscribed."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import nats
@@ -10,12 +10,9 @@ from nats.js.api import AckPolicy, ConsumerConfig, RePublish, StreamConfig
 from sanic_nats_bridge import Permissions
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import Bridge, EventClient, WebSocketClient, running, until
+from tests.support.streams import jetstream_fixture
 
-
-@pytest.fixture(scope="module")
-def jetstream() -> Iterator[NatsServer]:
-    with NatsServer(jetstream=True) as server:
-        yield server
+jetstream = jetstream_fixture("module")
 
 
 async def permissions(_: object) -> Permissions:

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -13,16 +13,13 @@ from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import running
 from tests.support.history import CUTS
 from tests.support.reference_client import ReferenceClient, ReferenceEventSource
-from tests.support.streams import Stream
+from tests.support.streams import Stream, jetstream_fixture
 
 SUBJECTS = ("a.1", "a.2", "b.1", "b.2", "c")
 PATTERNS = ("a.*", ">", "a.1", "*.1", "b.>")
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[NatsServer]:
-    with NatsServer(jetstream=True) as nats_server:
-        yield nats_server
+server = jetstream_fixture("module")
 
 
 class Numbers:

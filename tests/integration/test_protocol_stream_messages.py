@@ -2,21 +2,16 @@
 
 import base64
 import json
-from collections.abc import Iterator
 
 import nats
-import pytest
 from nats.aio.client import Client
 
 from sanic_nats_bridge.protocol.stream_messages import Operation, operation_of
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import WAIT_SECONDS
+from tests.support.streams import jetstream_fixture
 
-
-@pytest.fixture(scope="module")
-def jetstream() -> Iterator[NatsServer]:
-    with NatsServer(jetstream=True) as server:
-        yield server
+jetstream = jetstream_fixture("module")
 
 
 async def stored_operation(client: Client, key: str) -> Operation:

@@ -1,6 +1,5 @@
 """History and resume on the wire, with a real nats-server and real sockets."""
 
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -10,13 +9,9 @@ from sanic_nats_bridge import Permissions
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import Publisher, WebSocketClient, running, until
 from tests.support.raw import session_of
-from tests.support.streams import Stream, read_to
+from tests.support.streams import Stream, jetstream_fixture, read_to
 
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[NatsServer]:
-    with NatsServer(jetstream=True) as nats_server:
-        yield nats_server
+server = jetstream_fixture("module")
 
 
 def settings(*streams: Stream, **options: Any) -> dict[str, Any]:

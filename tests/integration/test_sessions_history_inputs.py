@@ -1,7 +1,7 @@
 """Unusual values of ``from`` and ``after``, on both transports, by POST, in a query and as Last-Event-ID."""
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from urllib.parse import urlencode
@@ -12,7 +12,7 @@ from sanic_nats_bridge.streams import judgement
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import Bridge, EventClient, WebSocketClient, running
 from tests.support.raw import session_of
-from tests.support.streams import Stream, read_to
+from tests.support.streams import Stream, jetstream_fixture, read_to
 
 WAYS = ["websocket", "POST to websocket", "POST to events", "query", "Last-Event-ID"]
 FOREIGN = [
@@ -47,10 +47,7 @@ STARTS: list[Any] = [
 NO_JSON = ["{", '{"last":', '{"last":1', "[", '"new', "{'last':1}", "null", "NaN", "\x00", "\u00e9"]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[NatsServer]:
-    with NatsServer(jetstream=True) as nats_server:
-        yield nats_server
+server = jetstream_fixture("module")
 
 
 @asynccontextmanager

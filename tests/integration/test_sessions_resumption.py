@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
 from itertools import combinations
 from typing import Any
 
@@ -16,18 +15,12 @@ from sanic_nats_bridge.streams.snapshot import SnapshotTooLarge
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import Bridge, running, until
 from tests.support.raw import session_of
-from tests.support.streams import Stream, halting, read_to
+from tests.support.streams import Stream, halting, jetstream_fixture, read_to
+
+server = jetstream_fixture("module")
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[NatsServer]:
-    with NatsServer(jetstream=True) as nats_server:
-        yield nats_server
-
-
-@pytest.fixture
-def halted(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
-    return halting(monkeypatch)
+halted = pytest.fixture(halting)
 
 
 def settings(stream: Stream, **options: Any) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Subscriptions that are made before it is known which stream holds their patterns."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -11,13 +11,9 @@ from sanic_nats_bridge.sessions import binding
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import Bridge, Publisher, WebSocketClient, running, until
 from tests.support.raw import session_of
-from tests.support.streams import Stream, read_to
+from tests.support.streams import Stream, jetstream_fixture, read_to
 
-
-@pytest.fixture
-def server() -> Iterator[NatsServer]:
-    with NatsServer(jetstream=True) as nats_server:
-        yield nats_server
+server = jetstream_fixture("function")
 
 
 async def test_pattern_goes_to_the_stream_that_holds_it(server: NatsServer) -> None:

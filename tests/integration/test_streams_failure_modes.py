@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,13 @@ from sanic_nats_bridge.streams import judgement
 from sanic_nats_bridge.streams.positions import PointEncoder, decode_position
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import WebSocketClient, running, until
-from tests.support.streams import Stream, read_to
+from tests.support.streams import Stream, jetstream_fixture, read_to
 
 Frames = list[dict[str, Any]]
 Change = Callable[[Stream], Awaitable[None]]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[NatsServer]:
-    with NatsServer(jetstream=True) as nats_server:
-        yield nats_server
+server = jetstream_fixture("module")
 
 
 def settings(*streams: Stream, **options: Any) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The feed of a stream, with a real nats-server: what happens to the stream, the consumer and the connection."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,13 +8,9 @@ from sanic_nats_bridge.streams import feed as feed_module
 from sanic_nats_bridge.streams.feed import Feed
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import Bridge, WebSocketClient, running, until
-from tests.support.streams import Stream, read_to
+from tests.support.streams import Stream, jetstream_fixture, read_to
 
-
-@pytest.fixture
-def server() -> Iterator[NatsServer]:
-    with NatsServer(jetstream=True) as nats_server:
-        yield nats_server
+server = jetstream_fixture("function")
 
 
 def settings(stream: Stream, **options: Any) -> dict[str, Any]:

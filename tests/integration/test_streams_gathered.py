@@ -1,7 +1,7 @@
 """Messages of streams that are gathered, but not written yet, when something else is written to their clients."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,13 +13,9 @@ from sanic_nats_bridge.streams.positions import decode_position
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import WebSocketClient, running, until
 from tests.support.raw import session_of
-from tests.support.streams import Stream, read_to
+from tests.support.streams import Stream, jetstream_fixture, read_to
 
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[NatsServer]:
-    with NatsServer(jetstream=True) as nats_server:
-        yield nats_server
+server = jetstream_fixture("module")
 
 
 @asynccontextmanager

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import nats
@@ -27,15 +27,13 @@ from sanic_nats_bridge.testing import NatsServer
 from tests.integration.test_nats_supervisor import Listener
 from tests.support.bridge import UNHURRIED, WAIT_SECONDS, until
 from tests.support.clock import held
+from tests.support.streams import jetstream_fixture
 
 INBOX = "_NATSBRIDGE.app.streams.w.reply"
 DIRECT = pytest.mark.parametrize("direct", [True, False], ids=["direct", "singly"])
 
 
-@pytest.fixture(scope="module")
-def jetstream() -> Iterator[NatsServer]:
-    with NatsServer(jetstream=True) as server:
-        yield server
+jetstream = jetstream_fixture("module")
 
 
 class Harness:

@@ -1,24 +1,20 @@
 """The metrics, stats and health of history."""
 
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
 import nats
-import pytest
 from nats.js import JetStreamContext
 from nats.js.api import StreamConfig
 
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import Bridge, WebSocketClient, running, until
+from tests.support.streams import jetstream_fixture
 
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[NatsServer]:
-    with NatsServer(jetstream=True) as server:
-        yield server
+server = jetstream_fixture("module")
 
 
 @asynccontextmanager

@@ -1,7 +1,7 @@
 """Permissions that change while a client reads the past: nothing that they forbid now may show."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,18 +13,12 @@ from sanic_nats_bridge.streams.positions import decode_position
 from sanic_nats_bridge.streams.replay import Replay
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import Bridge, running, until
-from tests.support.streams import Stream, halting, read_to
+from tests.support.streams import Stream, halting, jetstream_fixture, read_to
+
+server = jetstream_fixture("function")
 
 
-@pytest.fixture
-def server() -> Iterator[NatsServer]:
-    with NatsServer(jetstream=True) as nats_server:
-        yield nats_server
-
-
-@pytest.fixture
-def halted(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
-    return halting(monkeypatch)
+halted = pytest.fixture(halting)
 
 
 def permitting(*subjects: str, history: bool = True, **options: Any) -> Permissions:
@@ -46,6 +40,20 @@ async def bridge_of(
 def session_of(bridge: Bridge) -> Session:
     (session,) = bridge.runtime.sessions
     return session
+
+
+def held_replays(monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Event, asyncio.Event]:
+    """Let replays wait before they begin; return the event that one waits, and the one with which all go on."""
+    preparing, going_on = asyncio.Event(), asyncio.Event()
+    original = Resumption._try_to_prepare
+
+    async def prepare(self: Resumption) -> bool:
+        preparing.set()
+        await going_on.wait()
+        return await original(self)
+
+    monkeypatch.setattr(Resumption, "_try_to_prepare", prepare)
+    return preparing, going_on
 
 
 def keys(frames: list[dict[str, Any]]) -> list[list[str]]:
@@ -181,15 +189,7 @@ async def test_pattern_that_changes_its_meaning_while_it_is_subscribed_is_replay
             aliases = {"me.": stream.subject(f"{target}.")}
             return permitting(stream.all, aliases=aliases)
 
-        preparing, going_on = asyncio.Event(), asyncio.Event()
-        original = Resumption._try_to_prepare
-
-        async def prepare(self: Resumption) -> bool:
-            preparing.set()
-            await going_on.wait()
-            return await original(self)
-
-        monkeypatch.setattr(Resumption, "_try_to_prepare", prepare)
+        preparing, going_on = held_replays(monkeypatch)
         async with bridge_of(server, aliased("one"), stream) as bridge, bridge.websocket() as client:
             await client.send({"subjects": ["me.>"], "from": "all"})
             await preparing.wait()
@@ -204,14 +204,7 @@ async def test_pattern_that_is_forbidden_while_it_is_subscribed_fails_once(
     server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with Stream.made(server) as stream:
-        preparing = asyncio.Event()
-
-        async def prepare(self: Resumption) -> bool:
-            preparing.set()
-            await asyncio.Event().wait()
-            return True
-
-        monkeypatch.setattr(Resumption, "_try_to_prepare", prepare)
+        preparing, _ = held_replays(monkeypatch)
         async with bridge_of(server, permitting(stream.all), stream) as bridge, bridge.websocket() as client:
             await client.send({"subjects": [stream.all], "from": "all"})
             await preparing.wait()
@@ -242,15 +235,7 @@ async def test_subscribe_of_a_session_that_expires_meanwhile_fails(
     server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with Stream.made(server) as stream:
-        preparing, going_on = asyncio.Event(), asyncio.Event()
-        prepare = Resumption._try_to_prepare
-
-        async def waiting(self: Resumption) -> bool:
-            preparing.set()
-            await going_on.wait()
-            return await prepare(self)
-
-        monkeypatch.setattr(Resumption, "_try_to_prepare", waiting)
+        preparing, going_on = held_replays(monkeypatch)
         async with bridge_of(server, permitting(stream.all), stream) as bridge, bridge.events() as client:
             body = {"session": client.session, "subjects": [stream.all], "from": "all"}
             posting = asyncio.create_task(bridge.post("/subscribe", body))

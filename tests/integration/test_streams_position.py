@@ -1,7 +1,7 @@
 """`NatsBridge.position`: the moment after which a rendered page follows."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,12 +12,9 @@ from nats.js.api import RetentionPolicy, StreamConfig
 
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import Bridge, WebSocketClient, running, until
+from tests.support.streams import jetstream_fixture
 
-
-@pytest.fixture
-def server() -> Iterator[NatsServer]:
-    with NatsServer(jetstream=True) as server:
-        yield server
+server = jetstream_fixture("function")
 
 
 @asynccontextmanager

@@ -2,22 +2,18 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import WAIT_SECONDS, running, until
-from tests.support.streams import Stream, read_to
+from tests.support.streams import Stream, jetstream_fixture, read_to
 
 Frames = list[dict[str, Any]]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[NatsServer]:
-    with NatsServer(jetstream=True) as nats_server:
-        yield nats_server
+server = jetstream_fixture("module")
 
 
 def settings(stream: Stream, **options: Any) -> dict[str, Any]:

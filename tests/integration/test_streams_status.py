@@ -3,7 +3,7 @@
 import asyncio
 import json
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,14 +15,12 @@ from nats.js.api import StreamConfig
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import Bridge, WebSocketClient, running, until
 from tests.support.nats import NamedConnections
+from tests.support.streams import jetstream_fixture
 
 CORE, STREAMS = "sanic-nats-bridge", "sanic-nats-bridge-streams"
 
 
-@pytest.fixture
-def server() -> Iterator[NatsServer]:
-    with NatsServer(jetstream=True) as server:
-        yield server
+server = jetstream_fixture("function")
 
 
 @asynccontextmanager

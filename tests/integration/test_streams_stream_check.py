@@ -35,6 +35,17 @@ async def bridge_on(server: NatsServer, **settings: Any) -> AsyncIterator[Bridge
         yield bridge
 
 
+@asynccontextmanager
+async def orders_on(server: NatsServer, config: str = "") -> AsyncIterator[JetStreamContext]:
+    """Make the stream, after a restart with another configuration if there is one."""
+    if config:
+        server.config = config
+        server.restart()
+    async with administrator(server) as stream:
+        await stream.add_stream(StreamConfig(name="ORDERS", subjects=["orders.>"], allow_direct=True))
+        yield stream
+
+
 def feed_of(bridge: Bridge) -> Feed:
     streams = bridge.runtime.sessions.streams
     assert streams is not None
@@ -118,23 +129,19 @@ async def test_stream_that_removes_read_messages_gets_no_consumer(
 async def test_missing_permission_is_named_once(
     server: NatsServer, caplog: pytest.LogCaptureFixture, missing: str
 ) -> None:
-    server.config = restricted(missing)
-    server.restart()
-    async with administrator(server) as stream:
-        await stream.add_stream(StreamConfig(name="ORDERS", subjects=["orders.>"], allow_direct=True))
-        async with bridge_on(server) as bridge:
-            feed = feed_of(bridge)
-            await until(lambda: feed.is_unavailable)
-            await has_no_history(bridge, stream)
-            reason = f"the NATS user may not publish to {missing}. Allow these subjects in NATS"
-            assert lines(caplog) == [f"Clients get no history from stream 'ORDERS': {reason}"]
-            # The line of NATS itself would add nothing.
-            assert not [line for line in caplog.messages if "reported an error" in line]
-            server.config = restricted()
-            server.restart()
-            await until(lambda: not feed.is_unavailable)
-            assert lines(caplog)[1:] == ["Stream 'ORDERS' can be read again"]
-            await has_history(bridge)
+    async with orders_on(server, restricted(missing)) as stream, bridge_on(server) as bridge:
+        feed = feed_of(bridge)
+        await until(lambda: feed.is_unavailable)
+        await has_no_history(bridge, stream)
+        reason = f"the NATS user may not publish to {missing}. Allow these subjects in NATS"
+        assert lines(caplog) == [f"Clients get no history from stream 'ORDERS': {reason}"]
+        # The line of NATS itself would add nothing.
+        assert not [line for line in caplog.messages if "reported an error" in line]
+        server.config = restricted()
+        server.restart()
+        await until(lambda: not feed.is_unavailable)
+        assert lines(caplog)[1:] == ["Stream 'ORDERS' can be read again"]
+        await has_history(bridge)
 
 
 async def test_all_missing_permissions_are_in_one_line(server: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
@@ -155,51 +162,45 @@ async def test_missing_permission_to_subscribe_is_named_once(
     server: NatsServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, refused: str
 ) -> None:
     monkeypatch.setattr(feed_module, "INFO_SECONDS", 0.2)
-    server.config = restricted(denied=[refused])
-    server.restart()
-    async with administrator(server) as stream:
-        await stream.add_stream(StreamConfig(name="ORDERS", subjects=["orders.>"], allow_direct=True))
-        async with bridge_on(server) as bridge:
-            feed = feed_of(bridge)
-            await until(lambda: feed.is_unavailable)
-            await has_no_history(bridge, stream)
-            tries = 0
-            begin = feed._check._probe.begin
+    async with orders_on(server, restricted(denied=[refused])) as stream, bridge_on(server) as bridge:
+        feed = feed_of(bridge)
+        await until(lambda: feed.is_unavailable)
+        await has_no_history(bridge, stream)
+        tries = 0
+        begin = feed._check._probe.begin
 
-            def count() -> None:
-                nonlocal tries
-                tries += 1
-                begin()
+        def count() -> None:
+            nonlocal tries
+            tries += 1
+            begin()
 
-            monkeypatch.setattr(feed._check._probe, "begin", count)
-            await until(lambda: tries > 2)
-            (line,) = lines(caplog)
-            allow = f"_NATSBRIDGE.{bridge.app.name}.streams.>"
-            problem = f"the NATS user may not subscribe to {allow}. Allow this subject in NATS"
-            assert line == f"Clients get no history from stream 'ORDERS': {problem}"
-            # No consumer was made in vain.
-            assert (await stream.stream_info("ORDERS")).state.consumer_count == 0
-            server.config = restricted()
-            server.reload()
-            await until(lambda: not feed.is_unavailable)
-            assert lines(caplog)[1:] == ["Stream 'ORDERS' can be read again"]
-            await has_history(bridge)
+        monkeypatch.setattr(feed._check._probe, "begin", count)
+        await until(lambda: tries > 2)
+        (line,) = lines(caplog)
+        allow = f"_NATSBRIDGE.{bridge.app.name}.streams.>"
+        problem = f"the NATS user may not subscribe to {allow}. Allow this subject in NATS"
+        assert line == f"Clients get no history from stream 'ORDERS': {problem}"
+        # No consumer was made in vain.
+        assert (await stream.stream_info("ORDERS")).state.consumer_count == 0
+        server.config = restricted()
+        server.reload()
+        await until(lambda: not feed.is_unavailable)
+        assert lines(caplog)[1:] == ["Stream 'ORDERS' can be read again"]
+        await has_history(bridge)
 
 
 async def test_permission_to_subscribe_taken_from_a_followed_stream_is_logged(
     server: NatsServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with administrator(server) as stream:
-        await stream.add_stream(StreamConfig(name="ORDERS", subjects=["orders.>"], allow_direct=True))
-        async with bridge_on(server) as bridge, bridge.websocket() as client:
-            await subscribe(client, "new")
-            feed = feed_of(bridge)
-            await until(lambda: feed.is_standing)
-            server.config = restricted(denied=[MESSAGES])
-            server.reload()
-            await until(lambda: lines(caplog))
-            assert "may not subscribe to _NATSBRIDGE." in lines(caplog)[0]
-            await until(lambda: not feed.is_standing)
+    async with orders_on(server), bridge_on(server) as bridge, bridge.websocket() as client:
+        await subscribe(client, "new")
+        feed = feed_of(bridge)
+        await until(lambda: feed.is_standing)
+        server.config = restricted(denied=[MESSAGES])
+        server.reload()
+        await until(lambda: lines(caplog))
+        assert "may not subscribe to _NATSBRIDGE." in lines(caplog)[0]
+        await until(lambda: not feed.is_standing)
 
 
 @pytest.mark.parametrize("missing", [(), ("$JS.API.STREAM.MSG.GET.ORDERS",)], ids=str)
@@ -223,15 +224,11 @@ async def test_domain_of_the_server_itself(
 async def test_stream_is_served_without_the_permission_to_delete_consumers(
     server: NatsServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server.config = restricted("$JS.API.CONSUMER.DELETE.ORDERS.*")
-    server.restart()
-    async with administrator(server) as stream:
-        await stream.add_stream(StreamConfig(name="ORDERS", subjects=["orders.>"], allow_direct=True))
-        async with bridge_on(server) as bridge:
-            await has_history(bridge)
-            (line,) = lines(caplog)
-            denied = "the NATS user may not publish to $JS.API.CONSUMER.DELETE.ORDERS.*"
-            assert line == f"Stream 'ORDERS' is served, but {denied}. Allow it, or consumers remain in NATS for 30 s"
+    async with orders_on(server, restricted("$JS.API.CONSUMER.DELETE.ORDERS.*")), bridge_on(server) as bridge:
+        await has_history(bridge)
+        (line,) = lines(caplog)
+        denied = "the NATS user may not publish to $JS.API.CONSUMER.DELETE.ORDERS.*"
+        assert line == f"Stream 'ORDERS' is served, but {denied}. Allow it, or consumers remain in NATS for 30 s"
 
 
 async def test_stream_without_direct_get_is_served_with_advice(
@@ -257,18 +254,16 @@ async def test_stream_without_direct_get_is_served_with_advice(
 async def test_permission_taken_from_a_followed_stream_is_logged(
     server: NatsServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with administrator(server) as stream:
-        await stream.add_stream(StreamConfig(name="ORDERS", subjects=["orders.>"], allow_direct=True))
-        async with bridge_on(server) as bridge, bridge.websocket() as client:
-            await subscribe(client, "new")
-            await client.frame()
-            feed = feed_of(bridge)
-            await until(lambda: feed.is_standing)
-            server.config = restricted("$JS.API.STREAM.MSG.GET.ORDERS")
-            server.reload()
-            # The first request to be refused shows that the permission is missing.
-            while not await is_refused(feed):
-                pass
-            await until(lambda: lines(caplog))
-            assert "$JS.API.STREAM.MSG.GET.ORDERS" in lines(caplog)[0]
-            assert not feed.is_standing
+    async with orders_on(server), bridge_on(server) as bridge, bridge.websocket() as client:
+        await subscribe(client, "new")
+        await client.frame()
+        feed = feed_of(bridge)
+        await until(lambda: feed.is_standing)
+        server.config = restricted("$JS.API.STREAM.MSG.GET.ORDERS")
+        server.reload()
+        # The first request to be refused shows that the permission is missing.
+        while not await is_refused(feed):
+            pass
+        await until(lambda: lines(caplog))
+        assert "$JS.API.STREAM.MSG.GET.ORDERS" in lines(caplog)[0]
+        assert not feed.is_standing

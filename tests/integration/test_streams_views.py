@@ -1,23 +1,17 @@
 """Many sessions with different permissions, which read the past of one stream and follow it."""
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any
-
-import pytest
 
 from sanic_nats_bridge import Permissions
 from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import EventClient, WebSocketClient, running
-from tests.support.streams import Stream
+from tests.support.streams import Stream, jetstream_fixture
 
 SESSIONS = 1000
 
 
-@pytest.fixture
-def server() -> Iterator[NatsServer]:
-    with NatsServer(jetstream=True) as nats_server:
-        yield nats_server
+server = jetstream_fixture("function")
 
 
 def permissions_of(stream: Stream, user: int) -> Permissions:

@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
-from typing import Any, Self
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, Literal, Self
 from uuid import uuid4
 
 import nats
@@ -19,7 +19,7 @@ from sanic_nats_bridge.testing import NatsServer
 from tests.support.bridge import WAIT_SECONDS, EventClient, WebSocketClient
 from tests.support.clock import moment
 
-__all__ = ["Stream", "halting", "read_to"]
+__all__ = ["Stream", "halting", "jetstream_fixture", "read_to"]
 
 
 class Stream:
@@ -78,6 +78,17 @@ class Stream:
         async with asyncio.timeout(WAIT_SECONDS):
             while await self.consumers():
                 await moment()
+
+
+def jetstream_fixture(scope: Literal["module", "function"]) -> Callable[[], Iterator[NatsServer]]:
+    """Return a fixture that starts a nats-server with JetStream, for each module or for each test."""
+
+    @pytest.fixture(scope=scope)
+    def start() -> Iterator[NatsServer]:
+        with NatsServer(jetstream=True) as server:
+            yield server
+
+    return start
 
 
 async def read_to(client: WebSocketClient | EventClient, kind: str) -> list[dict[str, Any]]:
