@@ -9,6 +9,7 @@ import contextlib
 import copy
 import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -80,7 +81,7 @@ class JetStream:
     def __init__(self, link: Link, inbox: str, *, domain: str | None = None, timeout: float = _TIMEOUT_SECONDS) -> None:
         self._inbox = Inbox(link, inbox, timeout)
         self._domain = domain or ""
-        self._api = _api_of(self._domain)
+        self._subjects = _Subjects(_api_of(self._domain))
         self._turns: contextlib.AbstractAsyncContextManager[object] = contextlib.nullcontext()
         self._tried: set[str] = set()
         self._denied: set[str] = set()
@@ -101,8 +102,12 @@ class JetStream:
             domain_of_server: The JetStream domain of the server that is connected.
         """
         # NATS translates the subjects of its own domain before it judges permissions, so it refuses only the others.
-        self._api = _api_of("" if self._domain == domain_of_server else self._domain)
+        self._subjects.prefix = _api_of("" if self._domain == domain_of_server else self._domain)
         self._inbox.established()
+
+    @property
+    def _api(self) -> str:
+        return self._subjects.prefix
 
     def closed(self) -> None:
         """Let the requests in progress fail, because the connection has ended."""
@@ -342,6 +347,13 @@ class JetStream:
             later.messages,
         )
         return count if is_same else None
+
+
+@dataclass
+class _Subjects:
+    """The subjects of the API on the present connection, also for replays that have begun on another one."""
+
+    prefix: str
 
 
 def _api_of(domain: str) -> str:

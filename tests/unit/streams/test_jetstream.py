@@ -186,3 +186,14 @@ async def test_requests_within_turns_wait_for_one_another() -> None:
     for task in (*tasks, other):
         task.cancel()
     await asyncio.gather(*tasks, other, return_exceptions=True)
+
+
+async def test_requests_within_turns_have_the_domain_of_the_present_server() -> None:
+    link = FakeLink()
+    link.answer = lambda _: [(b"", encoded(INFO))]
+    jetstream = JetStream(link, "r", domain="hub")
+    limited = jetstream.within(asyncio.Semaphore(1))
+    for server, prefix in (("hub", "$JS.API."), ("leaf", "$JS.hub.API.")):
+        jetstream.established(server)
+        await limited.stream_info("S")
+        assert link.client.published[-1][0] == f"{prefix}STREAM.INFO.S"
