@@ -234,30 +234,38 @@ def _replay(
 def _harm(
     run: Run, case: Case, running: RunningTarget, clients: Remote[ReturningClients], start: Mapping[str, Any]
 ) -> None:
-    """Compare the latency of live messages without history, in turns without and with replays one after another."""
+    """Measure the latency of live messages without history: alone, and beside replays one after another.
+
+    The replays are in turn from another worker, and from that of the live messages. They cost the machine the same, so
+    the ratio of the two is the harm that a replay does to its own worker.
+    """
+    assert running.other_worker is not None
     count = round(case.rate * case.pause)
-    latencies: dict[bool, list[int]] = {False: [], True: []}
+    latencies: dict[str, list[int]] = {"p99_alone": [], "p99_elsewhere": [], "p99_beside": []}
     with (
         remote(Publisher, running.broker.port, case.subscribers.subjects) as publisher,
         remote(Load, running.server.port, "bridge-ws", case.subscribers, case.samples) as load,
+        remote(ReturningClients, running.other_worker.port, clients.call(ReturningClients.own_subscribers)) as others,
     ):
         load.call(Load.connect, case.concurrency)
+        others.call(ReturningClients.repeat, start, 0.1)
         first = 0
-        for turn in range(2 * case.bursts):
-            replays = bool(turn % 2)
+        for turn in range(len(latencies) * case.bursts):
+            metric = list(latencies)[turn % len(latencies)]
+            replaying = {"p99_elsewhere": others, "p99_beside": clients}.get(metric)
             load.call(Load.start, first)
-            if replays:
-                clients.begin(ReturningClients.repeat, start, case.pause)
+            if replaying is not None:
+                replaying.begin(ReturningClients.repeat, start, case.pause)
             publication = Publication(first, count, case.size, case.rate)
             round_trip(publication, load, publisher)
-            if replays:
-                clients.result()
+            if replaying is not None:
+                replaying.result()
             first = publication.end
             outcome: Outcome = load.call(Load.outcome, first)
             run.errors += outcome.errors
-            latencies[replays] += outcome.latencies
-    alone, beside = (quantile(sorted(latencies[replays]), 0.99) for replays in (False, True))
-    run.metrics |= {"p99_alone": alone, "p99_beside": beside, "harm": beside / alone}
+            latencies[metric] += outcome.latencies
+    quantiles = {metric: quantile(sorted(each), 0.99) for metric, each in latencies.items()}
+    run.metrics |= quantiles | {"harm": quantiles["p99_beside"] / quantiles["p99_elsewhere"]}
 
 
 def _stored(run: Run, case: Case, running: RunningTarget) -> None:

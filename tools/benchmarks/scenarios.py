@@ -373,8 +373,8 @@ SCENARIOS = {
             "Replays of many messages, and live messages of other clients meanwhile",
             _replay,
             {"messages": 600, "clients": 2, "rate": 50, "seconds": 0.2, "turns": 2},
-            ("message_cpu", "p99_alone", "p99_beside", "harm", "busy"),
-            targets=("bridge-ws-streams",),
+            ("message_cpu", "p99_alone", "p99_elsewhere", "p99_beside", "harm", "busy"),
+            targets=("bridge-ws-streams-2",),
         ),
         Scenario(
             "history-stored",

@@ -170,7 +170,7 @@ TARGETS = {
             "the bridge by WebSocket, with JetStream streams, in two workers with ports of their own",
             "bridge-ws",
             functools.partial(_bridge_with_streams, workers=2),
-            scenarios=("history-herd",),
+            scenarios=("history-herd", "history-replay"),
         ),
         Target("bridge-sse", "the bridge by Server-Sent Events", "bridge-sse", _bridge),
         Target(
