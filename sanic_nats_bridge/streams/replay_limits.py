@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .positions import Point
 from .replayed_stream import ReplayedStream
 
 __all__ = ["ReplayLimits", "bound", "shared"]
@@ -56,7 +55,7 @@ async def _cut(stream: ReplayedStream, most: int) -> int | None:
         firsts = await stream.find_last(shared(counts, most), info)
         if len(firsts) == 1:
             lost = await _count_skipped(stream, before.seq, firsts[0])
-        stream.move_to_each(firsts)
+        stream.move_to_each(firsts, info)
     elif reader.is_in_windows and (total := sum(reader.count_in_windows())) >= most:
         read = sum(len(followed) for _, followed in stream.hits)
         stream.move_to(reader.newest_in_windows(most))
@@ -66,7 +65,7 @@ async def _cut(stream: ReplayedStream, most: int) -> int | None:
         patterns = [each.pattern for each, count in zip(reader.followed, counts, strict=True) if count]
         first = await reader.jetstream.first_of_last_of_all(feed.name, patterns, most, info)
         lost = await _count_skipped(stream, before.seq, first)
-        stream.move_to(max(before, Point(first - 1, feed.time)))
+        stream.move_to(max(before, stream.point_before(first, info)))
     reader.end = end
     # Not again, if the next stream fails.
     stream.counts = [most]

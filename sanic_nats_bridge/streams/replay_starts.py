@@ -106,7 +106,8 @@ class StartFinder:
     async def _go_to_first(self, stream: ReplayedStream) -> None:
         reader = stream.reader
         info = await reader.jetstream.stream_info(stream.feed.name)
-        stream.move_to(Point(max(info.first_seq - 1, 0), info.first_time))
+        # Without messages there is no first time, but that of the last one that was removed.
+        stream.move_to(Point(max(info.first_seq - 1, 0), info.first_time if info.messages else info.last_time))
         await stream.count()
         reader.unchecked = None
         # What was stored before the client has asked comes before it is live.
@@ -115,7 +116,7 @@ class StartFinder:
     async def _go_to_last(self, stream: ReplayedStream) -> None:
         reader, count = stream.reader, self._start.count
         info = await reader.jetstream.stream_info(stream.feed.name)
-        stream.move_to_each(await stream.find_last([count] * len(reader.followed), info))
+        stream.move_to_each(await stream.find_last([count] * len(reader.followed), info), info)
         # One pattern alone has no more messages than the command may have.
         if len(self._streams) > 1 or count * len(reader.followed) > self._limits.messages:
             await stream.count()

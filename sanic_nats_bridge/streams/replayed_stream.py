@@ -65,10 +65,15 @@ class ReplayedStream:
         self.state_end = None
         self.settled = 0
 
-    def move_to_each(self, firsts: Sequence[int]) -> None:
-        """Go on at a sequence for each pattern, if the client has asked for its last messages."""
+    def move_to_each(self, firsts: Sequence[int], info: StreamInfo) -> None:
+        """Go on at a sequence for each pattern, if the client has asked for its last messages.
+
+        Args:
+            firsts: The sequences, from `find_last`.
+            info: The state of the stream for which they were found.
+        """
         # Patterns with rarer messages reach back further. What the others have before is skipped.
-        self.move_to(Point(min(firsts) - 1, self.feed.time))
+        self.move_to(self.point_before(min(firsts), info))
         self.reader.skip_before(firsts)
         self.takes_what_is_left = True
 
@@ -86,6 +91,14 @@ class ReplayedStream:
         # A client that is cut off in the middle of a state must get all of it again.
         self.state_end = point if hits else None
         self.point = point if not hits and point.seq >= settled else NOWHERE
+
+    def point_before(self, seq: int, info: StreamInfo) -> Point:
+        """Return the position before a sequence that was found for this state of the stream.
+
+        Its time is not before that of any message up to it, else it would seem to be of an earlier stream. The feed may
+        be far behind.
+        """
+        return Point(seq - 1, max(self.feed.time, info.last_time))
 
     async def find_last(self, counts: Sequence[int], info: StreamInfo) -> list[int]:
         """Return the sequences at which the last messages of the patterns begin, for each pattern so many.

@@ -41,6 +41,8 @@ class Client:
                 await self.replay.prepare(points, start)
             except JetStreamUnavailable:
                 continue
+            if points is None:
+                self.check_times()
             return
         raise AssertionError("preparing has no end")
 
@@ -61,6 +63,13 @@ class Client:
                 return
             then()
         raise AssertionError("the replay has no end")
+
+    def check_times(self) -> None:
+        """Check that no position is older than its message, so that it would seem to be of an earlier stream."""
+        for worker in self.workers:
+            point = self.replay.positions[worker.feed]
+            older = [each.time for seq, each in worker.stream.messages.items() if seq <= point.seq]
+            assert max(older, default=0) <= point.time
 
     def take_window(self, most: int) -> list[Step]:
         (reader, *_) = self.replay.readers

@@ -121,6 +121,25 @@ async def test_positions_follow_the_messages() -> None:
     assert [step.point for step in client.steps] == [point_of(worker.stream.messages[seq]) for seq in (1, 2, 4)]
 
 
+@pytest.mark.parametrize("messages", [2, 100])
+async def test_position_before_the_last_messages_holds_for_a_worker_that_is_behind(messages: int) -> None:
+    worker = worker_of("a.1")
+    worker.stream.publish(*["a.1"] * 10)
+    client = Client(worker, patterns=["a.1"], messages=messages)
+    await client.prepare(last(4))
+    point = client.replay.positions[worker.feed]
+    assert point.seq > worker.feed.seq
+    assert worker.stream.messages[point.seq].time <= point.time
+
+
+async def test_position_in_an_emptied_stream_is_as_old_as_its_last_message() -> None:
+    worker = worker_of("a.1", "a.1")
+    worker.stream.messages.clear()
+    client = Client(worker)
+    await client.prepare(ALL)
+    assert client.replay.positions == {worker.feed: Point(2, worker.stream.last_time)}
+
+
 @pytest.mark.parametrize("in_windows", [True, False])
 async def test_last_messages_are_bounded_for_all_patterns_and_streams(in_windows: bool) -> None:
     subjects = ["a.1", "b.1"] * 50

@@ -19,7 +19,7 @@ def replayed(*patterns: str, seq: int = 12) -> ReplayedStream:
 async def test_another_position_replaces_all_that_was_at_hand() -> None:
     stream = replayed("a.1", "a.2")
     stream.set_state(STATE, Point(3, 1_000_003), 5)
-    stream.move_to_each([3, 4])
+    stream.move_to_each([3, 4], await stream.reader.jetstream.stream_info("S"))
     await stream.count()
     stream.miss("reset", 1)
     assert (stream.left, stream.takes_what_is_left, len(stream.hits)) == (10, True, 10)
