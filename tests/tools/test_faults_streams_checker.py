@@ -76,6 +76,23 @@ def found(entries: list[Entry], truth: Truth = TRUTH, codes: Sequence[str] = ())
     return check(truth, [Log("client", OPEN, entries)], ["reset"], codes)
 
 
+@pytest.mark.parametrize(
+    ("repeats", "at", "violations"), [(True, 1, {}), (True, 0, {"late id": 1}), (False, 1, {"late id": 1})]
+)
+def test_message_that_comes_twice_may_follow_caught_up(repeats: bool, at: int, violations: dict[str, int]) -> None:
+    entries = [
+        Asked([PATTERN], "new", None),
+        caught_up(OLD[0], 0, recovered=True),
+        *(message(each) for each in OLD[1:3]),
+        Cut(),
+        Asked([PATTERN], "new", position(OLD[1])),
+        caught_up(OLD[at], 0, recovered=True),
+        *(message(each) for each in OLD[2:]),
+    ]
+    truth = Truth({"ORDERS": OLD, "TRADES": []}, {"ORDERS": [(0, 0)]})
+    assert check(truth, [Log("client", OPEN, entries, repeats=repeats)]).violations == violations
+
+
 @pytest.mark.parametrize("keys", [SAME_KEY, OTHER_KEY])
 def test_client_of_stream_that_began_again_is_judged_in_both_lives(keys: Sequence[str]) -> None:
     verdict = found(returns(keys))

@@ -341,7 +341,9 @@ class _Reader:
         elif follow.place is not None and place > follow.place and not self._skips(follow, place):
             self._lost(visible.stored[follow.place : place], f"of '{follow.pattern}' before caught_up")
         if follow.place is not None and place < follow.place:
-            self._violation("late id", f"caught_up of '{follow.pattern}' is at {seq}")
+            # The one that comes twice may still come, as a live one.
+            if not follow.repeats.issuperset(each.number for each in visible.stored[place : follow.place]):
+                self._violation("late id", f"caught_up of '{follow.pattern}' is at {seq}")
             place = follow.place
         follow.place, follow.first = place, None
 
