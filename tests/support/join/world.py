@@ -290,8 +290,8 @@ class World:
         permissions = Permissions(**client.profile.permissions(client.user, denied=is_denied))
         for bridge in self.bridges:
             if bridge is not None:
-                updates = bridge.runtime.permission_updates
-                await updates.update_permissions(permissions, client.user, None)
+                # Without notifying the other worker: its copy could arrive after the next change, and undo that.
+                bridge.runtime.sessions.update_permissions(permissions, client.user, None)
         if client.connected:
             client.changed(client.profile.toggled if is_denied else ())
 
