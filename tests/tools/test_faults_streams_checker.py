@@ -80,7 +80,7 @@ def found(entries: list[Entry], truth: Truth = TRUTH, codes: Sequence[str] = ())
     ("repeats", "at", "violations"), [(True, 1, {}), (True, 0, {"late id": 1}), (False, 1, {"late id": 1})]
 )
 def test_message_that_comes_twice_may_follow_caught_up(repeats: bool, at: int, violations: dict[str, int]) -> None:
-    entries = [
+    entries: list[Entry] = [
         Asked([PATTERN], "new", None),
         caught_up(OLD[0], 0, recovered=True),
         *(message(each) for each in OLD[1:3]),
@@ -125,7 +125,7 @@ def test_session_that_lasts_may_jump_into_second_life() -> None:
 
 
 def test_client_may_resume_in_second_life_before_its_next_message() -> None:
-    entries = [
+    entries: list[Entry] = [
         *returns()[:4],
         reset(),
         Cut(),
