@@ -5,6 +5,7 @@ What is compared is measured in turns in one run, because the machine and the se
 
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -185,7 +186,7 @@ def _replay_stored(run: Run, case: Case, running: RunningTarget) -> None:
         start = {"from": "all"}
         seconds = [_replay(run, case, running, clients, start) for _ in range(case.bursts)]
         run.metrics["message_cpu"] = statistics.median(seconds) / case.messages * 1e6
-        _harm(run, case, running, clients, start)
+        _harm(run, case, running, clients, subject, start)
 
 
 def _replay_window(run: Run, case: Case, running: RunningTarget) -> None:
@@ -218,7 +219,7 @@ def _replay_from_memory(run: Run, case: Case, running: RunningTarget, *, is_firs
                 _replay(run, case, running, clients, start)
             seconds.append(_replay(run, case, running, clients, start))
         run.metrics["message_cpu"] = statistics.median(seconds) / case.messages * 1e6
-        _harm(run, case, running, clients, start)
+        _harm(run, case, running, clients, subject, start)
 
 
 def _replay(
@@ -232,7 +233,12 @@ def _replay(
 
 
 def _harm(
-    run: Run, case: Case, running: RunningTarget, clients: Remote[ReturningClients], start: Mapping[str, Any]
+    run: Run,
+    case: Case,
+    running: RunningTarget,
+    clients: Remote[ReturningClients],
+    replayed: Subscribers,
+    start: Mapping[str, Any],
 ) -> None:
     """Measure the latency of live messages without history: alone, and beside replays one after another.
 
@@ -241,18 +247,17 @@ def _harm(
     """
     assert running.other_worker is not None
     count = round(case.rate * case.pause)
-    latencies: dict[str, list[int]] = {"p99_alone": [], "p99_elsewhere": [], "p99_beside": []}
+    latencies: defaultdict[str, list[int]] = defaultdict(list)
     with (
         remote(Publisher, running.broker.port, case.subscribers.subjects) as publisher,
         remote(Load, running.server.port, "bridge-ws", case.subscribers, case.samples) as load,
-        remote(ReturningClients, running.other_worker.port, clients.call(ReturningClients.own_subscribers)) as others,
+        remote(ReturningClients, running.other_worker.port, replayed) as others,
     ):
         load.call(Load.connect, case.concurrency)
         others.call(ReturningClients.repeat, start, 0.1)
         first = 0
-        for turn in range(len(latencies) * case.bursts):
-            metric = list(latencies)[turn % len(latencies)]
-            replaying = {"p99_elsewhere": others, "p99_beside": clients}.get(metric)
+        turns = {"p99_alone": None, "p99_elsewhere": others, "p99_beside": clients}
+        for metric, replaying in list(turns.items()) * case.bursts:
             load.call(Load.start, first)
             if replaying is not None:
                 replaying.begin(ReturningClients.repeat, start, case.pause)

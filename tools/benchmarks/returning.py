@@ -61,10 +61,6 @@ class ReturningClients:
             raise RuntimeError(f"No position: {self._received[0][-300:]!r}")
         return found[1].decode()
 
-    def own_subscribers(self) -> Subscribers:
-        """Return the clients and their subjects."""
-        return self._subscribers
-
     def errors(self, first: int, end: int) -> list[str]:
         """Compare what each client has received with the messages from ``first`` up to, but without, ``end``."""
         errors = []
