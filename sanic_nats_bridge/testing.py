@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -33,6 +33,7 @@ _POLL_SECONDS = 0.01
 _CONTROL_SUBJECTS = "_NATSBRIDGE."
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _LOG_TAIL = 2000
+_PORT_IN_USE = "address already in use"
 
 
 class NatsServerError(RuntimeError):
@@ -91,7 +92,7 @@ class NatsServer:
         return None if self._process is None else self._process.pid
 
     def start(self) -> None:
-        """Start the server and wait until it listens. After a stop it uses the same ports as before.
+        """Start the server and wait until it listens. After a stop it uses the same port for clients as before.
 
         Raises:
             NatsServerError: nats-server wasn't found, or didn't start.
@@ -101,18 +102,23 @@ class NatsServer:
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="nats-server-")
         folder = Path(self._folder.name)
-        port, monitor_port = self._ports or (-1, -1)
+        port = -1 if self._ports is None else self._ports[0]
         (folder / "server.conf").write_text(self.config)
         command = [_find_executable(), "-c", str(folder / "server.conf"), "-a", self.host, "-p", str(port)]
-        command += ["-m", str(monitor_port), "--ports_file_dir", str(folder)]
+        command += ["-m", "-1", "--ports_file_dir", str(folder)]
         if self._jetstream:
             command += ["--jetstream", "--store_dir", str(folder / "jetstream")]
-        with (folder / "log").open("ab") as log:
-            # In a session of its own, so that Ctrl-C in a terminal doesn't stop it.
-            self._process = subprocess.Popen(  # noqa: S603 - our own arguments
-                command, stdout=log, stderr=log, start_new_session=True, preexec_fn=_end_with_parent()
-            )
-        self._ports = self._read_ports(folder / f"nats-server_{self._process.pid}.ports", folder / "log")
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                self._ports = self._run(command, folder)
+            except NatsServerError as error:
+                # While the server was stopped, another program may have got its port, such as for a short connection.
+                if _PORT_IN_USE not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(_POLL_SECONDS)
+            else:
+                return
 
     def stop(self) -> None:
         """Stop the server (SIGTERM) and wait until it has ended."""
@@ -179,6 +185,15 @@ class NatsServer:
         if self._ports is None:
             raise NatsServerError("The nats-server is not started: call start(), or use it as a context manager")
         return self._ports
+
+    def _run(self, command: Sequence[str], folder: Path) -> tuple[int, int]:
+        """Run the server in its folder, wait until it listens, and return its ports."""
+        with (folder / "log").open("ab") as log:
+            # In a session of its own, so that Ctrl-C in a terminal doesn't stop it.
+            self._process = subprocess.Popen(  # noqa: S603 - our own arguments
+                command, stdout=log, stderr=log, start_new_session=True, preexec_fn=_end_with_parent()
+            )
+        return self._read_ports(folder / f"nats-server_{self._process.pid}.ports", folder / "log")
 
     def _read_ports(self, path: Path, log: Path) -> tuple[int, int]:
         deadline = time.monotonic() + _START_SECONDS

@@ -1,6 +1,7 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sanic_nats_bridge import testing
 from sanic_nats_bridge.testing import NatsServer, NatsServerError
 from tests.support.bridge import WAIT_SECONDS, Publisher, alive, until
 
@@ -15,6 +17,11 @@ from tests.support.bridge import WAIT_SECONDS, Publisher, alive, until
 def state(stat: str) -> str:
     """Return the letter for the state of a process or a thread (proc(5))."""
     return stat.rpartition(")")[2].split()[0]
+
+
+def log_of(server: NatsServer) -> str:
+    assert server._folder is not None
+    return (Path(server._folder.name) / "log").read_text()
 
 
 async def works(server: NatsServer) -> bool:
@@ -51,6 +58,33 @@ async def test_ended_server_restarts_on_same_port(end: Callable[[NatsServer], No
         server.start()
         assert (server.port, server.monitor("/varz")["server_id"] == name) == (port, False)
         assert await works(server)
+
+
+async def test_start_waits_for_a_port_that_another_program_has_got() -> None:
+    with NatsServer() as server:
+        port, monitored = server.port, server._started_ports()[1]
+        server.stop()
+        # That for monitoring may be another one.
+        with socket.create_server(("127.0.0.1", monitored)):
+            with socket.create_server(("127.0.0.1", port)):
+                starting = asyncio.create_task(asyncio.to_thread(server.start))
+                await until(lambda: log_of(server).count("address already in use") > 1)
+                assert not starting.done()
+            await starting
+            assert server.port == port
+            assert await works(server)
+
+
+async def test_port_that_stays_in_use_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    with NatsServer() as server:
+        server.stop()
+        monkeypatch.setattr(testing, "_START_SECONDS", 0.2)
+        with (
+            socket.create_server(("127.0.0.1", server.port)),
+            pytest.raises(NatsServerError, match="address already in use"),
+        ):
+            server.start()
+        assert server.pid is None
 
 
 async def test_restart_keeps_port_and_jetstream_data() -> None:
