@@ -13,11 +13,21 @@
     ├── ForbiddenHost                host.forbidden
     ├── HistoryForbidden             history.forbidden
     ├── HistoryUnavailable           history.unavailable
+    ├── PublishForbidden             publish.forbidden
+    ├── PublishInvalid               publish.invalid
+    ├── PublishUnstored              publish.unstored
+    ├── PublishUnknown               publish.unknown
+    ├── RequestForbidden             request.forbidden
+    ├── NoResponders                 request.no_responders
+    ├── RequestTimedOut              request.timeout
+    ├── RequestFailed                request.failed
     ├── NotSubscribed                subject.not_subscribed
     ├── SizeLimitExceeded            limit.size
     ├── SubscriptionLimitExceeded    limit.subscriptions
     ├── OverlapLimitExceeded         limit.overlap
     ├── RateLimitExceeded            limit.rate
+    ├── PublishRateExceeded          limit.publish
+    ├── RequestLimitExceeded         limit.requests
     ├── UnknownSession               session.unknown
     ├── UnreachableSession           session.unreachable
     ├── NatsRefused                  nats.refused
@@ -46,9 +56,19 @@ __all__ = [
     "InvalidSubject",
     "NatsRefused",
     "NatsUnavailable",
+    "NoResponders",
     "NotSubscribed",
     "OverlapLimitExceeded",
+    "PublishForbidden",
+    "PublishInvalid",
+    "PublishRateExceeded",
+    "PublishUnknown",
+    "PublishUnstored",
     "RateLimitExceeded",
+    "RequestFailed",
+    "RequestForbidden",
+    "RequestLimitExceeded",
+    "RequestTimedOut",
     "SettingsError",
     "SizeLimitExceeded",
     "SubscriptionLimitExceeded",
@@ -95,6 +115,7 @@ class BridgeError(Exception):
     Args:
         message: The reason, for people. It must not show internals.
         subjects: The subjects that the error concerns.
+        retry_after: Seconds until the command may be repeated, after an error of a rate or of a limit.
     """
 
     code: ClassVar[str]
@@ -104,10 +125,11 @@ class BridgeError(Exception):
     close_code: ClassVar[CloseCode | None] = None
     """The code with which the error ends a session, if it does."""
 
-    def __init__(self, message: str, subjects: Sequence[str] = ()) -> None:
+    def __init__(self, message: str, subjects: Sequence[str] = (), retry_after: float = 0) -> None:
         super().__init__(message)
         self.message = message
         self.subjects = tuple(subjects)
+        self.retry_after = retry_after
 
 
 class InvalidCommand(BridgeError):
@@ -196,6 +218,82 @@ class HistoryUnavailable(BridgeError):
     http_status = 409
 
 
+class PublishForbidden(BridgeError):
+    """A subject to which the client's permissions don't allow to publish, or a header that isn't allowed."""
+
+    code = "publish.forbidden"
+    http_status = 403
+
+
+class PublishInvalid(BridgeError):
+    """Data that the app's own check refuses. The message is the app's, and the client gets it."""
+
+    code = "publish.invalid"
+    http_status = 422
+
+
+class PublishUnstored(BridgeError):
+    """A publish that no stream has stored: JetStream has refused it, or nothing in NATS receives its subject.
+
+    Args:
+        message: The reason, for people.
+        subjects: The subjects that the error concerns.
+        description: JetStream's own reason, if it gave one.
+    """
+
+    code = "publish.unstored"
+    http_status = 424
+
+    def __init__(self, message: str, subjects: Sequence[str] = (), description: str | None = None) -> None:
+        super().__init__(message, subjects)
+        self.description = description
+
+
+class PublishUnknown(BridgeError):
+    """A publish without an acknowledgement in time. It may have been stored."""
+
+    code = "publish.unknown"
+    http_status = 424
+
+
+class RequestForbidden(BridgeError):
+    """A subject to which the client's permissions don't allow to send requests."""
+
+    code = "request.forbidden"
+    http_status = 403
+
+
+class NoResponders(BridgeError):
+    """A request on a subject to which nothing in NATS subscribes."""
+
+    code = "request.no_responders"
+    http_status = 424
+
+
+class RequestTimedOut(BridgeError):
+    """A request without an answer in time. It may have had an effect."""
+
+    code = "request.timeout"
+    http_status = 424
+
+
+class RequestFailed(BridgeError):
+    """A request that a service has answered with an error.
+
+    Args:
+        message: The reason, for people.
+        subjects: The subjects that the error concerns.
+        service_code: The service's own code, of its header ``Nats-Service-Error-Code``.
+    """
+
+    code = "request.failed"
+    http_status = 424
+
+    def __init__(self, message: str, subjects: Sequence[str] = (), service_code: str | None = None) -> None:
+        super().__init__(message, subjects)
+        self.service_code = service_code
+
+
 class NotSubscribed(BridgeError):
     """An unsubscribe from a pattern to which the session isn't subscribed."""
 
@@ -204,7 +302,10 @@ class NotSubscribed(BridgeError):
 
 
 class SizeLimitExceeded(BridgeError):
-    """A command larger than ``max_command_bytes``."""
+    """A command larger than ``max_command_bytes``, or data larger than ``max_publish_bytes``.
+
+    A session is closed for the former only.
+    """
 
     code = "limit.size"
     http_status = 413
@@ -226,21 +327,25 @@ class OverlapLimitExceeded(BridgeError):
 
 
 class RateLimitExceeded(BridgeError):
-    """More commands than ``command_rate`` and ``command_burst`` allow, or more requests than ``request_rate``.
-
-    Args:
-        message: The reason, for people.
-        subjects: The subjects that the error concerns.
-        retry_after: Seconds until the next command is accepted.
-    """
+    """More commands than ``command_rate`` and ``command_burst`` allow, or more requests than ``request_rate``."""
 
     code = "limit.rate"
     http_status = 429
     close_code = CloseCode.TRY_AGAIN_LATER
 
-    def __init__(self, message: str, subjects: Sequence[str] = (), retry_after: float = 0) -> None:
-        super().__init__(message, subjects)
-        self.retry_after = retry_after
+
+class PublishRateExceeded(BridgeError):
+    """More publishes and requests than ``publish_rate`` and ``publish_burst`` allow."""
+
+    code = "limit.publish"
+    http_status = 429
+
+
+class RequestLimitExceeded(BridgeError):
+    """More requests in progress than ``max_requests`` or ``max_requests_per_worker``."""
+
+    code = "limit.requests"
+    http_status = 429
 
 
 class UnknownSession(BridgeError):
@@ -285,7 +390,7 @@ class SettingsError(ValueError):
 
 def error_from_code(code: str, message: str, subjects: Sequence[str] = (), retry_after: float = 0) -> BridgeError:
     """Return the error that another worker has reported; an `InternalError` if its code is unknown."""
-    if code == RateLimitExceeded.code:
-        return RateLimitExceeded(message, subjects, retry_after)
     kinds = {kind.code: kind for kind in BridgeError.__subclasses__()}
-    return kinds.get(code, InternalError)(message, subjects)
+    error = kinds.get(code, InternalError)(message, subjects)
+    error.retry_after = retry_after
+    return error

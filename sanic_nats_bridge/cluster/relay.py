@@ -186,8 +186,7 @@ class Relay:
 
 
 def _refusal(error: BridgeError) -> _Refusal:
-    retry_after = getattr(error, "retry_after", 0)
-    return _Refusal(code=error.code, message=error.message, subjects=error.subjects, retry_after=retry_after)
+    return _Refusal(code=error.code, message=error.message, subjects=error.subjects, retry_after=error.retry_after)
 
 
 def _outcome(data: bytes, command: Command) -> Outcome:

@@ -4,19 +4,20 @@ import math
 
 from sanic import HTTPResponse
 
-from ..errors import BridgeError, RateLimitExceeded, UnsupportedCommand
+from ..errors import BridgeError, PublishRateExceeded, RateLimitExceeded, RequestLimitExceeded, UnsupportedCommand
 from ..protocol.messages import Action, Outcome, encode
 from .responses import json_response
 
 __all__ = ["misdirected", "outcome_response", "rejection_response"]
 
 _MISDIRECTED = 421
+_REPEATABLE = (RateLimitExceeded, PublishRateExceeded, RequestLimitExceeded)
 
 
 def outcome_response(outcome: Outcome) -> HTTPResponse:
     """Return the HTTP response to a command: its reply, with the status of its error."""
     reply, error = outcome
-    headers = {"retry-after": str(math.ceil(error.retry_after))} if isinstance(error, RateLimitExceeded) else {}
+    headers = {"retry-after": str(math.ceil(error.retry_after))} if isinstance(error, _REPEATABLE) else {}
     return json_response(encode(reply), 200 if error is None else error.http_status, headers)
 
 

@@ -19,6 +19,14 @@ TABLE = {
     "ForbiddenHost": ("host.forbidden", 403, 4403),
     "HistoryForbidden": ("history.forbidden", 403, None),
     "HistoryUnavailable": ("history.unavailable", 409, None),
+    "PublishForbidden": ("publish.forbidden", 403, None),
+    "PublishInvalid": ("publish.invalid", 422, None),
+    "PublishUnstored": ("publish.unstored", 424, None),
+    "PublishUnknown": ("publish.unknown", 424, None),
+    "RequestForbidden": ("request.forbidden", 403, None),
+    "NoResponders": ("request.no_responders", 424, None),
+    "RequestTimedOut": ("request.timeout", 424, None),
+    "RequestFailed": ("request.failed", 424, None),
     "NatsRefused": ("nats.refused", 403, None),
     "UnknownSession": ("session.unknown", 404, None),
     "UnreachableSession": ("session.unreachable", 503, None),
@@ -28,6 +36,8 @@ TABLE = {
     "SubscriptionLimitExceeded": ("limit.subscriptions", 429, None),
     "OverlapLimitExceeded": ("limit.overlap", 429, None),
     "RateLimitExceeded": ("limit.rate", 429, 1013),
+    "PublishRateExceeded": ("limit.publish", 429, None),
+    "RequestLimitExceeded": ("limit.requests", 429, None),
     "InternalError": ("internal", 500, 1011),
 }
 
@@ -71,6 +81,14 @@ def test_error_has_message_and_subjects(error: type[BridgeError]) -> None:
     assert error("Not so").subjects == ()
 
 
+def test_error_has_what_jetstream_or_a_service_says() -> None:
+    assert errors.PublishUnstored("Not stored", ["a"], "maximum messages exceeded").description == (
+        "maximum messages exceeded"
+    )
+    assert errors.RequestFailed("Failed", ["a"], "404").service_code == "404"
+    assert errors.PublishUnstored("Not stored").description is errors.RequestFailed("Failed").service_code is None
+
+
 def test_settings_error_is_value_error_but_not_bridge_error() -> None:
     assert issubclass(SettingsError, ValueError)
     assert not issubclass(SettingsError, BridgeError)
@@ -101,7 +119,8 @@ def test_no_other_close_code_exists() -> None:
 def test_error_is_restored_from_its_code(error: type[BridgeError]) -> None:
     revived = errors.error_from_code(error.code, "Refused", ["a"], 1.5)
     assert (type(revived), revived.message, revived.subjects) == (error, "Refused", ("a",))
-    assert getattr(revived, "retry_after", None) == (1.5 if error is errors.RateLimitExceeded else None)
+    assert revived.retry_after == 1.5
+    assert error("Not so").retry_after == 0
 
 
 def test_unknown_code_becomes_internal_error() -> None:

@@ -2,7 +2,15 @@ import json
 
 import pytest
 
-from sanic_nats_bridge.errors import BridgeError, InternalError, NatsRefused, RateLimitExceeded
+from sanic_nats_bridge.errors import (
+    BridgeError,
+    InternalError,
+    NatsRefused,
+    PublishRateExceeded,
+    RateLimitExceeded,
+    RequestLimitExceeded,
+    SubscriptionLimitExceeded,
+)
 from sanic_nats_bridge.protocol.messages import Outcome, Reply
 from sanic_nats_bridge.routes.replies import misdirected, outcome_response, rejection_response
 
@@ -23,9 +31,15 @@ def test_rejection_is_failed_reply_with_status_of_its_error(error: BridgeError, 
     } | ({"subjects": list(error.subjects)} if error.subjects else {})
 
 
-def test_rate_limit_response_has_retry_after_header() -> None:
-    response = rejection_response(RateLimitExceeded("At most 2 commands a second", retry_after=0.3), "subscribe")
-    assert (response.status, response.headers["retry-after"]) == (429, "1")
+@pytest.mark.parametrize("kind", [RateLimitExceeded, PublishRateExceeded, RequestLimitExceeded])
+def test_rate_limit_response_has_retry_after_header(kind: type[BridgeError]) -> None:
+    response = rejection_response(kind("At most 2 commands a second", retry_after=1.3), "publish")
+    assert (response.status, response.headers["retry-after"]) == (429, "2")
+
+
+def test_other_limit_response_has_no_retry_after_header() -> None:
+    response = rejection_response(SubscriptionLimitExceeded("Too many"), "subscribe")
+    assert (response.status, "retry-after" in response.headers) == (429, False)
 
 
 def test_reply_response_is_json_that_must_not_be_cached() -> None:
