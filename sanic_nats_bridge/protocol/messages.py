@@ -4,15 +4,27 @@
 is the specification.
 """
 
+import math
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Self, TypeAlias
+from typing import Any, Literal, NamedTuple, Self, TypeAlias, overload
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from ..errors import BridgeError, CloseCode, InvalidCommand, UnsupportedCommand, UnsupportedQuery
+from ..errors import (
+    BridgeError,
+    CloseCode,
+    InvalidCommand,
+    PublishRateExceeded,
+    PublishUnstored,
+    RequestFailed,
+    RequestLimitExceeded,
+    UnsupportedCommand,
+    UnsupportedQuery,
+)
+from .publish import DataEncoding, PublishAction, PublishCommand, decode_publish
 from .start import From, Start, possible_id, read_after, read_from
 
 __all__ = [
@@ -50,7 +62,7 @@ __all__ = [
 
 PROTOCOL_VERSION = 1
 
-Action: TypeAlias = Literal["subscribe", "unsubscribe", "ping"]
+Action: TypeAlias = Literal["subscribe", "unsubscribe", "ping", "publish", "request"]
 CommandId: TypeAlias = str | int
 NatsState: TypeAlias = Literal["connected", "disconnected"]
 ReplayGapReason: TypeAlias = Literal["unknown", "reset", "expired", "backlog"]
@@ -58,7 +70,9 @@ ReplayGapReason: TypeAlias = Literal["unknown", "reset", "expired", "backlog"]
 GapReason: TypeAlias = Literal["slow_consumer", "nats_reconnect", "internal", ReplayGapReason]
 
 _ACTIONS = ("subscribe", "unsubscribe", "ping")
-_RESERVED_ACTIONS = ("publish", "request", "authenticate")
+_PUBLISH_ACTIONS: dict[object, PublishAction] = {"publish": "publish", "request": "request"}
+_RESERVED_ACTIONS = (*_PUBLISH_ACTIONS, "authenticate")
+_WITH_RETRY = (PublishRateExceeded, RequestLimitExceeded)
 _START_FIELDS = ("from", "after")
 # Other spellings of `subjects`, and the conventions of other libraries for lists.
 _LIKE_SUBJECTS = re.compile(r"(?:subjects?|topics?)(?:\[\d{0,9}\])?", re.IGNORECASE | re.ASCII)
@@ -67,8 +81,8 @@ _LIKE_SUBJECTS = re.compile(r"(?:subjects?|topics?)(?:\[\d{0,9}\])?", re.IGNOREC
 class Command(Struct, kw_only=True, frozen=True, rename={"from_": "from"}):
     """A command of a client. A command by POST names its ``session``.
 
-    `decode_command` ensures that ``action`` is an `Action`, that only a subscribe has ``after`` and ``from_``, and that
-    ``after`` may be an id. It is empty if the client has sent anything else.
+    `decode_command` ensures that ``action`` is "subscribe", "unsubscribe" or "ping", that only a subscribe has
+    ``after`` and ``from_``, and that ``after`` may be an id. It is empty if the client has sent anything else.
     """
 
     action: str | UnsetType = UNSET
@@ -118,6 +132,10 @@ class Reply(Struct, kw_only=True, frozen=True, tag="reply"):
     ``active`` is true if the bridge's NATS server has confirmed every subscription. ``resumable`` is true if a stream
     holds every pattern; otherwise ``resumable_subjects`` has those that one holds. ``recovered`` is true if the client
     gets all that it has missed.
+
+    The reply to a request has a ``subject``, and ``data``, ``encoding`` and ``headers`` as a message has them. That to
+    a publish with ``ack`` has the ``stream`` and the ``sequence`` at which the message is stored. ``description`` is
+    JetStream's reason, and ``service_code`` that of a service. ``retry`` is in milliseconds.
     """
 
     id: CommandId | UnsetType = UNSET
@@ -130,6 +148,16 @@ class Reply(Struct, kw_only=True, frozen=True, tag="reply"):
     resumable: bool | UnsetType = UNSET
     resumable_subjects: Sequence[str] | UnsetType = UNSET
     recovered: bool | UnsetType = UNSET
+    subject: str | UnsetType = UNSET
+    headers: msgspec.Raw | UnsetType = UNSET
+    data: msgspec.Raw | UnsetType = UNSET
+    encoding: DataEncoding | UnsetType = UNSET
+    stream: str | UnsetType = UNSET
+    sequence: int | UnsetType = UNSET
+    duplicate: bool | UnsetType = UNSET
+    description: str | UnsetType = UNSET
+    service_code: str | UnsetType = UNSET
+    retry: int | UnsetType = UNSET
 
 
 class CaughtUp(Struct, kw_only=True, frozen=True, tag="caught_up"):
@@ -191,17 +219,31 @@ def event_name(frame: Frame) -> str:
     return str(frame.__struct_config__.tag)
 
 
-def decode_command(data: bytes, action: Action | None = None, *, history: bool = False) -> Command:
+@overload
+def decode_command(data: bytes, action: Action | None = None, *, history: bool = False) -> Command: ...
+
+
+@overload
+def decode_command(
+    data: bytes, action: Action | None = None, *, history: bool = False, publish: Literal[True]
+) -> Command | PublishCommand: ...
+
+
+def decode_command(
+    data: bytes, action: Action | None = None, *, history: bool = False, publish: bool = False
+) -> Command | PublishCommand:
     """Decode a command from JSON.
 
     Args:
         data: The JSON text.
         action: The action that the path of a POST implies.
         history: True if this server has the feature, so that ``from`` and ``after`` are allowed.
+        publish: True for a WebSocket, on which clients also publish and send requests. Their commands by POST have
+            paths of their own: see `decode_publish`.
 
     Raises:
-        InvalidCommand: The data isn't a JSON object, a field has the wrong type, or the action is unknown or
-            contradicts the path.
+        InvalidCommand: The data isn't a JSON object, a field is missing or has the wrong type, or the action is unknown
+            or contradicts the path.
         UnsupportedCommand: The protocol reserves the action or a field.
     """
     try:
@@ -213,6 +255,9 @@ def decode_command(data: bytes, action: Action | None = None, *, history: bool =
     except RecursionError:
         # msgspec raises it instead of a DecodeError at about 1,000 levels.
         raise InvalidCommand("Not a valid command: nested too deeply") from None
+    if received.action not in _ACTIONS and publish and received.action in _PUBLISH_ACTIONS:
+        # Decoded once more, so that the fields of these two cost the other commands nothing.
+        return decode_publish(data, _PUBLISH_ACTIONS[received.action], needs_id=True)
     if not history and (received.from_ is not UNSET or received.after is not UNSET):
         raise UnsupportedCommand("Not supported here: 'from' and 'after'")
     return _checked(received, action)
@@ -358,7 +403,7 @@ def failure_reply(
     id: CommandId | UnsetType = UNSET,  # noqa: A002 - the name on the wire
 ) -> Reply:
     """Return the failed reply for an error."""
-    known: Any = action if action in _ACTIONS else UNSET
+    known: Any = action if action in _ACTIONS or action in _PUBLISH_ACTIONS else UNSET
     return Reply(
         id=id,
         action=known,
@@ -366,6 +411,9 @@ def failure_reply(
         code=error.code,
         message=error.message,
         subjects=error.subjects or UNSET,
+        description=error.description or UNSET if isinstance(error, PublishUnstored) else UNSET,
+        service_code=error.service_code or UNSET if isinstance(error, RequestFailed) else UNSET,
+        retry=math.ceil(error.retry_after * 1000) if isinstance(error, _WITH_RETRY) else UNSET,
     )
 
 
@@ -404,9 +452,9 @@ def _checked(received: _Received, path_action: Action | None) -> Command:
     action = received.action if received.action is not UNSET else path_action or "subscribe"
     if path_action is not None and action != path_action:
         raise InvalidCommand(f"Not a valid command: the action is not '{path_action}'")
-    if action in _RESERVED_ACTIONS:
-        raise UnsupportedCommand(f"Not supported here: the action '{action}'")
     if action not in _ACTIONS:
+        if action in _RESERVED_ACTIONS:
+            raise UnsupportedCommand(f"Not supported here: the action '{action}'")
         raise InvalidCommand("Not a valid command: unknown action")
     if action != "ping" and not received.subjects:
         raise InvalidCommand("Not a valid command: 'subjects' is missing or empty")

@@ -30,6 +30,7 @@ __all__ = [
     "matches_encoded",
     "overlaps",
     "validate",
+    "validate_literal",
 ]
 
 MAX_SUBJECT_BYTES = 255
@@ -53,6 +54,17 @@ def validate(pattern: str) -> str:
     if not is_valid(pattern):
         raise InvalidSubject(f"Not a valid subject: {_shown(pattern)}", [pattern])
     return pattern
+
+
+def validate_literal(subject: str) -> str:
+    """Return the subject if it is valid and has no wildcard.
+
+    Raises:
+        InvalidSubject: As in `validate`, or it has a wildcard.
+    """
+    if has_wildcard(validate(subject)):
+        raise InvalidSubject(f"Not a subject without wildcards: {_shown(subject)}", [subject])
+    return subject
 
 
 def is_valid(pattern: str) -> bool:

@@ -326,7 +326,9 @@ FORBIDDEN = ForbiddenSubject("Not allowed: 'secret.>'", ["secret.>"])
     [
         ("subscribe", "9", {"id": "9", "action": "subscribe"}),
         ("ping", 9, {"id": 9, "action": "ping"}),
-        ("publish", UNSET, {}),
+        ("publish", UNSET, {"action": "publish"}),
+        ("request", 1, {"id": 1, "action": "request"}),
+        ("authenticate", UNSET, {}),
         (UNSET, UNSET, {}),
     ],
 )
