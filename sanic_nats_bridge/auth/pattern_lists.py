@@ -8,19 +8,21 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from threading import Lock
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from ..protocol import subjects
-from ..protocol.pattern_index import PatternIndex
+from ..protocol.pattern_index import PatternIndex, lowest
 from .exclusions import DeniedIndex
 
-__all__ = ["CONTROL_TOKEN", "ListName", "PatternList", "PatternListCache"]
+__all__ = ["CONTROL_TOKEN", "LIST_NAMES", "AllowedIndex", "ClientList", "ListName", "PatternList", "PatternListCache"]
 
 CONTROL_TOKEN = "_NATSBRIDGE"
-"""The first token of the subjects on which workers communicate. No client may subscribe to them."""
+"""The first token of the subjects on which workers communicate. No client may use them."""
 
-ListName: TypeAlias = Literal["subscribe", "deny", "history"]
+ListName: TypeAlias = Literal["subscribe", "deny", "history", "publish", "request", "follow"]
 """The argument of `Permissions`."""
+
+LIST_NAMES: tuple[ListName, ...] = get_args(ListName)
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _OVERHEAD = 16
@@ -44,6 +46,11 @@ class PatternList:
     @property
     def _constant(self) -> Sequence[str]:
         return [self.patterns[number] for number in self.numbers] if self._templates else self.patterns
+
+    @cached_property
+    def reserved(self) -> list[str]:
+        """The patterns without placeholders whose first token is reserved for NATS."""
+        return list(filter(subjects.is_reserved, self._constant))
 
     @cached_property
     def allowed(self) -> PatternIndex:
@@ -109,6 +116,72 @@ class PatternListCache:
                     (_, oldest), _ = self._lists.popitem(last=False)
                     self._size -= len(oldest) + _OVERHEAD
         return found
+
+
+_lists = PatternListCache()
+
+
+class ClientList(NamedTuple):
+    """The patterns of one list of a client."""
+
+    shared: PatternList
+    filled: Sequence[tuple[int, str]]
+    """The patterns whose placeholders are replaced, with their numbers."""
+
+    @classmethod
+    def of(cls, name: ListName, patterns: tuple[str, ...], variables: Mapping[str, str]) -> "ClientList":
+        """Return a list.
+
+        Raises:
+            ValueError: A pattern is invalid, or a variable is missing.
+        """
+        shared = _lists.get(name, patterns, variables)
+        return cls(shared, shared.fill(variables))
+
+    def real_patterns(self) -> list[str]:
+        """Return all patterns, in their order."""
+        filled = dict(self.filled)
+        return [filled.get(number, pattern) for number, pattern in enumerate(self.shared.patterns)]
+
+    def reserved_patterns(self) -> list[str]:
+        """Return the patterns whose first token is reserved for NATS."""
+        return [*self.shared.reserved, *(pattern for _, pattern in self.filled if subjects.is_reserved(pattern))]
+
+    def indexed(self) -> "AllowedIndex":
+        """Return the index of the patterns."""
+        indexes: list[tuple[PatternIndex, Sequence[int]]] = []
+        if self.shared.numbers:
+            indexes.append((self.shared.allowed, self.shared.numbers))
+        if self.filled:
+            numbers, own = zip(*self.filled, strict=True)
+            indexes.append((PatternIndex(own), numbers))
+        return AllowedIndex(indexes)
+
+
+class AllowedIndex:
+    """The patterns of one list of a client, in two indexes: that for all clients, and that of the client's own.
+
+    Args:
+        indexes: The indexes, with the numbers of their patterns in the list.
+    """
+
+    __slots__ = ("_indexes",)
+
+    def __init__(self, indexes: Sequence[tuple[PatternIndex, Sequence[int]]]) -> None:
+        self._indexes = indexes
+
+    def first_covering(self, real: str) -> str | None:
+        """Return the first pattern that covers a real pattern."""
+        covering = []
+        for index, numbers in self._indexes:
+            found = index.covering(real)
+            if found:
+                first = lowest(found)
+                covering.append((numbers[first], index.patterns[first]))
+        return min(covering)[1] if covering else None
+
+
+NO_PATTERNS = ClientList(PatternList("subscribe", ()), ())
 
 
 def _filled(name: ListName, pattern: str, variables: Mapping[str, str]) -> str:

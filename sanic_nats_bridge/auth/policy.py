@@ -55,6 +55,20 @@ class SubscriptionPolicy:
             raise SubscriptionLimitExceeded(f"At most {self._max} subjects for a session", patterns)
         return grants
 
+    def followed(self, permissions: Permissions) -> list[Grant]:
+        """Return the grants of the patterns that a session follows from its start.
+
+        Raises:
+            ValueError: They are more than a session may hold, or overlap the subjects on which the workers communicate.
+        """
+        if len(permissions.follow) > self._max:
+            raise ValueError(f"follow must be at most max_subscriptions ({self._max}) patterns")
+        grants = permissions.followed
+        for grant in grants:
+            if self._overlaps_control(grant):
+                raise ValueError(f"follow must not allow the bridge's own subjects, got {grant.real!a}")
+        return grants
+
     def grant(self, permissions: Permissions, pattern: str) -> Grant:
         """Authorize one valid pattern.
 
@@ -63,7 +77,10 @@ class SubscriptionPolicy:
             ForbiddenSubject: It isn't allowed, or it overlaps the subjects on which the workers communicate.
         """
         grant = permissions.authorize(pattern)
-        # A wildcard in first place doesn't match reserved subjects.
-        if subjects.is_reserved(grant.real) and subjects.overlaps(self._control, grant.real):
+        if self._overlaps_control(grant):
             raise ForbiddenSubject(f"Not allowed: '{pattern}'", [pattern])
         return grant
+
+    def _overlaps_control(self, grant: Grant) -> bool:
+        # A wildcard in first place doesn't match reserved subjects.
+        return subjects.is_reserved(grant.real) and subjects.overlaps(self._control, grant.real)

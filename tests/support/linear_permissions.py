@@ -4,8 +4,9 @@ import re
 from collections.abc import Mapping, Sequence
 
 from sanic_nats_bridge.auth.permissions import CONTROL_TOKEN, Explanation
-from sanic_nats_bridge.errors import ForbiddenSubject, InvalidSubject
+from sanic_nats_bridge.errors import ForbiddenSubject, InvalidSubject, PublishForbidden, RequestForbidden
 from sanic_nats_bridge.protocol import subjects
+from sanic_nats_bridge.protocol.publish import PublishAction
 
 
 class LinearPermissions:
@@ -19,12 +20,18 @@ class LinearPermissions:
         aliases: Mapping[str, str] | None = None,
         allow_wildcards: bool = True,
         history: Sequence[str] = (),
+        publish: Sequence[str] = (),
+        request: Sequence[str] = (),
+        follow: Sequence[str] = (),
     ) -> None:
         values, names = variables or {}, aliases or {}
         self._aliases = dict(sorted(names.items(), key=lambda pair: -len(pair[0])))
         self._allow_wildcards = allow_wildcards
         self._allowed = [filled("subscribe", pattern, values) for pattern in subscribe]
         self._history = [filled("history", pattern, values) for pattern in history]
+        self._publish = [filled("publish", pattern, values) for pattern in publish]
+        self._request = [filled("request", pattern, values) for pattern in request]
+        self._follow = [filled("follow", pattern, values) for pattern in follow]
         self._denied = sorted({filled("deny", pattern, values) for pattern in deny})
         self._aliased = sorted({f"{target}>" for target in names.values()})
 
@@ -37,6 +44,17 @@ class LinearPermissions:
             raise ForbiddenSubject(f"Not allowed: '{pattern}'", [pattern])
         return pattern, real, alias, target, self._excluded(real, target)
 
+    def authorize_publish(self, subject: str, action: PublishAction) -> str:
+        """Return the real subject for a valid literal subject."""
+        _, target, real = self._resolve(subject)
+        if target and not subjects.is_valid(real):
+            raise InvalidSubject(f"Not a valid subject: '{subject}'", [subject])
+        if not self._explain_publish(action, real, target)[0]:
+            if action == "publish":
+                raise PublishForbidden(f"Not allowed to publish to: '{subject}'", [subject])
+            raise RequestForbidden(f"Not allowed to send requests to: '{subject}'", [subject])
+        return real
+
     def explain(self, pattern: str) -> Explanation:
         _, target, real = self._resolve(pattern)
         if not subjects.is_valid(pattern) or not subjects.is_valid(real):
@@ -45,12 +63,25 @@ class LinearPermissions:
         excluded = self._excluded(real, target)
         if allowed and excluded:
             rule += f"; except {', '.join(excluded)}"
-        if not allowed:
-            return Explanation(False, rule, real)
-        for past in self._history:
-            if subjects.covers(past, real):
-                return Explanation(True, rule, real, True, f"history {past}")
-        return Explanation(True, rule, real, False, f"no pattern in history includes {real}")
+        past = self._first("history", self._history, real) if allowed else (False, "")
+        follow = self._prohibited(real, target) or self._first("follow", self._follow, real)
+        return Explanation(
+            allowed,
+            rule,
+            real,
+            *past,
+            *(self._explain_publish("publish", real, target) if self._publish else (False, "")),
+            *(self._explain_publish("request", real, target) if self._request else (False, "")),
+            *(follow if self._follow else (False, "")),
+        )
+
+    def _explain_publish(self, action: PublishAction, real: str, target: str) -> tuple[bool, str]:
+        if subjects.has_wildcard(real):
+            return False, f"a {action} must have a subject without wildcards"
+        if real.partition(".")[0] == CONTROL_TOKEN:
+            return False, "the bridge's own subjects are never allowed"
+        patterns = self._publish if action == "publish" else self._request
+        return self._prohibited(real, target) or self._first(action, patterns, real)
 
     def _resolve(self, pattern: str) -> tuple[str, str, str]:
         alias, target = next((names for names in self._aliases.items() if pattern.startswith(names[0])), ("", ""))
@@ -65,13 +96,19 @@ class LinearPermissions:
             return False, "allow_wildcards is False"
         if real.partition(".")[0] == CONTROL_TOKEN:
             return False, "the bridge's own subjects are never allowed"
+        return self._prohibited(real, target) or self._first("subscribe", self._allowed, real)
+
+    def _prohibited(self, real: str, target: str) -> tuple[bool, str] | None:
         for denied in self._excluded(real, target):
             if subjects.includes(denied, real):
                 return False, f"deny {denied}" if denied in self._denied else f"aliases: {denied} has an alias"
-        for allowed in self._allowed:
-            if subjects.covers(allowed, real):
-                return True, f"subscribe {allowed}"
-        return False, f"no pattern in subscribe includes {real}"
+        return None
+
+    def _first(self, name: str, patterns: Sequence[str], real: str) -> tuple[bool, str]:
+        for pattern in patterns:
+            if subjects.covers(pattern, real):
+                return True, f"{name} {pattern}"
+        return False, f"no pattern in {name} includes {real}"
 
 
 def filled(name: str, pattern: str, variables: Mapping[str, str]) -> str:

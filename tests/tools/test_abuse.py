@@ -10,12 +10,13 @@ import pytest
 
 from sanic_nats_bridge.auth.permissions import Permissions
 from sanic_nats_bridge.protocol import subjects
+from sanic_nats_bridge.protocol.pattern_index import PatternIndex
 from sanic_nats_bridge.settings import Settings
 from tools.abuse import __main__ as command_line
 from tools.abuse.attack import Attack
 from tools.abuse.catalogue import CATALOGUE
 from tools.abuse.connections import frame
-from tools.abuse.limits_off import LIMITS, _replace, _SearchedRules
+from tools.abuse.limits_off import LIMITS, _replace, _SearchedAllowed, _SearchedProhibitions
 from tools.abuse.pattern_attacks import overlapping_patterns
 from tools.abuse.report import attacks_table, cost_table, failed_attacks
 from tools.abuse.results import Observation, Results, Run, Seen
@@ -102,14 +103,12 @@ def test_limit_that_does_not_exist_cannot_be_removed() -> None:
 
 def test_searched_permissions_decide_as_indexed_ones() -> None:
     permissions = Permissions(subscribe=["a.>", "b.*"], deny=["a.secret.>", "a.*.hidden"])
-    rules = _SearchedRules(permissions._allowed, permissions._denied, ([], []), [])
+    searched = Permissions(subscribe=permissions.subscribe, deny=permissions.deny)
+    searched.__dict__["_prohibitions"] = _SearchedProhibitions(permissions._patterns["deny"], [])
+    index = PatternIndex(permissions.subscribe)
+    searched._indexes["subscribe"] = _SearchedAllowed([(index, range(2))])  # type: ignore[assignment]
     for pattern in ("a.b", "a.*.c", "a.secret.x", "a.>", "b.c", "b.>", "c", "a.b.hidden"):
-        excluded, rule = rules.decide(pattern, by_alias=False)
-        explained = permissions.explain(pattern)
-        assert (excluded is not None) is explained.allowed
-        assert rule in explained.rule
-        if excluded is not None:
-            assert excluded == permissions.grant(pattern).excluded
+        assert searched.explain(pattern) == permissions.explain(pattern)
 
 
 def test_overlapping_patterns_match_subject_and_differ() -> None:

@@ -8,10 +8,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from sanic_nats_bridge.auth.exclusions import DeniedIndex
-from sanic_nats_bridge.auth.pattern_lists import PatternList
+from sanic_nats_bridge.auth.exclusions import DeniedIndex, Exclusions
+from sanic_nats_bridge.auth.pattern_lists import ClientList
 from sanic_nats_bridge.nats.subscription_index import SubscriptionIndex
 from sanic_nats_bridge.protocol import subjects
+from sanic_nats_bridge.protocol.pattern_index import PatternIndex
 
 __all__ = ["LIMITS", "remove_limits"]
 
@@ -33,32 +34,32 @@ def _replace(place: str, name: str, value: Any) -> None:
     setattr(owner, name, value)
 
 
-class _SearchedRules:
-    """The decisions of `Permissions` by a search through both lists, instead of an index."""
+class _SearchedAllowed:
+    """The allowed patterns of `Permissions`, searched one after another instead of by an index."""
 
-    def __init__(
-        self,
-        allowed: PatternList,
-        denied: PatternList,
-        filled: tuple[Sequence[tuple[int, str]], Sequence[tuple[int, str]]],
-        targets: Collection[str],
-    ) -> None:
-        self._allowed = allowed.patterns
-        self._denied = sorted(denied.patterns)
+    def __init__(self, indexes: Sequence[tuple[PatternIndex, Sequence[int]]]) -> None:
+        self._patterns = [pattern for index, _ in indexes for pattern in index.patterns]
 
-    def decide(self, real: str, *, by_alias: bool) -> tuple[Any, str]:
-        excluded = [pattern for pattern in self._denied if subjects.overlaps(pattern, real)]
-        for pattern in excluded:
-            if subjects.includes(pattern, real):
-                return None, f"deny {pattern}"
-        for pattern in self._allowed:
-            if subjects.covers(pattern, real):
-                return DeniedIndex({*excluded}).overlapping(real), f"subscribe {pattern}"
-        return None, f"no pattern in subscribe includes {real}"
+    def first_covering(self, real: str) -> str | None:
+        return next((pattern for pattern in self._patterns if subjects.covers(pattern, real)), None)
+
+
+class _SearchedProhibitions:
+    """The denied patterns of `Permissions`, searched one after another instead of by an index."""
+
+    def __init__(self, denied: ClientList, targets: Collection[str]) -> None:
+        self._denied = sorted(denied.shared.patterns)
+
+    def rule(self, real: str, *, by_alias: bool) -> str | None:
+        return next((f"deny {pattern}" for pattern in self._denied if subjects.includes(pattern, real)), None)
+
+    def exclusions(self, real: str, *, by_alias: bool) -> Exclusions:
+        return DeniedIndex({pattern for pattern in self._denied if subjects.overlaps(pattern, real)}).overlapping(real)
 
 
 def _search_permissions() -> None:
-    _replace("auth.permissions", "_Rules", _SearchedRules)
+    _replace("auth.pattern_lists", "AllowedIndex", _SearchedAllowed)
+    _replace("auth.permissions", "_Prohibitions", _SearchedProhibitions)
 
 
 def _search_refused() -> None:
