@@ -1,9 +1,9 @@
 """Command line: ``python -m sanic_nats_bridge explain PERMISSIONS PATTERN ...``.
 
-It prints whether each pattern and its history are allowed, and by which rule. ``PERMISSIONS`` are the arguments of
-`Permissions` as a JSON object, the path of a file with it, or ``-`` for standard input. With ``--streams``, the setting
-of this name as JSON, it asks NATS too: it prints the stream that has the history of each allowed pattern, or why none
-has.
+It prints whether a client may subscribe to each pattern and read its history, whether it may publish or send requests
+to it, whether it follows it from its start, and by which rule. ``PERMISSIONS`` are the arguments of `Permissions` as a
+JSON object, the path of a file with it, or ``-`` for standard input. With ``--streams``, the setting of this name as
+JSON, it asks NATS too: it prints the stream that has the history of each allowed pattern, or why none has.
 """
 
 import argparse
@@ -27,8 +27,8 @@ __all__ = ["main"]
 def main() -> int:
     """Run the command; return its exit status.
 
-    The status is 0 if every pattern is allowed, and with ``--streams`` has a stream; 1 if one isn't or hasn't, or the
-    permissions have expired; and 2 if the permissions cannot be read or NATS cannot be reached.
+    The status is 0 if the client may subscribe to every pattern, and with ``--streams`` each has a stream; 1 if it may
+    not, one hasn't, or the permissions have expired; and 2 if the permissions cannot be read or NATS cannot be reached.
     """
     options = _options()
     try:
@@ -45,6 +45,8 @@ def main() -> int:
         print(f"{'allowed' if explained.allowed else 'denied'}  {pattern}{real}: {rules}")  # noqa: T201
         if explained.allowed and explained.real_pattern in streams:
             print(_stream_of(streams[explained.real_pattern]))  # noqa: T201
+        for line in _directions_of(explained):
+            print(line)  # noqa: T201
     expired = permissions.expires_at <= time.time()
     if expired:
         print("expired  the permissions: every command is answered with auth.expired")  # noqa: T201
@@ -59,6 +61,16 @@ def _stream_of(served: ServedPattern) -> str:
     if served.stream is None:
         return f"  no stream has its history: {reasons}"
     return f"  stream {served.stream}" + (f", but {reasons}" if reasons else "")
+
+
+def _directions_of(explained: Explanation) -> list[str]:
+    """Return a line for each direction for which the permissions have a list of patterns."""
+    directions = (
+        (explained.publish, "may publish", "may not publish", explained.publish_rule),
+        (explained.request, "may send requests", "may not send requests", explained.request_rule),
+        (explained.follow, "followed from the start", "not followed from the start", explained.follow_rule),
+    )
+    return [f"  {positive if holds else negative}: {rule}" for holds, positive, negative, rule in directions if rule]
 
 
 def _ask_nats(options: argparse.Namespace, patterns: list[str]) -> dict[str, ServedPattern]:
@@ -120,9 +132,7 @@ def read_permissions(source: str) -> Permissions:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m sanic_nats_bridge", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="explain")
-    explain = commands.add_parser(
-        "explain", help="print whether patterns and their history are allowed, and by which rule"
-    )
+    explain = commands.add_parser("explain", help="print what a client may do with patterns, and by which rule")
     explain.add_argument("permissions", help="the arguments of Permissions: a JSON object, a file with it, or -")
     explain.add_argument("--streams", help='the setting: {"ORDERS": null, "KV_prefs": ["$KV.prefs.>"]}')
     explain.add_argument("--nats", metavar="URL", help="the NATS server, with user and password if it needs them")

@@ -20,7 +20,8 @@ from typing import Any, TypedDict
 from urllib.parse import urlsplit
 
 from . import validators
-from .auth.permissions import Permissions, PermissionsFunction
+from .auth.permissions import CONTROL_TOKEN, Permissions, PermissionsFunction
+from .auth.publish_policy import PublishPolicy
 from .errors import SettingsError
 
 __all__ = ["CONFIG_PREFIX", "ENVIRONMENT_PREFIX", "SettingKeywords", "Settings"]
@@ -42,6 +43,7 @@ _SECRET = {
 }  # fmt: skip
 """The settings whose value isn't shown in an error. A secret may be given in place of the path of its file."""
 _MAX_SHOWN = 200
+_FOR_EVERY_CLIENT = ("subscribe", "deny", "history", "publish", "request")
 
 
 def _option(default: Any, validator: Callable[[Any], Any]) -> Any:
@@ -57,6 +59,8 @@ class SettingKeywords(TypedDict, total=False):
     subscribe: str | Sequence[str]
     deny: str | Sequence[str]
     history: str | Sequence[str]
+    publish: str | Sequence[str]
+    request: str | Sequence[str]
     permissions: PermissionsFunction | None
     permissions_timeout: float
     allowed_origins: str | Sequence[str]
@@ -86,6 +90,14 @@ class SettingKeywords(TypedDict, total=False):
     command_burst: int
     max_bad_commands: int
     max_command_bytes: int
+    publish_rate: float
+    publish_burst: int
+    max_publish_bytes: int
+    max_requests: int
+    max_requests_per_worker: int
+    request_timeout: float
+    identity_header: str
+    publish_headers: str | Sequence[str]
     max_body_parts: int
     read_timeout: float
     max_pending_bytes: int
@@ -140,8 +152,12 @@ class Settings:
     """Patterns that no client may subscribe to, as in `Permissions.deny`."""
     history: tuple[str, ...] = _option((), validators.history_patterns)
     """Patterns whose past every client may read, as in `Permissions.history`."""
+    publish: tuple[str, ...] = _option((), validators.publish_patterns)
+    """Patterns of the subjects to which every client may publish, as in `Permissions.publish`."""
+    request: tuple[str, ...] = _option((), validators.request_patterns)
+    """Patterns of the subjects to which every client may send requests, as in `Permissions.request`."""
     permissions: PermissionsFunction | None = _option(None, validators.function)
-    """A function that returns the `Permissions` of a client, instead of ``subscribe``, ``deny`` and ``history``."""
+    """A function that returns the `Permissions` of a client, instead of the five settings before."""
     permissions_timeout: float = _option(10.0, validators.seconds(0.1))
     """Seconds that the ``permissions`` function may take."""
     allowed_origins: tuple[str, ...] = _option((), validators.origins)
@@ -199,6 +215,22 @@ class Settings:
     """Invalid commands of one session per minute. One more closes it with 4429."""
     max_command_bytes: int = _option(65_536, validators.integer(64))
     """The largest size of one command."""
+    publish_rate: float = _option(20.0, validators.rate)
+    """Publishes and requests per second of one session."""
+    publish_burst: int = _option(40, validators.integer(1))
+    """Publishes and requests of one session at once."""
+    max_publish_bytes: int = _option(65_000, validators.integer(1))
+    """The largest payload of a publish or a request; ``max_command_bytes`` and NATS's ``max_payload`` hold too."""
+    max_requests: int = _option(16, validators.integer(1))
+    """The largest number of requests of one session that wait for their answer."""
+    max_requests_per_worker: int = _option(1_000, validators.integer(1))
+    """The largest number of these requests per worker."""
+    request_timeout: float = _option(5.0, validators.seconds(0.1))
+    """Seconds that a request waits for its answer, at most."""
+    identity_header: str = _option("Bridge-Identity", validators.publish_header_name)
+    """The header of published messages that names the client's `Permissions.identity`, percent-encoded."""
+    publish_headers: tuple[str, ...] = _option((), validators.publish_header_names)
+    """The headers that clients may set in what they publish."""
     max_body_parts: int = _option(256, validators.integer(1))
     """The largest number of parts of less than 512 bytes in which the body of a request may arrive."""
     read_timeout: float = _option(20.0, validators.seconds(0.1))
@@ -304,17 +336,42 @@ class Settings:
             raise SettingsError("NatsBridge setting 'tls' excludes 'tls_ca', 'tls_cert' and 'tls_key'")
         if self.tls_only and any(urlsplit(url).scheme == "ws" for url in self.servers):
             raise SettingsError("NatsBridge setting 'servers' must be wss:// URLs, not ws://, if TLS is configured")
-        if self.permissions and (self.subscribe or self.deny or self.history):
+        if self.permissions and any(getattr(self, name) for name in _FOR_EVERY_CLIENT):
             # They would have no effect, and their author must not believe that they do.
             raise SettingsError(
-                "NatsBridge setting 'permissions' excludes 'subscribe', 'deny' and 'history': "
+                "NatsBridge setting 'permissions' excludes 'subscribe', 'deny', 'history', 'publish' and 'request': "
                 "return them from the function"
             )
         for name in ("history", "jetstream_domain"):
             if getattr(self, name) and not self.streams:
                 raise SettingsError(f"NatsBridge setting '{name}' requires 'streams'")
+        self._check_publish()
         self._check_packages()
         self.tls_context()
+
+    def _check_publish(self) -> None:
+        if self.identity_header.lower() in map(str.lower, self.publish_headers):
+            raise SettingsError(
+                "NatsBridge setting 'publish_headers' must not have 'identity_header': no client may name another one"
+            )
+        try:
+            self.publish_policy().check(Permissions(publish=self.publish, request=self.request))
+        except ValueError as error:
+            name, _, rule = str(error).partition(" ")
+            raise SettingsError(f"NatsBridge setting '{name}' {rule}") from None
+
+    def publish_policy(self, control_prefix: str = CONTROL_TOKEN) -> PublishPolicy:
+        """Return the policy for what clients publish.
+
+        Args:
+            control_prefix: The prefix of the control subjects if the setting has none.
+        """
+        return PublishPolicy(
+            max_bytes=self.max_publish_bytes,
+            headers=self.publish_headers,
+            identity_header=self.identity_header,
+            reserved=(self.control_prefix or control_prefix, self.inbox_prefix),
+        )
 
     def _check_packages(self) -> None:
         by_websocket = any(urlsplit(url).scheme in ("ws", "wss") for url in self.servers)
@@ -330,7 +387,7 @@ class Settings:
     @cached_property
     def default_permissions(self) -> Permissions:
         """The permissions of every client if there is no ``permissions`` function."""
-        return Permissions(self.subscribe, self.deny, history=self.history)
+        return Permissions(self.subscribe, self.deny, history=self.history, publish=self.publish, request=self.request)
 
     @property
     def high_water_bytes(self) -> int:

@@ -20,6 +20,7 @@ from .auth.hosts import parse_allowed_host
 from .auth.origins import parse_origin
 from .auth.permissions import CONTROL_TOKEN, Permissions
 from .errors import InvalidSubject
+from .protocol.headers import MAX_NAME_CHARACTERS, is_header_name, is_reserved_header
 from .protocol.subjects import has_wildcard, is_valid, validate
 
 __all__ = [
@@ -36,8 +37,12 @@ __all__ = [
     "one_of",
     "origins",
     "path_prefix",
+    "publish_header_name",
+    "publish_header_names",
+    "publish_patterns",
     "rate",
     "rate_or_zero",
+    "request_patterns",
     "reserved_prefix",
     "seconds",
     "server_urls",
@@ -147,6 +152,20 @@ def history_patterns(value: Any) -> tuple[str, ...]:
     return patterns
 
 
+def publish_patterns(value: Any) -> tuple[str, ...]:
+    """Return patterns that `Permissions` accepts as those of subjects to which clients may publish."""
+    patterns = strings(value)
+    _check_permissions("publish", publish=patterns)
+    return patterns
+
+
+def request_patterns(value: Any) -> tuple[str, ...]:
+    """Return patterns that `Permissions` accepts as those of subjects to which clients may send requests."""
+    patterns = strings(value)
+    _check_permissions("request", request=patterns)
+    return patterns
+
+
 def _check_permissions(name: str, **permissions: tuple[str, ...]) -> None:
     try:
         Permissions(**permissions)  # type: ignore[arg-type]  # mypy sees one type for all keywords
@@ -212,6 +231,25 @@ def header_names(value: Any) -> tuple[str, ...]:
         raise ValueError("must not name 'Status': NATS itself uses it in messages that are not the app's")
     if not all(_HEADER_NAME.fullmatch(name) for name in names):
         raise ValueError("must be names of NATS headers, in printable ASCII without a colon")
+    return names
+
+
+def publish_header_name(value: Any) -> str:
+    """Return the name of a header of the messages that clients publish."""
+    if not isinstance(value, str) or not is_header_name(value):
+        raise ValueError(f"must be a token of HTTP (RFC 9110) of at most {MAX_NAME_CHARACTERS} characters")
+    if is_reserved_header(value):
+        raise ValueError(
+            "must not be 'Status', 'Description' or a name that begins with 'Nats-': NATS itself uses them"
+        )
+    return value
+
+
+def publish_header_names(value: Any) -> tuple[str, ...]:
+    """Return names of headers that clients may set, each once without regard to case."""
+    names = tuple(map(publish_header_name, strings(value)))
+    if len({name.lower() for name in names}) < len(names):
+        raise ValueError("must have each name once; names compare without regard to case")
     return names
 
 

@@ -62,7 +62,9 @@ class SubscriptionPolicy:
             ValueError: They are more than a session may hold, or overlap the subjects on which the workers communicate.
         """
         if len(permissions.follow) > self._max:
-            raise ValueError(f"follow must be at most max_subscriptions ({self._max}) patterns")
+            raise ValueError(
+                f"follow must be at most max_subscriptions ({self._max}) patterns, got {len(permissions.follow)}"
+            )
         grants = permissions.followed
         for grant in grants:
             if self._overlaps_control(grant):

@@ -51,6 +51,9 @@ class _Permissions(Struct, frozen=True, kw_only=True):
     expires_at: float | None
     history: tuple[str, ...] = ()
     """Absent from an update of a worker whose version has no history."""
+    publish: tuple[str, ...] = ()
+    request: tuple[str, ...] = ()
+    follow: tuple[str, ...] = ()
 
 
 class _Update(Struct, frozen=True, kw_only=True):
@@ -234,6 +237,9 @@ def _to_wire(permissions: Permissions) -> _Permissions:
         identity=permissions.identity,
         expires_at=None if permissions.expires is None else permissions.expires_at,
         history=tuple(permissions.history),
+        publish=tuple(permissions.publish),
+        request=tuple(permissions.request),
+        follow=tuple(permissions.follow),
     )
 
 
@@ -247,4 +253,7 @@ def _from_wire(permissions: _Permissions) -> Permissions:
         identity=permissions.identity,
         expires=permissions.expires_at,
         history=permissions.history,
+        publish=permissions.publish,
+        request=permissions.request,
+        follow=permissions.follow,
     )

@@ -21,7 +21,10 @@ __all__ = ["SettingsComparison"]
 
 logger = limited_logger()
 
-_COMPARED = ("prefix", "subscribe", "deny", "history", "permissions", "expose_headers", "streams", "resume_window")
+_COMPARED = (
+    "prefix", "subscribe", "deny", "history", "publish", "request", "permissions", "expose_headers", "identity_header",
+    "publish_headers", "streams", "resume_window",
+)  # fmt: skip
 _MAX_REMEMBERED = 100
 _KEYS = "control_key"
 

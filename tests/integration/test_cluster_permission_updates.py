@@ -159,6 +159,9 @@ async def test_received_permissions_equal_sent_permissions() -> None:
         allow_wildcards=False,
         identity="ada",
         expires=time.time() + 60,
+        publish=["shop.{tenant}.say"],
+        request=["svc.>"],
+        follow=["shop.{tenant}.notice"],
     )
     session, _ = there.open(Permissions([">"], identity="ada"))
     await PermissionUpdates(here.sessions, recorder.announce).update_permissions(written, "ada", None)
@@ -425,9 +428,13 @@ WRITTEN = {
 }
 
 
-async def test_update_of_version_without_history_allows_none() -> None:
+LATER: dict[str, list[str]] = {"history": ["b"], "publish": ["c"], "request": ["d"], "follow": ["e"]}
+"""The lists that came in later versions."""
+
+
+async def test_update_of_version_without_later_lists_allows_nothing_by_them() -> None:
     worker = Worker()
-    session, _ = worker.open(Permissions([">"], identity="ada", history=[">"]))
+    session, _ = worker.open(Permissions([">"], identity="ada", **LATER))
     PermissionUpdates(worker.sessions, AnnouncementRecorder().announce).receive(update(permissions=WRITTEN))
     assert session.permissions == Permissions(["a"])
 
@@ -435,13 +442,13 @@ async def test_update_of_version_without_history_allows_none() -> None:
 async def test_update_is_read_by_versions_with_other_fields() -> None:
     """Ignore the fields of a later version, as an earlier one ignores `history`."""
     recorder, worker = AnnouncementRecorder(), Worker()
-    permissions = Permissions(["a"], history=["b"])
+    permissions = Permissions(["a"], **LATER)
     await PermissionUpdates(worker.sessions, recorder.announce).update_permissions(permissions, "ada", None)
     (payload,) = recorder.payloads
-    assert json.loads(payload)["permissions"] == WRITTEN | {"history": ["b"]}
+    assert json.loads(payload)["permissions"] == WRITTEN | LATER
     session, _ = worker.open(Permissions([">"], identity="ada"))
     receiver = PermissionUpdates(worker.sessions, recorder.announce)
-    receiver.receive(update(permissions=WRITTEN | {"history": ["b"], "of_a_later_version": [1]}))
+    receiver.receive(update(permissions=WRITTEN | LATER | {"of_a_later_version": [1]}))
     assert session.permissions == permissions
 
 
@@ -459,6 +466,9 @@ JUNK = [
     update(permissions=WRITTEN | {"subscribe": ["{nothing}"]}),
     update(permissions=WRITTEN | {"history": ["{nothing}"]}),
     update(permissions=WRITTEN | {"history": None}),
+    update(permissions=WRITTEN | {"publish": ["_NATSBRIDGE.x"]}),
+    update(permissions=WRITTEN | {"request": "a"}),
+    update(permissions=WRITTEN | {"follow": ["a..b"]}),
     update(permissions=WRITTEN | {"identity": "bob"}),
     update(permissions=WRITTEN | {"identity": ""}),
     update(permissions=WRITTEN | {"allow_wildcards": 1}),

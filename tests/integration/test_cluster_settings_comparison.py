@@ -53,6 +53,8 @@ async def other(request: Request) -> Permissions | None:
         ({"streams": {"A": None}}, {"streams": {"A": ["a.>"]}}, "streams"),
         ({"streams": {"A": None}, "history": ["a"]}, {"streams": {"A": None}}, "history"),
         ({"resume_window": 0}, {}, "resume_window"),
+        ({"publish": ["a"], "request": ["b"]}, {"publish": ["b"]}, "publish, request"),
+        ({"identity_header": "X-User", "publish_headers": ["A"]}, {}, "identity_header, publish_headers"),
         ({"app": "shop"}, {"app": "store"}, "app"),
     ],
 )

@@ -57,6 +57,29 @@ def test_pattern_that_allows_history_is_printed(explain: Explain) -> None:
     assert explain(rules, "me.orders.>", "me.>")[0] == 0
 
 
+def test_every_direction_of_the_permissions_is_explained(explain: Explain) -> None:
+    rules = RULES.removesuffix("}") + (
+        ', "publish": ["rooms.*.say", "users.{user}.>"], "request": ["svc.>"], "follow": ["users.{user}.notice"]}'
+    )
+    lines = (
+        "denied  rooms.7.say: no pattern in subscribe includes rooms.7.say\n"
+        "  may publish: publish rooms.*.say\n"
+        "  may not send requests: no pattern in request includes rooms.7.say\n"
+        "  not followed from the start: no pattern in follow includes rooms.7.say\n"
+        f"allowed  me.notice (in NATS: users.7.notice): subscribe users.7.>; {RECENT}\n"
+        "  may publish: publish users.7.>\n"
+        "  may not send requests: no pattern in request includes users.7.notice\n"
+        "  followed from the start: follow users.7.notice\n"
+        "denied  me.secret (in NATS: users.7.secret): deny users.*.secret\n"
+        "  may not publish: deny users.*.secret\n"
+        "  may not send requests: deny users.*.secret\n"
+        "  not followed from the start: deny users.*.secret\n"
+    )
+    assert explain(rules, "rooms.7.say", "me.notice", "me.secret") == (1, lines, "")
+    only = '{"subscribe": ["a"], "publish": ["a"]}'
+    assert explain(only, "a") == (0, f"allowed  a: subscribe a; {RECENT}\n  may publish: publish a\n", "")
+
+
 def test_permissions_are_read_from_file_or_standard_input(explain: Explain, tmp_path: Path) -> None:
     (tmp_path / "rules.json").write_text(RULES)
     expected = (0, f"allowed  me.x (in NATS: users.7.x): subscribe users.7.>; {RECENT}\n", "")

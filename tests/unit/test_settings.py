@@ -71,6 +71,8 @@ WRONG: dict[str, list[Any]] = {
     ],
     "deny": [*NOT_LISTS, "a..b", ["a", ""], "{user}.>"],
     "history": [*NOT_LISTS, "a..b", ["a", ""], "_NATSBRIDGE.>", "{user}.>"],
+    "publish": [*NOT_LISTS, "a..b", ["a", ""], "_NATSBRIDGE.>", "_INBOX.>", "_INBOX.a.*", "{user}.>"],
+    "request": [*NOT_LISTS, "a..b", ["a", ""], "_NATSBRIDGE.>", "_INBOX.>", "_INBOX.a.*", "{user}.>"],
     "permissions": [True, "function", Permissions(), [print]],
     "permissions_timeout": NOT_SECONDS,
     "allowed_origins": [
@@ -123,6 +125,28 @@ WRONG: dict[str, list[Any]] = {
     "command_burst": NOT_COUNTS,
     "max_bad_commands": NOT_COUNTS,
     "max_command_bytes": [*NOT_COUNTS, 63],
+    "publish_rate": NOT_RATES,
+    "publish_burst": NOT_COUNTS,
+    "max_publish_bytes": NOT_COUNTS,
+    "max_requests": NOT_COUNTS,
+    "max_requests_per_worker": NOT_COUNTS,
+    "request_timeout": NOT_SECONDS,
+    "identity_header": [*NOT_TEXTS, "a b", "a:", "größe", "x" * 65, "a\r\n", "Nats-Identity", "NATS-X", "Status"],
+    "publish_headers": [
+        *NOT_LISTS,
+        [""],
+        ["a b"],
+        "a:b",
+        ["größe"],
+        ["a\n"],
+        ["a\r\nb"],
+        ["x" * 65],
+        "Trace Nats-Msg-Id",
+        "nats-ttl",
+        "status",
+        "Description",
+        "Trace trace",
+    ],
     "max_body_parts": NOT_COUNTS,
     "read_timeout": NOT_SECONDS,
     "max_pending_bytes": [*NOT_COUNTS, 1023],
@@ -226,6 +250,18 @@ RIGHT: list[tuple[str, Any, Any]] = [
     ("request_rate", 0.5, 0.5),
     ("request_burst", 1, 1),
     ("expose_headers", "Trace-Id Nats-Msg-Id", ("Trace-Id", "Nats-Msg-Id")),
+    ("publish", "rooms.*.say $KV.prefs.*", ("rooms.*.say", "$KV.prefs.*")),
+    ("request", ["svc.>"], ("svc.>",)),
+    ("publish_rate", 0.5, 0.5),
+    ("publish_burst", 1, 1),
+    ("max_publish_bytes", 1, 1),
+    ("max_publish_bytes", 1_000_000, 1_000_000),
+    ("max_requests", 1, 1),
+    ("max_requests_per_worker", 1, 1),
+    ("request_timeout", 0.1, 0.1),
+    ("identity_header", "X-User", "X-User"),
+    ("publish_headers", "Trace X-Room", ("Trace", "X-Room")),
+    ("publish_headers", "", ()),
     ("heartbeat", 0.1, 0.1),
     ("heartbeat", 20, 20.0),
     ("unsubscribe_delay", 0, 0.0),
@@ -535,21 +571,24 @@ def test_invalid_keyword_is_rejected_by_constructor() -> None:
         NatsBridge(heartbeat=-1)
 
 
-@pytest.mark.parametrize("name", ["subscribe", "deny", "history"])
+@pytest.mark.parametrize("name", ["subscribe", "deny", "history", "publish", "request"])
 def test_permissions_function_excludes_patterns_for_every_client(name: str) -> None:
     async def permissions(_: Any) -> None: ...
 
     keywords: dict[str, Any] = {"permissions": permissions, name: ["a"]}
     assert settings_error(streams={"S": None}, **keywords) == (
-        "NatsBridge setting 'permissions' excludes 'subscribe', 'deny' and 'history': return them from the function"
+        "NatsBridge setting 'permissions' excludes 'subscribe', 'deny', 'history', 'publish' and 'request': "
+        "return them from the function"
     )
     assert resolve(permissions=permissions).permissions is permissions
 
 
-def test_default_permissions_are_subscribe_deny_and_history_settings() -> None:
+def test_default_permissions_are_settings_for_every_client() -> None:
     assert resolve(subscribe=["a.>"], deny="a.b").default_permissions == Permissions(["a.>"], ["a.b"])
     settings = resolve(subscribe=["a.>"], history="a.c", streams={"A": None})
     assert settings.default_permissions == Permissions(["a.>"], history=["a.c"])
+    settings = resolve(publish="a.> b", request=["svc.>"])
+    assert settings.default_permissions == Permissions(publish=["a.>", "b"], request=["svc.>"])
 
 
 @pytest.mark.parametrize(

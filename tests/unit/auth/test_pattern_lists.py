@@ -1,6 +1,6 @@
 import pytest
 
-from sanic_nats_bridge.auth.pattern_lists import PatternListCache
+from sanic_nats_bridge.auth.pattern_lists import ClientList, PatternListCache
 from sanic_nats_bridge.protocol import subjects
 
 
@@ -66,3 +66,18 @@ def test_list_larger_than_the_cache_displaces_no_other() -> None:
     kept = cache.get("subscribe", small, {})
     assert cache.get("subscribe", large, {}).patterns == large
     assert cache.get("subscribe", small, {}) is kept
+
+
+def test_client_has_patterns_of_shared_list_and_its_own() -> None:
+    patterns = ("$KV.a", "b.{user}.>", "_C.{user}", ">", "b.1.x")
+    listed = ClientList.of("publish", patterns, {"user": "1"})
+    assert listed.real_patterns() == ["$KV.a", "b.1.>", "_C.1", ">", "b.1.x"]
+    assert listed.reserved_patterns() == ["$KV.a", "_C.1"]
+    index = listed.indexed()
+    assert [index.first_covering(each) for each in ("b.1.x", "b.2", "_C.1", "$KV.b")] == ["b.1.>", ">", "_C.1", None]
+
+
+def test_empty_list_covers_nothing() -> None:
+    listed = ClientList.of("request", (), {})
+    assert listed.real_patterns() == listed.reserved_patterns() == []
+    assert listed.indexed().first_covering("a") is None

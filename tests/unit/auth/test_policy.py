@@ -71,3 +71,21 @@ def test_validate_does_not_check_permissions() -> None:
 def test_held_patterns_need_no_decision() -> None:
     policy = SubscriptionPolicy(3)
     assert policy.authorize(Permissions(), ["a", "b"], ["b", "a"]) == []
+
+
+def test_followed_patterns_are_granted_up_to_limit() -> None:
+    policy = SubscriptionPolicy(3)
+    permissions = Permissions(follow=["a", "b", "a.>"], aliases={"me.": "a."})
+    assert policy.followed(permissions) == permissions.followed
+    assert [grant.pattern for grant in policy.followed(permissions)] == ["a", "b", "me.>"]
+    assert policy.followed(Permissions(["a"])) == []
+    with pytest.raises(ValueError, match=r"^follow must be at most max_subscriptions \(3\) patterns, got 4$"):
+        policy.followed(Permissions(follow=["a", "b", "c", "d"]))
+
+
+@pytest.mark.parametrize("pattern", ["_A.bridge.>", "_A.bridge.x", "_A.>", "_A.*.x"])
+def test_subjects_of_workers_cannot_be_followed(pattern: str) -> None:
+    policy = SubscriptionPolicy(3, "_A.bridge")
+    with pytest.raises(ValueError, match=r"^follow must not allow the bridge's own subjects, got '_A"):
+        policy.followed(Permissions(follow=[pattern]))
+    assert policy.followed(Permissions(follow=["_A.bridge", "_A.other.>", ">"]))
