@@ -17,6 +17,7 @@ from ..errors import InvalidSubject
 
 __all__ = [
     "GRAMMAR",
+    "LITERAL_GRAMMAR",
     "MAX_SUBJECT_BYTES",
     "MAX_TOKENS",
     "covers",
@@ -40,6 +41,9 @@ _LITERAL = r"[\x21-\x29\x2B-\x2D\x2F-\x3D\x3F-\x7E]+"
 
 GRAMMAR = rf"(?:(?:{_LITERAL}|\*)\.){{0,{MAX_TOKENS - 1}}}(?:{_LITERAL}|\*|>)"
 """A regular expression for valid patterns of any length, also valid in JSON Schema."""
+
+LITERAL_GRAMMAR = rf"(?:{_LITERAL}\.){{0,{MAX_TOKENS - 1}}}{_LITERAL}"
+"""A regular expression for valid subjects without wildcards, also valid in JSON Schema."""
 
 _PATTERN = re.compile(GRAMMAR)
 

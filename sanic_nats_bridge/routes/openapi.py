@@ -5,8 +5,8 @@ therefore has one ``example``, and an ``enum`` has the other codes of its status
 sets ``OAS_IGNORE_HEAD`` to false.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
 
 import msgspec
 from sanic_ext import openapi
@@ -40,56 +40,36 @@ from ..protocol.messages import (
     PROTOCOL_VERSION,
     Action,
     Command,
-    CommandId,
-    Frame,
     Welcome,
     encode,
     event_name,
-    failure_reply,
     success_reply,
 )
 from ..protocol.start import MAX_ID_CHARACTERS, StartName
-from ..protocol.subjects import GRAMMAR, MAX_SUBJECT_BYTES
 from ..settings import Settings
 from ..streams.interfaces import FeedState
+from .openapi_parts import (
+    FALSE,
+    ID,
+    PATTERN,
+    REPLY_FIELDS,
+    TAG,
+    TRUE,
+    Handler,
+    Json,
+    described_response,
+    error_responses,
+    json_content,
+    object_schema,
+    reply_schema,
+    schemas,
+    subjects_schema,
+)
 
 __all__ = ["describe_command", "describe_events", "describe_live", "describe_metrics", "describe_ready"]
 
-_Handler = TypeVar("_Handler", bound=Callable[..., Any])
-_Json: TypeAlias = dict[str, Any]
-
-_schemas: Any = openapi  # its classes have no annotations
-
-_TAG = "NATS bridge"
-_JSON = "application/json"
-
 _SESSION = "kX3vR9wLmB7ZrcT1sYdE8uJ6pFgA4oKxRi5VqCtWnDb0M2Hh"
-_PATTERNS = ["orders.new", "invoices.>"]
-
-_MEANINGS: dict[type[BridgeError], str] = {
-    InvalidCommand: "the request is malformed, or a field is missing or invalid",
-    UnsupportedMediaType: "the body is not declared as JSON, or is compressed",
-    UnsupportedCommand: "the command has an action or a field that this server does not support",
-    UnsupportedQuery: "the query has a parameter that this server does not support, or a wrong spelling of subjects",
-    InvalidSubject: "a subject is invalid",
-    AuthRequired: "the client is not authenticated",
-    AuthExpired: "the permissions of the client have expired",
-    ForbiddenSubject: "the client may not subscribe to one of the subjects",
-    ForbiddenOrigin: "the origin of the page is not allowed",
-    ForbiddenHost: "the host of the request is not allowed",
-    HistoryForbidden: "the client may not get these old messages",
-    HistoryUnavailable: "no stream of the server holds one of the subjects as a whole",
-    NatsRefused: "NATS does not let the server subscribe to one of the subjects",
-    UnknownSession: "the session does not exist, or belongs to another client",
-    NotSubscribed: "the session is not subscribed to one of the subjects",
-    SizeLimitExceeded: "the body is too large",
-    RateLimitExceeded: "too many commands or requests; the header Retry-After has the number of seconds to wait",
-    SubscriptionLimitExceeded: "too many subjects",
-    InternalError: "a fault in the server",
-    NatsUnavailable: "another server holds the session, and NATS is disconnected; the command can be repeated",
-    UnreachableSession: "the server that holds the session does not answer; the command may have been executed, "
-    "and can be repeated",
-}
+_PATTERNS = [PATTERN["example"], "invoices.>"]
 
 _SUMMARIES: dict[Action, str] = {"subscribe": "Subscribe to subjects", "unsubscribe": "Unsubscribe from subjects"}
 _DESCRIPTIONS: dict[Action, str] = {
@@ -108,25 +88,15 @@ _EVENTS = (
     "no session."
 )
 
-_PATTERN: _Json = {
-    "type": "string",
-    "pattern": f"^{GRAMMAR}$",
-    "maxLength": MAX_SUBJECT_BYTES,
-    "example": _PATTERNS[0],
-}
 _WILDCARDS = "The wildcard * matches one token, and > at the end matches one or more"
-_ID: _Json = {
-    "anyOf": [{"type": "string"}, {"type": "integer"}],
-    "description": "An id of the client's choice, which the reply repeats",
-}
-_AFTER: _Json = {
+_AFTER: Json = {
     "type": "string",
     "maxLength": MAX_ID_CHARACTERS,
     "description": "The id of the last message that the client has received. The messages since then come first, if "
     "the server still has them",
     "example": "k3f9x2.m2k.sz3k1x",
 }
-_FROM: _Json = {
+_FROM: Json = {
     "anyOf": [
         {"type": "string", "enum": list(get_args(StartName))},
         {
@@ -139,21 +109,7 @@ _FROM: _Json = {
     "description": "The messages that come first, without an id from which to continue: only new ones, all, the last "
     "of each subject, or the last ones of each pattern",
 }
-_TRUE: _Json = {"type": "boolean", "enum": [True]}
-_FALSE: _Json = {"type": "boolean", "enum": [False]}
-_REPLY = {
-    "id": "The id of the command, if it had one",
-    "action": "The command",
-    "code": "The error, for programs",
-    "message": "The result, for people",
-    "active": "True if NATS has confirmed every subscription. Otherwise NATS is disconnected or slow, and the stream "
-    "announces when the subscriptions are confirmed, or that they have ended",
-    "resumable": "True if a stream holds each of the subjects. Absent for a command without history, and as long as "
-    "the server does not know",
-    "resumable_subjects": "The subjects that a stream holds, if it does not hold all",
-    "recovered": "True if nothing is missing after the id that the client has sent",
-}
-_NATS: _Json = {"type": "string", "enum": ["connected", "disconnected"]}
+_NATS: Json = {"type": "string", "enum": ["connected", "disconnected"]}
 
 _METRIC = """\
 # HELP natsbridge_sessions Open sessions
@@ -163,7 +119,7 @@ natsbridge_sessions{transport="websocket",worker="Sanic-Server-0-0"} 12.0
 """
 
 
-def describe_command(action: Action, settings: Settings, *, history: bool = False) -> Callable[[_Handler], _Handler]:
+def describe_command(action: Action, settings: Settings, *, history: bool = False) -> Callable[[Handler], Handler]:
     """Return a decorator that describes the route of a command by POST.
 
     Args:
@@ -179,16 +135,18 @@ def describe_command(action: Action, settings: Settings, *, history: bool = Fals
     return openapi.definition(
         summary=_SUMMARIES[action],
         description=_DESCRIPTIONS[action],
-        tag=_TAG,
-        body=openapi.definitions.RequestBody(_json(_command_schema(action, settings, history), command), required=True),
+        tag=TAG,
+        body=openapi.definitions.RequestBody(
+            json_content(_command_schema(action, settings, history), command), required=True
+        ),
         response=[
-            _response(200, "The command was executed", _json(_success_schema(action, history), reply)),
+            described_response(200, "The command was executed", json_content(_success_schema(action, history), reply)),
             *_command_errors(action, settings, history),
         ],
     )
 
 
-def describe_events(settings: Settings, *, history: bool = False) -> Callable[[_Handler], _Handler]:
+def describe_events(settings: Settings, *, history: bool = False) -> Callable[[Handler], Handler]:
     """Return a decorator that describes the route of event streams.
 
     Args:
@@ -196,8 +154,8 @@ def describe_events(settings: Settings, *, history: bool = False) -> Callable[[_
         history: True if the query may ask for old messages.
     """
     patterns = _patterns(settings)
-    subjects = _schemas.Array(
-        _schemas.Schema(**_PATTERN),
+    subjects = schemas.Array(
+        schemas.Schema(**PATTERN),
         maxItems=settings.max_subscriptions,
         example=patterns,
     )
@@ -215,7 +173,7 @@ def describe_events(settings: Settings, *, history: bool = False) -> Callable[[_
     return openapi.definition(
         summary="Open an event stream",
         description=_EVENTS,
-        tag=_TAG,
+        tag=TAG,
         parameter=[
             {
                 "name": "subjects",
@@ -227,31 +185,34 @@ def describe_events(settings: Settings, *, history: bool = False) -> Callable[[_
             {
                 "name": "protocol",
                 "location": "query",
-                "schema": _schemas.Integer(enum=[PROTOCOL_VERSION], default=PROTOCOL_VERSION),
+                "schema": schemas.Integer(enum=[PROTOCOL_VERSION], default=PROTOCOL_VERSION),
                 "description": "The version of the protocol",
             },
             *(_start_parameters() if history else ()),
         ],
-        response=[_response(200, "The stream is open", stream), *_error_responses(examples, others, "subscribe")],
+        response=[
+            described_response(200, "The stream is open", stream),
+            *error_responses(examples, others, "subscribe"),
+        ],
     )
 
 
-def describe_live() -> Callable[[_Handler], _Handler]:
+def describe_live() -> Callable[[Handler], Handler]:
     """Return a decorator that describes the liveness probe."""
-    schema = _object(live=_TRUE | {"description": "True whenever the worker answers"})
+    schema = object_schema(live=TRUE | {"description": "True whenever the worker answers"})
     return openapi.definition(
         summary="Check that a worker is alive",
         description="For a supervisor that restarts a worker which no longer answers.",
-        tag=_TAG,
-        response=[_response(200, "The worker is alive", _json(schema, {"live": True}))],
+        tag=TAG,
+        response=[described_response(200, "The worker is alive", json_content(schema, {"live": True}))],
     )
 
 
-def describe_ready() -> Callable[[_Handler], _Handler]:
+def describe_ready() -> Callable[[Handler], Handler]:
     """Return a decorator that describes the readiness probe."""
 
-    def content(ready: _Json, example: _Json) -> _Json:
-        schema = _object(
+    def content(ready: Json, example: Json) -> Json:
+        schema = object_schema(
             ready=ready | {"description": "True if the worker takes new clients"},
             stopping={"type": "boolean", "description": "True while the worker stops"},
             nats=_NATS | {"description": "The connection of the worker to NATS"},
@@ -262,35 +223,35 @@ def describe_ready() -> Callable[[_Handler], _Handler]:
             "additionalProperties": {"type": "string", "enum": list(get_args(FeedState))},
             "description": "The state of each stream, if the app has any",
         }
-        return _json(schema, example)
+        return json_content(schema, example)
 
     connected = {"nats": "connected", "control": "connected"}
     return openapi.definition(
         summary="Check that a worker takes new clients",
         description="For a load balancer that chooses a worker for new clients.",
-        tag=_TAG,
+        tag=TAG,
         response=[
-            _response(
-                200, "The worker takes new clients", content(_TRUE, {"ready": True, "stopping": False} | connected)
+            described_response(
+                200, "The worker takes new clients", content(TRUE, {"ready": True, "stopping": False} | connected)
             ),
-            _response(
+            described_response(
                 503,
                 "The worker is stopping, or NATS is disconnected and the app needs it",
-                content(_FALSE, {"ready": False, "stopping": True} | connected),
+                content(FALSE, {"ready": False, "stopping": True} | connected),
             ),
         ],
     )
 
 
-def describe_metrics() -> Callable[[_Handler], _Handler]:
+def describe_metrics() -> Callable[[Handler], Handler]:
     """Return a decorator that describes the route of the metrics."""
     text = {"type": "string"}
     return openapi.definition(
         summary="Read the metrics",
         description="The metrics of all workers of this server. The header Accept of the request decides the format.",
-        tag=_TAG,
+        tag=TAG,
         response=[
-            _response(
+            described_response(
                 200,
                 "The metrics, in the text format of Prometheus or in that of OpenMetrics",
                 {
@@ -302,18 +263,18 @@ def describe_metrics() -> Callable[[_Handler], _Handler]:
     )
 
 
-def _start_parameters() -> list[_Json]:
+def _start_parameters() -> list[Json]:
     return [
         {
             "name": "after",
             "location": "query",
-            "schema": _schemas.Schema(type="string", maxLength=MAX_ID_CHARACTERS, example=_AFTER["example"]),
+            "schema": schemas.Schema(type="string", maxLength=MAX_ID_CHARACTERS, example=_AFTER["example"]),
             "description": f"{_AFTER['description']}. The header Last-Event-ID replaces it",
         },
         {
             "name": "from",
             "location": "query",
-            "schema": _schemas.Schema(type="string", example="new"),
+            "schema": schemas.Schema(type="string", example="new"),
             "description": f"As in a subscribe by POST: a name, or the object as JSON. {_FROM['description']}",
         },
     ]
@@ -348,7 +309,7 @@ def _command_errors(action: Action, settings: Settings, history: bool) -> list[A
     else:
         examples.append(ForbiddenOrigin("This origin is not allowed to use this server"))
         examples.append(NotSubscribed(f"Not subscribed to: '{patterns[-1]}'", patterns[-1:]))
-    return _error_responses(examples, others, action, "1")
+    return error_responses(examples, others, action, "1")
 
 
 def _patterns(settings: Settings) -> list[str]:
@@ -375,7 +336,7 @@ def _stream_example(patterns: list[str]) -> str:
 # Schemas
 
 
-def _command_schema(action: Action, settings: Settings, history: bool) -> _Json:
+def _command_schema(action: Action, settings: Settings, history: bool) -> Json:
     return {
         "type": "object",
         "properties": {
@@ -386,12 +347,12 @@ def _command_schema(action: Action, settings: Settings, history: bool) -> _Json:
             },
             "subjects": {
                 "type": "array",
-                "items": _PATTERN,
+                "items": PATTERN,
                 "minItems": 1,
                 "maxItems": settings.max_subscriptions,
                 "description": f"The subjects to which the command applies. {_WILDCARDS}",
             },
-            "id": _ID,
+            "id": ID,
             "session": {
                 "type": "string",
                 "description": "The id of the session, from the first frame of its stream, the welcome",
@@ -403,90 +364,18 @@ def _command_schema(action: Action, settings: Settings, history: bool) -> _Json:
     }
 
 
-def _success_schema(action: Action, history: bool) -> _Json:
-    properties: _Json = {
-        "success": _TRUE,
-        "subjects": _subjects("The subjects of the command, each once"),
+def _success_schema(action: Action, history: bool) -> Json:
+    properties: Json = {
+        "success": TRUE,
+        "subjects": subjects_schema("The subjects of the command, each once"),
     }
     if action == "subscribe":
-        properties["active"] = {"type": "boolean", "description": _REPLY["active"]}
-    schema = _reply_schema(action, properties)
+        properties["active"] = {"type": "boolean", "description": REPLY_FIELDS["active"]}
+    schema = reply_schema(action, properties)
     if history:
         schema["properties"] |= {
-            "resumable": {"type": "boolean", "description": _REPLY["resumable"]},
-            "resumable_subjects": _subjects(_REPLY["resumable_subjects"]),
-            "recovered": {"type": "boolean", "description": _REPLY["recovered"]},
+            "resumable": {"type": "boolean", "description": REPLY_FIELDS["resumable"]},
+            "resumable_subjects": subjects_schema(REPLY_FIELDS["resumable_subjects"]),
+            "recovered": {"type": "boolean", "description": REPLY_FIELDS["recovered"]},
         }
     return schema
-
-
-def _failure_schema(action: Action, errors: Iterable[type[BridgeError]]) -> _Json:
-    codes = [error.code for error in errors]
-    schema = _reply_schema(
-        action, {"success": _FALSE, "code": {"type": "string", "enum": codes, "description": _REPLY["code"]}}
-    )
-    # A rejection that precedes the command has no subjects, and on an event stream no action either.
-    schema["properties"]["subjects"] = _subjects("The subjects that the error concerns")
-    schema["required"].remove("action")
-    return schema
-
-
-def _reply_schema(action: Action, properties: Mapping[str, Any]) -> _Json:
-    known: _Json = {
-        "type": {"type": "string", "enum": ["reply"]},
-        "action": {"type": "string", "enum": [action], "description": _REPLY["action"]},
-        **properties,
-        "message": {"type": "string", "description": _REPLY["message"]},
-    }
-    identified = known | {"id": _ID | {"description": _REPLY["id"]}}
-    return {"type": "object", "properties": identified, "required": list(known)}
-
-
-def _subjects(description: str) -> _Json:
-    return {"type": "array", "items": {"type": "string"}, "description": description}
-
-
-def _object(**properties: _Json) -> _Json:
-    return {"type": "object", "properties": properties, "required": list(properties)}
-
-
-# Responses
-
-
-def _error_responses(
-    examples: Iterable[BridgeError],
-    others: Sequence[type[BridgeError]],
-    action: Action,
-    command_id: CommandId | msgspec.UnsetType = msgspec.UNSET,
-) -> list[Any]:
-    """Return a response for each example, with the codes of the other errors that have the same status."""
-    return [
-        _error_response(
-            example, [error for error in others if error.http_status == example.http_status], action, command_id
-        )
-        for example in sorted(examples, key=lambda example: example.http_status)
-    ]
-
-
-def _error_response(
-    example: BridgeError,
-    others: Iterable[type[BridgeError]],
-    action: Action,
-    command_id: CommandId | msgspec.UnsetType,
-) -> Any:
-    errors = [type(example), *others]
-    # The id is in the body, which is not read then.
-    known_id = msgspec.UNSET if isinstance(example, UnsupportedMediaType | SizeLimitExceeded) else command_id
-    return _response(
-        example.http_status,
-        "; ".join(f"{error.code}: {_MEANINGS[error]}" for error in errors),
-        _json(_failure_schema(action, errors), failure_reply(example, action, known_id)),
-    )
-
-
-def _json(schema: _Json, example: Command | Frame | _Json) -> _Json:
-    return {_JSON: {"schema": schema, "example": msgspec.to_builtins(example)}}
-
-
-def _response(status: int, description: str, content: _Json) -> Any:
-    return openapi.definitions.Response(content, status=status, description=description)

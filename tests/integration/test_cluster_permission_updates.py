@@ -428,7 +428,7 @@ WRITTEN = {
 }
 
 
-LATER: dict[str, list[str]] = {"history": ["b"], "publish": ["c"], "request": ["d"], "follow": ["e"]}
+LATER: dict[str, Any] = {"history": ["b"], "publish": ["c"], "request": ["d"], "follow": ["e"]}
 """The lists that came in later versions."""
 
 
