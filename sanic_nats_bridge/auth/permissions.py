@@ -22,8 +22,6 @@ _END_OF_9999 = 253_402_387_200
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
-_OWN_SUBJECTS = "the bridge's own subjects are never allowed"
-
 
 class Grant(NamedTuple):
     """A pattern to which a client may subscribe. Clients with equal grants see the same messages."""
@@ -288,7 +286,7 @@ class Permissions:
         if not self.allow_wildcards and subjects.has_wildcard(pattern):
             return None, "allow_wildcards is False"
         if real.partition(".")[0] == CONTROL_TOKEN:
-            return None, _OWN_SUBJECTS
+            return None, "the bridge's own subjects are never allowed"
         prohibited = self._prohibitions.rule(real, by_alias=by_alias)
         if prohibited is not None:
             return None, prohibited
@@ -304,7 +302,7 @@ class Permissions:
         if subjects.has_wildcard(real):
             return False, f"a {action} must have a subject without wildcards"
         if real.partition(".")[0] == CONTROL_TOKEN:
-            return False, _OWN_SUBJECTS
+            return False, "the bridge's own subjects are never allowed"
         prohibited = self._prohibitions.rule(real, by_alias=by_alias)
         return self._decide_by(action, real) if prohibited is None else (False, prohibited)
 

@@ -198,8 +198,8 @@ def _headers(headers: Mapping[str, Sequence[str]]) -> tuple[Header, ...]:
     for name, values in headers.items():
         if not is_header_name(name):
             raise InvalidCommand(
-                f"Not a valid command: the name of a header must be 1 to {MAX_NAME_CHARACTERS} letters, digits and any "
-                "of ! # $ % & ' * + - . ^ _ ` | ~"
+                "Not a valid command: the name of a header must be a token of HTTP (RFC 9110) of at most "
+                f"{MAX_NAME_CHARACTERS} characters"
             )
         if not values:
             raise InvalidCommand("Not a valid command: a header must have at least one value")

@@ -121,7 +121,7 @@ MEANINGS: dict[type[BridgeError], str] = {
     UnreachableSession: "the server that holds the session does not answer; the command may have been executed, "
     "and can be repeated",
 }
-"""What each error means to the caller."""
+"""The meaning of each error to the caller."""
 
 
 def _failure_schema(action: Action, errors: Iterable[type[BridgeError]]) -> Json:

@@ -53,8 +53,8 @@ __all__ = ["describe_publish"]
 _SUBJECTS: dict[PublishAction, str] = {"publish": "rooms.7.say", "request": "prices.get"}
 _SUMMARIES: dict[PublishAction, str] = {"publish": "Publish a message", "request": "Send a request"}
 _DESCRIPTIONS: dict[PublishAction, str] = {
-    "publish": "Publishes a message to NATS, without a session. With an acknowledgement the response says where a "
-    "stream has stored it. Messages of several requests at once have no order among themselves.",
+    "publish": "Publishes a message to NATS, without a session. With an acknowledgement the response names the "
+    "stream that has stored it. Messages of several requests at once have no order among themselves.",
     "request": "Sends a request to a service in NATS, without a session, and returns the first answer.",
 }
 _MEANINGS = MEANINGS | {

@@ -48,6 +48,7 @@ import msgspec
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
 from sanic_nats_bridge.protocol import messages
+from sanic_nats_bridge.protocol.publish import decode_publish
 from tests.support.bridge import WAIT_SECONDS, free_port, wait_until
 from tests.support.page import chromium
 from tests.support.process import APP_ENVIRONMENT
@@ -529,7 +530,7 @@ def _check_json(block: Block) -> None:
     for line in block.text.splitlines():
         value = json.loads(line)
         if "type" not in value:
-            messages.decode_command(line.encode(), history=True)
+            messages.decode_command(line.encode(), history=True, publish=True)
         elif value["type"] != "message":
             frame = msgspec.json.decode(line, type=Frame)
             assert json.loads(msgspec.json.encode(frame)) == value
@@ -542,7 +543,10 @@ def _check_http(block: Block) -> None:
     method, path = start.split()
     assert (method, headers) == ("POST", ["Content-Type: application/json"])
     action: Any = path.removeprefix("/nats/")
-    assert messages.decode_command(body.encode(), action).session
+    if action in ("publish", "request"):
+        decode_publish(body.encode(), action)
+    else:
+        assert messages.decode_command(body.encode(), action).session
 
 
 def _check_nginx(block: Block) -> None:

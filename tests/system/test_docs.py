@@ -12,6 +12,7 @@ import pytest
 import sanic_nats_bridge
 from sanic_nats_bridge import CloseCode, Permissions, errors, testing
 from sanic_nats_bridge.metrics.definitions import METRICS
+from sanic_nats_bridge.protocol import headers, publish
 from sanic_nats_bridge.protocol import messages as protocol
 from sanic_nats_bridge.protocol.start import MAX_ID_CHARACTERS, StartName
 from sanic_nats_bridge.protocol.stream_messages import Operation
@@ -106,7 +107,7 @@ def test_protocol_page_shows_every_frame_and_command() -> None:
     shown = "".join(block.text for block in blocks("docs/reference/protocol.md", "json"))
     kinds = {"welcome", "reply", "message", "caught_up", "gap", "unsubscribed", "status", "heartbeat", "close"}
     assert set(re.findall(r'"type": "(\w+)"', shown)) == kinds
-    assert {"subscribe", "unsubscribe", "ping"} <= set(re.findall(r'"action": "(\w+)"', shown))
+    assert {"subscribe", "unsubscribe", "ping", "publish", "request"} <= set(re.findall(r'"action": "(\w+)"', shown))
 
 
 def test_protocol_page_shows_start_fields_reasons_and_operations() -> None:
@@ -118,6 +119,27 @@ def test_protocol_page_shows_start_fields_reasons_and_operations() -> None:
     rows = [row[0] for heading in ("gap", "Gaps in the past") for row in table("docs/reference/protocol.md", heading)]
     assert {name for row in rows for name in names_in(row)} == set(reasons)
     assert f"at most {MAX_ID_CHARACTERS} characters" in section
+
+
+def test_protocol_page_states_limits_of_publishes() -> None:
+    page = (ROOT / "docs/reference/protocol.md").read_text()
+    section = page.partition("\n## Publish and request\n")[2].partition("\n## ")[0]
+    assert f"tokens (RFC 9110) of at most {headers.MAX_NAME_CHARACTERS} characters" in section
+    assert f"at most {headers.MAX_VALUE_BYTES:,} bytes" in section
+    assert f"at most {headers.MAX_HEADERS} values" in section
+    assert f"1 to {publish.MAX_MESSAGE_ID_CHARACTERS} letters" in section
+    assert f"at least {publish.MIN_ANONYMOUS_ID_CHARACTERS}, made of 128 random" in section
+    assert f"`{Settings.identity_header}`" in section
+    fields_of_command = {
+        name for row in table("docs/reference/protocol.md", "Publish and request") for name in names_in(row[0])
+    }
+    assert fields_of_command == set(publish.PublishCommand.__struct_fields__) - {"action", "payload"} | {"data"}
+    named = set(re.findall(r"`((?:publish|request)\.\w+|limit\.(?:publish|requests))`", section))
+    assert named == {
+        error.code
+        for error in errors.BridgeError.__subclasses__()
+        if error.code.startswith(("publish.", "request.", "limit.publish", "limit.requests"))
+    }
 
 
 def test_client_page_lists_every_option_and_event() -> None:

@@ -81,7 +81,7 @@ def test_error_has_message_and_subjects(error: type[BridgeError]) -> None:
     assert error("Not so").subjects == ()
 
 
-def test_error_has_what_jetstream_or_a_service_says() -> None:
+def test_error_has_reason_of_jetstream_or_code_of_service() -> None:
     assert errors.PublishUnstored("Not stored", ["a"], "maximum messages exceeded").description == (
         "maximum messages exceeded"
     )

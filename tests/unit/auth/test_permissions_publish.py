@@ -87,7 +87,7 @@ def test_subject_is_allowed_within_one_pattern(
 
 @BOTH
 @pytest.mark.parametrize("subject", ["*", "rooms.*", "rooms.>", ">", "$KV.*"])
-def test_wildcard_is_no_subject(action: PublishAction, subject: str) -> None:
+def test_subject_with_wildcard_is_rejected(action: PublishAction, subject: str) -> None:
     permissions = permissions_for(action, [">", "$KV.>"])
     with pytest.raises(InvalidSubject, match="Not a subject without wildcards") as refused:
         permissions.authorize_publish(subject, action)

@@ -36,7 +36,7 @@ def test_token_of_at_most_64_characters_is_a_name(name: str) -> None:
     "name",
     ["", " ", "a b", "a:", ":", "a\r\n", "a\n", "a\r", "\na", "a\0", "a\t", "größe", "a;", "a\u2028", "(a)", "x" * 65],
 )
-def test_other_string_is_no_name(name: str) -> None:
+def test_other_string_is_not_a_name(name: str) -> None:
     assert not is_header_name(name)
     with pytest.raises(ValueError, match="token"):
         header_block([(name, "x")])

@@ -83,7 +83,7 @@ def test_answer_keeps_digits_of_numbers() -> None:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BridgeError) else "",
 )
-def test_failed_reply_has_what_the_error_tells(error: BridgeError, fields: dict[str, Any]) -> None:
+def test_failed_reply_has_the_fields_of_its_error(error: BridgeError, fields: dict[str, Any]) -> None:
     expected = {"type": "reply", "action": "publish", "success": False, "code": error.code, "message": "No"}
     assert shown(failure_reply(error, "publish")) == expected | {"subjects": ["a"]} | fields
     assert Outcome.rejected(error, "publish", "1").reply == failure_reply(error, "publish", "1")

@@ -56,7 +56,7 @@ def test_failed_reply_has_the_fields_of_its_errors(error: BridgeError, field: st
     assert field not in content_of(error_responses([InternalError("No")], [], "publish")[0])["schema"]["properties"]
 
 
-def test_schemas_require_what_is_always_there() -> None:
+def test_schemas_require_the_fields_of_every_reply() -> None:
     schema = reply_schema("publish", {"success": {"type": "boolean"}})
     assert schema["required"] == ["type", "action", "success", "message"]
     assert "id" in schema["properties"]
