@@ -42,16 +42,28 @@ class ConcurrencyLimit:
         Raises:
             Exception: The error that was created, because there are too many.
         """
+        self.acquire(client)
+        try:
+            yield
+        finally:
+            self.release(client)
+
+    def acquire(self, client: str) -> None:
+        """Count one for a client until `release`.
+
+        Raises:
+            Exception: The error that was created, because there are too many.
+        """
         if self._by_client[client] >= self._max_of_client:
             raise self._client_error()
         if self._all >= self._max_of_all:
             raise self._error()
         self._by_client[client] += 1
         self._all += 1
-        try:
-            yield
-        finally:
-            self._all -= 1
-            self._by_client[client] -= 1
-            if not self._by_client[client]:
-                del self._by_client[client]
+
+    def release(self, client: str) -> None:
+        """Count one less for a client."""
+        self._all -= 1
+        self._by_client[client] -= 1
+        if not self._by_client[client]:
+            del self._by_client[client]

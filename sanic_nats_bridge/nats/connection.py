@@ -24,6 +24,7 @@ from .addresses import Addresses
 from .awaited_pongs import AwaitedPongs, Confirmation, HealthPing, Removal
 from .interfaces import ControlListener, MessageListener
 from .line_filter import LineFilter, printable
+from .outgoing import Outgoing
 from .parser import MAX_MESSAGE_BYTES, MalformedLineError, Parser
 from .server_errors import classify_error
 from .server_info import decode_info, domain_of, max_payload_of, usable_addresses
@@ -109,6 +110,9 @@ class Connection(Client):
         """Called with the subject of a message that the server hasn't accepted. A true result is not logged."""
         self._slow_sids: set[int] = set()
         """The app's own subscriptions that were logged as slow consumers."""
+        self.outgoing = Outgoing()
+        self.publish_limit = 0
+        """The largest number of bytes, headers included, that the server accepts in a message of the bridge."""
         self.accepted_length = 0
         """The length of the largest message that the bridge accepts: ``max_payload`` of the server, or more."""
         self.refused_message = 0
@@ -244,6 +248,38 @@ class Connection(Client):
         self.controls.pop(b"%d" % sid, None)
         self._send(b"UNSUB %d\r\n" % sid)
 
+    @property
+    def unsent_bytes(self) -> int:
+        """The number of bytes that were written, but not yet accepted by the network."""
+        return self._transport.unsent_bytes if isinstance(self._transport, TcpSocket | WebSocket) else 0
+
+    @property
+    def refused_subject_length(self) -> float:
+        """The smallest length of a subject and its subject for answers that the server is known to refuse."""
+        return self.outgoing.refused_length
+
+    def send_message(self, subject: bytes, payload: bytes, headers: bytes = b"", reply: bytes = b"") -> None:
+        """Write a message of at most `publish_limit` bytes at once. nats-py's `publish` takes several times as long."""
+        self._send(self.outgoing.message(subject, payload, headers, reply))
+
+    def send_question(
+        self, subject: bytes, payload: bytes, headers: bytes, reply: str, listener: ControlListener
+    ) -> int:
+        """Write a message, whose first answer goes to the listener; return the number of the subscription to it.
+
+        NATS ends that subscription with the first answer. The listener must call `forget` then.
+        """
+        self._sid += 1
+        self.controls[b"%d" % self._sid] = listener
+        self._patterns.add(self._sid, reply)
+        self._send(self.outgoing.question(self._sid, subject, payload, headers, reply.encode()))
+        return self._sid
+
+    def forget(self, sid: int) -> None:
+        """Remove a subscription that NATS has ended."""
+        self._patterns.discard(sid)
+        self.controls.pop(b"%d" % sid, None)
+
     def _send(self, line: bytes) -> None:
         # A closing transport raises with uvloop. The next connection sends the subscriptions again.
         with contextlib.suppress(RuntimeError):
@@ -311,7 +347,8 @@ class Connection(Client):
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         # A later INFO has the limit for what the bridge's user publishes, which may be smaller than the server's.
-        self.accepted_length = max(self.accepted_length, max_payload_of(info))
+        self.publish_limit = max_payload_of(info)
+        self.accepted_length = max(self.accepted_length, self.publish_limit)
         self.parser.max_payload = min(self.accepted_length, MAX_MESSAGE_BYTES)
         self.jetstream_domain = domain_of(info)
         self._announce(info.pop("connect_urls", None))
@@ -369,6 +406,8 @@ class Connection(Client):
         effect = classify_error(decoded, self._patterns, unconfirmed)
         self.refused_length = min(self.refused_length, effect.refused_length)
         self._failed = not effect.connection_survives
+        if effect.line_too_long:
+            self.outgoing.line_refused(effect.refused_length)
         for number, sid in enumerate(effect.refused, 1):
             self._refuse(sid)
             if not number % _REFUSALS_PER_TURN:

@@ -39,6 +39,9 @@ class ErrorEffect(NamedTuple):
     denied_publish: str = ""
     """The subject of a message that the server hasn't accepted."""
 
+    line_too_long: bool = False
+    """True if a line was longer than the server accepts: that of a subscription, or of a message."""
+
 
 def classify_error(line: str, patterns: SubscriptionIndex, unconfirmed: int | None) -> ErrorEffect:
     """Return the effect of a ``-ERR`` line.
@@ -88,9 +91,9 @@ def _refuse_long(suspects: list[int], patterns: SubscriptionIndex) -> ErrorEffec
     Each of these would end another connection if it were sent again.
     """
     if not suspects:
-        return ErrorEffect([], connection_survives=False)
+        return ErrorEffect([], connection_survives=False, line_too_long=True)
     limit = min(sub_length(patterns[sid], sid) for sid in suspects)
-    return ErrorEffect(patterns.at_least(limit), False, limit)
+    return ErrorEffect(patterns.at_least(limit), False, limit, line_too_long=True)
 
 
 def _unquoted(quoted: str) -> str:

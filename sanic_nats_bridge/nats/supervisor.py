@@ -85,6 +85,8 @@ class ConnectionSupervisor:
         self._addresses = Addresses()
         self._refused_length = math.inf
         """The smallest `Connection.refused_length` of all connections so far."""
+        self._refused_line = math.inf
+        """The same for the lines of messages."""
         self._accepted_length = accepted_length
         """The length of messages that is accepted although the server's ``max_payload`` is smaller."""
         self._failure_lines = LineFilter()
@@ -94,6 +96,12 @@ class ConnectionSupervisor:
     def client(self) -> NatsClient | None:
         """The connected nats-py client, or ``None`` while NATS is disconnected."""
         return self._connection
+
+    @property
+    def connection(self) -> Connection | None:
+        """The connection, or ``None`` while NATS is disconnected. It is one that hasn't ended."""
+        connection = self._connection
+        return None if connection is None or connection.ended.is_set() else connection
 
     @property
     def open_server(self) -> str | None:
@@ -168,6 +176,14 @@ class ConnectionSupervisor:
 
         Each of these would end a connection, and cost all clients a gap.
         """
+        if connection.outgoing.refused_length < self._refused_line:
+            self._refused_line = connection.outgoing.refused_length
+            logger.warning(
+                "The NATS server refuses messages whose subjects have about %d bytes or more, subjects for answers "
+                "included. If clients publish on such subjects, raise max_control_line of the server, then restart the "
+                "workers.",
+                self._refused_line,
+            )
         if connection.refused_length < self._refused_length:
             self._refused_length = connection.refused_length
             logger.warning(
@@ -245,6 +261,7 @@ class ConnectionSupervisor:
             ignore_discovered=self._settings.ignore_discovered_servers,
         )
         connection.refused_length = self._refused_length
+        connection.outgoing.refused_length = self._refused_line
         connection.accepted_length = self._accepted_length
         connection.on_denied = self._on_denied
         try:

@@ -41,6 +41,7 @@ class TcpSocket(TcpTransport):
         self.encrypted = False
         self._awaits_tls = tls_only
         self._unsent: list[bytes] = []
+        self._unsent_size = 0
 
     async def connect(self, uri: Any, buffer_size: int, connect_timeout: int) -> None:
         """Connect, with a buffer for a large read. ``buffer_size`` is ignored."""
@@ -85,6 +86,13 @@ class TcpSocket(TcpTransport):
         if not self._unsent:
             asyncio.get_running_loop().call_soon(self._send)
         self._unsent.append(payload)
+        self._unsent_size += len(payload)
+
+    @property
+    def unsent_bytes(self) -> int:
+        """The number of bytes that were written, but not yet accepted by the network."""
+        buffered = 0 if self._io_writer is None else self._io_writer.transport.get_write_buffer_size()
+        return self._unsent_size + buffered
 
     def writelines(self, payload: Iterable[bytes]) -> None:
         """Write all parts, in their order, at the end of this turn of the event loop."""
@@ -103,6 +111,7 @@ class TcpSocket(TcpTransport):
 
     def _send(self) -> None:
         unsent, self._unsent = self._unsent, []
+        self._unsent_size = 0
         # A closing transport raises with uvloop. The next connection sends the subscriptions again.
         with contextlib.suppress(RuntimeError):
             if unsent:
@@ -152,6 +161,8 @@ class WebSocket(WebSocketTransport):
         super().__init__()
         self.greeted = False
         """True once the server has sent INFO and has accepted the login."""
+        self.unsent_bytes = 0
+        """The number of bytes written since all of them were accepted by the network; no less than those that wait."""
         self._drain_task: asyncio.Task[None] | None = None
         self._abort_task: asyncio.Task[None] | None = None
 
@@ -191,12 +202,14 @@ class WebSocket(WebSocketTransport):
     def write(self, payload: bytes) -> None:
         """Queue the bytes, and start to send the queue."""
         super().write(payload)  # type: ignore[no-untyped-call]
+        self.unsent_bytes += len(payload)
         if self._drain_task is None or self._drain_task.done():
             self._drain_task = asyncio.create_task(self._send_queued())
 
     async def _send_queued(self) -> None:
         with contextlib.suppress(Exception):  # the read loop gets the same error
             await self.drain()  # type: ignore[no-untyped-call]
+            self.unsent_bytes = 0
 
     def abort(self) -> None:
         """Close the socket without the closing handshake."""

@@ -70,6 +70,7 @@ async def test_written_data_arrives_before_socket_closes() -> None:
         assert await transport.read(0)
         transport.write((b"x" * 999 + b"\n") * 1_000)
         transport.writelines([b"y", b"\n"])
+        assert transport.unsent_bytes == 1_000_002
         transport.close()
         await transport.wait_closed()
         await until(lambda: sum(map(len, peer.lines)) == 1_000_002)
@@ -98,8 +99,10 @@ async def test_websocket_sends_immediately_and_closes_when_server_hangs() -> Non
         transport: Any = WebSocket()
         await transport.connect(urlparse(f"ws://127.0.0.1:{port}"), 0, 60)
         transport.write(b"CONNECT {}\r\nPING\r\n")
+        assert transport.unsent_bytes == len(b"CONNECT {}\r\nPING\r\n")
         # No caller has used drain.
         await until(transport._pending.empty)
+        await until(lambda: transport.unsent_bytes == 0)
         assert (await transport.readline()).startswith(b"INFO ")
         while b"PONG" not in await transport.readline():
             pass

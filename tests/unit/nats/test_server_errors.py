@@ -111,3 +111,16 @@ def test_line_length_includes_the_queue_group() -> None:
     patterns = SubscriptionIndex([(1, f"{'x' * 10} q1"), (2, "x" * 20), (3, "x" * 13), (4, "x" * 10)])
     effect = classify_error("-ERR 'maximum control line exceeded'", patterns, 1)
     assert (effect.refused, effect.refused_length) == ([1, 2, 3], sub_length("x" * 13, 1))
+
+
+@pytest.mark.parametrize(
+    ("line", "unconfirmed", "too_long"),
+    [
+        ("maximum control line exceeded", None, True),
+        ("maximum control line exceeded", 4, True),
+        ("maximum subscriptions exceeded", 4, False),
+        ('Permissions Violation for Publish to "maximum control line"', None, False),
+    ],
+)
+def test_line_that_is_too_long_may_be_that_of_a_message(line: str, unconfirmed: int | None, *, too_long: bool) -> None:
+    assert classify_error(f"-ERR '{line}'", PATTERNS, unconfirmed).line_too_long is too_long
