@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from sanic_nats_bridge.hub.hub import Hub
 from sanic_nats_bridge.hub.interest import Interest, View
 from sanic_nats_bridge.hub.skipped import SkippedMessages
 from sanic_nats_bridge.metrics.counters import Counters
+from sanic_nats_bridge.nats.interfaces import ControlListener
 from sanic_nats_bridge.protocol import encoding, subjects
 from sanic_nats_bridge.protocol.encoding import EncodedMessage, WireFormat
 from sanic_nats_bridge.protocol.messages import Close, Frame
@@ -265,3 +267,49 @@ def read_websocket_frames(data: bytes) -> list[dict[str, Any]]:
         frames.append(json.loads(data[start : start + size]))
         data = data[start + size :]
     return frames
+
+
+class FakeOutlet:
+    """A connection to NATS as a publisher sees it. The test answers the questions."""
+
+    def __init__(self) -> None:
+        self.publish_limit = 1024
+        self.refused_subject_length = math.inf
+        self.unsent_bytes = 0
+        self.messages: list[tuple[bytes, bytes, bytes]] = []
+        """Subject, payload and headers of each message, questions included."""
+        self.questions: dict[int, tuple[str, ControlListener]] = {}
+        """The subject for the answer, and the listener to it, by the numbers of the present subscriptions."""
+        self.removed: list[int] = []
+        self._last = 0
+
+    def send_message(self, subject: bytes, payload: bytes, headers: bytes = b"", reply: bytes = b"") -> None:
+        assert not reply
+        self.messages.append((subject, payload, headers))
+
+    def send_question(
+        self, subject: bytes, payload: bytes, headers: bytes, reply: str, listener: ControlListener
+    ) -> int:
+        self.messages.append((subject, payload, headers))
+        self._last += 1
+        self.questions[self._last] = (reply, listener)
+        return self._last
+
+    def remove_subscription(self, sid: int) -> None:
+        del self.questions[sid]
+        self.removed.append(sid)
+
+    def forget(self, sid: int) -> None:
+        del self.questions[sid]
+
+    def answer(self, payload: bytes = b"", headers: bytes = b"", *, sid: int | None = None) -> None:
+        """Answer the newest question, or that with a number."""
+        reply, listener = self.questions[self._last if sid is None else sid]
+        listener.on_message(reply.encode(), b"", headers, payload)
+
+
+class FakePublishLink:
+    """The supervised connection to NATS as a publisher sees it."""
+
+    def __init__(self) -> None:
+        self.connection: FakeOutlet | None = FakeOutlet()

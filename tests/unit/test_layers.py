@@ -26,7 +26,7 @@ LEVELS = (
     {"validators", "hub"},
     {"settings"},
     {"nats", "transports"},
-    {"streams"},
+    {"streams", "publishing"},
     {"sessions"},
     {"cluster"},
     {"routes"},
@@ -46,7 +46,8 @@ NEVER = {"hub": {"nats", "transports", "sessions"}, "nats": {"hub", "sessions"},
 SANS_IO = {"errors", "token_bucket", "concurrency", "protocol", "auth.permissions", "auth.pattern_lists",
            "auth.exclusions", "auth.policy", "auth.origins", "auth.hosts", "metrics.counters", "metrics.definitions",
            "metrics.stats", "validators", "settings", "nats.parser", "nats.subscription_index", "nats.server_errors",
-           "nats.server_info", "nats.server_pool", "routes.log_redaction", "streams.answers",
+           "nats.outgoing", "nats.server_info", "nats.server_pool", "publishing.headers", "publishing.payloads",
+           "publishing.results", "routes.log_redaction", "streams.answers",
            "streams.last_messages", "streams.positions", "transports.input_limits"}  # fmt: skip
 """Modules, and packages as a whole, that know neither asyncio nor Sanic nor nats-py."""
 

@@ -1,0 +1,1 @@
+"""Publishing and requests, for clients and for the app."""
