@@ -29,6 +29,9 @@ from .metrics.stats import Stats
 from .nats.compatibility import check_nats_py
 from .nats.supervisor import ConnectionSupervisor
 from .protocol import subjects
+from .publishing.app import AppPublisher
+from .publishing.publications import PublishFunctions
+from .publishing.publisher import Publisher
 from .routes.client import add_client_routes
 from .routes.commands import add_command_routes
 from .routes.cors import CrossOrigin
@@ -65,13 +68,16 @@ class BridgeRuntime:
         app: The app, on which nothing of a bridge was registered yet.
         settings: The options of the bridge.
         injected: The object that handlers of the app get for an argument annotated with its type.
+        publish_functions: The app's own checks of what clients publish.
 
     Raises:
         SettingsError: The app has another bridge already.
         IncompatiblePackageError: The installed version of nats-py, Sanic or `websockets` doesn't work.
     """
 
-    def __init__(self, app: Sanic[Any, Any], settings: Settings, injected: object) -> None:
+    def __init__(
+        self, app: Sanic[Any, Any], settings: Settings, injected: object, publish_functions: PublishFunctions
+    ) -> None:
         if _BLUEPRINT in app.blueprints:
             raise SettingsError("One app has one NatsBridge; this one has another already")
         check_nats_py()
@@ -79,16 +85,24 @@ class BridgeRuntime:
         self.settings = settings
         self._app = app
         self._injected = injected
+        self.publish_functions = publish_functions
         self._open_server_logged = False
         self._lag = LoopLag()
         self._signal_tasks: set[asyncio.Task[None]] = set()
         self.connection = ConnectionSupervisor(
             settings,
-            # Lambdas, because the channel needs the connection.
-            on_established=lambda: self.control.established(),
+            # Lambdas, because the others need the connection.
+            on_established=lambda: self._established(),
             on_connected=lambda: self._signal("natsbridge.nats.connected"),
-            on_closed=lambda: self.control.closed(),
+            on_closed=lambda: self._closed(),
+            on_denied=lambda subject: self._denied(subject),
         )
+        self.publisher = Publisher(
+            self.connection,
+            max_requests=settings.max_requests,
+            max_requests_per_worker=settings.max_requests_per_worker,
+        )
+        self.app_publisher = AppPublisher(self.publisher, settings.request_timeout)
         control_prefix = settings.control_prefix or f"{CONTROL_TOKEN}.{app.name}"
         self.sessions = SessionRegistry(
             settings,
@@ -209,6 +223,21 @@ class BridgeRuntime:
             route.extra.ignore_body = True
         return paths
 
+    # The connection to NATS
+
+    def _established(self) -> None:
+        self.control.established()
+        self.publisher.established()
+
+    def _closed(self) -> None:
+        self.control.closed()
+        self.publisher.closed()
+
+    def _denied(self, subject: str) -> bool:
+        """Note that NATS hasn't accepted a message; return false, so that it is logged."""
+        self.publisher.denied(subject)
+        return False
+
     # Start and stop
 
     async def _control_ready(self) -> None:
@@ -240,6 +269,7 @@ class BridgeRuntime:
         developing = app.debug or app.auto_reload
         self.sessions.start(reconnect_spread=0 if developing else self.settings.reconnect_spread)
         self.control.start(self.sessions.worker)
+        self.publisher.start(f"{self.control.prefix}.answer.{self.sessions.worker}")
         self.connection.start(self.sessions.hub)
         if self.sessions.streams is not None:
             self.sessions.streams.start()
@@ -264,6 +294,7 @@ class BridgeRuntime:
         if self.sessions.streams is not None:
             await self.sessions.streams.stop()
         await self.control.stop()
+        self.publisher.stop()
         await self.connection.stop()
         self.sessions.hub.close()
         if self._aggregator is not None:
