@@ -2,15 +2,11 @@
 
 import asyncio
 import itertools
-import json
 import random
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from nats.aio.client import Client
-from nats.errors import Error
-
-from sanic_nats_bridge import NatsBridge
+from sanic_nats_bridge import NatsBridge, NatsUnavailable
 
 SUBJECT = "test.subject"
 _SECONDS = 1.0
@@ -41,23 +37,21 @@ async def publish_forever(bridge: NatsBridge, *, has_streams: bool = False) -> N
         has_streams: Whether an order is published too, and a preference written or deleted.
     """
     for number in itertools.count(1):
-        client = bridge.client
-        if client is not None:
-            with suppress(Error):
-                await client.publish(SUBJECT, json.dumps(message()).encode())
-                if has_streams:
-                    await _write(client, number)
+        with suppress(NatsUnavailable):
+            await bridge.publish(SUBJECT, message())
+            if has_streams:
+                await _write(bridge, number)
         await asyncio.sleep(_SECONDS)
     raise AssertionError  # counting doesn't end
 
 
-async def _write(client: Client, number: int) -> None:
+async def _write(bridge: NatsBridge, number: int) -> None:
     order = {"number": number, "total": round(random.uniform(1, 99), 2)}
-    await client.publish(f"orders.{random.choice(_CITIES)}", json.dumps(order).encode())
+    await bridge.publish(f"orders.{random.choice(_CITIES)}", order)
     # A bucket is a stream: a value is a message, and so is a deletion.
     key = f"$KV.prefs.{_USERS[number % len(_USERS)]}"
     if number % 5 == 0:
-        await client.publish(key, b"", headers=_DELETE)
+        await bridge.publish(key, headers=_DELETE)
     else:
         preferences = {"theme": random.choice(_THEMES), "size": random.randrange(10, 20)}
-        await client.publish(key, json.dumps(preferences).encode())
+        await bridge.publish(key, preferences)

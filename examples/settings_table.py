@@ -62,8 +62,5 @@ async def index(_: Request) -> HTTPResponse:
 @app.delete(r"/settings/<key:[\w-]{1,50}>")
 async def delete(_: Request, key: str, bridge: NatsBridge) -> HTTPResponse:
     """Delete a key. Its marker in the bucket reaches every page."""
-    if bridge.client is None:  # not connected to NATS
-        return empty(503)
-    bucket = await bridge.client.jetstream().key_value("settings")
-    await bucket.delete(key)
+    await bridge.publish(f"$KV.settings.{key}", headers={"KV-Operation": "DEL"}, ack=True)
     return empty(204)

@@ -4,13 +4,10 @@ Run: sanic examples.state:app --single-process
 Try: python examples/streams.py; open http://127.0.0.1:8000 in two tabs and sell something
 """
 
-import json
-
-from nats.errors import Error as NatsError
 from sanic import HTTPResponse, Request, Sanic, empty, html
 from sanic.exceptions import NotFound
 
-from sanic_nats_bridge import NatsBridge
+from sanic_nats_bridge import NatsBridge, PublishUnknown, PublishUnstored
 
 STOCK = {"tea": 30, "milk": 50}  # your database
 SCRIPT = """<script type="module">
@@ -59,11 +56,9 @@ async def sell(_: Request, item: str, bridge: NatsBridge) -> HTTPResponse:
     """Change the state first, then publish the new value."""
     if item not in STOCK:
         raise NotFound
-    if bridge.client is None:  # not connected to NATS
-        return empty(503)
     STOCK[item] -= 1
     try:
-        await bridge.client.jetstream().publish(f"stock.{item}", json.dumps(STOCK[item]).encode())
-    except NatsError:
+        await bridge.publish(f"stock.{item}", STOCK[item], ack=True)
+    except (PublishUnknown, PublishUnstored):
         return empty(503)
     return empty(204)

@@ -5,7 +5,6 @@ Try: open http://127.0.0.1:8000 and press the button a few times
 """
 
 import asyncio
-import json
 import os
 
 from nats.aio.msg import Msg
@@ -49,9 +48,7 @@ async def index(_: Request) -> HTTPResponse:
 @app.post("/jobs")
 async def start_job(_: Request, bridge: NatsBridge) -> HTTPResponse:
     """Publish a job for any worker."""
-    if bridge.client is None:  # not connected to NATS
-        return empty(503)
-    await bridge.client.publish("jobs.new")
+    await bridge.publish("jobs.new")
     return empty(202)
 
 
@@ -67,6 +64,4 @@ async def receive_jobs() -> None:
 async def do_job(_: Msg) -> None:
     """Do one job, and publish which worker did it."""
     await asyncio.sleep(0.1)
-    client = app.ctx.nats_bridge.client
-    if client is not None:
-        await client.publish("jobs.done", json.dumps({"worker": WORKER}).encode())
+    await app.ctx.nats_bridge.publish("jobs.done", {"worker": WORKER})
