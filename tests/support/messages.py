@@ -33,7 +33,6 @@ UNSEEN = {
     "Successfully … events: …": "no error",
     "Successfully published to: …": "no error",
     "The text must not be empty": "an example in the OpenAPI document",
-    "Not stored: JetStream has refused the message": "the same",
     "The service has reported an error: no such product": "the same",
 }
 """Messages that a reader handles without problems, with the reason."""
