@@ -1,7 +1,8 @@
 // Random runs of tabs that share a stream: they are suspended, wake up, open and close, and streams break. Prints
 // the seed and the faults of each run that has any.
 import { readFileSync } from "node:fs";
-import { createRandom, World } from "./tabs.js";
+import { createRandom } from "./browser.js";
+import { World } from "./tabs.js";
 
 const [path, first, count, replaced = "", replacement = ""] = process.argv.slice(2);
 const source = readFileSync(path, "utf8");

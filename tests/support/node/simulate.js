@@ -1,6 +1,7 @@
 // Runs the body of a function with simulated tabs, and prints its result.
 import { readFileSync } from "node:fs";
-import { createRandom, World } from "./tabs.js";
+import { createRandom } from "./browser.js";
+import { World } from "./tabs.js";
 
 const [path, body] = process.argv.slice(2);
 const source = readFileSync(path, "utf8");

@@ -1,23 +1,8 @@
-// Tabs that share an event stream, simulated. Each runs share.js with a channel, locks, timers and clocks of its own.
-//
-// Time is virtual. Everything that one part of the browser sends to another takes a while, and keeps its order only
-// within that way. After a tab was suspended, it reads what has come on each way in order, but mixes the ways.
-import { setMaxListeners } from "node:events";
+// Tabs that share an event stream, simulated. Each runs share.js in a page of its own.
+import { Browser, Page, Way } from "./browser.js";
 
 const HEARTBEAT = 2000;
 const WELCOME_TIMEOUT = 15_000; // as in client.js
-
-setMaxListeners(0); // of a signal
-
-/** Return a generator of pseudo-random numbers (mulberry32). */
-export function createRandom(seed) {
-  return () => {
-    seed = (seed + 0x6d2b79f5) | 0;
-    let mixed = Math.imul(seed ^ (seed >>> 15), 1 | seed);
-    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
-  };
-}
 
 /** Return the faults of a tab: messages that come twice or out of order, or are missing without a gap. */
 function findFaults({ id, log }) {
@@ -36,57 +21,14 @@ function findFaults({ id, log }) {
 }
 
 /** The browser, the server, and the time. */
-export class World {
-  now = 0;
-  tabs = [];
+export class World extends Browser {
   /** The event streams that are open. */
   streams = new Set();
-  channels = new Set();
-  /** The messages that were sent by channels. */
-  posts = [];
   published = 0;
-  /**
-   * Return the milliseconds of a way; a test may replace it.
-   *
-   * The kind is `channel`, `locks`, `stream` or `request`. The ends are tabs; one that isn't is missing.
-   */
-  delay = (_ends) => this.random() * 50;
-  #locks = new Map();
-  #events = [];
-  #ids = 0;
 
   constructor(source, random) {
+    super(random);
     this.source = source;
-    this.random = random;
-  }
-
-  createId() {
-    return `id-${++this.#ids}`;
-  }
-
-  /** Call a function after a time. */
-  after(milliseconds, callback) {
-    const at = this.now + milliseconds;
-    const event = { at, callback };
-    this.#events.splice(this.#events.findLastIndex((other) => other.at <= at) + 1, 0, event);
-    return event;
-  }
-
-  cancel(event) {
-    const index = this.#events.indexOf(event);
-    if (index >= 0) this.#events.splice(index, 1);
-  }
-
-  /** Let time pass. What promises cause is done after each callback. */
-  async run(milliseconds) {
-    const end = this.now + milliseconds;
-    while (this.#events.length && this.#events[0].at <= end) {
-      const { at, callback } = this.#events.shift();
-      this.now = at;
-      callback();
-      await new Promise(setImmediate);
-    }
-    this.now = end;
   }
 
   /** Publish a message in each interval while time passes. */
@@ -119,72 +61,10 @@ export class World {
   get faults() {
     return this.tabs.flatMap(findFaults);
   }
-
-  // The lock manager
-
-  requestLock(request) {
-    const { name, ifAvailable } = request;
-    if (!this.#locks.has(name)) this.#locks.set(name, []);
-    this.#locks.get(name).push(request);
-    this.#grantLocks(name);
-    if (request.isHeld || !ifAvailable) return;
-    this.releaseLock(request);
-    request.answer(null);
-  }
-
-  releaseLock(request) {
-    const requests = this.#locks.get(request.name);
-    if (!requests.includes(request)) return;
-    requests.splice(requests.indexOf(request), 1);
-    this.#grantLocks(request.name);
-  }
-
-  releaseLocks(tab) {
-    for (const request of [...this.#locks.values()].flat()) if (request.tab === tab) this.releaseLock(request);
-  }
-
-  #grantLocks(name) {
-    const requests = this.#locks.get(name);
-    for (const request of requests) {
-      const { mode } = request;
-      const others = requests.filter((other) => other !== request && other.isHeld);
-      if (others.some((other) => mode === "exclusive" || other.mode === "exclusive")) return;
-      if (request.isHeld) continue;
-      request.isHeld = true;
-      request.answer({ name, mode });
-    }
-  }
-
-  /** Return what `LockManager.query` does. */
-  queryLocks() {
-    const held = [];
-    const pending = [];
-    for (const { name, mode, isHeld, tab } of [...this.#locks.values()].flat()) {
-      (isHeld ? held : pending).push({ name, mode, clientId: tab.id });
-    }
-    return { held, pending };
-  }
 }
 
-/** A way from one part to another, on which nothing overtakes. */
-class Way {
-  #last = 0;
-
-  constructor(world, kind, from, to) {
-    this.world = world;
-    this.ends = { kind, from, to };
-  }
-
-  /** Call a function at the other end: as a task, if that is a tab. */
-  send(callback) {
-    const { world, ends } = this;
-    this.#last = Math.max(this.#last, world.now + world.delay(ends));
-    world.after(this.#last - world.now, () => (ends.to ? ends.to.runTask(this, callback) : callback()));
-  }
-}
-
-/** A tab: its event loop, its parts of the browser, and what client.js does around share.js. */
-export class Tab {
+/** A tab: what client.js does around share.js. */
+export class Tab extends Page {
   /** The numbers of the messages, and "gap". */
   log = [];
   /** The ids of the commands that have no answer. */
@@ -195,11 +75,6 @@ export class Tab {
   patterns = new Set();
   clients = 0;
   welcome = null;
-  isSuspended = false;
-  isClosed = false;
-  #waiting = new Map();
-  #isReading = false;
-  #listeners = new Map();
   #commands = 0;
   #receivedAt = 0;
   #suspectsSilence = false;
@@ -207,25 +82,17 @@ export class Tab {
   #hasNewLeader = true;
 
   constructor(world, source = world.source) {
-    this.world = world;
-    this.id = world.createId();
-    this.toLocks = new Way(world, "locks", this);
-    this.fromLocks = new Way(world, "locks", undefined, this);
-    const clockError = (world.random() - 0.5) * 1e10;
-    const scope = {
-      crypto: { randomUUID: () => world.createId() },
-      navigator: { locks: { request: this.#requestLock.bind(this), query: this.#queryLocks.bind(this) } },
-      BroadcastChannel: createChannelClass(this),
-      setInterval: this.#setInterval.bind(this),
-      clearInterval: (timer) => timer.stop(),
-      performance: { now: () => world.now },
-      Date: { now: () => 1.7e12 + clockError + world.now },
-      globalThis: { addEventListener: this.#addEventListener.bind(this) },
-    };
+    super(world);
+    const { scope } = this;
     const body = `${source.replace("export class", "class")}; return SharedStream`;
     this.SharedStream = new Function(...Object.keys(scope), body)(...Object.values(scope));
     this.#join(false);
     this.#checkSilence();
+  }
+
+  close() {
+    for (const stream of this.world.streams) if (stream.tab === this) stream.close();
+    super.close();
   }
 
   get gaps() {
@@ -235,111 +102,6 @@ export class Tab {
   /** True if the last message has arrived. */
   get isCurrent() {
     return this.log.at(-1) === this.world.published;
-  }
-
-  // The event loop
-
-  /** Run a task; later, if the tab is suspended. */
-  runTask(source, task) {
-    if (this.isClosed) return;
-    if (!this.isSuspended && !this.#waiting.has(source)) return task();
-    if (!this.#waiting.has(source)) this.#waiting.set(source, []);
-    this.#waiting.get(source).push(task);
-  }
-
-  /** Call a function after a time, as a task. */
-  after(milliseconds, callback) {
-    return this.world.after(milliseconds, () => this.runTask({}, callback));
-  }
-
-  /** Run no task until `wake`. */
-  suspend() {
-    this.isSuspended = true;
-  }
-
-  wake() {
-    this.isSuspended = false;
-    if (!this.#isReading) this.#readWaiting();
-  }
-
-  #readWaiting() {
-    this.#isReading = !this.isSuspended && this.#waiting.size > 0;
-    if (!this.#isReading) return;
-    const sources = [...this.#waiting];
-    const [source, tasks] = sources[Math.floor(this.world.random() * sources.length)];
-    const task = tasks.shift();
-    if (!tasks.length) this.#waiting.delete(source);
-    this.world.after(1, () => this.#readWaiting());
-    if (!this.isClosed) task();
-  }
-
-  close() {
-    this.isClosed = true;
-    for (const stream of this.world.streams) if (stream.tab === this) stream.close();
-    for (const channel of this.world.channels) if (channel.tab === this) channel.close();
-    this.toLocks.send(() => this.world.releaseLocks(this));
-  }
-
-  // The parts of the browser
-
-  #setInterval(callback, milliseconds) {
-    const timer = { isStopped: false, stop: () => ((timer.isStopped = true), this.world.cancel(timer.event)) };
-    const start = () => {
-      timer.event = this.after(milliseconds, () => {
-        if (timer.isStopped) return;
-        start();
-        callback();
-      });
-    };
-    start();
-    return timer;
-  }
-
-  #addEventListener(type, listener, { signal }) {
-    const listeners = this.#listeners.get(type) ?? new Set();
-    this.#listeners.set(type, listeners.add(listener));
-    signal.addEventListener("abort", () => listeners.delete(listener));
-  }
-
-  /** Dispatch an event of the page. */
-  dispatch(type) {
-    for (const listener of [...(this.#listeners.get(type) ?? [])]) listener();
-  }
-
-  #requestLock(name, options, callback = options) {
-    const { world } = this;
-    const { mode = "exclusive", ifAvailable = false, signal } = callback === options ? {} : options;
-    if (signal?.aborted) return Promise.reject(signal.reason);
-    return new Promise((resolve, reject) => {
-      const request = { name, mode, ifAvailable, tab: this, isHeld: false };
-      const release = () => this.toLocks.send(() => world.releaseLock(request));
-      request.answer = (lock) =>
-        this.fromLocks.send(async () => {
-          request.isAnswered = true;
-          if (signal?.aborted) return release();
-          try {
-            resolve(await callback(lock));
-          } catch (error) {
-            reject(error);
-          }
-          release();
-        });
-      signal?.addEventListener("abort", () => {
-        if (request.isAnswered) return;
-        reject(signal.reason);
-        this.toLocks.send(() => request.isHeld || world.releaseLock(request));
-      });
-      this.toLocks.send(() => this.isClosed || world.requestLock(request));
-    });
-  }
-
-  #queryLocks() {
-    return new Promise((resolve) => {
-      this.toLocks.send(() => {
-        const snapshot = this.world.queryLocks();
-        this.fromLocks.send(() => resolve(snapshot));
-      });
-    });
   }
 
   // The client
@@ -412,34 +174,6 @@ export class Tab {
     this.#suspectsSilence = isSilent;
     this.after(1000, () => this.#checkSilence());
   }
-}
-
-function createChannelClass(tab) {
-  const { world } = tab;
-  return class {
-    tab = tab;
-    #ways = new Map();
-
-    constructor(name) {
-      this.name = name;
-      world.channels.add(this);
-    }
-
-    postMessage(message) {
-      if (!world.channels.has(this)) throw new DOMException("The channel is closed", "InvalidStateError");
-      const data = structuredClone(message);
-      world.posts.push({ tab, data, at: world.now });
-      for (const channel of world.channels) {
-        if (channel === this || channel.name !== this.name) continue;
-        if (!this.#ways.has(channel)) this.#ways.set(channel, new Way(world, "channel", tab, channel.tab));
-        this.#ways.get(channel).send(() => world.channels.has(channel) && channel.onmessage?.({ data }));
-      }
-    }
-
-    close() {
-      world.channels.delete(this);
-    }
-  };
 }
 
 /** The client of a leader: an event stream that reconnects. */
