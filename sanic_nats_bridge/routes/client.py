@@ -41,6 +41,7 @@ _SPACES = re.compile(
     rb"|[ ]?([=<>!?:&|+*(){}\[\],;])[ ]?"
 )
 _PRIVATE_NAME = re.compile(rb"#[A-Za-z]\w*")  # no string of the sources looks like one
+_CONSTANT = re.compile(rb"\b[A-Z]+(?:_[A-Z]+)+\b")  # nor like one of these
 _LETTERS = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -150,13 +151,21 @@ def _version(text: bytes) -> str:
 
 
 def _shortened(source: bytes) -> bytes:
-    """Remove comments, indentation and spaces, and shorten private names. The lines remain for debuggers."""
+    """Remove comments, indentation and spaces, and shorten private names and constants.
+
+    The lines remain for debuggers.
+    """
     text = _SPACES.sub(rb"\1\2", _INDENTATION.sub(b"", _COMMENTS.sub(b"", source)))
-    counted = Counter(_PRIVATE_NAME.findall(text)).most_common()
-    names = {name: _private_name(number) for number, (name, _) in enumerate(counted)}
-    return _PRIVATE_NAME.sub(lambda match: names[match[0]], text)
+    return _renamed(_renamed(text, _PRIVATE_NAME, b"#"), _CONSTANT, b"_")
 
 
-def _private_name(number: int) -> bytes:
+def _renamed(text: bytes, pattern: re.Pattern[bytes], prefix: bytes) -> bytes:
+    """Shorten the names that match the pattern. Those that are used most become the shortest."""
+    counted = Counter(pattern.findall(text)).most_common()
+    names = {name: prefix + _short_name(number) for number, (name, _) in enumerate(counted)}
+    return pattern.sub(lambda match: names[match[0]], text)
+
+
+def _short_name(number: int) -> bytes:
     high, low = divmod(number, len(_LETTERS))
-    return b"#" + _LETTERS[high - 1 : high] * (high > 0) + _LETTERS[low : low + 1]
+    return _LETTERS[high - 1 : high] * (high > 0) + _LETTERS[low : low + 1]
