@@ -1,7 +1,7 @@
 // The types of the browser client. docs/reference/protocol.md describes the commands and the frames.
 
 export type NatsState = "connected" | "disconnected";
-export type Action = "subscribe" | "unsubscribe" | "ping";
+export type Action = "subscribe" | "unsubscribe" | "ping" | "publish" | "request";
 
 /**
  * The stored messages that come before the live ones: none, all, the last one of each subject, or the last ones of the
@@ -16,6 +16,37 @@ export interface Command {
   session?: string;
   after?: string;
   from?: From;
+}
+
+/** The form of `data` that isn't JSON: a string, sent as its UTF-8, or the base64 of bytes. */
+export type Encoding = "text" | "base64";
+
+export type MessageHeaders = Record<string, string[]>;
+
+export interface PublishOptions {
+  /** Wait until a stream has the message. The client repeats it until then, for 100 s at most. */
+  ack?: boolean;
+  /** The bridge must allow their names. */
+  headers?: MessageHeaders;
+  encoding?: Encoding;
+  /** By this a stream knows a repeated message. By default a random one, of each `publish` with `ack`. */
+  msg_id?: string;
+}
+
+export interface RequestOptions {
+  /** Seconds to wait for an answer; the bridge has a limit of its own. */
+  timeout?: number;
+  /** The bridge must allow their names. */
+  headers?: MessageHeaders;
+  encoding?: Encoding;
+}
+
+/** A publish or a request, for `send`. */
+export interface PublishCommand extends PublishOptions, RequestOptions {
+  action: "publish" | "request";
+  subject: string;
+  data?: any;
+  id?: string | number;
 }
 
 export interface Welcome {
@@ -47,6 +78,30 @@ export interface Reply {
   resumable_subjects?: string[];
   /** True if nothing is missing. */
   recovered?: boolean;
+  /** That of a request. */
+  subject?: string;
+  /** The answer to a request, as a message has it, with `encoding` and `headers`. */
+  data?: any;
+  encoding?: Encoding;
+  headers?: MessageHeaders;
+  /** The stream that has a published message. */
+  stream?: string;
+  /** The number of the message in the stream. */
+  sequence?: number;
+  /** True if the stream had the message already. */
+  duplicate?: boolean;
+  /** The reason for which JetStream hasn't stored a message. */
+  description?: string;
+  /** The code of the service that has answered with an error. */
+  service_code?: string;
+  /** Milliseconds after which the same command may succeed. */
+  retry?: number;
+}
+
+/** The answer to a request. */
+export interface Answer<Data = any> extends Reply {
+  subject: string;
+  data: Data;
 }
 
 /** The stored messages of a subscription, before its live ones. */
@@ -71,8 +126,8 @@ export interface Message<Data = any> {
   pattern?: string;
   data: Data;
   /** Missing if the payload is JSON. */
-  encoding?: "text" | "base64";
-  headers?: Record<string, string[]>;
+  encoding?: Encoding;
+  headers?: MessageHeaders;
   /** The position in the stream, for `after`. Missing if no stream has the message. */
   id?: string;
   /** Present if the message marks a key as deleted. */
@@ -168,10 +223,19 @@ export interface SubscribeOptions {
   after?: string;
 }
 
-/** An error with the `code` of a failed reply, or with `closed` or `disconnected`. */
+/**
+ * An error with the `code` of a failed reply, or with one of the client: `closed`, `disconnected`, or `blocked` if
+ * something on the way has refused a POST.
+ */
 export interface NatsError extends Error {
   code: string;
   subjects?: string[];
+  /** The reason for which JetStream hasn't stored a message. */
+  description?: string;
+  /** The code of the service that has answered with an error. */
+  serviceCode?: string;
+  /** Milliseconds after which the same command may succeed. */
+  retry?: number;
 }
 
 export interface Subscription<Data = any> extends AsyncIterable<Message<Data>> {
@@ -224,8 +288,20 @@ export interface Client extends Omit<EventTarget, "addEventListener" | "removeEv
     onended?: ((error?: NatsError) => void) | null,
   ): Subscription<Data>;
 
+  /**
+   * Publish a message; `data` is any JSON. Resolves when NATS has it, or with `ack` when a stream has it, or rejects with
+   * a `NatsError`. Without `ack` it is sent once, and only if there is a connection.
+   */
+  publish(subject: string, data?: any, options?: PublishOptions): Promise<Reply>;
+
+  /**
+   * Send a request, once, after waiting up to 10 s for a connection. Resolves with its first answer, or rejects with a
+   * `NatsError`.
+   */
+  request<Data = any>(subject: string, data?: any, options?: RequestOptions): Promise<Answer<Data>>;
+
   /** Send a command as it is, and return its reply, also a failed one. Its effect isn't restored after a reconnect. */
-  send(command: Command): Promise<Reply>;
+  send(command: Command | PublishCommand): Promise<Reply>;
 
   /**
    * Connect again in a new session, after asking for the credentials: after a login or a logout, for instance. The

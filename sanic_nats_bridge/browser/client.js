@@ -50,7 +50,9 @@
  * @property {() => void} wake
  */
 
-/** @typedef {Api.Command & { id: string | number }} SentCommand */
+/** @typedef {(Api.Command | Api.PublishCommand) & { id: string | number }} SentCommand */
+
+/** @typedef {Partial<Api.Reply>} Answer A reply, or the code of a failure without one. */
 
 /**
  * @typedef {object} Batch What one command is for.
@@ -83,7 +85,9 @@ const UNAVAILABLE = "history.unavailable";
 const OWN_HEADER = "sanic-nats-bridge";
 
 /** Codes of failed replies after which the same command may succeed. */
-const TRANSIENT_CODES = /disconnected|internal|limit.rate|nats.unavailable|session/;
+const TRANSIENT_CODES = /auth|blocked|disconnected|internal|limit.(publish|rate)|nats.unavailable|session|unknown/;
+/** Codes of failed replies to a command that may have been carried out nevertheless. */
+const UNCERTAIN_CODES = /blocked|disconnected|internal|unknown/;
 /** Codes of failed replies to a POST that something on the way has refused or damaged. */
 const BLOCKED_CODES = /^(blocked|origin.forbidden|command)/;
 /** Codes of failed replies that concern some of the subjects. */
@@ -106,6 +110,7 @@ const MAX_SHARED_SILENCE = 3; // the leader finds it first
 const MAX_FAILURES = 3; // of a transport in a row, until another one is tried
 const MAX_DELAY = 2 ** 31 - 1; // `setTimeout` takes a longer one for 0
 const COMMAND_TIMEOUT = 10_000; // the bridge itself replies within 7 s
+const MAX_REPEATING = 100_000; // of a publish: a stream knows its `msg_id` for 2 minutes
 const SLOW_COMMAND = 1000; // the status shows that a command has no reply yet
 const MIN_BLOCKED = 60_000; // for which POSTs aren't tried again, if `retryBetter` is shorter
 const SLEEP = 5000; // a difference of two clocks that shows that the device was asleep, or that one was set
@@ -128,9 +133,9 @@ const backoff = (failures) => 500 + Math.random() * Math.min(19_500, 1500 * 2 **
  *
  * @param {string} code
  * @param {string} message
- * @param {string[]} [subjects]
+ * @param {Partial<Api.NatsError>} [details]
  */
-const createError = (code, message, subjects) => Object.assign(new Error(message), { code, subjects });
+const createError = (code, message, details) => Object.assign(new Error(message), { code, ...details });
 
 /**
  * Return whether stored messages are wanted, without an id.
@@ -493,16 +498,53 @@ class Connection {
   /**
    * Send a command, and return its reply. The reply has the code `disconnected` if the connection ends first.
    *
-   * @param {Api.Command} command
-   * @returns {Promise<Api.Reply & { retry?: number }>}
+   * @param {Api.Command | Api.PublishCommand} command
+   * @param {number} [limit] As for `reply`.
+   * @returns {Promise<Api.Reply>}
    */
-  async send(command) {
+  async send(command, limit = this.commandTimeout) {
     const id = command.id ?? `#${++this.#commands}`;
     if (this.#replies.has(id)) throw createError("command.invalid", `The command "${id}" has no reply yet`);
     JSON.stringify(command); // it may throw, and then there is nothing to wait for
-    const reply = this.reply(id, this.commandTimeout);
+    const reply = this.reply(id, limit);
     this.write({ ...command, id });
     return reply;
+  }
+
+  /**
+   * Send a command by POST, and return its reply. A publish or a request needs no session.
+   *
+   * @param {Api.Command & { timeout?: number }} command
+   * @returns {Promise<Answer>}
+   */
+  async exchange(command) {
+    const { action = "", timeout = 0 } = command;
+    const limit = COMMAND_TIMEOUT + 1000 * timeout;
+    const path = /^(un|pub|req)/.test(action) ? action : "subscribe";
+    const headers = { "Content-Type": "application/json" };
+    try {
+      const init = { method: "POST", headers, body: JSON.stringify(command) };
+      const response = await this.request(this.address(path), init, limit);
+      const reply = await readReply(response);
+      if (reply) return { retry: 1000 * Number(response.headers.get("retry-after")) || undefined, ...reply };
+      if (response.status < 500) return { code: "blocked", message: describeForeign(response) };
+    } catch (error) {
+      if (/** @type {Error} */ (error).name === "TimeoutError") {
+        return { code: "blocked", message: `no answer in ${limit} ms${connectionsHint(this.address(""))}` };
+      }
+    }
+    return { code: "disconnected" };
+  }
+
+  /**
+   * @param {string} url
+   * @param {RequestInit} init
+   * @param {number} [limit] Milliseconds.
+   */
+  request(url, init, limit = COMMAND_TIMEOUT) {
+    const signal = AbortSignal.timeout(limit);
+    // Browsers want their `fetch` called without an object.
+    return this.options.fetch.call(null, url, { credentials: "include", signal, ...init });
   }
 
   /**
@@ -572,6 +614,18 @@ class WebSocketConnection extends Connection {
     return this.send({ action: "ping" }).then(({ code }) => code !== "disconnected");
   }
 
+  /**
+   * Send it as a frame. If there is no reply in time, look whether the connection is dead.
+   *
+   * @param {Api.PublishCommand} command
+   */
+  async exchange(command) {
+    const timer = startTimer(() => this.prove(), COMMAND_TIMEOUT);
+    const reply = await this.send(command, 0);
+    clearTimeout(timer);
+    return reply;
+  }
+
   /** @param {SentCommand} command */
   write(command) {
     this.#socket?.send(JSON.stringify(command));
@@ -604,13 +658,13 @@ class EventStreamConnection extends Connection {
   /** End the connection by the answer to the same request, which an EventSource hides. */
   async #endByAnswer() {
     try {
-      this.end(await this.#explain(await this.#request(this.#streamUrl, { redirect: "manual" })));
+      this.end(await this.#explain(await this.request(this.#streamUrl, { redirect: "manual" })));
     } catch (error) {
       const { location } = globalThis;
       const url = this.address("");
       // A TypeError is all that a script gets to see if an answer doesn't allow its origin.
       const isForeign = error instanceof TypeError && location && new URL(url).origin !== location.origin;
-      const answers = isForeign && this.#request(this.address("health/live"), { mode: "no-cors" }).then(() => true, () => false);
+      const answers = isForeign && this.request(this.address("health/live"), { mode: "no-cors" }).then(() => true, () => false);
       this.end({ reason: `${error}`, mayBeOrigin: await answers });
     }
   }
@@ -645,7 +699,7 @@ class EventStreamConnection extends Connection {
    * @param {() => boolean} isMissing
    */
   async giveUp(limit, isMissing) {
-    const hint = await this.#request(this.address("events"), { method: "HEAD" }).then(
+    const hint = await this.request(this.address("events"), { method: "HEAD" }).then(
       ({ headers }) => (headers.has(OWN_HEADER) ? "; a proxy may hold the event stream back" : ""),
       () => connectionsHint(this.address("")),
     );
@@ -654,36 +708,9 @@ class EventStreamConnection extends Connection {
 
   /** @param {SentCommand} command */
   async write(command) {
-    const path = command.action === "unsubscribe" ? "unsubscribe" : "subscribe";
-    const headers = { "Content-Type": "application/json" };
-    /** @type {{ code: string, message?: string }} */
-    let reply = { code: "disconnected" };
-    try {
-      const body = JSON.stringify({ ...command, session: this.welcome?.session });
-      const response = await this.#request(this.address(path), { method: "POST", headers, body });
-      const frame = await readReply(response);
-      if (frame) {
-        if (this.open) this.onframe(frame);
-        reply = { ...frame, retry: 1000 * Number(response.headers.get("retry-after")) };
-      } else if (response.status < 500) {
-        reply = { code: "blocked", message: describeForeign(response) };
-      }
-    } catch (error) {
-      if (/** @type {Error} */ (error).name === "TimeoutError") {
-        reply = { code: "blocked", message: `no answer in ${COMMAND_TIMEOUT} ms${connectionsHint(this.address(""))}` };
-      }
-    }
+    const reply = await this.exchange({ ...command, session: this.welcome?.session });
+    if (this.open && reply.type) this.onframe(/** @type {Api.Reply} */ (reply));
     this.resolve(command.id, reply);
-  }
-
-  /**
-   * @param {string} url
-   * @param {RequestInit} init
-   */
-  #request(url, init) {
-    const signal = AbortSignal.timeout(COMMAND_TIMEOUT);
-    // Browsers want their `fetch` called without an object.
-    return this.options.fetch.call(null, url, { credentials: "include", signal, ...init });
   }
 
   close() {
@@ -768,9 +795,11 @@ class Client extends ClientEventTarget {
   #query;
   /** Counts the times that they were forgotten. */
   #renewals = 0;
+  /** Counts the times that the page, or one with which it shares a stream, may have got another user. */
+  #logins = 0;
   #closing = new AbortController();
-  /** Ends the current `#pause`. */
-  #wake = () => {};
+  /** Called to end each current `#pause`. @type {Set<() => void>} */
+  #pauses = new Set();
 
   /** @type {Connection | null} */
   #connection = null;
@@ -883,7 +912,7 @@ class Client extends ClientEventTarget {
       const isTaken = subscriptions.size && key !== interest.key;
       const error = isTaken ? `${pattern} is already followed from another place` : `Not a valid "from": ${JSON.stringify(from)}`;
       if (isTaken || !FROM.test(JSON.stringify(from))) {
-        subscription.finish(createError("command.invalid", error, [pattern]));
+        subscription.finish(createError("command.invalid", error, { subjects: [pattern] }));
         return subscription;
       }
       this.#stopSharing();
@@ -906,9 +935,74 @@ class Client extends ClientEventTarget {
   }
 
   /**
+   * Publish a message. With `ack` it is repeated until a stream has it.
+   *
+   * @param {string} subject
+   * @param {any} [data]
+   * @param {Api.PublishOptions} [options]
+   */
+  async publish(subject, data, options) {
+    return this.#exchange({ ...options, action: "publish", subject, data });
+  }
+
+  /**
+   * Send a request, and return its first answer.
+   *
+   * @param {string} subject
+   * @param {any} [data]
+   * @param {Api.RequestOptions} [options]
+   * @returns {Promise<any>}
+   */
+  async request(subject, data, options) {
+    return this.#exchange({ ...options, action: "request", ack: undefined, subject, data });
+  }
+
+  /**
+   * Send a publish or a request, and return its reply.
+   *
+   * @param {object} given
+   * @returns {Promise<Api.Reply>}
+   */
+  async #exchange(given) {
+    /** A copy, because the page may change its data before a repetition. @type {Api.PublishCommand} */
+    const command = JSON.parse(JSON.stringify(given));
+    const { action, ack } = command;
+    if (ack) command.msg_id ??= crypto.getRandomValues(new Uint32Array(4)).join("-");
+    const limit = ack ? MAX_REPEATING : COMMAND_TIMEOUT;
+    const end = now() + limit;
+    const wallEnd = Date.now() + limit; // the other clock may stop while the device sleeps
+    let error = createError("disconnected", "Not connected");
+    let isUncertain = false;
+    let failures = 0;
+    let resumeAt = 0;
+    const logins = this.#logins;
+    while (!this.#closing.signal.aborted && now() < end && Date.now() < wallEnd && logins === this.#logins) {
+      const connection = this.#connection;
+      if (!connection?.welcome || now() < resumeAt) {
+        if (action === "publish" && !ack) break;
+        await this.#pause((connection?.welcome ? resumeAt : end) - now());
+        continue;
+      }
+      /** @type {Answer} */
+      const reply = connection.welcome.features?.includes(action)
+        ? await connection.exchange(command)
+        : { code: UNSUPPORTED, message: `The bridge has no ${action}` };
+      const { success, code = "internal", message = "no reply", subjects, retry, description, service_code: serviceCode } = reply;
+      if (success) return /** @type {Api.Reply} */ (reply);
+      error = createError(code, message, { subjects, retry, description, serviceCode });
+      if (code.startsWith("auth.")) connection.end({ code: UNAUTHENTICATED, reason: message, final: true });
+      if (!ack || !(TRANSIENT_CODES.test(code) || (isUncertain && code === "publish.unstored"))) break;
+      isUncertain ||= UNCERTAIN_CODES.test(code);
+      resumeAt = connection.open ? now() + (retry || backoff(failures++)) : 0;
+    }
+    if (isUncertain) error.code = "publish.unknown";
+    throw error;
+  }
+
+  /**
    * Send a command as it is. Its effect isn't restored after a reconnect.
    *
-   * @param {Api.Command} command
+   * @param {Api.Command | Api.PublishCommand} command
    * @returns {Promise<Api.Reply>} The reply, also a failed one.
    */
   async send(command) {
@@ -921,6 +1015,7 @@ class Client extends ClientEventTarget {
    * has a new session for all of them.
    */
   reconnect() {
+    this.#logins++;
     this.#forgetCredentials();
     this.#failures = 0;
     this.#wake();
@@ -1227,7 +1322,10 @@ class Client extends ClientEventTarget {
       else this.#setStatus({ state, nats, reason, retry });
       this.#settle();
     };
-    connection.onrenewal = () => this.#forgetCredentials();
+    connection.onrenewal = () => {
+      this.#logins++;
+      this.#forgetCredentials();
+    };
     connection.onlost = (error) => {
       // The page is frozen (AbortError); or the browser denies locks, as it does when it blocks cookies.
       this.#canShare &&= error.name === "AbortError";
@@ -1309,12 +1407,22 @@ class Client extends ClientEventTarget {
     tabStorage(this.#name, `${index} ${Date.now() + retryBetter}`);
   }
 
-  /** @param {number} milliseconds */
+  /**
+   * Wait for a time, or until the connection or its surroundings have changed.
+   *
+   * @param {number} milliseconds
+   */
   #pause(milliseconds) {
     return new Promise((resolve) => {
-      const timer = startTimer(() => resolve(undefined), milliseconds);
-      this.#wake = () => resolve(clearTimeout(timer));
+      const wake = () => resolve(this.#pauses.delete(wake) && clearTimeout(timer));
+      const timer = startTimer(wake, milliseconds);
+      this.#pauses.add(wake);
     });
+  }
+
+  /** End all pauses. */
+  #wake() {
+    for (const wake of this.#pauses) wake();
   }
 
   /** Go on at once when the page is shown, or the network is back. */
@@ -1673,7 +1781,7 @@ class Client extends ClientEventTarget {
    */
   #refuse(pattern, code, message) {
     const subjects = [pattern];
-    if (this.#drop(pattern, createError(code, message, subjects))) {
+    if (this.#drop(pattern, createError(code, message, { subjects }))) {
       this.#dispatch("unsubscribed", { type: "unsubscribed", subjects, code, message });
     }
   }

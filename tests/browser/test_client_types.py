@@ -58,6 +58,13 @@ const prefs = client.subscribe<string>("prefs.>", { from: "last_per_subject", af
 });
 for (const from of ["new", "all", { last: 10 }] as const) client.subscribe("a", { from });
 client.addEventListener("caught_up", ({ detail }) => detail.subjects.length + detail.replayed);
+client.publish("rooms.7.say", { text: "hi" }, { ack: true, headers: { Trace: ["x"] } }).then(
+  ({ stream, sequence, duplicate }) => stream ?? sequence?.toFixed() ?? duplicate,
+  ({ code, description, retry }: NatsError) => code.length + (description?.length ?? 0) + (retry ?? 0),
+);
+client.publish("a");
+client.request<{ price: number }>("svc.price", { sku: 7 }, { timeout: 2 }).then(({ data }) => data.price.toFixed());
+client.send({ action: "publish", subject: "a", data: "aGk=", encoding: "base64" });
 async function all(): Promise<Message | undefined> {
   for await (const message of client.subscribe("prices.*")) return message;
 }
@@ -69,11 +76,17 @@ client.addEventListener("nothing", () => {});
 orders.pattern = "x";
 // @ts-expect-error
 client.subscribe("a", { from: "old" });
+// @ts-expect-error
+client.publish("a", 1, { encoding: "utf-8" });
+// @ts-expect-error
+client.request("a", 1, { ack: true });
 """
 
 
 def typescript(schema: dict[str, Any]) -> str:
     """Return the type that a JSON schema describes."""
+    if not schema:  # JSON of any kind
+        return "any"
     if "anyOf" in schema:
         return " | ".join(map(typescript, schema["anyOf"]))
     if "enum" in schema:
@@ -174,11 +187,11 @@ def test_client_that_differs_from_type_declarations_is_detected(tmp_path: Path) 
     differences = [
         ("  close(): void;", "  close(): void;\n  more(): void;"),
         ("  readonly ready: Promise<Reply>;", "  readonly ready: Promise<string>;"),
-        ("  send(command: Command): Promise<Reply>;", "  send(command: Command): Reply;"),
+        ("  send(command: Command | PublishCommand): Promise<Reply>;", "  send(command: Command): Reply;"),
         ("  readonly welcome: Welcome | null | undefined;", "  readonly welcome: Welcome;"),
         ('"connecting" | "subscribing" | "connected" | "waiting"', '"connecting" | "subscribing" | "connected"'),
         ('reason: "reconnect" }', 'reason: "other" }'),
-        ("  timeout?: number;", ""),
+        ("  timeout?: number;\n  /** Milliseconds until a better", "  /** Milliseconds until a better"),
         ("  close: { code?: number; reason: string; final: boolean };", "  close: { code: string };"),
         ("connect(options?: Options): Client;", "connect(options: string): Client;"),
     ]
