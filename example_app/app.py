@@ -1,4 +1,4 @@
-"""The app: the bridge without a prefix, the page at ``/``, and the test publisher."""
+"""The app: the bridge without a prefix, the page at ``/``, the test publisher, and the echo service."""
 
 import os
 from pathlib import Path
@@ -9,6 +9,7 @@ from sanic import HTTPResponse, Request, Sanic, file
 from sanic_nats_bridge import NatsBridge
 from sanic_nats_bridge.auth.hosts import LOCAL_HOSTS
 
+from .echo import echo_forever
 from .publisher import publish_forever
 from .security import add_security_headers, check_host
 from .streams import BUCKET_SUBJECTS, HISTORY, STREAMS
@@ -38,6 +39,7 @@ def create_app() -> Sanic[Any, Any]:
     app.register_middleware(add_security_headers, "response")
     if _is_first_worker():
         app.add_task(publish_forever(bridge, has_streams=has_streams))
+        app.add_task(echo_forever(bridge))
     return app
 
 

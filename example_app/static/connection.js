@@ -10,7 +10,7 @@ export class Connection {
   #state;
 
   /**
-   * Take an object `on` with a function for each event of the client, and `message`, `caughtUp`, `history`,
+   * Take an object `on` with a function for each event of the client, and `message`, `caughtUp`, `features`,
    * `subscriptions` and `ended`.
    */
   constructor(on) {
@@ -29,7 +29,7 @@ export class Connection {
     }
     client.addEventListener("caught_up", ({ detail }) => client === this.#client && this.#caughtUp(detail));
     client.addEventListener("frame", ({ detail: { type, features } }) => {
-      if (type === "welcome" && client === this.#client) this.#on.history(features.includes("history"));
+      if (type === "welcome" && client === this.#client) this.#on.features(features);
     });
     this.#on.status(client.status);
     // The new client resumes after the last messages of the one before, if a stream has them.
@@ -76,6 +76,14 @@ export class Connection {
 
   unsubscribe(pattern) {
     this.#subscriptions.get(pattern)?.subscription.unsubscribe();
+  }
+
+  publish(subject, data, options) {
+    return this.#client.publish(subject, data, options);
+  }
+
+  request(subject, data, options) {
+    return this.#client.request(subject, data, options);
   }
 
   /** Send a command and return its reply. Apply a successful one to the subscriptions of the page. */

@@ -2,6 +2,7 @@
 
 import { Announcer } from "./announcer.js";
 import { Chips } from "./chips.js";
+import { Composer } from "./composer.js";
 import { Connection } from "./connection.js";
 import { Console } from "./console.js";
 import { byId, counted } from "./dom.js";
@@ -46,9 +47,10 @@ const connection = new Connection({
     const text = `${counted(replayed, "message")} caught up on ${patterns.join(", ")}.`;
     note(resumed ? "Resumed" : "History", text, true);
   },
-  history(available) {
-    chips.showHistory(available);
-    bucket.show(available);
+  features(features) {
+    chips.showHistory(features.includes("history"));
+    bucket.show(features.includes("history"));
+    composer.show(features);
   },
   ended({ pattern, ready }, { code, message }) {
     chips.showError(`${message} (${code})`);
@@ -74,6 +76,11 @@ const chips = new Chips({
 });
 const frames = new Console({
   send: (command) => connection.send(command),
+  announce: (text) => announcer.announce(text),
+});
+const composer = new Composer({
+  publish: (...message) => connection.publish(...message),
+  request: (...message) => connection.request(...message),
   announce: (text) => announcer.announce(text),
 });
 connection.follow(bucket);

@@ -13,6 +13,9 @@ from urllib.parse import urlsplit
 
 import nats
 import pytest
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import NoRespondersError
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
@@ -54,6 +57,28 @@ async def test_only_one_worker_publishes(example: ExampleApp) -> None:
         expected = [str, int, float, list, dict, dict, type(None)]
         assert kinds == {f"key{number}": kind for number, kind in enumerate(expected, 1)}
     assert len({str(message["key3"]) for message in (first, second, third)}) == 3
+
+
+async def test_echo_service_answers_requests_and_reports_errors(shared_nats: NatsServer) -> None:
+    with ExampleApp("--nats", shared_nats.url):
+        client = await nats.connect(shared_nats.url)
+        try:
+            answers = [await _answer(client, data) for data in (b'{"a":1}', b"")]
+        finally:
+            await client.close()
+    assert [(answer.data, answer.headers) for answer in answers] == [
+        (b'{"a":1}', None),
+        (b"", {"Nats-Service-Error-Code": "400", "Nats-Service-Error": "Nothing to echo"}),
+    ]
+
+
+async def _answer(client: Client, data: bytes) -> Msg:
+    async with asyncio.timeout(WAIT_SECONDS):
+        while True:
+            try:
+                return await client.request("example.echo", data, timeout=WAIT_SECONDS)
+            except NoRespondersError:  # the service starts later than the page
+                await asyncio.sleep(0.1)
 
 
 def test_one_nats_server_serves_all_workers(example: ExampleApp) -> None:
