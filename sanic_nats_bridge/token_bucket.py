@@ -1,9 +1,13 @@
 """The token bucket, which limits a rate of events."""
 
-__all__ = ["TokenBucket"]
+from collections import OrderedDict
+
+__all__ = ["ClientBuckets", "TokenBucket"]
 
 _ROUNDING = 1e-6
 """More than the error of a sum of times, so that an event passes after the time that `TokenBucket.wait` has given."""
+_MAX_CLIENTS = 10_000
+_FORGOTTEN_PER_EVENT = 2
 
 
 class TokenBucket:
@@ -74,3 +78,49 @@ class TokenBucket:
     def _fill(self, now: float) -> None:
         self._tokens = min(self._burst, self._tokens + (now - self._updated_at) * self._rate)
         self._updated_at = now
+
+
+class ClientBuckets:
+    """A bucket for each client.
+
+    A client is forgotten once its bucket must be full again. Beyond 10,000 clients, the one that was silent for the
+    longest time is forgotten.
+
+    Args:
+        rate: The events per second of one client, more than zero.
+        burst: The events of one client at once.
+    """
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self._rate = rate
+        self._burst = burst
+        # A plain dict takes long to find its first key if many before it were removed.
+        self._buckets: OrderedDict[str, tuple[TokenBucket, float]] = OrderedDict()
+        """The bucket of each client, and the time of its last event, by which they are sorted."""
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def spend(self, client: str, now: float) -> float:
+        """Take a token of a client; return 0, or without one the seconds until there is one."""
+        self._forget_idle(now)
+        bucket, _ = self._buckets.pop(client, (None, now))
+        if bucket is None:
+            bucket = TokenBucket(self._rate, self._burst, now)
+            if len(self._buckets) >= _MAX_CLIENTS:
+                self._buckets.popitem(last=False)
+        self._buckets[client] = bucket, now
+        return 0.0 if bucket.spend(now) else bucket.wait(now)
+
+    def refund(self, client: str) -> None:
+        """Give a token back that was taken."""
+        if (counted := self._buckets.get(client)) is not None:
+            counted[0].refund()
+
+    def _forget_idle(self, now: float) -> None:
+        full_after = self._burst / self._rate
+        for _ in range(min(_FORGOTTEN_PER_EVENT, len(self._buckets))):
+            client, (_, last) = next(iter(self._buckets.items()))
+            if now - last < full_after:
+                return
+            del self._buckets[client]

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sanic_nats_bridge.token_bucket import TokenBucket
+from sanic_nats_bridge.token_bucket import ClientBuckets, TokenBucket
 
 
 def test_bucket_allows_burst_then_fixed_rate() -> None:
@@ -100,3 +100,34 @@ def test_debt_ends_at_half_of_the_burst() -> None:
         bucket.take(0)
     bucket.owe(0, 1)
     assert bucket.wait(0) == 9
+
+
+def test_clients_have_buckets_of_their_own() -> None:
+    buckets = ClientBuckets(rate=2, burst=3)
+    assert [buckets.spend("ada", 0.0) for _ in range(4)] == [0, 0, 0, pytest.approx(0.5)]
+    assert buckets.spend("bob", 0.0) == 0
+    buckets.refund("ada")
+    assert [buckets.spend("ada", 0.0) for _ in range(2)] == [0, pytest.approx(0.5)]
+    buckets.refund("eve")
+    assert len(buckets) == 2
+
+
+def test_client_is_forgotten_when_its_bucket_is_full_again() -> None:
+    buckets = ClientBuckets(rate=2, burst=3)
+    for number in range(10):
+        buckets.spend(str(number), 0.0)
+    for number in range(10):
+        buckets.spend(f"new {number}", 1.5)
+    assert len(buckets) == 10
+    assert buckets.spend("0", 1.5) == 0
+
+
+def test_client_that_was_silent_for_longest_is_forgotten_beyond_ten_thousand() -> None:
+    buckets = ClientBuckets(rate=0.001, burst=1)
+    for number in range(10_000):
+        buckets.spend(str(number), 0.0)
+    assert buckets.spend("0", 0.0) > 0
+    buckets.spend("new", 0.0)
+    assert len(buckets) == 10_000
+    assert buckets.spend("0", 0.0) > 0
+    assert buckets.spend("1", 0.0) == 0
