@@ -30,6 +30,7 @@ from .nats.compatibility import check_nats_py
 from .nats.supervisor import ConnectionSupervisor
 from .protocol import subjects
 from .publishing.app import AppPublisher
+from .publishing.clients import ClientPublisher
 from .publishing.publications import PublishFunctions
 from .publishing.publisher import Publisher
 from .routes.client import add_client_routes
@@ -38,9 +39,11 @@ from .routes.cors import CrossOrigin
 from .routes.events import add_event_route
 from .routes.health import add_health_routes
 from .routes.log_redaction import QueryRedaction
+from .routes.publish import add_publish_routes
 from .routes.request_guard import RequestGuard
 from .routes.responses import mark_method_errors
 from .routes.websocket import add_websocket_route
+from .sessions.deadlines import Deadlines
 from .sessions.registry import SessionRegistry
 from .sessions.session import Session
 from .settings import Settings
@@ -85,7 +88,6 @@ class BridgeRuntime:
         self.settings = settings
         self._app = app
         self._injected = injected
-        self.publish_functions = publish_functions
         self._open_server_logged = False
         self._lag = LoopLag()
         self._signal_tasks: set[asyncio.Task[None]] = set()
@@ -97,19 +99,20 @@ class BridgeRuntime:
             on_closed=lambda: self._closed(),
             on_denied=lambda subject: self._denied(subject),
         )
-        self.publisher = Publisher(
-            self.connection,
-            max_requests=settings.max_requests,
-            max_requests_per_worker=settings.max_requests_per_worker,
-        )
+        self.publisher = Publisher(self.connection)
         self.app_publisher = AppPublisher(self.publisher, settings.request_timeout)
         control_prefix = settings.control_prefix or f"{CONTROL_TOKEN}.{app.name}"
+        deadlines = Deadlines()
         self.sessions = SessionRegistry(
             settings,
             self.connection,
             on_opened=self._session_opened,
             on_closed=self._session_closed,
             streams_prefix=f"{control_prefix}.streams.{secrets.token_hex(8)}",
+            deadlines=deadlines,
+            publishing=ClientPublisher(
+                settings, self.publisher, settings.publish_policy(control_prefix), publish_functions, deadlines
+            ),
         )
         counters, known = self.sessions.counters, KnownWorkers()
         self.control = ControlChannel(
@@ -172,7 +175,10 @@ class BridgeRuntime:
         add_websocket_route(blueprint, self.sessions, guard)
         add_event_route(blueprint, self.sessions, self._cross_origin)
         add_command_routes(blueprint, self.relay, self.sessions)
-        self._cross_origin.add_preflights(blueprint, "stream", "events", "subscribe", "unsubscribe")
+        add_publish_routes(blueprint, self.sessions)
+        self._cross_origin.add_preflights(
+            blueprint, "stream", "events", "subscribe", "unsubscribe", "publish", "request"
+        )
         # Not rejected: browsers send an Origin with modules, and behind a proxy that changes the Host header even the
         # app's own pages would get none. A page of a foreign origin can't run them without the CORS headers.
         modules = Blueprint(f"{_BLUEPRINT}_modules", url_prefix=self.settings.prefix)

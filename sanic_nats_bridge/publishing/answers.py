@@ -71,7 +71,6 @@ class Answers:
         *,
         expected: Expected[T],
         seconds: float,
-        on_end: Callable[[], None],
     ) -> asyncio.Future[T]:
         """Send a message; return its result, which may be cancelled.
 
@@ -82,9 +81,8 @@ class Answers:
             headers: The header block; empty for none.
             expected: The treatment of the answer.
             seconds: The time for the answer.
-            on_end: Called when the answer isn't awaited any more.
         """
-        question: _Question[T] = _Question(outlet, expected, on_end, self._refused)
+        question: _Question[T] = _Question(outlet, expected, self._refused)
         alike = self._awaited.setdefault(subject, set())
         alike.add(question)  # type: ignore[arg-type]  # sets are invariant
         question.future.add_done_callback(lambda _: self._end(subject, question))
@@ -125,15 +123,12 @@ class Answers:
 class _Question(Generic[T]):
     """A message whose answer is awaited. It is the listener of the subscription to the answer."""
 
-    __slots__ = ("_expected", "_is_answered", "_on_end", "_on_refused", "_outlet", "_sid", "_timer", "future")
+    __slots__ = ("_expected", "_is_answered", "_on_refused", "_outlet", "_sid", "_timer", "future")
 
-    def __init__(
-        self, outlet: Outlet, expected: Expected[T], on_end: Callable[[], None], on_refused: Callable[[], None]
-    ) -> None:
+    def __init__(self, outlet: Outlet, expected: Expected[T], on_refused: Callable[[], None]) -> None:
         self.future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._outlet = outlet
         self._expected = expected
-        self._on_end = on_end
         self._on_refused = on_refused
         self._is_answered = False
         self._sid = 0
@@ -187,7 +182,6 @@ class _Question(Generic[T]):
             self._outlet.remove_subscription(self._sid)
         if not self.future.cancelled():
             self.future.exception()  # it may not be awaited any more
-        self._on_end()
 
 
 def _fail_some(questions: "Iterator[_Question[object]]", reason: str, per_turn: int | None) -> None:

@@ -4,15 +4,11 @@ Nothing is buffered: a message is written to a live connection, or it fails.
 """
 
 import asyncio
-from collections.abc import Callable
 
-from ..concurrency import ConcurrencyLimit
 from ..errors import (
     NatsRefused,
     NatsUnavailable,
-    PublishRateExceeded,
     PublishUnknown,
-    RequestLimitExceeded,
     RequestTimedOut,
     SizeLimitExceeded,
 )
@@ -26,10 +22,6 @@ ACKNOWLEDGE_SECONDS = 4.0
 
 _MAX_UNSENT_BYTES = 4 * 1024 * 1024
 """The number of bytes above which NATS accepts too little. The commands of one turn of the event loop are fewer."""
-_MAX_UNACKNOWLEDGED = 10_000
-_MAX_UNACKNOWLEDGED_OF_CLIENT = 256
-"""More than ``publish_rate`` allows within `ACKNOWLEDGE_SECONDS`, for several sessions of one client."""
-_RETRY_SECONDS = 1.0
 _POLL_SECONDS = 0.02
 _DISCONNECTED = "NATS is disconnected"
 _STOPPING = "this worker is stopping"
@@ -42,33 +34,14 @@ class Publisher:
 
     Args:
         link: The connection to NATS. Call `established` for each new one, and `closed` when it has ended.
-        max_requests: The largest number of requests of one client in progress.
-        max_requests_per_worker: The largest number of requests of all clients in progress.
     """
 
-    def __init__(self, link: PublishLink, *, max_requests: int, max_requests_per_worker: int) -> None:
+    def __init__(self, link: PublishLink) -> None:
         self._link = link
         self._answers = Answers()
         self._connected: asyncio.Event | None = None
         """Set while NATS is connected, and when the worker stops; ``None`` before the start."""
         self._is_stopping = False
-        self._requests = ConcurrencyLimit(
-            max_requests,
-            max_requests_per_worker,
-            client_error=lambda: RequestLimitExceeded(
-                f"At most {max_requests} requests of a client in progress (max_requests)", retry_after=_RETRY_SECONDS
-            ),
-            error=lambda: RequestLimitExceeded(
-                "This server has too many requests in progress (max_requests_per_worker); try again later",
-                retry_after=_RETRY_SECONDS,
-            ),
-        )
-        self._unacknowledged = ConcurrencyLimit(
-            _MAX_UNACKNOWLEDGED_OF_CLIENT,
-            _MAX_UNACKNOWLEDGED,
-            client_error=_too_many_unacknowledged,
-            error=_too_many_unacknowledged,
-        )
 
     def start(self, prefix: str) -> None:
         """Start in the present event loop.
@@ -145,9 +118,7 @@ class Publisher:
         """
         self._outlet(len(subject), headers, payload).send_message(subject.encode(), payload, headers)
 
-    def store(
-        self, subject: str, payload: bytes, headers: bytes = b"", *, client: str | None = None
-    ) -> asyncio.Future[Acknowledgement]:
+    def store(self, subject: str, payload: bytes, headers: bytes = b"") -> asyncio.Future[Acknowledgement]:
         """Publish a message as `send` does; return JetStream's acknowledgement, to be awaited.
 
         The future may be cancelled. It raises PublishUnstored, PublishUnknown or NatsRefused.
@@ -156,13 +127,11 @@ class Publisher:
             subject: The real subject, valid and without wildcards.
             payload: The payload.
             headers: The header block; empty for none.
-            client: The client that publishes: its identity, or else its address. ``None`` for the app.
 
         Raises:
             NatsUnavailable: NATS is disconnected, or accepts no data.
             SizeLimitExceeded: NATS accepts no message of this size.
             NatsRefused: NATS accepts no subject of this length.
-            PublishRateExceeded: Too many acknowledgements are awaited.
         """
         return self._answers.ask(
             self._outlet(len(subject) + self._answers.reply_length, headers, payload),
@@ -171,15 +140,12 @@ class Publisher:
             headers,
             expected=_ACKNOWLEDGED,
             seconds=ACKNOWLEDGE_SECONDS,
-            on_end=_counted(self._unacknowledged, client),
         )
 
-    def request(
-        self, subject: str, payload: bytes, headers: bytes = b"", *, seconds: float, client: str | None = None
-    ) -> asyncio.Future[Answer]:
+    def request(self, subject: str, payload: bytes, headers: bytes = b"", *, seconds: float) -> asyncio.Future[Answer]:
         """Send a request; return its answer, to be awaited.
 
-        The future may be cancelled, which frees its place. It raises NoResponders, RequestTimedOut, RequestFailed,
+        The future may be cancelled. It raises NoResponders, RequestTimedOut, RequestFailed,
         NatsRefused or NatsUnavailable.
 
         Args:
@@ -187,13 +153,11 @@ class Publisher:
             payload: The payload.
             headers: The header block; empty for none.
             seconds: The time for the answer.
-            client: The client that asks: its identity, or else its address. ``None`` for the app, without a limit.
 
         Raises:
             NatsUnavailable: NATS is disconnected, or accepts no data.
             SizeLimitExceeded: NATS accepts no message of this size.
             NatsRefused: NATS accepts no subject of this length.
-            RequestLimitExceeded: Too many requests are in progress.
         """
         return self._answers.ask(
             self._outlet(len(subject) + self._answers.reply_length, headers, payload),
@@ -202,7 +166,6 @@ class Publisher:
             headers,
             expected=_ANSWERED,
             seconds=seconds,
-            on_end=_counted(self._requests, client),
         )
 
     def _outlet(self, subject_length: int, headers: bytes, payload: bytes) -> Outlet:
@@ -218,22 +181,6 @@ class Publisher:
         if len(headers) + len(payload) > outlet.publish_limit:
             raise SizeLimitExceeded(f"NATS accepts messages of at most {outlet.publish_limit} bytes with headers")
         return outlet
-
-
-def _counted(limit: ConcurrencyLimit, client: str | None) -> Callable[[], None]:
-    """Count one for a client, and return the function that ends it. The app isn't counted."""
-    if client is None:
-        return _nothing
-    limit.acquire(client)
-    return lambda: limit.release(client)
-
-
-def _nothing() -> None:
-    """Do nothing."""
-
-
-def _too_many_unacknowledged() -> PublishRateExceeded:
-    return PublishRateExceeded("Too many publishes await their acknowledgement", retry_after=_RETRY_SECONDS)
 
 
 _ACKNOWLEDGED = Expected(

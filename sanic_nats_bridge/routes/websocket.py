@@ -86,8 +86,9 @@ async def _serve(session: Session, transport: WebSocketTransport) -> None:
         await session.wait_until_writable()
         if session.closed:
             break
-        outcome = await session.execute(received)
-        session.send(outcome.reply)
+        outcome = await session.receive(received)
+        if outcome is not None:
+            session.send(outcome.reply)
     await _receive_until_closed(transport)
 
 

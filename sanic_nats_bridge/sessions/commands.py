@@ -6,32 +6,23 @@ from typing import Protocol
 from ..errors import BridgeError, CloseCode, InternalError, SizeLimitExceeded, UnknownSession, UnsupportedCommand
 from ..log_limits import limited_logger
 from ..protocol.messages import Command, Outcome, Reply, command_id_of, decode_command
+from ..protocol.publish import PublishCommand
 from .context import SessionContext
+from .publishes import PublishOwner, SessionPublishes
 from .rate_limit import CommandRateLimiter, units_of
 
 __all__ = ["CommandOwner", "SessionCommands"]
 
 logger = limited_logger()
 
+_INTERNAL_ERROR = "Internal error in a command; the client was notified. Please report this traceback"
 
-class CommandOwner(Protocol):
+
+class CommandOwner(PublishOwner, Protocol):
     """A session, as its commands use it."""
-
-    closed: bool
-
-    @property
-    def client(self) -> str:
-        """The client of the session: its identity, or else its address."""
-        ...
-
-    async def wait_until_writable(self) -> None:
-        """Wait until the client has caught up or the session has ended."""
 
     async def execute_next(self, command: Command) -> Reply:
         """Execute a command that is within the limits, while no other is executed."""
-
-    def close(self, code: CloseCode, reason: str) -> None:
-        """End the session."""
 
     def close_with_error(self, error: BridgeError) -> None:
         """End the session because of an error."""
@@ -45,7 +36,7 @@ class SessionCommands:
         context: The parts of the worker that its sessions share.
     """
 
-    __slots__ = ("_context", "_owner", "lock", "rate_limiter")
+    __slots__ = ("_context", "_owner", "_publishes", "lock", "rate_limiter")
 
     def __init__(self, owner: CommandOwner, context: SessionContext) -> None:
         self._owner = owner
@@ -53,32 +44,46 @@ class SessionCommands:
         self.lock = asyncio.Lock()
         """Held while a command is executed."""
         self.rate_limiter = CommandRateLimiter(context.settings)
+        self._publishes: SessionPublishes | None = None
 
-    async def execute(self, received: str | bytes | Command) -> Outcome:
-        """Execute one command, as `Session.execute` does."""
-        command: Command | None = None
-        data = b""
-        if isinstance(received, Command):
-            command = received
-        else:
-            data = received.encode() if isinstance(received, str) else received
+    async def receive(self, frame: str | bytes) -> Outcome | None:
+        """Execute the command in a frame, as `Session.receive` does."""
+        data = frame.encode() if isinstance(frame, str) else frame
+        command: Command | PublishCommand | BridgeError | None = None
         try:
             self._check_size(data)
+            command = self._decoded(frame, data)
+            if isinstance(command, PublishCommand):
+                return await self._publish(command)
             self._count()
-            if command is None:
-                command = self._decode(received, data)
+            if isinstance(command, BridgeError):
+                raise command
             return Outcome(await self._dispatch(command))
         except BridgeError as error:
             rejection = error
         except Exception:
-            logger.exception("Internal error in a command; the client was notified. Please report this traceback")
+            logger.exception(_INTERNAL_ERROR)
             rejection = InternalError("Internal error")
-        self._context.counters.refused[rejection.code] += 1
-        self.rate_limiter.count_rejection(rejection)
-        self._close_if_over_limit()
-        if command is None:
-            return Outcome.rejected(rejection, id=command_id_of(data))
-        return Outcome.rejected(rejection, command.action, command.id)
+        if isinstance(command, Command | PublishCommand):
+            return self._rejected(rejection, command)
+        return self._rejected(rejection, None, data)
+
+    async def execute(self, command: Command) -> Outcome:
+        """Execute one decoded command, as `Session.execute` does."""
+        try:
+            self._count()
+            return Outcome(await self._dispatch(command))
+        except BridgeError as error:
+            rejection = error
+        except Exception:
+            logger.exception(_INTERNAL_ERROR)
+            rejection = InternalError("Internal error")
+        return self._rejected(rejection, command)
+
+    def close(self) -> None:
+        """End what is in progress."""
+        if self._publishes is not None:
+            self._publishes.close()
 
     def reject(self, error: BridgeError) -> None:
         """Count a command that was rejected before it was received in full, and end the session."""
@@ -104,10 +109,26 @@ class SessionCommands:
         finally:
             self._close_if_over_limit()
 
-    def _decode(self, received: object, data: bytes) -> Command:
-        if not isinstance(received, str):
-            raise UnsupportedCommand("Binary frames are not supported")
-        return decode_command(data, history=self._context.streams is not None)
+    def _decoded(self, frame: str | bytes, data: bytes) -> Command | PublishCommand | BridgeError:
+        """Return the command in a frame, or an error, which is counted before it is reported."""
+        try:
+            if not isinstance(frame, str):
+                raise UnsupportedCommand("Binary frames are not supported")
+            has_history = self._context.streams is not None
+            if self._context.publishing is None:
+                return decode_command(data, history=has_history)
+            return decode_command(data, history=has_history, publish=True)
+        except BridgeError as error:
+            return error
+
+    def _rejected(self, error: BridgeError, command: Command | PublishCommand | None, data: bytes = b"") -> Outcome:
+        """Count an error; return the outcome of the command, or of data that isn't one."""
+        self._context.counters.refused[error.code] += 1
+        self.rate_limiter.count_rejection(error)
+        self._close_if_over_limit()
+        if command is None:
+            return Outcome.rejected(error, id=command_id_of(data))
+        return Outcome.rejected(error, command.action, command.id)
 
     def _close_if_over_limit(self) -> None:
         if self.rate_limiter.close_reason is not None:
@@ -121,3 +142,15 @@ class SessionCommands:
             if self._owner.closed:
                 raise UnknownSession("No such session")
             return await self._owner.execute_next(command)
+
+    async def _publish(self, command: PublishCommand) -> Outcome | None:
+        if self._publishes is None:
+            assert self._context.publishing is not None
+            self._publishes = SessionPublishes(self._owner, self._context, self._context.publishing, self._rejected)
+        self._publishes.count()
+        await self._owner.wait_until_writable()
+        await self._context.turns.take(self._owner.client, units_of(1))
+        self._context.expirations.expire_due()
+        if self._owner.closed:
+            raise UnknownSession("No such session")
+        return self._publishes.execute(command)

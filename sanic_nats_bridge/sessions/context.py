@@ -11,6 +11,7 @@ from ..hub.hub import Hub
 from ..metrics.counters import Counters
 from ..protocol.encoding import WireFormat, encode_frame
 from ..protocol.messages import NatsState, Status
+from ..publishing.clients import ClientPublisher
 from ..settings import Settings
 from ..streams.hub import StreamHub
 from .command_turns import CommandTurns
@@ -41,6 +42,13 @@ class SessionContext:
     """The state of the connection for streams."""
     streams: StreamHub | None = None
     """The streams whose messages clients can get later, if there are any."""
+    publishing: ClientPublisher | None = None
+    """The publishes and requests of clients, if they can send any."""
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The parts of the protocol that not every server has, as ``welcome`` lists them."""
+        return ("history",) * (self.streams is not None) + ("publish", "request") * (self.publishing is not None)
 
     def nats_of_streams(self, *, also_core: bool) -> NatsState:
         """Return the state of the connection for streams; with ``also_core``, of both connections together."""

@@ -16,6 +16,7 @@ from ..metrics.counters import Counters
 from ..metrics.stats import Stats
 from ..protocol.messages import Close, Command, NatsState, Outcome, close_frame
 from ..protocol.session_ids import key_of, new_worker_id
+from ..publishing.clients import ClientPublisher
 from ..settings import Settings
 from ..streams.hub import StreamHub
 from ..transports.base import CLOSE_SECONDS, Transport
@@ -47,6 +48,8 @@ class SessionRegistry:
         on_opened: Called with each new session, after its ``welcome`` frame was written.
         on_closed: Called with each session that has ended, and its WebSocket close code.
         streams_prefix: The first tokens of the subjects on which JetStream delivers to this worker.
+        deadlines: The timeouts of the worker. By default the registry has its own.
+        publishing: The publishes and requests of clients. By default they can send none.
     """
 
     def __init__(
@@ -57,6 +60,8 @@ class SessionRegistry:
         on_opened: Callable[[Session], None],
         on_closed: Callable[[Session, int], None],
         streams_prefix: str = f"{CONTROL_TOKEN}.streams",
+        deadlines: Deadlines | None = None,
+        publishing: ClientPublisher | None = None,
     ) -> None:
         self.settings = settings
         self.counters = Counters()
@@ -90,7 +95,8 @@ class SessionRegistry:
         self.pending_connections = PendingConnections()
         self.permissions_calls = limit_permissions_calls(settings)
         self.request_limiter = RequestLimiter(settings)
-        self.deadlines = Deadlines()
+        self.deadlines = deadlines or Deadlines()
+        self.publishing = publishing
         self.stop_reason: str | None = None
         """The reason for which the worker stops; ``None`` while it accepts sessions."""
         self._context = SessionContext(
@@ -105,6 +111,7 @@ class SessionRegistry:
             worker=new_worker_id(),
             reconnect_spread=settings.reconnect_spread,
             streams=self.streams,
+            publishing=publishing,
         )
         self._on_opened = on_opened
         self._on_closed = on_closed

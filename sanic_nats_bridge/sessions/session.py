@@ -165,23 +165,30 @@ class Session:
         heartbeat = int(settings.heartbeat) if settings.heartbeat.is_integer() else settings.heartbeat
         secret, self._secret = self._secret, None
         assert secret is not None
-        features = () if self._context.streams is None else ("history",)
-        welcome = Welcome(session=secret, features=features, heartbeat=heartbeat, nats=self._context.nats)
+        welcome = Welcome(session=secret, features=self._context.features, heartbeat=heartbeat, nats=self._context.nats)
         self._transport.send(welcome, jittered_milliseconds(settings.retry))
         self._keepalive = Keepalive(self._transport, settings)
 
     # Commands
 
-    async def execute(self, received: str | bytes | Command) -> Outcome:
+    async def receive(self, frame: str | bytes) -> Outcome | None:
+        """Execute the command in a frame, as `execute` does.
+
+        Args:
+            frame: A text frame, or the payload of a binary frame.
+
+        Returns:
+            The outcome, or ``None`` if the reply to a publish or a request follows later.
+        """
+        return await self._commands.receive(frame)
+
+    async def execute(self, command: Command) -> Outcome:
         """Execute one command, after those that arrived before it. Never raises a `BridgeError`.
 
         A rejected command changes nothing. It is counted, and may end the session. The caller must write the reply
         in the same turn of the event loop, so that it precedes the first message.
-
-        Args:
-            received: A text frame, the payload of a binary frame, or a decoded command.
         """
-        return await self._commands.execute(received)
+        return await self._commands.execute(command)
 
     def reject(self, error: BridgeError) -> None:
         """Count a command that was rejected before it was received in full, and end the session."""
@@ -475,6 +482,7 @@ class Session:
         if self._slow_consumer is not None:
             self._slow_consumer.ended.set()
             self._slow_consumer = None
+        self._commands.close()
         self._subscriptions.close(cut=cut)
         if self._history is not None:
             self._history.close(cut=cut)

@@ -264,7 +264,7 @@ async def test_functions_are_registered_before_or_after_the_bridge_is_on_an_app(
         assert isinstance(publication, Publication)
         return str(publication.data)
 
-    functions = bridge._on_app.publish_functions
+    functions = bridge._publish_functions
     assert [each.call for each in functions._functions] == [first, second]
     limits = bridge._on_app.sessions.deadlines
     checked = await functions.check(

@@ -51,7 +51,7 @@ class Harness:
         self.server = server
         self.supervisor = supervisor
         self.listener = listener
-        self.publisher = Publisher(supervisor, max_requests=16, max_requests_per_worker=1_000)
+        self.publisher = Publisher(supervisor)
         self.client = Client()
 
     async def serve(self, subject: str, answer: Callable[[Msg], Awaitable[Any]]) -> None:
@@ -223,10 +223,7 @@ async def test_answer_of_a_subscriber_leaves_the_outcome_unknown(jetstream: Nats
 async def test_thousand_requests_at_once_get_their_own_answers(shared_nats: NatsServer) -> None:
     async with publishing(shared_nats) as harness:
         await harness.serve("svc", echo)
-        futures = [
-            harness.publisher.request("svc", b"%d" % number, seconds=WAIT_SECONDS, client=str(number % 63))
-            for number in range(1_000)
-        ]
+        futures = [harness.publisher.request("svc", b"%d" % number, seconds=WAIT_SECONDS) for number in range(1_000)]
         answers = await asyncio.gather(*futures)
         assert [int(answer.data) for answer in answers] == list(range(1_000))
         await harness.check_freed()
@@ -316,7 +313,7 @@ async def test_cancelled_request_frees_its_place_at_once(shared_nats: NatsServer
     async with publishing(shared_nats) as harness:
         await harness.serve("svc", ignore)
         for _ in range(3):
-            futures = [harness.publisher.request("svc", b"", seconds=WAIT_SECONDS, client="ada") for _ in range(16)]
+            futures = [harness.publisher.request("svc", b"", seconds=WAIT_SECONDS) for _ in range(16)]
             tasks = [asyncio.ensure_future(_awaited(future)) for future in futures]
             await asyncio.sleep(0)
             for task in tasks:

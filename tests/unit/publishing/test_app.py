@@ -23,7 +23,7 @@ async def outlet(link: FakePublishLink) -> FakeOutlet:
 
 @pytest.fixture
 async def app(link: FakePublishLink) -> AppPublisher:
-    publisher = Publisher(link, max_requests=1, max_requests_per_worker=1)
+    publisher = Publisher(link)
     publisher.start("_BRIDGE.answer.w")
     return AppPublisher(publisher, request_timeout=7)
 

@@ -6,9 +6,7 @@ import pytest
 from sanic_nats_bridge.errors import (
     NatsRefused,
     NatsUnavailable,
-    PublishRateExceeded,
     PublishUnknown,
-    RequestLimitExceeded,
     RequestTimedOut,
     SizeLimitExceeded,
 )
@@ -24,7 +22,7 @@ class Publishing:
 
     def __init__(self) -> None:
         self.link = FakePublishLink()
-        self.publisher = Publisher(self.link, max_requests=2, max_requests_per_worker=3)
+        self.publisher = Publisher(self.link)
 
     @property
     def outlet(self) -> FakeOutlet:
@@ -41,7 +39,6 @@ async def publishing() -> AsyncIterator[Publishing]:
     started.publisher.stop()
     await turns()
     assert started.publisher.in_progress == 0
-    assert (len(started.publisher._requests), len(started.publisher._unacknowledged)) == (0, 0)
 
 
 async def test_message_is_written_before_send_returns(publishing: Publishing) -> None:
@@ -71,7 +68,7 @@ async def test_nothing_is_written_that_cannot_leave(publishing: Publishing, kind
 
     def publish(subject: str = "a", payload: bytes = b"", headers: bytes = b"") -> None:
         if kind == "request":
-            publisher.request(subject, payload, headers, seconds=5, client="ada")
+            publisher.request(subject, payload, headers, seconds=5)
         else:
             getattr(publisher, kind)(subject, payload, headers)
 
@@ -103,38 +100,6 @@ async def test_subject_for_the_answer_counts_in_the_length(publishing: Publishin
     for ask in (publishing.publisher.store, lambda *parts: publishing.publisher.request(*parts, seconds=5)):
         with pytest.raises(NatsRefused):
             ask("x" * 10, b"")
-
-
-async def test_requests_are_limited_for_a_client_and_for_the_worker(publishing: Publishing) -> None:
-    publisher = publishing.publisher
-    first = publisher.request("svc", b"", seconds=5, client="ada")
-    publisher.request("svc", b"", seconds=5, client="ada")
-    with pytest.raises(RequestLimitExceeded, match=r"At most 2 .*\(max_requests\)") as raised:
-        publisher.request("svc", b"", seconds=5, client="ada")
-    assert raised.value.retry_after == 1
-    publisher.request("svc", b"", seconds=5, client="bob")
-    with pytest.raises(RequestLimitExceeded, match="This server has too many"):
-        publisher.request("svc", b"", seconds=5, client="bob")
-    # The app isn't limited, and what fails takes no place.
-    for _ in range(10):
-        publisher.request("svc", b"", seconds=5)
-    first.cancel()
-    await turns()
-    publisher.request("svc", b"", seconds=5, client="ada")
-
-
-async def test_unacknowledged_publishes_are_limited_for_a_client(publishing: Publishing) -> None:
-    for _ in range(256):
-        publishing.publisher.store("a", b"", client="ada")
-    with pytest.raises(PublishRateExceeded, match="Too many publishes await") as raised:
-        publishing.publisher.store("a", b"", client="ada")
-    assert raised.value.retry_after == 1
-    publishing.publisher.store("a", b"", client="bob")
-    for _ in range(300):
-        publishing.publisher.store("a", b"")
-    publishing.outlet.answer(STORED, sid=1)
-    await turns()
-    publishing.publisher.store("a", b"", client="ada")
 
 
 async def test_missing_answers_have_errors_of_their_own(publishing: Publishing) -> None:

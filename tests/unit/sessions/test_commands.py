@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from sanic_nats_bridge.auth.permissions import Permissions
 from sanic_nats_bridge.errors import BridgeError, CloseCode
-from sanic_nats_bridge.protocol.messages import Command, Reply
+from sanic_nats_bridge.protocol.messages import Command, Frame, Reply
 from sanic_nats_bridge.sessions.commands import SessionCommands
 from sanic_nats_bridge.sessions.registry import SessionRegistry
 from sanic_nats_bridge.settings import Settings
@@ -17,6 +18,10 @@ class Owner:
     """A session that records its commands and its end."""
 
     client = "identity u"
+    key = "key"
+    identity: str | None = "u"
+    permissions = Permissions()
+    is_writable = True
 
     def __init__(self) -> None:
         self.closed = False
@@ -27,6 +32,9 @@ class Owner:
 
     async def wait_until_writable(self) -> None:
         """Return at once."""
+
+    def send(self, frame: Frame) -> None:
+        """Do nothing."""
 
     async def execute_next(self, command: Command) -> Reply:
         self.executed.append(f"begin {command.id}")
@@ -55,7 +63,7 @@ def made(**options: Any) -> tuple[SessionCommands, Owner]:
 async def test_commands_are_executed_one_after_another() -> None:
     commands, owner = made()
     owner.may_go_on.clear()
-    tasks = [asyncio.create_task(commands.execute(f'{{"action":"ping","id":{number}}}')) for number in range(3)]
+    tasks = [asyncio.create_task(commands.receive(f'{{"action":"ping","id":{number}}}')) for number in range(3)]
     await asyncio.sleep(0.1)
     assert owner.executed == ["begin 0"]
     owner.may_go_on.set()
@@ -73,7 +81,8 @@ async def test_commands_are_executed_one_after_another() -> None:
 )
 async def test_rejected_command_is_counted_and_not_executed(received: str | bytes, code: str) -> None:
     commands, owner = made()
-    outcome = await commands.execute(received)
+    outcome = await commands.receive(received)
+    assert outcome is not None
     assert outcome.error is not None
     assert outcome.error.code == outcome.reply.code == code
     assert not owner.executed
@@ -82,7 +91,8 @@ async def test_rejected_command_is_counted_and_not_executed(received: str | byte
 
 async def test_command_beyond_the_size_ends_the_session() -> None:
     commands, owner = made(max_command_bytes=64)
-    outcome = await commands.execute('{"action":"ping","id":"' + "x" * 64 + '"}')
+    outcome = await commands.receive('{"action":"ping","id":"' + "x" * 64 + '"}')
+    assert outcome is not None
     assert outcome.reply.code == "limit.size"
     assert owner.closes == [("limit.size", "A command must be at most 64 bytes")]
 
@@ -90,7 +100,7 @@ async def test_command_beyond_the_size_ends_the_session() -> None:
 async def test_many_commands_end_the_session() -> None:
     commands, owner = made(command_rate=0.001, command_burst=2)
     for _ in range(5):
-        await commands.execute('{"action":"ping"}')
+        await commands.receive('{"action":"ping"}')
     assert owner.executed.count("end UNSET") == 2
     assert owner.closes[0] == (CloseCode.TOO_MANY_COMMANDS, "Too many commands")
 
@@ -98,6 +108,7 @@ async def test_many_commands_end_the_session() -> None:
 async def test_command_of_a_closed_session_is_not_executed() -> None:
     commands, owner = made()
     owner.closed = True
-    assert (await commands.execute('{"action":"ping"}')).reply.code == "session.unknown"
+    outcome = await commands.execute(Command(action="ping"))
+    assert outcome.reply.code == "session.unknown"
     commands.reject(BridgeError("x"))
     assert not owner.closes

@@ -78,6 +78,12 @@ async def execute(session: Session, action: Action, *patterns: str) -> Outcome:
     return await session.execute(Command(action=action, subjects=list(patterns)))
 
 
+async def received(session: Session, frame: str) -> Outcome:
+    outcome = await session.receive(frame)
+    assert outcome is not None
+    return outcome
+
+
 def fill(transport: FakeTransport) -> None:
     """Let more wait for the client than may."""
     transport.limit = 1_000
@@ -148,7 +154,7 @@ async def test_exception_in_command_is_logged_counted_and_not_exposed(
     worker = Worker()
     session, _ = worker.open()
     monkeypatch.setattr(session._subscriptions, "policy", None)
-    reply, error = await session.execute('{"subjects": ["a"], "id": "x"}')
+    reply, error = await received(session, '{"subjects": ["a"], "id": "x"}')
     assert isinstance(error, InternalError)
     assert (reply.code, reply.id, reply.action) == ("internal", "x", "subscribe")
     assert "NoneType" not in reply.message
@@ -909,7 +915,7 @@ async def test_expired_session_rejects_command_before_timer_fires(
     worker = Worker()
     session, transport = worker.open(Permissions([">"], expires=wall_clock.time() + 1))
     leaping().block(2)
-    assert isinstance((await session.execute('{"action": "ping"}')).error, UnknownSession)
+    assert isinstance((await received(session, '{"action": "ping"}')).error, UnknownSession)
     assert transport.types == ["welcome", "close"]
 
 

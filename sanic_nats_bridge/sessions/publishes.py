@@ -1,0 +1,196 @@
+"""The publishes and requests of one session."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from ..auth.permissions import Permissions
+from ..errors import BridgeError, CloseCode, InternalError, PublishRateExceeded, UnknownSession
+from ..log_limits import limited_logger
+from ..protocol.messages import Frame, Outcome, Reply
+from ..protocol.publish import PublishCommand
+from ..publishing.clients import ClientPublisher
+from ..token_bucket import TokenBucket
+from .context import SessionContext
+
+__all__ = ["PublishOwner", "SessionPublishes"]
+
+logger = limited_logger()
+
+_RETRY_SECONDS = 1.0
+
+
+class PublishOwner(Protocol):
+    """A session, as its publishes use it."""
+
+    key: str
+    identity: str | None
+    closed: bool
+    is_writable: bool
+
+    @property
+    def client(self) -> str:
+        """The client of the session: its identity, or else its address."""
+        ...
+
+    @property
+    def permissions(self) -> Permissions:
+        """The permissions of the client."""
+        ...
+
+    def send(self, frame: Frame) -> None:
+        """Write a frame to the client."""
+
+    async def wait_until_writable(self) -> None:
+        """Wait until the client has caught up or the session has ended."""
+
+    def close(self, code: CloseCode, reason: str) -> None:
+        """End the session."""
+
+
+class SessionPublishes:
+    """The publishes and requests of one session.
+
+    Publishes leave in the order of their arrival. Those that wait for the app's check are behind each other, and so are
+    all that follow them. Nothing else waits.
+
+    Args:
+        owner: The session.
+        context: The parts of the worker that its sessions share.
+        clients: The publishes and requests of the worker's clients.
+        reject: Counts an error; returns the outcome of the command.
+    """
+
+    __slots__ = ("_awaited", "_bucket", "_checks", "_clients", "_context", "_held", "_owner", "_reject", "_waiting")
+
+    def __init__(
+        self,
+        owner: PublishOwner,
+        context: SessionContext,
+        clients: ClientPublisher,
+        reject: Callable[[BridgeError, PublishCommand], Outcome],
+    ) -> None:
+        self._owner = owner
+        self._context = context
+        self._clients = clients
+        self._reject = reject
+        settings = context.settings
+        now = asyncio.get_running_loop().time()
+        self._bucket = TokenBucket(settings.publish_rate, settings.publish_burst, now)
+        self._waiting: deque[PublishCommand] = deque()
+        """The publishes that the app's function has still to check, or that follow such a one."""
+        self._checks: asyncio.Task[None] | None = None
+        """The task that takes them, one at a time."""
+        self._awaited: set[asyncio.Future[object]] = set()
+        self._held: set[asyncio.Task[None]] = set()
+        """The tasks that hold a reply back until the client reads."""
+
+    def count(self) -> None:
+        """Count a publish or a request.
+
+        Raises:
+            PublishRateExceeded: It exceeds ``publish_rate``. The session has ended if the client goes on.
+        """
+        now = asyncio.get_running_loop().time()
+        if self._bucket.take(now):
+            return
+        if self._bucket.overdrawn:
+            self._owner.close(CloseCode.TOO_MANY_COMMANDS, "Too many publishes")
+        rate = self._context.settings.publish_rate
+        message = f"At most {rate:g} publishes and requests per second (publish_rate)"
+        raise PublishRateExceeded(message, retry_after=self._bucket.wait(now))
+
+    def execute(self, command: PublishCommand) -> Outcome | None:
+        """Execute a command that was counted; return ``None`` if its reply follows.
+
+        Raises:
+            BridgeError: The command was rejected.
+        """
+        allowed = self._clients.authorize(self._owner.permissions, command)
+        if command.action == "publish" and (self._checks or self._clients.needs_check(command, allowed)):
+            most = self._context.settings.publish_burst
+            if len(self._waiting) >= most:
+                raise PublishRateExceeded(
+                    f"At most {most} publishes of a session await the app's check (publish_burst)",
+                    [command.subject],
+                    _RETRY_SECONDS,
+                )
+            self._waiting.append(command)
+            if self._checks is None:
+                self._checks = asyncio.create_task(self._check_waiting())
+            return None
+        return self._send(command, command.payload)
+
+    def close(self) -> None:
+        """End what is in progress."""
+        self._waiting.clear()
+        if self._checks is not None:
+            self._checks.cancel()
+        for future in tuple(self._awaited):
+            future.cancel()
+        for task in tuple(self._held):
+            task.cancel()
+
+    def _send(self, command: PublishCommand, payload: bytes) -> Outcome | None:
+        allowed = self._clients.authorize(self._owner.permissions, command)
+        sent = self._clients.send(command, allowed, payload, self._owner.key)
+        if isinstance(sent, Reply):
+            return Outcome(sent)
+        self._awaited.add(sent.future)
+        sent.future.add_done_callback(partial(self._answered, command, sent.release))
+        return None
+
+    async def _check_waiting(self) -> None:
+        while self._waiting:
+            outcome = await self._checked(self._waiting[0])
+            self._waiting.popleft()
+            if outcome is not None:
+                await self._send_later(outcome.reply)
+        self._checks = None
+
+    async def _checked(self, command: PublishCommand) -> Outcome | None:
+        owner, clients, payload = self._owner, self._clients, command.payload
+        try:
+            allowed = clients.authorize(owner.permissions, command)
+            while clients.needs_check(command, allowed):
+                payload = await clients.check(command, allowed, owner.identity, owner, owner.client)
+                checked = allowed
+                self._context.expirations.expire_due()
+                if owner.closed:
+                    raise UnknownSession("No such session")
+                allowed = clients.authorize(owner.permissions, command)
+                if allowed == checked:
+                    break
+            return self._send(command, payload)
+        except BridgeError as error:
+            return self._reject(error, command)
+        except Exception:
+            logger.exception("Internal error in a command; the client was notified. Please report this traceback")
+            return self._reject(InternalError("Internal error"), command)
+
+    def _answered(self, command: PublishCommand, release: Callable[[], None], future: asyncio.Future[object]) -> None:
+        """Send the reply to a command whose answer has arrived, or can't arrive any more."""
+        self._awaited.discard(future)
+        self._context.expirations.expire_due()
+        if future.cancelled() or self._owner.closed:
+            release()
+            return
+        reply, error = self._clients.outcome(command, future)
+        if error is not None:
+            self._context.counters.refused[error.code] += 1
+        if self._owner.is_writable:
+            self._owner.send(reply)
+            release()
+            return
+        # A slow client would get it only after all that is buffered for it, and could have any number buffered.
+        task = asyncio.create_task(self._send_later(reply))
+        self._held.add(task)
+        task.add_done_callback(lambda _: release())
+        task.add_done_callback(self._held.discard)
+
+    async def _send_later(self, reply: Reply) -> None:
+        await self._owner.wait_until_writable()
+        self._context.expirations.expire_due()
+        self._owner.send(reply)
