@@ -9,7 +9,7 @@ from sanic import HTTPResponse, Request, Sanic, file
 from sanic_nats_bridge import NatsBridge
 from sanic_nats_bridge.auth.hosts import LOCAL_HOSTS
 
-from .echo import echo_forever
+from .echo import ECHO_SUBJECT, echo_forever
 from .publisher import publish_forever
 from .security import add_security_headers, check_host
 from .streams import BUCKET_SUBJECTS, HISTORY, STREAMS
@@ -26,10 +26,12 @@ def create_app() -> Sanic[Any, Any]:
         servers=os.environ.get("NATS_URL", "nats://127.0.0.1:4222"),
         prefix="",
         # Allows every subject, for experiments. Don't copy this: every client that reaches the app could read
-        # all messages that your services exchange over NATS.
+        # all messages that your services exchange over NATS, and publish what they take for each other's.
         subscribe=[">", BUCKET_SUBJECTS] if has_streams else [">"],
         streams=STREAMS if has_streams else {},
         history=HISTORY if has_streams else [],
+        publish=["test.>", "orders.>"],
+        request=[ECHO_SUBJECT],
         # The app has no login. So no website may reach it by a name of its own that resolves to this machine.
         allowed_hosts=[*LOCAL_HOSTS, *os.environ.get("EXAMPLE_APP_HOSTS", "").split()],
     )
