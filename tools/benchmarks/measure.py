@@ -12,6 +12,7 @@ from .history import measure_history
 from .load import Load, Outcome
 from .posts import Posts, Times
 from .publisher import Publication, Publisher
+from .publishes import measure_publishes
 from .results import Run
 from .round_trips import busy_percent, quantile, round_trip
 from .scenarios import Case, Scenario
@@ -49,6 +50,9 @@ def measure(
             running = stack.enter_context(target.start(loop, {**case.settings, **(settings or {})}))
             if case.command:
                 _post(run, case, running)
+                return run
+            if case.publish:
+                measure_publishes(run, case, running, target.protocol)
                 return run
             if case.history:
                 measure_history(run, case, running)

@@ -63,6 +63,10 @@ METRICS = {
     "p50_ratio": Metric("ratio of the two", "stored to core"),
     "state_cpu": Metric("server CPU until caught up", "s", "{:.3f}"),
     "buffer_share": Metric("growth of memory", "of history_buffer_bytes"),
+    "command_cpu": Metric("server CPU per command", "µs", "{:.1f}"),
+    "command_broker_cpu": Metric("broker CPU per command", "µs", "{:.1f}", compared=False),
+    "answer_p50": Metric("time until the answer p50", "ms"),
+    "answer_p99": Metric("time until the answer p99", "ms"),
     "in_order": Metric("in order", "1: yes, 0: no", "{:.0f}", compared=False),
     "fullest": Metric("clients of the fullest worker", "%", "{:.0f}", compared=False),
     "busy": Metric("machine busy", "%", "{:.0f}", compared=False),
@@ -70,7 +74,7 @@ METRICS = {
 }
 LATENCIES = (
     *("p50", "p99", "max", "local", "relayed", "relay"),
-    *("p99_alone", "p99_elsewhere", "p99_beside", "core_p50", "stored_p50"),
+    *("p99_alone", "p99_elsewhere", "p99_beside", "core_p50", "stored_p50", "answer_p50", "answer_p99"),
 )
 """Metrics that mean nothing on a busy machine. Ratios of latencies in turns mean something all the same."""
 

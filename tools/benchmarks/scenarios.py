@@ -31,6 +31,8 @@ class Case:
         command: The command to send by POST, instead of publishing messages.
         history: The measurement of history to make, see `tools.benchmarks.history`. Then ``messages`` are those that
             clients miss, ``bursts`` the repetitions, and ``pause`` the seconds of each turn with live messages.
+        publish: What the clients send: ``publish``, ``ack`` or ``request``. Then ``messages`` is the number of those,
+            and ``bursts`` the number that a client sends at once.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Case:
     settings: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
     history: str = ""
+    publish: str = ""
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,29 @@ def _relay(posts: int = 400, concurrencies: Sequence[int] = (1, 20)) -> Sequence
         Case(f"{command}, {count} at once", own_subjects(count), posts // count, settings=settings, command=command)
         for count in concurrencies
         for command in ("subscribe", "unsubscribe")
+    ]
+
+
+def _publish(
+    clients: int = 20, rate: float = 500, seconds: float = 6, at_once: int = 20, rounds: int = 25
+) -> Sequence[Case]:
+    # The defaults would limit the rate of these commands.
+    settings = {
+        "streams": {"HISTORY": None},
+        "publish": [">"],
+        "request": [">"],
+        "publish_rate": 1_000_000,
+        "publish_burst": 1_000_000,
+        "max_requests": 1_000,
+    }
+    titles = {"publish": "publish", "ack": "publish with ack", "request": "request"}
+    return [
+        Case(f"{title}, {name}", single_subject(clients), messages, each, bursts=count, settings=settings, publish=kind)
+        for kind, title in titles.items()
+        for name, messages, each, count in (
+            ("one by one", round(rate * seconds), rate, 1),
+            ("bursts", clients * at_once * rounds, 0, at_once),
+        )
     ]
 
 
@@ -359,6 +385,14 @@ SCENARIOS = {
             {"posts": 9, "concurrencies": (3,)},
             ("local", "relayed", "relay", "busy"),
             targets=("bridge-sse-2",),
+        ),
+        Scenario(
+            "publish",
+            "Publishes and requests of clients",
+            _publish,
+            {"clients": 2, "rate": 50, "seconds": 0.2, "at_once": 2, "rounds": 2},
+            ("command_cpu", "command_broker_cpu", "answer_p50", "answer_p99", "busy"),
+            targets=("bridge-ws", "nats-ws"),
         ),
         Scenario(
             "history-herd",

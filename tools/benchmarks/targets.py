@@ -67,8 +67,11 @@ class Target:
 
 @contextlib.contextmanager
 def _bridge(loop: str, settings: Mapping[str, Any], workers: int = 1) -> Iterator[RunningTarget]:
-    with NatsServer() as broker, _bridge_server(broker, loop, settings, workers) as bridge:
-        yield RunningTarget(bridge, _process(broker))
+    with NatsServer(jetstream="streams" in settings) as broker:
+        if "streams" in settings:
+            asyncio.run(_create_streams(broker.url))
+        with _bridge_server(broker, loop, settings, workers) as bridge:
+            yield RunningTarget(bridge, _process(broker))
 
 
 @contextlib.contextmanager
@@ -131,7 +134,10 @@ def _bare(loop: str, settings: Mapping[str, Any]) -> Iterator[RunningTarget]:
 def _nats(loop: str, settings: Mapping[str, Any]) -> Iterator[RunningTarget]:
     port = free_port()
     # Without a browser's User-Agent it doesn't split frames at 4,096 bytes, which is in its favor.
-    with NatsServer(config=f'websocket {{ listen: "127.0.0.1:{port}", no_tls: true }}') as broker:
+    config, has_streams = f'websocket {{ listen: "127.0.0.1:{port}", no_tls: true }}', "streams" in settings
+    with NatsServer(config=config, jetstream=has_streams) as broker:
+        if has_streams:
+            asyncio.run(_create_streams(broker.url))
         process = _process(broker)
         yield RunningTarget(process._replace(port=port), process)
 
