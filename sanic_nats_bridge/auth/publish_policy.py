@@ -45,7 +45,7 @@ class PublishPolicy:
         self._max_bytes = max_bytes
         self._names = {name.lower(): name for name in headers}
         self._identity_header = identity_header
-        self._reserved = [f"{prefix}.>" for prefix in reserved]
+        self._reserved_starts = tuple(f"{prefix}." for prefix in reserved)
 
     def check(self, permissions: Permissions) -> None:
         """Check that permissions name no subject below the reserved prefixes, on which they would have no effect.
@@ -55,7 +55,7 @@ class PublishPolicy:
         """
         for action in _ACTIONS:
             for pattern in permissions.reserved_patterns(action):
-                if self._is_reserved(pattern):
+                if any(includes(f"{start}>", pattern) for start in self._reserved_starts):
                     raise ValueError(f"{action} must not allow the bridge's own subjects, got {pattern!a}")
 
     def authorize(self, permissions: Permissions, command: PublishCommand) -> AuthorizedPublish:
@@ -73,7 +73,7 @@ class PublishPolicy:
             InvalidCommand: A ``msg_id`` without an identity is too short.
         """
         subject = permissions.authorize_publish(command.subject, command.action)
-        if self._is_reserved(subject):
+        if subject.startswith(self._reserved_starts):
             raise forbidden_publish(command.subject, command.action)
         if len(command.payload) > self._max_bytes:
             raise SizeLimitExceeded(f"Data must be at most {self._max_bytes} bytes", [command.subject])
@@ -103,6 +103,3 @@ class PublishPolicy:
                 raise PublishForbidden(f"Not an allowed header: '{given}'", [command.subject])
             headers.setdefault(name, []).append(value)
         return headers
-
-    def _is_reserved(self, pattern: str) -> bool:
-        return any(includes(prefix, pattern) for prefix in self._reserved)

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Protocol
 
 from ..auth.permissions import Permissions
+from ..auth.publish_policy import AuthorizedPublish
 from ..errors import BridgeError, CloseCode, InternalError, PublishRateExceeded, UnknownSession
 from ..log_limits import limited_logger
 from ..protocol.messages import Frame, Outcome, Reply
@@ -121,7 +122,7 @@ class SessionPublishes:
             if self._checks is None:
                 self._checks = asyncio.create_task(self._check_waiting())
             return None
-        return self._send(command, command.payload)
+        return self._send(command, allowed, command.payload)
 
     def close(self) -> None:
         """End what is in progress."""
@@ -133,8 +134,7 @@ class SessionPublishes:
         for task in tuple(self._held):
             task.cancel()
 
-    def _send(self, command: PublishCommand, payload: bytes) -> Outcome | None:
-        allowed = self._clients.authorize(self._owner.permissions, command)
+    def _send(self, command: PublishCommand, allowed: AuthorizedPublish, payload: bytes) -> Outcome | None:
         sent = self._clients.send(command, allowed, payload, self._owner.key)
         if isinstance(sent, Reply):
             return Outcome(sent)
@@ -163,7 +163,7 @@ class SessionPublishes:
                 allowed = clients.authorize(owner.permissions, command)
                 if allowed == checked:
                     break
-            return self._send(command, payload)
+            return self._send(command, allowed, payload)
         except BridgeError as error:
             return self._reject(error, command)
         except Exception:
