@@ -202,7 +202,7 @@ class Settings:
     max_permissions_calls: int = _option(1_000, validators.integer(1))
     """The largest number of calls of the ``permissions`` function in progress per worker."""
     max_permissions_calls_per_client: int = _option(100, validators.integer(1))
-    """The largest number of these calls for clients at one address."""
+    """The largest number of these calls for clients at one address. Both limit the checks of publishes too."""
     request_rate: float = _option(50.0, validators.rate_or_zero)
     """Requests per second of one client that open a session or are a command; 0 for no limit."""
     request_burst: int = _option(500, validators.integer(1))
@@ -218,7 +218,7 @@ class Settings:
     publish_rate: float = _option(20.0, validators.rate)
     """Publishes and requests per second of one session."""
     publish_burst: int = _option(40, validators.integer(1))
-    """Publishes and requests of one session at once."""
+    """Publishes and requests of one session at once, and publishes of one session that await the check of the app."""
     max_publish_bytes: int = _option(65_000, validators.integer(1))
     """The largest payload of a publish or a request; ``max_command_bytes`` and NATS's ``max_payload`` hold too."""
     max_requests: int = _option(16, validators.integer(1))
