@@ -348,9 +348,9 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
     ) -> UpdateResult:
         """Replace the permissions of the sessions of an identity, or of one session.
 
-        Subscriptions that the new permissions don't allow end. The permissions are replaced as a whole: without
-        ``expires`` a session doesn't expire any more. A session keeps its identity. The other workers are
-        notified as by `revoke`.
+        Subscriptions that the new permissions don't allow end, and what they add to ``follow`` is followed at once. The
+        permissions are replaced as a whole: without ``expires`` a session doesn't expire any more. A session keeps its
+        identity. The other workers are notified as by `revoke`.
 
         Args:
             permissions: The new permissions.
@@ -361,7 +361,8 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
             The number of sessions changed on this worker, and whether this worker's NATS server has delivered it.
 
         Raises:
-            ValueError: Neither argument is given, or both are, or the permissions have another identity.
+            ValueError: Neither argument is given, or both are, or the permissions have another identity, follow more than
+                ``max_subscriptions`` patterns, or name subjects of the bridge.
             TypeError: An argument has another type.
             RuntimeError: The bridge is on no app yet.
         """

@@ -1,12 +1,16 @@
 """The policy for the patterns of a command, applied before a SUB is sent."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 
 from ..errors import ForbiddenSubject, SubscriptionLimitExceeded
 from ..protocol import subjects
 from .permissions import CONTROL_TOKEN, Grant, Permissions
 
-__all__ = ["SubscriptionPolicy"]
+__all__ = ["NO_GRANTS", "SubscriptionPolicy"]
+
+NO_GRANTS: Mapping[str, Grant] = MappingProxyType({})
+"""The grants by pattern of a session that follows nothing without a command."""
 
 
 class SubscriptionPolicy:
@@ -33,7 +37,12 @@ class SubscriptionPolicy:
         return [subjects.validate(pattern) for pattern in dict.fromkeys(patterns)]
 
     def authorize(
-        self, permissions: Permissions, patterns: Sequence[str], held: Collection[str] = (), others: int = 0
+        self,
+        permissions: Permissions,
+        patterns: Sequence[str],
+        held: Collection[str] = (),
+        others: int = 0,
+        followed: Mapping[str, Grant] = NO_GRANTS,
     ) -> list[Grant]:
         """Authorize those of the patterns that the session doesn't hold yet.
 
@@ -44,13 +53,16 @@ class SubscriptionPolicy:
             patterns: The patterns of the command, as `validate` has returned them.
             held: The patterns to which the session is subscribed.
             others: The number of patterns that it holds in another way.
+            followed: The grants of patterns that need no permission to subscribe, from `followed`.
 
         Raises:
             InvalidSubject: The real pattern behind an alias is too long or has too many tokens.
             ForbiddenSubject: One is not allowed.
             SubscriptionLimitExceeded: Together with those held they are more than a session may hold.
         """
-        grants = [self.grant(permissions, pattern) for pattern in patterns if pattern not in held]
+        grants = [
+            followed.get(pattern) or self.grant(permissions, pattern) for pattern in patterns if pattern not in held
+        ]
         if len(grants) + len(held) + others > self._max:
             raise SubscriptionLimitExceeded(f"At most {self._max} subjects for a session", patterns)
         return grants

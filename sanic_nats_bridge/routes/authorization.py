@@ -71,6 +71,8 @@ async def _ask(function: PermissionsFunction, request: Request, sessions: Sessio
                 permissions = await permissions
         if permissions is not None and not isinstance(permissions, Permissions):
             raise TypeError(f"'permissions' must return Permissions or None, got {type(permissions).__name__}")
+        if permissions is not None:
+            sessions.check(permissions)
     except (Exception, asyncio.CancelledError) as error:
         # A CancelledError may also come from a task that the function has awaited: then it is a failure.
         if isinstance(error, asyncio.CancelledError) and _is_current_task_cancelled():

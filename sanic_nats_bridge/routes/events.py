@@ -98,7 +98,8 @@ async def _authorize(
         return sessions.close_frame_for(error)
     # Updates that came while the app was asked. A revoked client gets a `close` frame later.
     permissions = pending.current_permissions(permissions) or permissions
-    grants = sessions.policy.authorize(permissions, patterns)
+    followed = [grant.pattern for grant in sessions.policy.followed(permissions)]
+    grants = sessions.policy.authorize(permissions, patterns, followed)
     if command is not None and sessions.streams is not None:
         check_start(command, grants, permissions.allows_history, sessions.streams)
     return permissions, command
@@ -121,11 +122,7 @@ async def _stream(
         await transport.wait_finished()
         return
     try:
-        if command is not None and command.start is not None:
-            session.history.begin_query()
-        if command is not None:
-            outcome = await session.execute(command)
-            session.send(outcome.reply)
+        await session.begin(command)
         await transport.wait_finished()
     finally:
         session.connection_lost(transport.close_code)

@@ -76,6 +76,7 @@ async def _open_session(
 
 async def _serve(session: Session, transport: WebSocketTransport) -> None:
     # Ends by WebsocketClosed, or by cancellation, when the client has closed.
+    await session.begin()
     while not session.closed:
         try:
             received = await transport.recv()

@@ -1,6 +1,7 @@
 """The commands of one session, which are limited, decoded, and executed one after another."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from ..errors import BridgeError, CloseCode, InternalError, SizeLimitExceeded, UnknownSession, UnsupportedCommand
@@ -68,11 +69,13 @@ class SessionCommands:
             return self._rejected(rejection, command)
         return self._rejected(rejection, None, data)
 
-    async def execute(self, command: Command) -> Outcome:
-        """Execute one decoded command, as `Session.execute` does."""
+    async def execute(
+        self, command: Command, carry_out: Callable[[Command], Awaitable[Reply]] | None = None
+    ) -> Outcome:
+        """Execute one decoded command, as `Session.execute` does, or with ``carry_out`` in place of the owner's."""
         try:
             self._count()
-            return Outcome(await self._dispatch(command))
+            return Outcome(await self._dispatch(command, carry_out))
         except BridgeError as error:
             rejection = error
         except Exception:
@@ -134,14 +137,16 @@ class SessionCommands:
         if self.rate_limiter.close_reason is not None:
             self._owner.close(CloseCode.TOO_MANY_COMMANDS, self.rate_limiter.close_reason)
 
-    async def _dispatch(self, command: Command) -> Reply:
+    async def _dispatch(
+        self, command: Command, carry_out: Callable[[Command], Awaitable[Reply]] | None = None
+    ) -> Reply:
         async with self.lock:
             await self._owner.wait_until_writable()
             await self._context.turns.take(self._owner.client, units_of(len(command.patterns)))
             self._context.expirations.expire_due()
             if self._owner.closed:
                 raise UnknownSession("No such session")
-            return await self._owner.execute_next(command)
+            return await (carry_out or self._owner.execute_next)(command)
 
     async def _publish(self, command: PublishCommand) -> Outcome | None:
         if self._publishes is None:

@@ -113,13 +113,19 @@ class SessionHistory:
             BridgeError: A pattern, or its past, was rejected. No subscription has changed.
         """
         patterns = subscriptions.policy.validate(command.patterns)
-        held = {*self._entries, *subscriptions.patterns}
+        held = self._held(command, subscriptions)
         new = [pattern for pattern in patterns if pattern not in held]
         self._unanswered = set(new)
         try:
             return await self._execute_subscribe(command, patterns, new, subscriptions, count)
         finally:
             self._unanswered = set()
+            self._is_query = False
+
+    def _held(self, command: Command, subscriptions: Subscriptions) -> set[str]:
+        """Return the patterns that need no subscription to a stream; those that are followed never have history."""
+        followed = [pattern for pattern in command.patterns if pattern in subscriptions.followed]
+        return {*self._entries, *subscriptions.patterns, *followed}
 
     async def _execute_subscribe(
         self,
@@ -202,7 +208,7 @@ class SessionHistory:
         """
         while True:
             updates = subscriptions.permission_updates
-            held = {*self._entries, *subscriptions.patterns}
+            held = self._held(command, subscriptions)
             grants = subscriptions.policy.authorize(subscriptions.permissions, patterns, held)
             check_start(command, grants, self._owner.allows_history, None)
             await self._streams.until_known([grant.real for grant in grants], deadline)

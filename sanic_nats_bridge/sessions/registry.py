@@ -325,6 +325,16 @@ class SessionRegistry:
             await self._closing.finish()
         await self._expired.finish()
 
+    def check(self, permissions: Permissions) -> None:
+        """Check permissions of the app against the settings.
+
+        Raises:
+            ValueError: They follow too many patterns, or name subjects of the bridge.
+        """
+        self.policy.followed(permissions)
+        if self.publishing is not None:
+            self.publishing.policy.check(permissions)
+
     # Called by the app, on this worker or another
 
     def revoke(self, identity: str | None, session: str | None) -> int:
@@ -345,6 +355,7 @@ class SessionRegistry:
         if identities and permissions.identity not in {None, *identities}:
             message = f"permissions.identity must be None or the session's identity, got {permissions.identity!r}"
             raise ValueError(message)
+        self.check(permissions)
         if identity is not None:
             self.pending_connections.update_permissions(identity, permissions)
         for each in selected:

@@ -1,7 +1,8 @@
 """One browser connection with its subscriptions, on either transport."""
 
 import asyncio
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 from typing import Literal
 
 from ..auth.permissions import Grant, Permissions
@@ -32,6 +33,7 @@ from ..protocol.session_ids import digest, new_session_id
 from ..transports.base import CLOSE_SECONDS, Transport
 from .commands import SessionCommands
 from .context import SessionContext, encoded_status
+from .following import Following
 from .history import SessionHistory
 from .keepalive import Keepalive
 from .slow_consumer import SlowConsumer
@@ -55,6 +57,7 @@ class Session:
         "_commands",
         "_context",
         "_expiring",
+        "_following",
         "_history",
         "_keepalive",
         "_last_status",
@@ -87,6 +90,7 @@ class Session:
         self._commands = SessionCommands(self, context)
         client = f"address {address}" if self.identity is None else f"identity {self.identity}"
         self._subscriptions = Subscriptions(self, context.hub, context.policy, permissions, context.shares, client)
+        self._following = Following(self, context, self._subscriptions, self._commands)
         # Changed in the event loop only.
         self.closed = False
         self._expiring = False
@@ -169,6 +173,10 @@ class Session:
         self._transport.send(welcome, jittered_milliseconds(settings.retry))
         self._keepalive = Keepalive(self._transport, settings)
 
+    async def begin(self, query: Command | None = None) -> None:
+        """Follow what needs no command, and execute that in the query of an event stream, before any other command."""
+        await self._following.begin(query)
+
     # Commands
 
     async def receive(self, frame: str | bytes) -> Outcome | None:
@@ -201,20 +209,19 @@ class Session:
     async def execute_next(self, command: Command) -> Reply:
         """Execute a command that is within the limits, while no other is executed."""
         if command.action == "subscribe":
-            return await self._subscribe(command)
+            reply = await self.subscribe(command, self._commands.rate_limiter.count_patterns)
+            self._subscriptions.ask(command.patterns)
+            return reply
         if command.action == "unsubscribe":
             return self._unsubscribe(command)
         return Reply(id=command.id, action="ping", success=True, message="pong")
 
-    async def _subscribe(self, command: Command) -> Reply:
+    async def subscribe(self, command: Command, count: Callable[[int], None], most: float = math.inf) -> Reply:
+        """Subscribe as `FollowingOwner.subscribe` does."""
         if self._context.streams is not None and (self._history is not None or command.start is not None):
-            return await self.history.execute_subscribe(
-                command, self._subscriptions, self._commands.rate_limiter.count_patterns
-            )
-        seconds = self._context.settings.confirm_timeout
-        patterns, active = await self._subscriptions.subscribe(
-            command.patterns, seconds, self._commands.rate_limiter.count_patterns
-        )
+            return await self.history.execute_subscribe(command, self._subscriptions, count)
+        seconds = min(most, self._context.settings.confirm_timeout)
+        patterns, active = await self._subscriptions.subscribe(command.patterns, seconds, count)
         return success_reply(command, patterns, active)
 
     @property
@@ -303,9 +310,10 @@ class Session:
 
     def subscription_ended(self, pattern: str, error: BridgeError) -> None:
         """Remove a subscription that the client hasn't ended itself, and report it to the client."""
-        self._subscriptions_ended([pattern], error)
+        self.report_ended([pattern], error)
 
-    def _subscriptions_ended(self, patterns: list[str], error: BridgeError) -> None:
+    def report_ended(self, patterns: list[str], error: BridgeError) -> None:
+        """Remove subscriptions whose delivery has ended, and report that to the client."""
         self._catch_up()
         if self.closed:
             return
@@ -331,20 +339,13 @@ class Session:
         return self._commands.lock
 
     async def follow_live(self, patterns: Sequence[str], others: int) -> None:
-        """Subscribe to patterns without history, because no stream turned out to hold them.
-
-        Args:
-            patterns: The patterns, as the client names them.
-            others: The number of patterns with history that the session holds.
-
-        Raises:
-            BridgeError: A pattern was rejected. No subscription has changed.
-        """
+        """Subscribe to patterns without history, because no stream turned out to hold them."""
         await self._subscriptions.subscribe(patterns, self._context.settings.confirm_timeout, others=others)
 
     def patterns_ended(self, patterns: list[str], error: BridgeError) -> None:
         """Report subscriptions to the client that its history has ended."""
-        self._subscriptions_ended(patterns, error)
+        self.report_ended(patterns, error)
+        self._following.history_ended(patterns, error)
 
     def limit_overlap(self, subject: str) -> None:
         """End the newest subscriptions that match a subject, beyond ``max_overlap``."""
@@ -362,7 +363,7 @@ class Session:
         self._context.counters.refused[OverlapLimitExceeded.code] += len(patterns)
         limit = self._context.settings.max_overlap
         message = f"More than {limit} subjects of this session match the same message; the newest have ended"
-        self._subscriptions_ended(patterns, OverlapLimitExceeded(message, patterns))
+        self.report_ended(patterns, OverlapLimitExceeded(message, patterns))
 
     def messages_lost(self, pattern: str) -> None:
         """Send a gap for messages that an internal error may have lost."""
@@ -402,6 +403,7 @@ class Session:
             ended += self._history.update_grants(self._subscriptions.grant_if_allowed)
         for pattern in ended:
             self.subscription_ended(pattern, no_longer_allowed([pattern]))
+        self._following.update(ended)
         if self._slow_consumer is not None:
             self._slow_consumer.drop_excluded(self._subscriptions.excludes)
 
@@ -483,6 +485,7 @@ class Session:
             self._slow_consumer.ended.set()
             self._slow_consumer = None
         self._commands.close()
+        self._following.close()
         self._subscriptions.close(cut=cut)
         if self._history is not None:
             self._history.close(cut=cut)

@@ -1,9 +1,9 @@
 """The subscriptions of one session."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from ..auth.permissions import Grant, Permissions
-from ..auth.policy import SubscriptionPolicy
+from ..auth.policy import NO_GRANTS, SubscriptionPolicy
 from ..errors import ForbiddenSubject, InvalidSubject, NotSubscribed, UnknownSession
 from ..hub.hub import Hub, refused_by_nats
 from ..hub.interest import Interest, State, View
@@ -38,7 +38,9 @@ class Subscriptions:
         "_subscriber",
         "_unconfirmed",
         "_views",
+        "asked",
         "client",
+        "followed",
         "permission_updates",
         "permissions",
         "policy",
@@ -69,6 +71,10 @@ class Subscriptions:
         """The patterns that have lost messages because NATS was disconnected, and still need a gap."""
         self._losses = hub.losses
         """The number of lost connections whose gaps `_gaps` includes."""
+        self.followed = _followed(policy, permissions)
+        """The grants of the patterns that the session follows without a command, held or not."""
+        self.asked: frozenset[str] = frozenset()
+        """Those of them that the client has subscribed to itself."""
 
     @property
     def patterns(self) -> tuple[str, ...]:
@@ -106,7 +112,7 @@ class Subscriptions:
             count(sum(pattern not in self._views for pattern in patterns))
         while True:
             updates = self.permission_updates
-            grants = self.policy.authorize(self.permissions, patterns, self._views, others)
+            grants = self.policy.authorize(self.permissions, patterns, self._views, others, self.followed)
             acquired = await self._acquire(patterns, grants, seconds)
             names = {grant.pattern for grant in acquired}
             held = all(pattern in self._views or pattern in names for pattern in patterns)
@@ -162,9 +168,15 @@ class Subscriptions:
             others: Patterns that the session holds beside these subscriptions. They are left alone.
 
         Raises:
-            BridgeError: A pattern is invalid or not subscribed. No subscription has changed.
+            BridgeError: A pattern is invalid or not subscribed, or is followed without a command. No subscription has
+                changed.
         """
         validated = self.policy.validate(requested)
+        if followed := [
+            name for name in validated if name in self.followed and (name in self._views or name in others)
+        ]:
+            self.asked = self.asked.difference(followed)
+            raise ForbiddenSubject(f"Followed without a subscribe: {quoted(followed)}", followed)
         patterns = [pattern for pattern in validated if pattern not in others]
         missing = [pattern for pattern in patterns if pattern not in self._views]
         if missing:
@@ -174,14 +186,25 @@ class Subscriptions:
             self.remove(pattern)
         return validated
 
+    def ask(self, patterns: Iterable[str]) -> None:
+        """Note that the client itself has subscribed to these patterns. They stay if they aren't followed any more."""
+        if self.followed:
+            self.asked = self.asked.union(pattern for pattern in patterns if pattern in self.followed)
+
     def update_permissions(self, permissions: Permissions) -> list[str]:
         """Replace the permissions; return the patterns whose subscriptions they have ended."""
         self._hub.flush_to(self._subscriber)
+        before, asked = self.followed, self.asked
+        self.followed = _followed(self.policy, permissions)
+        self.asked = frozenset(
+            name for name in self.followed if name in asked or (name in self._views and name not in before)
+        )
         self.permissions = permissions
         self.permission_updates += 1
         ended = []
         for pattern, view in tuple(self._views.items()):
-            grant = self.grant_if_allowed(pattern)
+            is_taken = pattern in before and pattern not in self.followed and pattern not in asked
+            grant = None if is_taken else self.grant_if_allowed(pattern)
             if grant is None or grant.real != view.grant.real:
                 ended.append(pattern)
             elif grant != view.grant:
@@ -212,6 +235,8 @@ class Subscriptions:
         if view is not None:
             self._shares.remove(self.client, [view.grant.real])
         self._gaps.pop(pattern, None)
+        if pattern in self.asked:
+            self.asked = self.asked.difference([pattern])
 
     def confirm(self, pattern: str) -> bool:
         """Mark a subscription as confirmed or ended; return whether it was the last unconfirmed one."""
@@ -267,9 +292,13 @@ class Subscriptions:
     def grant_if_allowed(self, pattern: str) -> Grant | None:
         """Return the grant of a valid pattern, or ``None`` if the permissions don't allow it."""
         try:
-            return self.policy.grant(self.permissions, pattern)
+            return self.followed.get(pattern) or self.policy.grant(self.permissions, pattern)
         except (ForbiddenSubject, InvalidSubject):
             return None
+
+
+def _followed(policy: SubscriptionPolicy, permissions: Permissions) -> Mapping[str, Grant]:
+    return {grant.pattern: grant for grant in policy.followed(permissions)} if permissions.follow else NO_GRANTS
 
 
 def no_longer_allowed(patterns: Sequence[str]) -> ForbiddenSubject:
