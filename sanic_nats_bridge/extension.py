@@ -361,8 +361,8 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
             The number of sessions changed on this worker, and whether this worker's NATS server has delivered it.
 
         Raises:
-            ValueError: Neither argument is given, or both are, or the permissions have another identity, follow more than
-                ``max_subscriptions`` patterns, or name subjects of the bridge.
+            ValueError: Neither argument is given, or both are, or the permissions have another identity, or follow more
+                than ``max_subscriptions`` patterns, or name subjects of the bridge.
             TypeError: An argument has another type.
             RuntimeError: The bridge is on no app yet.
         """

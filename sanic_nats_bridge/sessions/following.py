@@ -1,8 +1,8 @@
 """The patterns that a session follows without a command, because its permissions name them (`Permissions.follow`).
 
-They are subscriptions like those of a command. What differs is who asks for them, and who is told of it:
+They are subscriptions like those of a command. What differs is when they are made, and how the client is notified:
 
-1. The client is told once of each, by a ``reply`` without ``id``, or by ``unsubscribed`` if it can't be followed.
+1. The client is notified once of each, by a ``reply`` without ``id``, or by ``unsubscribed`` if it can't be followed.
 2. At the start of a session nothing is executed before. The command in the query of an event stream is carried out
    together with it, with one reply, so that no message precedes that.
 3. Later, each change of the permissions may add some. They wait for the command in progress, and nothing else.
@@ -87,7 +87,7 @@ class Following:
         commands: The commands of the session.
     """
 
-    __slots__ = ("_commands", "_context", "_owner", "_subscriptions", "_task", "_told")
+    __slots__ = ("_announced", "_commands", "_context", "_owner", "_subscriptions", "_task")
 
     def __init__(
         self, owner: FollowingOwner, context: SessionContext, subscriptions: Subscriptions, commands: SessionCommands
@@ -96,8 +96,8 @@ class Following:
         self._context = context
         self._subscriptions = subscriptions
         self._commands = commands
-        self._told: frozenset[str] = frozenset()
-        """The patterns of which the client was told."""
+        self._announced: frozenset[str] = frozenset()
+        """The patterns of which the client was notified."""
         self._task: asyncio.Task[None] | None = None
         """Follows what new permissions have added."""
 
@@ -109,7 +109,7 @@ class Following:
         if query is not None:
             outcome = await self._commands.execute(query, self._subscribe_with)
             self._owner.send(outcome.reply)
-        if self._untold():
+        if self._unannounced():
             await self._follow()
 
     def update(self, ended: Sequence[str]) -> None:
@@ -119,8 +119,8 @@ class Following:
             ended: The patterns that they have ended. Among them are those that are others now under the same names.
         """
         followed = self._subscriptions.followed
-        self._told = frozenset(name for name in self._told if name in followed and name not in ended)
-        if self._task is None and not self._owner.closed and self._untold():
+        self._announced = frozenset(name for name in self._announced if name in followed and name not in ended)
+        if self._task is None and not self._owner.closed and self._unannounced():
             self._task = asyncio.create_task(self._follow(), name="natsbridge-follow")
             self._task.add_done_callback(self._done)
 
@@ -137,16 +137,16 @@ class Following:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._task = None
 
-    def _untold(self) -> list[str]:
-        return [name for name in self._subscriptions.followed if name not in self._told]
+    def _unannounced(self) -> list[str]:
+        return [name for name in self._subscriptions.followed if name not in self._announced]
 
     async def _follow(self) -> None:
-        """Follow all patterns of which the client wasn't told, and write the replies."""
+        """Follow all patterns of which the client wasn't notified, and write the replies."""
         try:
             async with self._commands.lock:
-                await self._context.turns.take(self._owner.client, units_of(len(self._untold())))
+                await self._context.turns.take(self._owner.client, units_of(len(self._unannounced())))
                 self._context.expirations.expire_due()
-                while not self._owner.closed and self._untold():
+                while not self._owner.closed and self._unannounced():
                     reply = await self._subscribe(None)
                     if reply is not None:
                         self._owner.send(reply)
@@ -162,14 +162,14 @@ class Following:
         """Follow the patterns, and carry the command of a query out; return the reply to both.
 
         Raises:
-            BridgeError: The command was rejected. The patterns are followed all the same, and the client was told so.
+            BridgeError: The command was rejected. The patterns are followed all the same, and the client was notified.
         """
         reply = await self._subscribe(query)
         assert reply is not None
         return reply
 
     async def _subscribe(self, query: Command | None) -> Reply | None:
-        """Subscribe to the patterns of which the client wasn't told, and to those of a query.
+        """Subscribe to the patterns of which the client wasn't notified, and to those of a query.
 
         Returns:
             The reply, which the caller must write in the same turn of the event loop; ``None`` if no pattern is left.
@@ -181,7 +181,7 @@ class Following:
         refusals: list[tuple[list[str], BridgeError]] = []
         count: Callable[[int], None] = self._commands.rate_limiter.count_patterns
         reply: Reply | None = None
-        while (names := self._untold()) or query is not None:
+        while (names := self._unannounced()) or query is not None:
             try:
                 reply = await self._try(names, query, count)
                 break
@@ -189,14 +189,14 @@ class Following:
                 raise
             except BridgeError as error:
                 count = _uncounted
-                if names != self._untold():
+                if names != self._unannounced():
                     continue  # the permissions have changed meanwhile
                 refused = _refused(names, query, error)
                 if query is not None and (not refused or not {*error.subjects}.isdisjoint(query.patterns)):
                     rejection, query = _concerning(query.patterns, error), None
                 if refused:
                     refusals.append((refused, _concerning(refused, error)))
-                    self._told = self._told.union(refused)
+                    self._announced = self._announced.union(refused)
         if reply is not None:
             self._subscribed(names, query)
         # After the reply.
@@ -222,7 +222,7 @@ class Following:
         asked = () if query is None else query.patterns
         self._subscriptions.ask(asked)
         followed = self._subscriptions.followed
-        self._told = self._told.union(name for name in names if name in followed)
+        self._announced = self._announced.union(name for name in names if name in followed)
         # Meanwhile the permissions may have changed so that these may be subscribed to, but aren't followed.
         if stale := [name for name in names if name not in followed and name not in asked]:
             asyncio.get_running_loop().call_soon(self._end, stale)

@@ -43,8 +43,8 @@ def query_of(*patterns: str) -> Command:
     return Command(action="subscribe", subjects=[*patterns])
 
 
-def told(transport: FakeTransport) -> list[tuple[Any, ...]]:
-    """Return what the client was told of subscriptions since its welcome, in short."""
+def notices(transport: FakeTransport) -> list[tuple[Any, ...]]:
+    """Return in short how the client was notified of subscriptions since its welcome."""
     return [short(frame) for frame in transport.frames[1:] if frame["type"] in ("reply", "unsubscribed")]
 
 
@@ -100,7 +100,7 @@ async def test_reply_comes_before_messages_and_before_replies_to_commands() -> N
     await asyncio.gather(start, command)
     worker.link.deliver("news", b'"after"')
     await turns()
-    assert told(transport) == [("reply", *FOLLOWED), ("reply", "ping")]
+    assert notices(transport) == [("reply", *FOLLOWED), ("reply", "ping")]
     assert transport.types[1] == "reply"
     assert transport.data[-1] == "after"
 
@@ -142,12 +142,12 @@ async def test_denied_subjects_inside_followed_patterns_are_skipped() -> None:
         worker.link.deliver(subject)
     await turns()
     assert [frame["subject"] for frame in transport.frames[-1:]] == ["a.secret.1"]
-    assert told(transport) == [("reply", "a.>")]
+    assert notices(transport) == [("reply", "a.>")]
 
 
 async def test_wildcards_are_followed_although_the_client_may_not_use_any() -> None:
     _, transport = await begun(Worker(), Permissions(follow=["a.*"], allow_wildcards=False))
-    assert told(transport) == [("reply", "a.*")]
+    assert notices(transport) == [("reply", "a.*")]
 
 
 async def test_thousand_sessions_follow_a_pattern_of_their_own() -> None:
@@ -158,7 +158,7 @@ async def test_thousand_sessions_follow_a_pattern_of_their_own() -> None:
     for number in range(1000):
         worker.link.deliver(f"users.{number}.notice", b"%d" % number)
     await until(lambda: worker.hub.flush() or all(transport.data for _, transport in opened))
-    assert [told(transport) for _, transport in opened] == [[("reply", f"users.{n}.notice")] for n in range(1000)]
+    assert [notices(transport) for _, transport in opened] == [[("reply", f"users.{n}.notice")] for n in range(1000)]
     assert [transport.data for _, transport in opened] == [[number] for number in range(1000)]
     for session, _ in opened:
         session.connection_lost(1000)
@@ -187,7 +187,7 @@ async def test_failed_query_follows_the_reply_for_followed_patterns() -> None:
     worker.link.confirm("news", "users.7.notice", "a")
     worker.link.refuse("b")
     await start
-    assert told(transport) == [("reply", *FOLLOWED), ("reply", "nats.refused", "b")]
+    assert notices(transport) == [("reply", *FOLLOWED), ("reply", "nats.refused", "b")]
     assert session.subscriptions == FOLLOWED
     assert worker.sessions.stats(0).refused == {"nats.refused": 1}
 
@@ -200,7 +200,7 @@ async def test_query_succeeds_without_a_followed_pattern_that_nats_refuses() -> 
     worker.link.refuse("news")
     await start
     await turns()
-    assert told(transport) == [("reply", "me.notice", "a"), ("unsubscribed", "nats.refused", "news")]
+    assert notices(transport) == [("reply", "me.notice", "a"), ("unsubscribed", "nats.refused", "news")]
     assert session.subscriptions == ("me.notice", "a")
 
 
@@ -212,7 +212,7 @@ async def test_query_for_a_followed_pattern_that_nats_refuses_fails() -> None:
     worker.link.refuse("news")
     await start
     await turns()
-    assert told(transport) == [
+    assert notices(transport) == [
         ("reply", "me.notice"),
         ("reply", "nats.refused", "news"),
         ("unsubscribed", "nats.refused", "news"),
@@ -223,7 +223,7 @@ async def test_query_for_a_followed_pattern_that_nats_refuses_fails() -> None:
 async def test_query_beyond_the_limits_fails_but_followed_patterns_stay() -> None:
     worker = Worker(max_patterns_per_client=3)
     session, transport = await begun(worker, query=query_of("a", "b"))
-    assert told(transport) == [("reply", *FOLLOWED), ("reply", "limit.subscriptions", "a", "b")]
+    assert notices(transport) == [("reply", *FOLLOWED), ("reply", "limit.subscriptions", "a", "b")]
     assert session.subscriptions == FOLLOWED
 
 
@@ -234,7 +234,7 @@ async def test_followed_patterns_are_not_counted_as_commands_of_the_client() -> 
     assert len(session.subscriptions) == 101
     assert (await act(session, "subscribe", "b")).success
     assert not (await execute(session, "ping")).reply.success
-    assert len(told(transport)) == 2
+    assert len(notices(transport)) == 2
 
 
 # Refusals and limits
@@ -248,7 +248,7 @@ async def test_pattern_that_nats_refuses_ends_and_the_others_are_followed() -> N
     worker.link.refuse("news")
     await start
     await turns()
-    assert told(transport) == [("reply", "me.notice"), ("unsubscribed", "nats.refused", "news")]
+    assert notices(transport) == [("reply", "me.notice"), ("unsubscribed", "nats.refused", "news")]
     assert transport.frames[-1]["message"] == "NATS does not allow this server to subscribe to 'news'"
     assert session.subscriptions == ("me.notice",)
     assert worker.sessions.stats(0).refused == {"nats.refused": 1}
@@ -262,7 +262,7 @@ async def test_no_reply_names_nothing_if_nats_refuses_all() -> None:
     worker.link.refuse("news", "users.7.notice")
     await start
     await turns()
-    assert told(transport) == [("unsubscribed", "nats.refused", *FOLLOWED)]
+    assert notices(transport) == [("unsubscribed", "nats.refused", *FOLLOWED)]
     worker.link.confirms = True
     assert (await act(session, "subscribe", "news")).success  # once it is allowed, although not in `subscribe`
     assert session.subscriptions == ("news",)
@@ -274,11 +274,11 @@ async def test_patterns_beyond_the_limit_of_the_client_end() -> None:
     session, transport = await begun(worker, permissions)
     await turns()
     names = [f"n.{number}" for number in range(8)]
-    assert told(transport) == [("reply", *names[:4]), ("unsubscribed", "limit.subscriptions", *names[4:])]
+    assert notices(transport) == [("reply", *names[:4]), ("unsubscribed", "limit.subscriptions", *names[4:])]
     assert session.subscriptions == tuple(names[:4])
     # The patterns of one client count once.
     _, transport = await begun(worker, permissions)
-    assert told(transport)[0] == ("reply", *names[:4])
+    assert notices(transport)[0] == ("reply", *names[:4])
 
 
 async def test_followed_patterns_count_in_max_subscriptions() -> None:
@@ -288,7 +288,7 @@ async def test_followed_patterns_count_in_max_subscriptions() -> None:
     assert (await execute(session, "subscribe", "b")).reply.code == "limit.subscriptions"
     update(worker, replace(NOTICE, follow=["news", "users.7.notice", "more"]))
     await turns()
-    assert told(transport)[2:] == [("unsubscribed", "limit.subscriptions", "more")]
+    assert notices(transport)[2:] == [("unsubscribed", "limit.subscriptions", "more")]
     assert session.subscriptions == (*FOLLOWED, "a")
     await act(session, "unsubscribe", "a")
     await act(session, "subscribe", "more")
@@ -301,7 +301,7 @@ async def test_followed_patterns_count_in_max_overlap() -> None:
     await act(session, "subscribe", "a.b.*")
     worker.link.deliver("a.b.c")
     await turns()
-    assert told(transport)[-1] == ("unsubscribed", "limit.overlap", "a.b.*")
+    assert notices(transport)[-1] == ("unsubscribed", "limit.overlap", "a.b.*")
     assert session.subscriptions == ("a.b.c", "a.>")
 
 
@@ -352,13 +352,13 @@ async def test_update_adds_and_takes_away() -> None:
     worker = Worker()
     session, transport = await begun(worker)
     update(worker, replace(NOTICE, follow=["users.7.notice", "c"]))
-    assert told(transport)[1:] == [("unsubscribed", "subject.forbidden", "news")]
+    assert notices(transport)[1:] == [("unsubscribed", "subject.forbidden", "news")]
     await turns()
     assert transport.frames[-1] == subscribed("c")
     assert session.subscriptions == ("me.notice", "c")
     update(worker, replace(NOTICE, follow=[]))
     await turns()
-    assert told(transport)[3:] == [("unsubscribed", "subject.forbidden", name) for name in ("me.notice", "c")]
+    assert notices(transport)[3:] == [("unsubscribed", "subject.forbidden", name) for name in ("me.notice", "c")]
     assert not session.subscriptions
 
 
@@ -381,7 +381,7 @@ async def test_pattern_that_the_client_has_subscribed_to_becomes_followed_and_st
     sent = list(worker.link.sent)
     update(worker, replace(NOTICE, follow=["a"]))
     await turns()
-    assert told(transport)[-1] == ("reply", "a")
+    assert notices(transport)[-1] == ("reply", "a")
     assert (session.subscriptions, worker.link.sent) == (("a", "b"), sent)
     assert (await execute(session, "unsubscribe", "a", "b")).reply.code == "subject.forbidden"
     worker.link.deliver("a")
@@ -404,7 +404,7 @@ async def test_pattern_that_is_not_followed_any_more_stays_if_the_client_has_ask
     update(worker, replace(NOTICE, follow=[]))
     await turns()
     if asks in ("never", "and unsubscribes"):
-        assert told(transport)[-1] == ("unsubscribed", "subject.forbidden", "a")
+        assert notices(transport)[-1] == ("unsubscribed", "subject.forbidden", "a")
         assert not session.subscriptions
         await act(session, "subscribe", "a")
     assert list(session.subscriptions) == ["a"]
@@ -418,7 +418,7 @@ async def test_client_that_asked_for_a_pattern_loses_it_if_nothing_allows_it() -
     session, transport = await begun(worker)
     await act(session, "subscribe", "news")
     update(worker, replace(NOTICE, follow=["users.7.notice"]))
-    assert told(transport)[-1] == ("unsubscribed", "subject.forbidden", "news")
+    assert notices(transport)[-1] == ("unsubscribed", "subject.forbidden", "news")
     assert session.subscriptions == ("me.notice",)
 
 
@@ -427,8 +427,8 @@ async def test_alias_with_another_target_is_another_pattern() -> None:
     session, transport = await begun(worker)
     update(worker, replace(NOTICE, follow=["users.8.notice"], aliases={"me.": "users.8."}))
     await turns()
-    assert set(told(transport)[1:3]) == {("unsubscribed", "subject.forbidden", name) for name in FOLLOWED}
-    assert told(transport)[3:] == [("reply", "me.notice")]
+    assert set(notices(transport)[1:3]) == {("unsubscribed", "subject.forbidden", name) for name in FOLLOWED}
+    assert notices(transport)[3:] == [("reply", "me.notice")]
     for number in (7, 8):
         worker.link.deliver(f"users.{number}.notice", b"%d" % number)
     await turns()
@@ -446,7 +446,7 @@ async def test_update_during_the_start_is_not_lost() -> None:
     worker.link.confirm("more")
     await start
     await turns()
-    assert told(transport) == [("reply", "me.notice", "more")]
+    assert notices(transport) == [("reply", "me.notice", "more")]
     assert session.subscriptions == ("me.notice", "more")
 
 
@@ -464,7 +464,7 @@ async def test_update_after_the_last_pattern_was_confirmed_has_its_own_reply() -
     await turns(9)
     worker.link.confirm("e")
     await turns(9)
-    assert told(transport) == [("reply", *FOLLOWED), ("reply", "c", "e")]
+    assert notices(transport) == [("reply", *FOLLOWED), ("reply", "c", "e")]
     assert session.subscriptions == (*FOLLOWED, "c", "e")
 
 
@@ -476,7 +476,7 @@ async def test_pattern_that_may_be_subscribed_to_but_is_not_followed_any_more_en
     worker.link.confirm("news", "users.7.notice")
     await start
     await turns()
-    assert told(transport) == [("reply", *FOLLOWED), ("unsubscribed", "subject.forbidden", "news")]
+    assert notices(transport) == [("reply", *FOLLOWED), ("unsubscribed", "subject.forbidden", "news")]
     assert session.subscriptions == ("me.notice",)
     worker.link.deliver("news")
     await turns()
@@ -490,7 +490,7 @@ async def test_update_of_a_session_with_a_query_during_the_start() -> None:
     update(worker, replace(NOTICE, subscribe=["a"], follow=["news"]))
     worker.link.confirm("news", "users.7.notice", "a", "b")
     await start
-    assert told(transport) == [("reply", "news"), ("reply", "subject.forbidden", "b")]
+    assert notices(transport) == [("reply", "news"), ("reply", "subject.forbidden", "b")]
     assert session.subscriptions == ("news",)
 
 
@@ -505,7 +505,7 @@ async def test_update_waits_for_the_command_in_progress() -> None:
     worker.link.confirm("a")
     await command
     await turns(9)
-    assert told(transport)[1:] == [("reply", "a"), ("reply", "c")]
+    assert notices(transport)[1:] == [("reply", "a"), ("reply", "c")]
 
 
 async def test_pattern_that_nats_refuses_later_is_followed_again_after_a_subscribe() -> None:
@@ -515,7 +515,7 @@ async def test_pattern_that_nats_refuses_later_is_followed_again_after_a_subscri
     await turns()
     update(worker, replace(NOTICE, expires=time.time() + 60))
     await turns()
-    assert told(transport)[1:] == [("unsubscribed", "nats.refused", "news")]
+    assert notices(transport)[1:] == [("unsubscribed", "nats.refused", "news")]
     assert (await execute(session, "unsubscribe", "news")).reply.code == "subject.not_subscribed"
     await act(session, "subscribe", "news")
     assert (await execute(session, "unsubscribe", "news")).reply.code == "subject.forbidden"
@@ -578,13 +578,13 @@ async def test_session_that_ends_during_an_update_leaves_nothing() -> None:
     assert_nothing_is_left(worker)
 
 
-async def test_nats_lost_during_the_start_is_no_failure() -> None:
+async def test_nats_lost_during_the_start_is_reported_later() -> None:
     worker = Worker(confirms=False)
     session, transport, start = beginning(worker, "a")
     await turns()
     worker.link.lose()
     await start
-    assert told(transport) == [("reply", *FOLLOWED, "a")]
+    assert notices(transport) == [("reply", *FOLLOWED, "a")]
     worker.link.come_back()
     await turns()
     worker.link.confirm("news", "users.7.notice", "a")
