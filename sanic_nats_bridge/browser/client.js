@@ -1687,7 +1687,8 @@ class Client extends ClientEventTarget {
     if (success) {
       this.#commandFailures = 0;
       this.#batchSize = MAX_PATTERNS;
-      if (!held) this.#hold(interests, reply, start);
+      // The first reply on an event stream may be for what the bridge follows by itself. Then the others are asked for again.
+      if (!held) this.#hold(interests.filter(({ pattern }) => reply.subjects.includes(pattern)), reply, start);
     } else if (code.startsWith("auth.")) {
       connection.end({ code: UNAUTHENTICATED, reason: message, final: true });
     } else if (BLOCKED_CODES.test(code) && !(code === "command.invalid" && typeof start.from === "object")) {
