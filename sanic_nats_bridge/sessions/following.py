@@ -23,7 +23,7 @@ from .commands import SessionCommands
 from .context import SessionContext
 from .history import SessionHistory
 from .rate_limit import units_of
-from .subscriptions import Subscriptions, no_longer_allowed
+from .subscriptions import NO_NAMES, Subscriptions, no_longer_allowed
 
 __all__ = ["Following", "FollowingOwner"]
 
@@ -96,7 +96,7 @@ class Following:
         self._context = context
         self._subscriptions = subscriptions
         self._commands = commands
-        self._announced: frozenset[str] = frozenset()
+        self._announced = NO_NAMES
         """The patterns of which the client was notified."""
         self._task: asyncio.Task[None] | None = None
         """Follows what new permissions have added."""
@@ -119,10 +119,11 @@ class Following:
             ended: The patterns that they have ended. Among them are those that are others now under the same names.
         """
         followed = self._subscriptions.followed
-        self._announced = frozenset(name for name in self._announced if name in followed and name not in ended)
-        if self._task is None and not self._owner.closed and self._unannounced():
+        if self._announced:
+            self._announced = frozenset(name for name in self._announced if name in followed and name not in ended)
+        is_running = self._task is not None and not self._task.done()
+        if not is_running and not self._owner.closed and self._unannounced():
             self._task = asyncio.create_task(self._follow(), name="natsbridge-follow")
-            self._task.add_done_callback(self._done)
 
     def history_ended(self, patterns: Sequence[str], error: BridgeError) -> None:
         """Follow patterns without history that the client had with it, unless NATS refuses them."""
@@ -133,9 +134,6 @@ class Following:
         """End what is in progress, because the session ends."""
         if self._task is not None:
             self._task.cancel()
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._task = None
 
     def _unannounced(self) -> list[str]:
         return [name for name in self._subscriptions.followed if name not in self._announced]

@@ -1,6 +1,7 @@
 """The patterns that a session follows without a command, on a hub with a fake link."""
 
 import asyncio
+import random
 import time
 from dataclasses import replace
 from typing import Any
@@ -508,6 +509,26 @@ async def test_update_waits_for_the_command_in_progress() -> None:
     assert notices(transport)[1:] == [("reply", "a"), ("reply", "c")]
 
 
+async def test_update_right_after_the_reply_to_another_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Worker()
+    session, transport = await begun(worker, replace(NOTICE, follow=[]))
+    names = [f"n.{number}" for number in range(20)]
+    send, loop = transport.send, asyncio.get_running_loop()
+
+    def follow(count: int) -> None:
+        update(worker, replace(NOTICE, follow=names[:count]))
+
+    def hooked(frame: Any, retry: int | None = None) -> None:
+        send(frame, retry)
+        if (count := len(transport.frames)) <= len(names):
+            loop.call_soon(follow, count)
+
+    monkeypatch.setattr(transport, "send", hooked)
+    follow(1)
+    await until(lambda: len(session.subscriptions) == len(names))
+    assert notices(transport) == [("reply", name) for name in names]
+
+
 async def test_pattern_that_nats_refuses_later_is_followed_again_after_a_subscribe() -> None:
     worker = Worker()
     session, transport = await begun(worker)
@@ -623,3 +644,99 @@ async def test_error_of_an_update_is_found_without_a_session() -> None:
         with pytest.raises(ValueError, match="follow must be"):
             update(worker, replace(NOTICE, follow=["c", "d", "e"]))
         assert pending.updates == {}
+
+
+class RandomSession:
+    """A session whose client, app and NATS server act at random, and what its client knows."""
+
+    names = tuple("abcdef")
+
+    def __init__(self, seed: int) -> None:
+        self.choose = random.Random(seed)
+        self.worker = Worker(confirms=False, unsubscribe_delay=0, max_bad_commands=10_000, command_burst=10_000)
+        self.permissions = self.any_permissions()
+        self.session, self.transport = self.worker.open(self.permissions)
+        query = query_of(*self.some()) if self.choose.random() < 0.5 else None
+        self.commands = [asyncio.create_task(self.session.begin(query))]
+
+    def some(self) -> list[str]:
+        return self.choose.sample(self.names, self.choose.randrange(1, 4))
+
+    def any_permissions(self) -> Permissions:
+        deny = [self.choose.choice(self.names)] if self.choose.random() < 0.1 else []
+        return Permissions(self.some(), deny, follow=self.some()[self.choose.randrange(2) :], identity="ada")
+
+    async def command(self) -> None:
+        outcome = await execute(self.session, self.choose.choice(["subscribe", "unsubscribe"]), *self.some())
+        self.session.send(outcome.reply)
+
+    async def act(self) -> None:
+        link = self.worker.link
+        match self.choose.randrange(12):
+            case 0 | 1 | 2:
+                self.permissions = self.any_permissions()
+                update(self.worker, self.permissions)
+            case 3 | 4 | 5:
+                self.commands.append(asyncio.create_task(self.command()))
+            case 6 | 7 if link.patterns:
+                link.confirm(self.choose.choice(link.patterns))
+            case 8 if link.patterns and self.choose.random() < 0.3:
+                link.refuse(self.choose.choice(link.patterns))
+            case 9 if link.up and self.choose.random() < 0.3:
+                link.lose()
+            case 10 if not link.up:
+                link.come_back()
+            case 11 if link.up:
+                link.deliver(self.choose.choice(self.names))
+        await turns(self.choose.randrange(3))
+
+    async def settle(self) -> None:
+        link = self.worker.link
+        if not link.up:
+            link.come_back()
+        link.confirms = True
+        while True:
+            link.confirm(*link.patterns)
+            await asyncio.sleep(0.1)
+            follows = self.session._following._task
+            if all(task.done() for task in self.commands) and (follows is None or follows.done()):
+                break
+        await asyncio.gather(*self.commands)
+        await turns()
+
+    def known(self) -> set[str]:
+        """Return the subscriptions as the client knows them; fail if a message came for another."""
+        held: set[str] = set()
+        for frame in self.transport.frames:
+            if frame["type"] == "unsubscribed":
+                held -= {*frame["subjects"]}
+            elif frame["type"] == "reply" and frame["success"]:
+                change = held.update if frame["action"] == "subscribe" else held.difference_update
+                change(frame["subjects"])
+            elif frame["type"] == "message":
+                assert frame["subject"] in held
+        return held
+
+
+@pytest.mark.parametrize("first", range(0, 400, 50))
+async def test_client_always_knows_its_subscriptions(first: int) -> None:
+    for seed in range(first, first + 50):
+        each = RandomSession(seed)
+        for _ in range(60):
+            await each.act()
+        await each.settle()
+        held = {*each.session.subscriptions}
+        assert each.known() == held, seed
+        refused = {
+            name
+            for frame in each.transport.frames
+            if frame["type"] == "unsubscribed" and frame["code"] == "nats.refused"
+            for name in frame["subjects"]
+        }
+        assert {*each.permissions.follow} - {*each.permissions.deny} <= held | refused, seed
+        assert held <= {*each.permissions.follow, *each.permissions.subscribe} - {*each.permissions.deny}, seed
+        assert each.worker.sessions._context.shares.count("identity ada") == len(held), seed
+        assert not each.session.closed
+        each.session.connection_lost(1000)
+        await turns()
+        assert_nothing_is_left(each.worker)
