@@ -1,8 +1,9 @@
 """The token bucket, which limits a rate of events."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 
-__all__ = ["ClientBuckets", "TokenBucket"]
+__all__ = ["ClientBuckets", "SpacedBucket", "TokenBucket"]
 
 _ROUNDING = 1e-6
 """More than the error of a sum of times, so that an event passes after the time that `TokenBucket.wait` has given."""
@@ -39,6 +40,10 @@ class TokenBucket:
         if available:
             self._tokens -= 1
         return available
+
+    def admit(self, now: float) -> float:
+        """Take a token; return 0, or without one the seconds until there is one."""
+        return 0.0 if self.spend(now) else self.wait(now)
 
     def owe(self, now: float, tokens: float) -> None:
         """Take tokens, into debt if there aren't enough, but no further than half of ``burst``."""
@@ -80,6 +85,39 @@ class TokenBucket:
         self._updated_at = now
 
 
+class SpacedBucket(TokenBucket):
+    """A bucket that gives each rejected event a time of its own, at which it passes if it is repeated then.
+
+    A client may have many events that it repeats. If all of them were repeated at the same time, all but one would be
+    rejected again; and if rejected events took tokens, none might ever pass.
+
+    Args:
+        rate: The tokens per second, more than zero.
+        burst: The most tokens.
+        now: The time.
+        places: The times of their own that are given at most. Further rejected events get the last one.
+    """
+
+    __slots__ = ("_next", "_places")
+
+    def __init__(self, rate: float, burst: float, now: float, places: float) -> None:
+        super().__init__(rate, burst, now)
+        self._next = now
+        self._places = places
+
+    def admit(self, now: float) -> float:
+        """Take a token; return 0, or without one the seconds after which the event may be repeated."""
+        if self.spend(now):
+            return 0.0
+        last = now + self._places / self._rate
+        self._next = max(min(self._next + 1 / self._rate, last), now + self.wait(now))
+        return self._next - now
+
+    def is_overrun(self, now: float) -> bool:
+        """Return whether no times are left, because the client repeats events before theirs."""
+        return self._next - now >= (self._places - _ROUNDING) / self._rate
+
+
 class ClientBuckets:
     """A bucket for each client.
 
@@ -89,11 +127,15 @@ class ClientBuckets:
     Args:
         rate: The events per second of one client, more than zero.
         burst: The events of one client at once.
+        create: Creates the bucket of a client, of the rate, the burst and the time.
     """
 
-    def __init__(self, rate: float, burst: float) -> None:
+    def __init__(
+        self, rate: float, burst: float, create: Callable[[float, float, float], TokenBucket] = TokenBucket
+    ) -> None:
         self._rate = rate
         self._burst = burst
+        self._create = create
         # A plain dict takes long to find its first key if many before it were removed.
         self._buckets: OrderedDict[str, tuple[TokenBucket, float]] = OrderedDict()
         """The bucket of each client, and the time of its last event, by which they are sorted."""
@@ -106,11 +148,11 @@ class ClientBuckets:
         self._forget_idle(now)
         bucket, _ = self._buckets.pop(client, (None, now))
         if bucket is None:
-            bucket = TokenBucket(self._rate, self._burst, now)
+            bucket = self._create(self._rate, self._burst, now)
             if len(self._buckets) >= _MAX_CLIENTS:
                 self._buckets.popitem(last=False)
         self._buckets[client] = bucket, now
-        return 0.0 if bucket.spend(now) else bucket.wait(now)
+        return bucket.admit(now)
 
     def refund(self, client: str) -> None:
         """Give a token back that was taken."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 from ..auth.permissions import Permissions
@@ -12,7 +13,7 @@ from ..protocol.messages import Outcome, Reply
 from ..protocol.publish import PublishCommand
 from ..protocol.publish_replies import answered_reply, published_reply, stored_reply
 from ..settings import Settings
-from ..token_bucket import ClientBuckets
+from ..token_bucket import ClientBuckets, SpacedBucket
 from .publications import PublishFunctions, TimeLimits
 from .publisher import ACKNOWLEDGE_SECONDS, Publisher
 from .results import Acknowledgement, Answer
@@ -64,7 +65,8 @@ class ClientPublisher:
         self._deadlines = deadlines
         self._exposed = frozenset(settings.expose_headers)
         self.policy = policy
-        self._buckets = ClientBuckets(settings.publish_rate, settings.publish_burst)
+        burst = settings.publish_burst
+        self._buckets = ClientBuckets(settings.publish_rate, burst, partial(SpacedBucket, places=burst))
         """The budgets of clients without a session."""
         most = settings.max_requests
         self._requests = ConcurrencyLimit(

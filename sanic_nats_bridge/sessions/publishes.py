@@ -13,7 +13,7 @@ from ..log_limits import limited_logger
 from ..protocol.messages import Frame, Outcome, Reply
 from ..protocol.publish import PublishCommand
 from ..publishing.clients import ClientPublisher
-from ..token_bucket import TokenBucket
+from ..token_bucket import SpacedBucket
 from .context import SessionContext
 
 __all__ = ["PublishOwner", "SessionPublishes"]
@@ -21,6 +21,11 @@ __all__ = ["PublishOwner", "SessionPublishes"]
 logger = limited_logger()
 
 _RETRY_SECONDS = 1.0
+_MAX_REJECTED_BURSTS = 25
+"""The publishes over the rate, as a multiple of ``publish_burst``, that are rejected before the session ends.
+
+A page may publish that many at once with its client, which repeats each of them at the time that its reply names.
+"""
 
 
 class PublishOwner(Protocol):
@@ -79,7 +84,8 @@ class SessionPublishes:
         self._reject = reject
         settings = context.settings
         now = asyncio.get_running_loop().time()
-        self._bucket = TokenBucket(settings.publish_rate, settings.publish_burst, now)
+        burst = settings.publish_burst
+        self._bucket = SpacedBucket(settings.publish_rate, burst, now, _MAX_REJECTED_BURSTS * burst)
         self._waiting: deque[PublishCommand] = deque()
         """The publishes that the app's function has still to check, or that follow such a one."""
         self._checks: asyncio.Task[None] | None = None
@@ -95,13 +101,14 @@ class SessionPublishes:
             PublishRateExceeded: It exceeds ``publish_rate``. The session has ended if the client goes on.
         """
         now = asyncio.get_running_loop().time()
-        if self._bucket.take(now):
+        wait = self._bucket.admit(now)
+        if not wait:
             return
-        if self._bucket.overdrawn:
+        if self._bucket.is_overrun(now):
             self._owner.close(CloseCode.TOO_MANY_COMMANDS, "Too many publishes")
         rate = self._context.settings.publish_rate
         message = f"At most {rate:g} publishes and requests per second (publish_rate)"
-        raise PublishRateExceeded(message, retry_after=self._bucket.wait(now))
+        raise PublishRateExceeded(message, retry_after=wait)
 
     def execute(self, command: PublishCommand) -> Outcome | None:
         """Execute a command that was counted; return ``None`` if its reply follows.

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sanic_nats_bridge.token_bucket import ClientBuckets, TokenBucket
+from sanic_nats_bridge.token_bucket import ClientBuckets, SpacedBucket, TokenBucket
 
 
 def test_bucket_allows_burst_then_fixed_rate() -> None:
@@ -100,6 +100,34 @@ def test_debt_ends_at_half_of_the_burst() -> None:
         bucket.take(0)
     bucket.owe(0, 1)
     assert bucket.wait(0) == 9
+
+
+def test_rejected_events_that_are_repeated_at_their_times_pass_at_the_full_rate() -> None:
+    bucket = SpacedBucket(rate=20, burst=4, now=0.0, places=100)
+    waiting, passed = [(0.0, number) for number in range(40)], []
+    while waiting:
+        waiting.sort()
+        now, number = waiting.pop(0)
+        if wait := bucket.admit(now):
+            waiting.append((now + wait, number))
+        else:
+            passed.append((now, number))
+    assert [number for _, number in passed] == list(range(40))
+    assert passed[-1][0] == pytest.approx(36 / 20)
+
+
+def test_rejected_events_get_only_so_many_times() -> None:
+    bucket = SpacedBucket(rate=2, burst=1, now=10.0, places=3)
+    assert not bucket.admit(10.0)
+    waits = []
+    for expected in (False, False, True, True):
+        waits.append(bucket.admit(10.0))
+        assert bucket.is_overrun(10.0) is expected
+    assert waits == [pytest.approx(wait) for wait in (0.5, 1, 1.5, 1.5)]
+    assert not bucket.is_overrun(10.1)
+    # They took no tokens, and their times have passed.
+    assert bucket.admit(12.0) == 0
+    assert bucket.admit(12.0) == pytest.approx(0.5)
 
 
 def test_clients_have_buckets_of_their_own() -> None:

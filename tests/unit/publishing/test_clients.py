@@ -176,7 +176,7 @@ async def test_clients_without_session_have_a_budget_for_each_identity_or_addres
     clients.permissions = Permissions()
     assert [await sent() for _ in range(3)] == [True, True, False]
     assert await sent("10.0.0.2")
-    assert waits == [0, 0, pytest.approx(1), pytest.approx(1), 0, 0, pytest.approx(1), 0]
+    assert waits == [0, 0, pytest.approx(1), pytest.approx(2), 0, 0, pytest.approx(1), 0]
 
 
 async def test_requests_in_progress_are_limited_for_a_client_and_for_the_worker(make: Callable[..., Clients]) -> None:

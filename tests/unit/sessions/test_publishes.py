@@ -189,7 +189,7 @@ async def test_rate_is_a_budget_apart_from_commands(make: Callable[..., Worker])
         await worker.send("publish", id=number, subject="secret" if number % 2 else "rooms.7")
     codes = [reply.get("code") for reply in worker.replies]
     assert codes == [None, "publish.forbidden", None, "limit.publish", "limit.publish"]
-    assert worker.replies[3]["retry"] == 2000
+    assert [reply["retry"] for reply in worker.replies[3:]] == [1000, 2000]
     outcome = await worker.session.receive('{"action":"ping"}')
     assert outcome is not None
     assert outcome.reply.success
@@ -200,11 +200,32 @@ async def test_rate_is_a_budget_apart_from_commands(make: Callable[..., Worker])
 
 async def test_client_that_ignores_the_rate_is_closed(make: Callable[..., Worker]) -> None:
     worker = make(publish_rate=0.001, publish_burst=3)
-    for _ in range(7):
+    for _ in range(3 * 26 - 1):
         await worker.send("publish")
+    assert not worker.codes
+    await worker.send("publish")
     assert worker.codes == [CloseCode.TOO_MANY_COMMANDS]
     assert worker.transport.frames[-1]["reason"] == "Too many publishes"
     assert len(worker.payloads) == 3
+
+
+async def test_publishes_at_once_all_leave_if_each_is_repeated_after_its_retry(make: Callable[..., Worker]) -> None:
+    worker = make(publish_rate=20, publish_burst=4)
+
+    async def publish(number: int) -> None:
+        while True:
+            await worker.send("publish", number, id=number)
+            reply = next(reply for reply in reversed(worker.replies) if reply["id"] == number)
+            if reply["success"]:
+                return
+            await asyncio.sleep(reply["retry"] / 1000)
+
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    await asyncio.gather(*map(publish, range(100)))
+    assert worker.payloads == list(range(100))
+    assert loop.time() - began < 96 / 20 + 0.1
+    assert not worker.codes
 
 
 async def test_refusals_by_the_app_close_no_session(make: Callable[..., Worker]) -> None:
