@@ -9,7 +9,7 @@ from sanic import HTTPResponse, Request, Sanic, file
 from sanic_nats_bridge import NatsBridge
 from sanic_nats_bridge.auth.hosts import LOCAL_HOSTS
 
-from .echo import ECHO_SUBJECT, echo_forever
+from .echo import echo_forever
 from .publisher import publish_forever
 from .security import add_security_headers, check_host
 from .streams import BUCKET_SUBJECTS, HISTORY, STREAMS
@@ -31,7 +31,8 @@ def create_app() -> Sanic[Any, Any]:
         streams=STREAMS if has_streams else {},
         history=HISTORY if has_streams else [],
         publish=["test.>", "orders.>"],
-        request=[ECHO_SUBJECT],
+        # Only one has a service, so that the page can show a request without an answer too.
+        request=["example.*"],
         # The app has no login. So no website may reach it by a name of its own that resolves to this machine.
         allowed_hosts=[*LOCAL_HOSTS, *os.environ.get("EXAMPLE_APP_HOSTS", "").split()],
     )

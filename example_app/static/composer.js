@@ -6,8 +6,8 @@ import { payload } from "./pretty.js";
 const MAX_ITEMS = 50;
 const MAX_TEXT = 500; // characters
 /** The subjects at the start: a stream of the app's own server has the first one, and its service serves the other. */
-const SUBJECTS = { ack: "test.page", publish: "test.page", request: "example.echo" };
-const ACTIONS = { ack: "Publish", publish: "Publish", request: "Request" };
+const PUBLISH = { action: "Publish", subject: "test.page", allowed: ["test.>", "orders.>"] };
+const REQUEST = { action: "Request", subject: "example.echo", allowed: ["example.*"] };
 /** Outcomes other than a refusal, by their codes. */
 const OUTCOMES = {
   "publish.unknown": "Not confirmed",
@@ -51,10 +51,12 @@ export class Composer {
   }
 
   #select() {
-    const how = this.#how.value;
-    this.#button.textContent = ACTIONS[how] ?? "";
+    const { action, subject, allowed } = this.#how.value === "request" ? REQUEST : PUBLISH;
+    this.#button.textContent = action;
+    const codes = allowed.map((pattern) => element("code", {}, pattern));
+    byId("allowed").replaceChildren(...codes.flatMap((code, index) => (index ? [" or ", code] : [code])));
     // A subject that was typed is kept.
-    if (Object.values(SUBJECTS).includes(this.#subject.value)) this.#subject.value = SUBJECTS[how] ?? "";
+    if ([PUBLISH, REQUEST].some((each) => each.subject === this.#subject.value)) this.#subject.value = subject;
   }
 
   async #send(how, subject, text) {

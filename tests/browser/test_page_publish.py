@@ -1,7 +1,9 @@
-"""The example's composer, on a bridge whose answers to publishes and requests the test gives."""
+"""The example's composer, on its own bridge, and on one whose answers to publishes and requests the test gives."""
 
 import json
+import os
 import re
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +13,8 @@ from playwright.sync_api import Browser, Page, WebSocketRoute, expect
 from sanic_nats_bridge.testing import NatsServer
 from tests.browser.test_page import AXE, press_until
 from tests.support.example import ExampleApp
-from tests.support.page import chromium
+from tests.support.page import TRANSPORTS, chromium, follow, switch
+from tests.support.page import opened as opened_page
 
 REPLIES: dict[str, dict[str, Any]] = {
     "test.page": {"success": True, "message": "", "stream": "EXAMPLE", "sequence": 42, "duplicate": False},
@@ -85,7 +88,7 @@ def opened(browser: Browser, example: ExampleApp, bridge: FakeBridge, **options:
 
 def send(page: Page, subject: str, data: str = "1", how: str | None = None) -> None:
     if how is not None:
-        page.get_by_label("How").select_option(how)
+        page.get_by_label("Wait for").select_option(how)
     page.get_by_role("region", name="Publish").get_by_label("Subject").fill(subject)
     page.get_by_label("Data: JSON, or else text").fill(data)
     page.locator("#publish button").click()
@@ -120,7 +123,7 @@ def test_composer_lists_the_outcome_of_each_message(browser: Browser, example: E
 def test_composer_shows_answers_to_requests(browser: Browser, example: ExampleApp) -> None:
     page = opened(browser, example, FakeBridge(["publish", "request"]))
     items = page.get_by_role("list", name="Sent, newest first").get_by_role("listitem")
-    page.get_by_label("How").select_option("request")
+    page.get_by_label("Wait for").select_option("request")
     subject = page.get_by_role("region", name="Publish").get_by_label("Subject")
     expect(subject).to_have_value("example.echo")
     page.get_by_role("button", name="Request", exact=True).click()
@@ -131,7 +134,7 @@ def test_composer_shows_answers_to_requests(browser: Browser, example: ExampleAp
     send(page, "example.none")
     expect(items.first).to_contain_text("No answer")
     # A subject that was typed is kept.
-    page.get_by_label("How").select_option("ack")
+    page.get_by_label("Wait for").select_option("ack")
     expect(subject).to_have_value("example.none")
     page.close()
 
@@ -152,6 +155,47 @@ def test_composer_shows_the_features_of_the_bridge(
     expect(page.locator("#publish-view")).to_be_visible(visible=bool(shown))
     assert page.locator("#how option:not([hidden])").evaluate_all("(all) => all.map(({ value }) => value)") == shown
     page.close()
+
+
+def test_composer_shows_what_the_bridge_has_stored_refused_and_answered(browser: Browser) -> None:
+    with ExampleApp() as app:
+        for transport in TRANSPORTS:
+            with opened_page(browser, app.url) as page:
+                switch(page, transport)
+                follow(page, "test.page")
+                region = page.get_by_role("region", name="Publish")
+                newest = page.get_by_role("list", name="Sent, newest first").get_by_role("listitem").first
+                expect(region.get_by_label("Subject, matching test.> or orders.>")).to_have_value("test.page")
+                region.get_by_role("button", name="Publish").click()
+                expect(newest).to_contain_text(re.compile(r"Stored.*number \d+ in EXAMPLE$"))
+                expect(page.locator("#rows tr").first).to_contain_text('{ "text": "Hello" }')
+                send(page, "test.page", "é plain", "publish")
+                expect(newest).to_contain_text("Sent")
+                expect(page.locator("#rows tr").first).to_contain_text("é plain")
+                send(page, "rooms.7", how="ack")
+                expect(newest).to_contain_text("Refused")
+                expect(newest).to_contain_text("Not allowed to publish to: 'rooms.7' (publish.forbidden)")
+                send(page, "example.echo", "[1,  2]", "request")
+                expect(newest).to_contain_text("Answered")
+                expect(newest).to_contain_text("[1, 2]")
+                expect(region.get_by_label("Subject, matching example.*")).to_be_visible()
+                send(page, "example.echo", "")
+                expect(newest).to_contain_text("Nothing to echo (request.failed 400)")
+                send(page, "example.none")
+                expect(newest).to_contain_text("No answer")
+                expect(newest).to_contain_text("(request.no_responders)")
+                expect(page.get_by_role("status")).to_contain_text("No answer: example.none")
+
+
+def test_composer_waits_for_nats(browser: Browser) -> None:
+    with ExampleApp() as app, opened_page(browser, app.url) as page:
+        (server,) = app.nats_servers()
+        newest = page.get_by_role("list", name="Sent, newest first").get_by_role("listitem").first
+        os.kill(server, signal.SIGSTOP)
+        send(page, "test.page")
+        expect(newest).to_contain_text("Sending…")
+        os.kill(server, signal.SIGCONT)
+        expect(newest).to_contain_text("in EXAMPLE")
 
 
 def test_composer_is_usable_by_keyboard(browser: Browser, example: ExampleApp) -> None:
