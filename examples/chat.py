@@ -22,7 +22,7 @@ PAGE = """<!doctype html>
   nats.subscribe("rooms.lobby", { from: { last: 20 } }, ({ text }, { headers }) => {
     const row = document.createElement("li");
     // The bridge has set the author. The text of other people is never HTML.
-    row.textContent = `${decodeURIComponent(headers?.["Bridge-Identity"][0] ?? "")}: ${text}`;
+    row.textContent = `${decodeURIComponent(headers?.["Bridge-Identity"]?.[0] ?? "?")}: ${text}`;
     document.querySelector("ul").append(row);
   }).ready.then(() => show("Live"), (error) => show(error.message));
 
@@ -36,7 +36,8 @@ PAGE = """<!doctype html>
       await nats.publish("rooms.lobby", { text }, { ack: true });
       show("Sent");
     } catch (error) {
-      show(error.code === "publish.unknown" ? `Perhaps not sent: ${text}` : `Not sent: ${error.message}`);
+      form.text.value ||= text; // to be corrected, or sent again
+      show(error.code === "publish.unknown" ? "It may have been sent" : `Not sent: ${error.message}`);
     }
   });
 </script>

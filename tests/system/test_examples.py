@@ -36,6 +36,7 @@ SOURCES = {
     "state.py": EXAMPLES / "state.py",
     "settings_table.py": EXAMPLES / "settings_table.py",
     "resume.py": EXAMPLES / "resume.py",
+    "chat.py": EXAMPLES / "chat.py",
     "workers.py": EXAMPLES / "workers.py",
     "node": EXAMPLES / "node" / "follow.js",
     "react": EXAMPLES / "react" / "src" / "main.tsx",
@@ -342,6 +343,47 @@ def test_resume_example_misses_no_line_while_its_stream_ends_again_and_again(
             page.wait_for_timeout(20)  # the events of the page are handled meanwhile
         example.publish_as_in(SOURCES["resume.py"])
         shows(page.locator("li"), [*lines, "Started"])
+
+
+def test_chat_example_shows_each_message_once_with_its_author(
+    jetstream_server: NatsServer, context: BrowserContext, tmp_path: Path
+) -> None:
+    with running("chat.py", jetstream_server, tmp_path) as example:
+        ada, bob = pages = [open_page(context, f"{example.url}?name={name}") for name in ("ada", "b%C3%B6b")]
+        for page in pages:
+            shows(page.locator("output"), "Live")
+
+        def write(page: Page, text: str) -> None:
+            page.get_by_label("Message").fill(text)
+            page.get_by_role("button", name="Send").click()
+
+        write(ada, "Hi, <b>all</b>")
+        shows(ada.locator("output"), "Sent")
+        write(bob, "Hi, Ada")
+        lines = ["ada: Hi, <b>all</b>", "böb: Hi, Ada"]
+        for page in pages:
+            shows(page.locator("li"), lines)
+        write(ada, "x" * 501)
+        shows(ada.locator("output"), "Not sent: A message has 1 to 500 characters")
+        expect(ada.get_by_label("Message")).to_have_value("x" * 501)
+
+        # Nobody speaks for others, or in another form.
+        def posted(body: str) -> int:
+            return example.post("nats/publish?name=eve", body.encode(), Content_Type="application/json")
+
+        assert posted('{"subject": "rooms.lobby", "data": "Hi"}') == 422
+        assert posted('{"subject": "chat.lobby", "data": {"text": "Hi"}}') == 403
+        named = '{"subject": "rooms.lobby", "data": {"text": "Hi"}, "headers": {"bridge-identity": ["ada"]}}'
+        assert posted(named) == 403
+
+        jetstream_server.stop()
+        write(bob, "Still there?")
+        shows(bob.locator("output"), "Sending")
+        jetstream_server.start()
+        shows(bob.locator("output"), "Sent")
+        late = open_page(context, f"{example.url}?name=eve")
+        for page in (*pages, late):
+            shows(page.locator("li"), [*lines, "böb: Still there?"])
 
 
 def test_login_example_limits_users_to_their_subjects(
