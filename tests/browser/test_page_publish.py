@@ -157,7 +157,7 @@ def test_composer_shows_the_features_of_the_bridge(
     page.close()
 
 
-def test_composer_shows_what_the_bridge_has_stored_refused_and_answered(browser: Browser) -> None:
+def test_composer_shows_outcomes_of_its_own_bridge(browser: Browser) -> None:
     with ExampleApp() as app:
         for transport in TRANSPORTS:
             with opened_page(browser, app.url) as page:

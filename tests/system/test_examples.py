@@ -367,7 +367,7 @@ def test_chat_example_shows_each_message_once_with_its_author(
         shows(ada.locator("output"), "Not sent: A message has 1 to 500 characters")
         expect(ada.get_by_label("Message")).to_have_value("x" * 501)
 
-        # Nobody speaks for others, or in another form.
+        # No user publishes in the name of another, or data of another form.
         def posted(body: str) -> int:
             return example.post("nats/publish?name=eve", body.encode(), Content_Type="application/json")
 
