@@ -77,7 +77,7 @@ export class Composer {
   #add(subject, text) {
     const head = element("span", { class: "head" }, element("b", {}, "Sending…"), element("time", {}, clock(new Date())));
     const sent = element("span", { class: "text" }, `${subject} ${text.slice(0, MAX_TEXT)}`);
-    const item = element("li", { class: "out" }, head, sent);
+    const item = element("li", {}, head, sent);
     this.#list.prepend(item);
     while (this.#list.childElementCount > MAX_ITEMS) this.#list.lastElementChild.remove();
     return item;
