@@ -314,7 +314,8 @@ async def running(
 @contextlib.asynccontextmanager
 async def served(app: Sanic[Any, Any], server: ServerName = "sanic", **options: Any) -> AsyncIterator[int]:
     """Serve any app in this event loop on a free port."""
-    listener = socket.socket()
+    # Accepted sockets inherit the protocol. Without it asyncio doesn't turn off Nagle's algorithm.
+    listener = socket.socket(proto=socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     listener.listen(4096)
     port: int = listener.getsockname()[1]
