@@ -152,7 +152,8 @@ class SessionPublishes:
     async def _check_waiting(self) -> None:
         while self._waiting:
             outcome = await self._checked(self._waiting[0])
-            self._waiting.popleft()
+            if self._waiting:  # else the session has ended
+                self._waiting.popleft()
             if outcome is not None:
                 await self._send_later(outcome.reply)
         self._checks = None

@@ -312,6 +312,22 @@ async def test_expired_client_gets_no_answer(make: Callable[..., Worker], wall_c
     assert worker.codes == [CloseCode.UNAUTHORIZED]
 
 
+async def test_session_may_expire_while_the_app_checks(make: Callable[..., Worker], wall_clock: WallClock) -> None:
+    worker = make()
+    worker.session, worker.transport = worker.open(Permissions(publish=["rooms.>"], expires=wall_clock.time() + 10))
+    proceed = worker.hold_checks()
+    for number in range(3):
+        await worker.send("publish", number)
+    (checks,) = asyncio.all_tasks() - {asyncio.current_task()}
+    wall_clock.set_by(11)
+    proceed.set()
+    await turns()
+    assert checks.cancelled()
+    assert worker.codes == [CloseCode.UNAUTHORIZED]
+    assert not worker.replies
+    assert not worker.payloads
+
+
 async def test_reply_to_a_slow_client_is_held_and_counts_until_it_is_written(make: Callable[..., Worker]) -> None:
     worker = make(max_requests=2)
     for number in range(2):
