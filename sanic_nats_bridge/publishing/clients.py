@@ -14,6 +14,7 @@ from ..protocol.publish import PublishCommand
 from ..protocol.publish_replies import answered_reply, published_reply, stored_reply
 from ..settings import Settings
 from ..token_bucket import ClientBuckets, SpacedBucket
+from .in_progress import InProgress
 from .publications import PublishFunctions, TimeLimits
 from .publisher import ACKNOWLEDGE_SECONDS, Publisher
 from .results import Acknowledgement, Answer
@@ -21,7 +22,7 @@ from .results import Acknowledgement, Answer
 __all__ = ["Awaited", "ClientPublisher"]
 
 _MAX_UNACKNOWLEDGED = 10_000
-_MAX_UNACKNOWLEDGED_OF_CLIENT = 256
+_MAX_UNACKNOWLEDGED_OF_SESSION = 256
 """More than ``publish_rate`` allows within `ACKNOWLEDGE_SECONDS`."""
 _RETRY_SECONDS = 1.0
 _MARGIN_SECONDS = 1.0
@@ -69,10 +70,10 @@ class ClientPublisher:
         self._buckets = ClientBuckets(settings.publish_rate, burst, partial(SpacedBucket, places=burst))
         """The budgets of clients without a session."""
         most = settings.max_requests
-        self._requests = ConcurrencyLimit(
+        self._requests = InProgress(
             most,
             settings.max_requests_per_worker,
-            client_error=lambda: RequestLimitExceeded(
+            session_error=lambda: RequestLimitExceeded(
                 f"At most {most} requests of a client in progress (max_requests)", retry_after=_RETRY_SECONDS
             ),
             error=lambda: RequestLimitExceeded(
@@ -80,17 +81,23 @@ class ClientPublisher:
                 retry_after=_RETRY_SECONDS,
             ),
         )
-        self._unacknowledged = ConcurrencyLimit(
-            _MAX_UNACKNOWLEDGED_OF_CLIENT,
+        self._unacknowledged = InProgress(
+            _MAX_UNACKNOWLEDGED_OF_SESSION,
             _MAX_UNACKNOWLEDGED,
-            client_error=lambda: _too_many("await their acknowledgement"),
-            error=lambda: _too_many("await their acknowledgement"),
+            session_error=lambda: PublishRateExceeded(
+                "Too many publishes await their acknowledgement", retry_after=_RETRY_SECONDS
+            ),
+            error=lambda: PublishRateExceeded(
+                "Too many publishes await their acknowledgement", retry_after=_RETRY_SECONDS
+            ),
         )
         self._checks = ConcurrencyLimit(
             settings.max_permissions_calls_per_client,
             settings.max_permissions_calls,
-            client_error=lambda: _too_many("await the app's check"),
-            error=lambda: _too_many("await the app's check"),
+            client_error=lambda: PublishRateExceeded(
+                "Too many publishes await the app's check", retry_after=_RETRY_SECONDS
+            ),
+            error=lambda: PublishRateExceeded("Too many publishes await the app's check", retry_after=_RETRY_SECONDS),
         )
 
     @property
@@ -139,14 +146,17 @@ class ClientPublisher:
                 seconds=self._settings.permissions_timeout,
             )
 
-    def send(self, command: PublishCommand, allowed: AuthorizedPublish, payload: bytes, client: str) -> Reply | Awaited:
+    def send(
+        self, command: PublishCommand, allowed: AuthorizedPublish, payload: bytes, session: str, client: str
+    ) -> Reply | Awaited:
         """Send a publish or a request to NATS; return the reply, or what is awaited for it.
 
         Args:
             command: The command.
             allowed: What goes to NATS.
             payload: The payload, which the app may have replaced.
-            client: The session, or the client without one, for which those in progress are counted.
+            session: The session, or the client without one, for which those in progress are counted.
+            client: The client, for which they are counted too.
 
         Raises:
             BridgeError: Nothing was sent.
@@ -156,12 +166,14 @@ class ClientPublisher:
                 seconds = min(command.timeout or self._settings.request_timeout, self._settings.request_timeout)
                 return self._counted(
                     self._requests,
+                    session,
                     client,
                     lambda: self._publisher.request(allowed.subject, payload, allowed.block, seconds=seconds),
                 )
             if command.ack:
                 return self._counted(
                     self._unacknowledged,
+                    session,
                     client,
                     lambda: self._publisher.store(allowed.subject, payload, allowed.block),
                 )
@@ -201,7 +213,7 @@ class ClientPublisher:
             allowed = self.authorize(current, command)
             if allowed == checked:
                 break
-        sent = self.send(command, allowed, payload, client)
+        sent = self.send(command, allowed, payload, client, client)
         return Outcome(sent) if isinstance(sent, Reply) else await self._answered(command, sent)
 
     def _count(self, client: str) -> None:
@@ -212,12 +224,12 @@ class ClientPublisher:
             raise PublishRateExceeded(message, retry_after=wait)
 
     @staticmethod
-    def _counted(limit: ConcurrencyLimit, client: str, send: Callable[[], asyncio.Future[Any]]) -> Awaited:
-        limit.acquire(client)
+    def _counted(limit: InProgress, session: str, client: str, send: Callable[[], asyncio.Future[Any]]) -> Awaited:
+        limit.acquire(session, client)
         try:
-            return Awaited(send(), lambda: limit.release(client))
+            return Awaited(send(), lambda: limit.release(session, client))
         except BaseException:
-            limit.release(client)
+            limit.release(session, client)
             raise
 
     async def _answered(self, command: PublishCommand, sent: Awaited) -> Outcome:
@@ -242,7 +254,3 @@ def _naming(command: PublishCommand, error: BridgeError) -> BridgeError:
     if not error.subjects:
         error.subjects = (command.subject,)
     return error
-
-
-def _too_many(reason: str) -> PublishRateExceeded:
-    return PublishRateExceeded(f"Too many publishes {reason}", retry_after=_RETRY_SECONDS)

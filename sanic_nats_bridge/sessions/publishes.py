@@ -69,7 +69,10 @@ class SessionPublishes:
         reject: Counts an error; returns the outcome of the command.
     """
 
-    __slots__ = ("_awaited", "_bucket", "_checks", "_clients", "_context", "_held", "_owner", "_reject", "_waiting")
+    __slots__ = (
+        "_awaited", "_bucket", "_checks", "_clients", "_context", "_held", "_owner", "_reject", "_waiting",
+        "_waiting_bytes",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -88,6 +91,7 @@ class SessionPublishes:
         self._bucket = SpacedBucket(settings.publish_rate, burst, now, _MAX_REJECTED_BURSTS * burst)
         self._waiting: deque[PublishCommand] = deque()
         """The publishes that the app's function has still to check, or that follow such a one."""
+        self._waiting_bytes = 0
         self._checks: asyncio.Task[None] | None = None
         """The task that takes them, one at a time."""
         self._awaited: set[asyncio.Future[object]] = set()
@@ -118,14 +122,7 @@ class SessionPublishes:
         """
         allowed = self._clients.authorize(self._owner.permissions, command)
         if command.action == "publish" and (self._checks or self._clients.needs_check(command, allowed)):
-            most = self._context.settings.publish_burst
-            if len(self._waiting) >= most:
-                raise PublishRateExceeded(
-                    f"At most {most} publishes of a session await the app's check (publish_burst)",
-                    [command.subject],
-                    _RETRY_SECONDS,
-                )
-            self._waiting.append(command)
+            self._wait(command)
             if self._checks is None:
                 self._checks = asyncio.create_task(self._check_waiting())
             return None
@@ -141,8 +138,23 @@ class SessionPublishes:
         for task in tuple(self._held):
             task.cancel()
 
+    def _wait(self, command: PublishCommand) -> None:
+        """Put a publish behind those that wait for the app's check."""
+        settings, size = self._context.settings, _size_of(command)
+        if len(self._waiting) >= settings.publish_burst:
+            message = f"At most {settings.publish_burst} publishes of a session await the app's check (publish_burst)"
+            raise PublishRateExceeded(message, [command.subject], _RETRY_SECONDS)
+        if self._waiting and self._waiting_bytes + size > settings.max_pending_bytes:
+            message = (
+                f"At most {settings.max_pending_bytes} bytes of publishes of a session await the app's check "
+                "(max_pending_bytes)"
+            )
+            raise PublishRateExceeded(message, [command.subject], _RETRY_SECONDS)
+        self._waiting.append(command)
+        self._waiting_bytes += size
+
     def _send(self, command: PublishCommand, allowed: AuthorizedPublish, payload: bytes) -> Outcome | None:
-        sent = self._clients.send(command, allowed, payload, self._owner.key)
+        sent = self._clients.send(command, allowed, payload, self._owner.key, self._owner.client)
         if isinstance(sent, Reply):
             return Outcome(sent)
         self._awaited.add(sent.future)
@@ -153,7 +165,7 @@ class SessionPublishes:
         while self._waiting:
             outcome = await self._checked(self._waiting[0])
             if self._waiting:  # else the session has ended
-                self._waiting.popleft()
+                self._waiting_bytes -= _size_of(self._waiting.popleft())
             if outcome is not None:
                 await self._send_later(outcome.reply)
         self._checks = None
@@ -202,3 +214,8 @@ class SessionPublishes:
         await self._owner.wait_until_writable()
         self._context.expirations.expire_due()
         self._owner.send(reply)
+
+
+def _size_of(command: PublishCommand) -> int:
+    """Return the bytes of a publish that its client decides."""
+    return len(command.payload) + sum([len(name) + len(value) for name, value in command.headers])

@@ -77,7 +77,7 @@ class Clients:
 
     def send(self, command: PublishCommand, client: str = "ada") -> Awaited:
         allowed = self.clients.authorize(self.permissions, command)
-        sent = self.clients.send(command, allowed, command.payload, client)
+        sent = self.clients.send(command, allowed, command.payload, client, client)
         assert isinstance(sent, Awaited)
         return sent
 
@@ -180,23 +180,24 @@ async def test_clients_without_session_have_a_budget_for_each_identity_or_addres
 
 
 async def test_requests_in_progress_are_limited_for_a_client_and_for_the_worker(make: Callable[..., Clients]) -> None:
-    clients = make(max_requests=2, max_requests_per_worker=3)
+    clients = make(max_requests=2, max_requests_per_worker=4)
     first = clients.send(request())
     clients.send(request())
     with pytest.raises(RequestLimitExceeded, match=r"At most 2 .*\(max_requests\)") as raised:
         clients.send(request())
     assert (raised.value.retry_after, raised.value.subjects) == (1, ("svc.a",))
     clients.send(request(), "bob")
+    clients.send(request(), "eve")
     with pytest.raises(RequestLimitExceeded, match="This server has too many"):
-        clients.send(request(), "eve")
+        clients.send(request(), "mallory")
     first.release()
     clients.link.connection = None
     # One that fails takes no place.
     with pytest.raises(NatsUnavailable):
-        clients.send(request())
+        clients.send(request(), "mallory")
     clients.link.connection = FakeOutlet()
-    clients.send(request())
-    assert clients.clients.in_progress == 3
+    clients.send(request(), "mallory")
+    assert clients.clients.in_progress == 4
 
 
 async def test_unacknowledged_publishes_are_limited_for_a_client(make: Callable[..., Clients]) -> None:

@@ -183,6 +183,47 @@ async def test_publishes_that_await_the_check_are_limited(make: Callable[..., Wo
     assert worker.payloads == [0, 1, 2, 5]
 
 
+async def test_bytes_that_await_the_check_are_limited(make: Callable[..., Worker]) -> None:
+    worker = make(max_pending_bytes=1024, publish_headers=["Trace"])
+    proceed = worker.hold_checks()
+    worker.outlet.publish_limit = 10_000
+    # One alone may have any size.
+    await worker.send("publish", "a" * 1100, id=0)
+    await worker.send("publish", "b", id=1)
+    assert [reply["code"] for reply in worker.replies] == ["limit.publish"]
+    assert worker.replies[0]["message"].startswith("At most 1024 bytes of publishes of a session await")
+    proceed.set()
+    await turns()
+    proceed.clear()
+    for number in range(2, 5):
+        await worker.send("publish", "c", id=number, headers={"Trace": ["x" * 500]})
+    assert worker.ids == [1, 0, 4]
+    proceed.set()
+    await turns()
+    assert worker.ids == [1, 0, 4, 2, 3]
+    await worker.send("publish", "d" * 1000, id=5)
+    await turns()
+    assert [reply["success"] for reply in worker.replies] == [False, True, False, True, True, True]
+
+
+async def test_requests_of_all_sessions_of_a_client_leave_some_for_others(make: Callable[..., Worker]) -> None:
+    worker = make(max_requests=2, max_requests_per_worker=8)
+    sessions = [worker.session, *(worker.open(ALLOWED)[0] for _ in range(4))]
+    other, transport = worker.open(Permissions(request=["svc.>"], identity="bob"))
+    for session in sessions * 2:
+        await session.receive('{"action":"request","subject":"svc.a","id":1}')
+    assert worker.clients.in_progress == 4
+    for _ in range(3):
+        outcome = await other.receive('{"action":"request","subject":"svc.a","id":1}')
+    assert outcome is not None
+    assert outcome.reply.code == "limit.requests"
+    assert worker.clients.in_progress == 6
+    for session in (*sessions, other):
+        session.close(CloseCode.GOING_AWAY, "")
+    await turns()
+    assert len(transport.frames) == 2
+
+
 async def test_rate_is_a_budget_apart_from_commands(make: Callable[..., Worker]) -> None:
     worker = make(publish_rate=1, publish_burst=3, command_rate=1, command_burst=1)
     for number in range(5):
