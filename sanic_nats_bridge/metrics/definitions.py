@@ -120,6 +120,23 @@ METRICS = (
         read=lambda stats: stats.nats_reconnects,
     ),
     Metric(
+        name="natsbridge_publishes_total",
+        help="Publishes of clients that have succeeded",
+        read=lambda stats: stats.published,
+        label="result",
+    ),
+    Metric(
+        name="natsbridge_answered_requests_total",
+        help="Requests of clients that were answered",
+        read=lambda stats: stats.answered_requests,
+    ),
+    Metric(
+        name="natsbridge_current_publishes",
+        help="Publishes and requests of clients whose answer is awaited",
+        read=lambda stats: stats.current_publishes,
+        label="action",
+    ),
+    Metric(
         name="natsbridge_replays_total",
         help="Replays of stored messages that have begun",
         read=lambda stats: stats.replays,

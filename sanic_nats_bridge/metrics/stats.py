@@ -47,6 +47,14 @@ class Stats:
     no worker of this app has sent just now, ``busy`` for requests beyond ``max_relays``."""
     nats_reconnects: int
     """Connections to NATS after the first."""
+    published: Mapping[str, int]
+    """Publishes of clients that have succeeded, by result: ``sent`` without ``ack``, ``stored`` by JetStream, and
+    ``duplicate`` if JetStream had the message already. Those that have failed are in `refused`."""
+    answered_requests: int
+    """Requests of clients that were answered. Those that have failed are in `refused`."""
+    current_publishes: Mapping[str, int]
+    """Publishes (``publish``, with ``ack`` only) and requests (``request``) of clients whose answer is awaited, or waits
+    for a slow client."""
     replays: Mapping[str, int]
     """Replays that have begun: ``after`` a position, by the ``from`` of a client (``new``, ``all``, ``last`` and
     ``last_per_subject``), and ``slow_consumer`` for clients that have caught up."""

@@ -1,6 +1,7 @@
 """The publishes and requests of clients: allowed, checked by the app, sent, and answered."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
@@ -66,6 +67,10 @@ class ClientPublisher:
         self._deadlines = deadlines
         self._exposed = frozenset(settings.expose_headers)
         self.policy = policy
+        self.published: Counter[str] = Counter(sent=0, stored=0, duplicate=0)
+        """Publishes that have succeeded, by result."""
+        self.answered = 0
+        """Requests that were answered."""
         burst = settings.publish_burst
         self._buckets = ClientBuckets(settings.publish_rate, burst, partial(SpacedBucket, places=burst))
         """The budgets of clients without a session."""
@@ -104,6 +109,11 @@ class ClientPublisher:
     def in_progress(self) -> int:
         """The number of publishes and requests of clients whose answer is awaited, or not yet written."""
         return len(self._requests) + len(self._unacknowledged)
+
+    @property
+    def in_progress_by_action(self) -> dict[str, int]:
+        """The numbers of these publishes, and of these requests."""
+        return {"publish": len(self._unacknowledged), "request": len(self._requests)}
 
     def authorize(self, permissions: Permissions, command: PublishCommand) -> AuthorizedPublish:
         """Return what goes to NATS, as `PublishPolicy.authorize` does."""
@@ -180,6 +190,7 @@ class ClientPublisher:
             self._publisher.send(allowed.subject, payload, allowed.block)
         except BridgeError as error:
             raise _naming(command, error) from None
+        self.published["sent"] += 1
         return published_reply(command)
 
     def outcome(self, command: PublishCommand, future: asyncio.Future[Any]) -> Outcome:
@@ -189,7 +200,9 @@ class ClientPublisher:
             return Outcome.rejected(_naming(command, error), command.action, command.id)
         result: Result = future.result()
         if isinstance(result, Acknowledgement):
+            self.published["duplicate" if result.duplicate else "stored"] += 1
             return Outcome(stored_reply(command, result.stream, result.sequence, duplicate=result.duplicate))
+        self.answered += 1
         return Outcome(answered_reply(command, result.data, result.header_block, self._exposed))
 
     async def execute(self, command: PublishCommand, permissions: Callable[[], Permissions], address: str) -> Outcome:

@@ -266,7 +266,7 @@ class SessionRegistry:
             loop_lag: The delay of the event loop, in seconds.
             control: Whether this worker and the others can reach each other.
         """
-        counters, streams = self.counters, self.streams
+        counters, streams, publishing = self.counters, self.streams, self.publishing
         feeds = () if streams is None else streams.feeds
         return Stats(
             sessions=self._by_transport.copy(),
@@ -284,6 +284,9 @@ class SessionRegistry:
             control=control,
             control_dropped=counters.control_dropped.copy(),
             nats_reconnects=max(0, counters.nats_connections - 1),
+            published={} if publishing is None else publishing.published.copy(),
+            answered_requests=0 if publishing is None else publishing.answered,
+            current_publishes={} if publishing is None else publishing.in_progress_by_action,
             replays=counters.replays.copy(),
             replay_results=counters.replay_results.copy(),
             replayed=counters.replayed,

@@ -23,6 +23,9 @@ STATS = Stats(
     control="connected",
     control_dropped={"stale": 14},
     nats_reconnects=12,
+    published={"sent": 23},
+    answered_requests=24,
+    current_publishes={"publish": 25, "request": 26},
     replays={"after": 15},
     replay_results={"recovered": 16},
     replayed=17,
@@ -52,7 +55,7 @@ def test_every_stats_field_has_metric() -> None:
 def test_metric_names_and_labels_follow_prometheus_conventions(metric: Any) -> None:
     assert re.fullmatch(r"natsbridge(_[a-z]+)+", metric.name)
     assert not re.search(r"_(ms|milliseconds|kb|count|gauge|counter)(_|$)", metric.name)
-    assert metric.label in (None, "transport", "reason", "code", "start", "result", "state", "stream")
+    assert metric.label in (None, "transport", "reason", "code", "start", "result", "state", "stream", "action")
     assert metric.help
     assert not metric.help.endswith(".")
 
@@ -79,6 +82,8 @@ def test_readings_of_two_live_processes_are_combined() -> None:
     assert whole["natsbridge_nats_connected"] == {"": 0}
     assert whole["natsbridge_loop_lag_seconds"] == {"": 0.5}
     assert whole["natsbridge_current_replays"] == {"running": 36, "waiting": 38}
+    assert whole["natsbridge_publishes_total"] == {"sent": 46}
+    assert whole["natsbridge_current_publishes"] == {"publish": 50, "request": 52}
     assert whole["natsbridge_feed_lag_messages"] == {"ORDERS": 20}
     assert whole["natsbridge_stream_available"] == {"ORDERS": 0}
 
