@@ -138,7 +138,11 @@ def _errors(action: PublishAction, settings: Settings) -> tuple[list[BridgeError
         AuthRequired("Not authenticated"),
         SizeLimitExceeded(f"A command must be at most {settings.max_command_bytes} bytes"),
         UnsupportedMediaType("The body must be application/json"),
-        PublishRateExceeded(f"At most {settings.publish_rate:g} messages per second", subject, 0.05),
+        PublishRateExceeded(
+            f"At most {settings.publish_rate:g} publishes and requests per second (publish_rate); try again later",
+            subject,
+            0.05,
+        ),
         InternalError("Internal error"),
         NatsUnavailable("NATS is disconnected", subject),
     ]

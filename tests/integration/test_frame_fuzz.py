@@ -40,12 +40,23 @@ MAX_COMMAND_BYTES: Final = 256
 
 # What clients send
 
+LATE: Final = "late"
+"""The id of commands whose replies wait for NATS."""
+
 COMMANDS: st.SearchStrategy[Any] = st.sampled_from([
     {"subjects": ["fuzz.a"], "id": "s"},
     {"action": "subscribe", "subjects": ["fuzz.*", "fuzz.>"], "id": 7},
     {"action": "unsubscribe", "subjects": ["fuzz.a"], "id": "ü€🙂"},
     {"action": "ping", "id": "p"},
     {"action": "publish", "id": "no"},
+    {"action": "publish", "subject": "pub.a", "data": {"a": [1, "ü€🙂"]}, "id": "p1"},
+    {"action": "publish", "subject": "pub.a", "data": "\r\nPUB b 0\r\n", "encoding": "text"},
+    {"action": "publish", "subject": "pub.a", "headers": {"Trace": ["ü\u2028"]}, "id": 2},
+    {"action": "publish", "subject": "pub.*", "id": "p3"},
+    {"action": "publish", "subject": "secret", "data": None, "id": "p4"},
+    {"action": "request", "subject": "pub.none", "data": 1, "id": LATE},
+    {"action": "publish", "subject": "pub.a", "ack": True, "msg_id": "0" * 22, "id": LATE},
+    {"action": "request", "subject": "pub.none"},
     {"action": "subscribe", "subjects": []},
     {"action": 1},
     [],
@@ -116,6 +127,8 @@ class Received:
 
     def __init__(self) -> None:
         self.replies: list[dict[str, Any]] = []
+        self.late: list[dict[str, Any]] = []
+        """Replies that wait for NATS, and may come after those to later commands."""
         self.pongs: list[bytes] = []
         self.told_code: int | None = None
         self.code: int | None = None
@@ -139,7 +152,7 @@ class Received:
         elif document["type"] != "welcome":
             assert document["type"] in ("reply", "heartbeat"), document
             if document["type"] == "reply":
-                self.replies.append(document)
+                (self.late if document.get("id") == LATE else self.replies).append(document)
 
 
 class Fuzzed:
@@ -217,6 +230,9 @@ class Fuzzed:
 
 def check(received: Received, verdict: Verdict) -> None:
     """Check that the client got what the verdict requires."""
+    in_order = [message for message in verdict.messages if isinstance(message, bytes) or sent_id(message) != LATE]
+    assert len(received.late) <= len(verdict.messages) - len(in_order)
+    assert {reply["code"] for reply in received.late} <= {"request.no_responders", "publish.unstored"}
     if verdict.codes:
         assert received.code in verdict.codes, (received.code, verdict)
         assert received.told_code in (received.code, None)
@@ -224,11 +240,11 @@ def check(received: Received, verdict: Verdict) -> None:
         assert (received.close, received.told_code) == (verdict.close, None), verdict
     else:
         assert received.replies.pop()["message"] == "pong"
-        assert len(received.replies) == len(verdict.messages)
+        assert len(received.replies) == len(in_order)
         assert received.pongs == verdict.pings
     assert received.pongs == verdict.pings[: len(received.pongs)]
-    assert len(received.replies) <= len(verdict.messages)
-    for message, reply in zip(verdict.messages, received.replies, strict=False):
+    assert len(received.replies) <= len(in_order)
+    for message, reply in zip(in_order, received.replies, strict=False):
         if isinstance(message, bytes):
             assert reply["code"] == "command.unsupported"
         else:
@@ -262,6 +278,9 @@ class Scene:
             running(
                 servers=server.url,
                 subscribe=["fuzz.>", f"{publisher.base}.>"],
+                publish=["pub.>"],
+                request=["pub.>"],
+                publish_headers=["Trace"],
                 max_command_bytes=MAX_COMMAND_BYTES,
                 command_burst=1000,
                 unsubscribe_delay=0.02,
