@@ -6,11 +6,12 @@ from typing import Any
 import nats
 import pytest
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from sanic import Request
 
 from sanic_nats_bridge import Permissions
 from sanic_nats_bridge.testing import NatsServer
-from tests.support.bridge import Bridge, running, subscribed, until
+from tests.support.bridge import WAIT_SECONDS, Bridge, flush, running, subscribed, until
 from tests.support.docs import file_of
 
 
@@ -27,6 +28,19 @@ def server() -> Iterator[NatsServer]:
   ]"""
     config = documented.replace("$BRIDGE_PASSWORD", "b").replace("\n  ]", everybody_else)
     with NatsServer(config=config) as server:
+        yield server
+
+
+@pytest.fixture
+def publish_server() -> Iterator[NatsServer]:
+    """Start a nats-server with the documented users of publishes and requests, JetStream and other users."""
+    documented = file_of("docs/guides/deployment.md", "nats-publish.conf")
+    others = """
+    {user: others, password: o, permissions: {publish: {deny: "_NATSBRIDGE.>"}, subscribe: {deny: "_NATSBRIDGE.>"}}}
+    {user: listed, password: l, permissions: {subscribe: ["prices.get"], publish: ["_NATSBRIDGE.shop.answer.>"]}}
+  ]"""
+    config = documented.replace("$BRIDGE_PASSWORD", "b").replace("$PRICES_PASSWORD", "p").replace("\n  ]", others)
+    with NatsServer(config=config, jetstream=True) as server:
         yield server
 
 
@@ -65,3 +79,59 @@ async def test_documented_nats_permissions_are_sufficient(
     await until(lambda: not one.extension.sessions and not other.extension.sessions)
     denied = [message for each in caplog.records if "permissions violation" in (message := each.message.lower())]
     assert not [message for message in denied if "_natsbridge" in message]
+
+
+async def test_documented_nats_permissions_for_publishes_are_sufficient(
+    publish_server: NatsServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    received: list[Msg] = []
+
+    async def keep(message: Msg) -> None:
+        received.append(message)
+
+    async def answer(message: Msg) -> None:
+        await message.respond(message.data)
+
+    async def connect(user: str) -> Client:
+        client = await nats.connect(
+            publish_server.url.replace("//", f"//{user}:{user[0]}@"), connect_timeout=WAIT_SECONDS
+        )
+        clients.append(client)
+        return client
+
+    clients: list[Client] = []
+    async with running(
+        servers=publish_server.url.replace("//", "//bridge:b@"),
+        control_prefix="_NATSBRIDGE.shop",
+        publish=[">"],
+        request=[">"],
+        request_timeout=WAIT_SECONDS,
+    ) as bridge:
+        others = await connect("others")
+        await others.jetstream().add_stream(name="ROOMS", subjects=["rooms.>"])
+        await others.subscribe("rooms.>", cb=keep)
+        await flush(others)
+        for ack in (False, True):
+            status, reply = await bridge.post("/publish", {"subject": "rooms.7.say", "data": 1, "ack": ack})
+            assert (status, reply["success"]) == (200, True), reply
+        assert reply["sequence"] == 2
+        await until(lambda: len(received) == 2)
+        for user in ("prices", "listed"):
+            service = await connect(user)
+            await service.subscribe("prices.get", cb=answer)
+            await flush(service)
+            _, reply = await bridge.post("/request", {"subject": "prices.get", "data": user})
+            assert reply["data"] == user
+            await service.close()
+        assert not [each for each in caplog.records if "Permissions Violation" in each.getMessage()]
+        # What the list doesn't have is refused, and known if there is an answer to wait for.
+        for path, fields in (("publish", {"ack": True}), ("request", {})):
+            status, reply = await bridge.post(f"/{path}", {"subject": "denied", "data": 1} | fields)
+            assert (status, reply["code"]) == (403, "nats.refused"), reply
+            assert reply["message"] == "NATS does not let the bridge publish to this subject"
+        status, reply = await bridge.post("/publish", {"subject": "denied", "data": 1})
+        assert (status, reply["success"]) == (200, True)
+        await until(lambda: any("The NATS server reported an error" in each.getMessage() for each in caplog.records))
+    for client in clients:
+        if not client.is_closed:
+            await client.close()
