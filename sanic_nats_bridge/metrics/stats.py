@@ -53,8 +53,8 @@ class Stats:
     answered_requests: int
     """Requests of clients that were answered. Those that have failed are in `refused`."""
     current_publishes: Mapping[str, int]
-    """Publishes (``publish``, with ``ack`` only) and requests (``request``) of clients whose answer is awaited, or waits
-    for a slow client."""
+    """Publishes with ``ack`` (``publish``) and requests (``request``) of clients whose answer is awaited, or waits for
+    a slow client."""
     replays: Mapping[str, int]
     """Replays that have begun: ``after`` a position, by the ``from`` of a client (``new``, ``all``, ``last`` and
     ``last_per_subject``), and ``slow_consumer`` for clients that have caught up."""

@@ -307,13 +307,15 @@ FORBIDDEN = (
     *("js.STREAM.DELETE.S", "sys.SERVER.PING", "kv.other", "_INBOX.a", "_INBOX.a.b", "in.a", "in.a.b"),
     *(f"{OWN_CONTROL}.answer.w.x", f"{OWN_CONTROL}.worker.w", f"{OWN_CONTROL}.all.permissions.x"),
     *("ctl.answer.w.x", "ctl.worker.w", "ctls.shop.answer.w.x", "ctls.shop.all.permissions.w.x"),
-    *("_NATSBRIDGE.shop.answer.w.x", "_NATSBRIDGE.x", "_NATSBRIDGE", "users.7.say", "users.7.a.b", "$", "_", "_x", "_a.a.b"),
-    *("secret.a", "x.hidden", "$KV.prefs.open.x"),
+    *("_NATSBRIDGE.shop.answer.w.x", "_NATSBRIDGE.x", "_NATSBRIDGE", "users.7.say", "users.7.a.b", "$", "_", "_x"),
+    *("secret.a", "x.hidden", "$KV.prefs.open.x", "_a.a.b"),
     # The real names of aliased subjects.
     *("$KV.prefs.open", "_CTL.other"),
 )  # fmt: skip
-INVALID = ("*", ">", "a.*", "a.>", "$KV.*", "a b", "a\r\nPUB b 0", "a\tb", "", ".", "a.", ".a", "a..b", "a\0", "é", "a\x7fb",
-           "a." * 32 + "a", "a" * 256)  # fmt: skip
+INVALID = (
+    *("*", ">", "a.*", "a.>", "$KV.*", "a b", "a\r\nPUB b 0", "a\tb", "", ".", "a.", ".a", "a..b", "a\0"),
+    *("é", "a\x7fb", "a." * 32 + "a", "a" * 256),
+)  # fmt: skip
 ALLOWED = ("say", "a.b", "me.say", "users.8.say", "acme.a", "kv.open", "ctls.other", "a.$JS", "a._INBOX.b")
 
 

@@ -15,7 +15,7 @@ from sanic import Request, Sanic
 from sanic import json as json_response
 from sanic.response import HTTPResponse
 
-from sanic_nats_bridge import NatsBridge, Permissions
+from sanic_nats_bridge import NatsBridge, Permissions, Publication
 
 from ..harness.processes import prefer
 from ..harness.serving import serve_app
@@ -28,10 +28,11 @@ _LISTS = Permissions(
     subscribe=[f"rooms.{number}.>" for number in range(LISTED)],
     deny=[f"rooms.{number}.private.>" for number in range(LISTED)],
 )
+_ALL: Mapping[str, Any] = {"subscribe": [">"], "publish": [">"], "request": [">"]}
 _PROFILES: Mapping[str, Permissions] = {
-    "all": Permissions(subscribe=[">"]),
-    "honest": Permissions(subscribe=[">"], identity="honest"),
-    "user": Permissions(subscribe=[">"], identity="mallory"),
+    "all": Permissions(**_ALL),
+    "honest": Permissions(**_ALL, identity="honest"),
+    "user": Permissions(**_ALL, identity="mallory"),
     "lists": _LISTS,
 }
 _SLOW_SECONDS = 60.0
@@ -58,7 +59,8 @@ def main() -> None:
     logger.addHandler(_Counting())
     logger.propagate = False
     app: Sanic[Any, Any] = Sanic(APP_NAME, configure_logging=False)
-    NatsBridge(app, **{"permissions": permissions, **settings})
+    bridge = NatsBridge(app, **{"permissions": permissions, **settings})
+    bridge.on_publish("slow.>")(slow_check)
     app.add_task(_count_long_turns())
     app.add_route(facts, "/facts")
     app.add_route(revoke, "/revoke/<identity>", methods=["POST"])
@@ -77,6 +79,11 @@ async def permissions(request: Request) -> Permissions | None:
     finally:
         _counts["calls"] -= 1
     return None
+
+
+async def slow_check(_: Publication[Any]) -> None:
+    """Take a minute to allow a publish."""
+    await asyncio.sleep(_SLOW_SECONDS)
 
 
 async def _count_long_turns() -> None:

@@ -13,6 +13,7 @@ from sanic_nats_bridge.auth.pattern_lists import ClientList
 from sanic_nats_bridge.nats.subscription_index import SubscriptionIndex
 from sanic_nats_bridge.protocol import subjects
 from sanic_nats_bridge.protocol.pattern_index import PatternIndex
+from sanic_nats_bridge.publishing.in_progress import InProgress
 
 __all__ = ["LIMITS", "remove_limits"]
 
@@ -75,6 +76,19 @@ def _ask_for_any_worker() -> None:
     _replace("cluster.known_workers:KnownWorkers", "may_exist", lambda known, worker, now: True)
 
 
+def _count_for_worker_only() -> None:
+    def acquire(limit: InProgress, session: str, client: str) -> None:
+        if limit._by_session[session] >= limit._max_of_session:
+            raise limit._session_error()
+        if limit._all >= limit._max_of_worker:
+            raise limit._error()
+        limit._by_session[session] += 1
+        limit._by_client[client] += 1
+        limit._all += 1
+
+    _replace("publishing.in_progress:InProgress", "acquire", acquire)
+
+
 def _constants(*places: tuple[str, str, Any]) -> Callable[[], None]:
     def replace() -> None:
         for place, name, value in places:
@@ -95,6 +109,7 @@ LIMITS: Mapping[str, tuple[str, Callable[[], None]]] = {
     ),
     "refusals": ("each -ERR searches all subscriptions, all in one turn", _search_refused),
     "workers": ("NATS is asked for any worker", _ask_for_any_worker),
+    "shares": ("one client may take all requests of the worker", _count_for_worker_only),
     "body turns": (
         "a body is read in one turn",
         _constants(("transports.input_limits:PartLimit", "turn_ends", False)),

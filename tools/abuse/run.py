@@ -131,6 +131,7 @@ class _Environment:
             "memory": float(resident_bytes(self._app.pid)),
             "CPU seconds": self._app.cpu_ns / 1e9,
             "NATS messages": float(sum(each["out_msgs"] for each in own)),
+            "messages to NATS": float(sum(each["in_msgs"] for each in own)),
             "NATS bytes": float(sum(each["out_bytes"] for each in own)),
         }
 

@@ -1,3 +1,4 @@
+from itertools import product
 from typing import Any
 
 import pytest
@@ -120,6 +121,68 @@ def test_data_may_have_the_largest_size() -> None:
     policy().authorize(Permissions(**ALL), command(payload=b"12345678"))
     error = rejected(command(payload=b"123456789"))
     assert (error.code, error.message, error.subjects) == ("limit.size", "Data must be at most 8 bytes", ("a",))
+
+
+# Comparison with brute force: no code of the bridge decides, not even about patterns
+
+_TOKENS = ("a", "b", "$x", "_y", "_NATSBRIDGE")
+_EVERY_SUBJECT = [".".join(tokens) for size in (1, 2, 3) for tokens in product(_TOKENS, repeat=size)]
+_some_patterns = st.lists(
+    st.tuples(
+        st.sampled_from(("a", "b", "$x", "_y", "*", "{v}", "me")),
+        st.lists(st.sampled_from(("a", "b", "$x", "_y", "*", "{v}")), max_size=2),
+        st.sampled_from(("", ".>")),
+    ).map(lambda parts: ".".join([parts[0], *parts[1]]) + parts[2])
+    | st.just(">"),
+    max_size=3,
+)
+_some_aliases = st.dictionaries(
+    st.sampled_from(("a.", "b.", "a.b.", "$x.", "_y.a.")),
+    st.sampled_from(("b.", "a.", "b.a.", "$x.", "_y.", "_y.b.")),
+    max_size=2,
+)
+
+
+def _matches(pattern: str, subject: str) -> bool:
+    wanted, tokens = pattern.split("."), subject.split(".")
+    if wanted[-1] == ">":
+        wanted, tokens = wanted[:-1], tokens[: len(wanted) - 1] if len(tokens) >= len(wanted) else []
+        if not tokens and wanted:
+            return False
+    return len(wanted) == len(tokens) and all(want in ("*", token) for want, token in zip(wanted, tokens, strict=True))
+
+
+def _may_publish(
+    patterns: list[str], denied: list[str], aliases: dict[str, str], variables: dict[str, str], name: str
+) -> str | None:
+    """Return the real subject if the client may publish to it."""
+    alias = max((alias for alias in aliases if name.startswith(alias)), key=len, default="")
+    real = aliases.get(alias, "") + name[len(alias) :]
+    first = real.split(".")[0]
+    patterns = [pattern.replace("{v}", variables["v"]) for pattern in patterns]
+    opened = any(
+        _matches(pattern, real) and (first[0] not in "$_" or pattern.split(".")[0] == first) for pattern in patterns
+    )
+    shut = any(_matches(pattern.replace("{v}", variables["v"]), real) for pattern in denied)
+    hidden = not alias and any(real.startswith(target) for target in aliases.values())
+    own = first == "_NATSBRIDGE" or real.startswith("_y.b.")
+    return real if opened and not shut and not hidden and not own else None
+
+
+@given(_some_patterns, _some_patterns, _some_patterns, _some_aliases, st.sampled_from(("a", "b", "a$")))
+def test_subjects_of_clients_are_those_of_brute_force(
+    published: list[str], requested: list[str], denied: list[str], aliases: dict[str, str], value: str
+) -> None:
+    variables = {"v": value}
+    permissions = Permissions(deny=denied, aliases=aliases, variables=variables, publish=published, request=requested)
+    checked = policy(reserved=["_y.b", "_INBOX"])
+    for action, patterns in zip(ACTIONS, (published, requested), strict=True):
+        for name in _EVERY_SUBJECT:
+            try:
+                found = checked.authorize(permissions, command(action, name)).subject
+            except (PublishForbidden, RequestForbidden):
+                found = None
+            assert found == _may_publish(patterns, denied, aliases, variables, name), name
 
 
 # Headers
