@@ -16,8 +16,6 @@ __all__ = ["CommandOwner", "SessionCommands"]
 
 logger = limited_logger()
 
-_INTERNAL_ERROR = "Internal error in a command; the client was notified. Please report this traceback"
-
 
 class CommandOwner(PublishOwner, Protocol):
     """A session, as its commands use it."""
@@ -63,7 +61,7 @@ class SessionCommands:
         except BridgeError as error:
             rejection = error
         except Exception:
-            logger.exception(_INTERNAL_ERROR)
+            logger.exception("Internal error in a command; the client was notified. Please report this traceback")
             rejection = InternalError("Internal error")
         if isinstance(command, Command | PublishCommand):
             return self._rejected(rejection, command)
@@ -79,7 +77,7 @@ class SessionCommands:
         except BridgeError as error:
             rejection = error
         except Exception:
-            logger.exception(_INTERNAL_ERROR)
+            logger.exception("Internal error in a command; the client was notified. Please report this traceback")
             rejection = InternalError("Internal error")
         return self._rejected(rejection, command)
 
