@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -111,7 +111,7 @@ class ClientPublisher:
         return len(self._requests) + len(self._unacknowledged)
 
     @property
-    def in_progress_by_action(self) -> dict[str, int]:
+    def in_progress_by_action(self) -> Mapping[str, int]:
         """The numbers of these publishes, and of these requests."""
         return {"publish": len(self._unacknowledged), "request": len(self._requests)}
 

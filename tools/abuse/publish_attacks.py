@@ -25,7 +25,7 @@ def _command(action: str, subject: str, **fields: Any) -> bytes:
 
 
 class _Publishes(Attacker):
-    """WebSockets that publish as fast as the app reads, and come back when they are closed."""
+    """WebSockets that publish as fast as the app reads, and reconnect when they are closed."""
 
     size = 1
 
