@@ -384,6 +384,8 @@ class Story:
         if self._served is not None:
             self._close_tab()
             _end(self._served)
+        # The workers of a server that was killed end after it.
+        self._until(lambda: not _listens(int(self._ports["8000"])))
         command = ["sanic", app, "--port", self._ports["8000"], "--single-process"]
         self._served = self._start(command, self._folder, self._environment())
         self._await_port("8000", self._served)
