@@ -15,6 +15,8 @@ __all__ = ["Acknowledgement", "Answer", "read_acknowledgement", "read_answer"]
 
 _STATUS = re.compile(rb"NATS/1\.0[ \t]+(\d{3})(?:[ \t]+([^\r\n]*))?").match  # ADR-4
 _NO_RESPONDERS = b"503"
+_DUPLICATE_IN_PROCESS = 10158
+"""The error of JetStream for a message of which the replicas of its stream don't yet agree to store an earlier copy."""
 _SERVICE_CODE = "Nats-Service-Error-Code"  # ADR-32
 _SERVICE_ERROR = "Nats-Service-Error"
 _MAX_SHOWN = 300
@@ -59,6 +61,7 @@ class Answer:
 
 
 class _Error(msgspec.Struct):
+    err_code: int = 0
     description: str = ""
 
 
@@ -77,7 +80,7 @@ def read_acknowledgement(headers: bytes, payload: bytes) -> Acknowledgement:
 
     Raises:
         PublishUnstored: JetStream has refused the message, or nothing in NATS receives it.
-        PublishUnknown: The answer isn't JetStream's.
+        PublishUnknown: The answer isn't JetStream's, or an earlier copy is still in process.
     """
     if headers and (status := _STATUS(headers)) and status[1] == _NO_RESPONDERS:
         raise PublishUnstored("Not stored: no stream and no subscriber receives this subject")
@@ -86,6 +89,8 @@ def read_acknowledgement(headers: bytes, payload: bytes) -> Acknowledgement:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         answer = _PubAck()
     if answer.error is not None:
+        if answer.error.err_code == _DUPLICATE_IN_PROCESS:
+            raise PublishUnknown("Not acknowledged: the stream still processes an earlier attempt")
         description = printable(answer.error.description[:_MAX_SHOWN])
         raise PublishUnstored("Not stored: JetStream has refused the message", description=description)
     if not answer.stream or answer.seq <= 0:

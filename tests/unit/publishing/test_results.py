@@ -29,6 +29,12 @@ def test_refusal_of_jetstream_has_its_description() -> None:
     assert raised.value.description == "maximum messages\ufffdexceeded"
 
 
+def test_earlier_attempt_in_process_leaves_the_outcome_unknown() -> None:
+    error = b'{"code":409,"err_code":10158,"description":"duplicate message id is in process"}'
+    with pytest.raises(PublishUnknown, match="still processes an earlier attempt"):
+        read_acknowledgement(b"", b'{"error":%b,"stream":"S","seq":0}' % error)
+
+
 def test_status_of_nats_means_that_nothing_receives_the_subject() -> None:
     with pytest.raises(PublishUnstored, match="no stream and no subscriber") as raised:
         read_acknowledgement(NO_RESPONDERS, b"")
