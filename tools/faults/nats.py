@@ -1,16 +1,34 @@
 """NATS servers on the hosts of a network, and clusters of them."""
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
+
+import nats
+import nats.errors
+from nats.aio.client import Client
+from nats.js.client import JetStreamContext
+from nats.js.errors import APIError
 
 from sanic_nats_bridge.testing import NatsServer
 
 from ..harness.processes import free_port
 from .network import LOOPBACK, Host
-from .workload import until
+from .workload import InjectionError, until
 
-__all__ = ["HostedServer", "cluster", "is_connected", "knows_subscriptions", "subscriptions_propagated"]
+__all__ = [
+    "HostedServer",
+    "administrator",
+    "cluster",
+    "is_connected",
+    "knows_subscriptions",
+    "repeated",
+    "stream_leader",
+    "subscriptions_propagated",
+]
+
+_TRIES = 100
 
 
 class HostedServer(NatsServer):
@@ -50,6 +68,56 @@ async def cluster(
         if count > 1:
             await until(lambda: is_connected(servers), "the servers of the cluster are connected")
         yield servers
+
+
+@contextlib.asynccontextmanager
+async def administrator(servers: Sequence[NatsServer]) -> AsyncIterator[Client]:
+    """Connect to NATS, and reconnect whenever the connection is lost, until the end of the context."""
+
+    async def ignore(_: Exception) -> None:
+        pass
+
+    client = await nats.connect(
+        [each.url for each in servers],
+        max_reconnect_attempts=-1,
+        reconnect_time_wait=0.05,
+        ping_interval=1,
+        connect_timeout=1,
+        error_cb=ignore,
+        pending_size=64 * 1024 * 1024,
+    )
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+async def repeated(operation: Callable[[], Awaitable[Any]]) -> Any:
+    """Return the result of an operation on NATS, as soon as it succeeds.
+
+    Raises:
+        InjectionError: It never does.
+    """
+    failure: Exception | None = None
+    for _ in range(_TRIES):
+        try:
+            return await operation()
+        except (APIError, nats.errors.Error, TimeoutError) as error:
+            failure = error
+        await asyncio.sleep(0.1)
+    raise InjectionError(f"NATS doesn't do it: {failure!r}")
+
+
+async def stream_leader(jetstream: JetStreamContext, servers: Sequence[NatsServer], name: str) -> NatsServer:
+    """Return the server that leads a stream.
+
+    Raises:
+        InjectionError: There is none.
+    """
+    info = await repeated(lambda: jetstream.stream_info(name))
+    if info.cluster is None or info.cluster.leader is None:
+        return servers[0]
+    return servers[int(info.cluster.leader.removeprefix("n"))]
 
 
 def is_connected(servers: Sequence[NatsServer]) -> bool:

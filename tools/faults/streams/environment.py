@@ -13,11 +13,12 @@ import nats.errors
 from nats.aio.client import Client
 from nats.js.api import StorageType, StreamConfig
 from nats.js.client import JetStreamContext
-from nats.js.errors import APIError, NotFoundError
+from nats.js.errors import NotFoundError
 
 from sanic_nats_bridge.testing import NatsServer
 
 from ..machine import Machine
+from ..nats import repeated, stream_leader
 from ..workload import InjectionError, until
 from .content import read_stream
 from .cutting import CuttingProxy
@@ -30,7 +31,6 @@ __all__ = ["StreamEnvironment"]
 
 _PATIENCE = 10.0
 """Seconds for one answer of NATS."""
-_TRIES = 100
 _SETTLE_SECONDS = 90.0
 _CONSUMER_PREFIX = "natsbridge-"
 _SMALL_SECONDS = 0.5
@@ -123,14 +123,7 @@ class StreamEnvironment:
         Raises:
             InjectionError: It never does.
         """
-        failure: Exception | None = None
-        for _ in range(_TRIES):
-            try:
-                return await operation()
-            except (APIError, nats.errors.Error, TimeoutError) as error:
-                failure = error
-            await asyncio.sleep(0.1)
-        raise InjectionError(f"NATS doesn't do it: {failure!r}")
+        return await repeated(operation)
 
     async def request(self, subject: str, payload: bytes = b"") -> dict[str, Any]:
         """Return the answer to a request of the JetStream API, or an empty dictionary."""
@@ -141,10 +134,7 @@ class StreamEnvironment:
 
     async def leader(self, name: str) -> NatsServer:
         """Return the server that leads a stream."""
-        info = await self.repeat(lambda: self.jetstream.stream_info(name))
-        if info.cluster is None or info.cluster.leader is None:
-            return self.servers[0]
-        return self.servers[int(info.cluster.leader.removeprefix("n"))]
+        return await stream_leader(self.jetstream, self.servers, name)
 
     async def consumers(self) -> dict[str, list[str]]:
         """Return the names of the bridge's consumers of each stream that exists."""

@@ -6,21 +6,17 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import nats
-from nats.aio.client import Client
 from nats.js.api import StorageType
-
-from sanic_nats_bridge.testing import NatsServer
 
 from ...harness.processes import python_server, raise_file_limit
 from ..bridge import CONSTANTS
 from ..checker import Verdict
 from ..machine import Machine
-from ..nats import cluster
+from ..nats import administrator, cluster
 from ..network import LOOPBACK
 from ..results import Run
 from ..workload import recording
@@ -153,7 +149,7 @@ class StreamFault:
         self, stack: contextlib.AsyncExitStack, result: Run, settings: Mapping[str, Any], *, small: bool
     ) -> None:
         servers = await stack.enter_async_context(cluster(self.servers, self.config, jetstream=True))
-        client = await stack.enter_async_context(_administrator(servers))
+        client = await stack.enter_async_context(administrator(servers))
         seed = f"{self.name} {result.round}"
         env = StreamEnvironment(
             servers,
@@ -258,26 +254,6 @@ def to_verdict(found: checker.Verdict) -> Verdict:
     for kind, count in found.violations.items():
         counts[_COLUMNS[kind]] += count
     return Verdict(found.delivered, found.announced, **counts, notes=found.notes)
-
-
-@contextlib.asynccontextmanager
-async def _administrator(servers: Sequence[NatsServer]) -> AsyncIterator[Client]:
-    async def ignore(_: Exception) -> None:
-        pass
-
-    client = await nats.connect(
-        [each.url for each in servers],
-        max_reconnect_attempts=-1,
-        reconnect_time_wait=0.05,
-        ping_interval=1,
-        connect_timeout=1,
-        error_cb=ignore,
-        pending_size=64 * 1024 * 1024,
-    )
-    try:
-        yield client
-    finally:
-        await client.close()
 
 
 async def _close(env: StreamEnvironment) -> None:
