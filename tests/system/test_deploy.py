@@ -11,7 +11,7 @@ import pytest
 
 from tools.faults import __main__ as command_line
 from tools.faults import deploy, machine
-from tools.faults.browser_clients import BrowserClient, NodeProcess
+from tools.faults.browser_clients import BrowserClient, NodeClient, NodeProcess
 from tools.faults.deploy import check_attempts, fullest_second
 from tools.faults.reconnecting_clients import Reconnect
 from tools.faults.results import Results, Run
@@ -65,7 +65,7 @@ class FakeNode(NodeProcess):
     def __init__(self) -> None:
         self.options: list[Mapping[str, Any]] = []
 
-    def open(self, client: BrowserClient, options: Mapping[str, Any]) -> None:
+    def open(self, client: NodeClient, options: Mapping[str, Any]) -> None:
         self.options.append(options)
 
 

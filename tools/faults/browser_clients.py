@@ -7,7 +7,7 @@ import shutil
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 from urllib.parse import urlencode
 
 from ..harness.processes import PROJECT
@@ -16,7 +16,7 @@ from .clients import Receiver
 from .reconnecting_clients import Reconnect
 from .workload import InjectionError
 
-__all__ = ["BrowserClient", "NodeProcess"]
+__all__ = ["BrowserClient", "NodeClient", "NodeProcess"]
 
 _FOLDER = Path(__file__).parent / "node"
 _CLIENT = PROJECT / "sanic_nats_bridge" / "browser" / "client.js"
@@ -24,17 +24,36 @@ _LIMIT_BYTES = 2**20
 _TIMEOUT_SECONDS = 60.0
 
 
+class NodeClient(Protocol):
+    """A client in a process of Node.
+
+    Attributes:
+        number: Its number in its process.
+    """
+
+    number: int
+
+    def note(self, at: float, frame: Mapping[str, Any]) -> None:
+        """Note what the client reports."""
+
+    def note_end(self) -> None:
+        """Note that the process has ended."""
+
+
 class NodeProcess:
     """A process of Node, and its clients."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
-        self._clients: list[BrowserClient] = []
+        self._clients: list[NodeClient] = []
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def running(cls) -> AsyncIterator[Self]:
+    async def running(cls, script: str = "clients.js") -> AsyncIterator[Self]:
         """Run the process until the end of the context.
+
+        Args:
+            script: Its script, in the folder ``node``.
 
         Raises:
             InjectionError: Node or its packages are missing.
@@ -44,7 +63,7 @@ class NodeProcess:
             raise InjectionError("make faults installs node and its packages")
         process = await asyncio.create_subprocess_exec(
             program,
-            _FOLDER / "clients.js",
+            _FOLDER / script,
             _CLIENT,
             stdin=PIPE,
             stdout=PIPE,
@@ -61,15 +80,19 @@ class NodeProcess:
             await reading
             await process.wait()
 
-    def open(self, client: "BrowserClient", options: Mapping[str, Any]) -> None:
+    def open(self, client: NodeClient, options: Mapping[str, Any]) -> None:
         """Open a client with options of client.js."""
         client.number = len(self._clients)
         self._clients.append(client)
         self._write("open", client.number, options)
 
-    def close(self, client: "BrowserClient") -> None:
+    def close(self, client: NodeClient) -> None:
         """Close a client."""
-        self._write("close", client.number)
+        self.act("close", client)
+
+    def act(self, action: str, client: NodeClient) -> None:
+        """Have the script do something with a client."""
+        self._write(action, client.number)
 
     def _write(self, *action: Any) -> None:
         assert self._process.stdin is not None
