@@ -14,7 +14,7 @@ from ..harness.processes import PROJECT
 from ..harness.tables import machine_table, write_tables
 from .catalogue import CATALOGUE
 from .fault import Fault
-from .report import counts_table, sessions_table, streams_table, times_table
+from .report import counts_table, publishes_table, sessions_table, streams_table, times_table
 from .results import Results, Run
 from .run import run
 
@@ -49,7 +49,13 @@ async def _run(name: str, number: int, **options: Any) -> Run:
 
 
 def _report(results: Results, docs: Path | None) -> int:
-    tables = (times_table(results), counts_table(results), streams_table(results), sessions_table(results))
+    tables = (
+        times_table(results),
+        counts_table(results),
+        streams_table(results),
+        publishes_table(results),
+        sessions_table(results),
+    )
     for table in tables:
         print_line("\n" + table.as_text())
     if docs is not None:

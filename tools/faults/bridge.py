@@ -20,6 +20,7 @@ from sanic_nats_bridge.hub.interest import Interest
 
 from ..harness.serving import serve_app
 from .permission_profiles import PROFILES
+from .publishes import authors
 from .streams.profiles import profile_of
 
 __all__ = ["APP_NAME", "CONSTANTS", "drop_one_in", "make_app", "permissions"]
@@ -68,9 +69,11 @@ async def add_worker_header(_: Request, response: BaseHTTPResponse) -> None:
 
 
 async def permissions(request: Request) -> Permissions | None:
-    """Return the permissions of the profile that the client names. Clients of streams name themselves."""
+    """Return the permissions of the profile that the client names. Clients of streams, and authors, name themselves."""
     if user := request.headers.get("x-user"):
         return Permissions(**profile_of(user).permissions(user))
+    if author := request.args.get("author"):
+        return Permissions(**authors.permissions(author))
     access = PROFILES.get(request.args.get("profile"))
     return None if access is None else Permissions(**access.permissions)
 

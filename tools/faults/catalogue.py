@@ -10,13 +10,15 @@ from .fleet import FLEET
 from .limit_faults import LIMIT_FAULTS
 from .nats_faults import NATS_FAULTS
 from .peer_faults import PEER_FAULTS
+from .publishes.catalogue import PUBLISH_FAULTS
+from .publishes.fault import PublishFault
 from .rolling import ROLLING
 from .streams.catalogue import STREAM_FAULTS
 from .streams.fault import StreamFault
 
 __all__ = ["CATALOGUE", "Entry"]
 
-Entry = Fault | ClusterScenario | StreamFault
+Entry = Fault | ClusterScenario | StreamFault | PublishFault
 
 CATALOGUE: Mapping[str, Entry] = {
     entry.name: entry
@@ -29,6 +31,7 @@ CATALOGUE: Mapping[str, Entry] = {
         ROLLING,
         DEPLOY,
         *STREAM_FAULTS,
+        *PUBLISH_FAULTS,
         CONTROL,
     )
 }

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 
 from ..harness.tables import Table
 from .catalogue import CATALOGUE, Entry
+from .publishes.fault import PublishFault
 from .results import Results, Run
 from .streams.fault import StreamFault
 
-__all__ = ["counts_table", "sessions_table", "streams_table", "times_table"]
+__all__ = ["counts_table", "publishes_table", "sessions_table", "streams_table", "times_table"]
 
 _COUNTS = {
     "delivered": "delivered",
@@ -21,6 +22,18 @@ _COUNTS = {
     "overstated": "announced, not lost",
     "false_recovered": "false `recovered`",
     "wrong_ids": "wrong ids",
+}
+
+_PUBLISHES = {
+    "publishes": "publishes",
+    "acknowledged": "acknowledged",
+    "stored_once": "of these stored once",
+    "forbidden": "not allowed",
+    "refused": "refused",
+    "unknown": "unknown",
+    "repeated": "sent again",
+    "dropped": "of these known to the stream",
+    "doubled": "stored again",
 }
 
 
@@ -79,6 +92,16 @@ def streams_table(results: Results) -> Table:
             told = ", ".join(f"{reason}: {count:,}" for reason, count in sorted(gaps.items())) or "0"
             resumes, ended = (sum(getattr(run, name) for run in runs) for name in ("resumes", "ended"))
             table.rows.append((fault.name, f"{resumes:,}", told, f"{ended:,}"))
+    return table
+
+
+def publishes_table(results: Results) -> Table:
+    """Return a table of the publishes with acknowledgement, and of what became of them."""
+    table = Table("Publishes", ("fault", *_PUBLISHES.values()))
+    for fault, runs in _measured(results):
+        if isinstance(fault, PublishFault):
+            sums = (sum(run.publishes.get(name, 0) for run in runs) for name in _PUBLISHES)
+            table.rows.append((fault.name, *(f"{number:,}" for number in sums)))
     return table
 
 

@@ -32,6 +32,7 @@ class Run:
         resumes: With streams: the number of patterns that clients resumed.
         gaps: With streams: the number of gaps with each reason.
         ended: With streams: the number of subscriptions that the bridge ended.
+        publishes: With clients that publish: the number of publishes with each outcome.
         remarks: Further observations.
         failures: Broken guarantees, and faults that could not be injected.
     """
@@ -50,6 +51,7 @@ class Run:
     resumes: int = 0
     gaps: dict[str, int] = field(default_factory=dict)
     ended: int = 0
+    publishes: dict[str, int] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 

@@ -1,0 +1,1 @@
+"""Faults under clients that publish with acknowledgement, and repeat until they have an answer."""
