@@ -383,7 +383,7 @@ class NatsBridge(Extension):  # type: ignore[no-untyped-call]  # sanic-ext's __i
         )
         self.app.ctx.nats_bridge = self
         settings = self._runtime.settings
-        closed = not settings.subscribe and settings.permissions is None
+        closed = settings.permissions is None and not (settings.subscribe or settings.publish or settings.request)
         if closed and "SANIC_WORKER_IDENTIFIER" not in os.environ:
             logger.unlimited.warning("NatsBridge setting 'subscribe' is empty: no subject may be followed")
 

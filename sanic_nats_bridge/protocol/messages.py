@@ -53,6 +53,7 @@ __all__ = [
     "encode",
     "event_name",
     "failure_reply",
+    "features_of",
     "jittered_milliseconds",
     "query_command",
     "query_has_start",
@@ -351,6 +352,11 @@ def close_frame(code: CloseCode, reason: str, *, retry: float, spread: float) ->
         return Close(code=code, reason=reason, reconnect=False)
     wait = int(random.uniform(0, spread) * 1000) if code is CloseCode.GOING_AWAY else jittered_milliseconds(retry)
     return Close(code=code, reason=reason, reconnect=True, retry=wait)
+
+
+def features_of(*, has_history: bool, can_publish: bool) -> tuple[str, ...]:
+    """Return the parts of the protocol that a server has, and that not every server has, as ``welcome`` lists them."""
+    return ("history",) * has_history + ("publish", "request") * can_publish
 
 
 def jittered_milliseconds(seconds: float) -> int:

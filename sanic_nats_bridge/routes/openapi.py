@@ -43,6 +43,7 @@ from ..protocol.messages import (
     Welcome,
     encode,
     event_name,
+    features_of,
     success_reply,
 )
 from ..protocol.start import MAX_ID_CHARACTERS, StartName
@@ -169,7 +170,12 @@ def describe_events(settings: Settings, *, history: bool = False) -> Callable[[H
     if history:
         examples.append(_unavailable_history(patterns))
         others.append(HistoryForbidden)
-    stream = {"text/event-stream": {"schema": {"type": "string"}, "example": _stream_example(patterns)}}
+    stream = {
+        "text/event-stream": {
+            "schema": {"type": "string"},
+            "example": _stream_example(patterns, features_of(has_history=history, can_publish=True)),
+        }
+    }
     return openapi.definition(
         summary="Open an event stream",
         description=_EVENTS,
@@ -325,8 +331,8 @@ def _unavailable_history(patterns: Sequence[str]) -> BridgeError:
     return HistoryUnavailable(f"No configured stream holds: '{patterns[-1]}'", patterns[-1:])
 
 
-def _stream_example(patterns: list[str]) -> str:
-    welcome = Welcome(session=_SESSION, heartbeat=15, nats="connected")
+def _stream_example(patterns: list[str], features: Sequence[str]) -> str:
+    welcome = Welcome(session=_SESSION, features=features, heartbeat=15, nats="connected")
     reply = success_reply(Command(action="subscribe", subjects=patterns), patterns, active=True)
     message = b'{"type":"message","subject":"orders.new","data":{"order":42}}'
     frames = event_text(encode(welcome), event_name(welcome), 2718) + event_text(encode(reply), event_name(reply))

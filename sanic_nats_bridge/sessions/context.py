@@ -10,7 +10,7 @@ from ..auth.policy import SubscriptionPolicy
 from ..hub.hub import Hub
 from ..metrics.counters import Counters
 from ..protocol.encoding import WireFormat, encode_frame
-from ..protocol.messages import NatsState, Status
+from ..protocol.messages import NatsState, Status, features_of
 from ..publishing.clients import ClientPublisher
 from ..settings import Settings
 from ..streams.hub import StreamHub
@@ -48,7 +48,7 @@ class SessionContext:
     @property
     def features(self) -> tuple[str, ...]:
         """The parts of the protocol that not every server has, as ``welcome`` lists them."""
-        return ("history",) * (self.streams is not None) + ("publish", "request") * (self.publishing is not None)
+        return features_of(has_history=self.streams is not None, can_publish=self.publishing is not None)
 
     def nats_of_streams(self, *, also_core: bool) -> NatsState:
         """Return the state of the connection for streams; with ``also_core``, of both connections together."""

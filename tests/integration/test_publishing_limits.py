@@ -129,7 +129,7 @@ async def test_client_that_ignores_the_rate_is_closed_and_others_are_served(
     ):
         await follower.client.subscribe(follower.subject(">"), cb=keep)
         await flush(follower.client)
-        for number in range(30):
+        for number in range(300):
             command = {"action": action, "subject": follower.subject("a"), "data": number, "id": number}
             await client.send(command | ({"timeout": 60} if action == "request" else {}))
         frames = await all_to_the_end(client)

@@ -81,7 +81,7 @@ async def test_stream_opens_with_retry_and_welcome(shared_nats: NatsServer, serv
             "success": True,
             "data": "Successfully connected",
             "protocol": 1,
-            "features": [],
+            "features": ["publish", "request"],
             "heartbeat": 15,
             "nats": "connected",
         }
