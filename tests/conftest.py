@@ -20,6 +20,11 @@ settings.register_profile("long", settings.get_profile("usual"), max_examples=3_
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "usual"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tools, whose modules take longest, so that not one process alone runs them at the end."""
+    items.sort(key=lambda item: "tests/tools/" not in item.path.as_posix())
+
+
 @pytest.fixture(autouse=True)
 def unlimited_log() -> None:
     """Let each test cause as many log lines as the first one."""

@@ -39,7 +39,7 @@ async def subscribe(client: WebSocketClient, *subjects: str, **fields: Any) -> l
 
 async def test_server_without_streams_has_no_feature_and_refuses_the_fields(server: NatsServer) -> None:
     async with running(servers=server.url, subscribe=[">"]) as bridge, bridge.websocket() as client:
-        assert client.welcome["features"] == []
+        assert client.welcome["features"] == ["publish", "request"]
         reply = await client.ask({"subjects": ["a"], "from": "new"})
         assert reply["code"] == "command.unsupported"
         assert len(server.monitor("/connz")["connections"]) >= 1
@@ -51,7 +51,7 @@ async def test_all_messages_then_live_ones(server: NatsServer) -> None:
     async with Stream.made(server) as stream:
         await stream.store("a", 1, 2, 3)
         async with running(servers=server.url, **settings(stream)) as bridge, bridge.websocket() as client:
-            assert client.welcome["features"] == ["history"]
+            assert client.welcome["features"] == ["history", "publish", "request"]
             reply, *messages, caught_up = await subscribe(client, stream.all, **{"from": "all"})
             assert (reply["active"], reply["resumable"], reply["recovered"]) == (True, True, True)
             assert data(messages) == [1, 2, 3]

@@ -29,7 +29,7 @@ _WIDTH_INCHES = 7.5
 _BAR_METRICS = (
     *("cpu", "rate", "p50", "p99", "memory", "connect", "local", "relayed"),
     *("plain_cpu", "resume_cpu", "message_cpu", "harm", "core_cpu", "stored_cpu", "p50_ratio", "state_cpu"),
-    "buffer_share",
+    *("buffer_share", "command_cpu", "answer_p50", "answer_p99"),
 )
 _LINE_METRICS = ("cpu", "p99")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from .subscribers import Subscribers, own_subjects, random_subjects, shared_patterns, single_subject
@@ -188,8 +189,16 @@ def _relay(posts: int = 400, concurrencies: Sequence[int] = (1, 20)) -> Sequence
     ]
 
 
+_MODES = ("one by one", "bursts")
+
+
 def _publish(
-    clients: int = 20, rate: float = 500, seconds: float = 6, at_once: int = 20, rounds: int = 25
+    clients: int = 20,
+    rate: float = 500,
+    seconds: float = 6,
+    at_once: int = 20,
+    rounds: int = 25,
+    modes: Mapping[str, Sequence[str]] = MappingProxyType(dict.fromkeys(("publish", "ack", "request"), _MODES)),
 ) -> Sequence[Case]:
     # The defaults would limit the rate of these commands.
     settings = {
@@ -201,13 +210,18 @@ def _publish(
         "max_requests": 1_000,
     }
     titles = {"publish": "publish", "ack": "publish with ack", "request": "request"}
+    sizes = {"one by one": (round(rate * seconds), rate, 1), "bursts": (clients * at_once * rounds, 0, at_once)}
     return [
-        Case(f"{title}, {name}", single_subject(clients), messages, each, bursts=count, settings=settings, publish=kind)
-        for kind, title in titles.items()
-        for name, messages, each, count in (
-            ("one by one", round(rate * seconds), rate, 1),
-            ("bursts", clients * at_once * rounds, 0, at_once),
+        Case(
+            f"{titles[kind]}, {mode}",
+            single_subject(clients),
+            *sizes[mode][:2],
+            bursts=sizes[mode][2],
+            settings=settings,
+            publish=kind,
         )
+        for kind, its_modes in modes.items()
+        for mode in its_modes
     ]
 
 
@@ -390,7 +404,14 @@ SCENARIOS = {
             "publish",
             "Publishes and requests of clients",
             _publish,
-            {"clients": 2, "rate": 50, "seconds": 0.2, "at_once": 2, "rounds": 2},
+            {
+                "clients": 2,
+                "rate": 50,
+                "seconds": 0.2,
+                "at_once": 2,
+                "rounds": 2,
+                "modes": {"publish": ["one by one"], "ack": ["bursts"], "request": ["one by one"]},
+            },
             ("command_cpu", "command_broker_cpu", "answer_p50", "answer_p99", "busy"),
             targets=("bridge-ws", "nats-ws"),
         ),
