@@ -21,8 +21,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "usual"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the tools, whose modules take longest, so that not one process alone runs them at the end."""
-    items.sort(key=lambda item: "tests/tools/" not in item.path.as_posix())
+    """Begin with the modules that take longest, so that not one process alone runs them at the end."""
+    items.sort(key=lambda item: item.path.parent.name not in ("system", "tools"))
 
 
 @pytest.fixture(autouse=True)
