@@ -4,6 +4,8 @@ The limits that are named are removed, as `limits_off` does it.
 """
 
 import asyncio
+import contextlib
+import ctypes
 import json
 import logging
 import os
@@ -63,6 +65,7 @@ def main() -> None:
     bridge.on_publish("slow.>")(slow_check)
     app.add_task(_count_long_turns())
     app.add_route(facts, "/facts")
+    app.add_route(trim, "/trim")
     app.add_route(revoke, "/revoke/<identity>", methods=["POST"])
     serve_app(app)
 
@@ -98,6 +101,16 @@ async def _count_long_turns() -> None:
 async def facts(_: Request) -> HTTPResponse:
     """Respond with the numbers of log lines, of calls of the permissions function, and of long turns of the loop."""
     return json_response(_counts)
+
+
+async def trim(_: Request) -> HTTPResponse:
+    """Return to the system what is free of the heap. Otherwise it depends on the order of allocations how much stays.
+
+    Only the C library of GNU has a function for that. Others keep less.
+    """
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    return json_response({})
 
 
 async def revoke(request: Request, identity: str) -> HTTPResponse:

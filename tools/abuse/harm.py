@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .results import Observation
 
-__all__ = ["DELAY", "Harm", "amount", "each", "rate", "ratio"]
+__all__ = ["DELAY", "Harm", "amount", "each", "memory", "rate", "ratio"]
 
 _LEAST_MILLISECONDS = 20.0
 """A quiet worker is compared as if its p99 were at least this. Smaller times depend on the machine's scheduler."""
@@ -22,12 +22,14 @@ class Harm:
         of: Returns the value of one run.
         harmful_from: The lowest value that counts as harm.
         format: The format of a value.
+        in_memory: True if it is the memory of the worker, which returns what it has freed before that is measured.
     """
 
     title: str
     of: Callable[[Observation], float]
     harmful_from: float
     format: str = "{:,.0f}"
+    in_memory: bool = False
 
     def shows(self, value: float) -> bool:
         """Return whether a value counts as harm."""
@@ -46,6 +48,12 @@ def amount(title: str, key: str, harmful_from: float) -> Harm:
 def each(title: str, key: str, of: str, harmful_from: float, unit: float = 1.0) -> Harm:
     """Return a measure that is a fact of the run, divided by another one and by a unit."""
     return Harm(title, lambda seen: seen.facts.get(key, 0) / max(seen.facts.get(of, 0), 1) / unit, harmful_from)
+
+
+def memory(kibibytes: float) -> Harm:
+    """Return the measure of the memory for each connection."""
+    title = "memory of the worker for each connection (KiB)"
+    return replace(each(title, "memory", "connections", kibibytes, 1024), in_memory=True)
 
 
 def rate(title: str, key: str, harmful_from: float) -> Harm:

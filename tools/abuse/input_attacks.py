@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from .attack import Attack
 from .attacker import Attacker, repeat, together
 from .connections import WebSocket, connect, frame
-from .harm import Harm, each
+from .harm import memory
 
 __all__ = ["INPUT_ATTACKS"]
 
@@ -133,11 +133,6 @@ class _Pipelined(_Unfinished):
         return reader, writer
 
 
-def _memory(kibibytes: float) -> Harm:
-    """Return the measure of the memory for each connection."""
-    return each("memory of the worker for each connection (KiB)", "memory", "connections", kibibytes, 1024)
-
-
 INPUT_ATTACKS = (
     Attack(
         "tiny-chunks",
@@ -157,35 +152,35 @@ INPUT_ATTACKS = (
         "half-frames",
         "100 WebSockets send a frame of 1 MiB without its end",
         _HalfFrames,
-        _memory(512),
+        memory(512),
         unlimited=_LARGE,
     ),
     Attack(
         "half-fragments",
         "100 WebSockets send a fragment, then one of 900 kB without its end",
         _Fragments,
-        _memory(512),
+        memory(512),
         unlimited=_LARGE,
     ),
     Attack(
         "half-bodies",
         "100 POSTs with a body of 1 MiB without its end",
         _HalfBodies,
-        _memory(512),
+        memory(512),
         unlimited=_LARGE,
     ),
     Attack(
         "half-heads",
         "100 requests with a head of 8 kB without its end",
         _HalfHeads,
-        _memory(48),
+        memory(48),
         built_in="a limit of Sanic",
     ),
     Attack(
         "pipelining",
         "100 event streams with 1 MiB of further requests behind them",
         _Pipelined,
-        _memory(48),
+        memory(48),
         lifted=("pipelining",),
     ),
 )

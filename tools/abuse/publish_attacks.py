@@ -8,7 +8,7 @@ from typing import Any
 from .attack import Attack
 from .attacker import Attacker, pace, repeat, together
 from .connections import Http, WebSocket, frame, post
-from .harm import amount, each, rate
+from .harm import amount, memory, rate
 
 __all__ = ["PUBLISH_ATTACKS"]
 
@@ -119,7 +119,7 @@ class _SlowChecks(Attacker):
     async def _open(self, number: int) -> None:
         socket = await WebSocket.open(self.target.port, "profile=user", self.target.address())
         self.keep(socket)
-        for _ in range(40):
+        for _ in range(100):
             socket.writer.write(_command("publish", "slow.a", data="x" * _LARGE_BYTES))
         await socket.writer.drain()
         self.counts["connections"] += 1
@@ -160,9 +160,9 @@ PUBLISH_ATTACKS = (
     ),
     Attack(
         "slow-checks",
-        "100 WebSockets of one user publish 40 times 64 kB, for which the app's check takes a minute",
+        "100 WebSockets of one user publish 100 times 64 kB, for which the app's check takes a minute",
         _SlowChecks,
-        each("memory of the worker for each connection (KiB)", "memory", "connections", 1800, 1024),
-        unlimited={"max_pending_bytes": 64 * 2**20},
+        memory(3000),
+        unlimited={"max_pending_bytes": 64 * 2**20} | _UNLIMITED_RATE,
     ),
 )

@@ -96,6 +96,8 @@ class _Environment:
             self._honest.call(HonestClients.counted)
         observation.attacked = self._follow(seconds)
         facts.update(self._attacker.result())
+        if self._attack.harm.in_memory:
+            _get(self._app.port, "/trim")
         memory = resident_bytes(self._app.pid)
         # Else the worker would still be busy with what they have sent.
         self._end_attackers()
