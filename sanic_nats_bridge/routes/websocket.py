@@ -89,7 +89,7 @@ async def _serve(session: Session, transport: WebSocketTransport) -> None:
             break
         outcome = await session.receive(received)
         if outcome is not None:
-            session.send(outcome.reply)
+            session.respond(outcome.reply)
     await _receive_until_closed(transport)
 
 

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from ..errors import BridgeError, CloseCode, InternalError, SizeLimitExceeded, UnknownSession, UnsupportedCommand
 from ..log_limits import limited_logger
-from ..protocol.messages import Command, Outcome, Reply, command_id_of, decode_command
+from ..protocol.messages import Command, Frame, Outcome, Reply, command_id_of, decode_command
 from ..protocol.publish import PublishCommand
 from .context import SessionContext
 from .publishes import PublishOwner, SessionPublishes
@@ -19,6 +19,9 @@ logger = limited_logger()
 
 class CommandOwner(PublishOwner, Protocol):
     """A session, as its commands use it."""
+
+    def send(self, frame: Frame) -> None:
+        """Write a frame to the client."""
 
     async def execute_next(self, command: Command) -> Reply:
         """Execute a command that is within the limits, while no other is executed."""
@@ -80,6 +83,21 @@ class SessionCommands:
             logger.exception("Internal error in a command; the client was notified. Please report this traceback")
             rejection = InternalError("Internal error")
         return self._rejected(rejection, command)
+
+    def respond(self, reply: Reply) -> None:
+        """Write the reply to a command, as `Session.respond` does."""
+        if self._publishes is None:
+            self._owner.send(reply)
+            return
+        self._publishes.respond(reply)
+        if reply.action not in ("publish", "request"):
+            # It must precede the first message.
+            self.write_replies()
+
+    def write_replies(self) -> None:
+        """Write the replies that wait for the end of this turn. It may end the session."""
+        if self._publishes is not None:
+            self._publishes.write_replies()
 
     def close(self) -> None:
         """End what is in progress."""

@@ -14,7 +14,7 @@ from ..errors import (
 from ..hub.interest import View
 from ..hub.skipped import SkippedMessages
 from ..log_limits import limited_logger
-from ..protocol.encoding import WireFormat
+from ..protocol.encoding import WireFormat, encode_frame
 from ..protocol.messages import (
     Command,
     Frame,
@@ -105,9 +105,8 @@ class Session:
     @property
     def subscriptions(self) -> tuple[str, ...]:
         """The patterns to which the session is subscribed, as its client names them."""
-        if self._history is not None:
-            return (*self._subscriptions.patterns, *self._history.patterns)
-        return self._subscriptions.patterns
+        held = () if self._history is None else self._history.patterns
+        return (*self._subscriptions.patterns, *held)
 
     @property
     def views(self) -> Collection[View]:
@@ -150,9 +149,13 @@ class Session:
 
     def send(self, frame: Frame) -> None:
         """Write a frame to the client, after all messages received so far; do nothing if the session has ended."""
+        self.send_all((frame,))
+
+    def send_all(self, frames: Sequence[Frame]) -> None:
+        """Write frames as `send` does, at once."""
         self._catch_up()
         if not self.closed:
-            self._transport.send(frame)
+            self.write(b"".join([encode_frame(frame, self.wire_format) for frame in frames]))
 
     def flush(self) -> None:
         """Write all messages received so far. It may end the session."""
@@ -189,6 +192,10 @@ class Session:
             The outcome, or ``None`` if the reply to a publish or a request follows later.
         """
         return await self._commands.receive(frame)
+
+    def respond(self, reply: Reply) -> None:
+        """Write the reply to a command, in this turn of the event loop and after all earlier ones."""
+        self._commands.respond(reply)
 
     async def execute(self, command: Command) -> Outcome:
         """Execute one command, after those that arrived before it. Never raises a `BridgeError`.
@@ -459,6 +466,7 @@ class Session:
             seconds: The time that the client has to accept all that was written; 5 seconds by default.
             spread: The seconds over which clients that get 1001 reconnect; those for a worker that stops by default.
         """
+        self._commands.write_replies()
         if not self.closed:
             self._close(code, reason, seconds, spread)
 

@@ -1,6 +1,7 @@
 """The commands of one session: limits, order, and rejections."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -34,6 +35,9 @@ class Owner:
         """Return at once."""
 
     def send(self, frame: Frame) -> None:
+        """Do nothing."""
+
+    def send_all(self, frames: Sequence[Frame]) -> None:
         """Do nothing."""
 
     async def execute_next(self, command: Command) -> Reply:

@@ -513,17 +513,17 @@ async def test_update_right_after_the_reply_to_another_is_not_lost(monkeypatch: 
     worker = Worker()
     session, transport = await begun(worker, replace(NOTICE, follow=[]))
     names = [f"n.{number}" for number in range(20)]
-    send, loop = transport.send, asyncio.get_running_loop()
+    write, loop = session.write, asyncio.get_running_loop()
 
     def follow(count: int) -> None:
         update(worker, replace(NOTICE, follow=names[:count]))
 
-    def hooked(frame: Any, retry: int | None = None) -> None:
-        send(frame, retry)
+    def hooked(data: bytes) -> None:
+        write(data)
         if (count := len(transport.frames)) <= len(names):
             loop.call_soon(follow, count)
 
-    monkeypatch.setattr(transport, "send", hooked)
+    monkeypatch.setattr(session, "write", hooked)
     follow(1)
     await until(lambda: len(session.subscriptions) == len(names))
     assert notices(transport) == [("reply", name) for name in names]

@@ -67,12 +67,17 @@ class Worker:
         return [reply.get("id") for reply in self.replies]
 
     async def send(self, action: str, data: Any = 1, **fields: Any) -> None:
+        """Send a command as the route does, and let this turn of the event loop end."""
+        await self.receive(action, data, **fields)
+        await asyncio.sleep(0)
+
+    async def receive(self, action: str, data: Any = 1, **fields: Any) -> None:
         """Send a command as the route does."""
         subject = {"publish": "rooms.7", "request": "svc.a"}[action]
         frame = json.dumps({"action": action, "subject": subject, "data": data} | fields)
         outcome = await self.session.receive(frame)
         if outcome is not None:
-            self.session.send(outcome.reply)
+            self.session.respond(outcome.reply)
 
     def hold_checks(self) -> asyncio.Event:
         """Let the app's function wait until the event is set."""
@@ -104,6 +109,52 @@ async def make() -> AsyncIterator[Callable[..., Worker]]:
 async def test_features_are_in_the_welcome(make: Callable[..., Worker]) -> None:
     worker = make()
     assert worker.transport.frames[0]["features"] == ["publish", "request"]
+
+
+async def test_replies_of_one_turn_are_written_together(
+    make: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = make()
+    writes: list[int] = []
+    write = worker.session.write
+
+    def hooked(data: bytes) -> None:
+        write(data)
+        writes.append(len(worker.ids))
+
+    monkeypatch.setattr(worker.session, "write", hooked)
+    for number in range(3):
+        await worker.receive("publish", id=number)
+    assert worker.ids == []
+    await asyncio.sleep(0)
+    assert (worker.ids, writes) == ([0, 1, 2], [3])
+
+
+async def test_reply_to_another_command_is_written_at_once_and_after_the_earlier_ones(
+    make: Callable[..., Worker],
+) -> None:
+    worker = make()
+    await worker.receive("publish", id=1)
+    outcome = await worker.session.receive('{"action":"ping","id":2}')
+    assert outcome is not None
+    worker.session.respond(outcome.reply)
+    assert worker.ids == [1, 2]
+
+
+async def test_replies_that_wait_precede_the_end(make: Callable[..., Worker]) -> None:
+    worker = make()
+    await worker.receive("publish", id=1)
+    worker.session.close(CloseCode.GOING_AWAY, "")
+    assert [frame["type"] for frame in worker.transport.frames] == ["welcome", "reply", "close"]
+
+
+async def test_replies_that_wait_are_dropped_with_expired_permissions(make: Callable[..., Worker]) -> None:
+    worker = make()
+    await worker.receive("publish", id=1)
+    worker.session.withhold()
+    await asyncio.sleep(0)
+    worker.session.expire()
+    assert [frame["type"] for frame in worker.transport.frames] == ["welcome", "close"]
 
 
 async def test_every_publish_and_request_is_answered(make: Callable[..., Worker]) -> None:
@@ -157,7 +208,7 @@ async def test_nothing_else_waits_for_the_check_of_the_app(make: Callable[..., W
     await turns()
     outcome = await worker.session.receive('{"action":"ping","id":3}')
     assert outcome is not None
-    worker.session.send(outcome.reply)
+    worker.session.respond(outcome.reply)
     assert worker.ids == [2, 3]
     proceed.set()
     await turns()
