@@ -26,7 +26,7 @@ ARGS ?=
 unexport PYTHONDONTWRITEBYTECODE
 # The tests wait more than they compute. ARGS="-n 0" runs them one after another. Files are run in their order: those
 # of tests/unit, the last folder, are short and fill what the long ones leave at the end.
-PARALLEL := -n 4 --dist loadfile --no-loadscope-reorder
+PARALLEL := -n 6 --dist loadfile --no-loadscope-reorder
 
 # What the tests need of the system, each with a command or library by which its presence is seen: two
 # browsers, what Playwright's driver needs to steer one, two proxies, a network that can be cut, Node, and curl.
