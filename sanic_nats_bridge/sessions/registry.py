@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 
 from ..auth.expirations import ExpirationQueue
 from ..auth.permissions import CONTROL_TOKEN, Permissions
@@ -358,6 +359,9 @@ class SessionRegistry:
         if identities and permissions.identity not in {None, *identities}:
             message = f"permissions.identity must be None or the session's identity, got {permissions.identity!r}"
             raise ValueError(message)
+        if identities and permissions.identity is None:
+            # The app may omit it. What the session publishes carries it all the same.
+            permissions = replace(permissions, identity=next(iter(identities)))
         self.check(permissions)
         if identity is not None:
             self.pending_connections.update_permissions(identity, permissions)

@@ -3,6 +3,7 @@ import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Coroutine
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -436,7 +437,7 @@ async def test_update_of_version_without_later_lists_allows_nothing_by_them() ->
     worker = Worker()
     session, _ = worker.open(Permissions([">"], identity="ada", **LATER))
     PermissionUpdates(worker.sessions, AnnouncementRecorder().announce).receive(update(permissions=WRITTEN))
-    assert session.permissions == Permissions(["a"])
+    assert session.permissions == Permissions(["a"], identity="ada")
 
 
 async def test_update_is_read_by_versions_with_other_fields() -> None:
@@ -449,7 +450,7 @@ async def test_update_is_read_by_versions_with_other_fields() -> None:
     session, _ = worker.open(Permissions([">"], identity="ada"))
     receiver = PermissionUpdates(worker.sessions, recorder.announce)
     receiver.receive(update(permissions=WRITTEN | LATER | {"of_a_later_version": [1]}))
-    assert session.permissions == permissions
+    assert session.permissions == replace(permissions, identity="ada")
 
 
 JUNK = [

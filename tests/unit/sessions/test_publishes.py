@@ -1,6 +1,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -368,6 +369,14 @@ async def test_app_is_asked_again_if_the_name_means_another_subject(make: Callab
     await turns()
     assert subjects == ["rooms.7.say", "rooms.9.say"]
     assert [subject for subject, _, _ in worker.outlet.messages] == [b"rooms.9.say"]
+
+
+async def test_update_without_an_identity_leaves_the_author(make: Callable[..., Worker]) -> None:
+    worker = make()
+    worker.sessions.update_permissions(replace(ALLOWED, identity=None), ALLOWED.identity, None)
+    await worker.send("publish")
+    (message,) = worker.outlet.messages
+    assert f"Bridge-Identity: {ALLOWED.identity}\r\n".encode() in message[2]
 
 
 async def test_end_of_the_session_cancels_all(make: Callable[..., Worker]) -> None:
