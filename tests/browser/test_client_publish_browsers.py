@@ -284,18 +284,19 @@ async def test_publishes_wait_for_nats_and_others_fail_at_once(tab: Tab, transpo
 async def test_publishes_over_the_rate_are_all_stored(
     tab: Tab, jetstream: NatsServer, rooms: Rooms, transport: str
 ) -> None:
-    async with open_bridge(jetstream, rooms, publish_rate=100, publish_burst=10) as (bridge, proxy):
+    # At this rate it is exceeded on the slowest machine too.
+    async with open_bridge(jetstream, rooms, publish_rate=2, publish_burst=5) as (bridge, proxy):
         await opened(tab, proxy, {"transports": [transport]})
-        await tab.evaluate(f"publishOften('{rooms.name}.rooms.7', 0, 100, 0)")
-        live = [f"nats.publish('{rooms.name}.live', {number})" for number in range(30)]
+        await tab.evaluate(f"publishOften('{rooms.name}.rooms.7', 0, 15, 0)")
+        live = [f"nats.publish('{rooms.name}.live', {number})" for number in range(10)]
         codes = [each.get("code") for each in await tab.evaluate(f"settle({', '.join(live)})")]
         assert set(codes) <= {"limit.publish", None}
         assert "limit.publish" in codes
         await true(tab, "!pending")
         assert {outcome for _, outcome in await tab.evaluate("outcomes")} == {"stored"}
-        assert Counter(map(int, await rooms.stored("rooms.7"))) == Counter(range(100))
+        assert Counter(map(int, await rooms.stored("rooms.7"))) == Counter(range(15))
         assert await tab.evaluate("seen('gap').length + seen('close').length") == 0
-        assert bridge.extension.stats().refused["limit.publish"] < 1000
+        assert bridge.extension.stats().refused["limit.publish"] < 150
 
 
 async def test_tabs_that_share_a_stream_publish_without_the_leader(
