@@ -1,3 +1,4 @@
+import gc
 import os
 import ssl
 from collections.abc import AsyncIterator, Iterator
@@ -23,6 +24,12 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "usual"))
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the modules that take longest, so that not one process alone runs them at the end."""
     items.sort(key=lambda item: item.path.parent.name not in ("system", "tools"))
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from visiting the objects of all modules and tests again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
