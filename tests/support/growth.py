@@ -46,7 +46,8 @@ def _ratio(make: Callable[[int], Callable[[], object]], n: int) -> float:
 
 def memory_of(make: Callable[[], object]) -> int:
     """Return the bytes that an object takes, and all that is reachable only from it."""
-    gc.collect()
+    # Otherwise each collection would visit the objects of all tests.
+    gc.freeze()
     tracemalloc.start()
     try:
         kept = make()
