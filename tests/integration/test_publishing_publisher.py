@@ -350,7 +350,7 @@ async def test_killed_server_ends_publishes_and_requests(own_jetstream: NatsServ
                 call("a", b"")
         with pytest.raises(NatsUnavailable, match="NATS is disconnected"):
             harness.publisher.request("a", b"", seconds=1)
-        assert harness.publisher.in_progress == 0
+        await until(lambda: harness.publisher.in_progress == 0)
         own_jetstream.start()
         await harness.publisher.connected(WAIT_SECONDS)
         # Nothing was kept for the new connection, and it works.
